@@ -1,0 +1,40 @@
+"""Exact error analysis and optimal schedules for diffusion samplers."""
+
+from importlib.metadata import version as _version
+
+from . import metrics as metrics, samplers as samplers, schedules as schedules
+from .evaluate import (
+    ErrorBudget as ErrorBudget,
+    Evaluation as Evaluation,
+    evaluate_schedule as evaluate_schedule,
+)
+from .optimize import (
+    Local as Local,
+    OptimizedSchedule as OptimizedSchedule,
+    Terminal as Terminal,
+    optimize_schedule as optimize_schedule,
+)
+from .prediction import Prediction as Prediction, predictor as predictor
+from .process import (
+    EDM as EDM,
+    OU as OU,
+    VE as VE,
+    VP as VP,
+    AbstractProcess as AbstractProcess,
+    CosineVP as CosineVP,
+    DiscreteVP as DiscreteVP,
+    FlowMatching as FlowMatching,
+)
+from .samplers import (
+    DDIM as DDIM,
+    RK4 as RK4,
+    AbstractSampler as AbstractSampler,
+    DPMSolverPP2M as DPMSolverPP2M,
+    EulerMaruyama as EulerMaruyama,
+    ExponentialIntegrator as ExponentialIntegrator,
+    Heun as Heun,
+)
+from .schedules import Schedule as Schedule
+from .target import Gaussian as Gaussian, GaussianMixture as GaussianMixture
+
+__version__ = _version("jaxkernels")

@@ -1,0 +1,76 @@
+"""Checks of arguments that are known when the program is written or called.
+
+Each raises a ValueError that names the argument, the value found and what is allowed. Values that
+are traced by a surrounding transformation pass: their check belongs inside the computation.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+T = TypeVar("T")
+
+
+def lookup(argument: str, name: str, known: Mapping[str, T]) -> T:
+    """`known[name]`, or an error with the nearest known name."""
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{argument}={name!r} is not known.{hint} Known: {', '.join(known)}.")
+
+
+def concrete(value: object) -> bool:
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def array(argument: str, value: object) -> np.ndarray:
+    """`value` as a real float64 array without NaN or infinity."""
+    try:
+        out = np.asarray(value)
+        if np.iscomplexobj(out):
+            raise TypeError("complex numbers")
+        out = out.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{argument} must be an array of real numbers; got {error}.") from None
+    if not np.all(np.isfinite(out)):
+        bad = np.argwhere(~np.isfinite(out))[0]
+        where = f"[{', '.join(map(str, bad))}]" if out.ndim else ""
+        raise ValueError(f"{argument}{where} = {out[tuple(bad)]}: every number must be finite.")
+    return out
+
+
+def scalar(
+    argument: str,
+    value: object,
+    *,
+    above: float = -np.inf,
+    below: float = np.inf,
+    at_least: float = -np.inf,
+    at_most: float = np.inf,
+) -> np.ndarray:
+    """`value` as a 0-d float64 array inside the stated range (strict and weak bounds)."""
+    out = array(argument, value)
+    if out.ndim:
+        raise ValueError(f"{argument} must be a single number; got shape {out.shape}.")
+    bounds = [(above, ">"), (at_least, ">="), (below, "<"), (at_most, "<=")]
+    wanted = " and ".join(f"{sign} {b:g}" for b, sign in bounds if np.isfinite(b))
+    if not (above < out < below and at_least <= out <= at_most):
+        raise ValueError(f"{argument} = {float(out):g} must be {wanted}.")
+    return out
+
+
+def count(argument: str, value: object, *, at_least: int = 1) -> int:
+    """`value` as an int of at least `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{argument} = {value!r} must be a whole number.")
+    if value < at_least:
+        raise ValueError(f"{argument} = {value} must be at least {at_least}.")
+    return int(value)
+
+
+def one_of(argument: str, value: object, allowed: Iterable[str]) -> str:
+    return lookup(argument, value, {name: name for name in allowed})  # pyright: ignore[reportArgumentType]

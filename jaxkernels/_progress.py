@@ -1,0 +1,57 @@
+"""What a user sees while something takes longer than a second."""
+
+import sys
+import threading
+from types import TracebackType
+from typing import Self
+
+
+class Progress:
+    """A status line on standard error that appears after one second, if a person is watching it.
+
+    `update` replaces the text; leaving the context clears the line. Nothing is printed when standard
+    error is not a terminal or `enabled` is False.
+    """
+
+    def __init__(self, text: str, enabled: bool = True):
+        self._text = text
+        self._visible = False
+        self._lock = threading.Lock()
+        self._timer = None
+        if enabled and sys.stderr.isatty():
+            self._timer = threading.Timer(1.0, self._appear)
+            self._timer.daemon = True
+
+    def _appear(self) -> None:
+        with self._lock:
+            self._visible = True
+            self._draw()
+
+    def _draw(self) -> None:
+        sys.stderr.write(f"\r\x1b[2K{self._text}")
+        sys.stderr.flush()
+
+    def update(self, text: str) -> None:
+        with self._lock:
+            self._text = text
+            if self._visible:
+                self._draw()
+
+    def __enter__(self) -> Self:
+        if self._timer is not None:
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        with self._lock:
+            if self._visible:
+                self._visible = False
+                sys.stderr.write("\r\x1b[2K")
+                sys.stderr.flush()

@@ -1,0 +1,386 @@
+"""The exact error of a sampler on a Gaussian target, and where it comes from."""
+
+from typing import Literal, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from . import _checks, metrics
+from ._numerics import in_float64, is_traced
+from .process import AbstractProcess
+from .recurrence import (
+    AffineMaps,
+    contraction,
+    initial_state,
+    linearise,
+    local_defects,
+    mode_maps,
+    propagate,
+)
+from .samplers import SAMPLERS, AbstractSampler
+from .schedules import Schedule
+from .target import Gaussian, GaussianMixture, gaussian_prediction
+
+Initialization: TypeAlias = Literal["standard_normal", "marginal"] | Gaussian
+
+
+class ErrorBudget(eqx.Module):
+    """Where the squared W2 distance to the data law comes from, in units of variance.
+
+    Squared W2 is not additive, so the errors are switched on one after another and each entry is the
+    exact increment (it can be negative: a later error may undo an earlier one). They sum to `total`.
+
+    1. `initialization`: the exact reverse process, run down to t = 0, from the law sampling starts with
+    2. `truncation`: the same, stopped at the schedule's last time
+    3. `discretization`: the sampler instead of the exact reverse process
+    4. `score`: a score error (0 until one is given)
+
+    `*_alone` is the distance when only that error is on; `interaction` is what is left of the total.
+    """
+
+    initialization: Float[Array, ""]
+    truncation: Float[Array, ""]
+    discretization: Float[Array, ""]
+    score: Float[Array, ""]
+    total: Float[Array, ""]
+    initialization_alone: Float[Array, ""]
+    truncation_alone: Float[Array, ""]
+    discretization_alone: Float[Array, ""]
+
+    @property
+    def interaction(self) -> Float[Array, ""]:
+        """total minus the sum of the distances that each error causes alone."""
+        alone = self.initialization_alone + self.truncation_alone + self.discretization_alone
+        return self.total - alone
+
+    def __repr__(self) -> str:
+        names = ("initialization", "truncation", "discretization", "score", "total")
+        return f"ErrorBudget({', '.join(f'{n}={_show(getattr(self, n))}' for n in names)})"
+
+
+class Evaluation(eqx.Module):
+    """Exact law of the samples and its distances to the data law p_0.
+
+    `mean` and `variance` (modes,) are along the target's modes; `covariance` (d, d), in the eigenbasis,
+    is given when the initial law did not commute with the target and is None otherwise. `means` and
+    `variances` (K+1, modes) are the moments at every time of the schedule. `w2_squared` is in units of
+    variance, `kl` = KL(p_0 || q) and `reverse_kl` = KL(q || p_0) in nats; `per_mode` holds each mode's
+    share of the three. `local_w2_squared` (K,) is the squared W2 that each step alone would cause.
+    """
+
+    mean: Float[Array, " modes"]
+    variance: Float[Array, " modes"]
+    covariance: Float[Array, "modes modes"] | None
+    means: Float[Array, "points modes"]
+    variances: Float[Array, "points modes"]
+    w2_squared: Float[Array, ""]
+    kl: Float[Array, ""]
+    reverse_kl: Float[Array, ""]
+    per_mode: dict[str, Float[Array, " modes"]]
+    local_w2_squared: Float[Array, " steps"]
+    error_budget: ErrorBudget
+    num_evaluations: int = eqx.field(static=True)
+
+    @property
+    def w2(self) -> Float[Array, ""]:
+        """2-Wasserstein distance to the data law, in units of the data."""
+        return jnp.sqrt(self.w2_squared)
+
+    def __repr__(self) -> str:
+        return (
+            f"Evaluation(w2={_show(self.w2)}, kl={_show(self.kl)}, reverse_kl={_show(self.reverse_kl)}, "
+            f"num_evaluations={self.num_evaluations}, error_budget={self.error_budget})"
+        )
+
+
+def _show(value: Array) -> str:
+    return "traced" if is_traced(value) else f"{float(value):.4g}"
+
+
+def check_setting(
+    target: object, process: object, sampler: AbstractSampler | str
+) -> tuple[Gaussian, AbstractProcess, AbstractSampler]:
+    """The three ingredients of every analysis, with a sampler's name resolved."""
+    if isinstance(target, GaussianMixture):
+        raise ValueError(
+            "target is a GaussianMixture, whose samples have no closed-form law; pass target.gaussian() "
+            "for the Gaussian of the same mean and covariance."
+        )
+    if not isinstance(target, Gaussian):
+        raise ValueError(f"target must be a Gaussian; got {type(target).__name__}.")
+    if not isinstance(process, AbstractProcess):
+        raise ValueError(f"process must be a forward process such as VP(); got {process!r}.")
+    if isinstance(sampler, str):
+        sampler = _checks.lookup("sampler", sampler, SAMPLERS)()
+    if not isinstance(sampler, AbstractSampler):
+        raise ValueError(f"sampler must be a sampler or a name; got {sampler!r}.")
+    return target, process, sampler
+
+
+def check_schedule(process: AbstractProcess, sampler: AbstractSampler, schedule: object) -> Schedule:
+    """A schedule that this process and this sampler can use."""
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule must be a Schedule; got {type(schedule).__name__}.")
+    if is_traced((process, schedule)):
+        return schedule.error_if_invalid()
+    t_max, first = float(np.asarray(process.t_max)), float(schedule.times[0])
+    if first > t_max * (1.0 + 1e-6):
+        raise ValueError(
+            f"times[0] = {first:g} lies beyond the process's t_max = {t_max:g}; is the schedule meant "
+            "for another process?"
+        )
+    largest = float(jnp.max(schedule.stochasticity))
+    if largest > 0 and not sampler.stochastic:
+        raise ValueError(
+            f"stochasticity = {largest:g} has no meaning for {type(sampler).__name__}, which is "
+            "deterministic; use 0 or a stochastic sampler such as DDIM."
+        )
+    return schedule
+
+
+def check_initialization(target: Gaussian, initialization: object) -> Initialization:
+    if isinstance(initialization, Gaussian):
+        unit = np.all(np.asarray(target.weights) == 1) and np.all(np.asarray(initialization.weights) == 1)
+        if not unit or target.mean.shape != initialization.mean.shape:
+            raise ValueError(
+                "initialization as a Gaussian needs the target's dimensions and unit weights in both; "
+                f"got {initialization.mean.shape[0]} modes for {target.mean.shape[0]}."
+            )
+        return initialization
+    names = ("standard_normal", "marginal")
+    return _checks.one_of("initialization", initialization, names)  # pyright: ignore[reportReturnType]
+
+
+def evaluate_schedule(
+    target: Gaussian,
+    process: AbstractProcess,
+    sampler: AbstractSampler | str,
+    schedule: Schedule,
+    *,
+    initialization: Initialization = "standard_normal",
+) -> Evaluation:
+    """Exact law of a sampler's output for the exact score of a Gaussian target, and its error.
+
+    The sampler's step is linearised (see `recurrence`), its moments are propagated over the schedule and
+    compared with the data law p_0 = N(mean, C): stopping at t_K > 0 counts as error (truncation).
+
+    **Arguments:** `sampler` may be a name ("ddim", "dpmpp_2m", "heun", "rk4", "euler_maruyama",
+    "exponential_integrator"). `initialization` is the law sampling starts from: "standard_normal" (the
+    process's prior: N(0, I), or N(0, sigma_max^2 I) for exploding variance), "marginal" (the exact p_T),
+    or any Gaussian in data coordinates, whose covariance need not commute with the target's.
+
+    **Raises:** ValueError naming the argument, also when the sampler is not finite on the schedule.
+
+    Computed in float64 whatever the caller's flags; inside jit, grad or vmap, in the caller's precision.
+    """
+    target, process, sampler = check_setting(target, process, sampler)
+    schedule = check_schedule(process, sampler, schedule)
+    initialization = check_initialization(target, initialization)
+    evaluation = _evaluate(target, process, sampler, schedule, initialization)
+    if not is_traced(evaluation):
+        _check_finite(evaluation, sampler, schedule)
+    return evaluation
+
+
+def _check_finite(evaluation: Evaluation, sampler: AbstractSampler, schedule: Schedule) -> None:
+    finite = np.isfinite(np.asarray(evaluation.means)) & np.isfinite(np.asarray(evaluation.variances))
+    bad = np.flatnonzero(~finite.all(-1))
+    if bad.size:
+        k = max(int(bad[0]) - 1, 0)
+        raise ValueError(
+            f"{type(sampler).__name__} is not finite in step {k} of the schedule, from t = "
+            f"{float(schedule.times[k]):g} to {float(schedule.times[k + 1]):g}. Samplers that divide by "
+            "the signal or use the diffusion coefficient must start where the signal is not 0."
+        )
+
+
+def _dense_moments(law: Gaussian) -> tuple[np.ndarray, np.ndarray]:
+    basis = np.eye(law.mean.shape[0]) if law.basis is None else np.asarray(law.basis)
+    return np.asarray(law.mean), (basis * np.asarray(law.eigenvalues)) @ basis.T
+
+
+def initial_moments(
+    target: Gaussian, process: AbstractProcess, start: Array, initialization: str
+) -> tuple[Float[Array, " modes"], Float[Array, " modes"]]:
+    """Mean and variance per mode of the law that sampling starts from."""
+    if initialization == "marginal":
+        return process.signal(start) * target.mean, target.marginal_variance(process, start)
+    eigenvalues = jnp.asarray(target.eigenvalues)
+    prior = process.prior_variance(start)
+    return jnp.zeros_like(eigenvalues), prior * jnp.ones_like(eigenvalues)
+
+
+def propagate_modes(
+    maps: AffineMaps,
+    sampler: AbstractSampler,
+    mean: Float[Array, " modes"],
+    variance: Float[Array, " modes"],
+) -> tuple[Float[Array, "points modes"], Float[Array, "points modes"]]:
+    """Mean and variance of every mode at every time of the schedule, from the sampler's `mode_maps`."""
+    means, covariances = propagate(maps, *initial_state(sampler, mean[None], variance[None, None]))
+    return means[:, 0], covariances[:, 0, 0]
+
+
+def reverse_exactly(
+    target: Gaussian, process: AbstractProcess, schedule: Schedule, to_data: bool
+) -> Float[Array, " modes"]:
+    """Contraction of the exact reverse process over the whole schedule, and on to t = 0 if asked.
+
+    Beyond t_K the stochasticity of the last step is kept.
+    """
+    times, squared = schedule.times, schedule.stochasticity_squared
+    if to_data:
+        times = jnp.append(times, jnp.zeros_like(times[:1]))
+        squared = jnp.append(squared, squared[-1:])
+    return jnp.prod(contraction(target, process, times, squared), axis=0)
+
+
+class _Modes(eqx.Module):
+    """Laws that commute with the target: variances, one per mode."""
+
+    target: Gaussian
+
+    def spread(self, variance: Array) -> Array:
+        return variance
+
+    def variance(self, spread: Array) -> Array:
+        return spread
+
+    def carry(self, rho: Array, spread: Array) -> Array:
+        return rho**2 * spread
+
+    def maps(self, process, sampler, schedule) -> AffineMaps:
+        return mode_maps(self.target, process, sampler, schedule)
+
+    def propagate(self, maps, sampler, mean, spread) -> tuple[Array, Array]:
+        return propagate_modes(maps, sampler, mean, spread)
+
+    def contributions(self, name: str, mean_error: Array, spread: Array, reference: Array) -> Array:
+        t, metric = self.target, metrics.METRICS[name]
+        return metrics.per_mode(metric, t.weights, mean_error, spread, reference)
+
+    def distance(self, name: str, mean_error: Array, spread: Array, reference: Array) -> Array:
+        return jnp.sum(self.contributions(name, mean_error, spread, reference))
+
+
+class _Dense(eqx.Module):
+    """Laws that need not commute with the target: covariances, in its eigenbasis."""
+
+    target: Gaussian
+
+    def spread(self, variance: Array) -> Array:
+        return jnp.diag(variance)
+
+    def variance(self, spread: Array) -> Array:
+        return jnp.diagonal(spread, axis1=-2, axis2=-1)
+
+    def carry(self, rho: Array, spread: Array) -> Array:
+        return rho[:, None] * spread * rho
+
+    def maps(self, process, sampler, schedule) -> AffineMaps:
+        def predict(block, x, t):
+            return gaussian_prediction(process, *block, None, x, t)
+
+        blocks = (jnp.asarray(self.target.mean)[None], jnp.asarray(self.target.eigenvalues)[None])
+        size = blocks[0].shape[1]
+        return linearise(sampler, process, schedule.intervals(), predict, blocks, size)
+
+    def propagate(self, maps, sampler, mean, spread) -> tuple[Array, Array]:
+        size = mean.shape[0]
+        start = initial_state(sampler, mean[:, None], spread[..., None])
+        means, spreads = propagate(maps, *start)
+        return means[:, :size, 0], spreads[:, :size, :size, 0]
+
+    def distance(self, name: str, mean_error: Array, spread: Array, reference: Array) -> Array:
+        return metrics.DENSE_METRICS[name](mean_error, spread, reference)
+
+
+@in_float64
+def _evaluate(target, process, sampler, schedule, initialization) -> Evaluation:
+    basis, target = target.basis, target.in_eigenbasis()
+    if isinstance(initialization, str):
+        start = jnp.asarray(schedule.times)[0]
+        return _compare(
+            _Modes(target),
+            process,
+            sampler,
+            schedule,
+            *initial_moments(target, process, start, initialization),
+        )
+    mean, covariance = _dense_moments(initialization)
+    if basis is not None:
+        mean, covariance = basis.T @ mean, basis.T @ covariance @ basis
+    return _compare(_Dense(target), process, sampler, schedule, mean, covariance)
+
+
+@jax.jit
+def _compare(
+    laws: _Modes | _Dense,
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    schedule: Schedule,
+    mean: Float[Array, " modes"],
+    spread: Float[Array, "modes *modes"],
+) -> Evaluation:
+    """The sampled law, from an initial law (mean, spread), against the data law and its error budget."""
+    target = laws.target
+    first, last = schedule.times[0], schedule.times[-1]
+    target_mean, data = jnp.asarray(target.mean), laws.spread(jnp.asarray(target.eigenvalues))
+
+    def marginal(t: Array) -> tuple[Array, Array]:
+        return process.signal(t) * target_mean, laws.spread(target.marginal_variance(process, t))
+
+    def w2_squared(law: tuple[Array, Array], reference: tuple[Array, Array]) -> Array:
+        return laws.distance("w2_squared", law[0] - reference[0], law[1], reference[1])
+
+    def started(rho: Array, t: Array) -> tuple[Array, Array]:
+        """The law at t of the exact reverse process from the given initial law."""
+        (m, s), (m0, s0) = marginal(t), marginal(first)
+        return m + rho * (mean - m0), s + laws.carry(rho, spread - s0)
+
+    p_data, p_last = (target_mean, data), marginal(last)
+    maps = laws.maps(process, sampler, schedule)
+    means, spreads = laws.propagate(maps, sampler, mean, spread)
+    from_marginal = laws.propagate(maps, sampler, *marginal(first))
+
+    initialization = w2_squared(
+        started(reverse_exactly(target, process, schedule, to_data=True), jnp.zeros_like(last)),
+        p_data,
+    )
+    truncated = w2_squared(started(reverse_exactly(target, process, schedule, to_data=False), last), p_data)
+    total = w2_squared((means[-1], spreads[-1]), p_data)
+    budget = ErrorBudget(
+        initialization=initialization,
+        truncation=truncated - initialization,
+        discretization=total - truncated,
+        score=jnp.zeros_like(total),
+        total=total,
+        initialization_alone=initialization,
+        truncation_alone=w2_squared(p_last, p_data),
+        discretization_alone=w2_squared((from_marginal[0][-1], from_marginal[1][-1]), p_last),
+    )
+    compared = (means[-1] - target_mean, spreads[-1], data)
+    modes = maps if isinstance(laws, _Modes) else mode_maps(target, process, sampler, schedule)
+    defects = local_defects(target, process, sampler, schedule, modes)
+    local = _Modes(target).contributions(
+        "w2_squared", defects.mean_error, defects.variance, defects.target_variance
+    )
+    return Evaluation(
+        mean=means[-1],
+        variance=laws.variance(spreads[-1]),
+        covariance=spreads[-1] if isinstance(laws, _Dense) else None,
+        means=means,
+        variances=laws.variance(spreads),
+        w2_squared=total,
+        kl=laws.distance("kl", *compared),
+        reverse_kl=laws.distance("reverse_kl", *compared),
+        per_mode={name: laws.contributions(name, *compared) for name in metrics.METRICS}
+        if isinstance(laws, _Modes)
+        else {},
+        local_w2_squared=jnp.sum(local, -1),
+        error_budget=budget,
+        num_evaluations=sampler.evaluations * schedule.num_steps,
+    )

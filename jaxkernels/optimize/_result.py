@@ -1,0 +1,104 @@
+"""The answer of an optimisation, with its evidence."""
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..evaluate import Evaluation
+from ..process import AbstractProcess
+from ..samplers import AbstractSampler
+from ..schedules import Schedule
+from ..target import Compression, Gaussian
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class OptimizedSchedule:
+    """The best schedule found, and why to believe it."""
+
+    schedule: Schedule
+    objective: float
+    """Its objective, on the target as given (not the compressed one)."""
+    evaluation: Evaluation
+    baselines: dict[str, float]
+    """The same objective for every named grid (and every start that was given)."""
+    baseline_schedules: dict[str, Schedule]
+    converged: bool
+    """Whether the best start met the tolerance; `reason` says what happened otherwise."""
+    reason: str
+    gradient_norm: float
+    """Largest entry of the objective's relative gradient in the unconstrained variables."""
+    smallest_curvature: float
+    """Smallest eigenvalue of the relative Hessian there; > 0 certifies a strict local minimum."""
+    optima: dict[str, float]
+    """The objective that each start reached (on the compressed target, if it was compressed)."""
+    history: np.ndarray
+    """Objective per iteration and start, (iterations + 1, starts)."""
+    trusted: bool
+    """False if the schedule relies on what holds for the Gaussian model only; see `warnings`."""
+    warnings: tuple[str, ...]
+    verified: bool
+    """Whether it was compared with the named grids on a network. Without a network: False."""
+    compression: Compression | None
+    compression_error: float
+    """Relative difference of the objective between the compressed target and the target as given."""
+    seconds: float
+    """Wall time of the whole call, compilation included."""
+    target: Gaussian
+    process: AbstractProcess
+    sampler: AbstractSampler
+
+    @property
+    def num_local_optima(self) -> int:
+        """How many distinct objectives (to 1e-6 relative) the starts reached."""
+        values = np.sort([v for v in self.optima.values() if np.isfinite(v)])
+        return 1 + int(np.sum(np.diff(values) > 1e-6 * np.abs(values[:-1])))
+
+    @property
+    def best_baseline(self) -> str:
+        """Name of the baseline with the lowest objective."""
+        return min(self.baselines, key=self.baselines.__getitem__)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """Grids in log sigma, error per step, and error per mode over the spectrum; see `jaxkernels.plot`.
+
+        Needs matplotlib. Saved to `path` if given.
+        """
+        from ..plot import plot_optimized
+
+        return plot_optimized(self, path)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the schedule as versioned JSON, with the objective and the baselines as metadata."""
+        self.schedule.save(
+            path,
+            sampler=type(self.sampler).__name__,
+            process=type(self.process).__name__,
+            sigmas=np.asarray(self.schedule.sigmas(self.process), np.float64).tolist(),
+            objective=self.objective,
+            baselines=self.baselines,
+            w2=float(self.evaluation.w2),
+            converged=self.converged,
+            trusted=self.trusted,
+            verified=self.verified,
+            warnings=list(self.warnings),
+        )
+
+    def __repr__(self) -> str:
+        name, ratio = self.best_baseline, self.baselines[self.best_baseline] / self.objective
+        state = "converged" if self.converged else f"not converged ({self.reason})"
+        lines = [
+            f"OptimizedSchedule({type(self.sampler).__name__}, {self.schedule.num_steps} steps, {state}",
+            f"  objective {self.objective:.6g}; best baseline {name}: {ratio:.3g} times that",
+            f"  times {np.array2string(np.asarray(self.schedule.times), precision=5, max_line_width=88)}",
+        ]
+        if np.any(np.asarray(self.schedule.stochasticity) > 0):
+            alpha = np.array2string(np.asarray(self.schedule.stochasticity), precision=3)
+            lines.append(f"  stochasticity {alpha}")
+        lines += [f"  warning: {text}" for text in self.warnings]
+        lines.append(f"  trusted={self.trusted}, verified={self.verified}, {self.seconds:.2f} s)")
+        return "\n".join(lines)

@@ -1,0 +1,69 @@
+"""Variance-exploding processes, a = 1."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from .. import _checks
+from .._numerics import as_inexact, safe_sqrt
+from ._base import AbstractProcess
+
+
+class AbstractVarianceExploding(AbstractProcess):
+    """a = 1, f = 0, sigma = s and I = s^2; sampling starts from N(0, s(t)^2 I)."""
+
+    def signal(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return jnp.ones_like(as_inexact(t))
+
+    def drift(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return jnp.zeros_like(as_inexact(t))
+
+    def integrated_signal(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return self.noise(t) ** 2
+
+    def prior_variance(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return self.noise(t) ** 2
+
+
+class VE(AbstractVarianceExploding):
+    """dX = sqrt(rate) dW, s^2 = rate t, on [0, t_max]. Seed 000 uses rate = 2."""
+
+    rate: ArrayLike
+    t_max: ArrayLike
+
+    def __init__(self, rate: ArrayLike = 2.0, t_max: ArrayLike = 50.0):
+        if _checks.concrete((rate, t_max)):
+            rate = _checks.scalar("rate", rate, above=0.0)
+            t_max = _checks.scalar("t_max", t_max, above=0.0)
+        self.rate, self.t_max = rate, t_max
+
+    def noise(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return safe_sqrt(self.rate * as_inexact(t))
+
+    def time_at_sigma(self, sigma: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return as_inexact(sigma) ** 2 / self.rate
+
+    def diffusion_squared(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return self.rate * jnp.ones_like(as_inexact(t))
+
+
+class EDM(AbstractVarianceExploding):
+    """s(t) = t on [0, sigma_max]: time is the noise level.
+
+    Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022).
+    """
+
+    t_max: ArrayLike
+
+    def __init__(self, sigma_max: ArrayLike = 80.0):
+        if _checks.concrete(sigma_max):
+            sigma_max = _checks.scalar("sigma_max", sigma_max, above=0.0)
+        self.t_max = sigma_max
+
+    def noise(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return as_inexact(t)
+
+    def time_at_sigma(self, sigma: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return as_inexact(sigma)
+
+    def diffusion_squared(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return 2.0 * as_inexact(t)

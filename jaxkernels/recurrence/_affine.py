@@ -1,0 +1,118 @@
+"""Every sampler step as an affine map with Gaussian noise, by linearisation of its one definition."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from .._numerics import apply, product, transpose
+from ..prediction import Prediction
+from ..process import AbstractProcess
+from ..samplers import AbstractSampler, Interval
+
+Block = TypeVar("Block", bound=PyTree)
+
+
+class AffineMaps(eqx.Module):
+    """z -> factor z + shift + N(0, noise), for every step and block.
+
+    A block is a set of coordinates that do not interact with others: one mode in an eigenbasis, or all
+    coordinates of a dense problem. Its state z is (x, memory) as one vector of length n, x first. The
+    small axes lead, so that the arithmetic runs along steps and blocks.
+    """
+
+    factor: Float[Array, "n n steps blocks"]
+    shift: Float[Array, "n steps blocks"]
+    noise: Float[Array, "n n steps blocks"]
+
+
+def linearise(
+    sampler: AbstractSampler,
+    process: AbstractProcess,
+    intervals: Interval,
+    predict: Callable[[Block, Array, Array], Prediction],
+    blocks: Block,
+    size: int,
+) -> AffineMaps:
+    """The affine maps of a sampler for a denoiser that is affine in x.
+
+    The step is differentiated in x, in its memory and in each of its noises; a noise enters with the
+    variance the sampler states, not its square root, so that derivatives stay finite for empty steps.
+
+    **Arguments:** `intervals` with fields (K,); `predict(block, x, t)` the denoiser of one block, x of
+    shape (size,); `blocks` its parameters with a leading axis over blocks.
+    """
+
+    def one(interval: Interval, block: Block) -> AffineMaps:
+        x = jnp.zeros((size,), interval.time.dtype)
+        memory, unravel = ravel_pytree(sampler.memory(x))
+
+        def run(x: Array, memory: Array, *drawn: Array) -> tuple[Array, list[Array]]:
+            variances: list[Array] = []
+
+            def noise(variance: Array) -> Array:
+                variances.append(jnp.broadcast_to(variance, (size,)).astype(x.dtype))
+                return drawn[len(variances) - 1] if drawn else jnp.zeros_like(x)
+
+            step = sampler.step(
+                lambda x, t: predict(block, x, t), noise, process, interval, x, unravel(memory)
+            )
+            return ravel_pytree(step)[0], variances
+
+        # one derivative per argument: what an argument does not touch is then not even traced
+        count = len(jax.eval_shape(run, x, memory)[1])
+        arguments = (x, memory, *[x] * count)
+        shift, variances = run(*arguments)
+        columns = [
+            jax.jacfwd(run, j, has_aux=True)(*arguments)[0]
+            for j in range(len(arguments))
+            if arguments[j].size
+        ]
+        state, gains = columns[: len(columns) - count], columns[len(columns) - count :]
+        covariance = jnp.zeros((shift.size,) * 2, shift.dtype)
+        for gain, variance in zip(gains, variances, strict=True):
+            covariance += product(gain * variance, transpose(gain))
+        return AffineMaps(jnp.concatenate(state, axis=1), shift, covariance)
+
+    over_blocks = jax.vmap(one, in_axes=(None, 0), out_axes=-1)
+    return jax.vmap(over_blocks, in_axes=(0, None), out_axes=-2)(intervals, blocks)
+
+
+def initial_state(
+    sampler: AbstractSampler,
+    mean: Float[Array, "size blocks"],
+    covariance: Float[Array, "size size blocks"],
+) -> tuple[Float[Array, "n blocks"], Float[Array, "n n blocks"]]:
+    """Mean and covariance of (x, memory) before the first step."""
+
+    def state(x: Array) -> Array:
+        return ravel_pytree((x, sampler.memory(x)))[0]
+
+    origin = jnp.zeros_like(mean[:, 0])
+    jacobian, blocks = jax.jacfwd(state)(origin), mean.shape[-1]
+    jacobian = jnp.broadcast_to(jacobian[..., None], (*jacobian.shape, blocks))
+    spread = product(product(jacobian, covariance), transpose(jacobian))
+    return apply(jacobian, mean) + state(origin)[:, None], spread
+
+
+def propagate(
+    maps: AffineMaps, mean: Float[Array, "n blocks"], covariance: Float[Array, "n n blocks"]
+) -> tuple[Float[Array, "points n blocks"], Float[Array, "points n n blocks"]]:
+    """Exact moments of the state at every grid time, the given ones first:
+
+    m <- F m + b,   S <- F S F^T + Q.
+    """
+
+    def step(carry: tuple[Array, Array], maps: AffineMaps):
+        m, s = carry
+        m = apply(maps.factor, m) + maps.shift
+        s = product(product(maps.factor, s), transpose(maps.factor)) + maps.noise
+        return (m, s), (m, s)
+
+    by_step = jax.tree.map(lambda a: jnp.moveaxis(a, -2, 0), maps)
+    _, (means, covariances) = jax.lax.scan(step, (mean, covariance), by_step)
+    return jnp.concatenate([mean[None], means]), jnp.concatenate([covariance[None], covariances])

@@ -1,0 +1,79 @@
+"""One-evaluation samplers of the reverse stochastic differential equation, in the process's own time."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ..prediction import Predictor
+from ..process import AbstractProcess
+from ._base import AbstractSampler, Interval, Noise
+
+
+class EulerMaruyama(AbstractSampler):
+    """Euler-Maruyama on the reverse family; stochasticity 0 is Euler on the probability-flow ODE.
+
+        x' = x - dt (a' x0 + s' eps) - alpha^2 dt g^2 / (2 s) eps + alpha sqrt(dt g^2) z
+
+    with a', s' the time derivatives, everything at the start of the step. For affine scores the factor is
+    1 - dt f - (1 + alpha^2)/2 dt g^2 / Sigma_t, which large steps make negative. Order 1 in dt.
+    Source: seed 004 with the corrections that the score's factor is (1 + alpha^2)/2 g^2.
+    """
+
+    order: ClassVar[int] = 1
+    evaluations: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
+
+    def step(
+        self,
+        predict: Predictor,
+        noise: Noise,
+        process: AbstractProcess,
+        interval: Interval,
+        x: Float[Array, "..."],
+        memory: PyTree[Float[Array, "..."]],
+    ) -> tuple[Float[Array, "..."], PyTree[Float[Array, "..."]]]:
+        t, dt = interval.time, interval.time - interval.next_time
+        alpha2 = interval.stochasticity_squared
+        p = predict(x, t)
+        # at signal 0, where g^2 may be infinite, the deterministic step is still well defined
+        usable = (process.signal(t) > 0) | (alpha2 > 0)
+        rate = process.diffusion_squared(jnp.where(usable, t, interval.next_time))
+        injected = alpha2 * dt * jnp.where(usable, rate, 0.0)
+        flow = process.signal_rate(t) * p.x0 + process.noise_rate(t) * p.eps
+        x = x - dt * flow - 0.5 * injected / process.noise(t) * p.eps + noise(injected)
+        return x, memory
+
+
+class ExponentialIntegrator(AbstractSampler):
+    """The linear part exactly, the score frozen over the step, h = alpha g throughout the step.
+
+        x' = (a'/a) x + (1 + alpha^2)/2 a' (I(t) - I(t')) score(x, t) + alpha a' sqrt(sigma^2 - sigma'^2) z
+
+    with a prime for t' and I the process's `integrated_signal`; for variance-preserving processes that is
+    gamma x + (1 + alpha^2)(gamma - 1) score + alpha sqrt(gamma^2 - 1) z, gamma = a'/a. Order 1.
+    Large alpha injects more noise than the marginal holds: see `OptimizedSchedule.trusted`.
+    Source: seed 001, H.4, carried to every process by its time change (B.2).
+    """
+
+    order: ClassVar[int] = 1
+    evaluations: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
+
+    def step(
+        self,
+        predict: Predictor,
+        noise: Noise,
+        process: AbstractProcess,
+        interval: Interval,
+        x: Float[Array, "..."],
+        memory: PyTree[Float[Array, "..."]],
+    ) -> tuple[Float[Array, "..."], PyTree[Float[Array, "..."]]]:
+        t, u, alpha2 = interval.time, interval.next_time, interval.stochasticity_squared
+        p = predict(x, t)
+        a = process.signal(u)
+        eta = 0.5 * (1.0 + alpha2) * a
+        eta = eta * (process.integrated_signal(t) - process.integrated_signal(u))
+        injected = alpha2 * a**2 * (process.sigma(t) ** 2 - process.sigma(u) ** 2)
+        x = a / process.signal(t) * x - eta / process.noise(t) * p.eps + noise(injected)
+        return x, memory
