@@ -38,13 +38,13 @@ def safe_log(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return jnp.where(positive, jnp.log(jnp.where(positive, x, 1.0)), -jnp.inf)
 
 
-def safe_divide(x: Float[Array, "*s"], y: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def safe_divide(x: Float[Array, "*#s"], y: Float[Array, "*#s"]) -> Float[Array, "..."]:
     """x / y, and 0 (with derivative 0) where y = 0."""
     nonzero = y != 0
     return jnp.where(nonzero, x / jnp.where(nonzero, y, 1.0), 0.0)
 
 
-def power(base: Float[Array, "*s"], exponent: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def power(base: Float[Array, "*#s"], exponent: Float[Array, "*#s"]) -> Float[Array, "..."]:
     """base ** exponent for base >= 0 and exponent >= 0, with 0 ** 0 = 1 and no NaN derivative."""
     positive = base > 0
     inside = jnp.exp(exponent * jnp.log(jnp.where(positive, base, 1.0)))

@@ -3,7 +3,6 @@
 import sys
 import threading
 from types import TracebackType
-from typing import Self
 
 
 class Progress:
@@ -37,7 +36,7 @@ class Progress:
             if self._visible:
                 self._draw()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         if self._timer is not None:
             self._timer.start()
         return self

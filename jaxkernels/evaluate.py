@@ -1,5 +1,6 @@
 """The exact error of a sampler on a Gaussian target, and where it comes from."""
 
+from functools import partial
 from typing import Literal, TypeAlias
 
 import equinox as eqx
@@ -13,10 +14,11 @@ from ._numerics import in_float64, is_traced
 from .process import AbstractProcess
 from .recurrence import (
     AffineMaps,
-    contraction,
     initial_state,
     linearise,
     local_defects,
+    log_contraction,
+    log_contractions,
     mode_maps,
     propagate,
 )
@@ -126,13 +128,13 @@ def check_schedule(process: AbstractProcess, sampler: AbstractSampler, schedule:
         raise ValueError(f"schedule must be a Schedule; got {type(schedule).__name__}.")
     if is_traced((process, schedule)):
         return schedule.error_if_invalid()
-    t_max, first = float(np.asarray(process.t_max)), float(schedule.times[0])
+    t_max, first = float(np.asarray(process.t_max)), float(np.asarray(schedule.times)[0])
     if first > t_max * (1.0 + 1e-6):
         raise ValueError(
             f"times[0] = {first:g} lies beyond the process's t_max = {t_max:g}; is the schedule meant "
             "for another process?"
         )
-    largest = float(jnp.max(schedule.stochasticity))
+    largest = float(np.sqrt(np.max(np.asarray(schedule.stochasticity_squared))))
     if largest > 0 and not sampler.stochastic:
         raise ValueError(
             f"stochasticity = {largest:g} has no meaning for {type(sampler).__name__}, which is "
@@ -202,6 +204,7 @@ def _dense_moments(law: Gaussian) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(law.mean), (basis * np.asarray(law.eigenvalues)) @ basis.T
 
 
+@partial(jax.jit, static_argnames="initialization")
 def initial_moments(
     target: Gaussian, process: AbstractProcess, start: Array, initialization: str
 ) -> tuple[Float[Array, " modes"], Float[Array, " modes"]]:
@@ -231,11 +234,12 @@ def reverse_exactly(
 
     Beyond t_K the stochasticity of the last step is kept.
     """
-    times, squared = schedule.times, schedule.stochasticity_squared
+    logs = jnp.sum(log_contractions(target, process, schedule), axis=0)
     if to_data:
-        times = jnp.append(times, jnp.zeros_like(times[:1]))
-        squared = jnp.append(squared, squared[-1:])
-    return jnp.prod(contraction(target, process, times, squared), axis=0)
+        t = schedule.times[-1]
+        alpha2 = schedule.stochasticity_squared[-1]
+        logs = logs + log_contraction(target, process, t, jnp.zeros_like(t), alpha2)
+    return jnp.exp(logs)
 
 
 class _Modes(eqx.Module):
@@ -302,7 +306,7 @@ class _Dense(eqx.Module):
 def _evaluate(target, process, sampler, schedule, initialization) -> Evaluation:
     basis, target = target.basis, target.in_eigenbasis()
     if isinstance(initialization, str):
-        start = jnp.asarray(schedule.times)[0]
+        start = np.asarray(schedule.times)[0] if not is_traced(schedule) else schedule.times[0]
         return _compare(
             _Modes(target),
             process,
@@ -363,8 +367,7 @@ def _compare(
         discretization_alone=w2_squared((from_marginal[0][-1], from_marginal[1][-1]), p_last),
     )
     compared = (means[-1] - target_mean, spreads[-1], data)
-    modes = maps if isinstance(laws, _Modes) else mode_maps(target, process, sampler, schedule)
-    defects = local_defects(target, process, sampler, schedule, modes)
+    defects = local_defects(target, process, sampler, schedule)
     local = _Modes(target).contributions(
         "w2_squared", defects.mean_error, defects.variance, defects.target_variance
     )

@@ -1,18 +1,24 @@
 """Minimisation with exact second derivatives in a trust region and a box, from many starts at once."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
+from typing import Protocol
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
-
-Problem = TypeVar("Problem", bound=PyTree)
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 # Standard trust-region constants (Nocedal and Wright, "Numerical Optimization", Algorithm 4.1).
-_POOR, _GOOD, _LARGEST_RADIUS = 0.25, 0.75, 8.0
+_POOR, _GOOD, _FIRST_RADIUS, _LARGEST_RADIUS = 0.25, 0.75, 2.0, 16.0
+
+
+class Problem(Protocol):
+    """A function to be minimised, as a pytree whose arrays may change without recompiling."""
+
+    def derivatives(self, z: Float[Array, " n"], /) -> tuple[Array, Array, Array]:
+        """Value, gradient (n,) and Hessian (n, n) at z."""
+        ...
 
 
 class NewtonState(eqx.Module):
@@ -28,8 +34,8 @@ class NewtonState(eqx.Module):
     iteration: Int[Array, ""]
 
 
-def _derivatives(fn: Callable[[Array], Array], z: Array) -> tuple[Array, Array, Array]:
-    """Value, gradient and Hessian in one forward-over-reverse pass."""
+def dense_derivatives(fn: Callable[[Array], Array], z: Array) -> tuple[Array, Array, Array]:
+    """Value, gradient and Hessian in one forward-over-reverse pass with n tangents."""
 
     def gradient(z: Array):
         value, g = jax.value_and_grad(fn)(z)
@@ -44,15 +50,21 @@ def _free(z: Array, gradient: Array, lower: Array, upper: Array) -> Array:
     return ~(((z <= lower) & (gradient > 0)) | ((z >= upper) & (gradient < 0)))
 
 
-@partial(jax.jit, static_argnames=("iterations",))
-def newton_start(problem: Problem, z: Float[Array, "starts n"], iterations: int) -> NewtonState:
-    """The state before the first iteration; `problem(z)` is the value to be minimised."""
-    value, gradient, hessian = jax.vmap(partial(_derivatives, problem))(z)
-    size = value.shape
-    history = jnp.full((iterations + 1, *size), jnp.nan).at[0].set(value)
-    # a start that has no finite value cannot be improved by derivatives
-    done = ~(jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient), -1))
-    return NewtonState(z, value, gradient, hessian, jnp.ones(size), done, history, jnp.zeros((), int))
+def newton_start(z: Float[np.ndarray, "starts n"], iterations: int) -> NewtonState:
+    """The state before anything was evaluated: the first call of `newton_advance` evaluates the starts."""
+    count, n = z.shape
+    # NumPy, so that nothing is compiled for it
+    start = (
+        z,
+        np.full(count, np.inf),
+        np.zeros((count, n)),
+        np.zeros((count, n, n)),
+        np.full(count, _FIRST_RADIUS),
+        np.zeros(count, bool),
+        np.full((iterations + 1, count), np.nan),
+        np.asarray(0),
+    )
+    return NewtonState(*map(jnp.asarray, start))
 
 
 @jax.jit
@@ -68,61 +80,58 @@ def newton_advance(
 
     Each iteration solves the Newton system on the free variables with the eigenvalues of the Hessian
     replaced by their absolute values (a descent direction also where it is indefinite), cuts the step to
-    the trust radius and the box, and accepts it if the value falls. A start is done when the largest
-    free gradient entry is at most tolerance |value|, or when the model predicts no decrease beyond
-    rounding.
+    the trust radius and the box, and accepts it if the value falls. A start is done when the largest free
+    gradient entry is at most `tolerance`, or when the model predicts no decrease beyond rounding of a
+    value of order 1 (the values are logarithms).
     """
     rounding = 4.0 * jnp.finfo(state.z.dtype).eps
 
     def one(z, value, gradient, hessian, radius, done):
         free = _free(z, gradient, lower, upper)
         g = jnp.where(free, gradient, 0.0)
-        both = free[:, None] & free
-        h = jnp.where(both, hessian, 0.0)
+        h = jnp.where(free[:, None] & free, hessian, 0.0)
         curvature, directions = jnp.linalg.eigh(h)
         curvature = jnp.abs(curvature)
-        curvature = jnp.maximum(curvature, 1e-12 * jnp.max(curvature) + 1e-300)
-        step = -directions @ ((directions.T @ g) / curvature)
-        step = jnp.where(free, step, 0.0)
-        length = jnp.linalg.norm(step)
-        step = step * jnp.minimum(1.0, radius / jnp.maximum(length, 1e-300))
+        curvature = jnp.maximum(curvature, 1e-12 * jnp.max(curvature, initial=0.0) + 1e-300)
+        step = jnp.where(free, -directions @ ((directions.T @ g) / curvature), 0.0)
+        step = step * jnp.minimum(1.0, radius / jnp.maximum(jnp.linalg.norm(step), 1e-300))
         trial = jnp.clip(z + step, lower, upper)
         step = trial - z
         predicted = -(g @ step + 0.5 * step @ h @ step)
-        new = _derivatives(problem, trial)
-        usable = jnp.isfinite(new[0]) & jnp.all(jnp.isfinite(new[1]))
-        usable = usable & jnp.all(jnp.isfinite(new[2]))
+        new = problem.derivatives(trial)
+        usable = jnp.isfinite(new[0]) & jnp.all(jnp.isfinite(new[1])) & jnp.all(jnp.isfinite(new[2]))
+        first = jnp.isinf(value)
         gain = jnp.where(usable, (value - new[0]) / jnp.maximum(predicted, 1e-300), -1.0)
-        accepted = usable & (new[0] < value) & ~done
+        # within rounding of the value the gradient is the better judge
+        level = jnp.abs(value - new[0]) <= 1e-12
+        shrunk = jnp.linalg.norm(jnp.where(free, new[1], 0.0)) < 0.5 * jnp.linalg.norm(g)
+        gain = jnp.where(usable & level & shrunk, 1.0, gain)
+        accepted = usable & ((new[0] < value) | (level & shrunk)) & ~done
         norm = jnp.linalg.norm(step)
         grown = jnp.where((gain > _GOOD) & (norm > 0.9 * radius), 2.0 * radius, radius)
-        radius = jnp.where(gain < _POOR, 0.25 * norm, jnp.minimum(grown, _LARGEST_RADIUS))
-        z, value, gradient, hessian = (
-            jnp.where(accepted, a, b)
-            for a, b in zip((trial, *new), (z, value, gradient, hessian), strict=True)
-        )
+        grown = jnp.where(gain < _POOR, 0.25 * norm, jnp.minimum(grown, _LARGEST_RADIUS))
+        radius = jnp.where(first, radius, grown)
+        old, new = (z, value, gradient, hessian), (trial, *new)
+        z, value, gradient, hessian = (jnp.where(accepted, a, b) for a, b in zip(new, old, strict=True))
         free = _free(z, gradient, lower, upper)
-        flat = jnp.max(jnp.where(free, jnp.abs(gradient), 0.0)) <= tolerance * jnp.abs(value)
-        exhausted = (predicted <= rounding * jnp.abs(value)) | (radius <= 1e-12)
-        return z, value, gradient, hessian, radius, done | flat | exhausted
+        flat = jnp.max(jnp.where(free, jnp.abs(gradient), 0.0), initial=0.0) <= tolerance
+        # a start without a finite value cannot be improved by derivatives
+        exhausted = ~accepted & (predicted <= rounding) | (radius <= 1e-12)
+        exhausted = jnp.where(first, ~usable, exhausted)
+        return z, value, gradient, hessian, radius, done | (flat & ~jnp.isinf(value)) | exhausted
 
     def body(s: NewtonState) -> NewtonState:
         rows = jax.vmap(one)(s.z, s.value, s.gradient, s.hessian, s.radius, s.done)
-        iteration = s.iteration + 1
-        return NewtonState(*rows, s.history.at[iteration].set(rows[1]), iteration)
+        history = s.history.at[s.iteration].set(rows[1])
+        return NewtonState(*rows, history, s.iteration + 1)
 
     return jax.lax.while_loop(lambda s: (s.iteration < until) & ~jnp.all(s.done), body, state)
 
 
-@jax.jit
-def certificate(
-    state: NewtonState, best: Int[Array, ""], lower: Float[Array, " n"], upper: Float[Array, " n"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def certificate(state: NewtonState, best: int, lower: np.ndarray, upper: np.ndarray) -> tuple[float, float]:
     """Largest free gradient entry and smallest Hessian eigenvalue on the free variables, at one start."""
-    z, gradient, hessian = state.z[best], state.gradient[best], state.hessian[best]
+    z, gradient, hessian = (np.asarray(a)[best] for a in (state.z, state.gradient, state.hessian))
     free = _free(z, gradient, lower, upper)
-    norm = jnp.max(jnp.where(free, jnp.abs(gradient), 0.0), initial=0.0)
-    # held variables are moved to the top of the spectrum
-    top = jnp.where(free, 0.0, 2.0 * jnp.linalg.norm(hessian) + 1.0)
-    reduced = jnp.where(free[:, None] & free, hessian, 0.0) + jnp.diag(top)
-    return norm, jnp.linalg.eigvalsh(reduced)[0]
+    if not free.any():
+        return 0.0, np.inf
+    return float(np.abs(gradient[free]).max()), float(np.linalg.eigvalsh(hessian[free][:, free])[0])

@@ -1,15 +1,18 @@
 """What an optimal schedule minimises: functions of a schedule, differentiable, on a Gaussian target."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .. import metrics
-from ..evaluate import initial_moments, propagate_modes, reverse_exactly
+from ..evaluate import initial_moments, propagate_modes
 from ..process import AbstractProcess
-from ..recurrence import local_defects, mode_maps
+from ..recurrence import carried, local_defects, log_contraction, mode_maps, window_defect, windows
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..target import Gaussian
@@ -63,23 +66,71 @@ class Local(_GaussianObjective):
     """
 
     def __call__(self, schedule: Schedule, /) -> Float[Array, ""]:
-        target, process = self.target, self.process
-        maps = mode_maps(target, process, self.sampler, schedule)
-        defects = local_defects(target, process, self.sampler, schedule, maps)
+        defects = local_defects(self.target, self.process, self.sampler, schedule)
         steps = self.total(defects.mean_error, defects.variance, defects.target_variance)
+        return jnp.sum(steps) + self.ends(schedule, defects.contraction)
+
+    def ends(self, schedule: Schedule, contraction: Float[Array, " modes"]) -> Float[Array, ""]:
+        """The two sources that are no step: the law sampling starts with, and stopping at t_K."""
+        target, process = self.target, self.process
         first, last = schedule.times[0], schedule.times[-1]
         mean, variance = self.start(schedule)
-        rho = reverse_exactly(target, process, schedule, to_data=False)
-        p_last = defects.target_variance[-1]
+        change = contraction**2 * (variance - target.marginal_variance(process, first))
+        p_last = target.marginal_variance(process, last)
         initialization = self.total(
-            rho * (mean - process.signal(first) * target.mean),
-            p_last + rho**2 * (variance - target.marginal_variance(process, first)),
-            p_last,
+            contraction * (mean - process.signal(first) * target.mean), p_last + change, p_last
         )
         truncation = self.total(
             (process.signal(last) - 1.0) * target.mean, p_last, jnp.asarray(target.eigenvalues)
         )
-        return jnp.sum(steps) + initialization + truncation
+        return initialization + truncation
+
+    def derivatives(self, schedule: Schedule) -> tuple[Array, Array, Array]:
+        """Value, gradient and Hessian in the interior times, for one stochasticity at all steps.
+
+        Then the exact contraction from t' to t_K depends on those two times only, each step's term on the
+        times of its window, and the Hessian is a sum of small blocks: its cost is that of a few values, for
+        any number of steps. Entries of the two end times are incomplete; they are meant to be fixed.
+        """
+        target, process, sampler = self.target, self.process, self.sampler
+        times, squared = schedule.times, schedule.stochasticity_squared
+        points, steps = windows(schedule, sampler.memory_steps)
+        end, alpha2 = times[-1], squared[-1]
+        p_last = target.marginal_variance(process, end)
+
+        def term(t: Array, w: Array, k: Array) -> Array:
+            defect = window_defect(target, process, sampler, t, w, k, schedule.num_steps)
+            carry = jnp.exp(log_contraction(target, process, t[-1], end, alpha2))
+            exact = target.marginal_variance(process, t[-1])
+            return self.total(*carried(defect, carry, exact, p_last), p_last)
+
+        def pieces(t: Array, w: Array, k: Array) -> tuple[Array, Array, Array]:
+            return forward_derivatives(lambda t: term(t, w, k), t)
+
+        value, slope, curvature = jax.vmap(pieces)(times[points], squared[steps], jnp.arange(len(steps)))
+        place = jnp.asarray(points[..., None] == np.arange(times.shape[0]), times.dtype)
+        whole = jnp.exp(log_contraction(target, process, times[0], end, alpha2))
+        return (
+            jnp.sum(value) + self.ends(schedule, whole),
+            jnp.einsum("kw,kwt->t", slope, place),
+            jnp.einsum("kwv,kwt,kvu->tu", curvature, place, place),
+        )
+
+
+def forward_derivatives(fn: Callable[[Array], Array], x: Float[Array, " n"]) -> tuple[Array, Array, Array]:
+    """Value, gradient and Hessian by two forward passes: for few variables, without a reverse pass."""
+    units = jnp.eye(x.shape[0], dtype=x.dtype)
+
+    def along(first: Array):
+        def directional(x: Array):
+            return jax.jvp(fn, (x,), (first,))
+
+        return jax.vmap(lambda second: jax.jvp(directional, (x,), (second,)), out_axes=((None, None), 0))(
+            units
+        )
+
+    (value, slope), (_, curvature) = jax.vmap(along, out_axes=((None, 0), 0))(units)
+    return value, slope, curvature
 
 
 OBJECTIVES: dict[str, type[Local] | type[Terminal]] = {"local": Local, "terminal": Terminal}

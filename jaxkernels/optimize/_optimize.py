@@ -16,10 +16,16 @@ from .._progress import Progress
 from ..evaluate import check_setting, evaluate_schedule
 from ..process import AbstractProcess
 from ..samplers import AbstractSampler
-from ..schedules import GRIDS, Monotone, Schedule, check_range
+from ..schedules import GRIDS, Monotone, Schedule, check_range, sigma_range
 from ..target import Gaussian
-from ._newton import NewtonState, certificate, newton_advance, newton_start
-from ._objective import OBJECTIVES, Objective
+from ._newton import (
+    NewtonState,
+    certificate,
+    dense_derivatives,
+    newton_advance,
+    newton_start,
+)
+from ._objective import OBJECTIVES, Local, Objective
 from ._result import OptimizedSchedule
 from ._trust import model_warnings, violations
 
@@ -39,26 +45,50 @@ _TERMINAL_RISK = (
 
 
 class _Problem(eqx.Module):
-    """The objective as a function of one flat vector: interior times, squared stochasticity, end."""
+    """The logarithm of the objective as a function of one flat vector z.
+
+    z holds the interior times (K-1 unconstrained numbers), then the squared stochasticities (K) and the
+    coordinate of the last time, the latter two only if they are optimised. The logarithm makes tolerances
+    relative and turns an objective that is a sum of powers of step lengths into one that Newton's method
+    walks through in large steps.
+    """
 
     objective: Objective
     monotone: Monotone
     stochasticity_squared: Float[ArrayLike, " steps"] | None
-    """Fixed values, or None when they are optimised (in the square, the variable all is smooth in)."""
     end: Float[ArrayLike, ""] | None
-    """The fixed last time, or None when it is optimised."""
-    num_steps: int = eqx.field(static=True)
+    windowed: bool = eqx.field(static=True)
+    """Whether the objective's own derivatives in the interior times are all that is needed."""
 
     def schedule(self, z: Float[Array, " n"]) -> Schedule:
-        interior, rest = z[: self.num_steps - 1], z[self.num_steps - 1 :]
-        squared = self.stochasticity_squared
+        squared, end = self.stochasticity_squared, self.end
+        if end is None:
+            z, end = z[:-1], self.monotone.time(z[-1])
         if squared is None:
-            squared, rest = rest[: self.num_steps], rest[self.num_steps :]
-        end = self.end if self.end is not None else self.monotone.time(rest[0])
-        return Schedule.from_squared(self.monotone.times(interior, end), squared)
+            interior = z.shape[0] // 2  # K-1 of the 2K-1 numbers
+            z, squared = z[:interior], z[interior:]
+        return Schedule.from_squared(self.monotone.times(z, end), squared)
 
-    def __call__(self, z: Float[Array, " n"]) -> Float[Array, ""]:
-        return self.objective(self.schedule(z))
+    def derivatives(self, z: Float[Array, " n"]) -> tuple[Array, Array, Array]:
+        """log objective, its gradient and its Hessian at z."""
+        if self.windowed:
+            value, g, h = self._windowed(z)
+        else:
+            value, g, h = dense_derivatives(lambda z: self.objective(self.schedule(z)), z)
+        g = g / value
+        return jnp.log(value), g, h / value - g[:, None] * g
+
+    def _windowed(self, z: Array) -> tuple[Array, Array, Array]:
+        """By the chain rule through the map z -> times, which is cheap whatever the target."""
+        assert isinstance(self.objective, Local)
+
+        def times(z: Array) -> Array:
+            return self.schedule(z).times
+
+        value, g, h = self.objective.derivatives(self.schedule(z))
+        _, slope, bend = dense_derivatives(lambda z: times(z) @ g, z)
+        jacobian = jax.jacfwd(times)(z)
+        return value, slope, jacobian.T @ h @ jacobian + bend
 
 
 class _UserObjective(eqx.Module):
@@ -95,7 +125,8 @@ def optimize_schedule(
       `DDIM` is the family in which an optimised stochasticity was seen to hold on networks.
     - `objective`: "local" (default), the sum over steps of each step's own terminal error, in which
       nothing cancels (`Local`); "terminal", the exact error of the whole run (`Terminal`), which a
-      network need not reproduce; or a jittable, differentiable function of a `Schedule`.
+      network need not reproduce; or a jittable, differentiable, positive function of
+      a `Schedule`.
     - `metric`: "w2_squared", "kl" = KL(p_data || q), "reverse_kl", or a function
       (mean_error, variance, target_variance) -> value per mode.
     - `starts`: names of grids in `schedules.GRIDS`, or {name: Schedule}; default every named grid. With
@@ -130,7 +161,7 @@ def optimize_schedule(
         raise ValueError(f"objective must be a name or a function of a schedule; got {objective!r}.")
 
     with (
-        Progress(f"optimising {num_steps} steps: compiling", progress) as line,
+        Progress("optimising: compiling", progress) as line,
         jax.enable_x64(True),
     ):
         target64, process64, sampler64 = to_float64((target, process, sampler))
@@ -144,50 +175,47 @@ def optimize_schedule(
             return _UserObjective(objective)
 
         monotone = _monotone(whole, process64, low)
-        ends = monotone.coordinate(jnp.asarray([low, high]))
-        end = low if low == high else float(monotone.time(jnp.mean(ends)))
+        ends = np.asarray(_coordinate(monotone, np.asarray([low, high])))
+        end = low if low == high else float(monotone.time(jnp.asarray(ends.mean())))
         grids = {name: grid(process64, num_steps, end) for name, grid in GRIDS.items()}
         given = _starts(starts, grids, num_steps, float(np.asarray(process64.t_max)), low, high)
         baselines = _with_stochasticity({**grids, **given}, fixed)
         first = _with_stochasticity(given, fixed)
 
-        problem = _Problem(make(small), monotone, fixed, np.asarray(low) if low == high else None, num_steps)
-        lower, upper = _bounds(problem, ends)
-        z = jnp.clip(jnp.stack([_variables(problem, s) for s in first.values()]), lower, upper)
-        state = newton_start(problem, z, max_iterations)
-        if not np.any(np.isfinite(np.asarray(state.value))):
-            raise ValueError(
-                f"the objective is not finite for any of the starts {', '.join(first)}. A KL metric needs "
-                "positive eigenvalues; samplers that divide by the signal need a process with sigma(t_max) "
-                "finite."
-            )
-        limit = max_iterations if z.shape[1] else 0
-        while int(state.iteration) < limit and not bool(jnp.all(state.done)):
-            until = jnp.minimum(state.iteration + _CHUNK, limit)
-            state = newton_advance(problem, state, lower, upper, jnp.asarray(tolerance), until)
-            line.update(
-                f"optimising {num_steps} steps: iteration {int(state.iteration)}, objective "
-                f"{float(jnp.nanmin(state.value)):.6g}"
-            )
+        windowed = objective == "local" and low == high and fixed is not None and np.ptp(fixed) == 0.0
+        problem = _Problem(
+            make(small),
+            monotone,
+            fixed,
+            np.asarray(low) if low == high else None,
+            windowed,
+        )
+        lower, upper = _bounds(problem, num_steps, ends)
+        z = np.clip(_variables(problem, list(first.values())), lower, upper)
+        state = _solve(problem, z, lower, upper, tolerance, max_iterations, line)
 
-        candidates = [*map(problem.schedule, state.z), *baselines.values()]
+        candidates = [*_schedules(problem, state.z), *baselines.values()]
         values = _evaluate_all(make(whole), candidates)
         chosen = int(np.argmin(values))
+        if not 0.0 < values[chosen] < np.inf:
+            raise ValueError(
+                f"the objective is {values[chosen]:g} at its best start; it must be finite and positive. A "
+                "KL metric needs positive eigenvalues, and samplers that divide by the signal need a "
+                "process whose sigma(t_max) is finite."
+            )
         # the certificate belongs to the best optimised start, also where a baseline was as good
         best = int(np.argmin(values[: len(first)]))
-        optimised = np.asarray(state.value)[best]
-        norm, curvature = (float(v) for v in certificate(state, jnp.asarray(best), lower, upper))
-        scale = max(abs(float(optimised)), np.finfo(float).tiny)
+        norm, curvature = certificate(state, best, lower, upper)
+        reached = np.exp(np.asarray(state.value)) if z.shape[1] else values[: len(first)]
         reasons = violations(whole, process64, sampler64, candidates[chosen])
-        times, squared = (
-            np.asarray(v) for v in (candidates[chosen].times, candidates[chosen].stochasticity_squared)
-        )
-        history = np.asarray(state.history)[: int(state.iteration) + 1]
+        if objective == "terminal":
+            reasons = (_TERMINAL_RISK, *reasons)
+        times, squared = map(np.asarray, (candidates[chosen].times, candidates[chosen].stochasticity_squared))
+        iterations = int(state.iteration)
+        history = np.exp(np.asarray(state.history)[:iterations])
 
     schedule = Schedule(times, np.sqrt(squared))
-    if objective == "terminal":
-        reasons = (_TERMINAL_RISK, *reasons)
-    converged = norm <= tolerance * scale or norm <= _ROUNDING_FLOOR * scale
+    converged = norm <= max(tolerance, _ROUNDING_FLOOR)
     return OptimizedSchedule(
         schedule=schedule,
         objective=float(values[chosen]),
@@ -196,22 +224,42 @@ def optimize_schedule(
         baseline_schedules={
             name: Schedule(np.asarray(s.times), np.asarray(s.stochasticity)) for name, s in baselines.items()
         },
-        converged=bool(converged),
-        reason=_reason(converged, state, limit, norm / scale, tolerance),
-        gradient_norm=norm / scale,
-        smallest_curvature=curvature / scale,
-        optima=dict(zip(first, np.asarray(state.value).tolist(), strict=True)),
+        converged=converged,
+        reason=_reason(converged, iterations, max_iterations, norm, tolerance),
+        gradient_norm=norm,
+        smallest_curvature=curvature,
+        optima=dict(zip(first, reached.tolist(), strict=True)),
         history=history,
         trusted=not reasons,
         warnings=(*reasons, *model_warnings(target)),
         verified=False,
         compression=small.compression,
-        compression_error=abs(float(optimised) / float(values[best]) - 1.0) if values[best] else 0.0,
+        compression_error=abs(float(reached[best]) / float(values[best]) - 1.0),
         seconds=time.perf_counter() - began,
         target=target,
         process=process,
         sampler=sampler,
     )
+
+
+def _solve(
+    problem: _Problem,
+    z: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    tolerance: float,
+    max_iterations: int,
+    line: Progress,
+) -> NewtonState:
+    """All starts to the end, a few iterations per call so that progress can be shown."""
+    state = newton_start(z, max_iterations)
+    limit = max_iterations if z.shape[1] else 0
+    while int(state.iteration) < limit and not np.all(state.done):
+        until = min(int(state.iteration) + _CHUNK, limit)
+        state = newton_advance(problem, state, lower, upper, np.asarray(tolerance), np.asarray(until))
+        value = float(np.exp(np.min(state.value)))
+        line.update(f"optimising: iteration {int(state.iteration)}, objective {value:.6g}")
+    return state
 
 
 def _end_range(process: AbstractProcess, t_min: object) -> tuple[float, float]:
@@ -268,7 +316,7 @@ def _monotone(target: Gaussian, process: AbstractProcess, low: float) -> Monoton
     eigenvalues = np.asarray(target.eigenvalues)
     scale = eigenvalues[eigenvalues > 1e-10 * eigenvalues.max()] if eigenvalues.max() > 0 else [1.0]
     to_zero = low == 0.0
-    to_infinity = not np.isfinite(float(process.sigma(process.t_max)))
+    to_infinity = not np.isfinite(sigma_range(process, low)[0])
     return Monotone(
         process,
         np.asarray(process.t_max),
@@ -319,27 +367,53 @@ def _with_stochasticity(schedules: dict[str, Schedule], fixed: np.ndarray | None
     }
 
 
-def _variables(problem: _Problem, schedule: Schedule) -> Float[Array, " n"]:
-    """The flat vector of a start; inverse of `_Problem.schedule`."""
-    parts = [problem.monotone.unconstrained(schedule.times)]
+@jax.jit
+def _coordinate(monotone: Monotone, t: Array) -> Array:
+    return monotone.coordinate(t)
+
+
+@jax.jit
+def _flatten(problem: _Problem, times: Array, squared: Array) -> Array:
+    """The flat vector of each start, given by rows; inverse of `_Problem.schedule`."""
+    monotone = problem.monotone
+    parts = [jax.vmap(monotone.unconstrained)(times)]
     if problem.stochasticity_squared is None:
-        parts.append(schedule.stochasticity_squared)
+        parts.append(squared)
     if problem.end is None:
-        parts.append(problem.monotone.coordinate(schedule.times[-1])[None])
-    return jnp.concatenate(parts)
+        parts.append(monotone.coordinate(times[:, -1:]))
+    return jnp.concatenate(parts, axis=1)
 
 
-def _bounds(problem: _Problem, ends: Array) -> tuple[Array, Array]:
+@jax.jit
+def _unflatten(problem: _Problem, z: Array) -> Schedule:
+    return jax.vmap(problem.schedule)(z)
+
+
+def _stack(schedules: list[Schedule]) -> tuple[np.ndarray, np.ndarray]:
+    times = np.stack([np.asarray(s.times) for s in schedules])
+    return times, np.stack([np.asarray(s.stochasticity_squared) for s in schedules])
+
+
+def _variables(problem: _Problem, schedules: list[Schedule]) -> np.ndarray:
+    return np.asarray(_flatten(problem, *_stack(schedules)))
+
+
+def _schedules(problem: _Problem, z: Array) -> list[Schedule]:
+    rows = _unflatten(problem, z)
+    times, squared = np.asarray(rows.times), np.asarray(rows.stochasticity_squared)
+    return [Schedule.from_squared(t, w) for t, w in zip(times, squared)]
+
+
+def _bounds(problem: _Problem, num_steps: int, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Box of the flat vector."""
-    lower = [jnp.full(problem.num_steps - 1, -_LARGEST_LOGIT)]
-    upper = [-lower[0]]
+    lower, upper = [np.full(num_steps - 1, -_LARGEST_LOGIT)], [np.full(num_steps - 1, _LARGEST_LOGIT)]
     if problem.stochasticity_squared is None:
-        lower.append(jnp.zeros(problem.num_steps))
-        upper.append(jnp.full(problem.num_steps, _LARGEST_STOCHASTICITY**2))
+        lower.append(np.zeros(num_steps))
+        upper.append(np.full(num_steps, _LARGEST_STOCHASTICITY**2))
     if problem.end is None:
         lower.append(ends[:1])
         upper.append(ends[1:])
-    return jnp.concatenate(lower), jnp.concatenate(upper)
+    return np.concatenate(lower), np.concatenate(upper)
 
 
 @jax.jit
@@ -349,15 +423,13 @@ def _values(objective: Objective, times: Array, squared: Array) -> Array:
 
 def _evaluate_all(objective: Objective, schedules: list[Schedule]) -> np.ndarray:
     """The objective of every schedule, infinite where it is not a number."""
-    times = jnp.stack([s.times for s in schedules])
-    squared = jnp.stack([s.stochasticity_squared for s in schedules])
-    values = np.asarray(_values(objective, times, squared))
+    values = np.asarray(_values(objective, *_stack(schedules)))
     return np.where(np.isnan(values), np.inf, values)
 
 
-def _reason(converged: bool, state: NewtonState, limit: int, gradient: float, tolerance: float) -> str:
+def _reason(converged: bool, iterations: int, max_iterations: int, gradient: float, tolerance: float) -> str:
     if converged:
         return "the gradient met the tolerance"
-    if int(state.iteration) >= limit:
-        return f"max_iterations = {limit} was reached with relative gradient {gradient:.1e}"
+    if iterations >= max_iterations:
+        return f"max_iterations = {max_iterations} was reached with relative gradient {gradient:.1e}"
     return f"no step lowers the objective; relative gradient {gradient:.1e} > tolerance {tolerance:.1e}"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..evaluate import Evaluation
-from ..process import AbstractProcess
-from ..samplers import AbstractSampler
+from ..process import PROCESSES, AbstractProcess, to_config
+from ..samplers import SAMPLERS, AbstractSampler
 from ..schedules import Schedule
 from ..target import Compression, Gaussian
 
@@ -73,11 +73,17 @@ class OptimizedSchedule:
         return plot_optimized(self, path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Save the schedule as versioned JSON, with the objective and the baselines as metadata."""
+        """Save the schedule as versioned JSON, with its process, sampler and evidence as metadata.
+
+        `process.from_config` rebuilds a built-in process from it; one of the user's own is only named.
+        """
+        kind = type(self.process)
+        built_in = kind in PROCESSES.values()
+        names = {cls: name for name, cls in SAMPLERS.items()}
         self.schedule.save(
             path,
-            sampler=type(self.sampler).__name__,
-            process=type(self.process).__name__,
+            sampler=names.get(type(self.sampler), type(self.sampler).__name__),
+            process=to_config(self.process) if built_in else {"type": kind.__name__},
             sigmas=np.asarray(self.schedule.sigmas(self.process), np.float64).tolist(),
             objective=self.objective,
             baselines=self.baselines,

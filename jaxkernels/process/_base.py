@@ -14,7 +14,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from .._numerics import as_inexact, safe_log
 
@@ -25,52 +25,52 @@ class AbstractProcess(eqx.Module):
     t_max: eqx.AbstractVar[ArrayLike]
 
     @abc.abstractmethod
-    def signal(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """a(t), the factor of the data; 1 at t = 0."""
 
     @abc.abstractmethod
-    def noise(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """s(t), the standard deviation of the added noise; 0 at t = 0."""
 
     @abc.abstractmethod
-    def time_at_sigma(self, sigma: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def time_at_sigma(self, sigma: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """The time t at which s(t) / a(t) = sigma, for 0 <= sigma <= sigma(t_max)."""
 
     @abc.abstractmethod
-    def drift(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def drift(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """f(t) = a'(t) / a(t), per unit of time."""
 
     @abc.abstractmethod
-    def diffusion_squared(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def diffusion_squared(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """g(t)^2 = (s^2)' - 2 f s^2, variance per unit of time."""
 
     @abc.abstractmethod
-    def integrated_signal(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def integrated_signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """I(t) = int_0^{sigma(t)^2} a d(sigma^2): what a score frozen over a step is multiplied by. (3)"""
 
     @abc.abstractmethod
-    def prior_variance(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def prior_variance(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """Variance of the isotropic normal law that sampling starts from at time t."""
 
-    def sigma(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def sigma(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """Noise level s(t) / a(t) in units of the data; infinite where a(t) = 0."""
         a = self.signal(t)
         present = a > 0
         return jnp.where(present, self.noise(t) / jnp.where(present, a, 1.0), jnp.inf)
 
-    def log_snr(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def log_snr(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """log(a^2 / s^2) in nats; +infinity at s = 0, -infinity at a = 0."""
         return 2.0 * (safe_log(self.signal(t)) - safe_log(self.noise(t)))
 
-    def time_at_log_snr(self, log_snr: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def time_at_log_snr(self, log_snr: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """The time t at which log(a^2 / s^2) = log_snr."""
         return self.time_at_sigma(jnp.exp(-as_inexact(log_snr) / 2.0))
 
-    def signal_rate(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def signal_rate(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """a'(t), by automatic differentiation: finite also where f = a'/a is not."""
         return _rate(self.signal, t)
 
-    def noise_rate(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def noise_rate(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """s'(t), by automatic differentiation; 0 is returned at s = 0 where the true value may be infinite."""
         return _rate(self.noise, t)
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from .._numerics import as_inexact
 from ._base import AbstractProcess
@@ -19,29 +19,29 @@ class FlowMatching(AbstractProcess):
     def __init__(self):
         self.t_max = np.asarray(1.0)
 
-    def signal(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return 1.0 - as_inexact(t)
 
-    def noise(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return as_inexact(t)
 
-    def time_at_sigma(self, sigma: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def time_at_sigma(self, sigma: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         sigma = as_inexact(sigma)
         finite = jnp.isfinite(sigma)
         sigma = jnp.where(finite, sigma, 1.0)
         return jnp.where(finite, sigma / (1.0 + sigma), 1.0)
 
-    def drift(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def drift(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return -1.0 / (1.0 - as_inexact(t))
 
-    def diffusion_squared(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def diffusion_squared(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         t = as_inexact(t)
         return 2.0 * t / (1.0 - t)
 
-    def integrated_signal(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def integrated_signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         # int_0^{sigma^2} dv / (1 + sqrt v) = 2 (sigma - log(1 + sigma)), and 1 + sigma = 1/(1 - t)
         t = as_inexact(t)
         return 2.0 * (t / (1.0 - t) + jnp.log1p(-t))
 
-    def prior_variance(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def prior_variance(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return jnp.ones_like(as_inexact(t))

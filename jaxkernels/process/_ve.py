@@ -1,7 +1,7 @@
 """Variance-exploding processes, a = 1."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
 from .._numerics import as_inexact, safe_sqrt
@@ -11,16 +11,16 @@ from ._base import AbstractProcess
 class AbstractVarianceExploding(AbstractProcess):
     """a = 1, f = 0, sigma = s and I = s^2; sampling starts from N(0, s(t)^2 I)."""
 
-    def signal(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return jnp.ones_like(as_inexact(t))
 
-    def drift(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def drift(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return jnp.zeros_like(as_inexact(t))
 
-    def integrated_signal(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def integrated_signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return self.noise(t) ** 2
 
-    def prior_variance(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def prior_variance(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return self.noise(t) ** 2
 
 
@@ -36,13 +36,13 @@ class VE(AbstractVarianceExploding):
             t_max = _checks.scalar("t_max", t_max, above=0.0)
         self.rate, self.t_max = rate, t_max
 
-    def noise(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return safe_sqrt(self.rate * as_inexact(t))
 
-    def time_at_sigma(self, sigma: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def time_at_sigma(self, sigma: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return as_inexact(sigma) ** 2 / self.rate
 
-    def diffusion_squared(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def diffusion_squared(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return self.rate * jnp.ones_like(as_inexact(t))
 
 
@@ -59,11 +59,11 @@ class EDM(AbstractVarianceExploding):
             sigma_max = _checks.scalar("sigma_max", sigma_max, above=0.0)
         self.t_max = sigma_max
 
-    def noise(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return as_inexact(t)
 
-    def time_at_sigma(self, sigma: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def time_at_sigma(self, sigma: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return as_inexact(sigma)
 
-    def diffusion_squared(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def diffusion_squared(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return 2.0 * as_inexact(t)

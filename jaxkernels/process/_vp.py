@@ -5,7 +5,7 @@ import abc
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
 from .._numerics import as_inexact, safe_sqrt
@@ -15,15 +15,15 @@ from ._base import AbstractProcess
 class AbstractVariancePreserving(AbstractProcess):
     """a^2 + s^2 = 1, so that g^2 = -2 f, sigma^2 = 1/a^2 - 1 and I = 2 (1/a - 1)."""
 
-    def diffusion_squared(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def diffusion_squared(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return -2.0 * self.drift(t)
 
-    def integrated_signal(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def integrated_signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         # 1/a - 1 = s^2 / (a (1 + a)), which keeps its digits for small t
         a, s = self.signal(t), self.noise(t)
         return 2.0 * s * s / (a * (1.0 + a))
 
-    def prior_variance(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def prior_variance(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return jnp.ones_like(as_inexact(t))
 
 
@@ -31,27 +31,27 @@ class AbstractExponential(AbstractVariancePreserving):
     """dX = -beta(t)/2 X dt + sqrt(beta(t)) dW: a = exp(-B/2), s^2 = 1 - exp(-B), B = int_0^t beta."""
 
     @abc.abstractmethod
-    def beta(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """Rate beta(t) per unit of time."""
 
     @abc.abstractmethod
-    def integrated_beta(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def integrated_beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """B(t) = int_0^t beta."""
 
     @abc.abstractmethod
-    def time_at_integrated_beta(self, b: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def time_at_integrated_beta(self, b: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """The inverse of B."""
 
-    def signal(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return jnp.exp(-self.integrated_beta(t) / 2.0)
 
-    def noise(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return safe_sqrt(-jnp.expm1(-self.integrated_beta(t)))
 
-    def time_at_sigma(self, sigma: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def time_at_sigma(self, sigma: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return self.time_at_integrated_beta(jnp.log1p(as_inexact(sigma) ** 2))
 
-    def drift(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def drift(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return -self.beta(t) / 2.0
 
 
@@ -74,14 +74,14 @@ class VP(AbstractExponential):
             beta_max = _checks.scalar("beta_max", beta_max, at_least=float(beta_min))
         self.beta_min, self.beta_max, self.t_max = beta_min, beta_max, np.asarray(1.0)
 
-    def beta(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return self.beta_min + (self.beta_max - self.beta_min) * as_inexact(t)
 
-    def integrated_beta(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def integrated_beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         t = as_inexact(t)
         return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
 
-    def time_at_integrated_beta(self, b: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def time_at_integrated_beta(self, b: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         # the root of the quadratic without cancellation
         slope = self.beta_max - self.beta_min
         b = as_inexact(b)
@@ -100,13 +100,13 @@ class OU(AbstractExponential):
             t_max = _checks.scalar("t_max", t_max, above=0.0)
         self.rate, self.t_max = rate, t_max
 
-    def beta(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return self.rate * jnp.ones_like(as_inexact(t))
 
-    def integrated_beta(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def integrated_beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return self.rate * as_inexact(t)
 
-    def time_at_integrated_beta(self, b: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def time_at_integrated_beta(self, b: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return as_inexact(b) / self.rate
 
 
@@ -130,26 +130,26 @@ class CosineVP(AbstractVariancePreserving):
         self.offset, self.t_max = offset, t_max
 
     @property
-    def _speed(self) -> Array:
+    def _speed(self) -> ArrayLike:
         return 0.5 * np.pi / (1.0 + self.offset)
 
-    def signal(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         # theta = pi/2 - speed (1 - t): written with sines so that both ends are exact
         c = self._speed
         return jnp.sin(c * (1.0 - as_inexact(t))) / jnp.sin(c)
 
-    def noise(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         # cos^2 theta_0 - cos^2 theta = sin(theta - theta_0) sin(theta + theta_0)
         c, t = self._speed, as_inexact(t)
         return safe_sqrt(jnp.sin(c * t) * jnp.sin(c * (t + 2.0 * self.offset))) / jnp.sin(c)
 
-    def time_at_sigma(self, sigma: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def time_at_sigma(self, sigma: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         # tan^2 theta = (sigma^2 + sin^2 theta_0) / cos^2 theta_0
         c, sigma = self._speed, as_inexact(sigma)
         opposite = safe_sqrt(sigma**2 + jnp.sin(c * self.offset) ** 2)
         return jnp.arctan2(opposite, jnp.sin(c) * jnp.ones_like(sigma)) / c - self.offset
 
-    def drift(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def drift(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         c = self._speed
         return -c / jnp.tan(c * (1.0 - as_inexact(t)))
 
@@ -198,25 +198,25 @@ class DiscreteVP(AbstractVariancePreserving):
     def _knots(self) -> Array:
         return jnp.arange(1, self.log_sigmas.shape[0] + 1, dtype=self.log_sigmas.dtype)
 
-    def sigma(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def sigma(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         t = as_inexact(t)
         table = jnp.exp(jnp.interp(t, self._knots, self.log_sigmas))
         return jnp.where(t < 1.0, jnp.exp(self.log_sigmas[0]) * t, table)
 
-    def signal(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return 1.0 / jnp.sqrt(1.0 + self.sigma(t) ** 2)
 
-    def noise(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return self.sigma(t) * self.signal(t)
 
-    def time_at_sigma(self, sigma: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def time_at_sigma(self, sigma: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         sigma = as_inexact(sigma)
         first = jnp.exp(self.log_sigmas[0])
         inside = sigma >= first
         log_sigma = jnp.log(jnp.where(inside, sigma, first))
         return jnp.where(inside, jnp.interp(log_sigma, self.log_sigmas, self._knots), sigma / first)
 
-    def drift(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+    def drift(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         # f = (log a)' = -a^2 sigma sigma'; the slope of log sigma is constant between entries
         t, size = as_inexact(t), self.log_sigmas.shape[0]
         cell = jnp.clip(jnp.floor(t).astype(int) - 1, 0, size - 2)

@@ -6,9 +6,16 @@ from ._affine import (
     linearise as linearise,
     propagate as propagate,
 )
-from ._exact import contraction as contraction, to_the_end as to_the_end
+from ._exact import (
+    log_contraction as log_contraction,
+    log_contractions as log_contractions,
+    to_the_end as to_the_end,
+)
 from ._local import (
     LocalDefects as LocalDefects,
+    carried as carried,
     local_defects as local_defects,
     mode_maps as mode_maps,
+    window_defect as window_defect,
+    windows as windows,
 )

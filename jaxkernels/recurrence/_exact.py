@@ -1,39 +1,51 @@
 """The exact reverse process of a Gaussian target, mode by mode."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._numerics import power, safe_divide
 from ..process import AbstractProcess
+from ..schedules import Schedule
 from ..target import Gaussian
 
 
-def contraction(
+def log_contraction(
     target: Gaussian,
     process: AbstractProcess,
-    times: Float[Array, " points"],
-    stochasticity_squared: Float[Array, " steps"],
-) -> Float[Array, "steps modes"]:
-    """Factor of x - E x over each step of the exact reverse family with h = alpha g:
+    t: Float[Array, ""],
+    u: Float[Array, ""],
+    stochasticity_squared: Float[Array, ""],
+) -> Float[Array, " modes"]:
+    """Logarithm of the factor of x - E x of the exact reverse family with h = alpha g from t to u <= t:
 
         rho = (Sigma' / Sigma)^((1 + alpha^2)/2) (a / a')^(alpha^2),   Sigma = a^2 lambda + s^2
 
-    so that x' = a' mu + rho (x - a mu) + N(0, Sigma' - rho^2 Sigma). It is the conditional mean of seed
-    004's [E1] integrated exactly; alpha = 0 is the probability flow. Times descend.
+    (primes at u), so that x' = a' mu + rho (x - a mu) + N(0, Sigma' - rho^2 Sigma). It is the conditional
+    mean of seed 004's reverse family integrated exactly; alpha = 0 is the probability flow. A factor 0
+    (Sigma' = 0, or a = 0 with alpha > 0) is represented by a very negative, finite logarithm.
     """
-    a = process.signal(times)
-    variance = target.marginal_variance(process, times)
-    squared = jnp.broadcast_to(stochasticity_squared[:, None], variance[1:].shape)
-    ratio = safe_divide(variance[1:], variance[:-1])
-    scale = jnp.broadcast_to(safe_divide(a[:-1], a[1:])[:, None], ratio.shape)
-    return power(ratio, 0.5 * (1.0 + squared)) * power(scale, squared)
+    alpha2 = stochasticity_squared
+    spread = _log(target.marginal_variance(process, u)) - _log(target.marginal_variance(process, t))
+    return 0.5 * (1.0 + alpha2) * spread + alpha2 * (_log(process.signal(t)) - _log(process.signal(u)))
 
 
-def to_the_end(factors: Float[Array, "steps modes"]) -> Float[Array, "points modes"]:
-    """Product of the factors (>= 0) of all later steps, for each grid time: 1 at the last."""
-    steps = factors.shape[0]
+def _log(x: Array) -> Array:
+    return jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
+
+
+def log_contractions(
+    target: Gaussian, process: AbstractProcess, schedule: Schedule
+) -> Float[Array, "steps modes"]:
+    """`log_contraction` of every step of a schedule."""
+    one = partial(log_contraction, target, process)
+    return jax.vmap(one)(schedule.times[:-1], schedule.times[1:], schedule.stochasticity_squared)
+
+
+def to_the_end(log_factors: Float[Array, "steps modes"]) -> Float[Array, "points modes"]:
+    """Product of the factors of all later steps, for each grid time: 1 at the last."""
+    steps = log_factors.shape[0]
     later = np.arange(steps + 1)[:, None] <= np.arange(steps)
-    # a sum of logarithms is one matrix product; the floor stands for 0 and keeps it finite
-    logs = jnp.log(jnp.maximum(factors, jnp.finfo(factors.dtype).tiny))
-    return jnp.exp(later.astype(factors.dtype) @ logs)
+    return jnp.exp(later.astype(log_factors.dtype) @ log_factors)

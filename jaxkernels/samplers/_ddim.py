@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from .._numerics import power, safe_divide, safe_log
 from ..prediction import Predictor
@@ -60,7 +60,7 @@ def _log_ratios(process: AbstractProcess, times: Array) -> Array:
 
 
 def from_eta(
-    process: AbstractProcess, times: Float[ArrayLike, " points"], eta: Float[ArrayLike, "*steps"]
+    process: AbstractProcess, times: Real[ArrayLike, " points"], eta: Real[ArrayLike, "*steps"]
 ) -> Float[Array, " steps"]:
     """Stochasticity of the level-exact step that injects the noise of DDIM's `eta`.
 
@@ -76,7 +76,7 @@ def from_eta(
 
 
 def to_eta(
-    process: AbstractProcess, times: Float[ArrayLike, " points"], alpha: Float[ArrayLike, "*steps"]
+    process: AbstractProcess, times: Real[ArrayLike, " points"], alpha: Real[ArrayLike, "*steps"]
 ) -> Float[Array, " steps"]:
     """The `eta` of each step of a level-exact schedule; inverse of `from_eta`."""
     rho = _log_ratios(process, jnp.asarray(times))
@@ -85,7 +85,7 @@ def to_eta(
 
 
 def from_churn(
-    process: AbstractProcess, times: Float[ArrayLike, " points"], gamma: Float[ArrayLike, "*steps"]
+    process: AbstractProcess, times: Real[ArrayLike, " points"], gamma: Real[ArrayLike, "*steps"]
 ) -> Float[Array, " steps"]:
     """Stochasticity that forgets as much of the old noise as EDM's per-step churn `gamma` does.
 
@@ -98,7 +98,7 @@ def from_churn(
 
 
 def to_churn(
-    process: AbstractProcess, times: Float[ArrayLike, " points"], alpha: Float[ArrayLike, "*steps"]
+    process: AbstractProcess, times: Real[ArrayLike, " points"], alpha: Real[ArrayLike, "*steps"]
 ) -> Float[Array, " steps"]:
     """EDM's per-step churn `gamma` of a level-exact schedule; inverse of `from_churn`."""
     rho = _log_ratios(process, jnp.asarray(times))

@@ -8,6 +8,7 @@ from ._grids import (
     karras as karras,
     log_snr as log_snr,
     quadratic as quadratic,
+    sigma_range as sigma_range,
     uniform as uniform,
 )
 from ._monotone import Monotone as Monotone

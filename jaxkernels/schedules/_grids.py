@@ -11,11 +11,11 @@ are defined by noise levels sigma need a finite, positive one at both ends:
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
+from jaxtyping import Array, ArrayLike
 
 from .. import _checks
+from .._numerics import to_float64
 from ..process import AbstractProcess
 from ._schedule import Schedule
 
@@ -69,20 +69,36 @@ def _in_sigma(
 ) -> Schedule:
     """Times at which sigma = levels(sigma_max, sigma_min, u), with the two end rules of this module."""
     t_min = check_range(process, num_steps, t_min)
-    t_max = float(np.asarray(process.t_max))
-    with jax.enable_x64(True):
-        largest = min(float(process.sigma(jnp.asarray(t_max))), _LARGEST_SIGMA)
-        smallest = float(process.sigma(jnp.asarray(t_min)))
+    largest, smallest = sigma_range(process, t_min)
+    largest = min(largest, _LARGEST_SIGMA)
     append_zero = smallest == 0.0
     if append_zero:
         smallest = float(_checks.scalar("last_sigma", last_sigma, above=0.0, below=largest))
     points = num_steps if append_zero else num_steps + 1
     u = np.arange(points) / max(points - 1, 1)
     with jax.enable_x64(True):
-        times = np.array(process.time_at_sigma(jnp.asarray(levels(largest, smallest, u))))
+        times = np.array(_time_at_sigma(to_float64(process), levels(largest, smallest, u)))
     times = np.append(times, 0.0) if append_zero else times
-    times[0], times[-1] = t_max, t_min
+    times[0], times[-1] = np.asarray(process.t_max), t_min
     return Schedule(times)
+
+
+@jax.jit
+def _sigma(process: AbstractProcess, t: Array) -> Array:
+    return process.sigma(t)
+
+
+@jax.jit
+def _time_at_sigma(process: AbstractProcess, sigma: Array) -> Array:
+    return process.time_at_sigma(sigma)
+
+
+def sigma_range(process: AbstractProcess, t_min: float) -> tuple[float, float]:
+    """sigma at t_max (possibly infinite) and at t_min, in float64."""
+    with jax.enable_x64(True):
+        ends = np.array([float(np.asarray(process.t_max)), t_min])
+        largest, smallest = np.asarray(_sigma(to_float64(process), ends))
+    return float(largest), float(smallest)
 
 
 def log_snr(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .. import _checks
-from .._numerics import as_inexact, safe_sqrt
+from .._numerics import as_inexact, is_traced, safe_sqrt
 from ..process import AbstractProcess
 from ..samplers import Interval
 
@@ -32,22 +32,25 @@ class Schedule(eqx.Module):
     stochasticity_squared: Float[Array, " steps"]
 
     def __init__(self, times: ArrayLike, stochasticity: ArrayLike = 0.0):
-        if _checks.concrete(times):
-            _check_times(_checks.array("times", times))
-        if _checks.concrete(stochasticity):
-            alpha = _checks.array("stochasticity", stochasticity)
-            if np.any(alpha < 0):
-                raise ValueError(f"stochasticity must be >= 0; its smallest entry is {alpha.min():g}.")
-        times, stochasticity = as_inexact(times), as_inexact(stochasticity)
-        steps = times.shape[0] - 1
-        if stochasticity.shape not in ((), (steps,)):
+        if not is_traced(times):
+            times = _checked_times(times)
+        if not is_traced(stochasticity):
+            stochasticity = _checks.array("stochasticity", stochasticity)
+            if np.any(stochasticity < 0):
+                raise ValueError(
+                    f"stochasticity must be >= 0; its smallest entry is {stochasticity.min():g}."
+                )
+        steps = (np.shape(times)[0] - 1,)
+        if np.shape(stochasticity) not in ((), steps):
             raise ValueError(
-                f"stochasticity has shape {stochasticity.shape}; for {steps + 1} times it must be a "
-                f"single number or have shape ({steps},)."
+                f"stochasticity has shape {np.shape(stochasticity)}; for {steps[0] + 1} times it must be a "
+                f"single number or have shape {steps}."
             )
-        self.times = times
-        squared = stochasticity.astype(times.dtype) ** 2
-        self.stochasticity_squared = jnp.broadcast_to(squared, (steps,))
+        # in NumPy unless traced: nothing to compile for a schedule made by hand
+        squared = stochasticity * stochasticity
+        lib = jnp if is_traced(squared) else np
+        self.times = as_inexact(times)
+        self.stochasticity_squared = jnp.asarray(lib.broadcast_to(squared, steps), self.times.dtype)
 
     @classmethod
     def from_squared(cls, times: Array, stochasticity_squared: Array) -> "Schedule":
@@ -115,17 +118,21 @@ class Schedule(eqx.Module):
             raise ValueError(f"{os.fspath(path)} holds no valid schedule: {error}.") from None
 
 
-def _check_times(times: np.ndarray) -> None:
-    if times.ndim != 1 or times.size < 2:
-        raise ValueError(f"times must be a list of at least 2 numbers; got shape {times.shape}.")
-    if times[-1] < 0:
-        raise ValueError(f"times must end at t >= 0; the last is {times[-1]:g}.")
-    rising = np.flatnonzero(np.diff(times) >= 0)
+def _checked_times(times: ArrayLike) -> np.ndarray:
+    numbers = _checks.array("times", times)
+    if numbers.ndim != 1 or numbers.size < 2:
+        raise ValueError(f"times must be a list of at least 2 numbers; got shape {numbers.shape}.")
+    if numbers[-1] < 0:
+        raise ValueError(f"times must end at t >= 0; the last is {numbers[-1]:g}.")
+    rising = np.flatnonzero(np.diff(numbers) >= 0)
     if rising.size:
         k = rising[0]
         raise ValueError(
-            f"times must strictly decrease; times[{k}] = {times[k]:g} is followed by {times[k + 1]:g}."
+            f"times must strictly decrease; times[{k}] = {numbers[k]:g} is followed by {numbers[k + 1]:g}."
         )
+    # a floating array keeps its precision
+    given = np.asarray(times)
+    return given if np.issubdtype(given.dtype, np.floating) else numbers
 
 
 def read_json(path: str | os.PathLike[str]) -> dict:

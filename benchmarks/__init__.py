@@ -1,0 +1,1 @@
+"""What jaxkernels costs and what its schedules are worth; see README.md."""

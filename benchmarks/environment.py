@@ -1,0 +1,52 @@
+"""Where figures come from and where they go."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+HERE = Path(__file__).parent
+RESULTS, CACHE = HERE / "results", HERE / ".cache"
+
+_PACKAGES = ("jaxkernels", "jax", "jaxlib", "numpy", "scipy", "equinox", "optax", "scikit-learn", "scikit-image")
+
+
+def describe() -> dict[str, Any]:
+    """Machine, device and versions: stamped on every result."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+        **{name: version(name) for name in _PACKAGES},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def save(name: str, content: dict[str, Any]) -> Path:
+    """Write results/`name`.json, with the environment in it."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"environment": describe(), **content}, indent=1) + "\n")
+    return path
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A markdown table, padded so that it reads well as text."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
+
+    return "\n".join([line(head), line(["-" * w for w in widths]), *map(line, rows)])

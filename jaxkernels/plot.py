@@ -1,0 +1,241 @@
+"""Pictures of results. matplotlib is imported when one is drawn, and its global state is not touched."""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import _checks
+from .evaluate import Evaluation, evaluate_schedule
+from .process import AbstractProcess
+from .samplers import AbstractSampler
+from .schedules import Schedule, write_atomically
+from .target import Gaussian
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES = {".png": "png", ".pdf": "pdf", ".svg": "svg"}
+
+# colours of Okabe and Ito, told apart by every common kind of colour vision and in grey
+_OPTIMUM, _BASELINE, _OTHER, _SPECTRUM = "#0072B2", "#D55E00", "#8C8C8C", "#000000"
+_MOST_ROWS = 9
+
+
+class Result(Protocol):
+    """What is drawn of an optimised schedule."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def objective(self) -> float: ...
+    @property
+    def evaluation(self) -> Evaluation: ...
+    @property
+    def baselines(self) -> dict[str, float]: ...
+    @property
+    def baseline_schedules(self) -> dict[str, Schedule]: ...
+    @property
+    def best_baseline(self) -> str: ...
+    @property
+    def target(self) -> Gaussian: ...
+    @property
+    def process(self) -> AbstractProcess: ...
+    @property
+    def sampler(self) -> AbstractSampler: ...
+
+
+def check_path(path: str | os.PathLike[str]) -> str:
+    """The format that the suffix of `path` stands for. ValueError for another than png, pdf and svg."""
+    return _checks.lookup(f"suffix of {os.fspath(path)}", Path(path).suffix.lower(), SUFFIXES)
+
+
+def plot_optimized(result: Result, path: str | os.PathLike[str] | None = None) -> "Figure":
+    """An optimised schedule in three panels, and a fourth if it is stochastic.
+
+    1. its noise levels sigma and those of the named grids, with their objectives relative to the optimum
+    2. the W2 distance that each step alone would cause, for the optimum and the best named grid
+    3. the eigenvalues of the data covariance and the squared W2 error in each mode, for both
+    4. the stochasticity h/g of each step
+
+    Saved to `path` (.png, .pdf or .svg) if given; the file appears whole or not at all. Raises ValueError if
+    the suffix is another or the file cannot be written, ImportError without matplotlib.
+    """
+    kind = None if path is None else check_path(path)
+    name = result.best_baseline
+    baseline = result.baseline_schedules[name]
+    compared = evaluate_schedule(result.target, result.process, result.sampler, baseline)
+    stochastic = bool(np.any(np.asarray(result.schedule.stochasticity) > 0))
+    figure = _figure((16.5 if stochastic else 13.0, 4.2))
+    axes = figure.subplots(1, 3 + stochastic, width_ratios=[1.25, 1.0, 1.0, 0.8][: 3 + stochastic])
+    _plot_grids(axes[0], result)
+    _plot_steps(axes[1], result.evaluation, compared, name)
+    _plot_modes(axes[2], result.target, result.evaluation, compared, name)
+    if stochastic:
+        _plot_stochasticity(axes[3], result.schedule)
+    figure.suptitle(
+        f"{type(result.sampler).__name__}, {result.schedule.num_steps} steps, "
+        f"{type(result.process).__name__}: W2 to the data law {float(result.evaluation.w2):.3g} optimised, "
+        f"{float(compared.w2):.3g} {name}",
+        fontsize=11,
+    )
+    if path is not None:
+        write_atomically(path, _rendered(figure, str(kind)))
+    return figure
+
+
+def _figure(size: tuple[float, float]) -> "Figure":
+    """A figure that belongs to no global list, drawn by Agg, and that notebooks show."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            'plots need matplotlib, which is not installed: pip install "jaxkernels[cli]".'
+        ) from None
+
+    class Shown(Figure):
+        def _repr_png_(self) -> bytes:
+            return _rendered(self, "png")
+
+    figure = Shown(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _rendered(figure: "Figure", kind: str) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=150)
+    return buffer.getvalue()
+
+
+def _decorate(axes: "Axes", title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, which="major", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _plot_grids(axes: "Axes", result: Result) -> None:
+    """One row of levels per grid, the best on top; levels 0 and infinity at the edges."""
+    names = sorted(result.baselines, key=result.baselines.__getitem__)[: _MOST_ROWS - 1]
+    rows = [("optimised", result.schedule, result.objective)]
+    rows += [(name, result.baseline_schedules[name], result.baselines[name]) for name in names]
+    levels = [_sigmas(result.process, schedule) for _, schedule, _ in rows]
+    inside = np.concatenate([s[(s > 0) & np.isfinite(s)] for s in levels])
+    low, high = inside.min(), inside.max()
+    margin = (high / low) ** 0.06 if high > low else 2.0
+    edges = low / margin, high * margin
+    for row, ((name, _, _), sigma) in enumerate(zip(rows, levels)):
+        colour = _OPTIMUM if row == 0 else _BASELINE if name == result.best_baseline else _OTHER
+        x = np.clip(sigma, *edges)
+        axes.plot(x, np.full(x.size, row), color=colour, linewidth=0.8, alpha=0.5)
+        beyond = (sigma == 0) | np.isinf(sigma)
+        axes.plot(x[~beyond], np.full(np.sum(~beyond), row), "o", color=colour, markersize=5)
+        for value, marker in ((0.0, ">"), (np.inf, "<")):
+            at = x[sigma == value]
+            axes.plot(at, np.full(at.size, row), marker, color=colour, markerfacecolor="white", markersize=6)
+    axes.set_xscale("log")
+    axes.set_xlim(edges[1] * margin**0.3, edges[0] / margin**0.3)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    title = "Noise levels of the grids"
+    if any(np.any((s == 0) | np.isinf(s)) for s in levels):
+        title += " (open: 0 or infinite)"
+    _decorate(axes, title, "noise level sigma, in units of the data (noise → data)", "")
+    axes.set_yticks(range(len(rows)), [_row_label(name, value, result.objective) for name, _, value in rows])
+    axes.grid(False, axis="y")
+
+
+def _row_label(name: str, value: float, optimum: float) -> str:
+    if name == "optimised" or not optimum > 0:
+        return name
+    ratio = value / optimum
+    return (
+        f"{name}\n{ratio:.0f} times the optimum"
+        if ratio >= 99.5
+        else f"{name}\n{ratio:.3g} times the optimum"
+    )
+
+
+def _sigmas(process: AbstractProcess, schedule: Schedule) -> np.ndarray:
+    with jax.enable_x64(True):
+        return np.asarray(process.sigma(jnp.asarray(np.asarray(schedule.times, np.float64))))
+
+
+def _plot_steps(axes: "Axes", optimum: Evaluation, baseline: Evaluation, name: str) -> None:
+    for label, evaluation, style in _pair(optimum, baseline, name):
+        error = np.sqrt(np.maximum(np.asarray(evaluation.local_w2_squared, np.float64), 0.0))
+        axes.plot(np.arange(error.size), _positive(error), label=label, **style)
+    axes.set_yscale("log")
+    _whole_ticks(axes)
+    _decorate(
+        axes,
+        "Error of each step",
+        "step k (noise → data)",
+        "W2 that the step alone causes, units of the data",
+    )
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _plot_modes(axes: "Axes", target: Gaussian, optimum: Evaluation, baseline: Evaluation, name: str) -> None:
+    weights = np.asarray(target.weights, np.float64)
+    eigenvalues = np.asarray(target.eigenvalues, np.float64)
+    order = np.argsort(-eigenvalues, kind="stable")
+    order = order[weights[order] != 0]
+    mode = np.arange(1, order.size + 1)
+    line = {"color": _SPECTRUM, "linewidth": 1.2, "marker": "." if order.size == 1 else None}
+    axes.plot(mode, _positive(eigenvalues[order]), label="variance of the data", **line)
+    for label, evaluation, style in _pair(optimum, baseline, name):
+        share = np.asarray(evaluation.per_mode["w2_squared"], np.float64)[order] / weights[order]
+        small = {"markersize": 2.5, "linewidth": 0.6} if order.size > 40 else {}
+        axes.plot(mode, _positive(share), label=label, **{**style, **small})
+    axes.set_yscale("log")
+    if order.size > 40:
+        axes.set_xscale("log")
+    else:
+        _whole_ticks(axes)
+    _decorate(
+        axes,
+        "Error over the spectrum",
+        "mode, by decreasing variance",
+        "variance; squared W2 error of the mode",
+    )
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _plot_stochasticity(axes: "Axes", schedule: Schedule) -> None:
+    alpha = np.asarray(schedule.stochasticity, np.float64)
+    axes.bar(np.arange(alpha.size), alpha, color=_OPTIMUM, width=0.6)
+    _whole_ticks(axes)
+    _decorate(axes, "Stochasticity", "step k (noise → data)", "h/g (0: ODE, 1: reverse SDE)")
+    axes.grid(False, axis="x")
+
+
+def _whole_ticks(axes: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _pair(
+    optimum: Evaluation, baseline: Evaluation, name: str
+) -> Sequence[tuple[str, Evaluation, dict[str, Any]]]:
+    shared = {"markersize": 4.5, "linewidth": 1.2}
+    return (
+        ("optimised", optimum, {"color": _OPTIMUM, "marker": "o", **shared}),
+        (name, baseline, {"color": _BASELINE, "marker": "s", "linestyle": "--", **shared}),
+    )
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    """Values with gaps where a logarithmic axis has no place for them."""
+    return np.where(values > 0, values, np.nan)

@@ -1,0 +1,20 @@
+"""Settings of the whole suite: float64, reproducible property-based tests."""
+
+from collections.abc import Iterator
+
+import hypothesis
+import jax
+import pytest
+
+# oracles need float64; what users run in float32 is tested through the fixture below
+jax.config.update("jax_enable_x64", True)
+
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture
+def float32() -> Iterator[None]:
+    """JAX's own default precision for one test; float64 is back afterwards."""
+    with jax.enable_x64(False):
+        yield

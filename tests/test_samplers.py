@@ -1,0 +1,569 @@
+"""Every sampler against hand-written coefficients and against a Monte Carlo run of its own step.
+
+The moments come from `evaluate_schedule`, which linearises the step and propagates the affine maps. The
+coefficients are written here in NumPy from the methods' own papers, for a mode N(mean, c) whose score is
+-(x - a mean) / (a^2 c + s^2); the Monte Carlo run draws real noise and never differentiates anything.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxkernels as jk
+from jaxkernels.samplers import SAMPLERS, Interval, from_churn, from_eta, to_churn, to_eta
+
+MEAN, EIGENVALUES = np.array([1.5, -0.4]), np.array([2.0, 0.05])
+TARGET = jk.Gaussian(MEAN, EIGENVALUES)
+PARTICLES, SEED = 400_000, 20240817
+
+Scalar = Callable[[float], float]
+
+
+class Law(NamedTuple):
+    """A process in NumPy: a, s, their derivatives, f = a'/a, g^2 and int a d(sigma^2); and a schedule."""
+
+    process: jk.AbstractProcess
+    a: Scalar
+    s: Scalar
+    da: Scalar
+    ds: Scalar
+    f: Scalar
+    g2: Scalar
+    integral: Scalar
+    times: np.ndarray
+    start: float
+    """A last time of noise alone, for the runs from one end to the other."""
+
+
+def _vp_exponent(t: float) -> float:
+    return 0.1 * t + 0.5 * 19.9 * t * t
+
+
+def _vp_signal(t: float) -> float:
+    return np.exp(-_vp_exponent(t) / 2.0)
+
+
+def _vp_noise(t: float) -> float:
+    return np.sqrt(-np.expm1(-_vp_exponent(t)))
+
+
+def _vp_rate(t: float) -> float:
+    return 0.1 + 19.9 * t
+
+
+LAWS = {
+    "vp": Law(
+        jk.VP(),
+        _vp_signal,
+        _vp_noise,
+        lambda t: -0.5 * _vp_rate(t) * _vp_signal(t),
+        lambda t: 0.5 * _vp_rate(t) * _vp_signal(t) ** 2 / _vp_noise(t),
+        lambda t: -0.5 * _vp_rate(t),
+        _vp_rate,
+        lambda t: 2.0 * np.expm1(_vp_exponent(t) / 2.0),
+        np.array([0.9, 0.6, 0.35, 0.12, 0.01]),
+        1.0,
+    ),
+    "edm": Law(
+        jk.EDM(20.0),
+        lambda t: 1.0,
+        lambda t: t,
+        lambda t: 0.0,
+        lambda t: 1.0,
+        lambda t: 0.0,
+        lambda t: 2.0 * t,
+        lambda t: t * t,
+        np.array([18.0, 6.0, 2.0, 0.5, 0.03]),
+        20.0,
+    ),
+    "flow": Law(
+        jk.FlowMatching(),
+        lambda t: 1.0 - t,
+        lambda t: t,
+        lambda t: -1.0,
+        lambda t: 1.0,
+        lambda t: -1.0 / (1.0 - t),
+        lambda t: 2.0 * t / (1.0 - t),
+        lambda t: 2.0 * (t / (1.0 - t) - np.log(1.0 / (1.0 - t))),
+        np.array([0.95, 0.7, 0.45, 0.2, 0.02]),
+        1.0,
+    ),
+}
+STEPS = 4
+VARYING = np.array([1.0, 0.7, 1.2, 0.9])  # so that a step that reads its neighbour's value is seen
+CASES = [
+    (law, name, alpha)
+    for law in LAWS
+    for name, sampler in SAMPLERS.items()
+    for alpha in ((0.0, 0.5, 1.0, 2.0) if sampler.stochastic else (0.0,))
+]
+
+
+@functools.cache
+def _evaluation(law: str, name: str, alpha: float, ends: bool = False) -> jk.Evaluation:
+    schedule = jk.Schedule(_times(LAWS[law], ends), alpha * VARYING)
+    return jk.evaluate_schedule(TARGET, LAWS[law].process, name, schedule)
+
+
+def _times(law: Law, ends: bool) -> np.ndarray:
+    """Times inside, or from pure noise to no noise."""
+    return np.array([law.start, *law.times[1:-1], 0.0]) if ends else law.times
+
+
+def _prior(law: Law, t: float) -> float:
+    return law.s(t) ** 2 if isinstance(law.process, jk.EDM) else 1.0
+
+
+# --- closed forms ----------------------------------------------------------------------------------------
+
+Map = tuple[np.ndarray, np.ndarray, float]
+"""Matrix, shift and noise variance (on x) of z -> M z + m, for one mode; z is (x, memory)."""
+
+
+def _one_evaluation(law: Law, mean: float, c: float, t: float, ell: float, eta: float, nu2: float) -> Map:
+    """x' = ell x + eta score(x) + sqrt(nu2) z, the score -(x - a mean)/(a^2 c + s^2) at the start."""
+    total = law.a(t) ** 2 * c + law.s(t) ** 2
+    return np.array([[ell - eta / total]]), np.array([eta * law.a(t) * mean / total]), nu2
+
+
+def _euler_maruyama(law: Law, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
+    h, p = t - u, 1.0 + alpha**2
+    if alpha == 0.0:  # Euler on the flow, which needs no signal
+        v, w = _flow(law, mean, c, t)
+        return np.array([[1.0 + h * v]]), np.array([h * w]), 0.0
+    return _one_evaluation(
+        law, mean, c, t, 1.0 - h * law.f(t), 0.5 * p * h * law.g2(t), alpha**2 * h * law.g2(t)
+    )
+
+
+def _exponential_integrator(law: Law, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
+    """Linear part exact, score frozen: eta = (1 + alpha^2)/2 a' int a dv, v = sigma^2."""
+    a, v, w = law.a(u), (law.s(t) / law.a(t)) ** 2, (law.s(u) / law.a(u)) ** 2
+    eta = 0.5 * (1.0 + alpha**2) * a * (law.integral(t) - law.integral(u))
+    return _one_evaluation(law, mean, c, t, a / law.a(t), eta, alpha**2 * a**2 * (v - w))
+
+
+def _denoiser(law: Law, mean: float, c: float, t: float) -> tuple[float, float, float]:
+    """E[X_0 | x] = mean + gain (x - a mean) and E[Z | x] = share (x - a mean); also a mean."""
+    total = law.a(t) ** 2 * c + law.s(t) ** 2
+    return law.a(t) * c / total, law.s(t) / total, law.a(t) * mean
+
+
+def _ddim(law: Law, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
+    """Linear part exact, denoiser frozen. With signal at both ends it is a one-evaluation step of the table."""
+    if law.a(t) > 0.0 and law.s(u) > 0.0:
+        a, b, v, w = law.a(t), law.a(u), (law.s(t) / law.a(t)) ** 2, (law.s(u) / law.a(u)) ** 2
+        eta = b * a * v * (1.0 - (w / v) ** ((1.0 + alpha**2) / 2.0))
+        return _one_evaluation(law, mean, c, t, b / a, eta, b * b * w * (1.0 - (w / v) ** (alpha**2)))
+    # from pure noise, or to none: all old noise is kept for alpha = 0 and none of it otherwise
+    gain, share, center = _denoiser(law, mean, c, t)
+    kept = law.s(u) if alpha == 0.0 else 0.0
+    slope = law.a(u) * gain + kept * share
+    return np.array([[slope]]), np.array([law.a(u) * mean - slope * center]), law.s(u) ** 2 - kept**2
+
+
+def _flow(law: Law, mean: float, c: float, t: float) -> tuple[float, float]:
+    """dx/dtau = -(a' E[X_0|x] + s' E[Z|x]) = V x + w of the probability flow, tau running down in t."""
+    gain, share, center = _denoiser(law, mean, c, t)
+    slope = -law.da(t) * gain - law.ds(t) * share
+    return slope, -law.da(t) * mean - slope * center
+
+
+def _heun(law: Law, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
+    """The trapezoid rule expanded: 1 + h/2 (V + V') + h^2/2 V'V."""
+    if law.s(u) == 0.0:  # the method's own last step is Euler's
+        return _euler_maruyama(law, mean, c, t, u, 0.0)
+    del alpha
+    h, (v, w), (v2, w2) = t - u, _flow(law, mean, c, t), _flow(law, mean, c, u)
+    matrix = 1.0 + 0.5 * h * (v + v2) + 0.5 * h * h * v2 * v
+    return np.array([[matrix]]), np.array([0.5 * h * (w + w2) + 0.5 * h * h * v2 * w]), 0.0
+
+
+def _rk4(law: Law, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
+    """The classical tableau expanded for dx/dtau = V x + w: products of V at t, the middle (twice), u."""
+    if law.s(u) == 0.0:
+        return _euler_maruyama(law, mean, c, t, u, 0.0)
+    del alpha
+    h = t - u
+    (v1, w1), (v2, w2), (v4, w4) = (_flow(law, mean, c, r) for r in (t, 0.5 * (t + u), u))
+
+    def stages(x: float, on: float) -> float:
+        k1 = v1 * x + on * w1
+        k2 = v2 * (x + 0.5 * h * k1) + on * w2
+        k3 = v2 * (x + 0.5 * h * k2) + on * w2
+        k4 = v4 * (x + h * k3) + on * w4
+        return x + h / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+
+    return np.array([[stages(1.0, 0.0)]]), np.array([stages(0.0, 1.0)]), 0.0
+
+
+ONE_STEP: dict[str, Callable[[Law, float, float, float, float, float], Map]] = {
+    "euler_maruyama": _euler_maruyama,
+    "exponential_integrator": _exponential_integrator,
+    "ddim": _ddim,
+    "heun": _heun,
+    "rk4": _rk4,
+}
+
+
+def _two_step(law: Law, mean: float, c: float, times: np.ndarray, k: int, lower_order_final: bool) -> Map:
+    """DPM-Solver++(2M), Algorithm 2: D = (1 + 1/(2r)) D_k - 1/(2r) D_(k-1), r = h_(k-1)/h_k, in log(a/s)."""
+    t, u = times[k], times[k + 1]
+    with np.errstate(divide="ignore"):
+        logs = [np.log(law.a(r)) - np.log(law.s(r)) for r in times]
+    h = logs[k + 1] - logs[k]
+    first_order = k == 0 or law.s(u) == 0.0 or (lower_order_final and k == STEPS - 1)
+    w = 0.0 if first_order else h / (2.0 * (logs[k] - logs[k - 1]))
+    gain, _, center = _denoiser(law, mean, c, t)
+    step = -law.a(u) * np.expm1(-h)
+    matrix = np.array([[law.s(u) / law.s(t), -step * w], [0.0, 0.0]])
+    matrix += np.outer([step * (1.0 + w), 1.0], [gain, 0.0])
+    return matrix, (mean - gain * center) * np.array([step * (1.0 + w), 1.0]), 0.0
+
+
+def _by_hand(
+    law: Law, name: str, alpha: float, ends: bool = False, lower_order_final: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of every mode at every time, (K+1, modes) each."""
+    times = _times(law, ends)
+    prior = _prior(law, times[0])
+    means, variances = np.zeros((STEPS + 1, 2)), np.full((STEPS + 1, 2), prior)
+    for i, (mean, c) in enumerate(zip(MEAN, EIGENVALUES, strict=True)):
+        size = 2 if name == "dpmpp_2m" else 1
+        m, s = np.zeros(size), np.zeros((size, size))
+        s[0, 0] = prior
+        for k in range(STEPS):
+            if name == "dpmpp_2m":
+                matrix, shift, nu2 = _two_step(law, mean, c, times, k, lower_order_final)
+            else:
+                matrix, shift, nu2 = ONE_STEP[name](law, mean, c, *times[k : k + 2], alpha * VARYING[k])
+            m, s = matrix @ m + shift, matrix @ s @ matrix.T
+            s[0, 0] += nu2
+            means[k + 1, i], variances[k + 1, i] = m[0], s[0, 0]
+    return means, variances
+
+
+def test_every_sampler_has_a_closed_form() -> None:
+    assert set(ONE_STEP) | {"dpmpp_2m"} == set(SAMPLERS)
+
+
+@pytest.mark.parametrize(("law", "name", "alpha"), CASES)
+def test_moments_are_the_closed_form(law: str, name: str, alpha: float) -> None:
+    evaluation = _evaluation(law, name, alpha)
+    means, variances = _by_hand(LAWS[law], name, alpha)
+    np.testing.assert_allclose(evaluation.means, means, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(evaluation.variances, variances, rtol=1e-10)
+    np.testing.assert_array_equal(evaluation.mean, evaluation.means[-1])
+    np.testing.assert_array_equal(evaluation.variance, evaluation.variances[-1])
+
+
+@pytest.mark.parametrize(
+    ("law", "name", "alpha"),
+    [
+        *[(law, name, 0.0) for law in LAWS for name in ("ddim", "dpmpp_2m", "heun", "rk4", "euler_maruyama")],
+        *[(law, "ddim", alpha) for law in LAWS for alpha in (0.5, 1.0, 2.0)],
+        ("vp", "euler_maruyama", 1.0),
+        ("edm", "exponential_integrator", 1.0),
+    ],
+)
+def test_runs_from_end_to_end_are_the_closed_form(law: str, name: str, alpha: float) -> None:
+    """From t_max, where one process has no signal left, to 0, where the flow itself cannot be evaluated."""
+    evaluation = _evaluation(law, name, alpha, ends=True)
+    means, variances = _by_hand(LAWS[law], name, alpha, ends=True)
+    np.testing.assert_allclose(evaluation.means, means, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(evaluation.variances, variances, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("law", "name"),
+    [
+        *[(law, name) for law in LAWS for name in ("ddim", "dpmpp_2m")],
+        *[(law, name) for law in ("edm", "flow") for name in ("heun", "rk4")],
+    ],
+)
+def test_step_to_zero_noise_returns_the_denoised_point(law: str, name: str) -> None:
+    """E[X_0 | x], also where the flow's equation is Euler's: with s = t, or a + s = 1, that lands there."""
+    evaluation = _evaluation(law, name, 0.0, ends=True)
+    a, s = LAWS[law].a(LAWS[law].times[-2]), LAWS[law].s(LAWS[law].times[-2])
+    gain = a * EIGENVALUES / (a * a * EIGENVALUES + s * s)
+    before = evaluation.means[-2], evaluation.variances[-2]
+    np.testing.assert_allclose(evaluation.mean, MEAN + gain * (before[0] - a * MEAN), rtol=1e-10)
+    np.testing.assert_allclose(evaluation.variance, gain**2 * before[1], rtol=1e-10)
+
+
+def test_lower_order_final_step() -> None:
+    """The option of DPM-Solver++ changes the last step, and only that one."""
+    law = LAWS["vp"]
+    sampler = jk.DPMSolverPP2M(lower_order_final=True)
+    evaluation = jk.evaluate_schedule(TARGET, law.process, sampler, jk.Schedule(law.times))
+    means, variances = _by_hand(law, "dpmpp_2m", 0.0, lower_order_final=True)
+    np.testing.assert_allclose(evaluation.means, means, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(evaluation.variances, variances, rtol=1e-10)
+    plain = _evaluation("vp", "dpmpp_2m", 0.0).variances
+    assert np.all(np.abs(evaluation.variances[-1] / plain[-1] - 1.0) > 1e-3)
+
+
+# --- Monte Carlo -----------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _draws() -> np.ndarray:
+    """Unit normals (K+1, particles, modes): one array for the start, one for each step."""
+    return np.random.default_rng(SEED).normal(size=(STEPS + 1, PARTICLES, 2))
+
+
+@functools.cache
+def _simulator(law: str, name: str) -> Callable[[jk.Schedule, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Sample mean and variance after every step, of particles moved by `step` with noise that is drawn."""
+    process, sampler = LAWS[law].process, SAMPLERS[name]()
+    predict = TARGET.predictor(process)
+
+    @jax.jit
+    def run(schedule: jk.Schedule, draws: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = draws[0] * np.sqrt(_prior(LAWS[law], LAWS[law].times[0]))
+
+        def advance(carry, inputs):
+            interval, z = inputs
+            unused = [z]  # a second call would need a second array
+            x, memory = sampler.step(
+                predict, lambda variance: jnp.sqrt(variance) * unused.pop(), process, interval, *carry
+            )
+            return (x, memory), (jnp.mean(x, 0), jnp.var(x, 0))
+
+        return jax.lax.scan(advance, (x, sampler.memory(x)), (schedule.intervals(), draws[1:]))[1]
+
+    return run
+
+
+def worst_z_score(law: str, name: str, alpha: float) -> float:
+    """Largest deviation of a simulated moment, in standard errors of a normal sample."""
+    evaluation = _evaluation(law, name, alpha)
+    m, v = (np.asarray(a)[1:] for a in (evaluation.means, evaluation.variances))
+    schedule = jk.Schedule(LAWS[law].times, alpha * VARYING)
+    means, variances = _simulator(law, name)(schedule, jnp.asarray(_draws()))
+    for_mean = np.abs(means - m) / np.sqrt(v / PARTICLES)
+    for_variance = np.abs(variances - v) / (v * np.sqrt(2.0 / PARTICLES))
+    return float(np.max(np.concatenate([for_mean, for_variance])))
+
+
+@pytest.mark.parametrize(("law", "name", "alpha"), CASES)
+def test_moments_are_those_of_simulated_particles(law: str, name: str, alpha: float) -> None:
+    assert worst_z_score(law, name, alpha) < 5.0
+
+
+# --- order of convergence --------------------------------------------------------------------------------
+
+ORDERS = {"ddim": 1, "euler_maruyama": 1, "exponential_integrator": 1, "dpmpp_2m": 2, "heun": 2, "rk4": 4}
+
+
+def measured_order(name: str, alpha: float, steps: tuple[int, ...], t_min: float = 0.05) -> float:
+    """Power of 1/K with which W2(q, p_t_min) falls on uniform grids of VP, started from the exact law.
+
+    A deterministic run is affine, so its values at x = 0 and x = 1 give its map. With noise (and no memory)
+    the same holds for every step, which adds the variance that it asks for.
+    """
+    process, sampler = jk.VP(), SAMPLERS[name]()
+    predict = TARGET.predictor(process)
+    probes = jnp.array([[0.0, 0.0], [1.0, 1.0]])
+
+    @jax.jit
+    def run(schedule: jk.Schedule) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def advance(carry, interval):
+            x, memory, injected = carry
+            asked = [jnp.zeros(())]
+
+            def noise(variance: jax.Array) -> jax.Array:
+                asked.append(variance)
+                return jnp.zeros_like(x)
+
+            if not sampler.stochastic:
+                return (*sampler.step(predict, noise, process, interval, x, memory), injected), None
+            after, memory = sampler.step(predict, noise, process, interval, probes, memory)
+            factor, shift = after[1] - after[0], after[0]
+            return (factor * x + shift, memory, factor**2 * injected + asked[-1]), None
+
+        first = probes, sampler.memory(probes), jnp.zeros(2)
+        (ends, _, injected), _ = jax.lax.scan(advance, first, schedule.intervals())
+        return ends[1] - ends[0], ends[0], injected
+
+    def law_at(t: float) -> tuple[np.ndarray, np.ndarray]:
+        return _vp_signal(t) * MEAN, _vp_signal(t) ** 2 * EIGENVALUES + _vp_noise(t) ** 2
+
+    (m0, v0), (m1, v1) = law_at(1.0), law_at(t_min)
+    errors = []
+    for k in steps:
+        schedule = jk.Schedule(np.linspace(1.0, t_min, k + 1), alpha)
+        factor, shift, injected = (np.asarray(r) for r in run(schedule))
+        deviation = np.sqrt(factor**2 * v0 + injected)
+        errors.append(np.sqrt(np.sum((factor * m0 + shift - m1) ** 2 + (deviation - np.sqrt(v1)) ** 2)))
+    return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_order_of_convergence(name: str) -> None:
+    assert SAMPLERS[name].order == ORDERS[name]
+    assert measured_order(name, 0.0, (160, 320, 640)) == pytest.approx(ORDERS[name], abs=0.15)
+
+
+@pytest.mark.parametrize("name", [name for name, sampler in SAMPLERS.items() if sampler.stochastic])
+def test_order_of_convergence_with_noise(name: str) -> None:
+    """As fast in law as without noise, where the strong order of Euler-Maruyama would be 1/2."""
+    assert measured_order(name, 1.0, (320, 640, 1280)) == pytest.approx(1.0, abs=0.15)
+
+
+# --- ends of a schedule ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
+def test_first_step_from_pure_noise(name: str) -> None:
+    """Without signal the denoiser is the mean and all of x is noise: x' = a' mean + s' x."""
+    process, times = jk.CosineVP(), np.array([1.0, 0.7, 0.4, 0.2, 0.0])
+    evaluation = jk.evaluate_schedule(TARGET, process, name, jk.Schedule(times))
+    a = np.cos(0.5 * np.pi * 0.708 / 1.008) / np.cos(0.5 * np.pi * 0.008 / 1.008)
+    np.testing.assert_allclose(evaluation.means[1], a * MEAN, rtol=1e-12)
+    np.testing.assert_allclose(evaluation.variances[1], (1.0 - a * a) * np.ones(2), rtol=1e-12)
+    assert np.all(np.isfinite(evaluation.variances))
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "heun", "rk4", "euler_maruyama"])
+def test_straight_flow_from_pure_noise_to_a_point(name: str) -> None:
+    """Data at one point m: the flow lines are straight, x_t = m + t (x_1 - m), and any of these follow them."""
+    times = np.array([1.0, 0.7, 0.45, 0.2, 0.02])
+    evaluation = jk.evaluate_schedule(
+        jk.Gaussian(MEAN, np.zeros(2)), jk.FlowMatching(), name, jk.Schedule(times)
+    )
+    np.testing.assert_allclose(evaluation.means, np.outer(1.0 - times, MEAN), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(evaluation.variances, np.outer(times**2, np.ones(2)), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha"), [("exponential_integrator", 0.0), ("euler_maruyama", 1.0)], ids=["score", "diffusion"]
+)
+def test_samplers_that_need_signal_say_so(name: str, alpha: float) -> None:
+    schedule = jk.Schedule(np.array([1.0, 0.5, 0.3, 0.2, 0.1]), alpha)
+    with pytest.raises(ValueError, match=r"is not finite in step 0 .* t = 1 to 0\.5"):
+        jk.evaluate_schedule(TARGET, jk.FlowMatching(), name, schedule)
+
+
+# --- DDIM's knob under other names -----------------------------------------------------------------------
+
+
+def _ddim_coefficients(process: jk.AbstractProcess, times: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Factors of x0, of eps and of fresh unit noise in every DDIM step, (3, K), read off `step` itself."""
+    rows = []
+    for x0, eps, z in np.eye(3):
+        interval = jk.Schedule(times, alpha).intervals()
+        rows.append(
+            jax.vmap(
+                lambda interval, x0=x0, eps=eps, z=z: jk.DDIM().step(
+                    lambda x, t: jk.Prediction(x0 * jnp.ones_like(x), eps * jnp.ones_like(x)),
+                    lambda variance: z * jnp.sqrt(variance),
+                    process,
+                    interval,
+                    jnp.asarray(0.0),
+                    (),
+                )[0]
+            )(interval)
+        )
+    return np.stack([np.asarray(r) for r in rows])
+
+
+TIMES = np.array([0.9, 0.6, 0.35, 0.12, 0.01])
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0, np.array([0.0, 0.2, 0.9, 1.0])], ids=str)
+def test_eta_injects_the_noise_of_song(eta: float | np.ndarray) -> None:
+    """Song et al., eq. (12) and (16): sqrt(A') x0 + sqrt(1 - A' - sd^2) eps + sd z,
+
+    sd = eta sqrt((1 - A')/(1 - A)) sqrt(1 - A/A'), A the cumulated product of the alphas."""
+    process = jk.VP()
+    cumulated = np.array([_vp_signal(t) ** 2 for t in TIMES])
+    now, later = cumulated[:-1], cumulated[1:]
+    deviation = eta * np.sqrt((1.0 - later) / (1.0 - now)) * np.sqrt(1.0 - now / later)
+    alpha = np.asarray(from_eta(process, TIMES, eta))
+    x0, eps, z = _ddim_coefficients(process, TIMES, alpha)
+    np.testing.assert_allclose(x0, np.sqrt(later), rtol=1e-12)
+    np.testing.assert_allclose(z, deviation, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(eps, np.sqrt(1.0 - later - deviation**2), rtol=1e-10)
+    np.testing.assert_allclose(to_eta(process, TIMES, alpha), eta * np.ones(4), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_eta_is_the_ancestral_step_of_exploding_noise(eta: float) -> None:
+    """sigma_up = eta sqrt(sigma'^2 (sigma^2 - sigma'^2) / sigma^2), sigma_down^2 = sigma'^2 - sigma_up^2."""
+    sigma = np.array([20.0, 6.0, 2.0, 0.5, 0.03])
+    now, later = sigma[:-1], sigma[1:]
+    up = eta * np.sqrt(later**2 * (now**2 - later**2) / now**2)
+    x0, eps, z = _ddim_coefficients(jk.EDM(20.0), sigma, np.asarray(from_eta(jk.EDM(20.0), sigma, eta)))
+    np.testing.assert_allclose(x0, np.ones(4), rtol=1e-14)
+    np.testing.assert_allclose(z, up, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(eps, np.sqrt(later**2 - up**2), rtol=1e-10)
+
+
+def test_stochasticity_one_is_the_posterior_of_ddpm() -> None:
+    """Ho et al., eq. (7): mean (sqrt(A') b x0 + sqrt(a) (1 - A') x) / (1 - A), variance b (1 - A')/(1 - A)."""
+    cumulated = np.array([_vp_signal(t) ** 2 for t in TIMES])
+    now, later = cumulated[:-1], cumulated[1:]
+    one, b = now / later, 1.0 - now / later
+    x0, eps, z = _ddim_coefficients(jk.VP(), TIMES, np.ones(4))
+    np.testing.assert_allclose(z**2, b * (1.0 - later) / (1.0 - now), rtol=1e-10)
+    # x = sqrt(A) x0 + sqrt(1 - A) eps in the posterior mean
+    of_x = np.sqrt(one) * (1.0 - later) / (1.0 - now)
+    np.testing.assert_allclose(eps, of_x * np.sqrt(1.0 - now), rtol=1e-10)
+    np.testing.assert_allclose(x0, np.sqrt(later) * b / (1.0 - now) + of_x * np.sqrt(now), rtol=1e-10)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1, np.sqrt(2.0) - 1.0, 3.0])
+def test_churn_keeps_the_share_of_old_noise_of_karras(gamma: float) -> None:
+    """Karras et al., Algorithm 2: noise raised to (1 + gamma) sigma, then Euler down to sigma' with D fixed."""
+    process, sigma = jk.EDM(20.0), np.array([20.0, 6.0, 2.0, 0.5, 0.03])
+    now, later = sigma[:-1], sigma[1:]
+    raised = now * (1.0 + gamma)
+    alpha = np.asarray(from_churn(process, sigma, gamma))
+    _, eps, z = _ddim_coefficients(process, sigma, alpha)
+    np.testing.assert_allclose(eps, later / raised * now, rtol=1e-10)
+    np.testing.assert_allclose(z, later / raised * np.sqrt(raised**2 - now**2), rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(to_churn(process, sigma, alpha), gamma * np.ones(4), rtol=1e-10, atol=1e-15)
+
+
+def test_knobs_at_a_last_step_to_zero() -> None:
+    """No noise is injected there whatever the knob says, and every number stays finite."""
+    sigma = np.array([6.0, 2.0, 0.0])
+    for alpha in (from_eta(jk.EDM(20.0), sigma, 0.5), from_churn(jk.EDM(20.0), sigma, 0.5)):
+        assert np.all(np.isfinite(alpha))
+        x0, eps, z = _ddim_coefficients(jk.EDM(20.0), sigma, np.asarray(alpha))
+        assert (x0[-1], eps[-1], z[-1]) == (1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0, 3.0, 30.0])
+def test_level_exact_steps_meet_the_level(alpha: float) -> None:
+    """eps^2 + z^2 = s'^2 for every stochasticity; a large one forgets the old noise altogether."""
+    x0, eps, z = _ddim_coefficients(jk.VP(), TIMES, np.full(4, alpha))
+    later = np.array([_vp_signal(t) ** 2 for t in TIMES[1:]])
+    np.testing.assert_allclose(x0**2, later, rtol=1e-12)
+    np.testing.assert_allclose(eps**2 + z**2, 1.0 - later, rtol=1e-10)
+    assert np.all(eps >= 0)
+    assert (np.max(eps / z) < 1e-10) if alpha == 30.0 else np.all(eps > 0)
+
+
+def test_declared_evaluations_are_the_calls_of_a_step() -> None:
+    """`evaluations` counts the network calls of a full step."""
+    interval = jk.Schedule(np.array([0.5, 0.3])).intervals()
+    interval = Interval(*(field[0] for field in interval))
+    for sampler in SAMPLERS.values():
+        calls = 0
+
+        def predict(x: jax.Array, t: jax.Array) -> jk.Prediction:
+            nonlocal calls
+            calls += 1
+            return jk.Prediction(x, 0.0 * x)
+
+        x = jnp.zeros(2)
+        with jax.disable_jit():
+            sampler().step(predict, lambda v: 0.0 * v, jk.VP(), interval, x, sampler().memory(x))
+        assert calls == sampler.evaluations
