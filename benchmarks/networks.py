@@ -184,13 +184,17 @@ def train(problem: Problem, data: np.ndarray) -> Network:
 
 @eqx.filter_jit
 def sample(
-    network: Network, sampler: jk.AbstractSampler, times: Float[Array, "s points"], x: Float[Array, "n d"]
+    network: Network,
+    process: jk.AbstractProcess,
+    sampler: jk.AbstractSampler,
+    times: Float[Array, "s points"],
+    x: Float[Array, "n d"],
 ) -> Float[Array, "s n d"]:
     """Where every schedule takes the noises x."""
 
     def one(times: Array) -> Array:
         def step(carry: tuple[Array, Any], interval: Any) -> tuple[tuple[Array, Any], None]:
-            return sampler.step(network.predict, jnp.zeros_like, PROCESS, interval, *carry), None
+            return sampler.step(network.predict, jnp.zeros_like, process, interval, *carry), None
 
         intervals = jk.Schedule(times).intervals()
         return jax.lax.scan(step, (x, sampler.memory(x)), intervals)[0][0]
@@ -198,17 +202,21 @@ def sample(
     return jax.lax.map(one, times)
 
 
-def triangle(law: jk.Gaussian, sampler: jk.AbstractSampler) -> Callable[[jk.Schedule], Array]:
+def triangle(
+    law: jk.Gaussian, process: jk.AbstractProcess, sampler: jk.AbstractSampler
+) -> Callable[[jk.Schedule], Array]:
     """An alternative to the sum of squares, for errors that all add up: (sum over steps of local W2)^2."""
 
     def objective(schedule: jk.Schedule) -> Array:
-        local = jk.evaluate_schedule(law, PROCESS, sampler, schedule).local_w2_squared
+        local = jk.evaluate_schedule(law, process, sampler, schedule).local_w2_squared
         return jnp.sum(jnp.sqrt(local)) ** 2
 
     return objective
 
 
-def candidates(target: jk.Gaussian, sampler: str, num_steps: int) -> dict[str, jk.Schedule]:
+def candidates(
+    target: jk.Gaussian, process: jk.AbstractProcess, sampler: str, num_steps: int
+) -> dict[str, jk.Schedule]:
     """Every named grid, and the optima of the objectives under test."""
     law = target.compress(32)
     objectives: dict[str, dict[str, Any]] = {
@@ -216,11 +224,11 @@ def candidates(target: jk.Gaussian, sampler: str, num_steps: int) -> dict[str, j
         "terminal": {"objective": "terminal"},
         "local, kl": {"metric": "kl"},
         "local, reverse_kl": {"metric": "reverse_kl"},
-        "triangle": {"objective": triangle(law, jk.samplers.SAMPLERS[sampler]())},
+        "triangle": {"objective": triangle(law, process, jk.samplers.SAMPLERS[sampler]())},
     }
-    grids = {name: grid(PROCESS, num_steps, T_MIN) for name, grid in jk.schedules.GRIDS.items()}
+    grids = {name: grid(process, num_steps, T_MIN) for name, grid in jk.schedules.GRIDS.items()}
     for name, options in objectives.items():
-        result = jk.optimize_schedule(law, PROCESS, sampler, num_steps, t_min=T_MIN, **options)
+        result = jk.optimize_schedule(law, process, sampler, num_steps, t_min=T_MIN, **options)
         grids[name] = result.schedule
     return grids
 
@@ -287,7 +295,7 @@ def study(problem: Problem) -> dict[str, Any]:
     """Everything about one network."""
     data = np.random.default_rng(0).permutation(problem.load())
     held_out, data = np.split(data, [len(data) // 6])
-    network, target = train(problem, data), jk.Gaussian.fit(data)
+    network, target, process = train(problem, data), jk.Gaussian.fit(data), jk.VP()
     key, x0 = jax.random.key(2), jnp.asarray(held_out[:4000], jnp.float32)
     facts = {
         "predicts": problem.kind,
@@ -299,7 +307,7 @@ def study(problem: Problem) -> dict[str, Any]:
     x = jax.random.normal(jax.random.key(3), (NOISES, data.shape[1]))
     fine = jk.samplers.DPMSolverPP2M()
     references = [
-        np.asarray(sample(network, fine, jk.schedules.log_snr(PROCESS, k, T_MIN).times[None], x)[0])
+        np.asarray(sample(network, process, fine, jk.schedules.log_snr(process, k, T_MIN).times[None], x)[0])
         for k in (REFERENCE_STEPS, REFERENCE_STEPS // 2)
     ]
     size = np.sqrt(np.sum(data.var(0)))
@@ -308,9 +316,9 @@ def study(problem: Problem) -> dict[str, Any]:
     rows = []
     settings = list(itertools.product(SAMPLERS, STEPS))
     for sampler, num_steps in track(settings, f"schedules for {problem.name}"):
-        schedules = candidates(target, sampler, num_steps)
+        schedules = candidates(target, process, sampler, num_steps)
         times = jnp.stack([s.times for s in schedules.values()])
-        ends = np.asarray(sample(network, jk.samplers.SAMPLERS[sampler](), times, x))
+        ends = np.asarray(sample(network, process, jk.samplers.SAMPLERS[sampler](), times, x))
         distances = np.linalg.norm(ends - references[0], axis=-1) / size
         rows.append(
             {

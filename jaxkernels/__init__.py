@@ -25,6 +25,7 @@ from .process import (
     DiscreteVP as DiscreteVP,
     FlowMatching as FlowMatching,
 )
+from .sample import sample as sample
 from .samplers import (
     DDIM as DDIM,
     RK4 as RK4,

@@ -38,6 +38,13 @@ def safe_log(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return jnp.where(positive, jnp.log(jnp.where(positive, x, 1.0)), -jnp.inf)
 
 
+def floored_log(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """log(x) for x >= 0, but finite at x = 0: the logarithm of the smallest normal number, derivative 0."""
+    tiny = jnp.finfo(x.dtype).tiny
+    above = x > tiny
+    return jnp.where(above, jnp.log(jnp.where(above, x, 1.0)), jnp.log(tiny))
+
+
 def safe_divide(x: Float[Array, "*#s"], y: Float[Array, "*#s"]) -> Float[Array, "..."]:
     """x / y, and 0 (with derivative 0) where y = 0."""
     nonzero = y != 0
@@ -95,7 +102,8 @@ def to_float64(tree: T) -> T:
 
     def convert(leaf: object) -> object:
         if isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating):
-            return np.asarray(leaf, np.float64)
+            # a copy: JAX remembers the precision in which it first met a NumPy array
+            return np.array(leaf, np.float64)
         return leaf
 
     return jax.tree.map(convert, tree)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, cast, get_type_hints
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from ._progress import Progress
 from .data import load, load_numbers, load_spectrum
 from .evaluate import Evaluation, check_setting, evaluate_schedule
 from .export import export
-from .metrics import resolve
+from .metrics import METRICS, resolve
 from .optimize import Local, OptimizedSchedule, optimize_schedule
 from .plot import check_path, plot_optimized
 from .process import PROCESSES, AbstractProcess, DiscreteVP, from_config, parameters, to_config
@@ -34,7 +34,7 @@ from .samplers import SAMPLERS
 from .schedules import GRIDS, Schedule, read_json, write_atomically
 from .target import Gaussian
 
-T = TypeVar("T")
+FirstLaw: TypeAlias = Literal["standard_normal", "marginal"]
 
 # where sampling ends by default: a noise level far below what can be seen in data of variance about 1
 DEFAULT_T_MIN = {
@@ -145,14 +145,10 @@ def _grouped(fn: Callable[..., None]) -> Callable[..., None]:
 
 @app.callback(invoke_without_command=True)
 def _root(
-    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version:
         print(f"jaxkernels {__version__}")
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        print(context.get_help())
         raise typer.Exit
 
 
@@ -176,9 +172,11 @@ def optimize(
 ) -> None:
     """Find the best time grid, and stochasticity if asked, for data, a process and a sampler."""
     steps = _checks.count("--steps", grid_options.steps)
-    noise = _stochasticity(stochasticity)
-    picture = _picture(output, plot, no_plot)
+    _checks.one_of("--objective", objective, ("local", "terminal"))
+    _checks.one_of("--metric", metric, METRICS)
+    how, noise = _first_law(sampler_options), _stochasticity(stochasticity)
     _check_writable(output)
+    picture = _picture(output, plot, no_plot)
     process, sampler = _setting(process_options, sampler_options, ())
     t_min = _t_min(process, grid_options)
     target = _target(target_options)
@@ -188,13 +186,13 @@ def optimize(
         sampler,
         steps,
         t_min=t_min,
-        stochasticity=noise,  # pyright: ignore[reportArgumentType]
-        objective=objective,  # pyright: ignore[reportArgumentType]
+        stochasticity=noise,
+        objective=objective,
         metric=metric,
-        initialization=sampler_options.initialization,  # pyright: ignore[reportArgumentType]
+        initialization=how,
     )
     result.save(output)
-    _show_optimized(result, objective, metric, sampler_options.initialization)
+    _show_optimized(result, objective, metric, how)
     if picture is not None:
         plot_optimized(result, picture)
     _say(f"written: {', '.join(str(p) for p in (output, picture) if p is not None)}")
@@ -221,7 +219,7 @@ def evaluate(
         process,
         sampler,
         schedule,
-        initialization=sampler_options.initialization,  # pyright: ignore[reportArgumentType]
+        initialization=_first_law(sampler_options),
     )
     _show_schedule(schedule, process, result)
     _show_evaluation(result)
@@ -242,7 +240,7 @@ def compare(
     schedules = {name: _grid(name, process, grid_options) for name in GRIDS}
     schedules |= {str(saved.path): saved.schedule for saved in read}
     target = _target(target_options)
-    how = sampler_options.initialization
+    how = _first_law(sampler_options)
     rows = []
     for name, schedule in schedules.items():
         result = evaluate_schedule(
@@ -250,7 +248,7 @@ def compare(
             process,
             sampler,
             schedule,
-            initialization=how,  # pyright: ignore[reportArgumentType]
+            initialization=how,
         )
         local = _local(target, process, sampler, schedule, how)
         rows.append((local, name, schedule.num_steps, result))
@@ -310,20 +308,20 @@ def export_(
     }
     options = {name: value for name, value in given.items() if value is not None}
     result = export(saved.schedule, saved.process, to, **options)
-    for note in result.notes:
-        print(f"note: {note}", file=sys.stderr)
     if output is None:
         print(result.text)
     else:
         write_atomically(output, result.text.encode() + b"\n")
         _say(f"written: {output}")
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The command line on `arguments`; returns the exit code instead of raising."""
-    given = None if arguments is None else list(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(given, prog_name="jaxkernels", standalone_mode=False)
+        code = app(given or ["--help"], prog_name="jaxkernels", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (ValueError, ImportError) as error:
         return _fail(str(error))
@@ -385,6 +383,11 @@ def _setting(
     names = [sampler_options.sampler, *(f.sampler for f in files), _DEFAULT_SAMPLER]
     name = next(name for name in names if name is not None)
     return process, _checks.one_of("sampler", name, SAMPLERS)
+
+
+def _first_law(options: SamplerOptions) -> FirstLaw:
+    names = ("standard_normal", "marginal")
+    return cast(FirstLaw, _checks.one_of("--initialization", options.initialization, names))
 
 
 def _process(options: ProcessOptions) -> AbstractProcess:
@@ -494,7 +497,9 @@ def _check_writable(path: Path) -> None:
         raise ValueError(f"cannot write {path}: {error.strerror} ({path.parent}).") from None
 
 
-def _local(target: Gaussian, process: AbstractProcess, sampler: str, schedule: Schedule, how: str) -> float:
+def _local(
+    target: Gaussian, process: AbstractProcess, sampler: str, schedule: Schedule, how: FirstLaw
+) -> float:
     """The default objective of `optimize`."""
     step = check_setting(target, process, sampler)[2]
     objective = Local(target.in_eigenbasis(), process, step, resolve("w2_squared"), how)
@@ -508,7 +513,8 @@ def _call(objective: Callable[[Schedule], jax.Array], schedule: Schedule) -> jax
 
 
 def _console() -> Console:
-    return Console(highlight=False, markup=False)
+    # a table is as wide as its contents; only a person's terminal may cut it
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
 
 def _say(text: str) -> None:
@@ -531,7 +537,7 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _show_optimized(result: OptimizedSchedule, objective: str, metric: str, initialization: str) -> None:
+def _show_optimized(result: OptimizedSchedule, objective: str, metric: str, how: FirstLaw) -> None:
     _show_schedule(result.schedule, result.process, result.evaluation)
     table = _table("grid", "objective", "to the optimum", "W2", title=f"objective {objective} {metric}")
     table.add_row("optimised", _number(result.objective), "1", _number(float(result.evaluation.w2)))
@@ -542,7 +548,7 @@ def _show_optimized(result: OptimizedSchedule, objective: str, metric: str, init
             result.process,
             result.sampler,
             result.baseline_schedules[name],
-            initialization=initialization,  # pyright: ignore[reportArgumentType]
+            initialization=how,
         )
         ratio = value / result.objective if result.objective > 0 else float("nan")
         table.add_row(name, _number(value), f"{ratio:.3g}", _number(float(exact[name].w2)))

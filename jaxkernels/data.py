@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float
@@ -123,18 +124,18 @@ def _array(path: Path, readers: dict[str, Callable[[Path, str | None], np.ndarra
 
 def _npy(path: Path, key: str | None) -> np.ndarray:
     del key
-    try:
-        values = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, cut off or not a plain NumPy array: {error}.") from None
-    if not isinstance(values, np.ndarray):
-        values.close()
-        raise ValueError(f"{path} is a .npz archive by content; give it that suffix.")
-    return values
+    with path.open("rb") as file:
+        values = _numpy(path, file)
+        if not isinstance(values, np.ndarray):
+            raise ValueError(f"{path} is a .npz archive by content; give it that suffix.")
+        return values
 
 
 def _npz(path: Path, key: str | None) -> np.ndarray:
-    with _opened_npz(path) as archive:
+    with path.open("rb") as file:
+        archive = _numpy(path, file)
+        if isinstance(archive, np.ndarray):
+            raise ValueError(f"{path} is a .npy file by content; give it that suffix.")
         names = archive.files
         if key is None and len(names) != 1:
             raise ValueError(f"{path} holds {len(names)} arrays; choose one by key: {', '.join(names)}.")
@@ -145,14 +146,11 @@ def _npz(path: Path, key: str | None) -> np.ndarray:
             raise ValueError(f"{name} in {path} is damaged or not a plain NumPy array: {error}.") from None
 
 
-def _opened_npz(path: Path) -> "np.lib.npyio.NpzFile":
+def _numpy(path: Path, file: BinaryIO) -> "np.ndarray | np.lib.npyio.NpzFile":
     try:
-        archive = np.load(path, allow_pickle=False)
-    except ValueError as error:  # neither a zip archive nor an array
-        raise ValueError(f"{path} is damaged or cut off: {error}.") from None
-    if isinstance(archive, np.ndarray):
-        raise ValueError(f"{path} is a .npy file by content; give it that suffix.")
-    return archive
+        return np.load(file, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, cut off or not a plain NumPy array: {error}.") from None
 
 
 def _text(path: Path, key: str | None) -> np.ndarray:

@@ -16,7 +16,7 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,7 @@ from .process import EDM, VE, AbstractProcess, DiscreteVP, FlowMatching
 from .samplers import DDIM, to_churn, to_eta
 from .schedules import Schedule
 
-End: TypeAlias = Literal["replace", "append"]
-Levels: TypeAlias = Float[np.ndarray, " points"]
+Levels: TypeAlias = Float[np.ndarray, " levels"]
 
 # settings under which a scheduler takes the numbers it is given as they are
 _PLAIN = ("use_karras_sigmas=False", "use_exponential_sigmas=False", "use_beta_sigmas=False")
@@ -46,7 +45,7 @@ class Export:
     """A schedule for another tool."""
 
     tool: str
-    values: dict[str, tuple[float, ...]]
+    values: dict[str, tuple[float | int, ...]]
     """The numbers by the name that the tool gives them, exactly those in `text`."""
     text: str
     """Ready to paste: Python for libraries, the string of a node for ComfyUI."""
@@ -84,7 +83,7 @@ def _call(
 
 
 def k_diffusion(
-    schedule: Schedule, process: AbstractProcess, *, end: End = "replace", sampler: str | None = None
+    schedule: Schedule, process: AbstractProcess, *, end: str = "replace", sampler: str | None = None
 ) -> Export:
     """k-diffusion: `sigmas` (K+1,), decreasing, ending in 0; sampling starts from randn * sigmas[0].
 
@@ -119,7 +118,7 @@ def k_diffusion(
 
 
 def comfyui(
-    schedule: Schedule, process: AbstractProcess, *, end: End = "replace", sampler: str | None = None
+    schedule: Schedule, process: AbstractProcess, *, end: str = "replace", sampler: str | None = None
 ) -> Export:
     """ComfyUI: SIGMAS (K+1,), decreasing, ending in 0, as the string of a ManualSigmas node.
 
@@ -159,7 +158,7 @@ def comfyui(
 
 
 def edm(
-    schedule: Schedule, process: AbstractProcess, *, end: End = "replace", sampler: str | None = None
+    schedule: Schedule, process: AbstractProcess, *, end: str = "replace", sampler: str | None = None
 ) -> Export:
     """The sampling loop of NVlabs/edm: `t_steps` (K+1,), noise levels ending in 0; `gamma` per step.
 
@@ -223,7 +222,7 @@ def _euler(
     schedule: Schedule,
     process: AbstractProcess,
     *,
-    end: End = "replace",
+    end: str = "replace",
     sampler: str | None = None,
     table: DiscreteVP | None = None,
 ) -> Export:
@@ -257,7 +256,7 @@ def _dpm_multistep(
     schedule: Schedule,
     process: AbstractProcess,
     *,
-    end: End = "replace",
+    end: str = "replace",
     sampler: str | None = None,
     table: DiscreteVP | None = None,
 ) -> Export:
@@ -305,7 +304,7 @@ def _heun(
     schedule: Schedule,
     process: AbstractProcess,
     *,
-    end: End = "replace",
+    end: str = "replace",
     sampler: str | None = None,
     table: DiscreteVP | None = None,
 ) -> Export:
@@ -336,7 +335,7 @@ def _flow_match_euler(
     schedule: Schedule,
     process: AbstractProcess,
     *,
-    end: End = "replace",
+    end: str = "replace",
     sampler: str | None = None,
     shift: float = 1.0,
 ) -> Export:
@@ -371,7 +370,7 @@ def _edm_euler(
     schedule: Schedule,
     process: AbstractProcess,
     *,
-    end: End = "replace",
+    end: str = "replace",
     sampler: str | None = None,
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
@@ -464,7 +463,7 @@ def _flow_levels(schedule: Schedule, process: AbstractProcess, end: str) -> tupl
     return _ended(s / (a + s), end)
 
 
-def _ended(levels: Levels, end: str) -> tuple[Levels, tuple[str, ...]]:
+def _ended(levels: Float[np.ndarray, " points"], end: str) -> tuple[Levels, tuple[str, ...]]:
     _checks.one_of("end", end, ("replace", "append"))
     if not np.all(np.diff(np.float32(levels)) < 0):
         k = int(np.argmax(np.diff(np.float32(levels)) >= 0))
@@ -539,7 +538,7 @@ def _written(values: np.ndarray) -> tuple[float, ...]:
     return tuple(float(str(v)) for v in np.asarray(values, np.float32))
 
 
-def _assign(name: str, values: Sequence[float], form: str = "%s") -> str:
+def _assign(name: str, values: Sequence[float | int], form: str = "%s") -> str:
     """`name = [...]`, over several lines if it is long."""
     numbers = ", ".join(map(repr, values))
     line = f"{name} = {form % f'[{numbers}]'}"

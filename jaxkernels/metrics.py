@@ -24,7 +24,7 @@ Metric: TypeAlias = Callable[[Array, Array, Array], Array]
 def w2_squared(
     mean_error: Float[Array, "*s"],
     variance: Float[Array, "*s"],
-    target_variance: Float[Array, "*s"],
+    target_variance: Float[Array, "*#s"],
 ) -> Float[Array, "*s"]:
     """Squared 2-Wasserstein distance e^2 + (sqrt c - sqrt v)^2, in units of variance; symmetric.
 
@@ -42,7 +42,7 @@ def w2_squared(
 def kl(
     mean_error: Float[Array, "*s"],
     variance: Float[Array, "*s"],
-    target_variance: Float[Array, "*s"],
+    target_variance: Float[Array, "*#s"],
 ) -> Float[Array, "*s"]:
     """KL(p || q) of the reference p from the sampled q, in nats: (c/v - 1 - log(c/v) + e^2/v) / 2.
 
@@ -54,7 +54,7 @@ def kl(
 def reverse_kl(
     mean_error: Float[Array, "*s"],
     variance: Float[Array, "*s"],
-    target_variance: Float[Array, "*s"],
+    target_variance: Float[Array, "*#s"],
 ) -> Float[Array, "*s"]:
     """KL(q || p) of the sampled q from the reference p, in nats: (v/c - 1 - log(v/c) + e^2/c) / 2."""
     return _kl(mean_error, variance, target_variance)
@@ -83,7 +83,7 @@ def per_mode(
     weights: Float[ArrayLike, " modes"],
     mean_error: Float[Array, "*s modes"],
     variance: Float[Array, "*s modes"],
-    target_variance: Float[Array, "*s modes"],
+    target_variance: Float[Array, "*#s modes"],
 ) -> Float[Array, "*s modes"]:
     """Each mode's contribution to the total, its weight times the metric; 0 for a mode of weight 0."""
     weights = jnp.asarray(weights)

@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ _OPTIMUM, _BASELINE, _OTHER, _SPECTRUM = "#0072B2", "#D55E00", "#8C8C8C", "#0000
 _MOST_ROWS = 9
 
 
+@runtime_checkable
 class Result(Protocol):
     """What is drawn of an optimised schedule."""
 

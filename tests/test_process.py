@@ -271,7 +271,9 @@ def test_discrete_vp_reproduces_its_table() -> None:
     np.testing.assert_allclose(process.time_at_sigma(SIGMAS), n, rtol=1e-12)
     # half way between entries the level is the geometric mean, below the first entry a straight line
     np.testing.assert_allclose(process.sigma(n[:-1] + 0.5), np.sqrt(SIGMAS[:-1] * SIGMAS[1:]), rtol=1e-13)
-    np.testing.assert_allclose(process.sigma(np.array([0.25, 0.75])), [0.25 * SIGMAS[0], 0.75 * SIGMAS[0]], rtol=1e-13)
+    np.testing.assert_allclose(
+        process.sigma(np.array([0.25, 0.75])), [0.25 * SIGMAS[0], 0.75 * SIGMAS[0]], rtol=1e-13
+    )
 
 
 def test_scaled_linear_table() -> None:
@@ -292,8 +294,8 @@ def test_cosine_offset() -> None:
 def test_variance_preserving_keeps_digits_near_the_data() -> None:
     """1 - e^-B for B = 1e-14 without cancellation."""
     t = 1e-14
-    assert float(jk.OU(rate=1.0).noise(t)) == pytest.approx(1e-7, rel=1e-12)
-    assert float(jk.OU(rate=1.0).integrated_signal(t)) == pytest.approx(1e-14, rel=1e-12)
+    assert float(jk.OU(rate=1.0).noise(t)) == pytest.approx(1e-7, rel=1e-12, abs=0.0)
+    assert float(jk.OU(rate=1.0).integrated_signal(t)) == pytest.approx(1e-14, rel=1e-12, abs=0.0)
 
 
 def test_derivatives_in_parameters() -> None:
@@ -324,11 +326,17 @@ def test_derivatives_in_parameters() -> None:
         (lambda: jk.EDM(sigma_max=1j), r"sigma_max must be an array of real numbers; got complex"),
         (lambda: jk.CosineVP(offset=-0.1), r"offset = -0.1 must be >= 0"),
         (lambda: jk.CosineVP(t_max=1.5), r"t_max = 1.5 must be > 0 and <= 1"),
-        (lambda: jk.DiscreteVP(np.array([0.5])), r"alphas_cumprod must be a list of at least 2 .* shape \(1,\)"),
+        (
+            lambda: jk.DiscreteVP(np.array([0.5])),
+            r"alphas_cumprod must be a list of at least 2 .* shape \(1,\)",
+        ),
         (lambda: jk.DiscreteVP(np.array([[0.5, 0.4]])), r"alphas_cumprod .* shape \(1, 2\)"),
         (lambda: jk.DiscreteVP(np.array([0.5, 0.0])), r"alphas_cumprod must lie strictly .* 0 \.\. 0\.5"),
         (lambda: jk.DiscreteVP(np.array([1.0, 0.5])), r"alphas_cumprod must lie strictly .* 0\.5 \.\. 1"),
-        (lambda: jk.DiscreteVP(np.array([0.9, 0.5, 0.6])), r"alphas_cumprod must decrease; entries 1 and 2 are 0\.5, 0\.6"),
+        (
+            lambda: jk.DiscreteVP(np.array([0.9, 0.5, 0.6])),
+            r"alphas_cumprod must decrease; entries 1 and 2 are 0\.5, 0\.6",
+        ),
         (lambda: jk.DiscreteVP(np.array([0.9, np.nan])), r"alphas_cumprod\[1\] = nan"),
     ],
 )

@@ -127,7 +127,10 @@ def test_isotropic() -> None:
         (lambda: jk.Gaussian.fit(np.eye(3), shrinkage=1.5), r"shrinkage = 1.5 must be"),
         (lambda: jk.Gaussian.fit(np.eye(3), shrinkage="ledoit_wulf"), r"Did you mean 'ledoit_wolf'"),
         (lambda: jk.Gaussian(0.0, np.ones(2)).compress(0), r"nodes = 0 must be at least 1"),
-        (lambda: jk.Gaussian(0.0, np.ones(2), weights=2.0).sample(jax.random.key(0), 3), r"weights other than 1"),
+        (
+            lambda: jk.Gaussian(0.0, np.ones(2), weights=2.0).sample(jax.random.key(0), 3),
+            r"weights other than 1",
+        ),
         (lambda: jk.GaussianMixture(np.array([0.5, 0.4]), np.zeros((2, 1)), np.ones(2)), r"sum to 0\.9"),
         (lambda: jk.GaussianMixture(np.array([1.5, -0.5]), np.zeros((2, 1)), np.ones(2)), r"weights .*-0\.5"),
         (lambda: jk.GaussianMixture(np.ones(1), np.zeros((2, 1)), np.ones(2)), r"means has shape \(2, 1\)"),
@@ -399,10 +402,7 @@ def test_mixture_predictor_obeys_tweedie(process: jk.AbstractProcess) -> None:
     a, s = float(process.signal(t)), float(process.noise(t))
     log_density = jax.jit(lambda x: MIXTURE.log_density(process, x, t))
     score = np.stack(
-        [
-            (log_density(POINTS + step * e) - log_density(POINTS - step * e)) / (2 * step)
-            for e in np.eye(2)
-        ],
+        [(log_density(POINTS + step * e) - log_density(POINTS - step * e)) / (2 * step) for e in np.eye(2)],
         axis=-1,
     )
     x0, eps = MIXTURE.predictor(process)(jnp.asarray(POINTS), jnp.asarray(t))

@@ -1,7 +1,7 @@
 """Minimisation with exact second derivatives in a trust region and a box, from many starts at once."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .._types import AnyArray
+
 # Standard trust-region constants (Nocedal and Wright, "Numerical Optimization", Algorithm 4.1).
 _POOR, _GOOD, _FIRST_RADIUS, _LARGEST_RADIUS = 0.25, 0.75, 2.0, 16.0
 
 
+@runtime_checkable
 class Problem(Protocol):
     """A function to be minimised, as a pytree whose arrays may change without recompiling."""
 
@@ -45,7 +48,7 @@ def dense_derivatives(fn: Callable[[Array], Array], z: Array) -> tuple[Array, Ar
     return value, g, hessian
 
 
-def _free(z: Array, gradient: Array, lower: Array, upper: Array) -> Array:
+def _free(z: AnyArray, gradient: AnyArray, lower: AnyArray, upper: AnyArray) -> AnyArray:
     """Variables that are not held at a bound by the sign of their gradient."""
     return ~(((z <= lower) & (gradient > 0)) | ((z >= upper) & (gradient < 0)))
 
@@ -132,6 +135,8 @@ def certificate(state: NewtonState, best: int, lower: np.ndarray, upper: np.ndar
     """Largest free gradient entry and smallest Hessian eigenvalue on the free variables, at one start."""
     z, gradient, hessian = (np.asarray(a)[best] for a in (state.z, state.gradient, state.hessian))
     free = _free(z, gradient, lower, upper)
+    if not np.isfinite(np.asarray(state.value)[best]):
+        return np.inf, -np.inf
     if not free.any():
         return 0.0, np.inf
     return float(np.abs(gradient[free]).max()), float(np.linalg.eigvalsh(hessian[free][:, free])[0])

@@ -1,7 +1,7 @@
 """What an optimal schedule minimises: functions of a schedule, differentiable, on a Gaussian target."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -18,6 +18,7 @@ from ..schedules import Schedule
 from ..target import Gaussian
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A differentiable, jittable function of a schedule."""
 
@@ -86,30 +87,34 @@ class Local(_GaussianObjective):
         return initialization + truncation
 
     def derivatives(self, schedule: Schedule) -> tuple[Array, Array, Array]:
-        """Value, gradient and Hessian in the interior times, for one stochasticity at all steps.
+        """Value, gradient and Hessian in the times, for stochasticity 0 at all steps.
 
-        Then the exact contraction from t' to t_K depends on those two times only, each step's term on the
-        times of its window, and the Hessian is a sum of small blocks: its cost is that of a few values, for
-        any number of steps. Entries of the two end times are incomplete; they are meant to be fixed.
+        Then the contraction from t' to t_K depends on those two times only, each step's term on the times
+        of its window, and the Hessian is a sum of small blocks: its cost is that of a few values, for any
+        number of steps. The two end times are held fixed: their entries are 0.
         """
         target, process, sampler = self.target, self.process, self.sampler
-        times, squared = schedule.times, schedule.stochasticity_squared
+        times = schedule.times
         points, steps = windows(schedule, sampler.memory_steps)
-        end, alpha2 = times[-1], squared[-1]
+        end, still = times[-1], jnp.zeros(steps.shape[1], times.dtype)
         p_last = target.marginal_variance(process, end)
 
-        def term(t: Array, w: Array, k: Array) -> Array:
-            defect = window_defect(target, process, sampler, t, w, k, schedule.num_steps)
-            carry = jnp.exp(log_contraction(target, process, t[-1], end, alpha2))
+        def term(t: Array, k: Array) -> Array:
+            defect = window_defect(target, process, sampler, t, still, k, schedule.num_steps)
+            carry = jnp.exp(log_contraction(target, process, t[-1], end, still[0]))
             exact = target.marginal_variance(process, t[-1])
             return self.total(*carried(defect, carry, exact, p_last), p_last)
 
-        def pieces(t: Array, w: Array, k: Array) -> tuple[Array, Array, Array]:
-            return forward_derivatives(lambda t: term(t, w, k), t)
+        def pieces(t: Array, k: Array) -> tuple[Array, Array, Array]:
+            return forward_derivatives(lambda t: term(t, k), t)
 
-        value, slope, curvature = jax.vmap(pieces)(times[points], squared[steps], jnp.arange(len(steps)))
+        value, slope, curvature = jax.vmap(pieces)(times[points], jnp.arange(len(steps)))
+        # at the ends of time, which do not move, derivatives need not exist
+        inner = (points > 0) & (points < len(steps))
+        slope = jnp.where(inner, slope, 0.0)
+        curvature = jnp.where(inner[:, :, None] & inner[:, None], curvature, 0.0)
         place = jnp.asarray(points[..., None] == np.arange(times.shape[0]), times.dtype)
-        whole = jnp.exp(log_contraction(target, process, times[0], end, alpha2))
+        whole = jnp.exp(log_contraction(target, process, times[0], end, still[0]))
         return (
             jnp.sum(value) + self.ends(schedule, whole),
             jnp.einsum("kw,kwt->t", slope, place),

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .. import _checks, metrics
 from .._numerics import to_float64
 from .._progress import Progress
+from .._types import Numbers
 from ..evaluate import check_setting, evaluate_schedule
 from ..process import AbstractProcess
 from ..samplers import AbstractSampler
@@ -104,11 +105,11 @@ def optimize_schedule(
     sampler: AbstractSampler | str,
     num_steps: int,
     *,
-    t_min: ArrayLike | tuple[float, float],
-    stochasticity: ArrayLike | Literal["optimize"] = 0.0,
-    objective: Literal["local", "terminal"] | Objective = "local",
+    t_min: Numbers,
+    stochasticity: Numbers = 0.0,
+    objective: str | Objective = "local",
     metric: str | metrics.Metric = "w2_squared",
-    initialization: Literal["standard_normal", "marginal"] = "standard_normal",
+    initialization: str = "standard_normal",
     starts: Starts = None,
     compress: bool | int | None = None,
     max_iterations: int = 200,
@@ -182,7 +183,7 @@ def optimize_schedule(
         baselines = _with_stochasticity({**grids, **given}, fixed)
         first = _with_stochasticity(given, fixed)
 
-        windowed = objective == "local" and low == high and fixed is not None and np.ptp(fixed) == 0.0
+        windowed = objective == "local" and low == high and fixed is not None and not fixed.any()
         problem = _Problem(
             make(small),
             monotone,
@@ -205,25 +206,22 @@ def optimize_schedule(
             )
         # the certificate belongs to the best optimised start, also where a baseline was as good
         best = int(np.argmin(values[: len(first)]))
-        norm, curvature = certificate(state, best, lower, upper)
+        norm, curvature = certificate(state, best, lower, upper) if z.shape[1] else (0.0, np.inf)
         reached = np.exp(np.asarray(state.value)) if z.shape[1] else values[: len(first)]
         reasons = violations(whole, process64, sampler64, candidates[chosen])
         if objective == "terminal":
             reasons = (_TERMINAL_RISK, *reasons)
-        times, squared = map(np.asarray, (candidates[chosen].times, candidates[chosen].stochasticity_squared))
         iterations = int(state.iteration)
         history = np.exp(np.asarray(state.history)[:iterations])
 
-    schedule = Schedule(times, np.sqrt(squared))
+    schedule = _outside(candidates[chosen])
     converged = norm <= max(tolerance, _ROUNDING_FLOOR)
     return OptimizedSchedule(
         schedule=schedule,
         objective=float(values[chosen]),
         evaluation=evaluate_schedule(target, process, sampler, schedule, initialization=initialization),
         baselines=dict(zip(baselines, values[len(first) :].tolist(), strict=True)),
-        baseline_schedules={
-            name: Schedule(np.asarray(s.times), np.asarray(s.stochasticity)) for name, s in baselines.items()
-        },
+        baseline_schedules={name: _outside(s) for name, s in baselines.items()},
         converged=converged,
         reason=_reason(converged, iterations, max_iterations, norm, tolerance),
         gradient_norm=norm,
@@ -419,6 +417,11 @@ def _bounds(problem: _Problem, num_steps: int, ends: np.ndarray) -> tuple[np.nda
 @jax.jit
 def _values(objective: Objective, times: Array, squared: Array) -> Array:
     return jax.vmap(lambda t, w: objective(Schedule.from_squared(t, w)))(times, squared)
+
+
+def _outside(schedule: Schedule) -> Schedule:
+    """A schedule computed in float64, in the caller's precision."""
+    return Schedule(np.asarray(schedule.times), np.sqrt(np.asarray(schedule.stochasticity_squared)))
 
 
 def _evaluate_all(objective: Objective, schedules: list[Schedule]) -> np.ndarray:

@@ -84,10 +84,10 @@ class OptimizedSchedule:
             path,
             sampler=names.get(type(self.sampler), type(self.sampler).__name__),
             process=to_config(self.process) if built_in else {"type": kind.__name__},
-            sigmas=np.asarray(self.schedule.sigmas(self.process), np.float64).tolist(),
-            objective=self.objective,
-            baselines=self.baselines,
-            w2=float(self.evaluation.w2),
+            sigmas=[_json_number(v) for v in np.asarray(self.schedule.sigmas(self.process), np.float64)],
+            objective=_json_number(self.objective),
+            baselines={name: _json_number(value) for name, value in self.baselines.items()},
+            w2=_json_number(float(self.evaluation.w2)),
             converged=self.converged,
             trusted=self.trusted,
             verified=self.verified,
@@ -95,7 +95,8 @@ class OptimizedSchedule:
         )
 
     def __repr__(self) -> str:
-        name, ratio = self.best_baseline, self.baselines[self.best_baseline] / self.objective
+        name = self.best_baseline
+        ratio = self.baselines[name] / self.objective if self.objective else float("nan")
         state = "converged" if self.converged else f"not converged ({self.reason})"
         lines = [
             f"OptimizedSchedule({type(self.sampler).__name__}, {self.schedule.num_steps} steps, {state}",
@@ -108,3 +109,8 @@ class OptimizedSchedule:
         lines += [f"  warning: {text}" for text in self.warnings]
         lines.append(f"  trusted={self.trusted}, verified={self.verified}, {self.seconds:.2f} s)")
         return "\n".join(lines)
+
+
+def _json_number(value: float) -> float | None:
+    """`value`, or None for what JSON has no number for: a level or an objective can be infinite."""
+    return float(value) if np.isfinite(value) else None

@@ -23,7 +23,7 @@ def _step_facts(
     """Per step: share of the variance in flipped modes, largest injected variance, squared noise level."""
     defects = local_defects(target, process, sampler, schedule).defects
     weighted = target.weights * target.marginal_variance(process, schedule.times[1:])
-    share = jnp.sum(jnp.where(defects.flipped, weighted, 0.0), -1) / jnp.sum(weighted, -1)
+    share = jnp.sum(jnp.where(defects.factor < 0, weighted, 0.0), -1) / jnp.sum(weighted, -1)
     return share, jnp.max(defects.injected, -1), process.noise(schedule.times[1:]) ** 2
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
 from .._numerics import as_inexact, safe_sqrt
+from .._types import Numbers
 from ._base import AbstractProcess
 
 
@@ -168,7 +169,7 @@ class DiscreteVP(AbstractVariancePreserving):
     t_max: ArrayLike
     name: str | None = eqx.field(static=True)
 
-    def __init__(self, alphas_cumprod: ArrayLike, name: str | None = None):
+    def __init__(self, alphas_cumprod: Numbers, name: str | None = None):
         table = _checks.array("alphas_cumprod", alphas_cumprod)
         if table.ndim != 1 or table.size < 2:
             raise ValueError(f"alphas_cumprod must be a list of at least 2 numbers; got shape {table.shape}.")

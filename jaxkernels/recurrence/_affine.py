@@ -47,7 +47,7 @@ def linearise(
     shape (size,); `blocks` its parameters with a leading axis over blocks.
     """
 
-    def one(interval: Interval, block: Block) -> AffineMaps:
+    def one(interval: Interval, block: Block) -> tuple[Array, Array, Array]:
         x = jnp.zeros((size,), interval.time.dtype)
         memory, unravel = ravel_pytree(sampler.memory(x))
 
@@ -76,10 +76,11 @@ def linearise(
         covariance = jnp.zeros((shift.size,) * 2, shift.dtype)
         for gain, variance in zip(gains, variances, strict=True):
             covariance += product(gain * variance, transpose(gain))
-        return AffineMaps(jnp.concatenate(state, axis=1), shift, covariance)
+        return jnp.concatenate(state, axis=1), shift, covariance
 
     over_blocks = jax.vmap(one, in_axes=(None, 0), out_axes=-1)
-    return jax.vmap(over_blocks, in_axes=(0, None), out_axes=-2)(intervals, blocks)
+    over_steps = jax.vmap(over_blocks, in_axes=(0, None), out_axes=-2)
+    return AffineMaps(*over_steps(intervals, blocks))
 
 
 def initial_state(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._numerics import floored_log
 from ..process import AbstractProcess
 from ..schedules import Schedule
 from ..target import Gaussian
@@ -28,12 +29,12 @@ def log_contraction(
     (Sigma' = 0, or a = 0 with alpha > 0) is represented by a very negative, finite logarithm.
     """
     alpha2 = stochasticity_squared
-    spread = _log(target.marginal_variance(process, u)) - _log(target.marginal_variance(process, t))
-    return 0.5 * (1.0 + alpha2) * spread + alpha2 * (_log(process.signal(t)) - _log(process.signal(u)))
-
-
-def _log(x: Array) -> Array:
-    return jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
+    spread = floored_log(target.marginal_variance(process, u)) - floored_log(
+        target.marginal_variance(process, t)
+    )
+    return 0.5 * (1.0 + alpha2) * spread + alpha2 * (
+        floored_log(process.signal(t)) - floored_log(process.signal(u))
+    )
 
 
 def log_contractions(

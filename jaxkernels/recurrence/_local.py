@@ -6,9 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from .._numerics import safe_divide, safe_sqrt
+from .._numerics import floored_log, safe_divide, safe_sqrt
 from ..prediction import Prediction, Predictor
 from ..process import AbstractProcess
 from ..samplers import AbstractSampler, Interval
@@ -21,14 +21,14 @@ from ._exact import log_contraction, log_contractions, to_the_end
 class Defect(eqx.Module):
     """The law after one step that starts from the exact law: `mean_error` against a' mu, and `variance`.
 
-    If the step's factor on x is negative (`flipped`) the part of the variance that it explains counts
-    with that sign: the law may be right, but every sample is on the wrong side. `injected` is the
+    `factor` is the step's own factor on x - E x. If it is negative the part of the variance that it explains
+    counts with that sign: the law may be right, but every sample is on the wrong side. `injected` is the
     variance of the noise that the step adds.
     """
 
     mean_error: Float[Array, "*steps modes"]
     variance: Float[Array, "*steps modes"]
-    flipped: Bool[Array, "*steps modes"]
+    factor: Float[Array, "*steps modes"]
     injected: Float[Array, "*steps modes"]
 
 
@@ -87,8 +87,9 @@ def window_defect(
     injected = sum((v * gain[0] ** 2 for v, gain in noises), start=start)
     variance = sum((column[0] ** 2 for column in moved), start=injected)
     correlated = sum(new[0] * old[0] for new, old in zip(moved, columns, strict=True))
-    flipped = safe_divide(jnp.minimum(correlated, 0.0) ** 2, exact_variance[depth])
-    return Defect(after[0] - exact_mean[-1], variance - 2.0 * flipped, correlated < 0, injected)
+    factor = safe_divide(correlated, exact_variance[depth])
+    flipped = jnp.minimum(factor, 0.0) ** 2 * exact_variance[depth]
+    return Defect(after[0] - exact_mean[-1], variance - 2.0 * flipped, factor, injected)
 
 
 def _choose(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
@@ -143,8 +144,8 @@ class LocalDefects(eqx.Module):
     """Law at t_K when the sampler takes step k and the exact reverse process all others.
 
     `mean_error` is against the exact mean, `variance` is signed as in `Defect`, `target_variance` the exact
-    one at t_K, and `contraction` the exact factor of x - E x over the whole schedule. `defects` are the
-    defects themselves, right after each step.
+    one at t_K, and `contraction` the factor that carries a perturbation over the whole schedule. `defects`
+    are the defects themselves, right after each step.
     """
 
     mean_error: Float[Array, "steps modes"]
@@ -157,9 +158,13 @@ class LocalDefects(eqx.Module):
 def local_defects(
     target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
 ) -> LocalDefects:
-    """Every step's `window_defect`, carried to the end by the exact contraction R:
+    """Every step's `window_defect`, carried to the end by a contraction R:
 
         variance = Sigma_K + R^2 (V - Sigma'),       mean_error = R (mean after the step - a' mu).
+
+    R is the product over the later steps of the exact factor of the probability flow and of what noise adds
+    to it: the ratio of the sampler's own factor on x with its stochasticity to that without. (The exact
+    reverse process of a large h forgets every error; a sampler that takes few steps does not.)
 
     All steps are computed at once. The target is in its eigenbasis.
     """
@@ -171,7 +176,12 @@ def local_defects(
         return window_defect(target, process, sampler, t, w, k, count)
 
     defects = jax.vmap(one)(times[points], squared[steps], jnp.arange(count))
-    carry = to_the_end(log_contractions(target, process, schedule))
+    logs = log_contractions(target, process, Schedule.from_squared(times, jnp.zeros_like(squared)))
+    if sampler.stochastic:
+        still = jax.vmap(one)(times[points], jnp.zeros_like(squared)[steps], jnp.arange(count))
+        ratio = safe_divide(jnp.abs(defects.factor), jnp.abs(still.factor))
+        logs = logs + floored_log(ratio)
+    carry = to_the_end(logs)
     variance = target.marginal_variance(process, times)
     mean_error, final = carried(defects, carry[1:], variance[1:], variance[-1])
     return LocalDefects(mean_error, final, variance[-1], carry[0], defects)

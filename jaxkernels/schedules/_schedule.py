@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .. import _checks
 from .._numerics import as_inexact, is_traced, safe_sqrt
+from .._types import Numbers
 from ..process import AbstractProcess
 from ..samplers import Interval
 
@@ -31,7 +32,7 @@ class Schedule(eqx.Module):
     times: Float[Array, " points"]
     stochasticity_squared: Float[Array, " steps"]
 
-    def __init__(self, times: ArrayLike, stochasticity: ArrayLike = 0.0):
+    def __init__(self, times: Numbers, stochasticity: Numbers = 0.0):
         if not is_traced(times):
             times = _checked_times(times)
         if not is_traced(stochasticity):
@@ -53,7 +54,7 @@ class Schedule(eqx.Module):
         self.stochasticity_squared = jnp.asarray(lib.broadcast_to(squared, steps), self.times.dtype)
 
     @classmethod
-    def from_squared(cls, times: Array, stochasticity_squared: Array) -> "Schedule":
+    def from_squared(cls, times: Numbers, stochasticity_squared: ArrayLike) -> "Schedule":
         """From times (K+1,) and alpha^2 (K,), for derivatives in alpha^2 at alpha = 0."""
         return eqx.tree_at(lambda s: s.stochasticity_squared, cls(times), jnp.asarray(stochasticity_squared))
 
@@ -118,7 +119,7 @@ class Schedule(eqx.Module):
             raise ValueError(f"{os.fspath(path)} holds no valid schedule: {error}.") from None
 
 
-def _checked_times(times: ArrayLike) -> np.ndarray:
+def _checked_times(times: Numbers) -> np.ndarray:
     numbers = _checks.array("times", times)
     if numbers.ndim != 1 or numbers.size < 2:
         raise ValueError(f"times must be a list of at least 2 numbers; got shape {numbers.shape}.")

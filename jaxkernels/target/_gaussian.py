@@ -8,6 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._numerics import is_traced, safe_divide
+from .._types import Numbers
 from ..prediction import Prediction, Predictor
 from ..process import AbstractProcess
 from ._quadrature import Compression, gauss_rule
@@ -39,10 +40,10 @@ class Gaussian(eqx.Module):
 
     def __init__(
         self,
-        mean: ArrayLike,
-        eigenvalues: ArrayLike,
-        weights: ArrayLike | None = None,
-        basis: ArrayLike | None = None,
+        mean: Numbers,
+        eigenvalues: Numbers,
+        weights: Numbers | None = None,
+        basis: Numbers | None = None,
         *,
         compression: Compression | None = None,
         kurtosis: ArrayLike | None = None,
@@ -61,7 +62,7 @@ class Gaussian(eqx.Module):
         self.compression, self.kurtosis = compression, kurtosis
 
     @classmethod
-    def isotropic(cls, dim: int, variance: ArrayLike = 1.0, mean: ArrayLike = 0.0) -> "Gaussian":
+    def isotropic(cls, dim: int, variance: Numbers = 1.0, mean: Numbers = 0.0) -> "Gaussian":
         """N(mean, variance I) in `dim` dimensions, as one mode of weight `dim` when the mean is one number."""
         _checks.count("dim", dim)
         variance = _checks.scalar("variance", variance, at_least=0.0)
@@ -70,13 +71,13 @@ class Gaussian(eqx.Module):
         return cls(mean, np.full(dim, variance))
 
     @classmethod
-    def from_covariance(cls, mean: ArrayLike, covariance: ArrayLike) -> "Gaussian":
+    def from_covariance(cls, mean: Numbers, covariance: Numbers) -> "Gaussian":
         """From a dense covariance (d, d). ValueError unless square, symmetric and positive semidefinite."""
         eigenvalues, basis = eigendecomposition("covariance", covariance)
         return cls(mean, eigenvalues, basis=basis)
 
     @classmethod
-    def fit(cls, samples: ArrayLike, shrinkage: float | str = "ledoit_wolf") -> "Gaussian":
+    def fit(cls, samples: Numbers, shrinkage: float | str = "ledoit_wolf") -> "Gaussian":
         """Fit mean and covariance to samples (n, d), n >= 2 (further axes of a sample are flattened).
 
         The empirical covariance S (divisor n) is shrunk towards a multiple of the identity,
@@ -230,7 +231,7 @@ def gaussian_prediction(
     return Prediction(mean + shift, eps)
 
 
-def eigendecomposition(argument: str, covariance: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def eigendecomposition(argument: str, covariance: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues (descending) and eigenvectors of a covariance that is checked first."""
     c = _checks.array(argument, covariance)
     if c.ndim != 2 or c.shape[0] != c.shape[1] or c.size == 0:

@@ -8,6 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._numerics import safe_divide
+from .._types import Numbers
 from ..prediction import Prediction, Predictor
 from ..process import AbstractProcess
 from ._gaussian import Gaussian, eigendecomposition
@@ -31,7 +32,7 @@ class GaussianMixture(eqx.Module):
     eigenvalues: Float[ArrayLike, "components d"]
     bases: Float[ArrayLike, "components d d"]
 
-    def __init__(self, weights: ArrayLike, means: ArrayLike, covariances: ArrayLike):
+    def __init__(self, weights: Numbers, means: Numbers, covariances: Numbers):
         weights = _checks.array("weights", weights)
         means = _checks.array("means", means)
         covariances = _checks.array("covariances", covariances)

@@ -1,0 +1,393 @@
+"""The command line as a user meets it: what it prints and writes, and one line for every mistake."""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import jaxkernels as jk
+from jaxkernels import cli
+from jaxkernels.__main__ import main
+from jaxkernels.process import from_config, to_config
+from jaxkernels.schedules import read_json
+
+
+class Run(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def run(*arguments: object) -> Run:
+    """The command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(a) for a in arguments])
+    return Run(code, out.getvalue(), err.getvalue())
+
+
+class Files(NamedTuple):
+    folder: Path
+    spectrum: Path
+    schedule: Path
+    picture: Path
+    result: Run
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """One optimisation, whose files the other tests read."""
+    folder = tmp_path_factory.mktemp("cli")
+    spectrum, schedule = folder / "spectrum.txt", folder / "best.json"
+    spectrum.write_text("1\n0.1\n")
+    how = ("--process", "edm", "--sigma-max", 14, "--sampler", "ddim", "--steps", 3)
+    result = run("optimize", "--spectrum", spectrum, *how, "--output", schedule)
+    return Files(folder, spectrum, schedule, folder / "best.png", result)
+
+
+class TestOptimize:
+    def test_report(self, files: Files):
+        assert files.result.code == 0
+        assert files.result.err == ""
+        for part in (
+            "t_min: 0.002, the default for edm",
+            "2 eigenvalues from",
+            "sigma",
+            "objective local w2_squared",
+            "karras",
+            "to the optimum",
+            "error budget",
+            "discretization",
+            "KL(p_data || q)",
+            "trusted: yes; verified on a network: no",
+            "converged: yes",
+            f"written: {files.schedule}, {files.picture}",
+        ):
+            assert part in files.result.out
+
+    def test_baselines_come_sorted_with_the_optimum_first(self, files: Files):
+        table = files.result.out.split("objective local")[1].split("error budget")[0]
+        rows = re.findall(r"│ (\w+) +│ +[\d.e-]+ │ +([\d.]+) │", table)
+        assert rows[0] == ("optimised", "1")
+        ratios = [float(ratio) for _, ratio in rows[1:]]
+        assert len(ratios) == len(jk.schedules.GRIDS)
+        assert ratios == sorted(ratios)
+        assert ratios[0] >= 1
+
+    def test_files(self, files: Files):
+        metadata = read_json(files.schedule)["metadata"]
+        schedule = jk.Schedule.load(files.schedule)
+        assert schedule.num_steps == 3
+        assert metadata["sampler"] == "ddim"
+        assert metadata["converged"] is True
+        assert to_config(from_config(metadata["process"])) == to_config(jk.EDM(14.0))
+        assert files.picture.read_bytes().startswith(b"\x89PNG")
+        assert sorted(p.name for p in files.folder.iterdir()) == ["best.json", "best.png", "spectrum.txt"]
+
+
+class TestEvaluate:
+    def test_file_gives_the_numbers_of_the_library(self, files: Files):
+        result = run("evaluate", files.schedule, "--spectrum", files.spectrum)
+        assert result.code == 0
+        target = jk.Gaussian(0.0, np.array([1.0, 0.1]))
+        exact = jk.evaluate_schedule(target, jk.EDM(14.0), "ddim", jk.Schedule.load(files.schedule))
+        assert f"W2 {float(exact.w2):.4g}, KL(p_data || q) {float(exact.kl):.4g} nats" in result.out
+        assert "3 network evaluations" in result.out
+
+    def test_named_grid(self, files: Files):
+        how = ("--process", "edm", "--sigma-max", 14, "--sampler", "ddim", "--steps", 3)
+        result = run("evaluate", "--grid", "karras", "--spectrum", files.spectrum, *how)
+        assert result.code == 0
+        assert "error budget" in result.out
+
+    def test_samples(self, files: Files, tmp_path: Path):
+        np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(20, 2)))
+        result = run("evaluate", files.schedule, "--data", tmp_path / "x.npy", "--shrinkage", "0.1")
+        assert result.code == 0
+        assert "20 samples of 2 dimensions" in result.out
+        assert "warning" not in result.out
+
+    def test_units_that_look_wrong(self, files: Files, tmp_path: Path):
+        np.save(tmp_path / "x.npy", 255 * np.random.default_rng(0).normal(size=(20, 2)))
+        result = run("evaluate", files.schedule, "--data", tmp_path / "x.npy")
+        assert "are the units right?" in result.out
+
+
+def test_compare_ranks_grids_and_files(files: Files):
+    result = run("compare", files.schedule, "--spectrum", files.spectrum, "--steps", 3)
+    assert result.code == 0
+    rows = [line for line in result.out.splitlines() if line.count("│") == 7]
+    assert len(rows) == len(jk.schedules.GRIDS) + 1
+    local = [float(row.split("│")[4]) for row in rows]
+    assert local == sorted(local)
+    objective = read_json(files.schedule)["metadata"]["objective"]
+    assert local[0] == pytest.approx(objective, rel=1e-3)
+
+
+class TestExport:
+    @pytest.mark.parametrize(
+        ("tool", "part"),
+        [
+            ("diffusers", "EDMEulerScheduler"),
+            ("k-diffusion", "sigmas = torch.tensor([14.0, "),
+            ("comfyui", "14.0, "),
+            ("edm", "t_steps = torch.tensor(["),
+        ],
+    )
+    def test_text_is_printed_alone(self, files: Files, tool: str, part: str):
+        result = run("export", files.schedule, "--to", tool)
+        assert result.code == 0
+        assert part in result.out
+        assert "note" not in result.out
+        assert "note: the last level 0.002 is replaced by 0" in result.err
+
+    def test_options_reach_the_tool(self, files: Files):
+        how = ("--to", "diffusers", "--scheduler", "flow_match_euler", "--shift", 3, "--end", "append")
+        result = run("export", files.schedule, *how)
+        assert "shift=3.0" in result.out
+        assert "is appended: 4 steps" in result.err
+
+    def test_table_of_the_network(self, files: Files, tmp_path: Path):
+        betas = np.linspace(1e-4, 0.05, 1000)
+        np.save(tmp_path / "table.npy", np.cumprod(1 - betas))
+        how = ("--to", "diffusers", "--scheduler", "dpm_multistep", "--table", tmp_path / "table.npy")
+        assert "timesteps = [" in run("export", files.schedule, *how).out
+
+    def test_to_a_file(self, files: Files, tmp_path: Path):
+        path = tmp_path / "sigmas.txt"
+        result = run("export", files.schedule, "--to", "comfyui", "--output", path)
+        assert result.out == f"written: {path}\n"
+        assert path.read_text() == run("export", files.schedule, "--to", "comfyui").out
+
+    def test_schedule_that_does_not_name_its_process(self, tmp_path: Path):
+        jk.Schedule(np.array([1.0, 0.5])).save(tmp_path / "plain.json")
+        result = run("export", tmp_path / "plain.json", "--to", "edm")
+        assert result.code == 2
+        assert "does not say which process" in result.err
+
+
+def _lines(*numbers: float) -> str:
+    return "".join(f"{v}\n" for v in numbers)
+
+
+def _edited(source: Path, **changes: object) -> str:
+    return json.dumps({**json.loads(source.read_text()), **changes})
+
+
+class TestMistakes:
+    """Exit code 2, one line that names the argument and the value, nothing written, no traceback."""
+
+    @pytest.fixture(autouse=True)
+    def _no_optimisation(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        def started(*_: object, **__: object) -> None:
+            raise AssertionError("the optimisation was started")
+
+        monkeypatch.setattr(cli, "optimize_schedule", started)
+        monkeypatch.chdir(tmp_path)
+
+    def fails(self, *arguments: object) -> str:
+        """The one line on standard error."""
+        result = run(*arguments)
+        assert result.code == 2
+        assert result.err.startswith("jaxkernels: error: ")
+        assert result.err.count("\n") == 1
+        assert "Traceback" not in result.err + result.out
+        return result.err
+
+    @pytest.mark.parametrize(
+        ("content", "fault"),
+        [
+            (np.empty((0, 3)), "x.npy is empty"),
+            (np.ones((1, 3)), "x.npy holds 1 sample; at least 2"),
+            (np.array([[1.0, 2.0], [np.nan, 3.0]]), "x.npy[1, 0] = nan"),
+            (np.array([[1.0, np.inf], [2.0, 3.0]]), "x.npy[0, 1] = inf"),
+            (np.ones((5, 3)), "samples are all equal"),
+        ],
+    )
+    def test_samples(self, tmp_path: Path, content: np.ndarray, fault: str):
+        np.save(tmp_path / "x.npy", content)
+        assert fault in self.fails("optimize", "--data", tmp_path / "x.npy")
+
+    @pytest.mark.parametrize(
+        ("numbers", "fault"),
+        [
+            ((1.0, -0.5), "eigenvalues[1] = -0.5 in"),
+            ((1.0, float("nan")), "s.txt[1, 0] = nan"),
+            ((), "holds no numbers"),
+        ],
+    )
+    def test_spectra(self, tmp_path: Path, numbers: tuple[float, ...], fault: str):
+        (tmp_path / "s.txt").write_text(_lines(*numbers))
+        assert fault in self.fails("optimize", "--spectrum", tmp_path / "s.txt")
+
+    @pytest.mark.parametrize(
+        ("arguments", "fault"),
+        [
+            (("--steps", "0"), "--steps = 0 must be at least 1"),
+            (("--steps", "-3"), "--steps = -3 must be at least 1"),
+            (("--steps", "many"), "'--steps'"),
+            (("--sampler", "ddmi"), "sampler='ddmi' is not known. Did you mean 'ddim'?"),
+            (("--process", "edn"), "process='edn' is not known. Did you mean 'edm'?"),
+            (("--objective", "locl"), "--objective='locl' is not known. Did you mean 'local'?"),
+            (("--metric", "w2_square"), "--metric='w2_square' is not known. Did you mean 'w2_squared'?"),
+            (("--stochasticity", "optimise"), "Did you mean 'optimize'?"),
+            (("--initialization", "marginl"), "Did you mean 'marginal'?"),
+            (("--process", "edm", "--beta-min", "1"), "--beta-min = 1.0 has no use for process 'edm'"),
+            (("--beta-min", "-1"), "beta_min = -1 must be > 0"),
+            (("--table", "t.npy"), "--table = t.npy has no use for process 'vp'"),
+            (("--process", "discrete_vp", "--table", "t.npy"), "t.npy is no file"),
+            (("--shrinkage", "0.5"), "--shrinkage = 0.5 is for samples"),
+            (("--data", "digits"), "either as --data"),
+            (("--plot", "a.jpeg"), "a.jpeg='.jpeg' is not known"),
+            (("--plot", "a.png", "--no-plot"), "--plot a.png and --no-plot exclude"),
+            (("--output", "a.png"), "--output and --plot are both a.png"),
+            (("--stepz", "3"), "--stepz"),
+            (("more",), "more"),
+        ],
+    )
+    def test_options(self, tmp_path: Path, arguments: tuple[str, ...], fault: str):
+        (tmp_path / "s.txt").write_text(_lines(1.0, 0.1))
+        assert fault in self.fails("optimize", "--spectrum", "s.txt", *arguments)
+        assert [p.name for p in tmp_path.iterdir()] == ["s.txt"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "fault"),
+        [
+            ((), "either as --data"),
+            (
+                ("--data", "digit"),
+                "digit is no file or folder that exists, nor the name of a data set (digits)",
+            ),
+            (("--spectrum", "missing.npy"), "missing.npy is no file"),
+            (("--data", "digits", "--shrinkage", "2"), "shrinkage = 2 must be"),
+            (("--data", "digits", "--shrinkage", "ledoit"), "Did you mean 'ledoit_wolf'?"),
+        ],
+    )
+    def test_targets(self, arguments: tuple[str, ...], fault: str):
+        assert fault in self.fails("optimize", *arguments)
+
+    @pytest.mark.parametrize(("t_min", "shown"), [("-0.1", "-0.1"), ("1", "1"), ("3", "3")])
+    def test_last_times(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, t_min: str, shown: str):
+        monkeypatch.setattr(cli, "optimize_schedule", jk.optimize_schedule)
+        (tmp_path / "s.txt").write_text(_lines(1.0, 0.1))
+        message = self.fails("optimize", "--spectrum", "s.txt", "--t-min", t_min)
+        assert f"t_min = {shown} must be >= 0 and < 1" in message
+
+    @pytest.mark.parametrize(
+        ("change", "fault"),
+        [
+            (lambda s: "", "is not a complete JSON file"),
+            (lambda s: s.read_text()[:80], "is not a complete JSON file"),
+            (lambda s: "[1, 2]", "is not a schedule file"),
+            (lambda s: _edited(s, version=99), "has version 99"),
+            (lambda s: _edited(s, times=[1.0, 2.0]), "must strictly decrease"),
+            (lambda s: _edited(s, metadata={"process": {"type": "edx"}}), "process='edx' is not known"),
+        ],
+    )
+    @pytest.mark.parametrize("command", ["evaluate", "compare", "export"])
+    def test_schedule_files(
+        self, files: Files, tmp_path: Path, command: str, change: Callable[[Path], str], fault: str
+    ):
+        (tmp_path / "bad.json").write_text(change(files.schedule))
+        rest = ("--to", "edm") if command == "export" else ("--spectrum", files.spectrum)
+        message = self.fails(command, "bad.json", *rest)
+        assert "bad.json" in message
+        assert fault in message
+
+    @pytest.mark.parametrize(
+        ("arguments", "fault"),
+        [
+            (("evaluate",), "either a schedule FILE or --grid"),
+            (("evaluate", "missing.json"), "cannot read missing.json: No such file"),
+            (("evaluate", "--grid", "karas"), "grid='karas' is not known. Did you mean 'karras'?"),
+            (("optimise",), "Did you mean 'optimize'?"),
+            (("export", "missing.json", "--to", "edm"), "cannot read missing.json"),
+            (("export", "missing.json"), "--to"),
+        ],
+    )
+    def test_commands(self, files: Files, arguments: tuple[str, ...], fault: str):
+        target = ("--spectrum", files.spectrum) if arguments[0] == "evaluate" else ()
+        assert fault in self.fails(*arguments, *target)
+
+    def test_files_of_another_process(self, files: Files):
+        message = self.fails("compare", files.schedule, "--spectrum", files.spectrum, "--process", "vp")
+        assert "edm(sigma_max=14) instead of vp(beta_min=0.1, beta_max=20)" in message
+
+    def test_tools(self, files: Files):
+        assert "Did you mean 'comfyui'?" in self.fails("export", files.schedule, "--to", "comfy")
+        message = self.fails("export", files.schedule, "--to", "edm", "--shift", "2")
+        assert "tool 'edm' has no option 'shift'" in message
+
+    @pytest.mark.parametrize("name", ["missing/a.json", "folder", "folder/x/a.json"])
+    @pytest.mark.parametrize("option", ["--output", "--plot"])
+    def test_unwritable_output(self, tmp_path: Path, name: str, option: str):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "s.txt").write_text(_lines(1.0))
+        name = name if option == "--output" else name.replace(".json", ".png")
+        if option == "--plot" and name == "folder":
+            (tmp_path / "folder.png").mkdir()
+            name = "folder.png"
+        assert f"cannot write {name}" in self.fails("optimize", "--spectrum", "s.txt", option, name)
+
+    def test_an_existing_file_survives_a_mistake(self, tmp_path: Path):
+        (tmp_path / "old.json").write_text("kept")
+        (tmp_path / "s.txt").write_text(_lines(1.0))
+        self.fails("optimize", "--spectrum", "s.txt", "--output", "old.json", "--steps", "0")
+        assert (tmp_path / "old.json").read_text() == "kept"
+
+    def test_an_existing_file_survives_a_full_disk(
+        self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        def full(_: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        (tmp_path / "old.txt").write_text("kept")
+        monkeypatch.setattr(os, "fsync", full)
+        message = self.fails("export", files.schedule, "--to", "comfyui", "--output", "old.txt")
+        assert "cannot write old.txt: No space left on device" in message
+        assert [p.name for p in tmp_path.iterdir()] == ["old.txt"]
+        assert (tmp_path / "old.txt").read_text() == "kept"
+
+
+class TestEntry:
+    def test_version(self):
+        assert run("--version") == Run(0, f"jaxkernels {jk.__version__}\n", "")
+
+    @pytest.mark.parametrize("arguments", [(), ("--help",)])
+    def test_help_lists_the_commands(self, arguments: tuple[str, ...]):
+        result = run(*arguments)
+        assert result.code == 0
+        assert all(name in result.out for name in ("optimize", "evaluate", "compare", "export"))
+
+    @pytest.mark.parametrize("command", ["optimize", "evaluate", "compare", "export"])
+    def test_help_of_each_command(self, command: str):
+        result = run(command, "--help")
+        assert result.code == 0
+        assert "Usage" in result.out
+
+    @pytest.mark.parametrize("library", ["typer", "rich"])
+    def test_without_its_libraries(self, monkeypatch: pytest.MonkeyPatch, library: str):
+        monkeypatch.setitem(sys.modules, library, None)
+        result = run("--help")
+        assert result.code == 2
+        assert f"needs {library}" in result.err
+        assert 'pip install "jaxkernels[cli]"' in result.err
+
+    def test_as_a_module(self, tmp_path: Path):
+        """In a process of its own, in JAX's default precision, and with a mistake: no traceback."""
+        command = [sys.executable, "-m", "jaxkernels", "optimize", "--spectrum", str(tmp_path / "none.npy")]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert result.returncode == 2
+        assert result.stderr.startswith("jaxkernels: error: ")
+        assert "none.npy is no file" in result.stderr
+        assert result.stderr.count("\n") == 1

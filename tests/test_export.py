@@ -1,0 +1,323 @@
+"""Exports against the conventions of each tool, written out here by hand.
+
+The conventions were checked against diffusers 0.42.1 and k-diffusion 0.1.1 themselves; what those do with the
+numbers is restated below in a few lines of NumPy, so that the tests need neither.
+"""
+
+import ast
+import re
+from collections.abc import Sequence
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import jaxkernels as jk
+from jaxkernels.export import SCHEDULERS, TOOLS, Export, export
+
+TABLE = jk.DiscreteVP.scaled_linear()
+TABLE_SIGMAS = np.exp(np.asarray(TABLE.log_sigmas))
+
+# what float32 keeps of a number
+RTOL = 2.0**-23
+
+unit = st.floats(0.02, 0.98)
+interior = st.lists(unit, min_size=4, max_size=4, unique_by=lambda v: round(v, 3)).map(sorted)
+
+
+def _schedule(points: list[float], top: float, bottom: float, alpha: float = 0.0) -> jk.Schedule:
+    """Times from top to bottom, through points of (0, 1)."""
+    inner = bottom + (top - bottom) * np.asarray(points[::-1])
+    return jk.Schedule(np.array([top, *inner, bottom]), alpha)
+
+
+def _at(times: Sequence[float], alpha: float | np.ndarray = 0.0) -> jk.Schedule:
+    return jk.Schedule(np.array(times), alpha)
+
+
+def _assigned(result: Export, name: str) -> list[float]:
+    """The list that the exported Python text assigns to `name`."""
+    for node in ast.walk(ast.parse(result.text)):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == name for t in node.targets
+        ):
+            lists = [n for n in ast.walk(node.value) if isinstance(n, ast.List)]
+            return ast.literal_eval(lists[0])
+    raise AssertionError(f"{name} is not assigned in the text")
+
+
+class TestLevels:
+    @settings(max_examples=20)
+    @given(interior)
+    def test_k_diffusion_replaces_the_last_level_by_zero(self, points: list[float]):
+        schedule = _schedule(points, 80.0, 0.002)
+        sigmas = export(schedule, jk.EDM(), "k-diffusion").values["sigmas"]
+        np.testing.assert_allclose(sigmas[:-1], np.asarray(schedule.times)[:-1], rtol=RTOL)
+        assert sigmas[-1] == 0.0
+        assert len(sigmas) == schedule.num_steps + 1
+
+    def test_appending_costs_one_step_more(self):
+        schedule = _schedule([0.1, 0.5], 80.0, 0.002)
+        result = export(schedule, jk.EDM(), "k-diffusion", end="append")
+        np.testing.assert_allclose(result.values["sigmas"], [*np.asarray(schedule.times), 0.0], rtol=RTOL)
+        assert any("appended: 4 steps" in note for note in result.notes)
+
+    @pytest.mark.parametrize("end", ["replace", "append"])
+    def test_a_schedule_that_ends_at_zero_is_kept(self, end: str):
+        schedule = _at([80.0, 3.0, 0.0])
+        result = export(schedule, jk.EDM(), "k-diffusion", end=end)
+        assert result.values["sigmas"] == (80.0, 3.0, 0.0)
+        assert result.notes == ()
+
+    def test_variance_preserving_levels_are_noise_over_signal(self):
+        """sigma^2 = exp(beta_d t^2 / 2 + beta_min t) - 1, the form k-diffusion gives for VP."""
+        t = np.array([1.0, 0.6, 0.2, 0.01])
+        sigmas = export(jk.Schedule(t), jk.VP(0.1, 20.0), "edm").values["t_steps"]
+        expected = np.sqrt(np.expm1(19.9 * t**2 / 2 + 0.1 * t))
+        np.testing.assert_allclose(sigmas, [*expected[:-1], 0.0], rtol=1e-6)
+
+    def test_levels_that_float32_cannot_tell_apart(self):
+        schedule = jk.Schedule(np.array([80.0, 1.0 + 1e-9, 1.0, 0.0]))
+        with pytest.raises(ValueError, match=r"levels 1 and 2 of the schedule.*equal in float32"):
+            export(schedule, jk.EDM(), "k-diffusion")
+
+    @pytest.mark.parametrize("tool", ["k-diffusion", "edm"])
+    def test_infinite_levels_are_refused(self, tool: str):
+        schedule = _at([1.0, 0.5, 0.1])
+        with pytest.raises(ValueError, match=r"times\[0\] = 1 has no signal left"):
+            export(schedule, jk.CosineVP(), tool)
+        with pytest.raises(ValueError, match="process FlowMatching"):
+            export(schedule, jk.FlowMatching(), tool)
+
+    @pytest.mark.parametrize("tool", TOOLS)
+    def test_the_text_holds_the_values(self, tool: str):
+        result = export(_schedule([0.1, 0.3, 0.6], 80.0, 0.002), jk.EDM(), tool, sampler="heun")
+        assert result.tool == tool
+        for name, values in result.values.items():
+            if tool == "comfyui":
+                assert result.text == ", ".join(map(str, values))
+            else:
+                assert _assigned(result, "ramp" if tool == "diffusers" else name) == list(values)
+
+
+class TestComfyUI:
+    @settings(max_examples=30)
+    @given(st.lists(st.floats(1e-7, 1e3), min_size=2, max_size=6, unique_by=lambda v: f"{v:.3g}"))
+    def test_the_node_reads_the_same_numbers_back(self, levels: list[float]):
+        """ManualSigmas takes every match of this pattern for a number: no exponent survives it."""
+        schedule = jk.Schedule(np.sort(levels)[::-1])
+        result = export(schedule, jk.EDM(sigma_max=2e3), "comfyui")
+        read = [float(word) for word in re.findall(r"[-+]?(?:\d*\.*\d+)", result.text)]
+        assert read == list(result.values["sigmas"])
+        assert re.fullmatch(r"\d+\.\d+(, \d+\.\d+)*", result.text)
+
+    def test_flow_models_take_the_time_itself(self):
+        result = export(_at([1.0, 0.75, 0.25, 0.001]), jk.FlowMatching(), "comfyui")
+        assert result.values["sigmas"] == (1.0, 0.75, 0.25, 0.0)
+
+    def test_varying_stochasticity_is_said_to_be_lost(self):
+        schedule = _at([80.0, 5.0, 1.0, 0.1], np.array([0.2, 0.7, 0.1]))
+        result = export(schedule, jk.EDM(), "comfyui")
+        assert "eta" not in result.values
+        assert any("stochasticity cannot be carried" in note for note in result.notes)
+
+    def test_ancestral_steps_are_eta_one(self):
+        schedule = _at([80.0, 5.0, 1.0, 0.1], 1.0)
+        result = export(schedule, jk.EDM(), "comfyui")
+        assert result.values["eta"] == (1.0, 1.0, 0.0)
+        assert any("SamplerEulerAncestral with eta 1.0" in note for note in result.notes)
+
+
+class TestDiffusers:
+    @settings(max_examples=20)
+    @given(interior, st.floats(1.0, 12.0))
+    def test_flow_levels_survive_the_shift(self, points: list[float], shift: float):
+        schedule = _schedule(points, 1.0, 0.001)
+        given_ = np.array(export(schedule, jk.FlowMatching(), "diffusers", shift=shift).values["sigmas"])
+        shifted = shift * given_ / (1 + (shift - 1) * given_)
+        np.testing.assert_allclose(shifted, np.asarray(schedule.times)[:-1], rtol=4 * RTOL)
+        assert given_[-1] > 0, "the scheduler appends the 0"
+
+    def test_flow_scheduler_is_told_not_to_shift(self):
+        text = export(_at([1.0, 0.5, 0.1]), jk.FlowMatching(), "diffusers").text
+        assert "FlowMatchEulerDiscreteScheduler" in text
+        assert "shift=1.0, use_dynamic_shifting=False" in text
+
+    def test_other_processes_reach_flow_models_through_the_ratio(self):
+        """A level sigma = s/a is the flow time sigma / (1 + sigma)."""
+        schedule = _at([80.0, 3.0, 0.5, 0.01])
+        result = export(schedule, jk.EDM(), "diffusers", scheduler="flow_match_euler")
+        np.testing.assert_allclose(result.values["sigmas"], [80 / 81, 3 / 4, 1 / 3], rtol=RTOL)
+
+    @settings(max_examples=20)
+    @given(interior, st.floats(3.0, 9.0), st.floats(20.0, 700.0))
+    def test_the_edm_ramp_is_mapped_back_to_the_levels(self, points, rho, sigma_max):
+        schedule = _schedule(points, 80.0, 0.001)
+        options = {"rho": rho, "sigma_max": sigma_max, "sigma_min": 0.002}
+        ramp = np.array(export(schedule, jk.EDM(), "diffusers", **options).values["sigmas"])
+        low, high = 0.002 ** (1 / rho), sigma_max ** (1 / rho)
+        np.testing.assert_allclose(
+            (high + ramp * (low - high)) ** rho, np.asarray(schedule.times)[:-1], rtol=1e-9
+        )
+
+    def test_the_karras_grid_is_the_uniform_ramp(self):
+        schedule = jk.schedules.karras(jk.EDM(), 6, 0.0, last_sigma=0.002)
+        ramp = export(schedule, jk.EDM(), "diffusers").values["sigmas"]
+        np.testing.assert_allclose(ramp, np.linspace(0.0, 1.0, 6), atol=1e-9)
+
+    def test_euler_takes_levels_with_the_final_zero(self):
+        schedule = _at([1000.0, 400.5, 20.0, 1.0])
+        result = export(schedule, TABLE, "diffusers", sampler="ddim")
+        between = np.sqrt(TABLE_SIGMAS[399] * TABLE_SIGMAS[400])
+        expected = [TABLE_SIGMAS[999], between, TABLE_SIGMAS[19], 0.0]
+        np.testing.assert_allclose(result.values["sigmas"], expected, rtol=RTOL)
+        assert _assigned(result, "sigmas") == list(result.values["sigmas"])
+
+    def test_multistep_timesteps_count_from_zero_and_are_whole(self):
+        schedule = _at([1000.0, 700.3, 200.6, 1.0])
+        result = export(schedule, TABLE, "diffusers", sampler="dpmpp_2m")
+        assert result.values["timesteps"] == (999, 699, 200)
+        moved = abs(np.log(TABLE_SIGMAS[200] / TABLE_SIGMAS[199])) * 0.4
+        assert any(f"at most {moved:.2g}" in note for note in result.notes)
+
+    def test_two_levels_at_one_timestep(self):
+        schedule = _at([1000.0, 700.3, 700.1, 1.0])
+        with pytest.raises(ValueError, match=r"levels 1 and 2 .* 699\.30 and 699\.10.*timestep 699"):
+            export(schedule, TABLE, "diffusers", sampler="dpmpp_2m")
+
+    def test_heun_fractions_give_the_exact_levels(self):
+        """It interpolates sigma linearly between whole timesteps."""
+        schedule = _at([1000.0, 700.3, 200.6, 1.5, 1.0])
+        timesteps = export(schedule, TABLE, "diffusers", sampler="heun").values["timesteps"]
+        levels = np.interp(timesteps, np.arange(1000), TABLE_SIGMAS)
+        np.testing.assert_allclose(levels, np.asarray(schedule.sigmas(TABLE))[:-1], rtol=1e-6)
+
+    def test_another_process_is_mapped_by_its_levels(self):
+        schedule = _at([TABLE_SIGMAS[-1], TABLE_SIGMAS[300], 0.0])
+        for scheduler, expected in (("dpm_multistep", (999, 300)), ("heun", (999.0, 300.0))):
+            result = export(schedule, jk.EDM(), "diffusers", scheduler=scheduler)
+            np.testing.assert_allclose(result.values["timesteps"], expected, atol=1e-4)
+
+    @pytest.mark.parametrize("scheduler", ["euler", "dpm_multistep", "heun"])
+    @pytest.mark.parametrize("level", [15.0, 0.02])
+    def test_levels_outside_the_table_are_refused(self, scheduler: str, level: float):
+        """EulerDiscrete would take them and clip the timestep in silence."""
+        schedule = jk.Schedule(np.array([level, 0.01, 0.0]))
+        with pytest.raises(
+            ValueError, match=f"sigma = {level:g} of step 0 lies outside the levels of the table"
+        ):
+            export(schedule, jk.EDM(), "diffusers", scheduler=scheduler)
+
+    def test_the_table_can_be_another(self):
+        table = jk.DiscreteVP.scaled_linear(1e-4, 0.02)
+        level = float(np.exp(np.asarray(table.log_sigmas)[500]))
+        result = export(_at([level, 0.0]), jk.EDM(), "diffusers", scheduler="dpm_multistep", table=table)
+        assert result.values["timesteps"] == (500,)
+
+
+class TestStochasticity:
+    ALPHA = np.array([0.3, 2.0, 0.0, 0.5])
+    TIMES = np.array([80.0, 5.0, 1.0, 0.2, 0.01])
+
+    @pytest.mark.parametrize("tool", ["k-diffusion", "diffusers"])
+    def test_ancestral_split_of_the_next_level(self, tool: str):
+        """sigma_up = eta sigma' sqrt(1 - r^2) and sigma_down = sigma' r^(alpha^2), r = sigma'/sigma."""
+        eta = np.array(export(jk.Schedule(self.TIMES, self.ALPHA), jk.EDM(), tool).values["eta"])
+        r = self.TIMES[1:] / self.TIMES[:-1]
+        up = eta * self.TIMES[1:] * np.sqrt(1 - r**2)
+        down = self.TIMES[1:] * r ** (self.ALPHA**2)
+        np.testing.assert_allclose(np.hypot(up, down)[:-1], self.TIMES[1:-1], rtol=1e-6)
+        assert eta[-1] == 0.0, "the step to 0 injects nothing"
+
+    def test_churn_keeps_the_same_part_of_the_old_noise(self):
+        gamma = np.array(export(jk.Schedule(self.TIMES, self.ALPHA), jk.EDM(), "edm").values["gamma"])
+        kept = (self.TIMES[1:] / self.TIMES[:-1]) ** (self.ALPHA**2)
+        np.testing.assert_allclose(1 / (1 + gamma[:-1]), kept[:-1], rtol=1e-6)
+        assert gamma[-1] == 0.0
+
+    def test_the_written_loop_samples_the_law_of_the_schedule(self):
+        """The exported loop is run on a Gaussian, with the methods of a scheduler that it uses."""
+        variance, times = 0.3, np.array([80.0, 5.0, 1.0, 0.2, 0.0])
+        schedule = jk.Schedule(times, self.ALPHA)
+        result = export(schedule, jk.EDM(), "k-diffusion")
+        rng = np.random.default_rng(0)
+
+        def sample_euler_ancestral(model, x, sigmas, eta):
+            s, u = sigmas
+            up = min(u, eta * (u**2 * (s**2 - u**2) / s**2) ** 0.5)
+            down = (u**2 - up**2) ** 0.5
+            return x + (x - model(x, s)) / s * (down - s) + up * rng.normal(size=x.shape)
+
+        x = rng.normal(size=100_000) * 80.0
+        names = {
+            "sample_euler_ancestral": sample_euler_ancestral,
+            "model": lambda x, s: x * variance / (variance + s**2),
+            "sigmas": result.values["sigmas"],
+            "eta": result.values["eta"],
+            "x": x,
+        }
+        loop = result.text[result.text.index("for i in") :]
+        exec(loop, names)
+        exact = jk.evaluate_schedule(jk.Gaussian(0.0, np.array([variance])), jk.EDM(), "ddim", schedule)
+        assert np.var(names["x"]) == pytest.approx(float(exact.variance[0]), rel=0.02)
+
+    @pytest.mark.parametrize("scheduler", ["dpm_multistep", "heun", "flow_match_euler"])
+    def test_schedulers_without_a_knob_say_so(self, scheduler: str):
+        schedule = _at([14.0, 5.0, 1.0, 0.1], 0.5)
+        result = export(schedule, jk.EDM(), "diffusers", scheduler=scheduler)
+        assert any("stochasticity cannot be carried" in note for note in result.notes)
+
+    @pytest.mark.parametrize("tool", TOOLS)
+    def test_none_leaves_no_knob(self, tool: str):
+        result = export(_at([80.0, 1.0, 0.1]), jk.EDM(), tool)
+        assert len(result.values) == 1
+
+
+class TestOptions:
+    SCHEDULE = _at([80.0, 1.0, 0.1])
+
+    @pytest.mark.parametrize(
+        ("tool", "options", "fault"),
+        [
+            ("difusers", {}, "tool='difusers' is not known. Did you mean 'diffusers'"),
+            ("edm", {"shift": 2.0}, "tool 'edm' has no option 'shift'; it takes end, sampler"),
+            ("diffusers", {"shift": 2.0}, "scheduler 'edm_euler' has no option 'shift'"),
+            ("diffusers", {"scheduler": "heunn"}, "scheduler='heunn' is not known. Did you mean 'heun'"),
+            ("k-diffusion", {"end": "drop"}, "end='drop' is not known"),
+            ("diffusers", {"rho": 0.0}, "rho = 0 must be > 0"),
+            ("diffusers", {"scheduler": "flow_match_euler", "shift": -1.0}, "shift = -1 must be > 0"),
+            ("diffusers", {"sigma_min": 90.0}, "sigma_max = 80 must be > 90"),
+        ],
+    )
+    def test_faults_are_named(self, tool: str, options: dict, fault: str):
+        with pytest.raises(ValueError, match=re.escape(fault)):
+            export(self.SCHEDULE, jk.EDM(), tool, **options)
+
+    def test_a_schedule_of_another_process(self):
+        with pytest.raises(ValueError, match=r"times\[0\] = 80 lies beyond the process's t_max = 1"):
+            export(self.SCHEDULE, jk.VP(), "k-diffusion")
+
+    @pytest.mark.parametrize(
+        ("process", "sampler", "scheduler"),
+        [
+            (jk.FlowMatching(), "ddim", "FlowMatchEuler"),
+            (jk.EDM(14.0), "dpmpp_2m", "EDMEuler"),
+            (TABLE, "ddim", "EulerDiscrete"),
+            (TABLE, "dpmpp_2m", "DPMSolverMultistep"),
+            (TABLE, "heun", "HeunDiscrete"),
+        ],
+    )
+    def test_scheduler_follows_process_and_sampler(self, process, sampler: str, scheduler: str):
+        top = float(np.asarray(process.t_max))
+        schedule = _at([top, 0.5 * top, 0.1 * top])
+        assert scheduler in export(schedule, process, "diffusers", sampler=sampler).text
+
+    @pytest.mark.parametrize("scheduler", SCHEDULERS)
+    def test_text_is_python(self, scheduler: str):
+        schedule = _at([14.0, 5.0, 1.0, 0.1], 0.5)
+        ast.parse(export(schedule, jk.EDM(), "diffusers", scheduler=scheduler).text)
+
+    def test_another_sampler_is_pointed_out(self):
+        result = export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler="rk4")
+        assert any("made for the sampler rk4" in note for note in result.notes)

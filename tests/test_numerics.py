@@ -1,0 +1,135 @@
+"""Elementary functions at the points where textbook formulas lose their digits or their derivatives."""
+
+import decimal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jaxkernels import _numerics as numerics
+
+
+@pytest.mark.parametrize(
+    ("fn", "arguments", "value"),
+    [
+        (numerics.safe_sqrt, (0.0,), 0.0),
+        (numerics.safe_sqrt, (4.0,), 2.0),
+        (numerics.safe_log, (0.0,), -np.inf),
+        (numerics.safe_log, (np.e,), 1.0),
+        (numerics.safe_divide, (3.0, 0.0), 0.0),
+        (numerics.safe_divide, (0.0, 0.0), 0.0),
+        (numerics.safe_divide, (3.0, -2.0), -1.5),
+        (numerics.power, (0.0, 0.0), 1.0),
+        (numerics.power, (0.0, 2.5), 0.0),
+        (numerics.power, (4.0, 1.5), 8.0),
+        (numerics.power, (4.0, 0.0), 1.0),
+        (numerics.log_ratio_excess, (0.0,), 0.0),
+        (numerics.log_ratio_excess, (np.e - 1.0,), np.e - 2.0),
+        (numerics.log_ratio_excess, (-1.0,), np.inf),
+        (numerics.log_ratio_excess, (-2.0,), np.inf),
+    ],
+)
+def test_values_and_finite_slopes(fn, arguments: tuple[float, ...], value: float) -> None:
+    point = tuple(jnp.asarray(a) for a in arguments)
+    assert float(fn(*point)) == pytest.approx(value, rel=1e-14, abs=0.0)
+    for derivative in (jax.jacfwd, jax.jacrev):
+        slopes = derivative(fn, tuple(range(len(point))))(*point)
+        assert np.all(np.isfinite(slopes))
+
+
+@pytest.mark.parametrize(
+    ("fn", "point"),
+    [
+        (numerics.safe_sqrt, (2.0,)),
+        (numerics.safe_log, (0.3,)),
+        (numerics.safe_divide, (1.5, -0.7)),
+        (numerics.power, (0.4, 1.3)),
+        (numerics.log_ratio_excess, (-0.6,)),
+        (numerics.log_ratio_excess, (0.0,)),
+        (numerics.log_ratio_excess, (3.0,)),
+    ],
+)
+def test_derivatives_inside(fn, point: tuple[float, ...]) -> None:
+    check_grads(jax.jit(fn), tuple(jnp.asarray(p) for p in point), order=2, rtol=1e-6, atol=1e-6)
+
+
+def test_log_ratio_excess_keeps_its_digits() -> None:
+    """x - log(1 + x) against 60-digit arithmetic, from 1e-12 through the switch at 1e-2 up to 10."""
+    x = np.concatenate([np.geomspace(1e-12, 10.0, 60), -np.geomspace(1e-12, 0.999, 60), [0.00999, 0.01001]])
+    with decimal.localcontext(prec=60):
+        exact = [float(decimal.Decimal(v) - (1 + decimal.Decimal(v)).ln()) for v in x.tolist()]
+    np.testing.assert_allclose(numerics.log_ratio_excess(jnp.asarray(x)), exact, rtol=2e-13)
+
+
+@pytest.mark.usefixtures("float32")
+def test_log_ratio_excess_in_float32() -> None:
+    x = jnp.asarray(np.concatenate([np.geomspace(1e-6, 10.0, 40), -np.geomspace(1e-6, 0.99, 40)]))
+    value = numerics.log_ratio_excess(x)
+    assert value.dtype == jnp.float32
+    with decimal.localcontext(prec=60):
+        exact = [float(decimal.Decimal(v) - (1 + decimal.Decimal(v)).ln()) for v in np.asarray(x).tolist()]
+    np.testing.assert_allclose(value, exact, rtol=3e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
+def test_small_matrix_products(size: int, batch: tuple[int, ...]) -> None:
+    """Products over the two leading axes, on both sides of the size at which the method changes."""
+    rng = np.random.default_rng(0)
+    a, b, x = (rng.normal(size=(*shape, *batch)) for shape in ((3, size), (size, 2), (size,)))
+    leading = np.moveaxis(a, (0, 1), (-2, -1)) @ np.moveaxis(b, (0, 1), (-2, -1))
+    ours = numerics.product(jnp.asarray(a), jnp.asarray(b))
+    np.testing.assert_allclose(
+        np.moveaxis(np.asarray(ours), (0, 1), (-2, -1)), leading, rtol=1e-13, atol=1e-14
+    )
+    vector = np.moveaxis(a, (0, 1), (-2, -1)) @ np.moveaxis(x, 0, -1)[..., None]
+    ours = np.moveaxis(np.asarray(numerics.apply(jnp.asarray(a), jnp.asarray(x))), 0, -1)
+    np.testing.assert_allclose(ours, vector[..., 0], rtol=1e-13, atol=1e-14)
+    assert numerics.transpose(jnp.asarray(a)).shape == (size, 3, *batch)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(1, float), (np.arange(3), float), (np.float32(1.5), np.float32)]
+)
+def test_as_inexact(value: object, dtype: type) -> None:
+    assert numerics.as_inexact(value).dtype == np.dtype(dtype)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.usefixtures("float32")
+def test_in_float64_computes_in_float64_and_returns_the_callers_precision() -> None:
+    """1 + 1e-12 - 1 is lost in float32; the flag is as it was afterwards, also if the function fails."""
+    seen = []
+
+    @numerics.in_float64
+    def difference(x: jax.Array, small: jax.Array) -> jax.Array:
+        seen.append(jnp.asarray(x).dtype)
+        return jnp.asarray((x + small) - x)
+
+    result = difference(jnp.asarray(1.0), np.asarray(1e-12))
+    assert seen == [jnp.float64]
+    assert result.dtype == jnp.float32
+    assert float(result) == pytest.approx(1e-12, rel=1e-3, abs=0.0)
+    assert jnp.asarray(1.0).dtype == jnp.float32
+
+    @numerics.in_float64
+    def fails(x: jax.Array) -> jax.Array:
+        raise RuntimeError("as it should")
+
+    with pytest.raises(RuntimeError, match="as it should"):
+        fails(jnp.asarray(1.0))
+    assert jnp.asarray(1.0).dtype == jnp.float32
+
+
+@pytest.mark.usefixtures("float32")
+def test_in_float64_leaves_transformations_alone() -> None:
+    dtypes = []
+
+    @numerics.in_float64
+    def record(x: jax.Array) -> jax.Array:
+        dtypes.append(x.dtype)
+        return x * x
+
+    assert float(jax.grad(lambda x: jax.jit(record)(x))(3.0)) == 6.0
+    assert dtypes == [jnp.float32]

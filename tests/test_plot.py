@@ -1,0 +1,124 @@
+"""The picture of a result: its file, its contents, and that matplotlib's global state is left alone."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxkernels as jk
+from jaxkernels.plot import plot_optimized
+
+TARGET = jk.Gaussian(0.0, np.array([1.0, 0.1, 0.0]))
+
+
+class _Result(NamedTuple):
+    schedule: jk.Schedule
+    objective: float
+    evaluation: jk.Evaluation
+    baselines: dict[str, float]
+    baseline_schedules: dict[str, jk.Schedule]
+    best_baseline: str
+    target: jk.Gaussian
+    process: jk.AbstractProcess
+    sampler: jk.AbstractSampler
+
+
+def _settings() -> tuple[object, dict[str, object]]:
+    parameters = matplotlib.rcParams
+    # reading the parameter "backend" would choose one
+    chosen = {key: parameters[key] for key in parameters if key != "backend"}
+    return matplotlib.get_backend(auto_select=False), chosen
+
+
+def _result(process: jk.AbstractProcess, times: np.ndarray, alpha: np.ndarray | float = 0.0) -> _Result:
+    """What an optimisation gives, without running one."""
+    schedule = jk.Schedule(times, alpha)
+    steps, end = schedule.num_steps, float(times[-1])
+    grids = {
+        name: jk.schedules.GRIDS[name](process, steps, end) for name in ("uniform", "karras", "quadratic")
+    }
+    return _Result(
+        schedule=schedule,
+        objective=0.01,
+        evaluation=jk.evaluate_schedule(TARGET, process, "ddim", schedule),
+        baselines={"uniform": 2.0, "karras": 0.02, "quadratic": 0.03},
+        baseline_schedules=grids,
+        best_baseline="karras",
+        target=TARGET,
+        process=process,
+        sampler=jk.DDIM(),
+    )
+
+
+@pytest.fixture(scope="module")
+def result() -> _Result:
+    """Both ends of the noise levels are the awkward ones: infinite and 0."""
+    times = np.array([1.0, 0.6, 0.2, 0.0])
+    return _result(jk.FlowMatching(), times, np.array([0.0, 0.5, 1.0]))
+
+
+def test_panels_and_their_labels(result: _Result):
+    figure = plot_optimized(result)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[0].startswith("Noise levels of the grids")
+    assert titles[1:] == ["Error of each step", "Error over the spectrum", "Stochasticity"]
+    assert all(axes.get_xlabel() for axes in figure.axes)
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert rows == [
+        "optimised",
+        "karras\n2 times the optimum",
+        "quadratic\n3 times the optimum",
+        "uniform\n200 times the optimum",
+    ]
+
+
+def test_ends_at_zero_and_infinity_stay_in_the_picture(result: _Result):
+    axes = plot_optimized(result).axes[0]
+    assert "open: 0 or infinite" in axes.get_title()
+    left, right = axes.get_xlim()
+    drawn = np.concatenate([np.asarray(line.get_xdata(), float) for line in axes.get_lines()])
+    assert left > right > 0, "noise on the left, data on the right"
+    assert np.all((drawn < left) & (drawn > right))
+
+
+def test_deterministic_schedules_have_three_panels():
+    result = _result(jk.EDM(), np.array([80.0, 5.0, 0.5, 0.1]))
+    figure = plot_optimized(result)
+    assert len(figure.axes) == 3
+    assert figure.axes[0].get_title() == "Noise levels of the grids"
+
+
+@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_file(result: _Result, tmp_path: Path, suffix: str, start: bytes):
+    path = tmp_path / f"a{suffix}"
+    plot_optimized(result, path)
+    assert path.read_bytes().startswith(start)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_notebooks_get_a_png(result: _Result, tmp_path: Path):
+    content = plot_optimized(result)._repr_png_()  # pyright: ignore[reportAttributeAccessIssue]
+    (tmp_path / "a.png").write_bytes(content)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width > 1000
+
+
+def test_global_state_is_untouched(result: _Result):
+    before = _settings()
+    plot_optimized(result)
+    assert _settings() == before
+
+
+@pytest.mark.parametrize("name", ["a.jpeg", "a"])
+def test_unknown_suffix(result: _Result, tmp_path: Path, name: str):
+    with pytest.raises(ValueError, match=rf"suffix of .*{name}='.*' is not known"):
+        plot_optimized(result, tmp_path / name)
+
+
+def test_a_failed_write_leaves_the_old_file(result: _Result, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"cannot write .*missing.*a\.png"):
+        plot_optimized(result, tmp_path / "missing" / "a.png")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,406 @@
+"""Schedules: named grids against their formulas, files that survive accidents, monotone coordinates."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from jax.test_util import check_grads
+
+import jaxkernels as jk
+from jaxkernels.schedules import GRIDS, Monotone
+
+PROCESSES: dict[str, jk.AbstractProcess] = {
+    "vp": jk.VP(),
+    "ou": jk.OU(rate=2.0, t_max=5.0),
+    "ve": jk.VE(),
+    "edm": jk.EDM(),
+    "cosine": jk.CosineVP(),
+    "flow": jk.FlowMatching(),
+    "discrete": jk.DiscreteVP.scaled_linear(),
+}
+
+
+def _t_max(process: jk.AbstractProcess) -> float:
+    return float(np.asarray(process.t_max))
+
+
+# --- grids -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_every_grid_on_every_process(name: str, process: jk.AbstractProcess) -> None:
+    """From t_max exactly to t_min exactly, strictly down, also where sigma is 0 or infinite at an end."""
+    for num_steps in (1, 2, 7):
+        for t_min in (0.0, 0.02 * _t_max(process)):
+            schedule = GRIDS[name](process, num_steps, t_min)
+            times = np.asarray(schedule.times)
+            assert times.shape == (num_steps + 1,)
+            assert (times[0], times[-1]) == (_t_max(process), t_min)
+            assert np.all(np.diff(times) < 0)
+            assert np.all(np.asarray(schedule.stochasticity) == 0)
+
+
+@pytest.mark.parametrize("process", [jk.VP(), jk.EDM(), jk.FlowMatching()])
+def test_grids_in_time(process: jk.AbstractProcess) -> None:
+    top, low, u = _t_max(process), 0.01, np.arange(6) / 5.0
+    curves = {
+        "uniform": 1 - u,
+        "quadratic": (1 - u) ** 2,
+        "cosine": 2.0 * np.sin(0.25 * np.pi * (1 - u)) ** 2,
+    }
+    for name, curve in curves.items():
+        np.testing.assert_allclose(GRIDS[name](process, 5, low).times, low + (top - low) * curve, rtol=1e-12)
+
+
+def _karras(top: float, low: float, points: int, rho: float) -> np.ndarray:
+    """sigma_i = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, eq. (5)."""
+    return np.array(
+        [
+            (top ** (1 / rho) + i / (points - 1) * (low ** (1 / rho) - top ** (1 / rho))) ** rho
+            for i in range(points)
+        ]
+    )
+
+
+@pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
+def test_karras_levels(rho: float) -> None:
+    process = jk.EDM(80.0)
+    ours = np.asarray(jk.schedules.karras(process, 18, 0.0, rho=rho).sigmas(process))
+    # EDM's own list: 18 levels from 80 to 0.002 and then 0
+    np.testing.assert_allclose(ours, np.append(_karras(80.0, 0.002, 18, rho), 0.0), rtol=1e-11)
+    ours = np.asarray(jk.schedules.karras(process, 18, 0.05, rho=rho).sigmas(process))
+    np.testing.assert_allclose(ours, _karras(80.0, 0.05, 19, rho), rtol=1e-11)
+
+
+def test_karras_in_other_processes() -> None:
+    """The levels are in sigma, so that times differ and levels do not."""
+    process = jk.VP()
+    top, low = (np.sqrt(np.expm1(0.1 * t + 9.95 * t * t)) for t in (1.0, 0.03))
+    ours = np.asarray(jk.schedules.karras(process, 6, 0.03).sigmas(process))
+    np.testing.assert_allclose(ours, _karras(top, low, 7, 7.0), rtol=1e-9)
+
+
+def test_last_sigma() -> None:
+    ours = np.asarray(jk.schedules.karras(jk.EDM(), 5, 0.0, last_sigma=0.3).times)
+    np.testing.assert_allclose(ours, np.append(_karras(80.0, 0.3, 5, 7.0), 0.0), rtol=1e-11)
+
+
+def test_levels_equal_in_log_snr() -> None:
+    process = jk.DiscreteVP.scaled_linear()
+    schedule = jk.schedules.log_snr(process, 9, 1.0)
+    steps = np.diff(np.asarray(process.log_snr(schedule.times)))
+    np.testing.assert_allclose(steps, np.full(9, steps.mean()), rtol=1e-9)
+    ends = np.asarray(schedule.sigmas(process))[[0, -1]]
+    np.testing.assert_allclose(ends, [14.6146, 0.0292], rtol=1e-3)
+
+
+@pytest.mark.parametrize("process", [jk.FlowMatching(), jk.CosineVP()])
+def test_levels_where_sigma_is_infinite(process: jk.AbstractProcess) -> None:
+    """They start at sigma = 1000, whose place the end of time takes."""
+    sigmas = np.asarray(jk.schedules.log_snr(process, 4, 0.1).sigmas(process))
+    assert np.isinf(sigmas[0])
+    low = float(process.sigma(0.1))
+    np.testing.assert_allclose(sigmas[1:], 1e3 * (low / 1e3) ** (np.arange(1, 5) / 4.0), rtol=1e-9)
+
+
+AYS = {
+    "sd15": [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029],
+    "sdxl": [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029],
+    "svd": [700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002],
+}
+
+
+@pytest.mark.parametrize("model", AYS)
+def test_align_your_steps_returns_the_published_levels(model: str) -> None:
+    """Sabour et al.: ten steps between the published ends are the published list, 0 appended by samplers."""
+    levels = np.array(AYS[model])
+    process = jk.EDM(sigma_max=levels[0])
+    schedule = jk.schedules.align_your_steps(process, 10, levels[-1], model=model)
+    np.testing.assert_allclose(schedule.times, levels, rtol=1e-12)
+
+
+def test_align_your_steps_for_other_lengths() -> None:
+    """log sigma is interpolated linearly over the index: twice the steps adds geometric means."""
+    levels = np.array(AYS["sd15"])
+    process = jk.EDM(sigma_max=levels[0])
+    doubled = np.asarray(jk.schedules.align_your_steps(process, 20, levels[-1]).times)
+    np.testing.assert_allclose(doubled[::2], levels, rtol=1e-12)
+    np.testing.assert_allclose(doubled[1::2], np.sqrt(levels[1:] * levels[:-1]), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: jk.schedules.uniform(jk.VP(), 0, 0.1), r"num_steps = 0 must be at least 1"),
+        (lambda: jk.schedules.uniform(jk.VP(), True, 0.1), r"num_steps = True must be a whole number"),
+        (lambda: jk.schedules.uniform(jk.VP(), 4, -0.1), r"t_min = -0\.1 must be >= 0"),
+        (lambda: jk.schedules.karras(jk.VP(), 4, 1.0), r"t_min = 1 must be >= 0 and < 1"),
+        (lambda: jk.schedules.karras(jk.VP(), 4, np.nan), r"t_min = nan"),
+        (lambda: jk.schedules.karras(jk.VP(), 4, 0.1, rho=0.0), r"rho = 0 must be > 0"),
+        (lambda: jk.schedules.karras(jk.VP(), 4, 0.0, last_sigma=0.0), r"last_sigma = 0 must be > 0"),
+        (lambda: jk.schedules.log_snr(jk.EDM(2.0), 4, 0.0, last_sigma=3.0), r"last_sigma = 3 must be"),
+        (
+            lambda: jk.schedules.align_your_steps(jk.VP(), 4, 0.1, model="sd51"),
+            r"model='sd51' is not known. Did you mean 'sd15'",
+        ),
+    ],
+)
+def test_bad_arguments_of_grids(make: Callable[[], object], message: str) -> None:
+    _raises(make, message)
+
+
+def _raises(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# --- the schedule itself ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("times", "stochasticity", "message"),
+    [
+        ([1.0], 0.0, r"times must be a list of at least 2 numbers; got shape \(1,\)"),
+        ([[1.0, 0.0]], 0.0, r"times .* got shape \(1, 2\)"),
+        ([1.0, 0.5, 0.5], 0.0, r"times\[1\] = 0\.5 is followed by 0\.5"),
+        ([1.0, 0.2, 0.5], 0.0, r"times\[1\] = 0\.2 is followed by 0\.5"),
+        ([1.0, -0.1], 0.0, r"times must end at t >= 0; the last is -0\.1"),
+        ([1.0, np.nan, 0.0], 0.0, r"times\[1\] = nan"),
+        ([np.inf, 0.0], 0.0, r"times\[0\] = inf"),
+        ([1.0, 0.5, 0.0], -0.1, r"stochasticity must be >= 0; its smallest entry is -0\.1"),
+        ([1.0, 0.5, 0.0], [0.0, np.nan], r"stochasticity\[1\] = nan"),
+        ([1.0, 0.5, 0.0], [0.0, 1.0, 2.0], r"stochasticity has shape \(3,\); .* shape \(2,\)"),
+        ([1.0, 0.5, 0.0], [[0.0, 1.0]], r"stochasticity has shape \(1, 2\)"),
+    ],
+)
+def test_bad_schedules(times: list, stochasticity: object, message: str) -> None:
+    _raises(lambda: jk.Schedule(np.array(times), np.array(stochasticity)), message)
+
+
+def test_fields() -> None:
+    schedule = jk.Schedule(np.array([1.0, 0.5, 0.1]), np.array([0.0, 2.0]))
+    assert schedule.num_steps == 2
+    np.testing.assert_array_equal(schedule.stochasticity, [0.0, 2.0])
+    np.testing.assert_array_equal(schedule.stochasticity_squared, [0.0, 4.0])
+    np.testing.assert_allclose(schedule.sigmas(jk.FlowMatching()), [np.inf, 1.0, 1.0 / 9.0])
+    intervals = schedule.intervals()
+    expected = {
+        "time": [1.0, 0.5],
+        "next_time": [0.5, 0.1],
+        "previous_time": [1.0, 1.0],
+        "stochasticity_squared": [0.0, 4.0],
+        "is_first": [True, False],
+        "is_last": [False, True],
+    }
+    for name, value in expected.items():
+        np.testing.assert_array_equal(getattr(intervals, name), value, err_msg=name)
+    np.testing.assert_array_equal(jk.Schedule(np.array([1, 0]), 1).stochasticity, [1.0])
+
+
+def test_no_infinite_slope_at_stochasticity_zero() -> None:
+    """alpha is kept as its square, so its derivative at 0 is 0 and not NaN."""
+    times = np.array([1.0, 0.5, 0.1])
+    slope = jax.grad(lambda a: jnp.sum(jk.Schedule(times, a).stochasticity))(jnp.zeros(2))
+    assert np.all(np.isfinite(slope))
+    given_squared = jk.Schedule.from_squared(jnp.asarray(times), jnp.array([0.0, 9.0]))
+    np.testing.assert_allclose(given_squared.stochasticity, [0.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("times", "stochasticity"),
+    [([1.0, 0.5, 0.6], 0.0), ([1.0, 0.5, -0.1], 0.0), ([1.0, 0.5, 0.5], 0.0), ([1.0, np.nan, 0.1], 0.0)],
+)
+def test_traced_values_are_checked_when_run(times: list[float], stochasticity: float) -> None:
+    @jax.jit
+    def run(times: jax.Array) -> jax.Array:
+        return jk.Schedule(times, stochasticity).error_if_invalid().times
+
+    with pytest.raises(Exception, match="times must decrease"):
+        jax.block_until_ready(run(jnp.asarray(times)))
+    np.testing.assert_array_equal(run(jnp.array([1.0, 0.5, 0.1])), [1.0, 0.5, 0.1])
+
+
+increasing = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=30)
+
+
+@given(increments=increasing, end=st.floats(0.0, 5.0), alpha=st.just(0.0) | st.floats(1e-6, 50.0))
+@settings(max_examples=60)
+def test_any_decreasing_times_make_a_schedule(increments: list[float], end: float, alpha: float) -> None:
+    times = end + np.append(np.cumsum(increments)[::-1], 0.0)
+    schedule = jk.Schedule(times, alpha)
+    np.testing.assert_array_equal(schedule.times, times)
+    np.testing.assert_allclose(np.sqrt(schedule.stochasticity_squared), np.full(len(increments), alpha), rtol=1e-14)
+
+
+@given(times=st.lists(st.floats(-2.0, 2.0), min_size=2, max_size=6))
+@settings(max_examples=100)
+def test_only_decreasing_times_make_a_schedule(times: list[float]) -> None:
+    valid = all(b < a for a, b in zip(times[:-1], times[1:], strict=True)) and times[-1] >= 0.0
+    if valid:
+        assert jk.Schedule(np.array(times)).num_steps == len(times) - 1
+    else:
+        _raises(lambda: jk.Schedule(np.array(times)), "times")
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+@given(increments=increasing, data=st.data())
+@settings(max_examples=30)
+def test_save_and_load(tmp_path_factory: pytest.TempPathFactory, increments: list[float], data) -> None:
+    """Every float64 comes back bit for bit."""
+    steps = len(increments)
+    alpha = data.draw(st.lists(st.sampled_from([0.0, 0.1, 1.0, 3.0]), min_size=steps, max_size=steps))
+    path = tmp_path_factory.mktemp("round") / "schedule.json"
+    schedule = jk.Schedule(np.append(np.cumsum(increments)[::-1], 0.0), np.array(alpha))
+    schedule.save(path)
+    loaded = jk.Schedule.load(path)
+    np.testing.assert_array_equal(loaded.times, schedule.times)
+    np.testing.assert_allclose(np.sqrt(loaded.stochasticity_squared), alpha, rtol=1e-14)
+
+
+def test_metadata_is_kept_beside_the_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.json"
+    jk.Schedule(np.array([1.0, 0.0])).save(str(path), sampler="DDIM", w2=0.25)
+    content = json.loads(path.read_text())
+    assert content["metadata"] == {"sampler": "DDIM", "w2": 0.25}
+    assert content["times"] == [1.0, 0.0]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+    assert os.listdir(tmp_path) == ["schedule.json"]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "saved.json"
+    jk.Schedule(np.array([1.0, 0.5, 0.0])).save(path)
+    return path
+
+
+def _rewrite(path: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: _rewrite(p, lambda c: c.update(version=99)), r"version 99; this release reads version 1"),
+        (lambda p: _rewrite(p, lambda c: c.pop("version")), r"has version None"),
+        (lambda p: _rewrite(p, lambda c: c.update(format="x")), r"is not a schedule file"),
+        (lambda p: _rewrite(p, lambda c: c.pop("times")), r"no valid schedule: 'times'"),
+        (lambda p: _rewrite(p, lambda c: c.pop("stochasticity")), r"no valid schedule: 'stochasticity'"),
+        (lambda p: _rewrite(p, lambda c: c.update(times=[0.0, 1.0])), r"no valid schedule: times must"),
+        (lambda p: _rewrite(p, lambda c: c.update(times="soon")), r"no valid schedule: times must be"),
+        (lambda p: _rewrite(p, lambda c: c.update(times=None)), r"no valid schedule: times"),
+        (
+            lambda p: _rewrite(p, lambda c: c.update(stochasticity=[0.0])),
+            r"no valid schedule: stochasticity has",
+        ),
+        (lambda p: p.write_text(p.read_text()[:-30]), r"is not a complete JSON file"),
+        (lambda p: p.write_text(""), r"is not a complete JSON file"),
+        (lambda p: p.write_text("[1, 2]"), r"is not a schedule file"),
+        (lambda p: p.write_bytes(b"\xff\xfe\x00"), r"is not a complete JSON file"),
+        (lambda p: p.unlink(), r"cannot read .*No such file"),
+        (lambda p: (p.unlink(), p.mkdir()), r"cannot read .*Is a directory"),
+    ],
+)
+def test_damaged_files(saved: Path, damage: Callable[[Path], object], message: str) -> None:
+    damage(saved)
+    with pytest.raises(ValueError, match=message) as error:
+        jk.Schedule.load(saved)
+    assert str(saved) in str(error.value)
+
+
+def test_unwritable_paths(tmp_path: Path) -> None:
+    """A folder that is missing, a path that is a folder: the error names the path, nothing is left behind."""
+    schedule = jk.Schedule(np.array([1.0, 0.0]))
+    with pytest.raises(ValueError, match=r"cannot write .*nowhere.*No such file"):
+        schedule.save(tmp_path / "nowhere" / "s.json")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=r"cannot write .*folder.*directory"):
+        schedule.save(tmp_path / "folder")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("method", ["replace", "chmod"])
+def test_a_failed_write_leaves_the_existing_file(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    before = saved.read_bytes()
+
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, method, fail)
+    with pytest.raises(ValueError, match=r"cannot write .*saved\.json: No space left"):
+        jk.Schedule(np.array([9.0, 3.0])).save(saved)
+    monkeypatch.undo()
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == ["saved.json"]
+
+
+# --- monotone coordinates --------------------------------------------------------------------------------
+
+MONOTONE = {
+    "vp": (Monotone(jk.VP(), 1.0, 0.0, np.inf), 0.02),
+    "vp to zero": (Monotone(jk.VP(), 1.0, 0.05, np.inf), 0.0),
+    "edm": (Monotone(jk.EDM(), 80.0, 0.0, np.inf), 0.002),
+    "edm to zero": (Monotone(jk.EDM(), 80.0, 0.1, 50.0), 0.0),
+    "flow": (Monotone(jk.FlowMatching(), 1.0, 0.1, 20.0), 0.0),
+    "cosine": (Monotone(jk.CosineVP(), 1.0, 0.1, 20.0), 0.0),
+}
+EVERY_MONOTONE = pytest.mark.parametrize(("monotone", "end"), MONOTONE.values(), ids=MONOTONE)
+
+
+@EVERY_MONOTONE
+def test_monotone_round_trip(monotone: Monotone, end: float) -> None:
+    """Any numbers give decreasing times between exact ends, and come back from them."""
+    z = np.random.default_rng(0).normal(size=6) * 1.5
+    times = np.asarray(monotone.times(jnp.asarray(z), end))
+    assert times.shape == (8,)
+    assert (times[0], times[-1]) == (float(np.asarray(monotone.start)), end)
+    assert np.all(np.diff(times) < 0)
+    np.testing.assert_allclose(monotone.unconstrained(jnp.asarray(times)), z, rtol=1e-7, atol=1e-8)
+
+
+@EVERY_MONOTONE
+def test_monotone_cuts_its_coordinate_by_softmax(monotone: Monotone, end: float) -> None:
+    """u = log((sigma + low) / (1 + sigma / high)) falls by the shares softmax(0, z) of its range."""
+    z = np.array([0.4, -1.0, 0.7])
+    times = np.asarray(monotone.times(jnp.asarray(z), end))
+    sigma = np.asarray(monotone.process.sigma(times))
+    with np.errstate(invalid="ignore"):
+        u = np.log((sigma + monotone.low) / (1.0 + sigma / monotone.high))
+    if np.isinf(sigma[0]):
+        u[0] = np.log(monotone.high)
+    shares = np.exp(np.append(0.0, z)) / np.sum(np.exp(np.append(0.0, z)))
+    np.testing.assert_allclose(np.diff(u) / (u[-1] - u[0]), shares, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["vp to zero", "flow"])
+def test_monotone_gradient(name: str) -> None:
+    monotone, end = MONOTONE[name]
+    fn = jax.jit(lambda z: monotone.times(z, end))
+    check_grads(fn, (jnp.array([0.4, -1.0, 0.7]),), order=2, modes=("fwd", "rev"), rtol=1e-4, atol=1e-4)
+
+
+@given(z=st.lists(st.floats(-15.0, 15.0), min_size=1, max_size=12))
+@settings(max_examples=40)
+def test_monotone_times_always_decrease(z: list[float]) -> None:
+    monotone = MONOTONE["vp"][0]
+    times = np.asarray(monotone.times(jnp.asarray(np.pad(z, (0, 12 - len(z)))), 0.02))
+    assert np.all(np.diff(times) < 0)
