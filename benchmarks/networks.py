@@ -206,6 +206,8 @@ def triangle(
     law: jk.Gaussian, process: jk.AbstractProcess, sampler: jk.AbstractSampler
 ) -> Callable[[jk.Schedule], Array]:
     """An alternative to the sum of squares, for errors that all add up: (sum over steps of local W2)^2."""
+    # JAX 0.10 keeps the precision at which a NumPy array was captured, for other users of that array too
+    law, process = jax.tree.map(np.array, (law, process))
 
     def objective(schedule: jk.Schedule) -> Array:
         local = jk.evaluate_schedule(law, process, sampler, schedule).local_w2_squared

@@ -6,10 +6,13 @@ are traced by a surrounding transformation pass: their check belongs inside the 
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
+from jax.core import Tracer
+
+from ._types import AnyArray, Numbers
 
 T = TypeVar("T")
 
@@ -24,10 +27,10 @@ def lookup(argument: str, name: str, known: Mapping[str, T]) -> T:
 
 
 def concrete(value: object) -> bool:
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
-def array(argument: str, value: object) -> np.ndarray:
+def array(argument: str, value: object) -> AnyArray:
     """`value` as a real float64 array without NaN or infinity."""
     try:
         out = np.asarray(value)
@@ -40,7 +43,7 @@ def array(argument: str, value: object) -> np.ndarray:
         bad = np.argwhere(~np.isfinite(out))[0]
         where = f"[{', '.join(map(str, bad))}]" if out.ndim else ""
         raise ValueError(f"{argument}{where} = {out[tuple(bad)]}: every number must be finite.")
-    return out
+    return cast(AnyArray, out)
 
 
 def scalar(
@@ -51,7 +54,7 @@ def scalar(
     below: float = np.inf,
     at_least: float = -np.inf,
     at_most: float = np.inf,
-) -> np.ndarray:
+) -> AnyArray:
     """`value` as a 0-d float64 array inside the stated range (strict and weak bounds)."""
     out = array(argument, value)
     if out.ndim:
@@ -61,6 +64,11 @@ def scalar(
     if not (above < out < below and at_least <= out <= at_most):
         raise ValueError(f"{argument} = {float(out):g} must be {wanted}.")
     return out
+
+
+def parameter(argument: str, value: Numbers, **bounds: float) -> AnyArray:
+    """A field of a module: checked like `scalar` if it is concrete, kept as it is if it is traced."""
+    return cast(AnyArray, value) if not concrete(value) else scalar(argument, value, **bounds)
 
 
 def count(argument: str, value: object, *, at_least: int = 1) -> int:

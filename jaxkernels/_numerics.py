@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 P = ParamSpec("P")
@@ -94,7 +95,7 @@ def transpose(a: Float[Array, "i j *b"]) -> Float[Array, "j i *b"]:
 
 def is_traced(tree: PyTree) -> bool:
     """Whether any leaf is an abstract value of a surrounding transformation."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def to_float64(tree: T) -> T:

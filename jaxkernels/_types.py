@@ -1,7 +1,7 @@
 """Types that several rooms share."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import jax
 import numpy as np
@@ -10,5 +10,14 @@ from jaxtyping import ArrayLike
 Numbers: TypeAlias = ArrayLike | Sequence[Any]
 """Numbers from a user, before they are checked: a scalar, an array or nested lists."""
 
-AnyArray: TypeAlias = jax.Array | np.ndarray
-"""An array of either library."""
+if TYPE_CHECKING:
+    AnyArray: TypeAlias = jax.Array
+else:
+    AnyArray = jax.Array | np.ndarray
+"""An array of either library. Concrete parameters are kept in NumPy, which has float64 whatever JAX's
+flag, and become JAX arrays inside a transformation; a type checker sees the JAX arrays they stand for."""
+
+
+def constant(value: object) -> AnyArray:
+    """`value` in NumPy and float64, as concrete parameters are kept."""
+    return cast(AnyArray, np.asarray(value, np.float64))

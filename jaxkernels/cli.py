@@ -575,8 +575,7 @@ def _yes(value: bool) -> str:
 
 
 def _show_schedule(schedule: Schedule, process: AbstractProcess, evaluation: Evaluation) -> None:
-    with jax.enable_x64(True):
-        sigmas = np.asarray(process.sigma(np.asarray(schedule.times, np.float64)))
+    sigmas = np.asarray(in_float64(Schedule.sigmas)(schedule, process))
     alpha = [_number(v) for v in np.asarray(schedule.stochasticity)]
     error = [_number(v) for v in np.sqrt(np.maximum(np.asarray(evaluation.local_w2_squared), 0.0))]
     table = _table("k", "t", "sigma", "alpha", "W2 of the step alone", title="schedule")

@@ -102,7 +102,7 @@ def _existing(path: str | os.PathLike[str], names: Iterable[str] = ()) -> Path:
 def _finite(name: str, values: np.ndarray) -> np.ndarray:
     if values.size == 0:
         raise ValueError(f"{name} is empty.")
-    return _checks.array(name, values)
+    return np.asarray(_checks.array(name, values))
 
 
 def _array(path: Path, readers: dict[str, Callable[[Path, str | None], np.ndarray]], key: str | None):
@@ -198,7 +198,7 @@ def _json(path: Path, key: str | None) -> np.ndarray:
         raise ValueError(f"{path} is not a complete JSON file: {error}.") from None
     if not isinstance(content, list):
         raise ValueError(f"{path} must hold a list of numbers; it holds a {type(content).__name__}.")
-    return _checks.array(str(path), content) if content else np.empty(0)
+    return np.asarray(_checks.array(str(path), content)) if content else np.empty(0)
 
 
 _SAMPLE_READERS = {".npy": _npy, ".npz": _npz, ".csv": _text}

@@ -1,7 +1,7 @@
 """The exact error of a sampler on a Gaussian target, and where it comes from."""
 
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -26,7 +26,8 @@ from .samplers import SAMPLERS, AbstractSampler
 from .schedules import Schedule
 from .target import Gaussian, GaussianMixture, gaussian_prediction
 
-Initialization: TypeAlias = Literal["standard_normal", "marginal"] | Gaussian
+Initialization: TypeAlias = str | Gaussian
+"""The law that sampling starts from: "standard_normal", "marginal", or any Gaussian."""
 
 
 class ErrorBudget(eqx.Module):
@@ -153,7 +154,7 @@ def check_initialization(target: Gaussian, initialization: object) -> Initializa
             )
         return initialization
     names = ("standard_normal", "marginal")
-    return _checks.one_of("initialization", initialization, names)  # pyright: ignore[reportReturnType]
+    return _checks.one_of("initialization", initialization, names)
 
 
 def evaluate_schedule(
@@ -286,7 +287,8 @@ class _Dense(eqx.Module):
 
     def maps(self, process, sampler, schedule) -> AffineMaps:
         def predict(block, x, t):
-            return gaussian_prediction(process, *block, None, x, t)
+            mean, eigenvalues = block
+            return gaussian_prediction(process, mean, eigenvalues, None, x, t)
 
         blocks = (jnp.asarray(self.target.mean)[None], jnp.asarray(self.target.eigenvalues)[None])
         size = blocks[0].shape[1]

@@ -18,12 +18,11 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, ArrayLike, Float
 
 from . import _checks
+from ._numerics import in_float64
 from .evaluate import check_schedule
 from .process import EDM, VE, AbstractProcess, DiscreteVP, FlowMatching
 from .samplers import DDIM, to_churn, to_eta
@@ -445,8 +444,7 @@ def _sigmas(
             f"process FlowMatching: {tool} takes levels of models with noise added to the data; flow models "
             "are served by tool 'comfyui', and 'diffusers' with scheduler 'flow_match_euler'."
         )
-    with jax.enable_x64(True):
-        sigmas = np.array(process.sigma(jnp.asarray(np.asarray(schedule.times, np.float64))))
+    sigmas = np.array(in_float64(Schedule.sigmas)(schedule, process), np.float64)
     if not np.isfinite(sigmas[0]):
         raise ValueError(
             f"times[0] = {float(schedule.times[0]):g} has no signal left, so its sigma is infinite; {tool} "
@@ -457,10 +455,13 @@ def _sigmas(
 
 def _flow_levels(schedule: Schedule, process: AbstractProcess, end: str) -> tuple[Levels, tuple[str, ...]]:
     """Levels s/(a + s) of a flow model ending in 0, and a note on that end."""
-    with jax.enable_x64(True):
-        times = jnp.asarray(np.asarray(schedule.times, np.float64))
-        a, s = np.asarray(process.signal(times)), np.asarray(process.noise(times))
-    return _ended(s / (a + s), end)
+
+    @in_float64
+    def levels(process: AbstractProcess, times: ArrayLike) -> Array:
+        a, s = process.signal(times), process.noise(times)
+        return s / (a + s)
+
+    return _ended(np.array(levels(process, schedule.times), np.float64), end)
 
 
 def _ended(levels: Float[np.ndarray, " points"], end: str) -> tuple[Levels, tuple[str, ...]]:
@@ -482,14 +483,11 @@ def _ended(levels: Float[np.ndarray, " points"], end: str) -> tuple[Levels, tupl
 
 
 def _knob(
-    convert: Callable[..., jax.Array], schedule: Schedule, process: AbstractProcess, levels: Levels
+    convert: Callable[..., Array], schedule: Schedule, process: AbstractProcess, levels: Levels
 ) -> np.ndarray:
     """A tool's knob for every step between `levels`; 0 in the step to level 0."""
-    alpha = np.asarray(schedule.stochasticity, np.float64)
     knob = np.zeros(levels.size - 1)
-    with jax.enable_x64(True):
-        times = jnp.asarray(np.asarray(schedule.times, np.float64))
-        knob[: alpha.size] = np.asarray(convert(process, times, jnp.asarray(alpha)))
+    knob[: schedule.num_steps] = in_float64(convert)(process, schedule.times, schedule.stochasticity)
     knob[-1] = 0.0
     return knob
 

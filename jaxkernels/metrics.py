@@ -181,7 +181,7 @@ def dense_kl(
     covariance: Float[Array, "d d"],
     target_covariance: Float[Array, "d d"],
 ) -> Float[Array, ""]:
-    """KL(p || q) in nats, p the target and q the sampled law: (tr S^-1 C - d - log det S^-1 C + e' S^-1 e)/2."""
+    """KL(p || q) in nats of the target p: (tr S^-1 C - d - log det S^-1 C + e' S^-1 e) / 2."""
     factor = jnp.linalg.cholesky(covariance)
 
     def whiten(m: Array) -> Array:

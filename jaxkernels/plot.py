@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from . import _checks
+from ._numerics import in_float64
 from .evaluate import Evaluation, evaluate_schedule
 from .process import AbstractProcess
 from .samplers import AbstractSampler
@@ -131,7 +130,7 @@ def _plot_grids(axes: "Axes", result: Result) -> None:
     names = sorted(result.baselines, key=result.baselines.__getitem__)[: _MOST_ROWS - 1]
     rows = [("optimised", result.schedule, result.objective)]
     rows += [(name, result.baseline_schedules[name], result.baselines[name]) for name in names]
-    levels = [_sigmas(result.process, schedule) for _, schedule, _ in rows]
+    levels = [np.asarray(in_float64(Schedule.sigmas)(schedule, result.process)) for _, schedule, _ in rows]
     inside = np.concatenate([s[(s > 0) & np.isfinite(s)] for s in levels])
     low, high = inside.min(), inside.max()
     margin = (high / low) ** 0.06 if high > low else 2.0
@@ -165,11 +164,6 @@ def _row_label(name: str, value: float, optimum: float) -> str:
         if ratio >= 99.5
         else f"{name}\n{ratio:.3g} times the optimum"
     )
-
-
-def _sigmas(process: AbstractProcess, schedule: Schedule) -> np.ndarray:
-    with jax.enable_x64(True):
-        return np.asarray(process.sigma(jnp.asarray(np.asarray(schedule.times, np.float64))))
 
 
 def _plot_steps(axes: "Axes", optimum: Evaluation, baseline: Evaluation, name: str) -> None:

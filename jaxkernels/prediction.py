@@ -67,7 +67,7 @@ def predictor(
                 "it must return one value per entry of x."
             )
         a, s = process.signal(t), process.noise(t)
-        c0, c1 = _rows(process, t)[kind]()
+        c0, c1 = map(jnp.asarray, _rows(process, t)[kind]())
         if kind == "score":
             value = s * value
         determinant = a * c1 - s * c0

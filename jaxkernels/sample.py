@@ -88,4 +88,4 @@ def _run(
 
     keys = jax.random.split(key, schedule.num_steps)
     (last, _), (path, finite) = jax.lax.scan(step, (x, sampler.memory(x)), (schedule.intervals(), keys))
-    return (jnp.concatenate([x[None], path]) if trajectory else last), finite
+    return last if path is None else jnp.concatenate([x[None], path]), finite

@@ -131,7 +131,7 @@ def newton_advance(
     return jax.lax.while_loop(lambda s: (s.iteration < until) & ~jnp.all(s.done), body, state)
 
 
-def certificate(state: NewtonState, best: int, lower: np.ndarray, upper: np.ndarray) -> tuple[float, float]:
+def certificate(state: NewtonState, best: int, lower: AnyArray, upper: AnyArray) -> tuple[float, float]:
     """Largest free gradient entry and smallest Hessian eigenvalue on the free variables, at one start."""
     z, gradient, hessian = (np.asarray(a)[best] for a in (state.z, state.gradient, state.hessian))
     free = _free(z, gradient, lower, upper)

@@ -62,7 +62,7 @@ class Local(_GaussianObjective):
 
     where p_K is the exact law at t_K, q_init the exact reverse process from the law sampling starts with,
     and q_k takes only step k with the sampler (`recurrence.local_defects`). Nothing cancels between steps.
-    The structure is that of seed 000's Theorem 3.1 in its orthogonal form, with discretisation defects
+    The structure is that of accumulation theorems for orthogonal score errors, with discretisation defects
     as the errors.
     """
 

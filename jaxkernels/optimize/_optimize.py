@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .. import _checks, metrics
 from .._numerics import to_float64
 from .._progress import Progress
-from .._types import Numbers
+from .._types import AnyArray, Numbers, constant
 from ..evaluate import check_setting, evaluate_schedule
 from ..process import AbstractProcess
 from ..samplers import AbstractSampler
@@ -152,7 +152,7 @@ def optimize_schedule(
     num_steps = _checks.count("num_steps", num_steps)
     max_iterations = _checks.count("max_iterations", max_iterations)
     tolerance = float(_checks.scalar("tolerance", tolerance, at_least=0.0))
-    initialization = _checks.one_of("initialization", initialization, ("standard_normal", "marginal"))  # pyright: ignore
+    initialization = _checks.one_of("initialization", initialization, ("standard_normal", "marginal"))
     low, high = _end_range(process, t_min)
     fixed = _fixed_stochasticity(sampler, num_steps, stochasticity)
     metric_fn = metrics.resolve(metric)
@@ -243,8 +243,8 @@ def optimize_schedule(
 def _solve(
     problem: _Problem,
     z: np.ndarray,
-    lower: np.ndarray,
-    upper: np.ndarray,
+    lower: AnyArray,
+    upper: AnyArray,
     tolerance: float,
     max_iterations: int,
     line: Progress,
@@ -402,7 +402,7 @@ def _schedules(problem: _Problem, z: Array) -> list[Schedule]:
     return [Schedule.from_squared(t, w) for t, w in zip(times, squared)]
 
 
-def _bounds(problem: _Problem, num_steps: int, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _bounds(problem: _Problem, num_steps: int, ends: np.ndarray) -> tuple[AnyArray, AnyArray]:
     """Box of the flat vector."""
     lower, upper = [np.full(num_steps - 1, -_LARGEST_LOGIT)], [np.full(num_steps - 1, _LARGEST_LOGIT)]
     if problem.stochasticity_squared is None:
@@ -411,7 +411,7 @@ def _bounds(problem: _Problem, num_steps: int, ends: np.ndarray) -> tuple[np.nda
     if problem.end is None:
         lower.append(ends[:1])
         upper.append(ends[1:])
-    return np.concatenate(lower), np.concatenate(upper)
+    return constant(np.concatenate(lower)), constant(np.concatenate(upper))
 
 
 @jax.jit

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._numerics import in_float64
 from ..evaluate import Evaluation
 from ..process import PROCESSES, AbstractProcess, to_config
 from ..samplers import SAMPLERS, AbstractSampler
@@ -80,11 +81,12 @@ class OptimizedSchedule:
         kind = type(self.process)
         built_in = kind in PROCESSES.values()
         names = {cls: name for name, cls in SAMPLERS.items()}
+        sigmas = np.asarray(in_float64(Schedule.sigmas)(self.schedule, self.process))
         self.schedule.save(
             path,
             sampler=names.get(type(self.sampler), type(self.sampler).__name__),
             process=to_config(self.process) if built_in else {"type": kind.__name__},
-            sigmas=[_json_number(v) for v in np.asarray(self.schedule.sigmas(self.process), np.float64)],
+            sigmas=[_json_number(v) for v in sigmas],
             objective=_json_number(self.objective),
             baselines={name: _json_number(value) for name, value in self.baselines.items()},
             w2=_json_number(float(self.evaluation.w2)),

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .._numerics import as_inexact, safe_log
+from .._types import AnyArray
 
 
 class AbstractProcess(eqx.Module):
     """A forward process. Methods accept times of any shape and return the same shape."""
 
-    t_max: eqx.AbstractVar[ArrayLike]
+    t_max: eqx.AbstractVar[AnyArray]
 
     @abc.abstractmethod
     def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
@@ -71,7 +72,7 @@ class AbstractProcess(eqx.Module):
         return _rate(self.signal, t)
 
     def noise_rate(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-        """s'(t), by automatic differentiation; 0 is returned at s = 0 where the true value may be infinite."""
+        """s'(t), by automatic differentiation; 0 at s = 0, where the true value may be infinite."""
         return _rate(self.noise, t)
 
 

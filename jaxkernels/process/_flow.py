@@ -1,10 +1,10 @@
 """Flow matching on straight lines, a + s = 1."""
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .._numerics import as_inexact
+from .._types import AnyArray, constant
 from ._base import AbstractProcess
 
 
@@ -14,10 +14,10 @@ class FlowMatching(AbstractProcess):
     At t = 1 the signal is 0, so f and g^2 are infinite: start below 1 with samplers that use them.
     """
 
-    t_max: ArrayLike
+    t_max: AnyArray
 
     def __init__(self):
-        self.t_max = np.asarray(1.0)
+        self.t_max = constant(1.0)
 
     def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return 1.0 - as_inexact(t)

@@ -5,6 +5,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
 from .._numerics import as_inexact, safe_sqrt
+from .._types import AnyArray, Numbers
 from ._base import AbstractProcess
 
 
@@ -25,16 +26,14 @@ class AbstractVarianceExploding(AbstractProcess):
 
 
 class VE(AbstractVarianceExploding):
-    """dX = sqrt(rate) dW, s^2 = rate t, on [0, t_max]. Seed 000 uses rate = 2."""
+    """dX = sqrt(rate) dW, s^2 = rate t, on [0, t_max]."""
 
-    rate: ArrayLike
-    t_max: ArrayLike
+    rate: AnyArray
+    t_max: AnyArray
 
-    def __init__(self, rate: ArrayLike = 2.0, t_max: ArrayLike = 50.0):
-        if _checks.concrete((rate, t_max)):
-            rate = _checks.scalar("rate", rate, above=0.0)
-            t_max = _checks.scalar("t_max", t_max, above=0.0)
-        self.rate, self.t_max = rate, t_max
+    def __init__(self, rate: Numbers = 2.0, t_max: Numbers = 50.0):
+        self.rate = _checks.parameter("rate", rate, above=0.0)
+        self.t_max = _checks.parameter("t_max", t_max, above=0.0)
 
     def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return safe_sqrt(self.rate * as_inexact(t))
@@ -52,12 +51,10 @@ class EDM(AbstractVarianceExploding):
     Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022).
     """
 
-    t_max: ArrayLike
+    t_max: AnyArray
 
-    def __init__(self, sigma_max: ArrayLike = 80.0):
-        if _checks.concrete(sigma_max):
-            sigma_max = _checks.scalar("sigma_max", sigma_max, above=0.0)
-        self.t_max = sigma_max
+    def __init__(self, sigma_max: Numbers = 80.0):
+        self.t_max = _checks.parameter("sigma_max", sigma_max, above=0.0)
 
     def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return as_inexact(t)

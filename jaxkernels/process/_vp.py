@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
 from .._numerics import as_inexact, safe_sqrt
-from .._types import Numbers
+from .._types import AnyArray, Numbers, constant
 from ._base import AbstractProcess
 
 
@@ -59,21 +59,21 @@ class AbstractExponential(AbstractVariancePreserving):
 class VP(AbstractExponential):
     """dX = -beta/2 X dt + sqrt(beta) dW with beta(t) = beta_min + (beta_max - beta_min) t, t in [0, 1].
 
-    Song et al., "Score-Based Generative Modeling through SDEs" (2021), eq. (11). Seeds 001 and 002
-    have beta = 1, which is `OU(rate=1)`.
+    Song et al., "Score-Based Generative Modeling through SDEs" (2021), eq. (11). A constant beta
+    is `OU`.
 
     **Arguments:** `beta_min` > 0 and `beta_max` >= `beta_min`, per unit of time. Otherwise ValueError.
     """
 
-    beta_min: ArrayLike
-    beta_max: ArrayLike
-    t_max: ArrayLike
+    beta_min: AnyArray
+    beta_max: AnyArray
+    t_max: AnyArray
 
-    def __init__(self, beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 20.0):
-        if _checks.concrete((beta_min, beta_max)):
-            beta_min = _checks.scalar("beta_min", beta_min, above=0.0)
-            beta_max = _checks.scalar("beta_max", beta_max, at_least=float(beta_min))
-        self.beta_min, self.beta_max, self.t_max = beta_min, beta_max, np.asarray(1.0)
+    def __init__(self, beta_min: Numbers = 0.1, beta_max: Numbers = 20.0):
+        self.beta_min = _checks.parameter("beta_min", beta_min, above=0.0)
+        least = float(self.beta_min) if _checks.concrete(self.beta_min) else 0.0
+        self.beta_max = _checks.parameter("beta_max", beta_max, at_least=least)
+        self.t_max = constant(1.0)
 
     def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return self.beta_min + (self.beta_max - self.beta_min) * as_inexact(t)
@@ -90,16 +90,14 @@ class VP(AbstractExponential):
 
 
 class OU(AbstractExponential):
-    """dX = -rate/2 X dt + sqrt(rate) dW on [0, t_max]. Seed 000 calls rate = 2 its VP; 001 and 002 use rate = 1."""
+    """dX = -rate/2 X dt + sqrt(rate) dW on [0, t_max]. rate = 1 and rate = 2 are both called VP in papers."""
 
-    rate: ArrayLike
-    t_max: ArrayLike
+    rate: AnyArray
+    t_max: AnyArray
 
-    def __init__(self, rate: ArrayLike = 1.0, t_max: ArrayLike = 10.0):
-        if _checks.concrete((rate, t_max)):
-            rate = _checks.scalar("rate", rate, above=0.0)
-            t_max = _checks.scalar("t_max", t_max, above=0.0)
-        self.rate, self.t_max = rate, t_max
+    def __init__(self, rate: Numbers = 1.0, t_max: Numbers = 10.0):
+        self.rate = _checks.parameter("rate", rate, above=0.0)
+        self.t_max = _checks.parameter("t_max", t_max, above=0.0)
 
     def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return self.rate * jnp.ones_like(as_inexact(t))
@@ -121,17 +119,15 @@ class CosineVP(AbstractVariancePreserving):
     **Arguments:** `offset` >= 0; 0 < `t_max` <= 1.
     """
 
-    offset: ArrayLike
-    t_max: ArrayLike
+    offset: AnyArray
+    t_max: AnyArray
 
-    def __init__(self, offset: ArrayLike = 0.008, t_max: ArrayLike = 1.0):
-        if _checks.concrete((offset, t_max)):
-            offset = _checks.scalar("offset", offset, at_least=0.0)
-            t_max = _checks.scalar("t_max", t_max, above=0.0, at_most=1.0)
-        self.offset, self.t_max = offset, t_max
+    def __init__(self, offset: Numbers = 0.008, t_max: Numbers = 1.0):
+        self.offset = _checks.parameter("offset", offset, at_least=0.0)
+        self.t_max = _checks.parameter("t_max", t_max, above=0.0, at_most=1.0)
 
     @property
-    def _speed(self) -> ArrayLike:
+    def _speed(self) -> Array:
         return 0.5 * np.pi / (1.0 + self.offset)
 
     def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
@@ -165,8 +161,8 @@ class DiscreteVP(AbstractVariancePreserving):
     **Arguments:** `alphas_cumprod` strictly decreasing, every entry in (0, 1), at least 2 of them.
     """
 
-    log_sigmas: Float[ArrayLike, " entries"]
-    t_max: ArrayLike
+    log_sigmas: Float[AnyArray, " entries"]
+    t_max: AnyArray
     name: str | None = eqx.field(static=True)
 
     def __init__(self, alphas_cumprod: Numbers, name: str | None = None):
@@ -183,8 +179,8 @@ class DiscreteVP(AbstractVariancePreserving):
             raise ValueError(
                 f"alphas_cumprod must decrease; entries {n} and {n + 1} are {table[n]:g}, {table[n + 1]:g}."
             )
-        self.log_sigmas = 0.5 * (np.log1p(-table) - np.log(table))
-        self.t_max = np.asarray(float(table.size))
+        self.log_sigmas = constant(0.5 * (np.log1p(-table) - np.log(table)))
+        self.t_max = constant(table.size)
         self.name = name
 
     @classmethod

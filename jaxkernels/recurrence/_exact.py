@@ -25,7 +25,7 @@ def log_contraction(
         rho = (Sigma' / Sigma)^((1 + alpha^2)/2) (a / a')^(alpha^2),   Sigma = a^2 lambda + s^2
 
     (primes at u), so that x' = a' mu + rho (x - a mu) + N(0, Sigma' - rho^2 Sigma). It is the conditional
-    mean of seed 004's reverse family integrated exactly; alpha = 0 is the probability flow. A factor 0
+    mean of the reverse family integrated exactly; alpha = 0 is the probability flow. A factor 0
     (Sigma' = 0, or a = 0 with alpha > 0) is represented by a very negative, finite logarithm.
     """
     alpha2 = stochasticity_squared

@@ -86,7 +86,8 @@ def window_defect(
     after, moved, noises = _take(sampler, predict, process, interval(depth), state, columns)
     injected = sum((v * gain[0] ** 2 for v, gain in noises), start=start)
     variance = sum((column[0] ** 2 for column in moved), start=injected)
-    correlated = sum(new[0] * old[0] for new, old in zip(moved, columns, strict=True))
+    products = (new[0] * old[0] for new, old in zip(moved, columns, strict=True))
+    correlated = sum(products, start=start)
     factor = safe_divide(correlated, exact_variance[depth])
     flipped = jnp.minimum(factor, 0.0) ** 2 * exact_variance[depth]
     return Defect(after[0] - exact_mean[-1], variance - 2.0 * flipped, factor, injected)
@@ -119,10 +120,8 @@ def _take(
 
         return sampler.step(predict, noise, process, interval, *state), variances
 
-    moved = []
-    for column in columns:
-        after, tangent, variances = jax.jvp(lambda s: run(s, []), (state,), (column,), has_aux=True)
-        moved.append(tangent)
+    after, variances = run(state, [])
+    moved = [jax.jvp(lambda s: run(s, [])[0], (state,), (column,))[1] for column in columns]
     still, unit = [jnp.zeros_like(state[0])] * len(variances), jnp.ones_like(state[0])
     noises = []
     for i, variance in enumerate(variances):

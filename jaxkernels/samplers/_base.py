@@ -55,11 +55,11 @@ class Interval(NamedTuple):
 class AbstractSampler(eqx.Module):
     """A sampler of the reverse process. See the module's text for how to write one."""
 
-    order: eqx.AbstractClassVar[int]
+    order: ClassVar[int]
     """Power of 1/K with which the W2 distance to the exact law vanishes at stochasticity 0."""
-    evaluations: eqx.AbstractClassVar[int]
+    evaluations: ClassVar[int]
     """Network evaluations per step."""
-    stochastic: eqx.AbstractClassVar[bool]
+    stochastic: ClassVar[bool]
     """Whether it has a use for stochasticity > 0."""
     memory_steps: ClassVar[int] = 0
     """How many earlier grid times a step depends on, through `memory` or `previous_time`."""

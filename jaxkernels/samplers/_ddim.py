@@ -24,7 +24,7 @@ class DDIM(AbstractSampler):
     Other tools turn the same knob under other names; `from_eta` and `from_churn` map them exactly.
 
     One evaluation per step, order 1. A last step to sigma = 0 returns x0.
-    Source: the reverse family of seed 001, denoiser frozen.
+    The reverse family is that of Cao et al., "ODE vs SDE" (2023), solved with the denoiser frozen.
     """
 
     order: ClassVar[int] = 1
@@ -50,7 +50,7 @@ class DDIM(AbstractSampler):
 
 
 def level_ratio(process: AbstractProcess, t: Array, u: Array) -> Array:
-    """sigma(u) / sigma(t) in [0, 1] for u <= t: 0 from infinite noise or to none, 1 for an empty step at 0."""
+    """sigma(u) / sigma(t) in [0, 1] for u <= t: 0 from infinite noise or to none, 1 for an empty step."""
     ratio = safe_divide(process.noise(u) * process.signal(t), process.noise(t) * process.signal(u))
     return jnp.where(t == u, 1.0, ratio)
 

@@ -17,7 +17,7 @@ class EulerMaruyama(AbstractSampler):
 
     with a', s' the time derivatives, everything at the start of the step. For affine scores the factor is
     1 - dt f - (1 + alpha^2)/2 dt g^2 / Sigma_t, which large steps make negative. Order 1 in dt.
-    Source: seed 004 with the corrections that the score's factor is (1 + alpha^2)/2 g^2.
+    With score factor g^2 for every alpha, as sometimes printed, the law would tend to covariance alpha^2 C.
     """
 
     order: ClassVar[int] = 1
@@ -53,7 +53,8 @@ class ExponentialIntegrator(AbstractSampler):
     with a prime for t' and I the process's `integrated_signal`; for variance-preserving processes that is
     gamma x + (1 + alpha^2)(gamma - 1) score + alpha sqrt(gamma^2 - 1) z, gamma = a'/a. Order 1.
     Large alpha injects more noise than the marginal holds: see `OptimizedSchedule.trusted`.
-    Source: seed 001, H.4, carried to every process by its time change (B.2).
+    Cao, Chen, Luo and Zhou, "Exploring the Optimal Choice for Generative Processes in Diffusion Models: ODE
+    vs SDE" (2023), appendix H.4, carried to every process by the time change of its B.2.
     """
 
     order: ClassVar[int] = 1

@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods on the probability-flow ODE dx/dt = a'(t) x0 + s'(t) eps, in the process's own time."""
+"""Explicit Runge-Kutta methods on the flow dx/dt = a'(t) x0 + s'(t) eps, in the process's own time."""
 
 import abc
 from collections.abc import Callable
@@ -69,7 +69,7 @@ class Heun(AbstractRungeKutta):
 
 
 class RK4(AbstractRungeKutta):
-    """The classical Runge-Kutta method. Four evaluations per step (one in a last step to sigma = 0), order 4."""
+    """The classical Runge-Kutta method. Four evaluations per step (one if it ends at sigma = 0), order 4."""
 
     order: ClassVar[int] = 4
     evaluations: ClassVar[int] = 4

@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -48,9 +49,9 @@ class Schedule(eqx.Module):
                 f"single number or have shape {steps}."
             )
         # in NumPy unless traced: nothing to compile for a schedule made by hand
-        squared = stochasticity * stochasticity
+        squared = cast(Array, stochasticity) ** 2
         lib = jnp if is_traced(squared) else np
-        self.times = as_inexact(times)
+        self.times = as_inexact(cast(ArrayLike, times))
         self.stochasticity_squared = jnp.asarray(lib.broadcast_to(squared, steps), self.times.dtype)
 
     @classmethod
@@ -133,7 +134,7 @@ def _checked_times(times: Numbers) -> np.ndarray:
         )
     # a floating array keeps its precision
     given = np.asarray(times)
-    return given if np.issubdtype(given.dtype, np.floating) else numbers
+    return given if np.issubdtype(given.dtype, np.floating) else np.asarray(numbers)
 
 
 def read_json(path: str | os.PathLike[str]) -> dict:

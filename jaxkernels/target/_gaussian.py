@@ -1,5 +1,7 @@
 """Gaussian targets in the eigenbasis of their covariance."""
 
+from typing import cast
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._numerics import is_traced, safe_divide
-from .._types import Numbers
+from .._types import AnyArray, Numbers, constant
 from ..prediction import Prediction, Predictor
 from ..process import AbstractProcess
 from ._quadrature import Compression, gauss_rule
@@ -29,13 +31,13 @@ class Gaussian(eqx.Module):
     or a basis that is not orthonormal.
     """
 
-    mean: Float[ArrayLike, " modes"]
-    eigenvalues: Float[ArrayLike, " modes"]
-    weights: Float[ArrayLike, " modes"]
-    basis: Float[ArrayLike, "modes modes"] | None
+    mean: Float[AnyArray, " modes"]
+    eigenvalues: Float[AnyArray, " modes"]
+    weights: Float[AnyArray, " modes"]
+    basis: Float[AnyArray, "modes modes"] | None
     compression: Compression | None = eqx.field(static=True)
     """How this target was compressed, if it was."""
-    kurtosis: Float[ArrayLike, ""] | None
+    kurtosis: Float[AnyArray, ""] | None
     """Kurtosis of the data this target was fitted to (3 for Gaussian data): how far the model may be off."""
 
     def __init__(
@@ -46,7 +48,7 @@ class Gaussian(eqx.Module):
         basis: Numbers | None = None,
         *,
         compression: Compression | None = None,
-        kurtosis: ArrayLike | None = None,
+        kurtosis: AnyArray | None = None,
     ):
         if is_traced((mean, eigenvalues, weights, basis)):
             eigenvalues = jnp.asarray(eigenvalues)
@@ -56,14 +58,13 @@ class Gaussian(eqx.Module):
             mean, eigenvalues, weights, basis = _checked(
                 mean, eigenvalues, weights, basis, compression is not None
             )
-        self.mean, self.eigenvalues = mean, eigenvalues
-        self.weights = weights
-        self.basis = basis
+        self.mean, self.eigenvalues = cast(AnyArray, mean), cast(AnyArray, eigenvalues)
+        self.weights, self.basis = cast(AnyArray, weights), cast(AnyArray | None, basis)
         self.compression, self.kurtosis = compression, kurtosis
 
     @classmethod
     def isotropic(cls, dim: int, variance: Numbers = 1.0, mean: Numbers = 0.0) -> "Gaussian":
-        """N(mean, variance I) in `dim` dimensions, as one mode of weight `dim` when the mean is one number."""
+        """N(mean, variance I) in `dim` dimensions; one mode of weight `dim` if the mean is one number."""
         _checks.count("dim", dim)
         variance = _checks.scalar("variance", variance, at_least=0.0)
         if np.ndim(mean) == 0:
@@ -123,7 +124,7 @@ class Gaussian(eqx.Module):
         varying = second > 0
         kurtosis = np.sum(fourth[varying] / second[varying]) / np.sum(second)
         eigenvalues = (1.0 - amount) * eigenvalues + amount * level
-        return cls(mean, eigenvalues, basis=basis, kurtosis=np.asarray(kurtosis))
+        return cls(mean, eigenvalues, basis=basis, kurtosis=constant(kurtosis))
 
     @property
     def dim(self) -> float:
@@ -211,9 +212,9 @@ class Gaussian(eqx.Module):
 
 def gaussian_prediction(
     process: AbstractProcess,
-    mean: ArrayLike,
-    eigenvalues: ArrayLike,
-    basis: ArrayLike | None,
+    mean: AnyArray,
+    eigenvalues: AnyArray,
+    basis: AnyArray | None,
     x: Float[Array, "... d"],
     t: Float[ArrayLike, ""],
 ) -> Prediction:

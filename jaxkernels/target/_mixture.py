@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._numerics import safe_divide
-from .._types import Numbers
+from .._types import AnyArray, Numbers, constant
 from ..prediction import Prediction, Predictor
 from ..process import AbstractProcess
 from ._gaussian import Gaussian, eigendecomposition
@@ -27,10 +27,10 @@ class GaussianMixture(eqx.Module):
     a^2 C_m + s^2 I, so `log_density`, `score` and `hessian` take a process and a time.
     """
 
-    weights: Float[ArrayLike, " components"]
-    means: Float[ArrayLike, "components d"]
-    eigenvalues: Float[ArrayLike, "components d"]
-    bases: Float[ArrayLike, "components d d"]
+    weights: Float[AnyArray, " components"]
+    means: Float[AnyArray, "components d"]
+    eigenvalues: Float[AnyArray, "components d"]
+    bases: Float[AnyArray, "components d d"]
 
     def __init__(self, weights: Numbers, means: Numbers, covariances: Numbers):
         weights = _checks.array("weights", weights)
@@ -55,8 +55,8 @@ class GaussianMixture(eqx.Module):
             covariances = np.broadcast_to(diagonal, means.shape)[..., None] * np.eye(dim)
         parts = [eigendecomposition(f"covariances[{m}]", c) for m, c in enumerate(covariances)]
         self.weights, self.means = weights / weights.sum(), means
-        self.eigenvalues = np.stack([values for values, _ in parts])
-        self.bases = np.stack([basis for _, basis in parts])
+        self.eigenvalues = constant(np.stack([values for values, _ in parts]))
+        self.bases = constant(np.stack([basis for _, basis in parts]))
 
     def gaussian(self) -> Gaussian:
         """The Gaussian with this mixture's mean and covariance."""
@@ -70,7 +70,7 @@ class GaussianMixture(eqx.Module):
     def _whitened(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
     ) -> tuple[Array, Array, Array]:
-        """Per component: coordinates of x - a mu_m along its eigenvectors, variances, log responsibilities + log p."""
+        """Per component: x - a mu_m along its eigenvectors, variances, log of weight times density."""
         a, s = process.signal(t), process.noise(t)
         y = jnp.einsum("...md,mde->...me", x[..., None, :] - a * self.means, self.bases)
         variance = a**2 * self.eigenvalues + s**2
@@ -86,7 +86,7 @@ class GaussianMixture(eqx.Module):
     def score(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""] = 0.0
     ) -> Float[Array, "... d"]:
-        """grad log p_t(x) = sum_m gamma_m v_m, v_m = -Sigma_m^{-1} (x - a mu_m), gamma the responsibilities."""
+        """grad log p_t(x) = sum_m gamma_m v_m, v_m = -Sigma_m^{-1} (x - a mu_m), gamma responsibilities."""
         y, variance, logits = self._whitened(process, x, t)
         pulls = -jnp.einsum("...me,mde->...md", y / variance, self.bases)
         return jnp.einsum("...m,...md->...d", jax.nn.softmax(logits, -1), pulls)
