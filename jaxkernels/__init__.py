@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import metrics as metrics, samplers as samplers, schedules as schedules
+from . import data as data, metrics as metrics, samplers as samplers, schedules as schedules
 from .evaluate import (
     ErrorBudget as ErrorBudget,
     Evaluation as Evaluation,

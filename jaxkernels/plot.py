@@ -10,7 +10,7 @@ import numpy as np
 
 from . import _checks
 from ._numerics import in_float64
-from .evaluate import Evaluation, evaluate_schedule
+from .evaluate import Evaluation
 from .process import AbstractProcess
 from .samplers import AbstractSampler
 from .schedules import Schedule, write_atomically
@@ -44,6 +44,8 @@ class Result(Protocol):
     @property
     def best_baseline(self) -> str: ...
     @property
+    def baseline_evaluation(self) -> Evaluation: ...
+    @property
     def target(self) -> Gaussian: ...
     @property
     def process(self) -> AbstractProcess: ...
@@ -69,8 +71,7 @@ def plot_optimized(result: Result, path: str | os.PathLike[str] | None = None) -
     """
     kind = None if path is None else check_path(path)
     name = result.best_baseline
-    baseline = result.baseline_schedules[name]
-    compared = evaluate_schedule(result.target, result.process, result.sampler, baseline)
+    compared = result.baseline_evaluation
     stochastic = bool(np.any(np.asarray(result.schedule.stochasticity) > 0))
     figure = _figure((16.5 if stochastic else 13.0, 4.2))
     axes = figure.subplots(1, 3 + stochastic, width_ratios=[1.25, 1.0, 1.0, 0.8][: 3 + stochastic])

@@ -5,6 +5,7 @@ import re
 
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -69,7 +70,7 @@ def test_faults_are_named(config: dict, fault: str):
 def test_a_process_of_ones_own_has_no_configuration():
     class Own(jk.FlowMatching):
         def __init__(self):
-            self.t_max = 1.0
+            self.t_max = jnp.asarray(1.0)
 
     with pytest.raises(ValueError, match="process Own is not built in"):
         to_config(Own())

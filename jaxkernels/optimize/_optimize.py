@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 import equinox as eqx
@@ -14,7 +15,7 @@ from .. import _checks, metrics
 from .._numerics import to_float64
 from .._progress import Progress
 from .._types import AnyArray, Numbers, constant
-from ..evaluate import check_setting, evaluate_schedule
+from ..evaluate import Evaluation, check_setting, evaluate_schedule
 from ..process import AbstractProcess
 from ..samplers import AbstractSampler
 from ..schedules import GRIDS, Monotone, Schedule, check_range, sigma_range
@@ -161,8 +162,10 @@ def optimize_schedule(
     elif not callable(objective):
         raise ValueError(f"objective must be a name or a function of a schedule; got {objective!r}.")
 
+    precision = jax.enable_x64(bool(jax.config.jax_enable_x64))
     with (
         Progress("optimising: compiling", progress) as line,
+        ThreadPoolExecutor(1) as beside,
         jax.enable_x64(True),
     ):
         target64, process64, sampler64 = to_float64((target, process, sampler))
@@ -183,6 +186,17 @@ def optimize_schedule(
         baselines = _with_stochasticity({**grids, **given}, fixed)
         first = _with_stochasticity(given, fixed)
 
+        def compare() -> tuple[np.ndarray, Evaluation]:
+            with jax.enable_x64(True):
+                values = _evaluate_all(make(whole), list(baselines.values()))
+            with precision:
+                best = _outside(list(baselines.values())[int(np.argmin(values))])
+                return values, evaluate_schedule(
+                    target, process, sampler, best, initialization=initialization
+                )
+
+        # compiling takes most of a first call: the baselines are evaluated while the solver compiles
+        compared = beside.submit(compare)
         windowed = objective == "local" and low == high and fixed is not None and not fixed.any()
         problem = _Problem(
             make(small),
@@ -195,8 +209,10 @@ def optimize_schedule(
         z = np.clip(_variables(problem, list(first.values())), lower, upper)
         state = _solve(problem, z, lower, upper, tolerance, max_iterations, line)
 
-        candidates = [*_schedules(problem, state.z), *baselines.values()]
-        values = _evaluate_all(make(whole), candidates)
+        found = _schedules(problem, state.z)
+        candidates = [*found, *baselines.values()]
+        baseline_values, baseline_evaluation = compared.result()
+        values = np.concatenate([_evaluate_all(make(whole), found), baseline_values])
         chosen = int(np.argmin(values))
         if not 0.0 < values[chosen] < np.inf:
             raise ValueError(
@@ -220,7 +236,8 @@ def optimize_schedule(
         schedule=schedule,
         objective=float(values[chosen]),
         evaluation=evaluate_schedule(target, process, sampler, schedule, initialization=initialization),
-        baselines=dict(zip(baselines, values[len(first) :].tolist(), strict=True)),
+        baselines=dict(zip(baselines, baseline_values.tolist(), strict=True)),
+        baseline_evaluation=baseline_evaluation,
         baseline_schedules={name: _outside(s) for name, s in baselines.items()},
         converged=converged,
         reason=_reason(converged, iterations, max_iterations, norm, tolerance),

@@ -28,6 +28,8 @@ class OptimizedSchedule:
     baselines: dict[str, float]
     """The same objective for every named grid (and every start that was given)."""
     baseline_schedules: dict[str, Schedule]
+    baseline_evaluation: Evaluation
+    """Of `best_baseline`, to compare with `evaluation`."""
     converged: bool
     """Whether the best start met the tolerance; `reason` says what happened otherwise."""
     reason: str

@@ -128,7 +128,7 @@ class CosineVP(AbstractVariancePreserving):
 
     @property
     def _speed(self) -> Array:
-        return 0.5 * np.pi / (1.0 + self.offset)
+        return jnp.asarray(0.5 * np.pi / (1.0 + self.offset))
 
     def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         # theta = pi/2 - speed (1 - t): written with sines so that both ends are exact
@@ -193,7 +193,7 @@ class DiscreteVP(AbstractVariancePreserving):
 
     @property
     def _knots(self) -> Array:
-        return jnp.arange(1, self.log_sigmas.shape[0] + 1, dtype=self.log_sigmas.dtype)
+        return jnp.asarray(np.arange(1.0, self.log_sigmas.shape[0] + 1))
 
     def sigma(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         t = as_inexact(t)
