@@ -162,7 +162,7 @@ def optimize_schedule(
     elif not callable(objective):
         raise ValueError(f"objective must be a name or a function of a schedule; got {objective!r}.")
 
-    precision = jax.enable_x64(bool(jax.config.jax_enable_x64))
+    precision = jax.enable_x64(jnp.result_type(float) == jnp.float64)
     with (
         Progress("optimising: compiling", progress) as line,
         ThreadPoolExecutor(1) as beside,
