@@ -152,10 +152,9 @@ def main() -> None:
         print(f"{sampler}, K = {num_steps} ...", flush=True)
         rows += compare(sampler, num_steps)
     for r in rows:
-        cells.append(
-            [r["sampler"], str(r["num_steps"]), r["program"], str(r["modes"])]
-            + [f"{r['seconds']:.3g}", f"{r['time_ratio']:.3g}", f"{r['objective']:.9g}", f"{r['excess']:+.1e}"]
-        )
+        names = [r["sampler"], str(r["num_steps"]), r["program"], str(r["modes"])]
+        figures = [f"{r['seconds']:.3g}", f"{r['time_ratio']:.3g}", f"{r['objective']:.9g}"]
+        cells.append([*names, *figures, f"{r['excess']:+.1e}"])
     print(table(head, cells))
     print(f"written to {save('against_scipy', {'starts': STARTS, 'rows': rows})}")
     # the optimum of the compressed objective may miss that of the whole one by the compression's error

@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 
+from rich.progress import track
+
 from .environment import save, table
 
 COMMAND = ["optimize", "--data", "digits"]
@@ -57,18 +59,19 @@ def measure() -> dict[str, float]:
         _, printed = _run(["-c", _PARTS, first, second, json.dumps(COMMAND)], first)
         importing, cold, warm = json.loads(printed)
         interpreter, _ = _run(["-c", "pass"], first)
-    return {
-        "whole process": whole,
-        "interpreter": interpreter,
-        "import": importing,
-        "compile": cold - warm,
-        "run": warm,
-    }
+    return {"whole": whole, "interpreter": interpreter, "import": importing, "cold": cold, "warm": warm}
 
 
 def main() -> None:
-    rounds = [measure() for _ in range(ROUNDS)]
-    figures = {name: min(r[name] for r in rounds) for name in rounds[0]}
+    rounds = [measure() for _ in track(range(ROUNDS), "measuring")]
+    least = {name: min(r[name] for r in rounds) for name in rounds[0]}
+    figures = {
+        "whole process": least["whole"],
+        "interpreter": least["interpreter"],
+        "import": least["import"],
+        "compile": least["cold"] - least["warm"],
+        "run": least["warm"],
+    }
     print(f"python -m jaxkernels {' '.join(COMMAND)}")
     print(table(["part", "seconds"], [[name, f"{value:.2f}"] for name, value in figures.items()]))
     print(f"written to {save('cold_start', {'command': COMMAND, 'seconds': figures})}")

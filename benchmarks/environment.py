@@ -12,7 +12,7 @@ import jax
 HERE = Path(__file__).parent
 RESULTS, CACHE = HERE / "results", HERE / ".cache"
 
-_PACKAGES = ("jaxkernels", "jax", "jaxlib", "numpy", "scipy", "equinox", "optax", "scikit-learn", "scikit-image")
+_PACKAGES = ("jaxkernels", "jax", "jaxlib", "numpy", "scipy", "equinox", "scikit-learn", "scikit-image")
 
 
 def describe() -> dict[str, Any]:

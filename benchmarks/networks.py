@@ -23,7 +23,7 @@ from rich.progress import track
 
 import jaxkernels as jk
 
-from .environment import CACHE, RESULTS, save, table
+from .environment import CACHE, save, table
 from .spectra import digits, patches
 
 PROCESS, T_MIN = jk.VP(), 1e-3
@@ -336,3 +336,85 @@ def study(problem: Problem) -> dict[str, Any]:
 
 def rms(x: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.sum(x**2, -1))))
+
+
+def ratios(row: dict[str, Any], statistic: str, name: str) -> str:
+    entry = row[statistic][name]
+    return f"{entry['ratio']:.2f} ± {entry['ratio_se']:.2f}"
+
+
+def report(studies: list[dict[str, Any]]) -> str:
+    """The results as markdown."""
+    ours = [name for name in studies[0]["rows"][0]["times"] if name not in NAMED]
+    lines = [
+        "# Schedules on trained networks",
+        "",
+        "Written by `python -m benchmarks.networks`; how to read it: [README](../README.md#networks).",
+        "",
+    ]
+    rows = [row for study in studies for row in study["rows"]]
+    lines += ["## All networks, samplers and K together", ""]
+    for statistic in ("rms", "log_mean"):
+        cells = []
+        for name in (*ours, *NAMED):
+            entries = [row[statistic][name] for row in rows]
+            values = np.array([e["ratio"] for e in entries])
+            margin = 2.0 * np.array([e["ratio_se"] for e in entries])
+            cells.append(
+                [
+                    name,
+                    f"{np.exp(np.mean(np.log(values))):.2f}",
+                    f"{values.max():.2f}",
+                    str(np.sum(values < 1.0 - margin)),
+                    str(np.sum(values > 1.0 + margin)),
+                ]
+            )
+        head = [f"{statistic} error / best named", "geometric mean", "worst", "better", "worse"]
+        lines += [table(head, cells), ""]
+    lines += [f"better, worse: of {len(rows)} cases, by more than two standard errors.", ""]
+    for study in studies:
+        lines += [
+            f"## {study['problem']}",
+            "",
+            f"d = {study['dimension']}, network predicts {study['predicts']}, held-out loss "
+            f"{study['loss'] / study['affine_loss']:.2f} of the best affine denoiser's, kurtosis "
+            f"{study['kurtosis']:.1f}, sliced W2 of the fine solver {study['reference_sliced_w2']:.3f}.",
+            "",
+        ]
+        for statistic in STATISTICS:
+            cells = []
+            for row in study["rows"]:
+                best = min(NAMED, key=lambda name: row[statistic][name]["error"])
+                error = row[statistic][best]
+                cells.append(
+                    [
+                        row["sampler"],
+                        str(row["num_steps"]),
+                        f"{best}: {error['error']:.3g} ± {error['error_se']:.1g}",
+                        *(ratios(row, statistic, name) for name in (*ours, "log_snr", "karras")),
+                    ]
+                )
+            head = ["sampler", "K", f"best named: {statistic} error", *ours, "log_snr", "karras"]
+            lines += [table(head, cells), ""]
+        shown = [*ours, *NAMED]
+        cells = [
+            [row["sampler"], str(row["num_steps"]), *(f"{row['sliced_w2'][name]:.3f}" for name in shown)]
+            for row in study["rows"]
+        ]
+        lines += [table(["sliced W2", "K", *shown], cells), ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    # compiling every objective for every K and sampler takes longer than anything else here
+    jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
+    studies = [study(problem) for problem in PROBLEMS]
+    path = save("networks", {"noises": NOISES, "reference_steps": REFERENCE_STEPS, "studies": studies})
+    text = report(studies)
+    path.with_suffix(".md").write_text(text)
+    print(text)
+    print(f"written to {path} and .md")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,8 +11,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import typer as typer
     except ImportError as error:
         print(
-            f"jaxkernels: the command line needs {error.name}, which is not installed: "
-            'pip install "jaxkernels[cli]"',
+            f'jaxkernels: the command line needs {error.name}, which is not installed: pip install "jaxkernels[cli]"',
             file=sys.stderr,
         )
         return 2

@@ -64,9 +64,7 @@ def _option(help: str, panel: str | None = None, *names: str) -> Any:
 class TargetOptions:
     """The statistics of the data."""
 
-    data: Annotated[
-        str | None, _option("Samples: digits, a .npy, .npz, .csv file or a folder of images.")
-    ] = None
+    data: Annotated[str | None, _option("Samples: digits, a .npy, .npz, .csv file or a folder of images.")] = None
     spectrum: Annotated[
         str | None, _option("Eigenvalues of the data covariance: a .npy, .npz, .csv, .txt or .json file.")
     ] = None
@@ -103,9 +101,9 @@ class SamplerOptions:
     sampler: Annotated[
         str | None, _option(f"{', '.join(SAMPLERS)}; default that of the file, or {_DEFAULT_SAMPLER}.")
     ] = None
-    initialization: Annotated[
-        str, _option("Law that sampling starts from: standard_normal (default) or marginal.")
-    ] = "standard_normal"
+    initialization: Annotated[str, _option("Law that sampling starts from: standard_normal (default) or marginal.")] = (
+        "standard_normal"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +163,7 @@ def optimize(
     output: Annotated[Path, _option("The schedule (default jaxkernels-schedule.json).")] = Path(
         "jaxkernels-schedule.json"
     ),
-    plot: Annotated[
-        Path | None, _option("The picture, .png, .pdf or .svg (default: as the schedule, .png).")
-    ] = None,
+    plot: Annotated[Path | None, _option("The picture, .png, .pdf or .svg (default: as the schedule, .png).")] = None,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Draw no picture.")] = False,
 ) -> None:
     """Find the best time grid, and stochasticity if asked, for data, a process and a sampler."""
@@ -258,8 +254,7 @@ def compare(
         table.add_row(name, str(steps), str(result.num_evaluations), *map(_number, numbers))
     _show(table)
     _say(
-        "local: the objective of optimize, squared W2; W2: to the data law, in units of the data; "
-        "KL(p_data || q): nats"
+        "local: the objective of optimize, squared W2; W2: to the data law, in units of the data; KL(p_data || q): nats"
     )
 
 
@@ -497,9 +492,7 @@ def _check_writable(path: Path) -> None:
         raise ValueError(f"cannot write {path}: {error.strerror} ({path.parent}).") from None
 
 
-def _local(
-    target: Gaussian, process: AbstractProcess, sampler: str, schedule: Schedule, how: FirstLaw
-) -> float:
+def _local(target: Gaussian, process: AbstractProcess, sampler: str, schedule: Schedule, how: FirstLaw) -> float:
     """The default objective of `optimize`."""
     step = check_setting(target, process, sampler)[2]
     objective = Local(target.in_eigenbasis(), process, step, resolve("w2_squared"), how)

@@ -70,9 +70,7 @@ def load_spectrum(path: str | os.PathLike[str], key: str | None = None) -> Float
     values = load_numbers(path, key)
     if np.any(values < 0):
         i = int(np.argmin(values))
-        raise ValueError(
-            f"eigenvalues[{i}] = {values[i]:g} in {os.fspath(path)} is negative; variances are >= 0."
-        )
+        raise ValueError(f"eigenvalues[{i}] = {values[i]:g} in {os.fspath(path)} is negative; variances are >= 0.")
     return values
 
 
@@ -109,9 +107,7 @@ def _array(path: Path, readers: dict[str, Callable[[Path, str | None], np.ndarra
     """The array in a file, read by its suffix."""
     suffix = path.suffix.lower()
     if suffix not in readers:
-        raise ValueError(
-            f"{path} has the suffix {suffix!r}; files that can be read are {', '.join(readers)}."
-        )
+        raise ValueError(f"{path} has the suffix {suffix!r}; files that can be read are {', '.join(readers)}.")
     if key is not None and suffix != ".npz":
         raise ValueError(f"key = {key!r} is for .npz files, which hold several arrays; got {path}.")
     try:

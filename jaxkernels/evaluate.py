@@ -370,9 +370,7 @@ def _compare(
     )
     compared = (means[-1] - target_mean, spreads[-1], data)
     defects = local_defects(target, process, sampler, schedule)
-    local = _Modes(target).contributions(
-        "w2_squared", defects.mean_error, defects.variance, defects.target_variance
-    )
+    local = _Modes(target).contributions("w2_squared", defects.mean_error, defects.variance, defects.target_variance)
     return Evaluation(
         mean=means[-1],
         variance=laws.variance(spreads[-1]),

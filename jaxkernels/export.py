@@ -156,9 +156,7 @@ def comfyui(
     return Export("comfyui", values, text, notes)
 
 
-def edm(
-    schedule: Schedule, process: AbstractProcess, *, end: str = "replace", sampler: str | None = None
-) -> Export:
+def edm(schedule: Schedule, process: AbstractProcess, *, end: str = "replace", sampler: str | None = None) -> Export:
     """The sampling loop of NVlabs/edm: `t_steps` (K+1,), noise levels ending in 0; `gamma` per step.
 
     The loop computes its grid inside and takes no list, so the text replaces the line that does.
@@ -412,8 +410,7 @@ def _edm_euler(
         notes += (_LOOP_NOTE,)
     if not math.isclose(sigmas[0], sigma_max, rel_tol=1e-5):
         notes += (
-            f"{name} scales the first noise for sigma_max = {sigma_max:g}; this schedule starts at "
-            f"{sigmas[0]:.6g}",
+            f"{name} scales the first noise for sigma_max = {sigma_max:g}; this schedule starts at {sigmas[0]:.6g}",
         )
     notes += _sampler_notes(name, sampler, {"ddim"}, process, bool(eta.any()))
     return Export("diffusers", values, "\n".join(lines), notes)
@@ -435,9 +432,7 @@ TOOLS: dict[str, Callable[..., Export]] = {
 }
 
 
-def _sigmas(
-    schedule: Schedule, process: AbstractProcess, end: str, tool: str
-) -> tuple[Levels, tuple[str, ...]]:
+def _sigmas(schedule: Schedule, process: AbstractProcess, end: str, tool: str) -> tuple[Levels, tuple[str, ...]]:
     """Levels s/a ending in 0, and a note on that end."""
     if isinstance(process, FlowMatching):
         raise ValueError(
@@ -482,9 +477,7 @@ def _ended(levels: Float[np.ndarray, " points"], end: str) -> tuple[Levels, tupl
     return np.append(levels[:-1], 0.0), (note,)
 
 
-def _knob(
-    convert: Callable[..., Array], schedule: Schedule, process: AbstractProcess, levels: Levels
-) -> np.ndarray:
+def _knob(convert: Callable[..., Array], schedule: Schedule, process: AbstractProcess, levels: Levels) -> np.ndarray:
     """A tool's knob for every step between `levels`; 0 in the step to level 0."""
     knob = np.zeros(levels.size - 1)
     knob[: schedule.num_steps] = in_float64(convert)(process, schedule.times, schedule.stochasticity)

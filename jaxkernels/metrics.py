@@ -92,24 +92,20 @@ def per_mode(
     return jnp.where(used, weights * jnp.where(used, value, 0.0), 0.0)
 
 
-@jax.custom_jvp
 def sylvester(r: Float[Array, "d d"], m: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """X with R X + X R = M, for symmetric positive semidefinite R; 0 on the null space of that map.
 
-    Derivatives of any order solve the same equation and never divide by gaps between eigenvalues, so
-    repeated ones are harmless.
+    Derivatives of any order and mode solve the same equation and never divide by gaps between
+    eigenvalues, so repeated ones are harmless.
     """
-    values, vectors = jnp.linalg.eigh(0.5 * (r + r.T))
-    sums = jnp.maximum(values, 0.0)[:, None] + jnp.maximum(values, 0.0)
-    sums = jnp.where(sums > 1e-14 * jnp.max(sums), sums, 0.0)
-    return vectors @ safe_divide(vectors.T @ m @ vectors, sums) @ vectors.T
 
+    def solve(_: object, m: Array) -> Array:
+        values, vectors = jnp.linalg.eigh(0.5 * (r + r.T))
+        sums = jnp.maximum(values, 0.0)[:, None] + jnp.maximum(values, 0.0)
+        sums = jnp.where(sums > 1e-14 * jnp.max(sums), sums, 0.0)
+        return vectors @ safe_divide(vectors.T @ m @ vectors, sums) @ vectors.T
 
-@sylvester.defjvp
-def _(primals, tangents):
-    (r, m), (dr, dm) = primals, tangents
-    x = sylvester(r, m)
-    return x, sylvester(r, dm - dr @ x - x @ dr)
+    return jax.lax.custom_linear_solve(lambda x: r @ x + x @ r, m, solve, symmetric=True)
 
 
 @jax.custom_jvp
@@ -129,9 +125,7 @@ def _(primals, tangents):
     return r, sylvester(r, tangents[0])
 
 
-def transport_map(
-    covariance: Float[Array, "d d"], target_covariance: Float[Array, "d d"]
-) -> Float[Array, "d d"]:
+def transport_map(covariance: Float[Array, "d d"], target_covariance: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """The optimal transport matrix T from N(0, S) to N(0, C): T = C^(1/2) R^(-1) C^(1/2), T S T = C.
 
     R = (C^(1/2) S C^(1/2))^(1/2); on its null space the inverse is 0.
@@ -142,9 +136,7 @@ def transport_map(
 
 
 @jax.custom_jvp
-def bures_squared(
-    covariance: Float[Array, "d d"], target_covariance: Float[Array, "d d"]
-) -> Float[Array, ""]:
+def bures_squared(covariance: Float[Array, "d d"], target_covariance: Float[Array, "d d"]) -> Float[Array, ""]:
     """Squared Bures distance tr S + tr C - 2 tr (C^(1/2) S C^(1/2))^(1/2) between covariances.
 
     For nearby S and C it is computed as tr (I - T) S (I - T), which does not cancel; for singular ones,
@@ -188,8 +180,20 @@ def dense_kl(
         return jax.scipy.linalg.solve_triangular(factor, m, lower=True)
 
     excess = whiten(whiten(target_covariance).T) - jnp.eye(factor.shape[0], dtype=factor.dtype)
-    values = jnp.linalg.eigvalsh(0.5 * (excess + excess.T))
-    return 0.5 * (jnp.sum(log_ratio_excess(values)) + jnp.sum(whiten(mean_error[:, None]) ** 2))
+    return 0.5 * (_log_det_excess(excess) + jnp.sum(whiten(mean_error[:, None]) ** 2))
+
+
+@jax.custom_jvp
+def _log_det_excess(e: Float[Array, "d d"]) -> Float[Array, ""]:
+    """tr E - log det (I + E) for symmetric E, without cancellation; derivative <I - (I + E)^-1, dE>."""
+    return jnp.sum(log_ratio_excess(jnp.linalg.eigvalsh(0.5 * (e + e.T))))
+
+
+@_log_det_excess.defjvp
+def _(primals, tangents):
+    (e,), (de,) = primals, tangents
+    eye = jnp.eye(e.shape[0], dtype=e.dtype)
+    return _log_det_excess(e), jnp.sum((eye - jnp.linalg.inv(eye + e)) * de)
 
 
 def _dense_reverse_kl(

@@ -97,9 +97,7 @@ def _figure(size: tuple[float, float]) -> "Figure":
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError(
-            'plots need matplotlib, which is not installed: pip install "jaxkernels[cli]".'
-        ) from None
+        raise ImportError('plots need matplotlib, which is not installed: pip install "jaxkernels[cli]".') from None
 
     class Shown(Figure):
         def _repr_png_(self) -> bytes:
@@ -160,11 +158,7 @@ def _row_label(name: str, value: float, optimum: float) -> str:
     if name == "optimised" or not optimum > 0:
         return name
     ratio = value / optimum
-    return (
-        f"{name}\n{ratio:.0f} times the optimum"
-        if ratio >= 99.5
-        else f"{name}\n{ratio:.3g} times the optimum"
-    )
+    return f"{name}\n{ratio:.0f} times the optimum" if ratio >= 99.5 else f"{name}\n{ratio:.3g} times the optimum"
 
 
 def _plot_steps(axes: "Axes", optimum: Evaluation, baseline: Evaluation, name: str) -> None:
@@ -222,9 +216,7 @@ def _whole_ticks(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _pair(
-    optimum: Evaluation, baseline: Evaluation, name: str
-) -> Sequence[tuple[str, Evaluation, dict[str, Any]]]:
+def _pair(optimum: Evaluation, baseline: Evaluation, name: str) -> Sequence[tuple[str, Evaluation, dict[str, Any]]]:
     shared = {"markersize": 4.5, "linewidth": 1.2}
     return (
         ("optimised", optimum, {"color": _OPTIMUM, "marker": "o", **shared}),

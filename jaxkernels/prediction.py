@@ -44,9 +44,7 @@ def _rows(process: AbstractProcess, t: Array) -> dict[str, Callable[[], tuple[Ar
     }
 
 
-def predictor(
-    fn: Callable[[Array, Array], Array], process: AbstractProcess, kind: str = "score"
-) -> Predictor:
+def predictor(fn: Callable[[Array, Array], Array], process: AbstractProcess, kind: str = "score") -> Predictor:
     """Turn a network `fn(x, t)` of any kind in the table above into what samplers ask for.
 
     **Arguments:** `fn` maps x (any shape) and a scalar time t of `process` to an array of x's shape.

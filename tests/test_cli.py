@@ -345,9 +345,7 @@ class TestMistakes:
         self.fails("optimize", "--spectrum", "s.txt", "--output", "old.json", "--steps", "0")
         assert (tmp_path / "old.json").read_text() == "kept"
 
-    def test_an_existing_file_survives_a_full_disk(
-        self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ):
+    def test_an_existing_file_survives_a_full_disk(self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         def full(_: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -124,9 +124,7 @@ class TestFaultsOfSamples:
 
     def test_image_cut_off(self, tmp_path: Path):
         _image(tmp_path / "a.png")
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(
-            tmp_path / "b.png"
-        )
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(tmp_path / "b.png")
         content = (tmp_path / "b.png").read_bytes()
         (tmp_path / "b.png").write_bytes(content[: len(content) // 2])
         with pytest.raises(ValueError, match=r"cannot read the image .*b\.png"):

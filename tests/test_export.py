@@ -39,9 +39,7 @@ def _at(times: Sequence[float], alpha: float | np.ndarray = 0.0) -> jk.Schedule:
 def _assigned(result: Export, name: str) -> list[float]:
     """The list that the exported Python text assigns to `name`."""
     for node in ast.walk(ast.parse(result.text)):
-        if isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == name for t in node.targets
-        ):
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             lists = [n for n in ast.walk(node.value) if isinstance(n, ast.List)]
             return ast.literal_eval(lists[0])
     raise AssertionError(f"{name} is not assigned in the text")
@@ -157,9 +155,7 @@ class TestDiffusers:
         options = {"rho": rho, "sigma_max": sigma_max, "sigma_min": 0.002}
         ramp = np.array(export(schedule, jk.EDM(), "diffusers", **options).values["sigmas"])
         low, high = 0.002 ** (1 / rho), sigma_max ** (1 / rho)
-        np.testing.assert_allclose(
-            (high + ramp * (low - high)) ** rho, np.asarray(schedule.times)[:-1], rtol=1e-9
-        )
+        np.testing.assert_allclose((high + ramp * (low - high)) ** rho, np.asarray(schedule.times)[:-1], rtol=1e-9)
 
     def test_the_karras_grid_is_the_uniform_ramp(self):
         schedule = jk.schedules.karras(jk.EDM(), 6, 0.0, last_sigma=0.002)
@@ -204,9 +200,7 @@ class TestDiffusers:
     def test_levels_outside_the_table_are_refused(self, scheduler: str, level: float):
         """EulerDiscrete would take them and clip the timestep in silence."""
         schedule = jk.Schedule(np.array([level, 0.01, 0.0]))
-        with pytest.raises(
-            ValueError, match=f"sigma = {level:g} of step 0 lies outside the levels of the table"
-        ):
+        with pytest.raises(ValueError, match=f"sigma = {level:g} of step 0 lies outside the levels of the table"):
             export(schedule, jk.EDM(), "diffusers", scheduler=scheduler)
 
     def test_the_table_can_be_another(self):

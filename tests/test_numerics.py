@@ -81,18 +81,14 @@ def test_small_matrix_products(size: int, batch: tuple[int, ...]) -> None:
     a, b, x = (rng.normal(size=(*shape, *batch)) for shape in ((3, size), (size, 2), (size,)))
     leading = np.moveaxis(a, (0, 1), (-2, -1)) @ np.moveaxis(b, (0, 1), (-2, -1))
     ours = numerics.product(jnp.asarray(a), jnp.asarray(b))
-    np.testing.assert_allclose(
-        np.moveaxis(np.asarray(ours), (0, 1), (-2, -1)), leading, rtol=1e-13, atol=1e-14
-    )
+    np.testing.assert_allclose(np.moveaxis(np.asarray(ours), (0, 1), (-2, -1)), leading, rtol=1e-13, atol=1e-14)
     vector = np.moveaxis(a, (0, 1), (-2, -1)) @ np.moveaxis(x, 0, -1)[..., None]
     ours = np.moveaxis(np.asarray(numerics.apply(jnp.asarray(a), jnp.asarray(x))), 0, -1)
     np.testing.assert_allclose(ours, vector[..., 0], rtol=1e-13, atol=1e-14)
     assert numerics.transpose(jnp.asarray(a)).shape == (size, 3, *batch)
 
 
-@pytest.mark.parametrize(
-    ("value", "dtype"), [(1, float), (np.arange(3), float), (np.float32(1.5), np.float32)]
-)
+@pytest.mark.parametrize(("value", "dtype"), [(1, float), (np.arange(3), float), (np.float32(1.5), np.float32)])
 def test_as_inexact(value: object, dtype: type) -> None:
     assert numerics.as_inexact(value).dtype == np.dtype(dtype)  # pyright: ignore[reportArgumentType]
 
@@ -103,7 +99,7 @@ def test_in_float64_computes_in_float64_and_returns_the_callers_precision() -> N
     seen = []
 
     @numerics.in_float64
-    def difference(x: jax.Array, small: jax.Array) -> jax.Array:
+    def difference(x: jax.Array, small: np.ndarray) -> jax.Array:
         seen.append(jnp.asarray(x).dtype)
         return jnp.asarray((x + small) - x)
 

@@ -62,9 +62,7 @@ def test_local_optimum_agrees_with_scipy_on_an_independent_objective():
     top, low, steps = 20.0, 0.01, 6
     start = np.log(np.geomspace(top, low, steps + 1)[1:-1])
     reference = minimize(ddim_local_objective, start, (top, low), method="BFGS", options={"gtol": 1e-9})
-    result = jk.optimize_schedule(
-        gaussian(0.0), jk.EDM(top), "ddim", steps, t_min=low, initialization="marginal"
-    )
+    result = jk.optimize_schedule(gaussian(0.0), jk.EDM(top), "ddim", steps, t_min=low, initialization="marginal")
     truncation = np.sum((np.sqrt(SPECTRUM + low**2) - np.sqrt(SPECTRUM)) ** 2)
     np.testing.assert_allclose(result.objective, reference.fun + truncation, rtol=1e-9)
     np.testing.assert_allclose(np.log(result.schedule.times[1:-1]), reference.x, atol=1e-4)
@@ -81,7 +79,7 @@ def test_second_derivatives_from_windows_equal_those_of_the_whole(name: str):
         return objective(jk.Schedule(jnp.concatenate([times[:1], interior, times[-1:]])))
 
     expected = jax.jit(lambda interior: dense_derivatives(whole, interior))(times[1:-1])
-    value, slope, curvature = jax.jit(objective.derivatives)(jk.Schedule(times))
+    value, slope, curvature = jax.jit(lambda s: objective.derivatives(s))(jk.Schedule(times))
     np.testing.assert_allclose(value, expected[0], rtol=1e-12)
     np.testing.assert_allclose(slope[1:-1], expected[1], rtol=1e-8, atol=1e-9 * np.abs(expected[1]).max())
     scale = np.abs(expected[2]).max()
@@ -96,9 +94,7 @@ def test_objectives_have_two_correct_derivatives(make: type, name: str, degenera
     process = jk.EDM(10.0)
     spectrum = np.array([0.0, 1.0, 1.0]) if degenerate else SPECTRUM
     last = 0.0 if degenerate else 0.05
-    objective = make(
-        jk.Gaussian(0.2, spectrum), process, SAMPLERS[name](), jk.metrics.w2_squared, "standard_normal"
-    )
+    objective = make(jk.Gaussian(0.2, spectrum), process, SAMPLERS[name](), jk.metrics.w2_squared, "standard_normal")
 
     def value(interior: jax.Array, squared: jax.Array) -> jax.Array:
         times = jnp.concatenate([jnp.array([10.0]), interior, jnp.array([last])])
@@ -159,8 +155,7 @@ def test_end_time_is_optimised_within_its_bounds():
     target, process = jk.Gaussian(0.0, [1.0, 0.05]), jk.EDM(10.0)
     ranged = jk.optimize_schedule(target, process, "ddim", 4, t_min=(0.01, 2.0))
     fixed = [
-        jk.optimize_schedule(target, process, "ddim", 4, t_min=float(t)).objective
-        for t in np.geomspace(0.01, 2.0, 7)
+        jk.optimize_schedule(target, process, "ddim", 4, t_min=float(t)).objective for t in np.geomspace(0.01, 2.0, 7)
     ]
     assert 0.01 <= float(ranged.schedule.times[-1]) <= 2.0
     assert ranged.objective <= min(fixed) * (1 + 1e-9)
@@ -241,9 +236,7 @@ def test_a_step_too_long_is_not_trusted():
 
 
 def test_too_much_noise_is_not_trusted():
-    result = jk.optimize_schedule(
-        gaussian(), jk.VP(), "exponential_integrator", 3, t_min=1e-2, stochasticity=8.0
-    )
+    result = jk.optimize_schedule(gaussian(), jk.VP(), "exponential_integrator", 3, t_min=1e-2, stochasticity=8.0)
     assert not result.trusted
     assert any("injects noise" in text for text in result.warnings)
 

@@ -37,9 +37,7 @@ def _result(process: jk.AbstractProcess, times: np.ndarray, alpha: np.ndarray | 
     """What an optimisation gives, without running one."""
     schedule = jk.Schedule(times, alpha)
     steps, end = schedule.num_steps, float(times[-1])
-    grids = {
-        name: jk.schedules.GRIDS[name](process, steps, end) for name in ("uniform", "karras", "quadratic")
-    }
+    grids = {name: jk.schedules.GRIDS[name](process, steps, end) for name in ("uniform", "karras", "quadratic")}
     return _Result(
         schedule=schedule,
         objective=0.01,

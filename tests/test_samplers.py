@@ -136,9 +136,7 @@ def _euler_maruyama(law: Law, mean: float, c: float, t: float, u: float, alpha: 
     if alpha == 0.0:  # Euler on the flow, which needs no signal
         v, w = _flow(law, mean, c, t)
         return np.array([[1.0 + h * v]]), np.array([h * w]), 0.0
-    return _one_evaluation(
-        law, mean, c, t, 1.0 - h * law.f(t), 0.5 * p * h * law.g2(t), alpha**2 * h * law.g2(t)
-    )
+    return _one_evaluation(law, mean, c, t, 1.0 - h * law.f(t), 0.5 * p * h * law.g2(t), alpha**2 * h * law.g2(t))
 
 
 def _exponential_integrator(law: Law, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
@@ -155,7 +153,7 @@ def _denoiser(law: Law, mean: float, c: float, t: float) -> tuple[float, float, 
 
 
 def _ddim(law: Law, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
-    """Linear part exact, denoiser frozen. With signal at both ends it is a one-evaluation step of the table."""
+    """Linear part exact, denoiser frozen."""
     if law.a(t) > 0.0 and law.s(u) > 0.0:
         a, b, v, w = law.a(t), law.a(u), (law.s(t) / law.a(t)) ** 2, (law.s(u) / law.a(u)) ** 2
         eta = b * a * v * (1.0 - (w / v) ** ((1.0 + alpha**2) / 2.0))
@@ -241,7 +239,7 @@ def _by_hand(
             if name == "dpmpp_2m":
                 matrix, shift, nu2 = _two_step(law, mean, c, times, k, lower_order_final)
             else:
-                matrix, shift, nu2 = ONE_STEP[name](law, mean, c, *times[k : k + 2], alpha * VARYING[k])
+                matrix, shift, nu2 = ONE_STEP[name](law, mean, c, times[k], times[k + 1], alpha * VARYING[k])
             m, s = matrix @ m + shift, matrix @ s @ matrix.T
             s[0, 0] += nu2
             means[k + 1, i], variances[k + 1, i] = m[0], s[0, 0]
@@ -432,11 +430,9 @@ def test_first_step_from_pure_noise(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "heun", "rk4", "euler_maruyama"])
 def test_straight_flow_from_pure_noise_to_a_point(name: str) -> None:
-    """Data at one point m: the flow lines are straight, x_t = m + t (x_1 - m), and any of these follow them."""
+    """Data at one point m: flow lines are straight, x_t = m + t (x_1 - m), and all of these follow them."""
     times = np.array([1.0, 0.7, 0.45, 0.2, 0.02])
-    evaluation = jk.evaluate_schedule(
-        jk.Gaussian(MEAN, np.zeros(2)), jk.FlowMatching(), name, jk.Schedule(times)
-    )
+    evaluation = jk.evaluate_schedule(jk.Gaussian(MEAN, np.zeros(2)), jk.FlowMatching(), name, jk.Schedule(times))
     np.testing.assert_allclose(evaluation.means, np.outer(1.0 - times, MEAN), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(evaluation.variances, np.outer(times**2, np.ones(2)), rtol=1e-12)
 
@@ -506,7 +502,7 @@ def test_eta_is_the_ancestral_step_of_exploding_noise(eta: float) -> None:
 
 
 def test_stochasticity_one_is_the_posterior_of_ddpm() -> None:
-    """Ho et al., eq. (7): mean (sqrt(A') b x0 + sqrt(a) (1 - A') x) / (1 - A), variance b (1 - A')/(1 - A)."""
+    """Ho et al., eq. (7): mean (sqrt(A') b x0 + sqrt(a) (1 - A') x)/(1 - A), variance b (1 - A')/(1 - A)."""
     cumulated = np.array([_vp_signal(t) ** 2 for t in TIMES])
     now, later = cumulated[:-1], cumulated[1:]
     one, b = now / later, 1.0 - now / later
@@ -520,7 +516,7 @@ def test_stochasticity_one_is_the_posterior_of_ddpm() -> None:
 
 @pytest.mark.parametrize("gamma", [0.0, 0.1, np.sqrt(2.0) - 1.0, 3.0])
 def test_churn_keeps_the_share_of_old_noise_of_karras(gamma: float) -> None:
-    """Karras et al., Algorithm 2: noise raised to (1 + gamma) sigma, then Euler down to sigma' with D fixed."""
+    """Karras et al., Algorithm 2: noise raised to (1 + gamma) sigma, then Euler to sigma' with D fixed."""
     process, sigma = jk.EDM(20.0), np.array([20.0, 6.0, 2.0, 0.5, 0.03])
     now, later = sigma[:-1], sigma[1:]
     raised = now * (1.0 + gamma)

@@ -29,14 +29,7 @@ def _reconstructed(target: jk.Gaussian) -> np.ndarray:
 # --- fitting ---------------------------------------------------------------------------------------------
 
 
-_TWO_SAMPLES = pytest.mark.xfail(
-    strict=True, reason="two samples: the amount rounds to -1e-17 and an eigenvalue becomes negative"
-)
-
-
-@pytest.mark.parametrize(
-    ("n", "dim"), [(500, 7), (40, 40), (12, 30), (3, 8), pytest.param(2, 5, marks=_TWO_SAMPLES)]
-)
+@pytest.mark.parametrize(("n", "dim"), [(500, 7), (40, 40), (12, 30), (3, 8), (2, 5)])
 def test_fit_agrees_with_ledoit_wolf(n: int, dim: int) -> None:
     """Shrinkage and covariance of scikit-learn's estimator, also with fewer samples than dimensions."""
     rng = np.random.default_rng(n)
@@ -51,7 +44,8 @@ def test_fit_agrees_with_ledoit_wolf(n: int, dim: int) -> None:
     kept = np.var(np.asarray(fitted.eigenvalues)) / np.var(np.linalg.eigvalsh(empirical))
     assert 1.0 - np.sqrt(kept) == pytest.approx(reference.shrinkage_, abs=1e-9)
     assert np.mean(fitted.eigenvalues) == pytest.approx(level, rel=1e-12)
-    assert np.min(fitted.eigenvalues) > 0
+    # two samples look noiseless to the estimate: nothing is shrunk
+    assert np.min(fitted.eigenvalues) > 0 if n > 2 else np.min(fitted.eigenvalues) >= 0
 
 
 @pytest.mark.parametrize("amount", [0.0, 0.3, 1.0])
@@ -297,7 +291,6 @@ def test_few_distinct_eigenvalues_are_only_merged() -> None:
     np.testing.assert_allclose(np.unique(np.round(with_mass, 10)), [0.25, 1.0, 4.0])
 
 
-@pytest.mark.xfail(strict=True, reason="a spectrum of few distinct values is returned whole, not merged")
 def test_few_distinct_eigenvalues_cost_no_more_than_nodes() -> None:
     """The documented purpose: cost independent of the number of modes."""
     small = jk.Gaussian(0.0, np.repeat([4.0, 1.0, 0.25], [5, 50, 500])).compress(8)

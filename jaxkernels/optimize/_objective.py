@@ -1,5 +1,6 @@
 """What an optimal schedule minimises: functions of a schedule, differentiable, on a Gaussian target."""
 
+import abc
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -25,12 +26,18 @@ class Objective(Protocol):
     def __call__(self, schedule: Schedule, /) -> Float[Array, ""]: ...
 
 
-class _GaussianObjective(eqx.Module):
+class AbstractGaussianObjective(eqx.Module):
+    """An objective computed from a Gaussian target: the metric's total over its modes."""
+
     target: Gaussian
     process: AbstractProcess
     sampler: AbstractSampler
     metric: metrics.Metric = eqx.field(static=True)
     initialization: str = eqx.field(static=True)
+
+    @abc.abstractmethod
+    def __call__(self, schedule: Schedule, /) -> Float[Array, ""]:
+        """The objective of a schedule."""
 
     def total(self, mean_error: Array, variance: Array, reference: Array) -> Array:
         """The metric summed over modes, for any leading axes."""
@@ -42,7 +49,7 @@ class _GaussianObjective(eqx.Module):
         return initial_moments(self.target, self.process, schedule.times[0], self.initialization)
 
 
-class Terminal(_GaussianObjective):
+class Terminal(AbstractGaussianObjective):
     """metric(p_0, q): the exact error of the whole run. Errors of different steps may cancel in it.
 
     On a Gaussian that is the truth; on a network, which is not Gaussian, the cancellation is lost.
@@ -55,7 +62,7 @@ class Terminal(_GaussianObjective):
         return self.total(error, variances[-1], jnp.asarray(self.target.eigenvalues))
 
 
-class Local(_GaussianObjective):
+class Local(AbstractGaussianObjective):
     """The sum over error sources of the terminal error that each source alone would cause:
 
         metric(p_K, q_init) + metric(p_0, p_K) + sum_k metric(p_K, q_k)
@@ -78,12 +85,8 @@ class Local(_GaussianObjective):
         mean, variance = self.start(schedule)
         change = contraction**2 * (variance - target.marginal_variance(process, first))
         p_last = target.marginal_variance(process, last)
-        initialization = self.total(
-            contraction * (mean - process.signal(first) * target.mean), p_last + change, p_last
-        )
-        truncation = self.total(
-            (process.signal(last) - 1.0) * target.mean, p_last, jnp.asarray(target.eigenvalues)
-        )
+        initialization = self.total(contraction * (mean - process.signal(first) * target.mean), p_last + change, p_last)
+        truncation = self.total((process.signal(last) - 1.0) * target.mean, p_last, jnp.asarray(target.eigenvalues))
         return initialization + truncation
 
     def derivatives(self, schedule: Schedule) -> tuple[Array, Array, Array]:
@@ -130,9 +133,7 @@ def forward_derivatives(fn: Callable[[Array], Array], x: Float[Array, " n"]) -> 
         def directional(x: Array):
             return jax.jvp(fn, (x,), (first,))
 
-        return jax.vmap(lambda second: jax.jvp(directional, (x,), (second,)), out_axes=((None, None), 0))(
-            units
-        )
+        return jax.vmap(lambda second: jax.jvp(directional, (x,), (second,)), out_axes=((None, None), 0))(units)
 
     (value, slope), (_, curvature) = jax.vmap(along, out_axes=((None, 0), 0))(units)
     return value, slope, curvature

@@ -191,9 +191,7 @@ def optimize_schedule(
                 values = _evaluate_all(make(whole), list(baselines.values()))
             with precision:
                 best = _outside(list(baselines.values())[int(np.argmin(values))])
-                return values, evaluate_schedule(
-                    target, process, sampler, best, initialization=initialization
-                )
+                return values, evaluate_schedule(target, process, sampler, best, initialization=initialization)
 
         # compiling takes most of a first call: the baselines are evaluated while the solver compiles
         compared = beside.submit(compare)
@@ -290,9 +288,7 @@ def _end_range(process: AbstractProcess, t_min: object) -> tuple[float, float]:
     return low, high
 
 
-def _fixed_stochasticity(
-    sampler: AbstractSampler, num_steps: int, stochasticity: object
-) -> np.ndarray | None:
+def _fixed_stochasticity(sampler: AbstractSampler, num_steps: int, stochasticity: object) -> np.ndarray | None:
     """Squared stochasticity of every step, or None if it is to be optimised."""
     if isinstance(stochasticity, str):
         _checks.one_of("stochasticity", stochasticity, ("optimize",))

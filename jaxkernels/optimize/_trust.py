@@ -47,8 +47,7 @@ def violations(
     if np.any(injected > level * (1.0 + 1e-6)):
         k = int(np.argmax(injected - level))
         reasons.append(
-            f"step {k} injects noise of variance {injected[k]:.3g}, more than the marginal's {level[k]:.3g} "
-            "at its end"
+            f"step {k} injects noise of variance {injected[k]:.3g}, more than the marginal's {level[k]:.3g} at its end"
         )
     return tuple(reasons)
 

@@ -58,9 +58,7 @@ def from_config(config: Mapping[str, Any]) -> AbstractProcess:
     known = parameters(name)
     for key in arguments:
         if key not in known:
-            raise ValueError(
-                f"process {name!r} has no parameter {key!r}; it takes {', '.join(known) or 'none'}."
-            )
+            raise ValueError(f"process {name!r} has no parameter {key!r}; it takes {', '.join(known) or 'none'}.")
     if name == "discrete_vp" and "alphas_cumprod" not in arguments:
         raise ValueError("process 'discrete_vp' needs the parameter 'alphas_cumprod'.")
     return PROCESSES[name](**arguments)

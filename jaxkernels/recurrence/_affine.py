@@ -50,6 +50,7 @@ def linearise(
     def one(interval: Interval, block: Block) -> tuple[Array, Array, Array]:
         x = jnp.zeros((size,), interval.time.dtype)
         memory, unravel = ravel_pytree(sampler.memory(x))
+        memory = jnp.zeros_like(memory)
 
         def run(x: Array, memory: Array, *drawn: Array) -> tuple[Array, list[Array]]:
             variances: list[Array] = []
@@ -58,20 +59,14 @@ def linearise(
                 variances.append(jnp.broadcast_to(variance, (size,)).astype(x.dtype))
                 return drawn[len(variances) - 1] if drawn else jnp.zeros_like(x)
 
-            step = sampler.step(
-                lambda x, t: predict(block, x, t), noise, process, interval, x, unravel(memory)
-            )
+            step = sampler.step(lambda x, t: predict(block, x, t), noise, process, interval, x, unravel(memory))
             return ravel_pytree(step)[0], variances
 
         # one derivative per argument: what an argument does not touch is then not even traced
         count = len(jax.eval_shape(run, x, memory)[1])
         arguments = (x, memory, *[x] * count)
         shift, variances = run(*arguments)
-        columns = [
-            jax.jacfwd(run, j, has_aux=True)(*arguments)[0]
-            for j in range(len(arguments))
-            if arguments[j].size
-        ]
+        columns = [jax.jacfwd(run, j, has_aux=True)(*arguments)[0] for j in range(len(arguments)) if arguments[j].size]
         state, gains = columns[: len(columns) - count], columns[len(columns) - count :]
         covariance = jnp.zeros((shift.size,) * 2, shift.dtype)
         for gain, variance in zip(gains, variances, strict=True):

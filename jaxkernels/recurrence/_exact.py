@@ -29,17 +29,11 @@ def log_contraction(
     (Sigma' = 0, or a = 0 with alpha > 0) is represented by a very negative, finite logarithm.
     """
     alpha2 = stochasticity_squared
-    spread = floored_log(target.marginal_variance(process, u)) - floored_log(
-        target.marginal_variance(process, t)
-    )
-    return 0.5 * (1.0 + alpha2) * spread + alpha2 * (
-        floored_log(process.signal(t)) - floored_log(process.signal(u))
-    )
+    spread = floored_log(target.marginal_variance(process, u)) - floored_log(target.marginal_variance(process, t))
+    return 0.5 * (1.0 + alpha2) * spread + alpha2 * (floored_log(process.signal(t)) - floored_log(process.signal(u)))
 
 
-def log_contractions(
-    target: Gaussian, process: AbstractProcess, schedule: Schedule
-) -> Float[Array, "steps modes"]:
+def log_contractions(target: Gaussian, process: AbstractProcess, schedule: Schedule) -> Float[Array, "steps modes"]:
     """`log_contraction` of every step of a schedule."""
     one = partial(log_contraction, target, process)
     return jax.vmap(one)(schedule.times[:-1], schedule.times[1:], schedule.stochasticity_squared)

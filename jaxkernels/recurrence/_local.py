@@ -186,17 +186,13 @@ def local_defects(
     return LocalDefects(mean_error, final, variance[-1], carry[0], defects)
 
 
-def carried(
-    defect: Defect, contraction: Array, exact_variance: Array, end_variance: Array
-) -> tuple[Array, Array]:
+def carried(defect: Defect, contraction: Array, exact_variance: Array, end_variance: Array) -> tuple[Array, Array]:
     """Mean error and signed variance at the end when a defect is carried there by the exact process."""
     change = contraction**2 * (defect.variance - exact_variance)
     return contraction * defect.mean_error, end_variance + change
 
 
-def mode_maps(
-    target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
-) -> AffineMaps:
+def mode_maps(target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule) -> AffineMaps:
     """The sampler's affine maps for the target's exact score, one block per mode. Needs an eigenbasis."""
 
     def predict(block: tuple[Array, Array], x: Array, t: Array) -> Prediction:

@@ -101,9 +101,7 @@ def sigma_range(process: AbstractProcess, t_min: float) -> tuple[float, float]:
     return float(largest), float(smallest)
 
 
-def log_snr(
-    process: AbstractProcess, num_steps: int, t_min: ArrayLike, last_sigma: ArrayLike = 0.002
-) -> Schedule:
+def log_snr(process: AbstractProcess, num_steps: int, t_min: ArrayLike, last_sigma: ArrayLike = 0.002) -> Schedule:
     """Equal steps in log-SNR, that is in log sigma (also called exponential)."""
     return _in_sigma(process, num_steps, t_min, last_sigma, lambda top, low, u: top * (low / top) ** u)
 

@@ -39,9 +39,7 @@ class Schedule(eqx.Module):
         if not is_traced(stochasticity):
             stochasticity = _checks.array("stochasticity", stochasticity)
             if np.any(stochasticity < 0):
-                raise ValueError(
-                    f"stochasticity must be >= 0; its smallest entry is {stochasticity.min():g}."
-                )
+                raise ValueError(f"stochasticity must be >= 0; its smallest entry is {stochasticity.min():g}.")
         steps = (np.shape(times)[0] - 1,)
         if np.shape(stochasticity) not in ((), steps):
             raise ValueError(
@@ -89,9 +87,7 @@ class Schedule(eqx.Module):
     def error_if_invalid(self) -> "Schedule":
         """This schedule, which raises at run time if its (traced) values are not a schedule's."""
         t: Array = self.times
-        bad: Bool[Array, ""] = (
-            jnp.any(~(t[1:] < t[:-1])) | ~(t[-1] >= 0) | jnp.any(~(self.stochasticity_squared >= 0))
-        )
+        bad: Bool[Array, ""] = jnp.any(~(t[1:] < t[:-1])) | ~(t[-1] >= 0) | jnp.any(~(self.stochasticity_squared >= 0))
         message = "times must decrease to t >= 0, and stochasticity be >= 0."
         return eqx.tree_at(lambda s: s.times, self, eqx.error_if(t, bad, message))
 
@@ -149,9 +145,7 @@ def read_json(path: str | os.PathLike[str]) -> dict:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{name} is not a schedule file (no format {_FORMAT!r} in it).")
     if content.get("version") != _VERSION:
-        raise ValueError(
-            f"{name} has version {content.get('version')!r}; this release reads version {_VERSION}."
-        )
+        raise ValueError(f"{name} has version {content.get('version')!r}; this release reads version {_VERSION}.")
     return content
 
 

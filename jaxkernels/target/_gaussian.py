@@ -55,9 +55,7 @@ class Gaussian(eqx.Module):
             weights = jnp.ones_like(eigenvalues) if weights is None else weights
             mean = jnp.broadcast_to(jnp.asarray(mean), eigenvalues.shape)
         else:
-            mean, eigenvalues, weights, basis = _checked(
-                mean, eigenvalues, weights, basis, compression is not None
-            )
+            mean, eigenvalues, weights, basis = _checked(mean, eigenvalues, weights, basis, compression is not None)
         self.mean, self.eigenvalues = cast(AnyArray, mean), cast(AnyArray, eigenvalues)
         self.weights, self.basis = cast(AnyArray, weights), cast(AnyArray | None, basis)
         self.compression, self.kurtosis = compression, kurtosis
@@ -85,18 +83,17 @@ class Gaussian(eqx.Module):
 
             C = (1 - r) S + r tr(S)/d I,
 
-        which keeps every eigenvalue positive also for n < d, where S has rank n - 1. `shrinkage` is r in
+        which keeps every eigenvalue positive for r > 0 also where n < d and S has rank n - 1. `shrinkage` is r in
         [0, 1], or "ledoit_wolf": the r that minimises the expected squared Frobenius error, estimated as
-        in Ledoit and Wolf (2004): r = min(1, (mean |x|^4 - |S|_F^2) / (n |S - tr(S)/d I|_F^2)), x centred.
+        in Ledoit and Wolf (2004): r = min(1, (mean |x|^4 - |S|_F^2) / (n |S - tr(S)/d I|_F^2)), x centred
+        (two samples give r = 0).
 
         **Raises:** ValueError for fewer than 2 samples, NaN or infinity, data without any variance, or r
         outside [0, 1].
         """
         x = _checks.array("samples", samples)
         if x.ndim < 2 or x.shape[0] < 2 or x.size == 0:
-            raise ValueError(
-                f"samples has shape {x.shape}; it must be (n, d) with at least 2 samples in its rows."
-            )
+            raise ValueError(f"samples has shape {x.shape}; it must be (n, d) with at least 2 samples in its rows.")
         x = x.reshape(x.shape[0], -1)
         n, dim = x.shape
         mean = x.mean(0)
@@ -116,7 +113,7 @@ class Gaussian(eqx.Module):
             _checks.one_of("shrinkage", shrinkage, ("ledoit_wolf",))
             noise = (np.mean(np.sum(x * x, 1) ** 2) - np.sum(eigenvalues**2)) / n
             spread = np.sum((eigenvalues - level) ** 2)
-            amount = min(1.0, noise / spread) if spread > 0 else 1.0
+            amount = min(1.0, max(0.0, noise / spread)) if spread > 0 else 1.0
         else:
             amount = float(_checks.scalar("shrinkage", shrinkage, at_least=0.0, at_most=1.0))
         # variance-weighted mean over coordinates of E x^4 / (E x^2)^2
@@ -147,9 +144,7 @@ class Gaussian(eqx.Module):
             (np.asarray(self.basis).T @ np.asarray(self.mean), None),
         )
 
-    def marginal_variance(
-        self, process: AbstractProcess, t: Float[ArrayLike, "*s"]
-    ) -> Float[Array, "*s modes"]:
+    def marginal_variance(self, process: AbstractProcess, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s modes"]:
         """a^2 lambda + s^2 of every mode."""
         a, s = process.signal(t)[..., None], process.noise(t)[..., None]
         return a**2 * self.eigenvalues + s**2
@@ -185,7 +180,7 @@ class Gaussian(eqx.Module):
         Every total of the form sum_i w_i phi(lambda_i) + sum_i w_i mu_i^2 psi(lambda_i), as all metrics of
         this library are, is kept: `nodes` nodes carry the first sum with mean 0, and half as many the
         second, each as a pair with the means 1 and 0 and opposite weights. Eigenvalues that are exactly 0
-        keep a node of their own, and a spectrum of at most `nodes` distinct values is only merged. For phi
+        keep a node of their own, and repeated ones are merged. For phi
         analytic the error falls geometrically; `compression.relative_bound` guarantees the rate.
         The result has no basis, and its weights can be negative.
 
@@ -196,7 +191,7 @@ class Gaussian(eqx.Module):
             raise ValueError("compress needs concrete eigenvalues: call it outside jit, grad and vmap.")
         target = self.in_eigenbasis()
         eigenvalues = np.asarray(target.eigenvalues, np.float64)
-        if np.unique(eigenvalues).size <= nodes:
+        if eigenvalues.size <= nodes:
             return target
         levels, weights = gauss_rule(eigenvalues, np.asarray(target.weights, np.float64), nodes)
         shift = np.asarray(target.weights) * np.asarray(target.mean, np.float64) ** 2

@@ -1,0 +1,210 @@
+"""The structure of the package: imports go one way, and concrete classes are not subclassed."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import equinox as eqx
+import pytest
+
+import jaxkernels
+
+ROOT = Path(jaxkernels.__file__).parent
+
+# Every room of the package, from left to right. A room may import from rooms on its left only, so a new
+# one has to be given its place here.
+ROOMS = [
+    "_types",
+    "_checks",
+    "_numerics",
+    "_progress",
+    "process",
+    "prediction",
+    "metrics",
+    "samplers",
+    "target",
+    "schedules",
+    "recurrence",
+    "evaluate",
+    "sample",
+    "data",
+    "export",
+    "plot",
+    "optimize",
+    "__init__",
+    "cli",
+    "__main__",
+]
+# What may be imported inside a function: packages that are extras, and these rooms.
+OPTIONAL = {"matplotlib", "sklearn", "PIL", "typer", "rich"}
+LATE = {("optimize/_result.py", "plot"), ("__main__.py", "cli")}
+# Rooms that exist only for their extra and may import it at once.
+NEEDS_EXTRAS = {"cli"}
+
+
+class Import(NamedTuple):
+    """An import statement of one name: where it stands and what it reaches."""
+
+    file: str
+    room: str
+    target: str
+    """A room of this package, a sibling file as "./name", or the first part of another package's name."""
+    own: bool
+    late: bool
+    """Inside a function."""
+    typing: bool = False
+    """Inside `if TYPE_CHECKING`."""
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _resolve(path: Path, node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, bool]]:
+    """(target, whether it belongs to this package) of every name that the statement imports."""
+    if isinstance(node, ast.Import) or node.level == 0:
+        module = node.module if isinstance(node, ast.ImportFrom) else None
+        for name in [module] if module else [alias.name for alias in node.names]:
+            first, *rest = name.split(".")
+            yield (rest[0], True) if first == "jaxkernels" and rest else (first, first == "jaxkernels")
+        return
+    inside = list(path.relative_to(ROOT).parts[:-1])
+    base = inside[: len(inside) - (node.level - 1)]
+    for alias in node.names:
+        parts = base + (node.module.split(".") if node.module else [alias.name])
+        if not base and not node.module and parts[0] not in ROOMS:  # a name that the package itself defines
+            parts = ["__init__"]
+        same_room = len(inside) > 0 and len(parts) > 1 and parts[0] == inside[0]
+        yield (f"./{parts[1]}" if same_room else parts[0]), True
+
+
+def _inside(nodes: Sequence[ast.AST]) -> set[int]:
+    return {id(inner) for outer in nodes for inner in ast.walk(outer)}
+
+
+def _imports() -> list[Import]:
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        outer = list(ast.walk(tree))
+        late = _inside([n for n in outer if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)])
+        guards = [n for n in outer if isinstance(n, ast.If) and ast.unparse(n.test).endswith("TYPE_CHECKING")]
+        typing = _inside(guards)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                file = path.relative_to(ROOT).as_posix()
+                found += [
+                    Import(file, _room(path), target, own, id(node) in late, id(node) in typing)
+                    for target, own in _resolve(path, node)
+                ]
+    return found
+
+
+IMPORTS = _imports()
+
+
+def test_the_reader_of_imports_sees_them() -> None:
+    """Known statements of each kind, so that the tests below cannot pass for want of input."""
+    seen = set(IMPORTS)
+    assert Import("schedules/_grids.py", "schedules", "_checks", own=True, late=False) in seen
+    assert Import("schedules/_grids.py", "schedules", "process", own=True, late=False) in seen
+    assert Import("schedules/_grids.py", "schedules", "./_schedule", own=True, late=False) in seen
+    assert Import("metrics.py", "metrics", "_numerics", own=True, late=False) in seen
+    assert Import("metrics.py", "metrics", "jax", own=False, late=False) in seen
+    assert Import("optimize/_result.py", "optimize", "plot", own=True, late=True) in seen
+
+
+def test_every_room_has_a_place() -> None:
+    rooms = {_room(path) for path in ROOT.rglob("*.py")}
+    assert rooms == set(ROOMS)
+    assert len(ROOMS) == len(set(ROOMS))
+
+
+def test_imports_go_left() -> None:
+    place = {room: i for i, room in enumerate(ROOMS)}
+    wrong = [
+        f"{i.file} imports {i.target}"
+        for i in IMPORTS
+        if i.own and not i.target.startswith("./") and place[i.target] >= place[i.room]
+    ]
+    assert not wrong
+
+
+def test_files_of_a_room_do_not_import_each_other_in_a_circle() -> None:
+    edges: dict[str, set[str]] = {}
+    for i in IMPORTS:
+        if i.target.startswith("./") and not i.file.endswith("__init__.py"):
+            edges.setdefault(i.file, set()).add(f"{i.room}/{i.target[2:]}.py")
+    assert edges
+
+    def reachable(start: str) -> set[str]:
+        seen, todo = set(), list(edges.get(start, ()))
+        while todo:
+            file = todo.pop()
+            if file not in seen:
+                seen.add(file)
+                todo += edges.get(file, ())
+        return seen
+
+    assert not [file for file in edges if file in reachable(file)]
+
+
+def test_late_imports_are_of_extras_only() -> None:
+    wrong = [
+        f"{i.file} imports {i.target} inside a function"
+        for i in IMPORTS
+        if i.late and not (i.target in OPTIONAL and not i.own) and (i.file, i.target) not in LATE
+    ]
+    assert not wrong
+    late = {(i.file, i.target) for i in IMPORTS if i.late}
+    assert late >= LATE, "an exception that is no longer used"
+
+
+def test_other_packages_are_declared() -> None:
+    """At import time: the standard library and the dependencies that come with every installation."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    core = {name.split(">")[0].split("=")[0].split("[")[0] for name in project["dependencies"]}
+    allowed = core | set(sys.stdlib_module_names) | {"__future__"}
+    wrong = [
+        f"{i.file} imports {i.target}"
+        for i in IMPORTS
+        if not (i.own or i.late or i.typing) and i.target not in allowed
+        if not (i.room in NEEDS_EXTRAS and i.target in OPTIONAL)
+    ]
+    assert not wrong
+
+
+def _modules() -> list[type]:
+    """Every equinox module class that the package defines."""
+    classes: set[type] = set()
+    for info in pkgutil.walk_packages([str(ROOT)], "jaxkernels."):
+        if info.name.endswith("__main__"):
+            continue
+        module = importlib.import_module(info.name)
+        classes |= {c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, eqx.Module)}
+    return sorted((c for c in classes if c.__module__.startswith("jaxkernels")), key=lambda c: c.__qualname__)
+
+
+PARENTS = {
+    base.__qualname__: base
+    for c in _modules()
+    for base in c.__mro__[1:]
+    if base.__module__.startswith("jaxkernels") and issubclass(base, eqx.Module)
+}
+
+
+def test_there_are_classes_to_look_at() -> None:
+    assert {"AbstractProcess", "AbstractSampler"} <= set(PARENTS)
+    assert len(_modules()) > 20
+
+
+@pytest.mark.parametrize("name", PARENTS)
+def test_classes_are_abstract_or_final(name: str) -> None:
+    """A class that has subclasses cannot be instantiated, so there is no doubt which method runs."""
+    assert inspect.isabstract(PARENTS[name])
