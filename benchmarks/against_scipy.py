@@ -107,9 +107,7 @@ def compare(sampler: str, num_steps: int) -> list[dict[str, Any]]:
         ours, seconds = timed(run, ROUNDS)
         times = {n: np.asarray(s.times, np.float64) for n, s in ours.baseline_schedules.items()}
         best = np.asarray(ours.schedule.times, np.float64)
-        objective = jk.Local(
-            target, process, jk.samplers.SAMPLERS[sampler](), jk.metrics.w2_squared, "standard_normal"
-        )
+        objective = jk.Local(target, process, jk.samplers.SAMPLERS[sampler](), jk.metrics.w2_squared, "standard_normal")
         for t in (*times.values(), best):
             theirs, mine = local_objective(target, sampler, t), float(objective(jk.Schedule(jnp.asarray(t))))
             np.testing.assert_allclose(theirs, mine, rtol=1e-10)

@@ -123,9 +123,6 @@ class Network(eqx.Module):
         # Karras et al. (2022), table 1, in this process's variables
         return mean + a * scale**2 / level**2 * (x - a * mean) + s * scale / level * value
 
-    def predict(self, x: Float[Array, "batch d"], t: Float[Array, ""]) -> jk.Prediction:
-        return jk.predictor(self, PROCESS, self.kind)(x, t)
-
 
 def loss(network: Network, x0: Float[Array, "batch d"], key: Array) -> Float[Array, ""]:
     """Mean squared error at log-uniform noise levels, in units in which it is of order 1 at every level."""
@@ -182,32 +179,16 @@ def train(problem: Problem, data: np.ndarray) -> Network:
     return carry[1]
 
 
-@eqx.filter_jit
-def sample(
-    network: Network,
-    process: jk.AbstractProcess,
-    sampler: jk.AbstractSampler,
-    times: Float[Array, "s points"],
-    x: Float[Array, "n d"],
-) -> Float[Array, "s n d"]:
-    """Where every schedule takes the noises x."""
-
-    def one(times: Array) -> Array:
-        def step(carry: tuple[Array, Any], interval: Any) -> tuple[tuple[Array, Any], None]:
-            return sampler.step(network.predict, jnp.zeros_like, process, interval, *carry), None
-
-        intervals = jk.Schedule(times).intervals()
-        return jax.lax.scan(step, (x, sampler.memory(x)), intervals)[0][0]
-
-    return jax.lax.map(one, times)
+def run(network: Network, sampler: str, schedule: jk.Schedule, x: Float[Array, "n d"]) -> np.ndarray:
+    """Where a schedule takes the noises x."""
+    key = jax.random.key(0)  # unused: the samplers are deterministic
+    return np.asarray(jk.sample(network, PROCESS, sampler, schedule, key, x, kind=network.kind))
 
 
-def triangle(
-    law: jk.Gaussian, process: jk.AbstractProcess, sampler: jk.AbstractSampler
-) -> Callable[[jk.Schedule], Array]:
+def triangle(law: jk.Gaussian, sampler: str) -> Callable[[jk.Schedule], Array]:
     """An alternative to the sum of squares, for errors that all add up: (sum over steps of local W2)^2."""
     # JAX 0.10 keeps the precision at which a NumPy array was captured, for other users of that array too
-    law, process = jax.tree.map(np.array, (law, process))
+    law, process = jax.tree.map(np.array, (law, PROCESS))
 
     def objective(schedule: jk.Schedule) -> Array:
         local = jk.evaluate_schedule(law, process, sampler, schedule).local_w2_squared
@@ -216,9 +197,7 @@ def triangle(
     return objective
 
 
-def candidates(
-    target: jk.Gaussian, process: jk.AbstractProcess, sampler: str, num_steps: int
-) -> dict[str, jk.Schedule]:
+def candidates(target: jk.Gaussian, sampler: str, num_steps: int) -> dict[str, jk.Schedule]:
     """Every named grid, and the optima of the objectives under test."""
     law = target.compress(32)
     objectives: dict[str, dict[str, Any]] = {
@@ -226,11 +205,11 @@ def candidates(
         "terminal": {"objective": "terminal"},
         "local, kl": {"metric": "kl"},
         "local, reverse_kl": {"metric": "reverse_kl"},
-        "triangle": {"objective": triangle(law, process, jk.samplers.SAMPLERS[sampler]())},
+        "triangle": {"objective": triangle(law, sampler)},
     }
-    grids = {name: grid(process, num_steps, T_MIN) for name, grid in jk.schedules.GRIDS.items()}
+    grids = {name: grid(PROCESS, num_steps, T_MIN) for name, grid in jk.schedules.GRIDS.items()}
     for name, options in objectives.items():
-        result = jk.optimize_schedule(law, process, sampler, num_steps, t_min=T_MIN, **options)
+        result = jk.optimize_schedule(law, PROCESS, sampler, num_steps, t_min=T_MIN, **options)
         grids[name] = result.schedule
     return grids
 
@@ -297,7 +276,7 @@ def study(problem: Problem) -> dict[str, Any]:
     """Everything about one network."""
     data = np.random.default_rng(0).permutation(problem.load())
     held_out, data = np.split(data, [len(data) // 6])
-    network, target, process = train(problem, data), jk.Gaussian.fit(data), jk.VP()
+    network, target = train(problem, data), jk.Gaussian.fit(data)
     key, x0 = jax.random.key(2), jnp.asarray(held_out[:4000], jnp.float32)
     facts = {
         "predicts": problem.kind,
@@ -307,9 +286,8 @@ def study(problem: Problem) -> dict[str, Any]:
         "affine_loss": float(affine_loss(network, target, x0, key)),
     }
     x = jax.random.normal(jax.random.key(3), (NOISES, data.shape[1]))
-    fine = jk.samplers.DPMSolverPP2M()
     references = [
-        np.asarray(sample(network, process, fine, jk.schedules.log_snr(process, k, T_MIN).times[None], x)[0])
+        run(network, "dpmpp_2m", jk.schedules.log_snr(PROCESS, k, T_MIN), x)
         for k in (REFERENCE_STEPS, REFERENCE_STEPS // 2)
     ]
     size = np.sqrt(np.sum(data.var(0)))
@@ -318,9 +296,8 @@ def study(problem: Problem) -> dict[str, Any]:
     rows = []
     settings = list(itertools.product(SAMPLERS, STEPS))
     for sampler, num_steps in track(settings, f"schedules for {problem.name}"):
-        schedules = candidates(target, process, sampler, num_steps)
-        times = jnp.stack([s.times for s in schedules.values()])
-        ends = np.asarray(sample(network, process, jk.samplers.SAMPLERS[sampler](), times, x))
+        schedules = candidates(target, sampler, num_steps)
+        ends = np.stack([run(network, sampler, schedule, x) for schedule in schedules.values()])
         distances = np.linalg.norm(ends - references[0], axis=-1) / size
         rows.append(
             {

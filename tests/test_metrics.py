@@ -133,14 +133,16 @@ def test_derivatives() -> None:
     check_grads(every, arguments, order=2, modes=("fwd", "rev"), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", metrics.METRICS)
-@pytest.mark.parametrize("point", [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 2.0), (0.0, 2.0, 0.0)], ids=str)
-def test_derivatives_are_never_nan(name: str, point: tuple[float, float, float]) -> None:
-    arguments = tuple(jnp.asarray(p) for p in point)
-    slopes = jax.jit(jax.grad(metrics.METRICS[name], (0, 1, 2)))(*arguments)
-    curvatures = jax.jit(jax.hessian(metrics.METRICS[name], (0, 1, 2)))(*arguments)
-    assert not np.any(np.isnan(slopes))
-    assert not np.any(np.isnan(jax.tree.leaves(curvatures)))
+def test_derivatives_are_never_nan() -> None:
+    """Points without variance on one side or both. (An infinite KL may have any slope but no NaN.)"""
+    points = jnp.array([(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 2.0), (0.0, 2.0, 0.0), (0.0, -1.0, 2.0)])
+
+    def every(law: jax.Array) -> jax.Array:
+        return jnp.stack([metric(*law) for metric in metrics.METRICS.values()])
+
+    for derivative in (jax.jacrev(every), jax.hessian(every)):
+        values = np.asarray(jax.jit(jax.vmap(derivative))(points))
+        assert not np.any(np.isnan(values))
 
 
 def test_slope_of_w2_squared_at_a_point_mass() -> None:

@@ -39,20 +39,24 @@ def test_values_and_finite_slopes(fn, arguments: tuple[float, ...], value: float
         assert np.all(np.isfinite(slopes))
 
 
-@pytest.mark.parametrize(
-    ("fn", "point"),
-    [
-        (numerics.safe_sqrt, (2.0,)),
-        (numerics.safe_log, (0.3,)),
-        (numerics.safe_divide, (1.5, -0.7)),
-        (numerics.power, (0.4, 1.3)),
-        (numerics.log_ratio_excess, (-0.6,)),
-        (numerics.log_ratio_excess, (0.0,)),
-        (numerics.log_ratio_excess, (3.0,)),
-    ],
-)
-def test_derivatives_inside(fn, point: tuple[float, ...]) -> None:
-    check_grads(jax.jit(fn), tuple(jnp.asarray(p) for p in point), order=2, rtol=1e-6, atol=1e-6)
+def test_derivatives_inside() -> None:
+    """Away from the special points all are what they are called; log_ratio_excess also across its switch."""
+
+    @jax.jit
+    def every(x: jax.Array, y: jax.Array, z: jax.Array) -> list[jax.Array]:
+        return [
+            numerics.safe_sqrt(x),
+            numerics.safe_log(x),
+            numerics.safe_divide(y, x),
+            numerics.power(x, y),
+            numerics.log_ratio_excess(z),
+        ]
+
+    points = jnp.array([2.0, 0.4, 1.3]), jnp.array([0.7, 1.3, 2.5]), jnp.array([-0.6, 0.0, 3.0])
+    exact = [np.sqrt(points[0]), np.log(points[0]), points[1] / points[0], points[0] ** points[1]]
+    for ours, theirs in zip(every(*points)[:4], exact, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-14)
+    check_grads(every, points, order=2, modes=("fwd", "rev"), rtol=1e-6, atol=1e-6)
 
 
 def test_log_ratio_excess_keeps_its_digits() -> None:
@@ -73,8 +77,8 @@ def test_log_ratio_excess_in_float32() -> None:
     np.testing.assert_allclose(value, exact, rtol=3e-5)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
-@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
+@pytest.mark.parametrize("size", [1, 4, 5])
+@pytest.mark.parametrize("batch", [(), (2, 3)])
 def test_small_matrix_products(size: int, batch: tuple[int, ...]) -> None:
     """Products over the two leading axes, on both sides of the size at which the method changes."""
     rng = np.random.default_rng(0)

@@ -417,11 +417,10 @@ def test_order_of_convergence_with_noise(name: str) -> None:
 # --- ends of a schedule ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
-def test_first_step_from_pure_noise(name: str) -> None:
+def test_first_step_from_pure_noise() -> None:
     """Without signal the denoiser is the mean and all of x is noise: x' = a' mean + s' x."""
     process, times = jk.CosineVP(), np.array([1.0, 0.7, 0.4, 0.2, 0.0])
-    evaluation = jk.evaluate_schedule(TARGET, process, name, jk.Schedule(times))
+    evaluation = jk.evaluate_schedule(TARGET, process, "ddim", jk.Schedule(times))
     a = np.cos(0.5 * np.pi * 0.708 / 1.008) / np.cos(0.5 * np.pi * 0.008 / 1.008)
     np.testing.assert_allclose(evaluation.means[1], a * MEAN, rtol=1e-12)
     np.testing.assert_allclose(evaluation.variances[1], (1.0 - a * a) * np.ones(2), rtol=1e-12)

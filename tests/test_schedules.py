@@ -38,7 +38,7 @@ def _t_max(process: jk.AbstractProcess) -> float:
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_every_grid_on_every_process(name: str, process: jk.AbstractProcess) -> None:
     """From t_max exactly to t_min exactly, strictly down, also where sigma is 0 or infinite at an end."""
-    for num_steps in (1, 2, 7):
+    for num_steps in (1, 7):
         for t_min in (0.0, 0.02 * _t_max(process)):
             schedule = GRIDS[name](process, num_steps, t_min)
             times = np.asarray(schedule.times)
@@ -387,7 +387,7 @@ def test_monotone_cuts_its_coordinate_by_softmax(monotone: Monotone, end: float)
     np.testing.assert_allclose(np.diff(u) / (u[-1] - u[0]), shares, rtol=1e-8)
 
 
-@pytest.mark.parametrize(("name", "order"), [("vp to zero", 2), ("flow", 1), ("edm to zero", 1)])
+@pytest.mark.parametrize(("name", "order"), [("vp to zero", 1), ("flow", 2)])
 def test_monotone_gradient(name: str, order: int) -> None:
     monotone, end = MONOTONE[name]
     fn = jax.jit(lambda z: monotone.times(z, end))
