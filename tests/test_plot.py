@@ -21,6 +21,7 @@ class _Result(NamedTuple):
     baselines: dict[str, float]
     baseline_schedules: dict[str, jk.Schedule]
     best_baseline: str
+    baseline_evaluation: jk.Evaluation
     target: jk.Gaussian
     process: jk.AbstractProcess
     sampler: jk.AbstractSampler
@@ -45,6 +46,7 @@ def _result(process: jk.AbstractProcess, times: np.ndarray, alpha: np.ndarray | 
         baselines={"uniform": 2.0, "karras": 0.02, "quadratic": 0.03},
         baseline_schedules=grids,
         best_baseline="karras",
+        baseline_evaluation=jk.evaluate_schedule(TARGET, process, "ddim", grids["karras"]),
         target=TARGET,
         process=process,
         sampler=jk.DDIM(),
