@@ -296,6 +296,8 @@ def study(problem: Problem) -> dict[str, Any]:
     rows = []
     settings = list(itertools.product(SAMPLERS, STEPS))
     for sampler, num_steps in track(settings, f"schedules for {problem.name}"):
+        # every setting compiles programs of its own, and a process can hold a limited number of them
+        jax.clear_caches()
         schedules = candidates(target, sampler, num_steps)
         ends = np.stack([run(network, sampler, schedule, x) for schedule in schedules.values()])
         distances = np.linalg.norm(ends - references[0], axis=-1) / size

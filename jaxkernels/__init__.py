@@ -8,6 +8,12 @@ from .evaluate import (
     Evaluation as Evaluation,
     evaluate_schedule as evaluate_schedule,
 )
+from .kernels import (
+    ErrorKernel as ErrorKernel,
+    ExpectedError as ExpectedError,
+    error_kernel as error_kernel,
+    expected_error as expected_error,
+)
 from .optimize import (
     Local as Local,
     OptimizedSchedule as OptimizedSchedule,
@@ -36,6 +42,15 @@ from .samplers import (
     Heun as Heun,
 )
 from .schedules import Schedule as Schedule
+from .score_error import (
+    AR1 as AR1,
+    AffineError as AffineError,
+    Banded as Banded,
+    Independent as Independent,
+    OrnsteinUhlenbeck as OrnsteinUhlenbeck,
+    ScoreError as ScoreError,
+    Shared as Shared,
+)
 from .target import Gaussian as Gaussian, GaussianMixture as GaussianMixture
 
 __version__ = _version("jaxkernels")

@@ -23,8 +23,9 @@ from rich.table import Table
 from . import __version__, _checks
 from ._numerics import in_float64
 from ._progress import Progress
+from ._setting import check_setting
 from .data import load, load_numbers, load_spectrum
-from .evaluate import Evaluation, check_setting, evaluate_schedule
+from .evaluate import Evaluation, evaluate_schedule
 from .export import export
 from .metrics import METRICS, resolve
 from .optimize import Local, OptimizedSchedule, optimize_schedule

@@ -1,6 +1,5 @@
 """The exact error of a sampler on a Gaussian target, and where it comes from."""
 
-from functools import partial
 from typing import TypeAlias
 
 import equinox as eqx
@@ -11,20 +10,24 @@ from jaxtyping import Array, Float
 
 from . import _checks, metrics
 from ._numerics import in_float64, is_traced
+from ._setting import NAMED_INITIALIZATIONS, check_schedule, check_setting
+from .kernels import centred, contract, error_kernel
 from .process import AbstractProcess
 from .recurrence import (
     AffineMaps,
-    initial_state,
-    linearise,
+    dense_maps,
+    initial_moments,
     local_defects,
     log_contraction,
     log_contractions,
     mode_maps,
-    propagate,
+    propagate_dense,
+    propagate_modes,
 )
-from .samplers import SAMPLERS, AbstractSampler
+from .samplers import AbstractSampler
 from .schedules import Schedule
-from .target import Gaussian, GaussianMixture, gaussian_prediction
+from .score_error import AffineError, ScoreError
+from .target import Gaussian
 
 Initialization: TypeAlias = str | Gaussian
 """The law that sampling starts from: "standard_normal", "marginal", or any Gaussian."""
@@ -39,7 +42,7 @@ class ErrorBudget(eqx.Module):
     1. `initialization`: the exact reverse process, run down to t = 0, from the law sampling starts with
     2. `truncation`: the same, stopped at the schedule's last time
     3. `discretization`: the sampler instead of the exact reverse process
-    4. `score`: a score error (0 until one is given)
+    4. `score`: the score error, if one is given: in the mean over its randomness, to second order
 
     `*_alone` is the distance when only that error is on; `interaction` is what is left of the total.
     """
@@ -103,47 +106,6 @@ def _show(value: Array) -> str:
     return "traced" if is_traced(value) else f"{float(value):.4g}"
 
 
-def check_setting(
-    target: object, process: object, sampler: AbstractSampler | str
-) -> tuple[Gaussian, AbstractProcess, AbstractSampler]:
-    """The three ingredients of every analysis, with a sampler's name resolved."""
-    if isinstance(target, GaussianMixture):
-        raise ValueError(
-            "target is a GaussianMixture, whose samples have no closed-form law; pass target.gaussian() "
-            "for the Gaussian of the same mean and covariance."
-        )
-    if not isinstance(target, Gaussian):
-        raise ValueError(f"target must be a Gaussian; got {type(target).__name__}.")
-    if not isinstance(process, AbstractProcess):
-        raise ValueError(f"process must be a forward process such as VP(); got {process!r}.")
-    if isinstance(sampler, str):
-        sampler = _checks.lookup("sampler", sampler, SAMPLERS)()
-    if not isinstance(sampler, AbstractSampler):
-        raise ValueError(f"sampler must be a sampler or a name; got {sampler!r}.")
-    return target, process, sampler
-
-
-def check_schedule(process: AbstractProcess, sampler: AbstractSampler, schedule: object) -> Schedule:
-    """A schedule that this process and this sampler can use."""
-    if not isinstance(schedule, Schedule):
-        raise ValueError(f"schedule must be a Schedule; got {type(schedule).__name__}.")
-    if is_traced((process, schedule)):
-        return schedule.error_if_invalid()
-    t_max, first = float(np.asarray(process.t_max)), float(np.asarray(schedule.times)[0])
-    if first > t_max * (1.0 + 1e-6):
-        raise ValueError(
-            f"times[0] = {first:g} lies beyond the process's t_max = {t_max:g}; is the schedule meant "
-            "for another process?"
-        )
-    largest = float(np.sqrt(np.max(np.asarray(schedule.stochasticity_squared))))
-    if largest > 0 and not sampler.stochastic:
-        raise ValueError(
-            f"stochasticity = {largest:g} has no meaning for {type(sampler).__name__}, which is "
-            "deterministic; use 0 or a stochastic sampler such as DDIM."
-        )
-    return schedule
-
-
 def check_initialization(target: Gaussian, initialization: object) -> Initialization:
     if isinstance(initialization, Gaussian):
         unit = np.all(np.asarray(target.weights) == 1) and np.all(np.asarray(initialization.weights) == 1)
@@ -153,8 +115,7 @@ def check_initialization(target: Gaussian, initialization: object) -> Initializa
                 f"got {initialization.mean.shape[0]} modes for {target.mean.shape[0]}."
             )
         return initialization
-    names = ("standard_normal", "marginal")
-    return _checks.one_of("initialization", initialization, names)
+    return _checks.one_of("initialization", initialization, NAMED_INITIALIZATIONS)
 
 
 def evaluate_schedule(
@@ -163,6 +124,7 @@ def evaluate_schedule(
     sampler: AbstractSampler | str,
     schedule: Schedule,
     *,
+    score_error: ScoreError | None = None,
     initialization: Initialization = "standard_normal",
 ) -> Evaluation:
     """Exact law of a sampler's output for the exact score of a Gaussian target, and its error.
@@ -174,6 +136,9 @@ def evaluate_schedule(
     "exponential_integrator"). `initialization` is the law sampling starts from: "standard_normal" (the
     process's prior: N(0, I), or N(0, sigma_max^2 I) for exploding variance), "marginal" (the exact p_T),
     or any Gaussian in data coordinates, whose covariance need not commute with the target's.
+    `score_error` makes the score inexact: its mean is treated exactly, its randomness adds the expected
+    excess to second order (`expected_error` has more) to `w2_squared` and to the budget. Law, KL and
+    per-mode values are those for the mean error. Matrix slopes need `expected_error(dense=True)`.
 
     **Raises:** ValueError naming the argument, also when the sampler is not finite on the schedule.
 
@@ -182,7 +147,7 @@ def evaluate_schedule(
     target, process, sampler = check_setting(target, process, sampler)
     schedule = check_schedule(process, sampler, schedule)
     initialization = check_initialization(target, initialization)
-    evaluation = _evaluate(target, process, sampler, schedule, initialization)
+    evaluation = _evaluate(target, process, sampler, schedule, initialization, score_error)
     if not is_traced(evaluation):
         _check_finite(evaluation, sampler, schedule)
     return evaluation
@@ -203,29 +168,6 @@ def _check_finite(evaluation: Evaluation, sampler: AbstractSampler, schedule: Sc
 def _dense_moments(law: Gaussian) -> tuple[np.ndarray, np.ndarray]:
     basis = np.eye(law.mean.shape[0]) if law.basis is None else np.asarray(law.basis)
     return np.asarray(law.mean), (basis * np.asarray(law.eigenvalues)) @ basis.T
-
-
-@partial(jax.jit, static_argnames="initialization")
-def initial_moments(
-    target: Gaussian, process: AbstractProcess, start: Array, initialization: str
-) -> tuple[Float[Array, " modes"], Float[Array, " modes"]]:
-    """Mean and variance per mode of the law that sampling starts from."""
-    if initialization == "marginal":
-        return process.signal(start) * target.mean, target.marginal_variance(process, start)
-    eigenvalues = jnp.asarray(target.eigenvalues)
-    prior = process.prior_variance(start)
-    return jnp.zeros_like(eigenvalues), prior * jnp.ones_like(eigenvalues)
-
-
-def propagate_modes(
-    maps: AffineMaps,
-    sampler: AbstractSampler,
-    mean: Float[Array, " modes"],
-    variance: Float[Array, " modes"],
-) -> tuple[Float[Array, "points modes"], Float[Array, "points modes"]]:
-    """Mean and variance of every mode at every time of the schedule, from the sampler's `mode_maps`."""
-    means, covariances = propagate(maps, *initial_state(sampler, mean[None], variance[None, None]))
-    return means[:, 0], covariances[:, 0, 0]
 
 
 def reverse_exactly(
@@ -286,27 +228,25 @@ class _Dense(eqx.Module):
         return rho[:, None] * spread * rho
 
     def maps(self, process, sampler, schedule) -> AffineMaps:
-        def predict(block, x, t):
-            mean, eigenvalues = block
-            return gaussian_prediction(process, mean, eigenvalues, None, x, t)
-
-        blocks = (jnp.asarray(self.target.mean)[None], jnp.asarray(self.target.eigenvalues)[None])
-        size = blocks[0].shape[1]
-        return linearise(sampler, process, schedule.intervals(), predict, blocks, size)
+        return dense_maps(self.target, process, sampler, schedule)
 
     def propagate(self, maps, sampler, mean, spread) -> tuple[Array, Array]:
-        size = mean.shape[0]
-        start = initial_state(sampler, mean[:, None], spread[..., None])
-        means, spreads = propagate(maps, *start)
-        return means[:, :size, 0], spreads[:, :size, :size, 0]
+        return propagate_dense(maps, sampler, mean, spread)
 
     def distance(self, name: str, mean_error: Array, spread: Array, reference: Array) -> Array:
         return metrics.DENSE_METRICS[name](mean_error, spread, reference)
 
 
 @in_float64
-def _evaluate(target, process, sampler, schedule, initialization) -> Evaluation:
+def _evaluate(target, process, sampler, schedule, initialization, score_error) -> Evaluation:
     basis, target = target.basis, target.in_eigenbasis()
+    known, excess = None, None
+    if score_error is not None:
+        if not isinstance(initialization, str):
+            raise ValueError("a score_error can be combined with initialization by name only.")
+        kernel = error_kernel(target, process, sampler, schedule, initialization=initialization)
+        kernel, directions = centred(kernel, score_error)
+        known, excess = kernel.about, contract(kernel, None, directions)
     if isinstance(initialization, str):
         start = np.asarray(schedule.times)[0] if not is_traced(schedule) else schedule.times[0]
         return _compare(
@@ -315,6 +255,8 @@ def _evaluate(target, process, sampler, schedule, initialization) -> Evaluation:
             sampler,
             schedule,
             *initial_moments(target, process, start, initialization),
+            known,
+            excess,
         )
     mean, covariance = _dense_moments(initialization)
     if basis is not None:
@@ -330,8 +272,13 @@ def _compare(
     schedule: Schedule,
     mean: Float[Array, " modes"],
     spread: Float[Array, "modes *modes"],
+    known: AffineError | None = None,
+    excess: Float[Array, ""] | None = None,
 ) -> Evaluation:
-    """The sampled law, from an initial law (mean, spread), against the data law and its error budget."""
+    """The sampled law, from an initial law (mean, spread), against the data law and its error budget.
+
+    `known` is the mean score error of every evaluation, `excess` what its randomness adds to squared W2.
+    """
     target = laws.target
     first, last = schedule.times[0], schedule.times[-1]
     target_mean, data = jnp.asarray(target.mean), laws.spread(jnp.asarray(target.eigenvalues))
@@ -357,12 +304,16 @@ def _compare(
         p_data,
     )
     truncated = w2_squared(started(reverse_exactly(target, process, schedule, to_data=False), last), p_data)
-    total = w2_squared((means[-1], spreads[-1]), p_data)
+    discretized = w2_squared((means[-1], spreads[-1]), p_data)
+    if known is not None:
+        maps = mode_maps(target, process, sampler, schedule, known)
+        means, spreads = laws.propagate(maps, sampler, mean, spread)
+    total = w2_squared((means[-1], spreads[-1]), p_data) + (0.0 if excess is None else excess)
     budget = ErrorBudget(
         initialization=initialization,
         truncation=truncated - initialization,
-        discretization=total - truncated,
-        score=jnp.zeros_like(total),
+        discretization=discretized - truncated,
+        score=total - discretized,
         total=total,
         initialization_alone=initialization,
         truncation_alone=w2_squared(p_last, p_data),

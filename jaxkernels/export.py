@@ -23,7 +23,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from . import _checks
 from ._numerics import in_float64
-from .evaluate import check_schedule
+from ._setting import check_schedule
 from .process import EDM, VE, AbstractProcess, DiscreteVP, FlowMatching
 from .samplers import DDIM, to_churn, to_eta
 from .schedules import Schedule

@@ -73,11 +73,6 @@ def _kl(mean_error: Array, first: Array, second: Array) -> Array:
 METRICS: dict[str, Metric] = {"w2_squared": w2_squared, "kl": kl, "reverse_kl": reverse_kl}
 
 
-def resolve(metric: str | Metric) -> Metric:
-    """A metric by name or as it is. ValueError for an unknown name."""
-    return metric if callable(metric) else _checks.lookup("metric", metric, METRICS)
-
-
 def per_mode(
     metric: Metric,
     weights: Float[ArrayLike, " modes"],
@@ -210,3 +205,9 @@ DENSE_METRICS: dict[str, Metric] = {
     "kl": dense_kl,
     "reverse_kl": _dense_reverse_kl,
 }
+
+
+def resolve(metric: str | Metric, dense: bool = False) -> Metric:
+    """A metric by name, for variances or (`dense`) covariances, or as it is. ValueError for an unknown name."""
+    known = DENSE_METRICS if dense else METRICS
+    return metric if callable(metric) else _checks.lookup("metric", metric, known)

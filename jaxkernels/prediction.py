@@ -29,6 +29,10 @@ class Prediction(NamedTuple):
     x0: Float[Array, "..."]
     eps: Float[Array, "..."]
 
+    def with_score_error(self, error: Array, signal: Array, noise: Array) -> "Prediction":
+        """What the score plus `error` says of the same point: x0 + (s^2 / a) e and eps - s e."""
+        return Prediction(self.x0 + noise**2 / signal * error, self.eps - noise * error)
+
 
 Predictor: TypeAlias = Callable[[Array, Array], Prediction]
 """(x, t) -> Prediction, with a scalar time t."""

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from . import _checks
 from ._numerics import is_traced
-from .evaluate import check_schedule
+from ._setting import check_schedule
 from .prediction import predictor
 from .process import AbstractProcess
 from .samplers import SAMPLERS, AbstractSampler, Interval

@@ -1,7 +1,7 @@
 """Optimal schedules against closed forms, an independent optimiser and their own promises."""
 
 import warnings
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +123,7 @@ def test_all_starts_reach_one_optimum(num_steps: int):
 
 def test_optimum_is_the_same_in_every_time():
     """DDIM sees time only through a and s: VE, EDM and a rescaled start law give the same levels."""
-    kwargs = {"initialization": "marginal"}
+    kwargs: dict[str, Any] = {"initialization": "marginal"}
     edm = jk.optimize_schedule(gaussian(), jk.EDM(10.0), "ddim", 6, t_min=0.02, **kwargs)
     ve = jk.VE(rate=2.0, t_max=50.0)
     same = jk.optimize_schedule(gaussian(), ve, "ddim", 6, t_min=0.02**2 / 2, **kwargs)

@@ -11,11 +11,23 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import metrics
-from ..evaluate import initial_moments, propagate_modes
+from ..kernels import ErrorKernel, second_order
 from ..process import AbstractProcess
-from ..recurrence import carried, local_defects, log_contraction, mode_maps, window_defect, windows
+from ..recurrence import (
+    carried,
+    evaluation_times,
+    initial_moments,
+    local_defects,
+    log_contraction,
+    mode_maps,
+    propagate_modes,
+    score_responses,
+    window_defect,
+    windows,
+)
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
+from ..score_error import AffineError, ScoreError
 from ..target import Gaussian
 
 
@@ -34,6 +46,7 @@ class AbstractGaussianObjective(eqx.Module):
     sampler: AbstractSampler
     metric: metrics.Metric = eqx.field(static=True)
     initialization: str = eqx.field(static=True)
+    score_error: ScoreError | None = None
 
     @abc.abstractmethod
     def __call__(self, schedule: Schedule, /) -> Float[Array, ""]:
@@ -52,10 +65,18 @@ class AbstractGaussianObjective(eqx.Module):
 class Terminal(AbstractGaussianObjective):
     """metric(p_0, q): the exact error of the whole run. Errors of different steps may cancel in it.
 
+    With a score error, its expectation to second order (`kernels`).
+
     On a Gaussian that is the truth; on a network, which is not Gaussian, the cancellation is lost.
     """
 
     def __call__(self, schedule: Schedule, /) -> Float[Array, ""]:
+        if self.score_error is not None:
+            still = AffineError(
+                *[jnp.zeros((schedule.num_steps * self.sampler.evaluations, self.target.eigenvalues.shape[0]))] * 2
+            )
+            run = (self.target, self.process, self.sampler, schedule)
+            return second_order(ErrorKernel(*run, still, self.metric, self.initialization), self.score_error)
         maps = mode_maps(self.target, self.process, self.sampler, schedule)
         means, variances = propagate_modes(maps, self.sampler, *self.start(schedule))
         error = means[-1] - jnp.asarray(self.target.mean)
@@ -68,7 +89,8 @@ class Local(AbstractGaussianObjective):
         metric(p_K, q_init) + metric(p_0, p_K) + sum_k metric(p_K, q_k)
 
     where p_K is the exact law at t_K, q_init the exact reverse process from the law sampling starts with,
-    and q_k takes only step k with the sampler (`recurrence.local_defects`). Nothing cancels between steps.
+    and q_k takes only step k with the sampler (`recurrence.local_defects`), plus the expected cost of a score
+    error along the exact process, if there is one. Nothing cancels between steps.
     The structure is that of accumulation theorems for orthogonal score errors, with discretisation defects
     as the errors.
     """
@@ -76,7 +98,42 @@ class Local(AbstractGaussianObjective):
     def __call__(self, schedule: Schedule, /) -> Float[Array, ""]:
         defects = local_defects(self.target, self.process, self.sampler, schedule)
         steps = self.total(defects.mean_error, defects.variance, defects.target_variance)
-        return jnp.sum(steps) + self.ends(schedule, defects.contraction)
+        value = jnp.sum(steps) + self.ends(schedule, defects.carry[0])
+        return value if self.score_error is None else value + self.score(schedule, defects.carry)
+
+    def score(self, schedule: Schedule, carry: Float[Array, "points modes"]) -> Float[Array, ""]:
+        """What the score error alone would cost along the exact process: the sum over its directions w of
+
+            (metric at +w  +  metric at -w) / 2,      law at +-w: mean +-m, variance p_K +-S_1 + S_2
+
+        with m and S_1 the linear responses (`score_responses`) and S_2 = (sum_a R_a Delta_a sqrt Sigma_a)^2 the
+        variance of what the error adds to x, as if x moved along the flow. To second order in w it is the kernel's
+        contraction at the exact law; unlike that it stays meaningful for large errors. It takes all times and
+        their correlation together: unlike defects, score errors of one sign do add up in a network.
+        """
+        assert self.score_error is not None
+        target, process, sampler = self.target, self.process, self.sampler
+        responses = score_responses(target, process, sampler, schedule, carry)
+        times = evaluation_times(process, sampler, schedule)
+        variance = target.marginal_variance(process, schedule.times[-1])
+        mean = process.signal(times)[:, None] * target.mean
+        size = jnp.sqrt(target.marginal_variance(process, times))
+
+        def cost(w: AffineError) -> Array:
+            shift = jnp.sum(responses.mean * (w.shift - w.slope * mean), 0)
+            first = -jnp.sum(responses.variance * w.slope, 0)
+            second = jnp.sum(responses.mean * w.slope * size, 0) ** 2
+            there, back = (self.total(shift, variance + s + second, variance) for s in (first, -first))
+            return 0.5 * (there + back)
+
+        value = jnp.zeros((), times.dtype)
+        known = self.score_error.mean_at(target, process, times)
+        directions = self.score_error.directions(target, process, times)
+        if known is not None:
+            value += cost(known)
+        if directions is not None:
+            value += jnp.sum(jax.vmap(cost)(directions))
+        return value
 
     def ends(self, schedule: Schedule, contraction: Float[Array, " modes"]) -> Float[Array, ""]:
         """The two sources that are no step: the law sampling starts with, and stopping at t_K."""

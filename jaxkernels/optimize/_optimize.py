@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -14,11 +14,14 @@ from jaxtyping import Array, ArrayLike, Float
 from .. import _checks, metrics
 from .._numerics import to_float64
 from .._progress import Progress
+from .._setting import NAMED_INITIALIZATIONS, check_setting
 from .._types import AnyArray, Numbers, constant
-from ..evaluate import Evaluation, check_setting, evaluate_schedule
+from ..evaluate import Evaluation, evaluate_schedule
+from ..kernels import error_kernel, factored
 from ..process import AbstractProcess
 from ..samplers import AbstractSampler
 from ..schedules import GRIDS, Monotone, Schedule, check_range, sigma_range
+from ..score_error import ScoreError
 from ..target import Gaussian
 from ._newton import (
     NewtonState,
@@ -107,6 +110,7 @@ def optimize_schedule(
     num_steps: int,
     *,
     t_min: Numbers,
+    score_error: ScoreError | None = None,
     stochasticity: Numbers = 0.0,
     objective: str | Objective = "local",
     metric: str | metrics.Metric = "w2_squared",
@@ -123,6 +127,8 @@ def optimize_schedule(
 
     - `num_steps`: K >= 1.
     - `t_min`: the last time, 0 <= t_min < t_max; or (low, high) to optimise it between these bounds.
+    - `score_error`: the objective then includes what it costs in the mean, correlation in time and all.
+      One that is given mode by mode is used on the whole spectrum, without compression.
     - `stochasticity`: alpha = h/g, a number or (K,), kept as it is; or "optimize" for one per step.
       `DDIM` is the family in which an optimised stochasticity was seen to hold on networks.
     - `objective`: "local" (default), the sum over steps of each step's own terminal error, in which
@@ -153,10 +159,13 @@ def optimize_schedule(
     num_steps = _checks.count("num_steps", num_steps)
     max_iterations = _checks.count("max_iterations", max_iterations)
     tolerance = float(_checks.scalar("tolerance", tolerance, at_least=0.0))
-    initialization = _checks.one_of("initialization", initialization, ("standard_normal", "marginal"))
+    initialization = _checks.one_of("initialization", initialization, NAMED_INITIALIZATIONS)
     low, high = _end_range(process, t_min)
     fixed = _fixed_stochasticity(sampler, num_steps, stochasticity)
     metric_fn = metrics.resolve(metric)
+    options: dict[str, Any] = {"initialization": initialization, "score_error": score_error}
+    if score_error is not None:
+        _check_score_error(target, process, sampler, num_steps, low, score_error)
     if isinstance(objective, str):
         _checks.lookup("objective", objective, OBJECTIVES)
     elif not callable(objective):
@@ -168,14 +177,15 @@ def optimize_schedule(
         ThreadPoolExecutor(1) as beside,
         jax.enable_x64(True),
     ):
-        target64, process64, sampler64 = to_float64((target, process, sampler))
+        target64, process64, sampler64, error64 = to_float64((target, process, sampler, score_error))
         whole = target64.in_eigenbasis()
-        nodes = _nodes(compress, whole, named=isinstance(metric, str) and isinstance(objective, str))
+        named = isinstance(metric, str) and isinstance(objective, str)
+        nodes = _nodes(compress, whole, named and (score_error is None or score_error.any_spectrum))
         small = whole.compress(nodes) if nodes else whole
 
         def make(law: Gaussian) -> Objective:
             if isinstance(objective, str):
-                return OBJECTIVES[objective](law, process64, sampler64, metric_fn, initialization)
+                return OBJECTIVES[objective](law, process64, sampler64, metric_fn, initialization, error64)
             return _UserObjective(objective)
 
         monotone = _monotone(whole, process64, low)
@@ -191,11 +201,12 @@ def optimize_schedule(
                 values = _evaluate_all(make(whole), list(baselines.values()))
             with precision:
                 best = _outside(list(baselines.values())[int(np.argmin(values))])
-                return values, evaluate_schedule(target, process, sampler, best, initialization=initialization)
+                return values, evaluate_schedule(target, process, sampler, best, **options)
 
         # compiling takes most of a first call: the baselines are evaluated while the solver compiles
         compared = beside.submit(compare)
-        windowed = objective == "local" and low == high and fixed is not None and not fixed.any()
+        still = fixed is not None and not fixed.any()
+        windowed = objective == "local" and low == high and still and score_error is None
         problem = _Problem(
             make(small),
             monotone,
@@ -233,7 +244,7 @@ def optimize_schedule(
     return OptimizedSchedule(
         schedule=schedule,
         objective=float(values[chosen]),
-        evaluation=evaluate_schedule(target, process, sampler, schedule, initialization=initialization),
+        evaluation=evaluate_schedule(target, process, sampler, schedule, **options),
         baselines=dict(zip(baselines, baseline_values.tolist(), strict=True)),
         baseline_evaluation=baseline_evaluation,
         baseline_schedules={name: _outside(s) for name, s in baselines.items()},
@@ -286,6 +297,14 @@ def _end_range(process: AbstractProcess, t_min: object) -> tuple[float, float]:
     if not low < high:
         raise ValueError(f"t_min = {t_min} must have its lower bound first.")
     return low, high
+
+
+def _check_score_error(target, process, sampler, num_steps: int, t_min: float, score_error: object) -> None:
+    """Whether an error fits the target and any schedule of so many steps: seen on one of them."""
+    if not isinstance(score_error, ScoreError):
+        raise ValueError(f"score_error must be a ScoreError; got {type(score_error).__name__}.")
+    kernel = error_kernel(target, process, sampler, GRIDS["uniform"](process, num_steps, t_min))
+    factored(kernel, score_error)
 
 
 def _fixed_stochasticity(sampler: AbstractSampler, num_steps: int, stochasticity: object) -> np.ndarray | None:

@@ -13,9 +13,18 @@ from ._exact import (
 )
 from ._local import (
     LocalDefects as LocalDefects,
+    ScoreResponses as ScoreResponses,
     carried as carried,
     local_defects as local_defects,
-    mode_maps as mode_maps,
+    score_responses as score_responses,
     window_defect as window_defect,
     windows as windows,
+)
+from ._moments import (
+    dense_maps as dense_maps,
+    evaluation_times as evaluation_times,
+    initial_moments as initial_moments,
+    mode_maps as mode_maps,
+    propagate_dense as propagate_dense,
+    propagate_modes as propagate_modes,
 )

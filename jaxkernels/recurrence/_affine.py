@@ -1,5 +1,6 @@
 """Every sampler step as an affine map with Gaussian noise, by linearisation of its one definition."""
 
+import itertools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from .._numerics import apply, product, transpose
 from ..prediction import Prediction
 from ..process import AbstractProcess
 from ..samplers import AbstractSampler, Interval
+from ..score_error import AffineError
 
 Block = TypeVar("Block", bound=PyTree)
 
@@ -37,6 +39,7 @@ def linearise(
     predict: Callable[[Block, Array, Array], Prediction],
     blocks: Block,
     size: int,
+    errors: AffineError | None = None,
 ) -> AffineMaps:
     """The affine maps of a sampler for a denoiser that is affine in x.
 
@@ -44,10 +47,12 @@ def linearise(
     variance the sampler states, not its square root, so that derivatives stay finite for empty steps.
 
     **Arguments:** `intervals` with fields (K,); `predict(block, x, t)` the denoiser of one block, x of
-    shape (size,); `blocks` its parameters with a leading axis over blocks.
+    shape (size,); `blocks` its parameters with a leading axis over blocks. `errors` are added to the score,
+    one at each evaluation of every step: slope (K, blocks, evaluations, size, size), shift (K, blocks,
+    evaluations, size).
     """
 
-    def one(interval: Interval, block: Block) -> tuple[Array, Array, Array]:
+    def one(interval: Interval, block: Block, error: AffineError | None) -> tuple[Array, Array, Array]:
         x = jnp.zeros((size,), interval.time.dtype)
         memory, unravel = ravel_pytree(sampler.memory(x))
         memory = jnp.zeros_like(memory)
@@ -59,7 +64,17 @@ def linearise(
                 variances.append(jnp.broadcast_to(variance, (size,)).astype(x.dtype))
                 return drawn[len(variances) - 1] if drawn else jnp.zeros_like(x)
 
-            step = sampler.step(lambda x, t: predict(block, x, t), noise, process, interval, x, unravel(memory))
+            calls = itertools.count()
+
+            def learned(x: Array, t: Array) -> Prediction:
+                prediction = predict(block, x, t)
+                if error is None:
+                    return prediction
+                i = next(calls)
+                e = AffineError(error.slope[i], error.shift[i])(x)
+                return prediction.with_score_error(e, process.signal(t), process.noise(t))
+
+            step = sampler.step(learned, noise, process, interval, x, unravel(memory))
             return ravel_pytree(step)[0], variances
 
         # one derivative per argument: what an argument does not touch is then not even traced
@@ -73,9 +88,9 @@ def linearise(
             covariance += product(gain * variance, transpose(gain))
         return jnp.concatenate(state, axis=1), shift, covariance
 
-    over_blocks = jax.vmap(one, in_axes=(None, 0), out_axes=-1)
-    over_steps = jax.vmap(over_blocks, in_axes=(0, None), out_axes=-2)
-    return AffineMaps(*over_steps(intervals, blocks))
+    over_blocks = jax.vmap(one, in_axes=(None, 0, 0), out_axes=-1)
+    over_steps = jax.vmap(over_blocks, in_axes=(0, None, 0), out_axes=-2)
+    return AffineMaps(*over_steps(intervals, blocks, errors))
 
 
 def initial_state(

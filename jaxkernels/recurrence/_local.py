@@ -1,5 +1,7 @@
 """Local defects: each step's own error, carried exactly to the end while everything else is exact."""
 
+import itertools
+from collections.abc import Iterator
 from functools import partial
 
 import equinox as eqx
@@ -14,7 +16,6 @@ from ..process import AbstractProcess
 from ..samplers import AbstractSampler, Interval
 from ..schedules import Schedule
 from ..target import Gaussian, gaussian_prediction
-from ._affine import AffineMaps, linearise
 from ._exact import log_contraction, log_contractions, to_the_end
 
 
@@ -62,9 +63,7 @@ def window_defect(
         return gaussian_prediction(process, target.mean, target.eigenvalues, None, x, t)
 
     def interval(j: int) -> Interval:
-        index = step - depth + j
-        ends = index <= 0, index == num_steps - 1
-        return Interval(times[j], times[j + 1], times[max(j - 1, 0)], stochasticity_squared[j], *ends)
+        return _interval(times, stochasticity_squared, step - depth, j, num_steps)
 
     start = jnp.zeros_like(exact_mean[0])
     state = (exact_mean[0], sampler.memory(exact_mean[0]))
@@ -91,6 +90,13 @@ def window_defect(
     factor = safe_divide(correlated, exact_variance[depth])
     flipped = jnp.minimum(factor, 0.0) ** 2 * exact_variance[depth]
     return Defect(after[0] - exact_mean[-1], variance - 2.0 * flipped, factor, injected)
+
+
+def _interval(times: Array, stochasticity_squared: Array, first: Array, j: int, num_steps: int) -> Interval:
+    """Step j of a window whose own first step has number `first`, negative before the schedule begins."""
+    index = first + j
+    ends = index <= 0, index == num_steps - 1
+    return Interval(times[j], times[j + 1], times[max(j - 1, 0)], stochasticity_squared[j], *ends)
 
 
 def _choose(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
@@ -143,14 +149,14 @@ class LocalDefects(eqx.Module):
     """Law at t_K when the sampler takes step k and the exact reverse process all others.
 
     `mean_error` is against the exact mean, `variance` is signed as in `Defect`, `target_variance` the exact
-    one at t_K, and `contraction` the factor that carries a perturbation over the whole schedule. `defects`
+    one at t_K, and `carry` the factor that carries a perturbation at each grid time to t_K. `defects`
     are the defects themselves, right after each step.
     """
 
     mean_error: Float[Array, "steps modes"]
     variance: Float[Array, "steps modes"]
     target_variance: Float[Array, " modes"]
-    contraction: Float[Array, " modes"]
+    carry: Float[Array, "points modes"]
     defects: Defect
 
 
@@ -183,21 +189,96 @@ def local_defects(
     carry = to_the_end(logs)
     variance = target.marginal_variance(process, times)
     mean_error, final = carried(defects, carry[1:], variance[1:], variance[-1])
-    return LocalDefects(mean_error, final, variance[-1], carry[0], defects)
+    return LocalDefects(mean_error, final, variance[-1], carry, defects)
+
+
+class ScoreResponses(eqx.Module):
+    """How the law at t_K responds to score errors when everything else is exact, per evaluation and mode:
+
+    change of the mean = sum_a mean_a (delta_a - Delta_a a(t_a) mu),
+    change of the variance = - sum_a variance_a Delta_a.
+    """
+
+    mean: Float[Array, "evaluations modes"]
+    variance: Float[Array, "evaluations modes"]
+
+
+def score_responses(
+    target: Gaussian,
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    schedule: Schedule,
+    carry: Float[Array, "points modes"],
+) -> ScoreResponses:
+    """Responses to the score errors of every evaluation, along the exact reverse process.
+
+    An error at evaluation a enters the step that makes it and, through the sampler's memory, the steps after. Each
+    entry is carried to the end by `carry` (of `local_defects`); the covariance of x at the evaluation with x
+    after the step is the exact one, rho Sigma. The target is in its eigenbasis.
+    """
+    depth, count, per_step = sampler.memory_steps, schedule.num_steps, sampler.evaluations
+    points, steps = windows(schedule, depth)
+
+    def one(times: Array, squared: Array, step: Array) -> Array:
+        return _window_response(target, process, sampler, times, squared, step, count)
+
+    times, squared = schedule.times[points], schedule.stochasticity_squared[steps]
+    response = jax.vmap(one)(times, squared, jnp.arange(count))
+    at = jnp.stack(sampler.evaluation_times(process, schedule.intervals()), axis=1)
+    variance = target.marginal_variance(process, at)
+    mean_total = jnp.zeros((count, per_step, target.mean.shape[0]), at.dtype)
+    variance_total = jnp.zeros_like(mean_total)
+    for later in range(min(depth + 1, count)):
+        # evaluations of step k, seen by step k + later
+        entry = response[later:, depth - later] * carry[1 + later :, None]
+        end, alpha2 = schedule.times[1 + later :], schedule.stochasticity_squared[later:]
+        contraction = jax.vmap(partial(log_contraction, target, process))
+        rho = jnp.stack([jnp.exp(contraction(t, end, alpha2)) for t in at[: count - later].T], axis=1)
+        correlated = 2.0 * carry[1 + later :, None] * rho * variance[: count - later]
+        mean_total = mean_total.at[: count - later].add(entry)
+        variance_total = variance_total.at[: count - later].add(entry * correlated)
+    return ScoreResponses(*(a.reshape(count * per_step, -1) for a in (mean_total, variance_total)))
+
+
+def _window_response(
+    target: Gaussian,
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    times: Float[Array, " window"],
+    stochasticity_squared: Float[Array, " steps"],
+    step: Int[Array, ""],
+    num_steps: int,
+) -> Float[Array, "window_steps evaluations modes"]:
+    """Derivative of x after a window's last step in the score errors of each of its evaluations.
+
+    x is put back onto the exact mean before every step: what an earlier step does to x itself belongs there.
+    """
+    depth = sampler.memory_steps
+    exact_mean = [process.signal(t) * target.mean for t in times]
+
+    def run(errors: Float[Array, "window_steps evaluations modes"]) -> Float[Array, " modes"]:
+        memory = sampler.memory(exact_mean[0])
+        x = exact_mean[0]
+        for j in range(depth + 1):
+            calls = itertools.count()
+
+            def learned(x: Array, t: Array, j: int = j, calls: Iterator[int] = calls) -> Prediction:
+                exact = gaussian_prediction(process, target.mean, target.eigenvalues, None, x, t)
+                return exact.with_score_error(errors[j, next(calls)], process.signal(t), process.noise(t))
+
+            interval = _interval(times, stochasticity_squared, step - depth, j, num_steps)
+            x, new = sampler.step(learned, jnp.zeros_like, process, interval, exact_mean[j], memory)
+            memory = _choose(step - depth + j >= 0, new, memory)
+        return x
+
+    shape = (depth + 1, sampler.evaluations)
+    units = jnp.eye(shape[0] * shape[1], dtype=times.dtype).reshape(-1, *shape, 1)
+    ones = jnp.ones((*shape, target.mean.shape[0]), times.dtype)
+    columns = jax.vmap(lambda unit: jax.jvp(run, (0.0 * ones,), (unit * ones,))[1])(units)
+    return columns.reshape(*shape, -1)
 
 
 def carried(defect: Defect, contraction: Array, exact_variance: Array, end_variance: Array) -> tuple[Array, Array]:
     """Mean error and signed variance at the end when a defect is carried there by the exact process."""
     change = contraction**2 * (defect.variance - exact_variance)
     return contraction * defect.mean_error, end_variance + change
-
-
-def mode_maps(target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule) -> AffineMaps:
-    """The sampler's affine maps for the target's exact score, one block per mode. Needs an eigenbasis."""
-
-    def predict(block: tuple[Array, Array], x: Array, t: Array) -> Prediction:
-        mean, eigenvalue = block
-        return gaussian_prediction(process, mean, eigenvalue, None, x, t)
-
-    blocks = (jnp.asarray(target.mean)[:, None], jnp.asarray(target.eigenvalues)[:, None])
-    return linearise(sampler, process, schedule.intervals(), predict, blocks, 1)

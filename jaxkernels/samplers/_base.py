@@ -58,7 +58,7 @@ class AbstractSampler(eqx.Module):
     order: ClassVar[int]
     """Power of 1/K with which the W2 distance to the exact law vanishes at stochasticity 0."""
     evaluations: ClassVar[int]
-    """Network evaluations per step."""
+    """Network evaluations per step. Override `evaluation_times` too if there are several."""
     stochastic: ClassVar[bool]
     """Whether it has a use for stochasticity > 0."""
     memory_steps: ClassVar[int] = 0
@@ -70,6 +70,15 @@ class AbstractSampler(eqx.Module):
         """What is carried between steps besides x, before the first step. Default: nothing."""
         del x
         return ()
+
+    def evaluation_times(self, process: AbstractProcess, interval: Interval) -> tuple[Float[Array, "*steps"], ...]:
+        """The times at which a step calls `predict`, in the order of its calls. Default: its start, once.
+
+        A call that a step may leave out (the last of a step to sigma = 0) has its place here all the same,
+        at a time where the network is defined.
+        """
+        del process
+        return (interval.time,)
 
     @abc.abstractmethod
     def step(

@@ -21,9 +21,17 @@ class AbstractRungeKutta(AbstractSampler):
     There the flow cannot be evaluated (eps is 0/0), as in Karras et al. (2022), Algorithm 1.
     """
 
+    nodes: ClassVar[tuple[float, ...]]
+    """Where in the step the velocity is evaluated, as fractions of it."""
+
     @abc.abstractmethod
-    def advance(self, velocity: Velocity, x: Array, t: Array, u: Array) -> Array:
-        """x at u from x at t by the method's full formula."""
+    def advance(self, velocity: Velocity, first: Array, x: Array, t: Array, u: Array) -> Array:
+        """x at u from x at t by the method's full formula, from the velocity `first` at (x, t)."""
+
+    def evaluation_times(self, process: AbstractProcess, interval: Interval) -> tuple[Float[Array, "*steps"], ...]:
+        t, u = interval.time, interval.next_time
+        dt = t - jnp.where(process.noise(u) > 0, u, t)
+        return tuple(t - node * dt for node in self.nodes)
 
     def step(
         self,
@@ -41,14 +49,15 @@ class AbstractRungeKutta(AbstractSampler):
             p = predict(x, t)
             return process.signal_rate(t) * p.x0 + process.noise_rate(t) * p.eps
 
-        def euler(x: Array) -> Array:
-            return x - (t - u) * velocity(x, t)
+        def euler(x: Array, first: Array) -> Array:
+            return x - (t - u) * first
 
-        def full(x: Array) -> Array:
+        def full(x: Array, first: Array) -> Array:
             # a harmless end point where the branch is not taken, so that no NaN enters derivatives
-            return self.advance(velocity, x, t, jnp.where(process.noise(u) > 0, u, t))
+            return self.advance(velocity, first, x, t, jnp.where(process.noise(u) > 0, u, t))
 
-        return jax.lax.cond(process.noise(u) > 0, full, euler, x), memory
+        # the evaluation that both need stands outside, so that the others are always the same calls
+        return jax.lax.cond(process.noise(u) > 0, full, euler, x, velocity(x, t)), memory
 
 
 class Heun(AbstractRungeKutta):
@@ -58,12 +67,12 @@ class Heun(AbstractRungeKutta):
     """
 
     order: ClassVar[int] = 2
+    nodes: ClassVar[tuple[float, ...]] = (0.0, 1.0)
     evaluations: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False
 
-    def advance(self, velocity: Velocity, x: Array, t: Array, u: Array) -> Array:
+    def advance(self, velocity: Velocity, first: Array, x: Array, t: Array, u: Array) -> Array:
         dt = t - u
-        first = velocity(x, t)
         second = velocity(x - dt * first, u)
         return x - 0.5 * dt * (first + second)
 
@@ -72,13 +81,13 @@ class RK4(AbstractRungeKutta):
     """The classical Runge-Kutta method. Four evaluations per step (one if it ends at sigma = 0), order 4."""
 
     order: ClassVar[int] = 4
+    nodes: ClassVar[tuple[float, ...]] = (0.0, 0.5, 0.5, 1.0)
     evaluations: ClassVar[int] = 4
     stochastic: ClassVar[bool] = False
 
-    def advance(self, velocity: Velocity, x: Array, t: Array, u: Array) -> Array:
+    def advance(self, velocity: Velocity, first: Array, x: Array, t: Array, u: Array) -> Array:
         dt, middle = t - u, 0.5 * (t + u)
-        k1 = velocity(x, t)
-        k2 = velocity(x - 0.5 * dt * k1, middle)
+        k2 = velocity(x - 0.5 * dt * first, middle)
         k3 = velocity(x - 0.5 * dt * k2, middle)
         k4 = velocity(x - dt * k3, u)
-        return x - dt / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+        return x - dt / 6.0 * (first + 2.0 * k2 + 2.0 * k3 + k4)
