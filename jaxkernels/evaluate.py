@@ -1,5 +1,6 @@
 """The exact error of a sampler on a Gaussian target, and where it comes from."""
 
+import warnings
 from typing import TypeAlias
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float
 from . import _checks, metrics
 from ._numerics import in_float64, is_traced
 from ._setting import NAMED_INITIALIZATIONS, check_schedule, check_setting
-from .kernels import centred, contract, error_kernel
+from .kernels import centred, contract, error_kernel, finite_second_order
 from .process import AbstractProcess
 from .recurrence import (
     AffineMaps,
@@ -165,6 +166,15 @@ def _check_finite(evaluation: Evaluation, sampler: AbstractSampler, schedule: Sc
         )
 
 
+def _check_expansion(excess: float, finite: float) -> None:
+    if abs(finite - excess) > 0.25 * abs(excess):
+        warnings.warn(
+            f"score_error is too large for its expansion on this schedule: to second order it adds {excess:.3g} to the "
+            f"squared W2, errors of that size themselves {finite:.3g}. Use expected_error(..., method='monte_carlo').",
+            stacklevel=4,
+        )
+
+
 def _dense_moments(law: Gaussian) -> tuple[np.ndarray, np.ndarray]:
     basis = np.eye(law.mean.shape[0]) if law.basis is None else np.asarray(law.basis)
     return np.asarray(law.mean), (basis * np.asarray(law.eigenvalues)) @ basis.T
@@ -247,6 +257,8 @@ def _evaluate(target, process, sampler, schedule, initialization, score_error) -
         kernel = error_kernel(target, process, sampler, schedule, initialization=initialization)
         kernel, directions = centred(kernel, score_error)
         known, excess = kernel.about, contract(kernel, None, directions)
+        if directions is not None and not is_traced(excess):
+            _check_expansion(float(excess), float(finite_second_order(kernel, directions)))
     if isinstance(initialization, str):
         start = np.asarray(schedule.times)[0] if not is_traced(schedule) else schedule.times[0]
         return _compare(

@@ -34,6 +34,7 @@ ROOMS = [
     "score_error",
     "recurrence",
     "kernels",
+    "bounds",
     "evaluate",
     "sample",
     "data",

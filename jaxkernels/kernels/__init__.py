@@ -4,6 +4,7 @@ from ._expected import (
     ExpectedError as ExpectedError,
     centred as centred,
     expected_error as expected_error,
+    finite_second_order as finite_second_order,
     second_order as second_order,
 )
 from ._kernel import (

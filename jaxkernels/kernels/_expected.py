@@ -130,6 +130,21 @@ def second_order(kernel: ErrorKernel, score_error: ScoreError) -> Array:
     return kernel.error(kernel.about) + contract(kernel, None, directions)
 
 
+@jax.jit
+def finite_second_order(kernel: ErrorKernel, directions: AffineError) -> Array:
+    """The contraction with differences in place of derivatives, sum_w (F(w) + F(-w)) / 2 - F(0).
+
+    Where it differs from the contraction, errors of this size are beyond second order.
+    """
+
+    def excess(w: AffineError) -> Array:
+        there = kernel.error(jax.tree.map(jnp.add, kernel.about, w))
+        back = kernel.error(jax.tree.map(jnp.subtract, kernel.about, w))
+        return 0.5 * (there + back) - kernel.error(kernel.about)
+
+    return jnp.sum(jax.lax.map(excess, directions, batch_size=min(_BATCH, directions.shift.shape[0])))
+
+
 def _combine(directions: AffineError, latent: Float[Array, " directions"]) -> AffineError:
     return jax.tree.map(lambda w: jnp.tensordot(latent, w, 1), directions)
 

@@ -31,6 +31,7 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple, TypeAlias
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ..prediction import Predictor
@@ -78,7 +79,7 @@ class AbstractSampler(eqx.Module):
         at a time where the network is defined.
         """
         del process
-        return (interval.time,)
+        return (jnp.asarray(interval.time),)
 
     @abc.abstractmethod
     def step(
