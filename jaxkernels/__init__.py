@@ -3,6 +3,11 @@
 from importlib.metadata import version as _version
 
 from . import data as data, metrics as metrics, samplers as samplers, schedules as schedules
+from .estimate import (
+    ScoreErrorEstimate as ScoreErrorEstimate,
+    estimate_score_error as estimate_score_error,
+    linearised_score_error as linearised_score_error,
+)
 from .evaluate import (
     ErrorBudget as ErrorBudget,
     Evaluation as Evaluation,

@@ -26,7 +26,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from . import _checks
 from ._numerics import in_float64, is_traced, safe_sqrt
-from ._types import Numbers
+from ._types import AnyArray, Numbers
 from .kernels import ErrorKernel, error_kernel
 from .process import AbstractProcess
 from .recurrence import mode_maps, propagate_modes
@@ -83,7 +83,7 @@ class AccumulationOperators(eqx.Module):
         """
         value = safe_sqrt(jnp.sum(self._sizes(rms) ** 2))
         return AccumulationBound(
-            value, "errors at different evaluations do not correlate: E e_i^T G_i G_j e_j = 0", True
+            value, "errors of different evaluations are uncorrelated, E e_i^T G_i G_j e_j = 0", True
         )
 
     @in_float64
@@ -147,14 +147,8 @@ class LipschitzAccumulation(eqx.Module):
         W2^2 <= sum_i g_i^2 fresh_rms_i^2.
         """
 
-        def step(distance: Array, here: tuple[Array, Array, Array, Array]):
-            growth, injection, known, fresh = here
-            squared = (growth * distance + injection * known) ** 2 + (injection * fresh) ** 2
-            return safe_sqrt(squared), None
-
         sizes = self._sizes("rms", rms), self._sizes("fresh_rms", fresh_rms)
-        growth, injection = jnp.asarray(self.growth), jnp.asarray(self.injection)
-        value, _ = jax.lax.scan(step, jnp.zeros((), growth.dtype), (growth, injection, *sizes))
+        value = _recursion(jnp.asarray(self.growth), jnp.asarray(self.injection), *sizes)
         return AccumulationBound(value, "what is not Lipschitz has mean 0 given everything before its evaluation", True)
 
     @in_float64
@@ -267,13 +261,27 @@ def _coherent(contributions: Array) -> AccumulationBound:
 
 
 def _largest(target: Gaussian, along_modes: Float[Array, "n modes"]) -> Float[Array, " n"]:
-    return jnp.max(jnp.where(jnp.asarray(target.weights) > 0, jnp.abs(along_modes), 0.0), axis=-1)
+    sizes = jnp.where(jnp.asarray(target.weights) > 0, jnp.abs(along_modes), 0.0)
+    # picked by index: the derivative of a maximum looks for it again, and compiled code may round it differently
+    return jnp.take_along_axis(sizes, jnp.argmax(sizes, axis=-1, keepdims=True), axis=-1)[:, 0]
 
 
-def _product_of_later(factors: Float[Array, "n *modes"]) -> Float[Array, "n *modes"]:
+def _product_of_later(factors: Float[AnyArray, "n *modes"]) -> Float[Array, "n *modes"]:
     """prod_{j>i} factor_j, without dividing: a factor may be 0."""
+    factors = jnp.asarray(factors)
     shifted = jnp.concatenate([factors[1:], jnp.ones_like(factors[:1])])
     return jnp.cumprod(shifted[::-1], axis=0)[::-1]
+
+
+@jax.jit
+def _recursion(growth: Array, injection: Array, known: Array, fresh: Array) -> Float[Array, ""]:
+    """D_K of `LipschitzAccumulation.mixed`."""
+
+    def step(distance: Array, here: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
+        growth, injection, known, fresh = here
+        return safe_sqrt((growth * distance + injection * known) ** 2 + (injection * fresh) ** 2), None
+
+    return jax.lax.scan(step, jnp.zeros((), growth.dtype), (growth, injection, known, fresh))[0]
 
 
 @jax.jit

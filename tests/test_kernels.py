@@ -429,7 +429,9 @@ def test_local_price_of_an_error_is_the_kernels_on_fine_grids(name: str) -> None
     objective = Local(target, PROCESS, sampler, metrics.w2_squared, "marginal", error)
     carry = local_defects(target, PROCESS, sampler, schedule).carry
     kernel = jk.error_kernel(target, PROCESS, name, schedule, initialization="marginal")
-    assert float(eqx.filter_jit(objective.score)(schedule, carry)) == pytest.approx(float(kernel.contract(error)), rel=0.02)
+    assert float(eqx.filter_jit(objective.score)(schedule, carry)) == pytest.approx(
+        float(kernel.contract(error)), rel=0.02
+    )
 
 
 def test_knowing_the_error_pays() -> None:

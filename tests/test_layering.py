@@ -34,6 +34,7 @@ ROOMS = [
     "score_error",
     "recurrence",
     "kernels",
+    "estimate",
     "bounds",
     "evaluate",
     "sample",

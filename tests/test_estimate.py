@@ -1,0 +1,225 @@
+"""Measured score errors: planted ones come back, with intervals that hold what they promise."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array, Float
+
+import jaxkernels as jk
+from jaxkernels.score_error import Tabulated
+
+PROCESS = jk.VP()
+TIMES = np.array([1.0, 0.7, 0.45, 0.2, 0.06])
+SCHEDULE = jk.Schedule([*TIMES, 1e-3])
+DATA = np.random.default_rng(0).standard_normal((40_000, 3)) * np.sqrt([2.0, 0.5, 0.1]) + [1.0, -0.5, 0.0]
+TARGET = jk.Gaussian.fit(DATA, shrinkage=0.0)
+LAW = TARGET.in_eigenbasis()
+
+
+class Network(eqx.Module):
+    """The Gaussian score, an affine error at the times of `TIMES`, and a part that no affine function fits."""
+
+    slope: Float[Array, "n d"]
+    shift: Float[Array, "n d"]
+    nonlinear: float
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        a, basis = PROCESS.signal(t), jnp.asarray(TARGET.basis)
+        i = jnp.argmin(jnp.abs(jnp.asarray(TIMES) - t))
+        z = (x - a * jnp.asarray(TARGET.mean)) @ basis
+        level = jnp.sqrt(LAW.marginal_variance(PROCESS, t))
+        third = (z / level) ** 3 - 3.0 * z / level  # orthogonal to affine functions of a normal variable
+        error = self.shift[i] - self.slope[i] * (x @ basis) + self.nonlinear * third / level
+        return TARGET.score(PROCESS, x, t) + error @ basis.T
+
+
+def _ensemble(slope: np.ndarray, shift: np.ndarray, nonlinear: float = 0.1) -> list[Network]:
+    return [Network(jnp.asarray(a), jnp.asarray(b), nonlinear) for a, b in zip(slope, shift, strict=True)]
+
+
+def _planted(structure: str) -> jk.ScoreError:
+    if structure == "ar1":
+        return jk.ScoreError.diagonal(0.1, 0.15, jk.AR1(0.8))
+    shapes = np.random.default_rng(5).standard_normal((2, 2, 5, 3)) * 0.1
+    return jk.ScoreError(Tabulated(TIMES, shapes[0], shapes[1]), jk.Shared())
+
+
+@pytest.mark.parametrize("structure", ["ar1", "rank 2"])
+def test_intervals_hold_the_planted_covariance(structure: str) -> None:
+    """50 ensembles of 24 networks from one law: its own expected error lies in at least 90% of the 95% intervals."""
+    planted = _planted(structure)
+    kernel = jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE)
+    truth, hits, values = float(kernel.contract(planted)), 0, []
+    for trial in range(50):
+        key = jax.random.key(trial)
+        draws = planted.sample(key, LAW, PROCESS, jnp.asarray(TIMES), 24)
+        networks = _ensemble(np.asarray(draws.slope), np.asarray(draws.shift))
+        estimate = jk.estimate_score_error(
+            networks, PROCESS, DATA, TIMES, key, target=TARGET, repetitions=2, batch=512, progress=False
+        )
+        interval = estimate.predict(kernel)
+        values.append(interval.value)
+        hits += interval.low <= truth <= interval.high
+    assert hits >= 45
+    assert np.mean(values) == pytest.approx(truth, abs=4.0 * np.std(values) / np.sqrt(50))
+
+
+def _many(
+    draws: int, repetitions: int, nonlinear: float, batch: int = 256
+) -> tuple[jk.ScoreErrorEstimate, jk.AffineError]:
+    planted = _planted("ar1")
+    errors = planted.sample(jax.random.key(7), LAW, PROCESS, jnp.asarray(TIMES), draws)
+    networks = _ensemble(np.asarray(errors.slope), np.asarray(errors.shift), nonlinear)
+    setting: dict[str, Any] = {"target": TARGET, "repetitions": repetitions, "batch": batch, "progress": False}
+    return jk.estimate_score_error(networks, PROCESS, DATA, TIMES, jax.random.key(8), **setting), errors
+
+
+def test_affine_errors_are_found_without_noise() -> None:
+    estimate, errors = _many(5, 2, nonlinear=0.0)
+    for r in range(2):
+        np.testing.assert_allclose(estimate.slope[:, r], errors.slope, atol=1e-9)
+        np.testing.assert_allclose(estimate.shift[:, r], errors.shift, atol=1e-9)
+    stacked = np.stack([errors.slope, errors.shift], 2)
+    exact = np.einsum("mapi,mbqi->apbqi", stacked, stacked) / 5.0
+    np.testing.assert_allclose(estimate.second_moment(), exact, atol=1e-9)
+    centred = stacked - stacked.mean(0)
+    between = np.einsum("mapi,mbqi->apbqi", centred, centred) / 4.0
+    np.testing.assert_allclose(estimate.covariance(), between, atol=1e-9)
+    assert np.abs(estimate.noise()).max() < 1e-16
+    np.testing.assert_allclose(estimate.residual, 0.0, atol=1e-15)
+
+
+def test_noise_of_the_fit_is_not_taken_for_randomness() -> None:
+    """Identical networks: repetitions scatter, the covariance between networks is 0 up to rounding."""
+    same = np.zeros((6, 5, 3))
+    setting: dict[str, Any] = {"target": TARGET, "repetitions": 4, "batch": 128, "progress": False}
+    estimate = jk.estimate_score_error(_ensemble(same, same), PROCESS, DATA, TIMES, jax.random.key(1), **setting)
+    noise = np.einsum("apapi->api", estimate.noise())
+    assert np.all(noise[:, 1] > 1e-6)
+    assert np.abs(estimate.covariance()).max() < 1e-12
+    # the uncentred second moment is 0 in the mean only: smaller than what naive averaging would find
+    naive = np.mean(np.asarray(estimate.shift) ** 2, (0, 1))
+    assert abs(np.einsum("apapi->api", estimate.second_moment())[:, 1].mean()) < 0.5 * naive.mean()
+    assert np.all(np.asarray(estimate.residual) > 0)
+
+
+def test_structures_are_chosen_where_they_hold() -> None:
+    """Independent times: bandwidth 0. One common direction: rank 1 beats higher ranks on held-out networks."""
+    kernel = jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE)
+    independent = jk.ScoreError.diagonal(0.0, 0.3, jk.Independent())
+    draws = independent.sample(jax.random.key(3), LAW, PROCESS, jnp.asarray(TIMES), 24)
+    setting: dict[str, Any] = {"target": TARGET, "repetitions": 2, "batch": 256, "progress": False}
+    networks = _ensemble(np.asarray(draws.slope), np.asarray(draws.shift), 0.05)
+    estimate = jk.estimate_score_error(networks, PROCESS, DATA, TIMES, jax.random.key(4), **setting)
+    assert estimate.chosen_size("banded") == 0
+    truth = float(kernel.contract(independent))
+    banded = float(kernel.contract(estimate.score_error("banded")))
+    assert abs(banded - truth) < 0.6 * truth
+    common = jk.ScoreError.diagonal(0.0, 0.3, jk.Shared())
+    draws = common.sample(jax.random.key(5), LAW, PROCESS, jnp.asarray(TIMES), 24)
+    networks = _ensemble(np.asarray(draws.slope), np.asarray(draws.shift), 0.05)
+    estimate = jk.estimate_score_error(networks, PROCESS, DATA, TIMES, jax.random.key(6), **setting)
+    assert estimate.chosen_size("low_rank") <= 2
+    assert estimate.chosen_size("banded") == 4
+
+
+def test_one_network_has_a_known_error() -> None:
+    estimate, errors = _many(1, 3, nonlinear=0.0)
+    model = estimate.score_error()
+    assert model.shapes is None
+    known = model.mean_at(LAW, PROCESS, jnp.asarray(TIMES))
+    assert known is not None
+    np.testing.assert_allclose(known.shift, errors.shift[0], atol=1e-9)
+    kernel = jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE)
+    interval = estimate.predict(kernel)
+    assert interval.value == pytest.approx(float(kernel.contract(model)), rel=1e-6)
+    assert interval.high - interval.low < 1e-6 * interval.value
+    with pytest.raises(ValueError, match="needs several networks"):
+        estimate.covariance()
+
+
+def test_other_predictions_measure_the_same() -> None:
+    errors = np.full((1, 5, 3), 0.2)
+    network = _ensemble(errors, errors, 0.0)[0]
+
+    def epsilon(x: Array, t: Array) -> Array:
+        return -PROCESS.noise(t) * network(x, t)
+
+    setting: dict[str, Any] = {"target": TARGET, "repetitions": 2, "batch": 64, "progress": False}
+    estimate = jk.estimate_score_error(epsilon, PROCESS, DATA, TIMES, jax.random.key(0), kind="epsilon", **setting)
+    np.testing.assert_allclose(estimate.slope[0, 0], 0.2, atol=1e-8)
+
+
+def test_linearised_error_is_that_of_changed_parameters() -> None:
+    """A network whose parameters are its error: directions come back as they are."""
+    zero = np.zeros((1, 5, 3))
+    network = _ensemble(zero, zero, 0.2)[0]
+    rng = np.random.default_rng(3)
+    directions = [
+        eqx.tree_at(
+            lambda n: (n.slope, n.shift),
+            eqx.filter(network, eqx.is_inexact_array),
+            tuple(jnp.asarray(rng.standard_normal((5, 3))) for _ in range(2)),
+        )
+        for _ in range(2)
+    ]
+    model = jk.linearised_score_error(network, directions, PROCESS, DATA, TIMES, jax.random.key(0), target=TARGET)
+    found = model.directions(LAW, PROCESS, jnp.asarray(TIMES))
+    assert found is not None
+    for j, direction in enumerate(directions):
+        np.testing.assert_allclose(found.slope[j], direction.slope, atol=1e-8)
+        np.testing.assert_allclose(found.shift[j], direction.shift, atol=1e-8)
+
+
+def _wrong_shape(x: Array, t: Array) -> Array:
+    return x[:, :2]
+
+
+def _not_a_number(x: Array, t: Array) -> Array:
+    return jnp.where(t < 0.3, jnp.nan, -x)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"score_fns": []}, "score_fns is empty"),
+        ({"score_fns": _wrong_shape}, r"shape \(16, 2\) for x of shape \(16, 3\)"),
+        ({"score_fns": [lambda x, t: -x, _not_a_number]}, "network 1 returned NaN or infinity at t = 0.2"),
+        ({"repetitions": 1}, "repetitions = 1 must be at least 2"),
+        ({"batch": 2}, "batch = 2"),
+        ({"ridge": -1.0}, "ridge = -1"),
+        ({"times": [0.1, 0.5]}, "strictly decreasing"),
+        ({"times": [0.5, 0.0]}, "times > 0"),
+        ({"times": [3.0, 0.5]}, "beyond the process"),
+        ({"data": np.zeros((1, 3))}, "at least 2 samples"),
+        ({"data": np.full((4, 3), np.nan)}, "must be finite"),
+        ({"target": jk.Gaussian(0.0, np.ones(4))}, "target has 4 modes"),
+        ({"kind": "noise"}, "kind='noise' is not known"),
+    ],
+)
+def test_refusals(arguments: dict[str, Any], message: str) -> None:
+    setting: dict[str, Any] = {"score_fns": lambda x, t: -x, "data": DATA, "times": TIMES, "batch": 16, **arguments}
+    fns, data, times = (setting.pop(name) for name in ("score_fns", "data", "times"))
+    with pytest.raises(ValueError, match=message):
+        jk.estimate_score_error(fns, PROCESS, data, times, jax.random.key(0), progress=False, **setting)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda e: e.chosen_size("banded"), "needs 4 of either; there are 2 and 2"),
+        (lambda e: e.score_error("low rank"), "Did you mean 'low_rank'"),
+        (lambda e: e.score_error("low_rank", 11), "rank 10 at most"),
+        (lambda e: e.predict(jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE)), "at least 3 repetitions"),
+        (lambda e: e.predict(jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE, dense=True)), "matrix slopes"),
+    ],
+)
+def test_too_little_for_what_is_asked(ask: Callable[[jk.ScoreErrorEstimate], object], message: str) -> None:
+    estimate, _ = _many(2, 2, nonlinear=0.1, batch=32)
+    with pytest.raises(ValueError, match=message):
+        ask(estimate)
