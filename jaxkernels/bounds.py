@@ -53,10 +53,11 @@ class AccumulationOperators(eqx.Module):
 
     The methods take `rms`: (E |e_i|^2)^(1/2) of the whole error vector at every evaluation, (evaluations,) or a number
     for all, in the units of a score, 1 / data. For errors that depend on x it is meant along the run with errors.
+    A ValueError says if a shape is wrong or an entry negative.
 
     Evaluations are in the order of the run, from noise to data, and the samplers of this library evaluate at the
-    start of a step. The source prints the same product evaluated at the step's end; kernels counted
-    from the data, S_a = eta_a prod_{n<a} A_n, are G_{K-1-a}.
+    start of a step. The source prints the same product with scores of the step's end; with steps counted from the
+    data, as in kernels, S_a = eta_a prod_{n<a} A_n is G_{K-1-a}.
     """
 
     signed: Float[Array, "evaluations modes"]
@@ -68,10 +69,7 @@ class AccumulationOperators(eqx.Module):
 
     @in_float64
     def coherent(self, rms: Numbers) -> AccumulationBound:
-        """W2 <= sum_i ||G_i|| rms_i, whatever the errors are; attained by errors that add up in one mode.
-
-        **Raises:** ValueError for a wrong shape or a negative entry; so do the others.
-        """
+        """W2 <= sum_i ||G_i|| rms_i, whatever the errors are; attained by errors that add up in one mode."""
         return _coherent(self._sizes(rms))
 
     @in_float64
@@ -82,9 +80,7 @@ class AccumulationOperators(eqx.Module):
         not: it can exceed this number by a factor of the order of sqrt(K).
         """
         value = safe_sqrt(jnp.sum(self._sizes(rms) ** 2))
-        return AccumulationBound(
-            value, "errors of different evaluations are uncorrelated, E e_i^T G_i G_j e_j = 0", True
-        )
+        return AccumulationBound(value, "errors of different evaluations are uncorrelated", True)
 
     @in_float64
     def correlated(self, rms: Numbers, correlation: AbstractCorrelation | Numbers) -> AccumulationBound:
@@ -111,8 +107,7 @@ class LipschitzAccumulation(eqx.Module):
         |D_{j+1}| <= M_j |D_j| + beta_j |e_j(y_j)|,     M_j = max over modes |A_j| + beta_j L_j
 
     with y_j the run without errors, along which `rms` is meant: rms_j = (E |e_j(y_j)|^2)^(1/2), (steps,) or a
-    number, in 1 / data. From a size eps_j under the exact law p_t it follows that
-    rms_j <= eps_j + L_j W2(law of y_j, p_t).
+    number, in 1 / data. If it is known under the exact law p_t instead, L_j W2(law of y_j, p_t) has to be added.
 
     The same numbers hold for data that are not Gaussian: if m I <= -Hess log p_0 <= L I with m > 0, take the target
     `Gaussian(0.0, [1 / m, 1 / L])`, whose score has the two extreme slopes at every time (`hessian_interval`).
@@ -132,10 +127,7 @@ class LipschitzAccumulation(eqx.Module):
 
     @in_float64
     def coherent(self, rms: Numbers) -> AccumulationBound:
-        """W2 <= sum_i g_i rms_i, whatever the dependence of the errors.
-
-        **Raises:** ValueError for a wrong shape or a negative entry; so do the others.
-        """
+        """W2 <= sum_i g_i rms_i, whatever the dependence of the errors."""
         return _coherent(self.gains * self._sizes("rms", rms))
 
     @in_float64
@@ -146,7 +138,6 @@ class LipschitzAccumulation(eqx.Module):
         most `fresh_rms` along the run with errors; z_j need not be Lipschitz. With rms = 0 it is
         W2^2 <= sum_i g_i^2 fresh_rms_i^2.
         """
-
         sizes = self._sizes("rms", rms), self._sizes("fresh_rms", fresh_rms)
         value = _recursion(jnp.asarray(self.growth), jnp.asarray(self.injection), *sizes)
         return AccumulationBound(value, "what is not Lipschitz has mean 0 given everything before its evaluation", True)
@@ -191,8 +182,7 @@ def lipschitz_accumulation(
 
     `lipschitz`: L_j >= 0, (steps,) or a number for all, in 1 / variance.
 
-    **Raises:** ValueError as `accumulation_operators` does, and for a sampler with several evaluations per step or
-    with memory.
+    **Raises:** ValueError as `accumulation_operators`, and for samplers with memory or several evaluations per step.
     """
     kernel = _linear_response(target, process, sampler, schedule)
     sampler = kernel.sampler
@@ -239,10 +229,7 @@ def _linear_response(
     """The checked setting, around no error."""
     kernel = error_kernel(target, process, sampler, schedule)
     if kernel.target.compression is not None:
-        raise ValueError(
-            "target is compressed, and the largest factor of the spectrum need not be among its nodes; "
-            "pass the target as it was before."
-        )
+        raise ValueError("target is compressed: its nodes need not have the largest factor; pass the full spectrum.")
     return kernel
 
 
@@ -275,8 +262,6 @@ def _product_of_later(factors: Float[AnyArray, "n *modes"]) -> Float[Array, "n *
 
 @jax.jit
 def _recursion(growth: Array, injection: Array, known: Array, fresh: Array) -> Float[Array, ""]:
-    """D_K of `LipschitzAccumulation.mixed`."""
-
     def step(distance: Array, here: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
         growth, injection, known, fresh = here
         return safe_sqrt((growth * distance + injection * known) ** 2 + (injection * fresh) ** 2), None
