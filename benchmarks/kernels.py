@@ -17,7 +17,7 @@ import jaxkernels as jk
 from .environment import save, table
 
 PROCESS = jk.VP()
-STEPS, MODES = (30, 100, 300, 1000, 3000), (3000, 10_000, 30_000, 100_000, 300_000)
+STEPS, MODES = (30, 100, 300, 1000, 3000), (1000, 3000, 10_000, 30_000, 100_000)
 FIXED_STEPS, FIXED_MODES = 30, 1024
 LARGE = (200, 1024)
 REPEATS = 7

@@ -59,8 +59,8 @@ def ring() -> np.ndarray:
 
 PROBLEMS = (
     Problem("digits", digits, "x0", width=256, blocks=3, training_steps=12_000),
-    Problem("patches", partial(patches, 50_000, 8, grey=True), "epsilon", 256, 3, 16_000),
-    Problem("ring", ring, "x0", 128, 3, 12_000),
+    Problem("patches", partial(patches, 50_000, 8, grey=True), "x0", width=256, blocks=3, training_steps=16_000),
+    Problem("ring", ring, "x0", width=128, blocks=3, training_steps=12_000),
 )
 
 

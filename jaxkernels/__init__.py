@@ -3,6 +3,12 @@
 from importlib.metadata import version as _version
 
 from . import data as data, metrics as metrics, samplers as samplers, schedules as schedules
+from .bounds import (
+    AccumulationBound as AccumulationBound,
+    accumulation_operators as accumulation_operators,
+    hessian_interval as hessian_interval,
+    lipschitz_accumulation as lipschitz_accumulation,
+)
 from .estimate import (
     ScoreErrorEstimate as ScoreErrorEstimate,
     estimate_score_error as estimate_score_error,

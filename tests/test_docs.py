@@ -18,12 +18,13 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """All Python blocks, in order, in one namespace, as a reader would type them."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     namespace: dict = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
     assert namespace["images"].shape == (16, 64)
     assert jk.Schedule.load(tmp_path / "schedule.json").num_steps == 10
+    assert namespace["kernel"].contract(namespace["error"]) > 0
 
 
 def test_readme_table_is_true():

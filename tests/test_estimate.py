@@ -176,6 +176,45 @@ def test_linearised_error_is_that_of_changed_parameters() -> None:
         np.testing.assert_allclose(found.shift[j], direction.shift, atol=1e-8)
 
 
+class Tilted(eqx.Module):
+    """The Gaussian score times 1 + c(t), c linear in log sigma between the times of `TIMES`."""
+
+    relative: Float[Array, " n"]
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        known = jnp.log(PROCESS.sigma(jnp.asarray(TIMES)))[::-1]
+        return TARGET.score(PROCESS, x, t) * (1.0 + jnp.interp(jnp.log(PROCESS.sigma(t)), known, self.relative[::-1]))
+
+
+def test_a_schedule_that_knows_the_measured_error_is_better() -> None:
+    """24 networks with relative errors of 3%, correlated in time: measured, optimised for, and run.
+
+    The optimum without the errors starts with a long step, which multiplies what is wrong at the noise end.
+    """
+    lag = np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
+    relative = 0.03 * np.random.default_rng(0).standard_normal((24, 5)) @ np.linalg.cholesky(0.6**lag).T
+    networks = [Tilted(jnp.asarray(c)) for c in relative]
+    setting: dict[str, Any] = {"target": TARGET, "repetitions": 2, "batch": 256, "progress": False}
+    estimate = jk.estimate_score_error(networks, PROCESS, DATA, TIMES, jax.random.key(0), **setting)
+    options: dict[str, Any] = {"t_min": 1e-3, "starts": ["log_snr", "quadratic"]}
+    noise = jax.random.normal(jax.random.key(1), (4000, 3))
+
+    def measured(schedule: jk.Schedule) -> float:
+        """Mean over networks of squared W2 to the data's Gaussian, from the moments of samples."""
+        values = []
+        for network in networks:
+            x = np.asarray(jk.sample(network, PROCESS, "ddim", schedule, jax.random.key(2), noise))
+            covariance, centre = np.cov(x @ np.asarray(TARGET.basis), rowvar=False), x.mean(0) - TARGET.mean
+            values.append(np.sum(centre**2) + np.sum((np.sqrt(np.diag(covariance)) - np.sqrt(LAW.eigenvalues)) ** 2))
+        return float(np.mean(values))
+
+    plain, aware = (
+        jk.optimize_schedule(TARGET, PROCESS, "ddim", 8, score_error=e, **options)
+        for e in (None, estimate.score_error())
+    )
+    assert measured(aware.schedule) < 0.7 * measured(plain.schedule)
+
+
 def _wrong_shape(x: Array, t: Array) -> Array:
     return x[:, :2]
 

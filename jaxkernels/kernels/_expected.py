@@ -137,12 +137,15 @@ def finite_second_order(kernel: ErrorKernel, directions: AffineError) -> Array:
     Where it differs from the contraction, errors of this size are beyond second order.
     """
 
-    def excess(w: AffineError) -> Array:
-        there = kernel.error(jax.tree.map(jnp.add, kernel.about, w))
-        back = kernel.error(jax.tree.map(jnp.subtract, kernel.about, w))
-        return 0.5 * (there + back) - kernel.error(kernel.about)
+    batch = min(_BATCH, directions.shift.shape[0])
+    return jnp.sum(jax.lax.map(lambda w: _even_part(kernel, w), directions, batch_size=batch))
 
-    return jnp.sum(jax.lax.map(excess, directions, batch_size=min(_BATCH, directions.shift.shape[0])))
+
+def _even_part(kernel: ErrorKernel, w: AffineError) -> Array:
+    """(F(w) + F(-w)) / 2 - F(0)."""
+    there = kernel.error(jax.tree.map(jnp.add, kernel.about, w))
+    back = kernel.error(jax.tree.map(jnp.subtract, kernel.about, w))
+    return 0.5 * (there + back) - kernel.error(kernel.about)
 
 
 def _combine(directions: AffineError, latent: Float[Array, " directions"]) -> AffineError:
@@ -153,13 +156,10 @@ def _combine(directions: AffineError, latent: Float[Array, " directions"]) -> Af
 def _simulate(kernel: ErrorKernel, directions: AffineError, key: Array, pairs: int) -> tuple[Array, Array]:
     """Mean and standard error of (F(w) + F(-w)) / 2 - F(0) - F2(w), w the random deviation from the mean."""
     dtype = kernel.schedule.times.dtype
-    baseline = kernel.error(kernel.about)
 
     def remainder(key: Array) -> Array:
         w = _combine(directions, jax.random.normal(key, directions.shift.shape[:1], dtype))
-        there = kernel.error(jax.tree.map(jnp.add, kernel.about, w))
-        back = kernel.error(jax.tree.map(jnp.subtract, kernel.about, w))
-        return 0.5 * (there + back) - baseline - jnp.sum(kernel.along(w)[1])
+        return _even_part(kernel, w) - jnp.sum(kernel.along(w)[1])
 
     values = jax.lax.map(remainder, jax.random.split(key, pairs), batch_size=min(_BATCH, pairs))
     return jnp.mean(values), jnp.std(values, ddof=1) / np.sqrt(pairs)
