@@ -99,7 +99,7 @@ def compare(sampler: str, num_steps: int) -> list[dict[str, Any]]:
 
     def run() -> jk.OptimizedSchedule:
         return jk.optimize_schedule(
-            target, process, sampler, num_steps, t_min=T_MIN, starts=STARTS, compress=NODES, progress=False
+            target, process, sampler, num_steps, t_min=T_MIN, starts=STARTS, compress=NODES, spread=1.0, progress=False
         )
 
     with jax.enable_x64(True):  # the schedules to check and to start from need all their digits

@@ -185,27 +185,13 @@ def run(network: Network, sampler: str, schedule: jk.Schedule, x: Float[Array, "
     return np.asarray(jk.sample(network, PROCESS, sampler, schedule, key, x, kind=network.kind))
 
 
-def triangle(law: jk.Gaussian, sampler: str) -> Callable[[jk.Schedule], Array]:
-    """An alternative to the sum of squares, for errors that all add up: (sum over steps of local W2)^2."""
-    # JAX 0.10 keeps the precision at which a NumPy array was captured, for other users of that array too
-    law, process = jax.tree.map(np.array, (law, PROCESS))
-
-    def objective(schedule: jk.Schedule) -> Array:
-        local = jk.evaluate_schedule(law, process, sampler, schedule).local_w2_squared
-        return jnp.sum(jnp.sqrt(local)) ** 2
-
-    return objective
-
-
 def candidates(target: jk.Gaussian, sampler: str, num_steps: int) -> dict[str, jk.Schedule]:
     """Every named grid, and the optima of the objectives under test."""
     law = target.compress(32)
     objectives: dict[str, dict[str, Any]] = {
         "local": {},
+        "local, spread 1": {"spread": 1.0},
         "terminal": {"objective": "terminal"},
-        "local, kl": {"metric": "kl"},
-        "local, reverse_kl": {"metric": "reverse_kl"},
-        "triangle": {"objective": triangle(law, sampler)},
     }
     grids = {name: grid(PROCESS, num_steps, T_MIN) for name, grid in jk.schedules.GRIDS.items()}
     for name, options in objectives.items():

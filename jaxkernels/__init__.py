@@ -9,6 +9,7 @@ from .bounds import (
     hessian_interval as hessian_interval,
     lipschitz_accumulation as lipschitz_accumulation,
 )
+from .compare import Comparison as Comparison, compare_schedules as compare_schedules
 from .estimate import (
     ScoreErrorEstimate as ScoreErrorEstimate,
     estimate_score_error as estimate_score_error,

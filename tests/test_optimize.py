@@ -62,7 +62,9 @@ def test_local_optimum_agrees_with_scipy_on_an_independent_objective():
     top, low, steps = 20.0, 0.01, 6
     start = np.log(np.geomspace(top, low, steps + 1)[1:-1])
     reference = minimize(ddim_local_objective, start, (top, low), method="BFGS", options={"gtol": 1e-9})
-    result = jk.optimize_schedule(gaussian(0.0), jk.EDM(top), "ddim", steps, t_min=low, initialization="marginal")
+    result = jk.optimize_schedule(
+        gaussian(0.0), jk.EDM(top), "ddim", steps, t_min=low, initialization="marginal", spread=1.0
+    )
     truncation = np.sum((np.sqrt(SPECTRUM + low**2) - np.sqrt(SPECTRUM)) ** 2)
     np.testing.assert_allclose(result.objective, reference.fun + truncation, rtol=1e-9)
     np.testing.assert_allclose(np.log(result.schedule.times[1:-1]), reference.x, atol=1e-4)
@@ -105,6 +107,23 @@ def test_objectives_have_two_correct_derivatives(make: type, name: str, degenera
     check_grads(jax.jit(value), (interior, squared), order=2, rtol=2e-4, atol=1e-5, eps=1e-4)
     slopes = jax.jit(jax.grad(value, (0, 1)))(interior, jnp.zeros(4))
     assert all(bool(jnp.all(jnp.isfinite(s))) for s in slopes)
+
+
+def test_the_objective_is_an_average_over_variances():
+    """Independent formula of the objective, averaged over five variances of every mode."""
+    top, low, steps = 20.0, 0.02, 4
+    target = gaussian(0.0)
+    result = jk.optimize_schedule(target, jk.EDM(top), "ddim", steps, t_min=low, initialization="marginal", spread=2.0)
+    inner = np.log(np.asarray(result.schedule.times)[1:-1])
+    scaled = [
+        ddim_local_objective(inner - 0.5 * np.log(f), top / np.sqrt(f), low / np.sqrt(f)) * f
+        for f in 2.0 ** np.linspace(-1.0, 1.0, 5)
+    ]
+    plain = jk.optimize_schedule(target, jk.EDM(top), "ddim", steps, t_min=low, initialization="marginal", spread=1.0)
+    ends = plain.objective - ddim_local_objective(np.log(np.asarray(plain.schedule.times)[1:-1]), top, low)
+    assert ends < 1e-3 * plain.objective  # stopping at t_min, the part that the formula leaves out
+    assert result.objective == pytest.approx(np.mean(scaled), rel=3e-3)
+    assert not np.allclose(plain.schedule.times, result.schedule.times, rtol=1e-3)
 
 
 @pytest.mark.parametrize("num_steps", [5, 10])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._numerics import in_float64
+from ..compare import Comparison
 from ..evaluate import Evaluation
 from ..process import PROCESSES, AbstractProcess, to_config
 from ..samplers import SAMPLERS, AbstractSampler
@@ -23,7 +24,7 @@ class OptimizedSchedule:
 
     schedule: Schedule
     objective: float
-    """Its objective, on the target as given (not the compressed one)."""
+    """Its objective, on the whole spectrum (not the compressed one)."""
     evaluation: Evaluation
     baselines: dict[str, float]
     """The same objective for every named grid (and every start that was given)."""
@@ -46,9 +47,13 @@ class OptimizedSchedule:
     warnings: tuple[str, ...]
     verified: bool
     """Whether it was compared with the named grids on a network. Without a network: False."""
+    chosen: str
+    """Which candidate it is: "optimised", or, after a comparison on the network, another one's name."""
+    comparison: Comparison | None
+    """Errors of all candidates on the network, from noises that did not decide the choice."""
     compression: Compression | None
     compression_error: float
-    """Relative difference of the objective between the compressed target and the target as given."""
+    """Relative difference of the objective between the compressed and the whole spectrum."""
     seconds: float
     """Wall time of the whole call, compilation included."""
     target: Gaussian
@@ -110,6 +115,13 @@ class OptimizedSchedule:
         if np.any(np.asarray(self.schedule.stochasticity) > 0):
             alpha = np.array2string(np.asarray(self.schedule.stochasticity), precision=3)
             lines.append(f"  stochasticity {alpha}")
+        if self.comparison is not None:
+            errors = self.comparison.statistic("log_mean")
+            grid = min(self.baselines, key=errors.__getitem__)
+            ratio, spread = self.comparison.ratio("log_mean", self.chosen, grid)
+            lines.append(
+                f"  on the network: {self.chosen}, {ratio:.3f} ± {spread:.3f} of the error of {grid}, the best grid"
+            )
         lines += [f"  warning: {text}" for text in self.warnings]
         lines.append(f"  trusted={self.trusted}, verified={self.verified}, {self.seconds:.2f} s)")
         return "\n".join(lines)

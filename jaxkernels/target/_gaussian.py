@@ -15,6 +15,9 @@ from ..prediction import Prediction, Predictor
 from ..process import AbstractProcess
 from ._quadrature import Compression, gauss_rule
 
+# variances that stand for an uncertain one
+_LEVELS = 5
+
 
 class Gaussian(eqx.Module):
     """N(mean, C) with C given by its eigenvalues.
@@ -174,6 +177,24 @@ class Gaussian(eqx.Module):
         z = z * jnp.sqrt(jnp.asarray(self.eigenvalues))
         return self.mean + (z if self.basis is None else z @ jnp.asarray(self.basis).T)
 
+    def broadened(self, spread: float) -> "Gaussian":
+        """The same modes with uncertain variances: each eigenvalue becomes five, from lambda / spread to lambda spread.
+
+        They are equally spaced in log lambda and share the mode's weight, so that any total over modes becomes
+        its average over the variance. The result has no basis. ValueError for spread < 1.
+        """
+        spread = float(_checks.scalar("spread", spread, at_least=1.0))
+        target = self.in_eigenbasis()
+        if spread == 1.0:
+            return target
+        factors = spread ** np.linspace(-1.0, 1.0, _LEVELS)
+        return Gaussian(
+            np.repeat(np.asarray(target.mean), _LEVELS),
+            np.outer(np.asarray(target.eigenvalues), factors).ravel(),
+            np.repeat(np.asarray(target.weights) / _LEVELS, _LEVELS),
+            compression=target.compression,
+        )
+
     def compress(self, nodes: int = 32) -> "Gaussian":
         """Replace the spectrum by a Gauss quadrature in log eigenvalue, at a cost independent of d.
 
@@ -193,15 +214,19 @@ class Gaussian(eqx.Module):
         eigenvalues = np.asarray(target.eigenvalues, np.float64)
         if eigenvalues.size <= nodes:
             return target
-        levels, weights = gauss_rule(eigenvalues, np.asarray(target.weights, np.float64), nodes)
-        shift = np.asarray(target.weights) * np.asarray(target.mean, np.float64) ** 2
+        size = eigenvalues.size
+        # equal eigenvalues together: so the opposite weights of an earlier compression cancel
+        eigenvalues, index = np.unique(eigenvalues, return_inverse=True)
+        moments = (np.asarray(target.weights) * np.asarray(target.mean, np.float64) ** power for power in (0, 2))
+        mass, shift = (np.bincount(index, moment) for moment in moments)
+        levels, weights = gauss_rule(eigenvalues, mass, nodes)
         shift_levels, shifts = gauss_rule(eigenvalues, shift, (nodes + 1) // 2)
         positive = eigenvalues[eigenvalues > 0]
         return Gaussian(
             np.concatenate([0.0 * weights, shifts**0, 0.0 * shifts]),
             np.concatenate([levels, shift_levels, shift_levels]),
             np.concatenate([weights, shifts, -shifts]),
-            compression=Compression(nodes, eigenvalues.size, float(np.log(positive.max() / positive.min()))),
+            compression=Compression(nodes, size, float(np.log(positive.max() / positive.min()))),
         )
 
 
