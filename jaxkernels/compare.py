@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from . import _checks
 from ._progress import Progress
 from ._setting import check_schedule
+from ._types import AnyArray
 from .process import AbstractProcess
 from .sample import sample
 from .samplers import SAMPLERS, AbstractSampler, DPMSolverPP2M
@@ -79,7 +80,7 @@ def compare_schedules(
     process: AbstractProcess,
     sampler: AbstractSampler | str,
     schedules: Mapping[str, Schedule],
-    x_init: Float[Array, "noises *shape"],
+    x_init: Float[AnyArray, "noises *shape"],
     *,
     kind: str = "score",
     progress: bool = True,

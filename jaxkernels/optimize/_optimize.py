@@ -124,7 +124,7 @@ def optimize_schedule(
     tolerance: float = 1e-8,
     score_fn: Callable[[Array, Array], Array] | None = None,
     kind: str = "score",
-    verify: int | Array = 256,
+    verify: int | AnyArray = 256,
     key: Array | None = None,
     progress: bool = True,
 ) -> OptimizedSchedule:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import _checks
+from .._types import AnyArray
 from ..compare import Comparison, compare_schedules
 from ..process import AbstractProcess
 from ..samplers import AbstractSampler
@@ -31,12 +32,12 @@ def candidates(monotone: Monotone, optimum: Schedule, named: dict[str, Schedule]
     return {OPTIMUM: optimum, **middle, **named}
 
 
-def noises(target: Gaussian, process: AbstractProcess, verify: int | Array, key: Array | None) -> Array:
+def noises(target: Gaussian, process: AbstractProcess, verify: int | AnyArray, key: Array | None) -> Array:
     """Initial points, twice as many as are used to choose."""
     if not isinstance(verify, int):
         if verify.ndim < 2 or verify.shape[0] < 8:
             raise ValueError(f"verify has shape {verify.shape}; as noises it must be (n, ...) with n >= 8.")
-        return verify
+        return jnp.asarray(verify)
     count = _checks.count("verify", verify, at_least=4)
     if np.any(np.asarray(target.weights) != 1):
         raise ValueError("target's modes have weights, so the network's input shape is unknown: pass verify=noises.")
