@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import data as data, metrics as metrics, samplers as samplers, schedules as schedules
+from . import data as data, diffusion as diffusion, metrics as metrics, samplers as samplers, schedules as schedules
 from .bounds import (
     AccumulationBound as AccumulationBound,
     accumulation_operators as accumulation_operators,
@@ -20,6 +20,7 @@ from .evaluate import (
     Evaluation as Evaluation,
     evaluate_schedule as evaluate_schedule,
 )
+from .fokker_planck import FokkerPlanckResult as FokkerPlanckResult, leading_order_1d as leading_order_1d
 from .kernels import (
     ErrorKernel as ErrorKernel,
     ExpectedError as ExpectedError,
