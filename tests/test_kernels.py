@@ -227,7 +227,10 @@ def test_blocks_contraction_and_pictures_of_it_agree(name: str) -> None:
 
 def test_a_mean_error_enters_with_its_gradient() -> None:
     """Uncentred second moment and gradient: exact up to third order, so that halving the error shows order 3."""
-    target, known = jk.Gaussian(MEAN, SPECTRA[1]), Constant(np.array([[0.3, -0.1, 0.2]]), np.array([[0.1, 0.2, -0.3]]))
+    target, known = (
+        jk.Gaussian(MEAN, SPECTRA[1]),
+        Constant(jnp.array([[0.3, -0.1, 0.2]]), jnp.array([[0.1, 0.2, -0.3]])),
+    )
     kernel = jk.error_kernel(target, PROCESS, "ddim", SCHEDULE)
     gaps = []
     for size in (0.1, 0.05):
@@ -242,7 +245,7 @@ def test_a_mean_error_enters_with_its_gradient() -> None:
 
 
 def test_a_kernel_about_known_errors() -> None:
-    target, known = jk.Gaussian(MEAN, SPECTRA[1]), Constant(np.full((1, 3), 0.3), np.full((1, 3), 0.1))
+    target, known = jk.Gaussian(MEAN, SPECTRA[1]), Constant(jnp.full((1, 3), 0.3), jnp.full((1, 3), 0.1))
     about = jk.ScoreError.deterministic(known).mean_at(target, PROCESS, SCHEDULE.times[:-1])
     assert about is not None
     kernel = jk.error_kernel(target, PROCESS, "ddim", SCHEDULE, about=about)
@@ -352,7 +355,7 @@ def test_a_covariance_comes_back() -> None:
     target, times = jk.Gaussian(MEAN, SPECTRA[1]), np.array([1.0, 0.5, 0.2, 0.05])
     roots = np.random.default_rng(0).standard_normal((3, 8, 8))
     covariance = np.einsum("mij,mkj->ikm", roots, roots).reshape(4, 2, 4, 2, 3)
-    mean = jk.AffineError(np.full((4, 3), 0.2), np.arange(12.0).reshape(4, 3))
+    mean = jk.AffineError(jnp.full((4, 3), 0.2), jnp.arange(12.0).reshape(4, 3))
     error = jk.ScoreError.from_covariance(times, covariance, mean)
     np.testing.assert_allclose(_covariance(error, target, jnp.asarray(times)), covariance, atol=1e-12)
     known = error.mean_at(target, PROCESS, jnp.asarray(times))
@@ -516,7 +519,7 @@ def test_refusals_of_kernels_and_expectations() -> None:
     with pytest.raises(ValueError, match="signal is 0"):
         jk.error_kernel(TARGET, jk.FlowMatching(), "ddim", jk.schedules.uniform(jk.FlowMatching(), 4, 1e-3))
     with pytest.raises(ValueError, match="about has slope"):
-        jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE, about=jk.AffineError(np.zeros((2, 3)), np.zeros((2, 3))))
+        jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE, about=jk.AffineError(jnp.zeros((2, 3)), jnp.zeros((2, 3))))
     with pytest.raises(ValueError, match="unit weights"):
         jk.error_kernel(jk.Gaussian.isotropic(3), PROCESS, "ddim", SCHEDULE, dense=True)
     with pytest.raises(ValueError, match="per mode"):
