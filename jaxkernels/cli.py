@@ -28,7 +28,7 @@ from .data import load, load_numbers, load_spectrum
 from .evaluate import Evaluation, evaluate_schedule
 from .export import export
 from .metrics import METRICS, resolve
-from .optimize import Local, OptimizedSchedule, optimize_schedule
+from .optimize import SPREAD, Local, OptimizedSchedule, optimize_schedule
 from .plot import check_path, plot_optimized
 from .process import PROCESSES, AbstractProcess, DiscreteVP, from_config, parameters, to_config
 from .samplers import SAMPLERS
@@ -496,7 +496,7 @@ def _check_writable(path: Path) -> None:
 def _local(target: Gaussian, process: AbstractProcess, sampler: str, schedule: Schedule, how: FirstLaw) -> float:
     """The default objective of `optimize`."""
     step = check_setting(target, process, sampler)[2]
-    objective = Local(target.in_eigenbasis(), process, step, resolve("w2_squared"), how)
+    objective = Local(target.broadened(SPREAD), process, step, resolve("w2_squared"), how)
     return float(_call(objective, schedule))
 
 

@@ -1,5 +1,5 @@
 """Optimal schedules."""
 
 from ._objective import Local as Local, Objective as Objective, Terminal as Terminal
-from ._optimize import optimize_schedule as optimize_schedule
+from ._optimize import SPREAD as SPREAD, optimize_schedule as optimize_schedule
 from ._result import OptimizedSchedule as OptimizedSchedule

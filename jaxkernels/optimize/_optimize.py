@@ -38,7 +38,8 @@ from ._verify import OPTIMUM, candidates as verification_candidates, choose, noi
 Starts: TypeAlias = Sequence[str] | Mapping[str, Schedule] | None
 
 _COMPRESS_ABOVE, _NODES = 64, 32
-_SPREAD = 3.0
+SPREAD = 3.0
+"""By how much each mode's variance is varied in the "local" objective by default, either way."""
 _LARGEST_STOCHASTICITY = 10.0
 # |z| <= 20 keeps every step longer than e^-40 of the whole range, still distinct in float64
 _LARGEST_LOGIT = 20.0
@@ -336,7 +337,7 @@ def _end_range(process: AbstractProcess, t_min: object) -> tuple[float, float]:
 def _resolved_spread(spread: float | None, objective: object, score_error: ScoreError | None) -> float:
     by_mode = score_error is not None and not score_error.any_spectrum
     if spread is None:
-        return _SPREAD if objective == "local" and not by_mode else 1.0
+        return SPREAD if objective == "local" and not by_mode else 1.0
     spread = float(_checks.scalar("spread", spread, at_least=1.0))
     if spread > 1.0 and (objective != "local" or by_mode):
         raise ValueError(
