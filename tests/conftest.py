@@ -18,3 +18,10 @@ def float32() -> Iterator[None]:
     """JAX's own default precision for one test; float64 is back afterwards."""
     with jax.enable_x64(False):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_memory() -> Iterator[None]:
+    """Compiled programs are kept for one module only: those of the whole suite would fill many gigabytes."""
+    yield
+    jax.clear_caches()
