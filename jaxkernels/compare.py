@@ -99,22 +99,20 @@ def compare_schedules(
         sampler = _checks.lookup("sampler", sampler, SAMPLERS)()
     if not schedules:
         raise ValueError("schedules is empty; pass {name: Schedule}.")
-    ends = {}
+    first, last = np.asarray(next(iter(schedules.values())).times, np.float64)[[0, -1]]
     for name, schedule in schedules.items():
         check_schedule(process, sampler, schedule)
         times = np.asarray(schedule.times, np.float64)
-        ends[name] = times[[0, -1]]
         if np.any(np.asarray(schedule.stochasticity_squared) > 0):
             raise ValueError(f"schedules[{name!r}] is stochastic: its samples have no reference from the same noise.")
-        if not np.allclose(ends[name], next(iter(ends.values())), rtol=1e-5):
+        if not np.allclose(times[[0, -1]], (first, last), rtol=1e-5):
             raise ValueError(
-                f"schedules[{name!r}] runs from {times[0]:g} to {times[-1]:g}, the first one from "
-                f"{next(iter(ends.values()))[0]:g} to {next(iter(ends.values()))[1]:g}; they must agree."
+                f"schedules[{name!r}] runs from {times[0]:g} to {times[-1]:g}, the first one from {first:g} to "
+                f"{last:g}; they must agree."
             )
     x = jnp.asarray(x_init)
     if x.ndim < 2 or x.shape[0] < 2:
         raise ValueError(f"x_init has shape {x.shape}; it must be (noises, ...) with at least 2 noises.")
-    first, last = next(iter(ends.values()))
     key = jax.random.key(0)  # no step draws anything
 
     def run(sampler: AbstractSampler, schedule: Schedule) -> np.ndarray:

@@ -256,7 +256,8 @@ def _evaluate(target, process, sampler, schedule, initialization, score_error) -
             raise ValueError("a score_error can be combined with initialization by name only.")
         kernel = error_kernel(target, process, sampler, schedule, initialization=initialization)
         kernel, directions = centred(kernel, score_error)
-        known, excess = kernel.about, contract(kernel, None, directions)
+        known = kernel.about if score_error.mean is not None else None
+        excess = contract(kernel, None, directions)
         if directions is not None and not is_traced(excess):
             _check_expansion(float(excess), float(finite_second_order(kernel, directions)))
     if isinstance(initialization, str):

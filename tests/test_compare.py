@@ -115,6 +115,11 @@ def test_refusals_of_the_optimiser(arguments: dict[str, Any], message: str) -> N
         jk.optimize_schedule(TARGET, PROCESS, "ddim", 3, **setting)
 
 
+def test_the_choice_keeps_the_callers_precision(float32: None) -> None:
+    result = jk.optimize_schedule(TARGET, PROCESS, "ddim", 3, t_min=1e-3, score_fn=_score, verify=8, progress=False)
+    assert result.schedule.times.dtype == jnp.float32
+
+
 def test_unknown_input_shape_is_refused() -> None:
     target = jk.Gaussian(0.0, [1.0], weights=[3.0])
     with pytest.raises(ValueError, match="pass verify=noises"):

@@ -21,7 +21,7 @@ from ._kernel import ErrorKernel, contract, error_kernel, factored
 METHODS = ("second_order", "quadrature", "monte_carlo")
 _BATCH = 256
 # antithetic pairs that estimate the remainder of the expansion when no number is given
-_PAIRS = 128
+_PAIRS, _MANY_PAIRS = 128, 10_000
 _MOST_NODES = 1_000_000
 
 
@@ -89,7 +89,8 @@ def expected_error(
     """
     method = _checks.one_of("method", method, METHODS)
     nodes = _checks.count("nodes", nodes)
-    pairs = _checks.count("pairs", _PAIRS if method == "second_order" else 10_000) if pairs is None else pairs
+    if pairs is None:
+        pairs = _PAIRS if method == "second_order" else _MANY_PAIRS
     pairs = _checks.count("pairs", pairs, at_least=2)
     setting = (target, process, sampler, schedule)
     kernel = error_kernel(*setting, metric=metric, initialization=initialization, dense=dense)

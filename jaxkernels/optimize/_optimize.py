@@ -258,21 +258,24 @@ def optimize_schedule(
         best = int(np.argmin(values[: len(first)]))
         norm, curvature = certificate(state, best, lower, upper) if z.shape[1] else (0.0, np.inf)
         reached = np.exp(np.asarray(state.value)) if z.shape[1] else values[: len(first)]
-        reasons = violations(whole, process64, sampler64, candidates[chosen])
-        if objective == "terminal":
-            reasons = (_TERMINAL_RISK, *reasons)
         iterations = int(state.iteration)
         history = np.exp(np.asarray(state.history)[:iterations])
+        pool = verification_candidates(monotone, candidates[chosen], baselines) if score_fn is not None else {}
 
-    schedule, value, picked, comparison = _outside(candidates[chosen]), float(values[chosen]), OPTIMUM, None
+    picked, best_schedule, value, comparison = OPTIMUM, candidates[chosen], float(values[chosen]), None
     if score_fn is not None:
         assert x_init is not None
-        with jax.enable_x64(True):
-            pool = {n: _outside(s) for n, s in verification_candidates(monotone, candidates[chosen], baselines).items()}
-        picked, comparison = choose(score_fn, process, sampler, pool, x_init, kind, progress)
-        schedule = pool[picked]
-        with jax.enable_x64(True):
-            value = float(_evaluate_all(make(law), [to_float64(schedule)] * len(first))[0])
+        given_precision = {name: _outside(s) for name, s in pool.items()}
+        picked, comparison = choose(score_fn, process, sampler, given_precision, x_init, kind, progress)
+        best_schedule = pool[picked]
+    with jax.enable_x64(True):
+        if comparison is not None:
+            # as many rows as the starts: the program that evaluated them serves again
+            value = float(_evaluate_all(make(law), [best_schedule] * len(first))[0])
+        reasons = violations(whole, process64, sampler64, best_schedule)
+    if objective == "terminal":
+        reasons = (_TERMINAL_RISK, *reasons)
+    schedule = _outside(best_schedule)
     converged = norm <= max(tolerance, _ROUNDING_FLOOR)
     return OptimizedSchedule(
         schedule=schedule,
