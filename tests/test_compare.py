@@ -116,7 +116,12 @@ def test_refusals_of_the_optimiser(arguments: dict[str, Any], message: str) -> N
 
 
 def test_the_choice_keeps_the_callers_precision(float32: None) -> None:
-    result = jk.optimize_schedule(TARGET, PROCESS, "ddim", 3, t_min=1e-3, score_fn=_score, verify=8, progress=False)
+    target, process = jk.Gaussian(0.2, np.array([2.0, 0.3, 0.05])), jk.VP()  # a network of this precision
+
+    def score(x: Array, t: Array) -> Array:
+        return target.score(process, x, t)
+
+    result = jk.optimize_schedule(target, process, "ddim", 3, t_min=1e-3, score_fn=score, verify=8, progress=False)
     assert result.schedule.times.dtype == jnp.float32
 
 
