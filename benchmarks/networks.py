@@ -1,15 +1,15 @@
 """Do optimised schedules hold on trained networks? python -m benchmarks.networks
 
-Trains small denoisers, fits a Gaussian to their data, optimises schedules for that Gaussian, and runs them
-and every named grid through the network from the same noises. The error of a trajectory is its distance
-from where a fine solver takes the same noise with the same network.
+Trains small denoisers, fits a Gaussian to their data, optimises schedules for that Gaussian and from a record of
+the network, and runs them and every named grid through the network from the same noises, which no choice has seen. The
+error of a trajectory is its distance from where a fine solver takes the same noise with the same network.
 
 Process: VP(0.1, 20) down to t = 1e-3 (sigma from 152 to 0.01). Deterministic sampling.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 from rich.progress import track
+from scipy.stats import rankdata
 
 import jaxkernels as jk
 
@@ -29,7 +30,9 @@ from .spectra import digits, patches
 PROCESS, T_MIN = jk.VP(), 1e-3
 SAMPLERS: tuple[str, ...] = ("ddim", "dpmpp_2m")
 STEPS = (5, 8, 12, 20)
-NOISES, REFERENCE_STEPS, PROJECTIONS, RESAMPLES = 1024, 800, 128, 400
+NOISES, REFERENCE_STEPS, PROJECTIONS = 1024, 800, 128
+RESAMPLES, SLICED_RESAMPLES = 400, 40
+RECORDED, VERIFIED = 256, 1024  # trajectories of a record; noises of a choice, half of them to choose
 NAMED = tuple(jk.schedules.GRIDS)
 
 
@@ -57,11 +60,32 @@ def ring() -> np.ndarray:
     return means[which] + spread[which] * rng.standard_normal((which.size, 2))
 
 
+def blobs() -> np.ndarray:
+    """Sparse images (20000, 144): one or two elliptical blobs of log-normal brightness on a faint noise floor."""
+    rng = np.random.default_rng(0)
+    count, size = 20_000, 12
+    grid = np.stack(np.meshgrid(*[np.arange(size)] * 2, indexing="ij"))
+    images = 0.02 * rng.standard_normal((count, size, size))
+    for present in (np.ones(count, bool), rng.random(count) < 0.4):
+        centre = rng.uniform(1.0, size - 2.0, (count, 2))
+        width = rng.uniform(0.6, 1.6, (count, 2))
+        angle = rng.uniform(0.0, np.pi, count)
+        brightness = present * np.exp(0.6 * rng.standard_normal(count))
+        for i in range(count):
+            turn = np.array([[np.cos(angle[i]), -np.sin(angle[i])], [np.sin(angle[i]), np.cos(angle[i])]])
+            place = np.tensordot(turn, grid - centre[i][:, None, None], 1) / width[i][:, None, None]
+            images[i] += brightness[i] * np.exp(-0.5 * np.sum(place**2, 0))
+    return images.reshape(count, -1)
+
+
 PROBLEMS = (
     Problem("digits", digits, "x0", width=256, blocks=3, training_steps=12_000),
     Problem("patches", partial(patches, 50_000, 8, grey=True), "x0", width=256, blocks=3, training_steps=16_000),
     Problem("ring", ring, "x0", width=128, blocks=3, training_steps=12_000),
+    Problem("blobs", blobs, "x0", width=256, blocks=3, training_steps=12_000),
 )
+# No choice of a default or an objective was made on this one.
+KEPT_ASIDE = Problem("colours", partial(patches, 50_000, 6, grey=False), "epsilon", 256, 3, training_steps=12_000)
 
 
 class Block(eqx.Module):
@@ -185,8 +209,10 @@ def run(network: Network, sampler: str, schedule: jk.Schedule, x: Float[Array, "
     return np.asarray(jk.sample(network, PROCESS, sampler, schedule, key, x, kind=network.kind))
 
 
-def candidates(target: jk.Gaussian, sampler: str, num_steps: int) -> dict[str, jk.Schedule]:
-    """Every named grid, and the optima of the objectives under test."""
+def candidates(
+    network: Network, record: jk.Record, target: jk.Gaussian, sampler: str, num_steps: int
+) -> tuple[dict[str, jk.Schedule], dict[str, Any]]:
+    """Every named grid and the optima under test; and what the choice on the network said."""
     law = target.compress(32)
     objectives: dict[str, dict[str, Any]] = {
         "local": {},
@@ -197,7 +223,37 @@ def candidates(target: jk.Gaussian, sampler: str, num_steps: int) -> dict[str, j
     for name, options in objectives.items():
         result = jk.optimize_schedule(law, PROCESS, sampler, num_steps, t_min=T_MIN, **options)
         grids[name] = result.schedule
-    return grids
+    x = jax.random.normal(jax.random.key(6), (VERIFIED, target.mean.shape[0]))
+    result = jk.optimize_schedule(
+        law,
+        *(PROCESS, sampler, num_steps),
+        t_min=T_MIN,
+        score_fn=network,
+        kind=network.kind,
+        verify=x,
+        record=record,
+    )
+    grids["measured"] = result.schedule
+    return grids, {"chosen": result.chosen, **ranking(result, record, law)}
+
+
+def ranking(result: jk.OptimizedSchedule, record: jk.Record, law: jk.Gaussian) -> dict[str, Any]:
+    """Spearman correlation of predicted with measured log-mean errors over all candidates of a choice."""
+    assert result.comparison is not None
+    measured = list(result.comparison.statistic("log_mean").values())
+    schedules = [result.candidates[name] for name in result.comparison.names]
+    local = jk.Local(law.broadened(3.0), PROCESS, result.sampler, jk.metrics.resolve("w2_squared"), "standard_normal")
+    by_local = [float(eqx.filter_jit(local)(s)) for s in schedules]
+    by_record = [float(np.mean(np.log(record.errors(result.sampler, s)))) for s in schedules]
+    return {
+        "schedules": len(schedules),
+        "spearman_local": _rank_correlation(by_local, measured),
+        "spearman_record": _rank_correlation(by_record, measured),
+    }
+
+
+def _rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 
 STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -207,20 +263,40 @@ STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def statistics(errors: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, float]]]:
+class Law:
+    """Quantiles of data along random directions: sliced W2 distances to it, in units of the data's size."""
+
+    def __init__(self, data: np.ndarray, count: int):
+        directions = np.random.default_rng(0).standard_normal((data.shape[1], PROJECTIONS))
+        self.size = np.sqrt(np.sum(data.var(0)))
+        self.directions = directions / np.linalg.norm(directions, axis=0) / self.size
+        levels = (np.arange(count) + 0.5) / count
+        self.quantiles = np.quantile(data @ self.directions, levels, axis=0)
+
+    def distance(self, projected: np.ndarray) -> float:
+        """Root mean over directions of the squared one-dimensional W2 distance, from (samples, directions)."""
+        return float(np.sqrt(np.mean((np.sort(projected, axis=0) - self.quantiles) ** 2)))
+
+
+def statistics(
+    errors: dict[str, np.ndarray], ends: dict[str, np.ndarray], law: Law
+) -> dict[str, dict[str, dict[str, float]]]:
     """Per statistic and schedule: the error, its ratio to the best named grid, and standard errors of both.
 
     The noises are resampled, the same ones for all schedules. Which grid is best is known in hindsight
     only, so the ratio is hard on the schedule.
     """
     names, e = list(errors), np.stack(list(errors.values()))
-    rng = np.random.default_rng(0)
-    again = e[:, rng.integers(e.shape[1], size=(RESAMPLES, e.shape[1]))]
+    projected = [ends[name] @ law.directions for name in names]
+    draws = np.random.default_rng(0).integers(e.shape[1], size=(RESAMPLES, e.shape[1]))
+    found = {kind: (fn(e), fn(e[:, draws])) for kind, fn in STATISTICS.items()}
+    found["sliced_w2"] = (
+        np.array([law.distance(p) for p in projected]),
+        np.array([[law.distance(p[rows]) for rows in draws[:SLICED_RESAMPLES]] for p in projected]),
+    )
     result = {}
-    for kind, fn in STATISTICS.items():
-        value, values = fn(e), fn(again)
-        best = min(range(len(NAMED)), key=lambda i: value[names.index(NAMED[i])])
-        best = names.index(NAMED[best])
+    for kind, (value, values) in found.items():
+        best = names.index(min(NAMED, key=lambda name: value[names.index(name)]))
         ratio, ratios = value / value[best], values / values[best]
         result[kind] = {
             name: {
@@ -232,15 +308,6 @@ def statistics(errors: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, f
             for i, name in enumerate(names)
         }
     return result
-
-
-def sliced_w2(x: np.ndarray, data: np.ndarray) -> float:
-    """Root mean over random directions of the squared one-dimensional W2 distance."""
-    directions = np.random.default_rng(0).standard_normal((PROJECTIONS, data.shape[1]))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    levels = (np.arange(len(x)) + 0.5) / len(x)
-    quantiles = np.quantile(data @ directions.T, levels, axis=0)
-    return float(np.sqrt(np.mean((np.sort(x @ directions.T, axis=0) - quantiles) ** 2)))
 
 
 def affine_loss(network: Network, target: jk.Gaussian, x0: Array, key: Array) -> Float[Array, ""]:
@@ -276,24 +343,26 @@ def study(problem: Problem) -> dict[str, Any]:
         run(network, "dpmpp_2m", jk.schedules.log_snr(PROCESS, k, T_MIN), x)
         for k in (REFERENCE_STEPS, REFERENCE_STEPS // 2)
     ]
-    size = np.sqrt(np.sum(data.var(0)))
-    facts["reference_error"] = rms(references[1] - references[0]) / size
-    facts["reference_sliced_w2"] = sliced_w2(references[0], data) / size
+    law = Law(data, NOISES)
+    facts["reference_error"] = rms(references[1] - references[0]) / law.size
+    facts["reference_sliced_w2"] = law.distance(references[0] @ law.directions)
+    noises = jax.random.normal(jax.random.key(5), (RECORDED, data.shape[1]))
+    recorded = jk.record(network, PROCESS, noises, t_min=T_MIN, kind=network.kind)
     rows = []
     settings = list(itertools.product(SAMPLERS, STEPS))
     for sampler, num_steps in track(settings, f"schedules for {problem.name}"):
         # every setting compiles programs of its own, and a process can hold a limited number of them
         jax.clear_caches()
-        schedules = candidates(target, sampler, num_steps)
-        ends = np.stack([run(network, sampler, schedule, x) for schedule in schedules.values()])
-        distances = np.linalg.norm(ends - references[0], axis=-1) / size
+        schedules, choice = candidates(network, recorded, target, sampler, num_steps)
+        ends = {name: run(network, sampler, schedule, x) for name, schedule in schedules.items()}
+        distances = {name: np.linalg.norm(end - references[0], axis=-1) / law.size for name, end in ends.items()}
         rows.append(
             {
                 "sampler": sampler,
                 "num_steps": num_steps,
+                **choice,
                 "times": {name: np.asarray(s.times).tolist() for name, s in schedules.items()},
-                "sliced_w2": {n: sliced_w2(end, data) / size for n, end in zip(schedules, ends, strict=True)},
-                **statistics(dict(zip(schedules, distances, strict=True))),
+                **statistics(distances, ends, law),
             }
         )
     return {"problem": problem.name, **facts, "rows": rows}
@@ -308,72 +377,97 @@ def ratios(row: dict[str, Any], statistic: str, name: str) -> str:
     return f"{entry['ratio']:.2f} ± {entry['ratio_se']:.2f}"
 
 
+KINDS = ("rms", "median", "log_mean", "sliced_w2")
+
+
+def summary(rows: list[dict[str, Any]], shown: list[str]) -> list[str]:
+    """Tables over all rows: geometric mean and worst ratio, and how often a schedule is better or worse."""
+    lines = []
+    for kind in KINDS:
+        cells = []
+        for name in shown:
+            entries = [row[kind][name] for row in rows]
+            values = np.array([e["ratio"] for e in entries])
+            spread = np.array([e["ratio_se"] for e in entries])
+            cells.append(
+                [
+                    name,
+                    f"{np.exp(np.mean(np.log(values))):.3f}",
+                    f"{values.max():.2f}",
+                    str(np.sum(values < 1.0 - spread)),
+                    str(np.sum(values > 1.0 + spread)),
+                ]
+            )
+        head = [f"{kind} error / best named", "geometric mean", "worst", "better", "worse"]
+        lines += [table(head, cells), ""]
+    return [*lines, f"better, worse: of {len(rows)} cases, by more than a standard error.", ""]
+
+
 def report(studies: list[dict[str, Any]]) -> str:
-    """The results as markdown."""
+    """The results as markdown; the last study is of the network that was kept aside."""
     ours = [name for name in studies[0]["rows"][0]["times"] if name not in NAMED]
+    *used, aside = studies
+    rows = [row for study in used for row in study["rows"]]
     lines = [
         "# Schedules on trained networks",
         "",
         "Written by `python -m benchmarks.networks`; how to read it: [README](../README.md#networks).",
         "",
+        "## All networks but the one kept aside, samplers and K together",
+        "",
+        *summary(rows, [*ours, *NAMED]),
+        f"## The network kept aside: {aside['problem']}",
+        "",
+        *summary(aside["rows"], [*ours, *NAMED]),
+        "## Rank correlation of predicted and measured log-mean errors",
+        "",
     ]
-    rows = [row for study in studies for row in study["rows"]]
-    lines += ["## All networks, samplers and K together", ""]
-    for statistic in ("rms", "log_mean"):
-        cells = []
-        for name in (*ours, *NAMED):
-            entries = [row[statistic][name] for row in rows]
-            values = np.array([e["ratio"] for e in entries])
-            margin = 2.0 * np.array([e["ratio_se"] for e in entries])
-            cells.append(
-                [
-                    name,
-                    f"{np.exp(np.mean(np.log(values))):.2f}",
-                    f"{values.max():.2f}",
-                    str(np.sum(values < 1.0 - margin)),
-                    str(np.sum(values > 1.0 + margin)),
-                ]
-            )
-        head = [f"{statistic} error / best named", "geometric mean", "worst", "better", "worse"]
-        lines += [table(head, cells), ""]
-    lines += [f"better, worse: of {len(rows)} cases, by more than two standard errors.", ""]
+    cells = [
+        [
+            study["problem"],
+            row["sampler"],
+            str(row["num_steps"]),
+            str(row["schedules"]),
+            f"{row['spearman_local']:.2f}",
+            f"{row['spearman_record']:.2f}",
+            row["chosen"],
+        ]
+        for study in studies
+        for row in study["rows"]
+    ]
+    head = ["network", "sampler", "K", "schedules", "Spearman, local", "Spearman, record", "chosen on the network"]
+    lines += [table(head, cells), ""]
     for study in studies:
         lines += [
             f"## {study['problem']}",
             "",
             f"d = {study['dimension']}, network predicts {study['predicts']}, held-out loss "
             f"{study['loss'] / study['affine_loss']:.2f} of the best affine denoiser's, kurtosis "
-            f"{study['kurtosis']:.1f}, sliced W2 of the fine solver {study['reference_sliced_w2']:.3f}.",
+            f"{study['kurtosis']:.1f}, sliced W2 of the fine solver {study['reference_sliced_w2']:.4f}.",
             "",
         ]
-        for statistic in STATISTICS:
+        for kind in KINDS:
             cells = []
             for row in study["rows"]:
-                best = min(NAMED, key=lambda name: row[statistic][name]["error"])
-                error = row[statistic][best]
+                best = min(NAMED, key=lambda name: row[kind][name]["error"])
+                error = row[kind][best]
                 cells.append(
                     [
                         row["sampler"],
                         str(row["num_steps"]),
                         f"{best}: {error['error']:.3g} ± {error['error_se']:.1g}",
-                        *(ratios(row, statistic, name) for name in (*ours, "log_snr", "karras")),
+                        *(ratios(row, kind, name) for name in (*ours, "log_snr", "karras")),
                     ]
                 )
-            head = ["sampler", "K", f"best named: {statistic} error", *ours, "log_snr", "karras"]
+            head = ["sampler", "K", f"best named: {kind} error", *ours, "log_snr", "karras"]
             lines += [table(head, cells), ""]
-        shown = [*ours, *NAMED]
-        cells = [
-            [row["sampler"], str(row["num_steps"]), *(f"{row['sliced_w2'][name]:.3f}" for name in shown)]
-            for row in study["rows"]
-        ]
-        lines += [table(["sliced W2", "K", *shown], cells), ""]
     return "\n".join(lines)
 
 
 def main() -> None:
     # compiling every objective for every K and sampler takes longer than anything else here
     jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
-    studies = [study(problem) for problem in PROBLEMS]
+    studies = [study(problem) for problem in (*PROBLEMS, KEPT_ASIDE)]
     path = save("networks", {"noises": NOISES, "reference_steps": REFERENCE_STEPS, "studies": studies})
     text = report(studies)
     path.with_suffix(".md").write_text(text)

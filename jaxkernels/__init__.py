@@ -2,7 +2,15 @@
 
 from importlib.metadata import version as _version
 
-from . import data as data, diffusion as diffusion, metrics as metrics, samplers as samplers, schedules as schedules
+from . import (
+    data as data,
+    diffusion as diffusion,
+    metrics as metrics,
+    quality as quality,
+    samplers as samplers,
+    schedules as schedules,
+)
+from .adapters import from_torch as from_torch
 from .bounds import (
     AccumulationBound as AccumulationBound,
     accumulation_operators as accumulation_operators,
@@ -27,6 +35,7 @@ from .kernels import (
     error_kernel as error_kernel,
     expected_error as expected_error,
 )
+from .measure import Measurement as Measurement, measure as measure
 from .optimize import (
     Local as Local,
     OptimizedSchedule as OptimizedSchedule,
@@ -44,6 +53,7 @@ from .process import (
     DiscreteVP as DiscreteVP,
     FlowMatching as FlowMatching,
 )
+from .record import Record as Record, RecordedError as RecordedError, record as record
 from .sample import sample as sample
 from .samplers import (
     DDIM as DDIM,

@@ -26,7 +26,7 @@ from ._progress import Progress
 from ._setting import check_setting
 from .data import load, load_numbers, load_spectrum
 from .evaluate import Evaluation, evaluate_schedule
-from .export import export
+from .export import SCHEDULERS, export
 from .metrics import METRICS, resolve
 from .optimize import SPREAD, Local, OptimizedSchedule, optimize_schedule
 from .plot import check_path, plot_optimized
@@ -265,18 +265,22 @@ def export_(
     file: Annotated[Path, typer.Argument(help="A schedule file written by optimize.")],
     to: Annotated[str, typer.Option(help="diffusers, k-diffusion, comfyui or edm.", show_default=False)],
     end: Annotated[
-        str | None, _option("A last level above 0 is replaced by 0 (replace, default) or kept (append).")
+        str | None,
+        _option(
+            "A last level above 0: keep (stop there; default where the tool can), replace (by 0; default "
+            "elsewhere) or append (a step to 0)."
+        ),
     ] = None,
     scheduler: Annotated[
         str | None,
-        _option("diffusers: euler, dpm_multistep, heun, flow_match_euler or edm_euler.", "diffusers"),
+        _option(f"diffusers: {', '.join(SCHEDULERS)}.", "diffusers"),
     ] = None,
     shift: Annotated[
         float | None, _option("flow_match_euler: shift that the scheduler keeps (default 1).", "diffusers")
     ] = None,
     table: Annotated[
         str | None,
-        _option("euler, dpm_multistep, heun: file with the network's alphas_cumprod.", "diffusers"),
+        _option("euler, dpm_multistep, ddpm, heun: file with the network's alphas_cumprod.", "diffusers"),
     ] = None,
     sigma_min: Annotated[float | None, _option("edm_euler: the scheduler's sigma_min.", "diffusers")] = None,
     sigma_max: Annotated[float | None, _option("edm_euler: the scheduler's sigma_max.", "diffusers")] = None,

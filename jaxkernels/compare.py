@@ -1,6 +1,8 @@
 """Schedules compared on a network: how far each takes the same noises from where a fine solver takes them."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -17,60 +19,104 @@ from .sample import sample
 from .samplers import SAMPLERS, AbstractSampler, DPMSolverPP2M
 from .schedules import Schedule, log_snr, sigma_range, uniform
 
-STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "rms": lambda e: np.sqrt(np.mean(e**2, -1)),
-    "median": lambda e: np.median(e, -1),
-    "log_mean": lambda e: np.exp(np.mean(np.log(np.maximum(e, 1e-300)), -1)),
-}
-_RESAMPLES = 400
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STATISTICS = ("rms", "median", "log_mean", "sliced_w2")
+_RESAMPLES, _DIRECTIONS = 200, 64
 _FINE, _LEAST_FINE = 20, 200
 
 
 class Comparison(eqx.Module):
-    """Errors of several schedules with one network, from the same noises.
+    """Where several schedules take the same noises with one network, against where a fine solver takes them.
 
-    `errors` (schedules, noises): distance of each end point from the reference's, in units of the root of the
-    reference's total variance. `reference_error`: the root mean square of the same between the reference and
-    one of half its steps: errors below it mean nothing.
+    `errors` (schedules, noises): distance of each end point from the reference's. `ends` (schedules, noises,
+    directions) and `reference_ends` (noises, directions): components of the end points along random unit
+    directions. `reference_error`: the root mean square distance between the reference and one of half its steps:
+    errors below it mean nothing. All in units of the root of the reference's total variance.
 
-    Three statistics over noises, as no one of them is the truth: "rms" (a few bad samples decide), "median",
-    and "log_mean", exp(mean log error) (typical samples decide).
+    Four statistics, as no one of them is the truth: of the errors, "rms" (a few bad samples decide), "median", and
+    "log_mean", exp(mean log error) (typical samples decide); and "sliced_w2", the root mean over directions of the
+    squared W2 distance between the laws of the components, which forgives errors that leave the law as it is.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
     errors: Float[np.ndarray, "schedules noises"]
+    ends: Float[np.ndarray, "schedules noises directions"]
+    reference_ends: Float[np.ndarray, "noises directions"]
     reference_error: float
 
     def statistic(self, kind: str) -> dict[str, float]:
-        """rms, median or log_mean error of every schedule."""
-        values = _checks.lookup("kind", kind, STATISTICS)(self.errors)
-        return dict(zip(self.names, values.tolist(), strict=True))
+        """One of the four statistics, of every schedule."""
+        _checks.one_of("kind", kind, STATISTICS)
+        return dict(zip(self.names, self._values(kind).tolist(), strict=True))
 
     def ratio(self, kind: str, name: str, to: str) -> tuple[float, float]:
         """A statistic of one schedule over that of another, and its standard error by resampling noises in pairs."""
-        fn = _checks.lookup("kind", kind, STATISTICS)
-        both = self.errors[[self._index(name), self._index(to)]]
-        n = both.shape[1]
-        again = fn(both[:, np.random.default_rng(0).integers(n, size=(_RESAMPLES, n))])
-        value = fn(both)
+        _checks.one_of("kind", kind, STATISTICS)
+        both = self.take([name, to])
+        value = both._values(kind)
+        n = self.errors.shape[1]
+        draws = np.random.default_rng(0).integers(n, size=(_RESAMPLES, n))
+        again = np.stack([both._values(kind, rows) for rows in draws], 1)
         return float(value[0] / value[1]), float(np.std(again[0] / again[1], ddof=1))
 
-    def best(self) -> str:
-        """The schedule with the smallest product of rms and log-mean error: good for typical samples and for all."""
-        score = np.log(STATISTICS["rms"](self.errors)) + np.log(STATISTICS["log_mean"](self.errors))
-        return self.names[int(np.argmin(score))]
+    def best(self, baselines: Sequence[str] | None = None) -> str:
+        """The schedule whose typical samples are best without harm to the others.
+
+        The smallest log_mean among those whose rms and sliced_w2 are no higher than the smallest rms and the smallest
+        sliced_w2 among `baselines` (default: among all schedules); if there is none, the one with the smallest
+        harm, the sum over both statistics of log(its value / that smallest one) where that is positive.
+        """
+        known = self.names if baselines is None else baselines
+        rows = [self._index(name) for name in known]
+        harm = np.zeros(len(self.names))
+        for kind in ("rms", "sliced_w2"):
+            value = np.log(np.maximum(self._values(kind), 1e-300))
+            harm += np.maximum(0.0, value - value[rows].min())
+        return self.names[np.lexsort((self._values("log_mean"), harm))[0]]
+
+    def take(self, names: Sequence[str] | None = None, noises: slice = slice(None)) -> "Comparison":
+        """Some of the schedules, from some of the noises."""
+        names = self.names if names is None else tuple(names)
+        rows = [self._index(name) for name in names]
+        return Comparison(
+            names, self.errors[rows, noises], self.ends[rows, noises], self.reference_ends[noises], self.reference_error
+        )
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """The four statistics of every schedule against the best one's; see `jaxkernels.plot.plot_comparison`.
+
+        Needs matplotlib. Saved to `path` if given.
+        """
+        from .plot import plot_comparison
+
+        return plot_comparison(self, path)
 
     def _index(self, name: str) -> int:
         return _checks.lookup("name", name, {n: i for i, n in enumerate(self.names)})
 
+    def _values(self, kind: str, noises: slice | np.ndarray = slice(None)) -> Float[np.ndarray, " schedules"]:
+        e = self.errors[:, noises]
+        if kind == "rms":
+            return np.sqrt(np.mean(e**2, 1))
+        if kind == "median":
+            return np.median(e, 1)
+        if kind == "log_mean":
+            return np.exp(np.mean(np.log(np.maximum(e, 1e-300)), 1))
+        # W2 in one dimension couples the sorted values
+        found, exact = np.sort(self.ends[:, noises], 1), np.sort(self.reference_ends[noises], 0)
+        return np.sqrt(np.mean((found - exact) ** 2, (1, 2)))
+
     def __repr__(self) -> str:
         best = self.best()
-        lines = [f"{'schedule':24} {'rms':>10} {'median':>10} {'log mean':>10}   against {best}"]
+        width = max(map(len, self.names))
+        lines = [f"{'schedule':{width}} {'rms':>10} {'median':>10} {'log mean':>10} {'sliced W2':>10}   against {best}"]
         columns = [self.statistic(kind) for kind in STATISTICS]
-        for name in sorted(self.names, key=columns[-1].__getitem__):
+        for name in sorted(self.names, key=columns[2].__getitem__):
             ratio, spread = self.ratio("log_mean", name, best)
             numbers = " ".join(f"{column[name]:10.4g}" for column in columns)
-            lines.append(f"{name:24} {numbers}   {ratio:.3f} ± {spread:.3f}")
+            lines.append(f"{name:{width}} {numbers}   {ratio:.3f} ± {spread:.3f}")
         noises = self.errors.shape[1]
         return "\n".join([*lines, f"{noises} noises; reference accurate to {self.reference_error:.1g}"])
 
@@ -113,21 +159,46 @@ def compare_schedules(
     x = jnp.asarray(x_init)
     if x.ndim < 2 or x.shape[0] < 2:
         raise ValueError(f"x_init has shape {x.shape}; it must be (noises, ...) with at least 2 noises.")
-    key = jax.random.key(0)  # no step draws anything
-
-    def run(sampler: AbstractSampler, schedule: Schedule) -> np.ndarray:
-        return np.asarray(sample(score_fn, process, sampler, schedule, key, x, kind=kind)).reshape(x.shape[0], -1)
-
     steps = max(_LEAST_FINE, _FINE * max(schedule.num_steps for schedule in schedules.values()))
     with Progress("comparing: fine reference", progress) as line:
-        fine, half = (run(DPMSolverPP2M(), _fine(process, k, first, last)) for k in (steps, steps // 2))
+        fine, half = (fine_ends(score_fn, process, x, k, first, last, kind=kind) for k in (steps, steps // 2))
         size = np.sqrt(np.sum(fine.var(0)))
-        errors = []
+        directions = np.random.default_rng(0).standard_normal((fine.shape[1], _DIRECTIONS))
+        directions /= np.linalg.norm(directions, axis=0) * size
+        errors, ends = [], []
         for name, schedule in schedules.items():
             line.update(f"comparing: {name}")
-            errors.append(np.linalg.norm(run(sampler, schedule) - fine, axis=1) / size)
+            end = _ends(score_fn, process, sampler, schedule, x, kind)
+            errors.append(np.linalg.norm(end - fine, axis=1) / size)
+            ends.append(end @ directions)
     between = np.sqrt(np.mean(np.sum((fine - half) ** 2, 1))) / size
-    return Comparison(tuple(schedules), np.stack(errors), float(between))
+    return Comparison(tuple(schedules), np.stack(errors), np.stack(ends), fine @ directions, float(between))
+
+
+def fine_ends(
+    score_fn: Callable[[Array, Array], Array],
+    process: AbstractProcess,
+    x: Float[Array, "noises *shape"],
+    steps: int,
+    first: float,
+    last: float,
+    *,
+    kind: str,
+) -> Float[np.ndarray, "noises d"]:
+    """Where a fine solver takes each noise: DPM-Solver++(2M) on a grid of so many steps."""
+    return _ends(score_fn, process, DPMSolverPP2M(), _fine(process, steps, first, last), x, kind)
+
+
+def _ends(
+    score_fn: Callable[[Array, Array], Array],
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    schedule: Schedule,
+    x: Array,
+    kind: str,
+) -> Float[np.ndarray, "noises d"]:
+    key = jax.random.key(0)  # no step draws anything
+    return np.asarray(sample(score_fn, process, sampler, schedule, key, x, kind=kind)).reshape(x.shape[0], -1)
 
 
 def _fine(process: AbstractProcess, steps: int, first: float, last: float) -> Schedule:

@@ -4,11 +4,49 @@ Tools differ in what a schedule is (noise levels, timesteps, a ramp), in whether
 and in what they do to it afterwards. Each function here states its tool's convention. They agree in this:
 
 * a level is sigma = s/a in units of the data, except for flow models, whose level is s/(a + s);
-* networks are run K times. A schedule that ends at t_K > 0 has its last level replaced by 0
-  (`end="replace"`), because these tools finish with the denoised point; `end="append"` keeps the
-  level and adds a step to 0, one evaluation more;
-* stochasticity is carried where the tool has a knob for one step, and a note says where it has not. The
-  step to 0 injects nothing whatever its knob, which is therefore written as 0.
+* networks are run K times. A schedule that ends at t_K > 0 stops there where the tool can (`end="keep"`, the
+  default then), as `sample` does: the samples are those that `evaluate_schedule` describes, with the noise of
+  that level in them. Other tools finish with the denoised point, so that the last level is replaced by 0
+  (`end="replace"`, their default): another last step than the one that was optimised, which for few steps can
+  cost more than the optimisation gained, as a warning says. `end="append"` keeps the level and adds a step to 0,
+  one evaluation more;
+* stochasticity is carried where the tool has a knob for one step, and a warning says where it has not. The
+  step to 0 injects nothing whatever its knob, which is therefore written as 0;
+* the first noise has the variance that `Evaluation` assumes, prior_variance(t_0), or a warning says so.
+
+What takes a grid, and which sampler of jaxkernels it then is (in brackets: with what difference):
+
+    k-diffusion   sample_euler             ddim with stochasticity 0
+                  sample_euler_ancestral   ddim, any stochasticity
+                  sample_dpmpp_2m          dpmpp_2m
+                  sample_heun              heun for EDM
+                  other sample_ functions take the same sigmas; sample_dpm_fast and sample_dpm_adaptive take none
+    ComfyUI       euler, euler_ancestral, dpmpp_2m, heun, as in k-diffusion (one eta for all steps)
+    NVlabs/edm    edm_sampler              heun for EDM (stochasticity as churn)
+    diffusers     EulerDiscrete            ddim, any stochasticity
+                  EDMEuler                 ddim, any stochasticity
+                  DPMSolverMultistep       dpmpp_2m (whole timesteps)
+                  DDPM                     ddim with stochasticity 1 (whole timesteps)
+                  HeunDiscrete             heun for EDM
+                  FlowMatchEuler           ddim with stochasticity 0
+                  LTXEulerAncestralRF      ddim, any stochasticity, for flow models
+                  UniPCMultistep           dpmpp_2m, for flow models (the network is told whole timesteps)
+
+Schedulers of diffusers 0.42 that take a grid and are not served, with the reason:
+
+    DPMSolverSinglestep    a second-order step spans two of its timesteps: no sampler of jaxkernels
+    UniPCMultistep         with its corrector, and for models that are not flows, for which it takes no grid
+    DDPMParallel           solves for all steps of DDPM at once; the grid is DDPM's
+    DDPMWuerstchen         steps of DDPM in the clamped cosine time of one family of models
+    MiniMaxH3              flow models of one family; takes the numbers of ComfyUI as they are
+    Helios, HeliosDMD      several resolutions in one run, each with levels of its own
+    CMStochasticIterative, FlowMapEulerDiscrete, FlowMatchLCM, LCM, Piflow, SCM, TCD
+                           for networks distilled to few steps, whose output is not the denoiser
+
+and those that take none: CogVideoXDDIM, CogVideoXDPM, CosineDPMSolverMultistep, DDIM, DDIMInverse,
+DDIMParallel, DEISMultistep, DPMSolverMultistepInverse, DPMSolverSDE, EDMDPMSolverMultistep,
+EulerAncestralDiscrete, FlowMatchHeunDiscrete, IPNDM, KDPM2AncestralDiscrete, KDPM2Discrete, KarrasVe,
+LMSDiscrete, PNDM, RePaint, SASolver, ScoreSdeVe, UnCLIP.
 """
 
 import dataclasses
@@ -18,6 +56,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
@@ -48,16 +87,29 @@ class Export:
     """The numbers by the name that the tool gives them, exactly those in `text`."""
     text: str
     """Ready to paste: Python for libraries, the string of a node for ComfyUI."""
-    notes: tuple[str, ...]
-    """What the tool does differently, and what could not be carried over."""
+    warnings: tuple[str, ...] = ()
+    """What the tool does otherwise than the schedule says, and what could not be carried over."""
+    remarks: tuple[str, ...] = ()
+    """How to use the text."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All that there is to say: `warnings`, then `remarks`."""
+        return self.warnings + self.remarks
+
+    def __str__(self) -> str:
+        """The text under its warnings and remarks as comments."""
+        comments = [f"warning: {note}" for note in self.warnings] + [f"note: {note}" for note in self.remarks]
+        return "\n".join([*(f"# {note}" for note in comments), self.text])
 
 
 def export(schedule: Schedule, process: AbstractProcess, tool: str, **options: object) -> Export:
     """`schedule`, made for `process`, in the form that `tool` takes.
 
     **Arguments:** `tool` is a name in `TOOLS`: "diffusers", "k-diffusion", "comfyui" or "edm"; `options`
-    are the keyword arguments of its function there. All take `end` ("replace" or "append") and `sampler`,
-    the name of the sampler that the schedule is for.
+    are the keyword arguments of its function there. All take `end` ("keep", "replace" or "append"; by default "keep"
+    where the tool can stop at the schedule's last level and "replace" where it cannot) and `sampler`, the name of
+    the sampler that the schedule is for.
 
     **Raises:** ValueError for an unknown tool or option, and if the tool cannot represent the schedule.
     """
@@ -82,13 +134,14 @@ def _call(
 
 
 def k_diffusion(
-    schedule: Schedule, process: AbstractProcess, *, end: str = "replace", sampler: str | None = None
+    schedule: Schedule, process: AbstractProcess, *, end: str | None = None, sampler: str | None = None
 ) -> Export:
-    """k-diffusion: `sigmas` (K+1,), decreasing, ending in 0; sampling starts from randn * sigmas[0].
+    """k-diffusion: `sigmas` (K+1,), decreasing; it stops at the last of them.
 
-    Stochasticity becomes the `eta` of its ancestral Euler sampler, one per step.
+    Stochasticity becomes the `eta` of its ancestral Euler sampler, one per step. The first noise has the
+    variance prior_variance / a^2 at t_0, which is 1 + sigmas[0]^2 for a variance-preserving process.
     """
-    sigmas, notes = _sigmas(schedule, process, end, "k-diffusion")
+    sigmas, warnings = _sigmas(schedule, process, end, "k-diffusion", keeps=True)
     eta = _eta(schedule, process, sigmas)
     names = {"dpmpp_2m": "sample_dpmpp_2m", "heun": "sample_heun"}
     function = "sample_euler_ancestral" if eta.any() else names.get(sampler or "", "sample_euler")
@@ -98,11 +151,11 @@ def k_diffusion(
         f"from k_diffusion.sampling import {function}",
         "",
         _assign("sigmas", values["sigmas"], "torch.tensor(%s)"),
-        "x = torch.randn(shape) * sigmas[0]",
+        f"x = torch.randn(shape) * {_start_text(schedule, process, sigmas)}",
     ]
     if not eta.any():
         lines.append(f"x = {function}(model, x, sigmas)")
-    elif (constant := _constant(eta[:-1])) is not None:
+    elif (constant := _constant(eta, sigmas)) is not None:
         values["eta"] = _written(eta)
         lines.append(f"x = {function}(model, x, sigmas, eta={constant})")
     else:
@@ -112,56 +165,56 @@ def k_diffusion(
             "for i in range(len(eta)):",
             f"    x = {function}(model, x, sigmas[i : i + 2], eta=eta[i])",
         ]
-    notes += _sampler_notes("k-diffusion", sampler, names.keys() | {"ddim"}, process, bool(eta.any()))
-    return Export("k-diffusion", values, "\n".join(lines), notes)
+    warnings += _sampler_warnings("k-diffusion", sampler, names.keys() | {"ddim"}, process, bool(eta.any()))
+    return Export("k-diffusion", values, "\n".join(lines), warnings)
 
 
 def comfyui(
-    schedule: Schedule, process: AbstractProcess, *, end: str = "replace", sampler: str | None = None
+    schedule: Schedule, process: AbstractProcess, *, end: str | None = None, sampler: str | None = None
 ) -> Export:
-    """ComfyUI: SIGMAS (K+1,), decreasing, ending in 0, as the string of a ManualSigmas node.
+    """ComfyUI: SIGMAS (K+1,), decreasing, as the string of a ManualSigmas node; it stops at the last of them.
 
     The node reads digits, a dot and digits; a number is never written with an exponent. For flow models
     a level is s/(a + s), in [0, 1], and the model's own shift is not applied to it.
     """
     flow = isinstance(process, FlowMatching)
     if flow:
-        levels, notes = _flow_levels(schedule, process, end)
+        levels, warnings = _flow_levels(schedule, process, end, "comfyui", keeps=True)
     else:
-        levels, notes = _sigmas(schedule, process, end, "comfyui")
+        levels, warnings = _sigmas(schedule, process, end, "comfyui", keeps=True)
     eta = _eta(schedule, process, levels)
     values = {"sigmas": _written(levels)}
     text = ", ".join(np.format_float_positional(v, trim="0") for v in values["sigmas"])
     names = {"dpmpp_2m": "dpmpp_2m", "heun": "heun"}
     name = names.get(sampler or "", "euler")
-    constant = _constant(eta[:-1]) if eta.any() and not flow else None
+    constant = _constant(eta, levels) if eta.any() and not flow else None
     if constant is not None:
         values["eta"] = _written(eta)
         node = f"SamplerEulerAncestral with eta {constant} and s_noise 1"
     else:
         node = f"the sampler {name!r}"
+    warnings += _sampler_warnings("comfyui", sampler, names.keys() | {"ddim"}, process, bool(eta.any()))
     if eta.any() and constant is None:
-        notes += (
+        warnings += (
             "stochasticity cannot be carried: ComfyUI's ancestral sampler takes one eta for all steps"
             + (", and another formula for flow models" if flow else "")
             + "; these are the levels alone",
         )
-    notes += _sampler_notes("comfyui", sampler, names.keys() | {"ddim"}, process, bool(eta.any()))
-    notes += (f"paste the numbers into ManualSigmas and connect it to SamplerCustom with {node}",)
+    remarks = (f"paste the numbers into ManualSigmas and connect it to SamplerCustom with {node}",)
     if not isinstance(process, DiscreteVP | FlowMatching):
-        notes += (
+        remarks += (
             "ComfyUI scales the first noise by sqrt(1 + sigma^2) only if the first number is the model's "
             "own largest level to 5 digits; make the schedule for the model's own table",
         )
-    return Export("comfyui", values, text, notes)
+    return Export("comfyui", values, text, warnings, remarks)
 
 
-def edm(schedule: Schedule, process: AbstractProcess, *, end: str = "replace", sampler: str | None = None) -> Export:
+def edm(schedule: Schedule, process: AbstractProcess, *, end: str | None = None, sampler: str | None = None) -> Export:
     """The sampling loop of NVlabs/edm: `t_steps` (K+1,), noise levels ending in 0; `gamma` per step.
 
     The loop computes its grid inside and takes no list, so the text replaces the line that does.
     """
-    sigmas, notes = _sigmas(schedule, process, end, "edm")
+    sigmas, warnings = _sigmas(schedule, process, end, "edm")
     gamma = _churn(schedule, process, sigmas)
     values = {"t_steps": _written(sigmas)}
     lines = [
@@ -176,15 +229,16 @@ def edm(schedule: Schedule, process: AbstractProcess, *, end: str = "replace", s
             "# and in its loop, instead of the line that computes gamma:",
             "#     gamma = gammas[i]",
         ]
-        notes += ("the network is evaluated at the raised level sigma (1 + gamma), as churn does",)
+        warnings += ("the network is evaluated at the raised level sigma (1 + gamma), as churn does",)
     else:
         lines.append("S_churn = 0")
-    notes += _sampler_notes("edm", sampler, {"heun"}, process, bool(gamma.any()))
-    notes += (
+    warnings += _start_warning("edm_sampler", float(sigmas[0]), _start(schedule, process))
+    warnings += _sampler_warnings("edm", sampler, {"heun"}, process, bool(gamma.any()))
+    remarks = (
         "each step is a Heun step, 2 K - 1 evaluations in all; for K evaluations keep its Euler part only",
         "pass t_steps through net.round_sigma if the network was trained at discrete levels",
     )
-    return Export("edm", values, "\n".join(lines), notes)
+    return Export("edm", values, "\n".join(lines), warnings, remarks)
 
 
 def diffusers(
@@ -202,14 +256,16 @@ def diffusers(
     passes it in the pipeline's call.
     """
     if scheduler is None:
-        scheduler = _default_scheduler(process, sampler)
+        scheduler = _default_scheduler(schedule, process, sampler)
     fn = _checks.lookup("scheduler", scheduler, SCHEDULERS)
     return _call(f"scheduler {scheduler!r}", fn, schedule, process, {"sampler": sampler, **options})
 
 
-def _default_scheduler(process: AbstractProcess, sampler: str | None) -> str:
+def _default_scheduler(schedule: Schedule, process: AbstractProcess, sampler: str | None) -> str:
     if isinstance(process, FlowMatching):
-        return "flow_match_euler"
+        if _stochastic(schedule):
+            return "ltx_euler_ancestral"
+        return "unipc" if sampler == "dpmpp_2m" else "flow_match_euler"
     if isinstance(process, EDM | VE):
         return "edm_euler"
     return {"dpmpp_2m": "dpm_multistep", "heun": "heun"}.get(sampler or "", "euler")
@@ -219,16 +275,16 @@ def _euler(
     schedule: Schedule,
     process: AbstractProcess,
     *,
-    end: str = "replace",
+    end: str | None = None,
     sampler: str | None = None,
     table: DiscreteVP | None = None,
 ) -> Export:
-    """EulerDiscreteScheduler: `sigmas` (K+1,) with the final 0, without which it stops one step early.
+    """EulerDiscreteScheduler: `sigmas` (K+1,); it stops at the last of them.
 
     It finds the timesteps itself, and silently clips a level beyond its table, which is an error here.
     """
     name = "EulerDiscreteScheduler"
-    sigmas, notes = _sigmas(schedule, process, end, name)
+    sigmas, warnings = _sigmas(schedule, process, end, name, keeps=True)
     _table_timesteps(sigmas[:-1], _table(process, table))
     eta = _eta(schedule, process, sigmas)
     values = {"sigmas": _written(sigmas)}
@@ -237,71 +293,104 @@ def _euler(
         f"from diffusers import {name}",
         "",
         _assign("sigmas", values["sigmas"]),
-        *_from_config(name, *_PLAIN),
+        *_from_config(name, _spacing(schedule, process, sigmas), *_PLAIN),
     ]
+    remarks: tuple[str, ...] = ()
     if eta.any():
         values["eta"] = _written(eta)
         lines += ["pipe.scheduler.set_timesteps(sigmas=sigmas)", *_stochastic_loop(values["eta"])]
-        notes += (_LOOP_NOTE,)
+        remarks = (_LOOP_NOTE,)
     else:
         lines.append("image = pipe(prompt, sigmas=sigmas).images[0]")
-    notes += _sampler_notes(name, sampler, {"ddim"}, process, bool(eta.any()))
-    return Export("diffusers", values, "\n".join(lines), notes)
+    warnings += _sampler_warnings(name, sampler, {"ddim"}, process, bool(eta.any()))
+    return Export("diffusers", values, "\n".join(lines), warnings, remarks)
 
 
 def _dpm_multistep(
     schedule: Schedule,
     process: AbstractProcess,
     *,
-    end: str = "replace",
+    end: str | None = None,
     sampler: str | None = None,
     table: DiscreteVP | None = None,
 ) -> Export:
     """DPMSolverMultistepScheduler: whole `timesteps` (K,) of its table; it appends the level 0 itself.
 
-    It truncates fractions, so the levels move; the largest shift of log sigma is reported.
+    It truncates fractions, so the levels move; the largest shift of log sigma is reported. It can stop
+    (`end="keep"`) at the table's smallest level only, which must be the schedule's.
     """
     name = "DPMSolverMultistepScheduler"
-    sigmas, notes = _sigmas(schedule, process, end, name)
     table = _table(process, table)
-    exact = _table_timesteps(sigmas[:-1], table)
-    timesteps = np.rint(exact).astype(int)
-    same = np.flatnonzero(np.diff(timesteps) >= 0)
-    if same.size:
-        k = int(same[0])
-        raise ValueError(
-            f"levels {k} and {k + 1} of the schedule, at timesteps {exact[k]:.2f} and {exact[k + 1]:.2f}, "
-            f"are both rounded to timestep {timesteps[k]}, which {name} would run twice; use fewer steps, "
-            "or the scheduler 'euler', which takes sigmas."
-        )
-    log_sigmas = np.asarray(table.log_sigmas)
-    shift = float(np.max(np.abs(log_sigmas[timesteps] - np.log(sigmas[:-1]))))
+    smallest = math.exp(float(np.asarray(table.log_sigmas)[0]))
+    last = float(in_float64(Schedule.sigmas)(schedule, process)[-1])
+    keeps = math.isclose(last, smallest, rel_tol=1e-5)
+    sigmas, warnings = _sigmas(schedule, process, end, name, keeps)
+    timesteps, moved = _whole_timesteps(name, sigmas, table)
+    warnings += moved
+    final = ["zero", "True"] if sigmas[-1] == 0.0 else ["sigma_min", "False"]
     text = [
         f"from diffusers import {name}",
         "",
-        _assign("timesteps", timesteps.tolist()),
+        _assign("timesteps", timesteps),
         *_from_config(
             name,
             'algorithm_type="dpmsolver++"',
             "solver_order=2",
-            'final_sigmas_type="zero"',
+            'solver_type="midpoint"',
+            f'final_sigmas_type="{final[0]}"',
+            f"lower_order_final={final[1]}",
+            "euler_at_final=False",
             *_PLAIN,
             "use_lu_lambdas=False",
             "use_flow_sigmas=False",
         ),
         "image = pipe(prompt, timesteps=timesteps).images[0]",
     ]
-    notes += (f"rounding to whole timesteps moves log sigma by at most {shift:.2g}",)
-    notes += _no_knob(name, schedule)
-    notes += _sampler_notes(name, sampler, {"dpmpp_2m"}, process, False)
-    return Export("diffusers", {"timesteps": tuple(timesteps.tolist())}, "\n".join(text), notes)
+    warnings += _start_warning(name, math.hypot(sigmas[0], 1.0), _start(schedule, process))
+    warnings += _no_knob(name, schedule)
+    warnings += _sampler_warnings(name, sampler, {"dpmpp_2m"}, process, False)
+    return Export("diffusers", {"timesteps": timesteps}, "\n".join(text), warnings)
+
+
+def _ddpm(
+    schedule: Schedule,
+    process: AbstractProcess,
+    *,
+    end: str | None = None,
+    sampler: str | None = None,
+    table: DiscreteVP | None = None,
+) -> Export:
+    """DDPMScheduler: whole `timesteps` (K,) of its table, decreasing; its last step goes to the level 0.
+
+    Every step is ancestral, which is stochasticity 1, whatever the schedule's.
+    """
+    name = "DDPMScheduler"
+    sigmas, warnings = _sigmas(schedule, process, end, name)
+    timesteps, moved = _whole_timesteps(name, sigmas, _table(process, table))
+    warnings += moved
+    text = [
+        f"from diffusers import {name}",
+        "",
+        _assign("timesteps", timesteps),
+        *_from_config(name, 'variance_type="fixed_small"', "clip_sample=False", "thresholding=False"),
+        "image = pipe(prompt, timesteps=timesteps).images[0]",
+    ]
+    alpha = np.asarray(schedule.stochasticity)[: sigmas.size - 2]
+    if alpha.size and not np.allclose(alpha, 1.0, atol=1e-6):
+        warnings += (
+            f"{name} injects the noise of stochasticity 1 in every step; the schedule's, from "
+            f"{alpha.min():.3g} to {alpha.max():.3g}, cannot be carried: these are the levels alone",
+        )
+    warnings += _start_warning(name, math.hypot(sigmas[0], 1.0), _start(schedule, process))
+    warnings += _sampler_warnings(name, sampler, {"ddim"}, process, False)
+    return Export("diffusers", {"timesteps": timesteps}, "\n".join(text), warnings)
 
 
 def _heun(
     schedule: Schedule,
     process: AbstractProcess,
     *,
-    end: str = "replace",
+    end: str | None = None,
     sampler: str | None = None,
     table: DiscreteVP | None = None,
 ) -> Export:
@@ -311,7 +400,7 @@ def _heun(
     exactly the schedule's levels.
     """
     name = "HeunDiscreteScheduler"
-    sigmas, notes = _sigmas(schedule, process, end, name)
+    sigmas, warnings = _sigmas(schedule, process, end, name)
     table = _table(process, table)
     _table_timesteps(sigmas[:-1], table)
     levels = np.exp(np.asarray(table.log_sigmas))
@@ -320,19 +409,18 @@ def _heun(
         f"from diffusers import {name}",
         "",
         _assign("timesteps", values["timesteps"]),
-        *_from_config(name, *_PLAIN),
+        *_from_config(name, _spacing(schedule, process, sigmas), *_PLAIN),
         "image = pipe(prompt, timesteps=timesteps).images[0]",
     ]
-    notes += _no_knob(name, schedule)
-    notes += _sampler_notes(name, sampler, {"heun"}, process, False)
-    return Export("diffusers", values, "\n".join(lines), notes)
+    warnings += _no_knob(name, schedule) + _sampler_warnings(name, sampler, {"heun"}, process, False)
+    return Export("diffusers", values, "\n".join(lines), warnings)
 
 
 def _flow_match_euler(
     schedule: Schedule,
     process: AbstractProcess,
     *,
-    end: str = "replace",
+    end: str | None = None,
     sampler: str | None = None,
     shift: float = 1.0,
 ) -> Export:
@@ -343,31 +431,129 @@ def _flow_match_euler(
     """
     name = "FlowMatchEulerDiscreteScheduler"
     shift = float(_checks.scalar("shift", shift, above=0.0))
-    levels, notes = _flow_levels(schedule, process, end)
-    levels = levels[:-1] / (shift - (shift - 1.0) * levels[:-1])
-    values = {"sigmas": _written(levels)}
+    levels, warnings = _flow_levels(schedule, process, end, name)
+    values = {"sigmas": _written(levels[:-1] / (shift - (shift - 1.0) * levels[:-1]))}
     lines = [
         f"from diffusers import {name}",
         "",
         _assign("sigmas", values["sigmas"]),
-        *_from_config(name, f"shift={shift}", "use_dynamic_shifting=False", "shift_terminal=None", *_PLAIN),
+        *_from_config(
+            name,
+            f"shift={shift}",
+            "use_dynamic_shifting=False",
+            "shift_terminal=None",
+            "stochastic_sampling=False",
+            *_PLAIN,
+        ),
         "image = pipe(prompt, sigmas=sigmas).images[0]",
     ]
-    if not isinstance(process, FlowMatching):
-        notes += (
-            f"levels s/(a + s) of {type(process).__name__}: a flow model starts from level 1, pure noise; "
-            f"this schedule starts at {values['sigmas'][0]:.6g}",
+    warnings += _flow_start(schedule, process, levels) + _no_knob(name, schedule)
+    warnings += _sampler_warnings(name, sampler, {"ddim"}, process, False)
+    return Export("diffusers", values, "\n".join(lines), warnings)
+
+
+def _ltx_euler_ancestral(
+    schedule: Schedule, process: AbstractProcess, *, end: str | None = None, sampler: str | None = None
+) -> Export:
+    """LTXEulerAncestralRFScheduler: `sigmas` (K+1,) in [0, 1], never shifted; it stops at the last of them.
+
+    Its `eta` splits a step from level l to l' by l_down = l' (1 - eta (1 - l'/l)) and renoises to l'. The
+    part q of the old noise that the schedule keeps is met by
+
+        eta = (1 - l') (1 - q) / ((1 - l' + q l') (1 - l'/l))
+
+    It is a setting of the scheduler, so that one for each step needs the loop to be written out.
+    """
+    name = "LTXEulerAncestralRFScheduler"
+    levels, warnings = _flow_levels(schedule, process, end, name, keeps=True)
+    kept = 1.0 / (1.0 + _churn(schedule, process, levels))
+    old, new = levels[:-1], levels[1:]
+    eta = _written((1.0 - new) * (1.0 - kept) / ((1.0 - new + kept * new) * (1.0 - new / old)))
+    values = {"sigmas": _written(levels)}
+    if any(eta):
+        values["eta"] = eta
+    constant = _constant(eta, levels) if any(eta) else 0.0
+    lines = [f"from diffusers import {name}", "", _assign("sigmas", values["sigmas"])]
+    if constant is not None:
+        lines += [
+            *_from_config(name, f"eta={constant}", "s_noise=1.0"),
+            "image = pipe(prompt, sigmas=sigmas).images[0]",
+        ]
+        remarks = ("the pipeline evaluates the network once more at the level 0, to no effect",)
+    else:
+        lines += [
+            _assign("eta", eta),
+            *_from_config(name, "s_noise=1.0"),
+            "scheduler, latents = pipe.scheduler, noise",
+            "scheduler.set_timesteps(sigmas=sigmas)",
+            "for i, t in enumerate(scheduler.timesteps[:-1]):",
+            "    scheduler.register_to_config(eta=eta[i])",
+            "    output = network(latents, t)  # with its conditioning",
+            "    latents = scheduler.step(output, t, latents).prev_sample",
+        ]
+        remarks = (_LOOP_NOTE,)
+    warnings += _flow_start(schedule, process, levels) + _sampler_warnings(name, sampler, {"ddim"}, process, any(eta))
+    return Export("diffusers", values, "\n".join(lines), warnings, remarks)
+
+
+def _unipc(
+    schedule: Schedule, process: AbstractProcess, *, end: str | None = None, sampler: str | None = None
+) -> Export:
+    """UniPCMultistepScheduler for flow models: `sigmas` (K,) in [0, 1] without the final 0, in a NumPy array.
+
+    Without its corrector and with `solver_type="bh2"` its second order is DPM-Solver++(2M). It steps between
+    the levels that it is given (1 becomes 1 - 1e-6), but the network is told whole timesteps, cut off.
+    """
+    name = "UniPCMultistepScheduler"
+    levels, warnings = _flow_levels(schedule, process, end, name)
+    values = {"sigmas": _written(levels[:-1])}
+    lines = [
+        "import numpy as np",
+        f"from diffusers import {name}",
+        "",
+        _assign("sigmas", values["sigmas"], "np.array(%s)"),
+        *_from_config(
+            name,
+            'prediction_type="flow_prediction"',
+            "use_flow_sigmas=True",
+            "flow_shift=1.0",
+            "use_dynamic_shifting=False",
+            "shift_terminal=None",
+            "predict_x0=True",
+            "solver_order=2",
+            'solver_type="bh2"',
+            f"disable_corrector=list(range({levels.size - 1}))",
+            "lower_order_final=True",
+            'final_sigmas_type="zero"',
+            "thresholding=False",
+            *_PLAIN,
+        ),
+        "image = pipe(prompt, sigmas=sigmas).images[0]",
+    ]
+    told = np.array(values["sigmas"])
+    told = np.floor(1000.0 * np.where(np.abs(told - 1.0) < 1e-6, told - 1e-6, told))
+    same = np.flatnonzero(np.diff(told) >= 0)
+    if same.size:
+        k = int(same[0])
+        raise ValueError(
+            f"levels {k} and {k + 1} of the schedule, {levels[k]:.6g} and {levels[k + 1]:.6g}, are one timestep, "
+            f"{told[k]:.0f} of 1000, to {name}; use fewer steps, or the scheduler 'flow_match_euler'."
         )
-    notes += _no_knob(name, schedule)
-    notes += _sampler_notes(name, sampler, {"ddim"}, process, False)
-    return Export("diffusers", values, "\n".join(lines), notes)
+    lag = float(np.max(1000.0 * levels[:-1] - told))
+    warnings += (
+        f"the network is told whole timesteps of 1000, up to {lag:.2g} below those of the levels that are stepped",
+        *_flow_start(schedule, process, levels),
+        *_no_knob(name, schedule),
+        *_sampler_warnings(name, sampler, {"dpmpp_2m"}, process, False),
+    )
+    return Export("diffusers", values, "\n".join(lines), warnings)
 
 
 def _edm_euler(
     schedule: Schedule,
     process: AbstractProcess,
     *,
-    end: str = "replace",
+    end: str | None = None,
     sampler: str | None = None,
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
@@ -384,7 +570,7 @@ def _edm_euler(
     rho = float(_checks.scalar("rho", rho, above=0.0))
     sigma_min = float(_checks.scalar("sigma_min", sigma_min, above=0.0))
     sigma_max = float(_checks.scalar("sigma_max", sigma_max, above=sigma_min))
-    sigmas, notes = _sigmas(schedule, process, end, name)
+    sigmas, warnings = _sigmas(schedule, process, end, name)
     eta = _eta(schedule, process, sigmas)
     low, high = sigma_min ** (1.0 / rho), sigma_max ** (1.0 / rho)
     # float64 in the scheduler too, and a power rho amplifies what is cut off: all digits are kept
@@ -402,25 +588,27 @@ def _edm_euler(
             f"sigma_max={sigma_max}",
             f"rho={rho}",
         ),
-        "pipe.scheduler.set_timesteps(sigmas=ramp)",
     ]
+    remarks: tuple[str, ...] = ()
     if eta.any():
         values["eta"] = _written(eta)
-        lines += _stochastic_loop(values["eta"])
-        notes += (_LOOP_NOTE,)
-    if not math.isclose(sigmas[0], sigma_max, rel_tol=1e-5):
-        notes += (
-            f"{name} scales the first noise for sigma_max = {sigma_max:g}; this schedule starts at {sigmas[0]:.6g}",
-        )
-    notes += _sampler_notes(name, sampler, {"ddim"}, process, bool(eta.any()))
-    return Export("diffusers", values, "\n".join(lines), notes)
+        lines += ["pipe.scheduler.set_timesteps(sigmas=ramp)", *_stochastic_loop(values["eta"])]
+        remarks = (_LOOP_NOTE,)
+    else:
+        lines.append("image = pipe(prompt, sigmas=ramp).images[0]")
+    warnings += _start_warning(name, math.hypot(sigma_max, 1.0), _start(schedule, process))
+    warnings += _sampler_warnings(name, sampler, {"ddim"}, process, bool(eta.any()))
+    return Export("diffusers", values, "\n".join(lines), warnings, remarks)
 
 
 SCHEDULERS: dict[str, Callable[..., Export]] = {
     "euler": _euler,
     "dpm_multistep": _dpm_multistep,
+    "ddpm": _ddpm,
     "heun": _heun,
     "flow_match_euler": _flow_match_euler,
+    "ltx_euler_ancestral": _ltx_euler_ancestral,
+    "unipc": _unipc,
     "edm_euler": _edm_euler,
 }
 
@@ -432,12 +620,14 @@ TOOLS: dict[str, Callable[..., Export]] = {
 }
 
 
-def _sigmas(schedule: Schedule, process: AbstractProcess, end: str, tool: str) -> tuple[Levels, tuple[str, ...]]:
-    """Levels s/a ending in 0, and a note on that end."""
+def _sigmas(
+    schedule: Schedule, process: AbstractProcess, end: str | None, tool: str, keeps: bool = False
+) -> tuple[Levels, tuple[str, ...]]:
+    """Levels s/a, and a warning on their end; `keeps` says whether the tool can stop above 0."""
     if isinstance(process, FlowMatching):
         raise ValueError(
             f"process FlowMatching: {tool} takes levels of models with noise added to the data; flow models "
-            "are served by tool 'comfyui', and 'diffusers' with scheduler 'flow_match_euler'."
+            "are served by tool 'comfyui', and 'diffusers' with its schedulers for them."
         )
     sigmas = np.array(in_float64(Schedule.sigmas)(schedule, process), np.float64)
     if not np.isfinite(sigmas[0]):
@@ -445,22 +635,29 @@ def _sigmas(schedule: Schedule, process: AbstractProcess, end: str, tool: str) -
             f"times[0] = {float(schedule.times[0]):g} has no signal left, so its sigma is infinite; {tool} "
             "needs a finite first level, that is a smaller t_max."
         )
-    return _ended(sigmas, end)
+    return _ended(sigmas, end, tool, keeps)
 
 
-def _flow_levels(schedule: Schedule, process: AbstractProcess, end: str) -> tuple[Levels, tuple[str, ...]]:
-    """Levels s/(a + s) of a flow model ending in 0, and a note on that end."""
+def _flow_levels(
+    schedule: Schedule, process: AbstractProcess, end: str | None, tool: str, keeps: bool = False
+) -> tuple[Levels, tuple[str, ...]]:
+    """Levels s/(a + s) of a flow model, and a warning on their end."""
 
     @in_float64
     def levels(process: AbstractProcess, times: ArrayLike) -> Array:
         a, s = process.signal(times), process.noise(times)
         return s / (a + s)
 
-    return _ended(np.array(levels(process, schedule.times), np.float64), end)
+    return _ended(np.array(levels(process, schedule.times), np.float64), end, tool, keeps)
 
 
-def _ended(levels: Float[np.ndarray, " points"], end: str) -> tuple[Levels, tuple[str, ...]]:
-    _checks.one_of("end", end, ("replace", "append"))
+def _ended(
+    levels: Float[np.ndarray, " points"], end: str | None, tool: str, keeps: bool
+) -> tuple[Levels, tuple[str, ...]]:
+    """The levels with the end that is asked for, by default the schedule's own where the tool `keeps` it."""
+    if end is None:
+        end = "keep" if keeps else "replace"
+    _checks.one_of("end", end, ("replace", "append", "keep"))
     if not np.all(np.diff(np.float32(levels)) < 0):
         k = int(np.argmax(np.diff(np.float32(levels)) >= 0))
         raise ValueError(
@@ -470,19 +667,26 @@ def _ended(levels: Float[np.ndarray, " points"], end: str) -> tuple[Levels, tupl
     last = levels[-1]
     if last == 0.0:
         return levels, ()
+    if end == "keep":
+        if not keeps:
+            raise ValueError(f"end='keep': {tool} cannot stop at the level {last:.4g}; use 'replace' or 'append'.")
+        return levels, ()
     if end == "append":
-        note = f"a step from the last level {last:.4g} to 0 is appended: {levels.size} steps"
-        return np.append(levels, 0.0), (note,)
-    note = f"the last level {last:.4g} is replaced by 0 to keep {levels.size - 1} steps"
-    return np.append(levels[:-1], 0.0), (note,)
+        warning = f"a step from the last level {last:.4g} to 0 is appended: {levels.size} steps"
+        return np.append(levels, 0.0), (warning,)
+    stops = ", end='keep' stops there" if keeps else ""
+    warning = (
+        f"the last level {last:.4g} is replaced by 0 to keep {levels.size - 1} steps, so the last step is not "
+        f"the one that was evaluated; end='append' keeps the level at the price of one step{stops}"
+    )
+    return np.append(levels[:-1], 0.0), (warning,)
 
 
 def _knob(convert: Callable[..., Array], schedule: Schedule, process: AbstractProcess, levels: Levels) -> np.ndarray:
-    """A tool's knob for every step between `levels`; 0 in the step to level 0."""
+    """A tool's knob for every step between `levels`; 0 in a step to level 0."""
     knob = np.zeros(levels.size - 1)
     knob[: schedule.num_steps] = in_float64(convert)(process, schedule.times, schedule.stochasticity)
-    knob[-1] = 0.0
-    return knob
+    return np.where(levels[1:] > 0, knob, 0.0)
 
 
 def _eta(schedule: Schedule, process: AbstractProcess, levels: Levels) -> np.ndarray:
@@ -493,10 +697,58 @@ def _churn(schedule: Schedule, process: AbstractProcess, levels: Levels) -> np.n
     return _knob(to_churn, schedule, process, levels)
 
 
-def _constant(knob: np.ndarray) -> float | None:
-    """The value that all entries have to 6 digits, if they have one."""
-    if knob.size and np.allclose(knob, knob[0], rtol=1e-6, atol=0.0):
-        return _written(knob[:1])[0]
+def _stochastic(schedule: Schedule) -> bool:
+    return bool(np.any(np.asarray(schedule.stochasticity) > 0))
+
+
+def _start(schedule: Schedule, process: AbstractProcess) -> float:
+    """Standard deviation of the first noise, in units of the data, that the schedule was evaluated with."""
+
+    @in_float64
+    def start(process: AbstractProcess, times: ArrayLike) -> Array:
+        t = jnp.asarray(times)[0]
+        return jnp.sqrt(process.prior_variance(t)) / process.signal(t)
+
+    return float(start(process, schedule.times))
+
+
+def _start_text(schedule: Schedule, process: AbstractProcess, sigmas: Levels) -> str:
+    start, first = _start(schedule, process), float(sigmas[0])
+    if math.isclose(start, first, rel_tol=1e-6):
+        return "sigmas[0]"
+    if math.isclose(start, math.hypot(first, 1.0), rel_tol=1e-6):
+        return "(1 + sigmas[0] ** 2) ** 0.5"
+    return repr(start)
+
+
+def _spacing(schedule: Schedule, process: AbstractProcess, sigmas: Levels) -> str:
+    """The setting by which a scheduler that is given its grid scales the first noise: to sqrt(1 + sigma^2) or sigma."""
+    preserving = math.isclose(_start(schedule, process), math.hypot(float(sigmas[0]), 1.0), rel_tol=1e-6)
+    return f'timestep_spacing="{"leading" if preserving else "trailing"}"'
+
+
+def _start_warning(name: str, scale: float, start: float) -> tuple[str, ...]:
+    if math.isclose(scale, start, rel_tol=1e-3):
+        return ()
+    return (f"{name} scales the first noise by {scale:.6g}; the schedule starts from {start:.6g}",)
+
+
+def _flow_start(schedule: Schedule, process: AbstractProcess, levels: Levels) -> tuple[str, ...]:
+    """A pipeline for flow models starts from noise of variance 1, which is that of its level 1."""
+    start = _start(schedule, process) * (1.0 - float(levels[0])) if levels[0] < 1.0 else 1.0
+    if math.isclose(start, 1.0, rel_tol=1e-3):
+        return ()
+    return (
+        f"levels s/(a + s) of {type(process).__name__}: a flow model starts from level 1, pure noise of "
+        f"deviation 1; this schedule starts at {levels[0]:.6g}, with deviation {start:.6g}",
+    )
+
+
+def _constant(knob: np.ndarray | Sequence[float], levels: Levels) -> float | None:
+    """The value to 6 digits of all steps but one to level 0, where a knob does nothing; None if they differ."""
+    used = np.asarray(knob)[levels[1:] > 0]
+    if used.size and np.allclose(used, used[0], rtol=1e-6, atol=0.0):
+        return _written(used[:1])[0]
     return None
 
 
@@ -522,6 +774,23 @@ def _table_timesteps(sigmas: np.ndarray, table: DiscreteVP) -> np.ndarray:
             "network's table, or pass that table."
         )
     return np.interp(np.log(sigmas), log_sigmas, np.arange(log_sigmas.size))
+
+
+def _whole_timesteps(name: str, sigmas: Levels, table: DiscreteVP) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The whole timesteps (K,) nearest to these levels, and a warning on how far the levels move."""
+    exact = _table_timesteps(sigmas[:-1], table)
+    timesteps = np.rint(exact).astype(int)
+    same = np.flatnonzero(np.diff(timesteps) >= 0)
+    if same.size:
+        k = int(same[0])
+        raise ValueError(
+            f"levels {k} and {k + 1} of the schedule, at timesteps {exact[k]:.2f} and {exact[k + 1]:.2f}, "
+            f"are both rounded to timestep {timesteps[k]}, which {name} would run twice; use fewer steps, "
+            "or the scheduler 'euler', which takes sigmas."
+        )
+    moved = float(np.max(np.abs(np.asarray(table.log_sigmas)[timesteps] - np.log(sigmas[:-1]))))
+    warnings = () if moved < 1e-6 else (f"rounding to whole timesteps moves log sigma by at most {moved:.2g}",)
+    return tuple(timesteps.tolist()), warnings
 
 
 def _written(values: np.ndarray) -> tuple[float, ...]:
@@ -562,18 +831,18 @@ def _stochastic_loop(eta: Sequence[float]) -> list[str]:
         "    x0 = scheduler.step(output, t, latents).pred_original_sample",
         "    sigma, next_sigma = scheduler.sigmas[i], scheduler.sigmas[i + 1]",
         "    up = eta[i] * next_sigma * (1 - (next_sigma / sigma) ** 2) ** 0.5",
-        "    down = (next_sigma**2 - up**2) ** 0.5",
+        "    down = max(next_sigma**2 - up**2, 0) ** 0.5",
         "    latents = x0 + down / sigma * (latents - x0) + up * torch.randn_like(latents)",
     ]
 
 
 def _no_knob(name: str, schedule: Schedule) -> tuple[str, ...]:
-    if not np.any(np.asarray(schedule.stochasticity) > 0):
+    if not _stochastic(schedule):
         return ()
     return (f"stochasticity cannot be carried: {name} is deterministic; these are the levels alone",)
 
 
-def _sampler_notes(
+def _sampler_warnings(
     tool: str, sampler: str | None, same: set[str], process: AbstractProcess, stochastic: bool
 ) -> tuple[str, ...]:
     """What separates the tool's sampler from the one that the schedule was made for."""

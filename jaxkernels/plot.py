@@ -10,10 +10,12 @@ import numpy as np
 
 from . import _checks
 from ._numerics import in_float64
+from .compare import STATISTICS, Comparison
 from .evaluate import Evaluation
+from .measure import Measurement
 from .process import AbstractProcess
 from .samplers import AbstractSampler
-from .schedules import Schedule, write_atomically
+from .schedules import GRIDS, Schedule, write_atomically
 from .target import Gaussian
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ SUFFIXES = {".png": "png", ".pdf": "pdf", ".svg": "svg"}
 
 # colours of Okabe and Ito, told apart by every common kind of colour vision and in grey
 _OPTIMUM, _BASELINE, _OTHER, _SPECTRUM = "#0072B2", "#D55E00", "#8C8C8C", "#000000"
-_MOST_ROWS = 9
+_MOST_ROWS, _MOST_COMPARED = 9, 14
+_RATIOS = (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0)
 
 
 @runtime_checkable
@@ -86,6 +89,69 @@ def plot_optimized(result: Result, path: str | os.PathLike[str] | None = None) -
         f"{float(compared.w2):.3g} {name}",
         fontsize=11,
     )
+    if path is not None:
+        write_atomically(path, _rendered(figure, str(kind)))
+    return figure
+
+
+def plot_comparison(comparison: Comparison, path: str | os.PathLike[str] | None = None) -> "Figure":
+    """The four statistics of schedules compared on a network, one panel each, one row per schedule.
+
+    Dots are ratios to `comparison.best()`, the bars their standard errors by resampling noises in pairs; rows are
+    sorted by log mean. Of many schedules it shows the best one, the named grids, and as many of the others as there
+    is room for, by log mean. Errors and `path` as for `plot_optimized`.
+    """
+    kind = None if path is None else check_path(path)
+    best, names = comparison.best(), _compared(comparison)
+    grids = [name for name in names if name in GRIDS and name != best]
+    colour = dict.fromkeys(names, _OTHER) | dict.fromkeys(grids[:1], _BASELINE) | {best: _OPTIMUM}
+    figure = _figure((14.0, 1.7 + 0.27 * len(names)))
+    panels = figure.subplots(1, len(STATISTICS), sharey=True, squeeze=False)[0]
+    for axes, statistic in zip(panels, STATISTICS, strict=True):
+        axes.axvline(1.0, color="0.6", linewidth=0.8)
+        for row, name in enumerate(names):
+            # a statistic can be 0
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio, spread = comparison.ratio(statistic, name, best)
+            axes.errorbar(ratio, row, xerr=spread, fmt="o", color=colour[name], markersize=5, linewidth=1.2)
+        axes.set_xscale("log", nonpositive="clip")
+        title = f"{statistic.replace('_', ' ').replace('w2', 'W2')}: 1 is {comparison.statistic(statistic)[best]:.3g}"
+        _decorate(axes, title, "ratio to the best", "")
+        _ratio_ticks(axes)
+        axes.grid(False, axis="y")
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    panels[0].set_yticks(range(len(names)), names)
+    shown = "" if len(names) == len(comparison.names) else f" ({len(names)} of {len(comparison.names)} schedules)"
+    figure.suptitle(
+        f"Distance to the fine solver's end points, in units of the data's spread{shown}; "
+        f"{comparison.errors.shape[1]} noises, reference accurate to {comparison.reference_error:.1g}",
+        fontsize=11,
+    )
+    if path is not None:
+        write_atomically(path, _rendered(figure, str(kind)))
+    return figure
+
+
+def plot_measurement(measurement: Measurement, path: str | os.PathLike[str] | None = None) -> "Figure":
+    """What was measured of a denoiser over noise levels: up to three panels, those that are known.
+
+    1. its denoising error, the best affine denoiser's, which bounds the least possible error from above, and the
+       variance of what no affine function fits
+    2. the violation of the martingale identity as a share of the increment, two standard errors either way
+    3. the Lipschitz constants found, and that of the best affine denoiser
+
+    Errors and `path` as for `plot_optimized`.
+    """
+    kind = None if path is None else check_path(path)
+    known = measurement.statistics
+    panels = [_plot_denoising]
+    if "correlation" in known and measurement.times.size > 1:
+        panels.append(_plot_martingale)
+    if "lipschitz" in known:
+        panels.append(_plot_lipschitz)
+    figure = _figure((4.6 * len(panels) + 0.4, 4.0))
+    for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw(axes, measurement)
     if path is not None:
         write_atomically(path, _rendered(figure, str(kind)))
     return figure
@@ -208,6 +274,103 @@ def _plot_stochasticity(axes: "Axes", schedule: Schedule) -> None:
     _whole_ticks(axes)
     _decorate(axes, "Stochasticity", "step k (noise → data)", "h/g (0: ODE, 1: reverse SDE)")
     axes.grid(False, axis="x")
+
+
+def _compared(comparison: Comparison) -> list[str]:
+    """Names of the schedules to show, by log mean."""
+    order = comparison.statistic("log_mean")
+    ranked = sorted(comparison.names, key=order.__getitem__)
+    needed = {comparison.best(), *(name for name in ranked if name in GRIDS)}
+    others = [name for name in ranked if name not in needed]
+    chosen = needed | set(others[: max(0, _MOST_COMPARED - len(needed))])
+    return [name for name in ranked if name in chosen]
+
+
+def _ratio_ticks(axes: "Axes") -> None:
+    """Numbers as they are spoken, as many as there is room for, on a logarithmic axis."""
+    from matplotlib.ticker import NullLocator
+
+    low, high = axes.get_xlim()
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)) - 1, np.ceil(np.log10(high)) + 1)
+    fine = np.unique(np.round(np.multiply.outer(powers, _RATIOS), 12))
+    for ticks in (fine, np.multiply.outer(powers, (1.0, 2.0, 5.0)).ravel(), powers):
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
+        if ticks.size <= 7:
+            break
+    axes.set_xticks(ticks, [f"{v:g}" for v in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _noise_axis(axes: "Axes", measurement: Measurement) -> np.ndarray:
+    """Noise levels on a logarithmic axis, an infinite one at its edge."""
+    sigma = measurement.sigma
+    finite = sigma[np.isfinite(sigma)]
+    low, high = (finite.min(), finite.max()) if finite.size else (1.0, 1.0)
+    margin = (high / low) ** 0.06 if high > low else 2.0
+    axes.set_xscale("log")
+    axes.set_xlim(high * margin**1.3, low / margin)
+    return np.where(np.isfinite(sigma), sigma, high * margin)
+
+
+def _noise_label(measurement: Measurement) -> str:
+    at_edge = "" if np.all(np.isfinite(measurement.sigma)) else "; infinite at the edge"
+    return f"noise level sigma (noise → data{at_edge})"
+
+
+def _plot_denoising(axes: "Axes", measurement: Measurement) -> None:
+    sigma, known = _noise_axis(axes, measurement), measurement.statistics
+    small: dict[str, Any] = {"markersize": 4.0, "linewidth": 1.2}
+    if measurement.law is not None:
+        bound = measurement.gaussian_error @ np.asarray(measurement.law.weights, np.float64)
+        axes.plot(sigma, _positive(bound), color=_SPECTRUM, label="best affine denoiser", linewidth=1.2)
+    if "error" in known:
+        noise = known.get("error_noise")
+        style = {"color": _OPTIMUM, "label": "this denoiser"}
+        axes.errorbar(sigma, _positive(measurement.error), yerr=noise, fmt="o-", **style, **small)
+    if "residual" in known:
+        residual = _positive(measurement.residual.sum(-1))
+        axes.plot(sigma, residual, "s--", color=_BASELINE, label="what no affine function fits", **small)
+    axes.set_yscale("log")
+    _decorate(axes, "Denoising error", _noise_label(measurement), "mean square, summed over dimensions")
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _plot_martingale(axes: "Axes", measurement: Measurement) -> None:
+    sigma = _noise_axis(axes, measurement)
+    violation, noise, increment = measurement.violation, measurement.violation_noise, measurement.increments
+    last = sigma.size - 1
+    later = np.arange(1, last + 1)
+    pairs = (
+        ("from the next higher level", later - 1, _OPTIMUM, "o-"),
+        ("from the highest level", np.zeros_like(later), _BASELINE, "s--"),
+    )
+    axes.axhline(0.0, color="0.6", linewidth=0.8)
+    for label, earlier, colour, form in pairs:
+        size = np.maximum(increment[earlier, later], 1e-300)
+        share, bar = violation[earlier, later] / size, 2.0 * noise[earlier, later] / size
+        style: dict[str, Any] = {"color": colour, "label": label, "markersize": 4.0, "linewidth": 1.0}
+        axes.errorbar(sigma[later], share, yerr=bar, fmt=form, **style)
+    # with the highest levels hardly an increment to take a share of
+    axes.set_yscale("symlog", linthresh=0.1)
+    _decorate(
+        axes,
+        "Violation of the martingale identity",
+        _noise_label(measurement),
+        "share of the increment; 0 for an exact denoiser",
+    )
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _plot_lipschitz(axes: "Axes", measurement: Measurement) -> None:
+    sigma, found = _noise_axis(axes, measurement), measurement.lipschitz
+    axes.plot(np.repeat(sigma, found.shape[1]), found.ravel(), ".", color=_OPTIMUM, markersize=4, label="single points")
+    axes.plot(sigma, np.median(found, -1), color=_OPTIMUM, linewidth=1.2, label="median")
+    if measurement.law is not None:
+        gain = (measurement.signal / measurement.noise**2)[:, None] * measurement.gaussian_error
+        axes.plot(sigma, gain.max(-1), color=_SPECTRUM, linewidth=1.2, label="best affine denoiser")
+    axes.set_yscale("log")
+    _decorate(axes, "Lipschitz constant", _noise_label(measurement), "spectral norm of dD/dx")
+    axes.legend(fontsize=8, frameon=False)
 
 
 def _whole_ticks(axes: "Axes") -> None:

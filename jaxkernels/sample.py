@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from . import _checks
-from ._numerics import is_traced
+from ._numerics import is_traced, safe_sqrt
 from ._setting import check_schedule
 from .prediction import predictor
 from .process import AbstractProcess
@@ -81,7 +81,7 @@ def _run(
             nonlocal drawn
             drawn += 1
             z = jax.random.normal(jax.random.fold_in(key, drawn), x.shape, x.dtype)
-            return jnp.sqrt(jnp.maximum(variance, 0.0)) * z
+            return safe_sqrt(variance) * z  # a deterministic step has derivatives too
 
         new, memory = sampler.step(predict, noise, process, interval, *carry)
         return (new, memory), (new if trajectory else None, jnp.all(jnp.isfinite(new)))

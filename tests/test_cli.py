@@ -18,6 +18,7 @@ import pytest
 import jaxkernels as jk
 from jaxkernels import cli
 from jaxkernels.__main__ import main
+from jaxkernels.export import SCHEDULERS
 from jaxkernels.process import from_config, to_config
 from jaxkernels.schedules import read_json
 
@@ -149,13 +150,20 @@ class TestExport:
         assert result.code == 0
         assert part in result.out
         assert "note" not in result.out
-        assert "note: the last level 0.002 is replaced by 0" in result.err
+        # what cannot stop above 0
+        assert ("note: the last level 0.002 is replaced by 0" in result.err) == (tool in ("diffusers", "edm"))
+
+    def test_help_names_every_scheduler(self):
+        help_text = " ".join(run("export", "--help").out.replace("│", " ").split())
+        assert all(name in help_text for name in SCHEDULERS)
 
     def test_options_reach_the_tool(self, files: Files):
         how = ("--to", "diffusers", "--scheduler", "flow_match_euler", "--shift", 3, "--end", "append")
         result = run("export", files.schedule, *how)
         assert "shift=3.0" in result.out
         assert "is appended: 4 steps" in result.err
+        kept = run("export", files.schedule, "--to", "k-diffusion", "--end", "keep")
+        assert kept.out == run("export", files.schedule, "--to", "k-diffusion").out
 
     def test_table_of_the_network(self, files: Files, tmp_path: Path):
         betas = np.linspace(1e-4, 0.05, 1000)

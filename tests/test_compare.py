@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,15 +44,34 @@ def test_errors_are_distances_to_the_exact_flow() -> None:
 
 def test_ratios_come_with_the_error_of_paired_noises() -> None:
     """Errors that are proportional noise by noise have a ratio without any error."""
-    errors = np.random.default_rng(0).exponential(size=50)
-    found = jk.Comparison(("a", "b", "c"), np.stack([errors, 2.0 * errors, np.roll(errors, 1)]), 0.0)
+    rng = np.random.default_rng(0)
+    errors, reference = rng.exponential(size=50), rng.standard_normal((50, 4))
+    ends = reference + np.array([0.1, 0.2, 0.0])[:, None, None]
+    found = jk.Comparison(("a", "b", "c"), np.stack([errors, 2.0 * errors, np.roll(errors, 1)]), ends, reference, 0.0)
     value, spread = found.ratio("rms", "b", "a")
     assert value == pytest.approx(2.0)
     assert spread < 1e-12
     assert found.ratio("log_mean", "c", "a")[1] > 0.05
-    assert found.best() in ("a", "c")
+    # a shift moves every component's law by itself
+    assert found.statistic("sliced_w2") == pytest.approx({"a": 0.1, "b": 0.2, "c": 0.0})
+    assert found.ratio("sliced_w2", "b", "a")[0] == pytest.approx(2.0)
     with pytest.raises(ValueError, match="Did you mean 'log_mean'"):
         found.ratio("logmean", "a", "b")
+
+
+def test_the_best_schedule_harms_nothing() -> None:
+    """Typical samples decide, unless the mean square or the law gets worse than with the best baseline."""
+    reference = np.random.default_rng(0).standard_normal((40, 4))
+    typical, tail = np.full(40, 0.5), np.full(40, 0.5)
+    tail[:2] = 40.0
+    errors = np.stack([np.ones(40), typical, tail])
+    found = jk.Comparison(("grid", "typical", "tail"), errors, np.stack([reference] * 3), reference, 0.0)
+    assert found.best(["grid"]) == "typical"
+    assert found.take(["grid", "tail"]).best(["grid"]) == "grid"
+    moved = eqx.tree_at(lambda c: c.ends, found, np.stack([reference + 0.1, reference + 0.9, reference]))
+    assert moved.take(["grid", "typical"]).best(["grid"]) == "grid"
+    with pytest.raises(ValueError, match="Did you mean 'grid'"):
+        found.best(["gird"])
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
@@ -70,7 +90,7 @@ def test_with_a_network_the_answer_is_the_best_candidate(sampler: str) -> None:
     assert result.verified
     assert result.chosen in comparison.names
     assert comparison.errors.shape[1] == 48
-    for kind in ("rms", "log_mean"):
+    for kind in ("rms", "log_mean", "sliced_w2"):
         errors = comparison.statistic(kind)
         best = min(result.baselines, key=errors.__getitem__)
         ratio, spread = comparison.ratio(kind, result.chosen, best)
@@ -80,6 +100,27 @@ def test_with_a_network_the_answer_is_the_best_candidate(sampler: str) -> None:
     again = jk.compare_schedules(network, PROCESS, sampler, {"returned": result.schedule}, x)
     np.testing.assert_allclose(again.errors[0], comparison.errors[comparison.names.index(result.chosen)], rtol=0.05)
     assert "on the network" in repr(result)
+
+
+def test_refinement_is_held_out() -> None:
+    """Gradient steps lower the error on noises that gave no gradient, by what two steps of so wide a model leave."""
+    mixture = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.stack([0.02 * np.eye(2)] * 2))
+
+    def network(x: Array, t: Array) -> Array:
+        return mixture.score(PROCESS, x, t)
+
+    setting: dict[str, Any] = {"t_min": 1e-3, "starts": ["quadratic"], "progress": False}
+    run = (mixture.gaussian(), PROCESS, "ddim", 4)
+    result = jk.optimize_schedule(*run, score_fn=network, verify=64, refine=20, **setting)
+    comparison = result.comparison
+    assert comparison is not None
+    assert result.chosen == "refined"
+    np.testing.assert_array_equal(result.candidates["refined"].times, result.schedule.times)
+    errors = comparison.statistic("log_mean")
+    others = [name for name in comparison.names if name != "refined"]
+    assert errors["refined"] < 1.02 * errors[comparison.take(others).best(list(result.baselines))]
+    with pytest.raises(ValueError, match="refine = 3 needs score_fn"):
+        jk.optimize_schedule(*run, refine=3, **setting)
 
 
 @pytest.mark.parametrize(

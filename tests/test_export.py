@@ -1,7 +1,7 @@
 """Exports against the conventions of each tool, written out here by hand.
 
-The conventions were checked against diffusers 0.42.1 and k-diffusion 0.1.1 themselves; what those do with the
-numbers is restated below in a few lines of NumPy, so that the tests need neither.
+tests/test_external.py runs the exports with diffusers and k-diffusion themselves; what those do with the numbers is
+restated below in a few lines of NumPy, so that these tests need neither.
 """
 
 import ast
@@ -48,9 +48,9 @@ def _assigned(result: Export, name: str) -> list[float]:
 class TestLevels:
     @settings(max_examples=20)
     @given(interior)
-    def test_k_diffusion_replaces_the_last_level_by_zero(self, points: list[float]):
+    def test_replacing_the_last_level_by_zero(self, points: list[float]):
         schedule = _schedule(points, 80.0, 0.002)
-        sigmas = export(schedule, jk.EDM(), "k-diffusion").values["sigmas"]
+        sigmas = export(schedule, jk.EDM(), "k-diffusion", end="replace").values["sigmas"]
         np.testing.assert_allclose(sigmas[:-1], np.asarray(schedule.times)[:-1], rtol=RTOL)
         assert sigmas[-1] == 0.0
         assert len(sigmas) == schedule.num_steps + 1
@@ -61,7 +61,47 @@ class TestLevels:
         np.testing.assert_allclose(result.values["sigmas"], [*np.asarray(schedule.times), 0.0], rtol=RTOL)
         assert any("appended: 4 steps" in note for note in result.notes)
 
-    @pytest.mark.parametrize("end", ["replace", "append"])
+    def test_a_replaced_level_is_a_warning(self):
+        """The last step is then another one than was evaluated."""
+        schedule = _at([80.0, 3.0, 0.5])
+        (warning,) = export(schedule, jk.EDM(), "k-diffusion", end="replace").warnings
+        assert "the last level 0.5 is replaced by 0" in warning
+        assert "end='keep' stops there" in warning
+        (warning, *_) = export(schedule, jk.EDM(), "edm").warnings
+        assert "keep" not in warning.removeprefix("the last level 0.5 is replaced by 0 to keep 2 steps").replace(
+            "end='append' keeps", ""
+        )
+
+    @pytest.mark.parametrize("tool", ["k-diffusion", "comfyui"])
+    def test_the_last_level_is_kept(self, tool: str):
+        """By default, as it is the last step that was evaluated."""
+        result = export(_at([80.0, 3.0, 0.5], 1.0), jk.EDM(), tool)
+        assert result == export(_at([80.0, 3.0, 0.5], 1.0), jk.EDM(), tool, end="keep")
+        assert result.values["sigmas"] == (80.0, 3.0, 0.5)
+        assert result.values["eta"] == (1.0, 1.0), "a step above 0 keeps its noise"
+        assert result.warnings == ()
+
+    @pytest.mark.parametrize(
+        ("tool", "options"),
+        [("edm", {}), *(("diffusers", {"scheduler": name}) for name in ("edm_euler", "flow_match_euler", "unipc"))],
+    )
+    def test_tools_that_cannot_stop_above_zero(self, tool: str, options: dict):
+        with pytest.raises(ValueError, match=r"end='keep': .* cannot stop at the level 0\.\d+; use"):
+            export(_at([80.0, 3.0, 0.5]), jk.EDM(), tool, end="keep", **options)
+        result = export(_at([80.0, 3.0, 0.5]), jk.EDM(), tool, **options)
+        assert result == export(_at([80.0, 3.0, 0.5]), jk.EDM(), tool, end="replace", **options)
+
+    @pytest.mark.parametrize(
+        ("process", "times", "start"),
+        [
+            (jk.EDM(), [80.0, 1.0, 0.0], "sigmas[0]"),
+            (jk.VP(), [1.0, 0.1, 0.0], "(1 + sigmas[0] ** 2) ** 0.5"),
+        ],
+    )
+    def test_the_first_noise_is_that_of_the_process(self, process, times: list[float], start: str):
+        assert f"x = torch.randn(shape) * {start}\n" in export(_at(times), process, "k-diffusion").text
+
+    @pytest.mark.parametrize("end", ["replace", "append", "keep"])
     def test_a_schedule_that_ends_at_zero_is_kept(self, end: str):
         schedule = _at([80.0, 3.0, 0.0])
         result = export(schedule, jk.EDM(), "k-diffusion", end=end)
@@ -98,6 +138,15 @@ class TestLevels:
             else:
                 assert _assigned(result, "ramp" if tool == "diffusers" else name) == list(values)
 
+    def test_printing_shows_all(self):
+        result = export(_at([80.0, 3.0, 0.5]), jk.EDM(), "edm", sampler="heun")
+        lines = str(result).split("\n")
+        assert str(result).endswith(result.text)
+        assert lines[: len(result.notes)] == [
+            *(f"# warning: {warning}" for warning in result.warnings),
+            *(f"# note: {remark}" for remark in result.remarks),
+        ]
+
 
 class TestComfyUI:
     @settings(max_examples=30)
@@ -112,7 +161,7 @@ class TestComfyUI:
 
     def test_flow_models_take_the_time_itself(self):
         result = export(_at([1.0, 0.75, 0.25, 0.001]), jk.FlowMatching(), "comfyui")
-        assert result.values["sigmas"] == (1.0, 0.75, 0.25, 0.0)
+        assert result.values["sigmas"] == (1.0, 0.75, 0.25, 0.001)
 
     def test_varying_stochasticity_is_said_to_be_lost(self):
         schedule = _at([80.0, 5.0, 1.0, 0.1], np.array([0.2, 0.7, 0.1]))
@@ -123,7 +172,7 @@ class TestComfyUI:
     def test_ancestral_steps_are_eta_one(self):
         schedule = _at([80.0, 5.0, 1.0, 0.1], 1.0)
         result = export(schedule, jk.EDM(), "comfyui")
-        assert result.values["eta"] == (1.0, 1.0, 0.0)
+        assert result.values["eta"] == (1.0, 1.0, 1.0)
         assert any("SamplerEulerAncestral with eta 1.0" in note for note in result.notes)
 
 
@@ -162,11 +211,11 @@ class TestDiffusers:
         ramp = export(schedule, jk.EDM(), "diffusers").values["sigmas"]
         np.testing.assert_allclose(ramp, np.linspace(0.0, 1.0, 6), atol=1e-9)
 
-    def test_euler_takes_levels_with_the_final_zero(self):
+    def test_euler_takes_levels_with_the_last_one(self):
         schedule = _at([1000.0, 400.5, 20.0, 1.0])
         result = export(schedule, TABLE, "diffusers", sampler="ddim")
         between = np.sqrt(TABLE_SIGMAS[399] * TABLE_SIGMAS[400])
-        expected = [TABLE_SIGMAS[999], between, TABLE_SIGMAS[19], 0.0]
+        expected = [TABLE_SIGMAS[999], between, TABLE_SIGMAS[19], TABLE_SIGMAS[0]]
         np.testing.assert_allclose(result.values["sigmas"], expected, rtol=RTOL)
         assert _assigned(result, "sigmas") == list(result.values["sigmas"])
 
@@ -181,6 +230,34 @@ class TestDiffusers:
         schedule = _at([1000.0, 700.3, 700.1, 1.0])
         with pytest.raises(ValueError, match=r"levels 1 and 2 .* 699\.30 and 699\.10.*timestep 699"):
             export(schedule, TABLE, "diffusers", sampler="dpmpp_2m")
+
+    def test_multistep_ends_at_the_smallest_level_of_the_table(self):
+        """Where it stops without a step to 0, and only there."""
+        result = export(_at([1000.0, 700.0, 1.0]), TABLE, "diffusers", sampler="dpmpp_2m")
+        assert 'final_sigmas_type="sigma_min"' in result.text
+        assert "lower_order_final=False" in result.text
+        assert result.warnings == ()
+        with pytest.raises(ValueError, match=r"cannot stop at the level 0\.134"):
+            export(_at([1000.0, 700.0, 20.0]), TABLE, "diffusers", sampler="dpmpp_2m", end="keep")
+        result = export(_at([1000.0, 700.0, 20.0]), TABLE, "diffusers", sampler="dpmpp_2m")
+        assert 'final_sigmas_type="zero"' in result.text
+
+    def test_flow_models_have_a_multistep_scheduler(self):
+        result = export(_at([0.9956, 0.75, 0.001]), jk.FlowMatching(), "diffusers", sampler="dpmpp_2m")
+        np.testing.assert_allclose(result.values["sigmas"], [0.9956, 0.75], rtol=RTOL)
+        assert "disable_corrector=list(range(2))" in result.text.replace("\n   ", "")
+        assert any("whole timesteps of 1000, up to 0.6 below" in warning for warning in result.warnings)
+        with pytest.raises(ValueError, match=r"levels 1 and 2 .* are one timestep, 750 of 1000"):
+            export(_at([0.9, 0.7503, 0.7501, 0.0]), jk.FlowMatching(), "diffusers", scheduler="unipc")
+
+    def test_the_first_noise_of_a_pipeline(self):
+        """EDMEuler scales it for its own sigma_max, DPMSolverMultistep for a variance of 1 + sigma^2."""
+        schedule = _at([3.0, 1.0, 0.0])
+        for scheduler, scale in (("edm_euler", "80.0062"), ("dpm_multistep", "3.16228")):
+            warnings = export(schedule, jk.EDM(), "diffusers", scheduler=scheduler).warnings
+            assert any(f"scales the first noise by {scale}; the schedule starts from 3" in w for w in warnings)
+        assert 'timestep_spacing="trailing"' in export(schedule, jk.EDM(), "diffusers", scheduler="euler").text
+        assert 'timestep_spacing="leading"' in export(_at([900.0, 0.0]), TABLE, "diffusers").text
 
     def test_heun_fractions_give_the_exact_levels(self):
         """It interpolates sigma linearly between whole timesteps."""
@@ -217,7 +294,7 @@ class TestStochasticity:
     @pytest.mark.parametrize("tool", ["k-diffusion", "diffusers"])
     def test_ancestral_split_of_the_next_level(self, tool: str):
         """sigma_up = eta sigma' sqrt(1 - r^2) and sigma_down = sigma' r^(alpha^2), r = sigma'/sigma."""
-        eta = np.array(export(jk.Schedule(self.TIMES, self.ALPHA), jk.EDM(), tool).values["eta"])
+        eta = np.array(export(jk.Schedule(self.TIMES, self.ALPHA), jk.EDM(), tool, end="replace").values["eta"])
         r = self.TIMES[1:] / self.TIMES[:-1]
         up = eta * self.TIMES[1:] * np.sqrt(1 - r**2)
         down = self.TIMES[1:] * r ** (self.ALPHA**2)
@@ -256,11 +333,33 @@ class TestStochasticity:
         exact = jk.evaluate_schedule(jk.Gaussian(0.0, np.array([variance])), jk.EDM(), "ddim", schedule)
         assert np.var(names["x"]) == pytest.approx(float(exact.variance[0]), rel=0.02)
 
-    @pytest.mark.parametrize("scheduler", ["dpm_multistep", "heun", "flow_match_euler"])
+    def test_flow_levels_are_split_as_the_scheduler_does(self):
+        """l_down = l' (1 - eta (1 - l'/l)), rescaled to l', keeps (sigma'/sigma)^(alpha^2) of the old noise."""
+        levels = np.array([0.99, 0.8, 0.5, 0.2, 0.01])
+        result = export(jk.Schedule(levels, self.ALPHA), jk.FlowMatching(), "diffusers", sampler="ddim")
+        assert "LTXEulerAncestralRFScheduler" in result.text
+        eta, odds = np.array(result.values["eta"]), levels / (1 - levels)
+        down = levels[1:] * (1 - eta * (1 - levels[1:] / levels[:-1]))
+        kept = down / (1 - down) / odds[1:]
+        np.testing.assert_allclose(kept, (odds[1:] / odds[:-1]) ** (self.ALPHA**2), rtol=1e-5)
+        assert result.warnings == ()
+
+    def test_ddpm_has_stochasticity_one_only(self):
+        times = [1000.0, 500.0, 100.0, 1.0]
+        assert len(export(_at(times, 1.0), TABLE, "diffusers", scheduler="ddpm").warnings) == 1
+        result = export(_at(times, np.array([0.5, 2.0, 1.0])), TABLE, "diffusers", scheduler="ddpm")
+        assert result.values["timesteps"] == (999, 499, 99)
+        assert any("the schedule's, from 0.5 to 2, cannot be carried" in warning for warning in result.warnings)
+
+    def test_the_raised_level_of_churn_is_a_warning(self):
+        result = export(jk.Schedule(self.TIMES, self.ALPHA), jk.EDM(), "edm")
+        assert any("raised level" in warning for warning in result.warnings)
+
+    @pytest.mark.parametrize("scheduler", ["dpm_multistep", "heun", "flow_match_euler", "unipc"])
     def test_schedulers_without_a_knob_say_so(self, scheduler: str):
         schedule = _at([14.0, 5.0, 1.0, 0.1], 0.5)
         result = export(schedule, jk.EDM(), "diffusers", scheduler=scheduler)
-        assert any("stochasticity cannot be carried" in note for note in result.notes)
+        assert any("stochasticity cannot be carried" in warning for warning in result.warnings)
 
     @pytest.mark.parametrize("tool", TOOLS)
     def test_none_leaves_no_knob(self, tool: str):
@@ -296,6 +395,7 @@ class TestOptions:
         ("process", "sampler", "scheduler"),
         [
             (jk.FlowMatching(), "ddim", "FlowMatchEuler"),
+            (jk.FlowMatching(), "dpmpp_2m", "UniPC"),
             (jk.EDM(14.0), "dpmpp_2m", "EDMEuler"),
             (TABLE, "ddim", "EulerDiscrete"),
             (TABLE, "dpmpp_2m", "DPMSolverMultistep"),
@@ -315,3 +415,30 @@ class TestOptions:
     def test_another_sampler_is_pointed_out(self):
         result = export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler="rk4")
         assert any("made for the sampler rk4" in note for note in result.notes)
+
+
+@pytest.fixture(scope="module")
+def result() -> jk.OptimizedSchedule:
+    return jk.optimize_schedule(jk.Gaussian(0.0, np.array([0.3, 1.0])), jk.EDM(14.0), "ddim", 4, t_min=0.05)
+
+
+class TestResult:
+    """The methods of an optimised schedule are `export` with what the result knows."""
+
+    @pytest.mark.parametrize(
+        ("method", "tool", "options"),
+        [
+            ("to_k_diffusion", "k-diffusion", {"end": "keep"}),
+            ("to_comfyui", "comfyui", {"end": "append"}),
+            ("to_edm", "edm", {}),
+            ("to_diffusers", "diffusers", {"sigma_max": 14.0}),
+            ("to_diffusers", "diffusers", {"scheduler": "dpm_multistep", "table": TABLE}),
+        ],
+    )
+    def test_methods_export(self, result: jk.OptimizedSchedule, method: str, tool: str, options: dict):
+        exported = getattr(result, method)(**options)
+        assert exported == export(result.schedule, result.process, tool, sampler="ddim", **options)
+
+    def test_faults_are_named(self, result: jk.OptimizedSchedule):
+        with pytest.raises(ValueError, match="scheduler 'edm_euler' has no option 'shift'"):
+            result.to_diffusers(shift=2.0)

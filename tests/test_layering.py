@@ -26,7 +26,9 @@ ROOMS = [
     "_progress",
     "process",
     "prediction",
+    "adapters",
     "metrics",
+    "quality",
     "samplers",
     "target",
     "schedules",
@@ -37,9 +39,11 @@ ROOMS = [
     "estimate",
     "bounds",
     "fokker_planck",
+    "record",
     "evaluate",
     "sample",
     "compare",
+    "measure",
     "data",
     "export",
     "plot",
@@ -51,7 +55,12 @@ ROOMS = [
 ]
 # What may be imported inside a function: packages that are extras, and these rooms.
 OPTIONAL = {"matplotlib", "sklearn", "PIL", "typer", "rich"}
-LATE = {("optimize/_result.py", "plot"), ("__main__.py", "cli")}
+LATE = {
+    ("optimize/_result.py", "plot"),
+    ("compare.py", "plot"),
+    ("measure/_measurement.py", "plot"),
+    ("__main__.py", "cli"),
+}
 # Rooms that exist only for their extra and may import it at once.
 NEEDS_EXTRAS = {"cli"}
 
@@ -140,6 +149,7 @@ def test_imports_go_left() -> None:
         f"{i.file} imports {i.target}"
         for i in IMPORTS
         if i.own and not i.target.startswith("./") and place[i.target] >= place[i.room]
+        if not (i.late and (i.file, i.target) in LATE)
     ]
     assert not wrong
 

@@ -1,8 +1,9 @@
-"""The picture of a result: its file, its contents, and that matplotlib's global state is left alone."""
+"""The pictures of results: their files, their contents, and that matplotlib's global state is left alone."""
 
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import matplotlib
 import numpy as np
 import pytest
@@ -58,6 +59,29 @@ def result() -> _Result:
     """Both ends of the noise levels are the awkward ones: infinite and 0."""
     times = np.array([1.0, 0.6, 0.2, 0.0])
     return _result(jk.FlowMatching(), times, np.array([0.0, 0.5, 1.0]))
+
+
+def _comparison(names: tuple[str, ...]) -> jk.Comparison:
+    """Errors that grow with the place of a name."""
+    rng = np.random.default_rng(0)
+    reference = rng.standard_normal((30, 4))
+    size = 0.01 * (1.0 + np.arange(len(names)))
+    errors = size[:, None] * rng.exponential(size=30)
+    ends = reference + size[:, None, None] * rng.standard_normal((30, 4))
+    return jk.Comparison(names, errors, ends, reference, 1e-4)
+
+
+@pytest.fixture(scope="module")
+def measurement() -> jk.Measurement:
+    """Of the exact denoiser of a Gaussian."""
+    process, law = jk.FlowMatching(), jk.Gaussian(0.0, TARGET.eigenvalues)
+    samples = np.random.default_rng(0).standard_normal((64, 3)) * np.sqrt(np.asarray(law.eigenvalues))
+
+    def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
+        return law.predictor(process)(x, t).x0
+
+    times = np.array([1.0, 0.7, 0.3, 0.1])
+    return jk.measure(denoise, process, samples, times, jax.random.key(0), kind="x0", target=law, progress=False)
 
 
 def test_panels_and_their_labels(result: _Result):
@@ -122,3 +146,49 @@ def test_a_failed_write_leaves_the_old_file(result: _Result, tmp_path: Path):
     with pytest.raises(ValueError, match=r"cannot write .*missing.*a\.png"):
         plot_optimized(result, tmp_path / "missing" / "a.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_comparison_has_a_panel_per_statistic():
+    figure = _comparison(("ours", "karras", "uniform")).plot()
+    assert [axes.get_title().split(":")[0] for axes in figure.axes] == ["rms", "median", "log mean", "sliced W2"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["ours", "karras", "uniform"]
+    dots = [np.asarray(line.get_xdata(), float) for line in figure.axes[2].get_lines()[1:]]
+    np.testing.assert_allclose(dots, [[1.0], [2.0], [3.0]])
+
+
+def test_of_many_schedules_the_named_grids_and_the_best_are_shown():
+    others = tuple(f"candidate {i}" for i in range(30))
+    figure = _comparison((*others, *jk.schedules.GRIDS)).plot()
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert shown == [*others[: 14 - len(jk.schedules.GRIDS)], *jk.schedules.GRIDS]
+    assert "14 of 36 schedules" in figure.get_suptitle()
+
+
+def test_measurement_draws_what_is_known(measurement: jk.Measurement):
+    titles = ["Denoising error", "Violation of the martingale identity", "Lipschitz constant"]
+    figure = measurement.plot()
+    assert [axes.get_title() for axes in figure.axes] == titles
+    assert "infinite at the edge" in figure.axes[0].get_xlabel()
+    data = np.random.default_rng(0).standard_normal((20, 2))
+    known = jk.Measurement.from_data(jk.EDM(), data, np.array([80.0, 1.0, 0.1])).plot()
+    assert [axes.get_title() for axes in known.axes] == titles[:1]
+
+
+def test_the_exact_denoiser_keeps_the_identity(measurement: jk.Measurement):
+    """Zero is within the bars, which are two standard errors, or nearly."""
+    axes = measurement.plot().axes[1]
+    for bars in axes.containers:
+        share, spread = np.asarray(bars[0].get_ydata()), bars[2][0].get_segments()
+        reach = np.array([segment[1, 1] - segment[0, 1] for segment in spread]) / 2.0
+        assert np.all(np.abs(share) < 2.0 * reach + 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["comparison", "measurement"])
+def test_other_pictures_are_files_too(kind: str, measurement: jk.Measurement, tmp_path: Path):
+    before = _settings()
+    drawn = measurement if kind == "measurement" else _comparison(("ours", "karras"))
+    drawn.plot(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert _settings() == before
+    with pytest.raises(ValueError, match=r"suffix of .*a\.gif"):
+        drawn.plot(tmp_path / "a.gif")

@@ -1,7 +1,6 @@
 """What an optimal schedule minimises: functions of a schedule, differentiable, on a Gaussian target."""
 
 import abc
-from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import equinox as eqx
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import metrics
+from .._numerics import forward_derivatives
 from ..kernels import ErrorKernel, second_order
 from ..process import AbstractProcess
 from ..recurrence import (
@@ -36,6 +36,15 @@ class Objective(Protocol):
     """A differentiable, jittable function of a schedule."""
 
     def __call__(self, schedule: Schedule, /) -> Float[Array, ""]: ...
+
+
+@runtime_checkable
+class Windowed(Objective, Protocol):
+    """An objective whose derivatives in the times are cheaper than by differentiating it as a whole."""
+
+    def derivatives(self, schedule: Schedule) -> tuple[Array, Array, Array]:
+        """Value, gradient and Hessian in the times at stochasticity 0, with 0 for the two end times."""
+        ...
 
 
 class AbstractGaussianObjective(eqx.Module):
@@ -180,20 +189,6 @@ class Local(AbstractGaussianObjective):
             jnp.einsum("kw,kwt->t", slope, place),
             jnp.einsum("kwv,kwt,kvu->tu", curvature, place, place),
         )
-
-
-def forward_derivatives(fn: Callable[[Array], Array], x: Float[Array, " n"]) -> tuple[Array, Array, Array]:
-    """Value, gradient and Hessian by two forward passes: for few variables, without a reverse pass."""
-    units = jnp.eye(x.shape[0], dtype=x.dtype)
-
-    def along(first: Array):
-        def directional(x: Array):
-            return jax.jvp(fn, (x,), (first,))
-
-        return jax.vmap(lambda second: jax.jvp(directional, (x,), (second,)), out_axes=((None, None), 0))(units)
-
-    (value, slope), (_, curvature) = jax.vmap(along, out_axes=((None, 0), 0))(units)
-    return value, slope, curvature
 
 
 OBJECTIVES: dict[str, type[Local] | type[Terminal]] = {"local": Local, "terminal": Terminal}

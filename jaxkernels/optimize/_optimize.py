@@ -16,9 +16,11 @@ from .._numerics import to_float64
 from .._progress import Progress
 from .._setting import NAMED_INITIALIZATIONS, check_setting
 from .._types import AnyArray, Numbers, constant
+from ..compare import compare_schedules
 from ..evaluate import Evaluation, evaluate_schedule
 from ..kernels import error_kernel, factored
 from ..process import AbstractProcess
+from ..record import Record, RecordedError
 from ..samplers import AbstractSampler
 from ..schedules import GRIDS, Monotone, Schedule, check_range, sigma_range
 from ..score_error import ScoreError
@@ -30,14 +32,18 @@ from ._newton import (
     newton_advance,
     newton_start,
 )
-from ._objective import OBJECTIVES, Local, Objective
+from ._objective import OBJECTIVES, Objective, Windowed
+from ._refine import REFINED, refined
 from ._result import OptimizedSchedule
 from ._trust import model_warnings, violations
-from ._verify import OPTIMUM, candidates as verification_candidates, choose, noises
+from ._verify import OPTIMUM, candidates as verification_candidates, noises
 
 Starts: TypeAlias = Sequence[str] | Mapping[str, Schedule] | None
 
 _COMPRESS_ABOVE, _NODES = 64, 32
+RECORDED_POWERS = {"recorded, typical": 0.0, "recorded, mean": 1.0, "recorded, rms": 2.0}
+# statistics of a hundred trajectories are not worth more digits
+_RECORDED_STARTS, _RECORDED_TOLERANCE = 3, 1e-5
 SPREAD = 3.0
 """By how much each mode's variance is varied in the "local" objective by default, either way."""
 _LARGEST_STOCHASTICITY = 10.0
@@ -66,7 +72,7 @@ class _Problem(eqx.Module):
     stochasticity_squared: Float[ArrayLike, " steps"] | None
     end: Float[ArrayLike, ""] | None
     windowed: bool = eqx.field(static=True)
-    """Whether the objective's own derivatives in the interior times are all that is needed."""
+    """Whether only interior times vary and the objective has its own derivatives in them."""
 
     def schedule(self, z: Float[Array, " n"]) -> Schedule:
         squared, end = self.stochasticity_squared, self.end
@@ -88,7 +94,7 @@ class _Problem(eqx.Module):
 
     def _windowed(self, z: Array) -> tuple[Array, Array, Array]:
         """By the chain rule through the map z -> times, which is cheap whatever the target."""
-        assert isinstance(self.objective, Local)
+        assert isinstance(self.objective, Windowed)
 
         def times(z: Array) -> Array:
             return self.schedule(z).times
@@ -126,6 +132,8 @@ def optimize_schedule(
     score_fn: Callable[[Array, Array], Array] | None = None,
     kind: str = "score",
     verify: int | AnyArray = 256,
+    record: Record | None = None,
+    refine: int = 0,
     key: Array | None = None,
     progress: bool = True,
 ) -> OptimizedSchedule:
@@ -156,10 +164,16 @@ def optimize_schedule(
       are more than 64 modes. A metric of your own is not compressed by default.
     - `tolerance`: on the largest entry of the objective's relative gradient.
     - `score_fn`: your network, of the given `kind` (see `sample`). The optimum, the named grids and the schedules
-      halfway between are then run through it from `verify` noises against a fine solver, the best in the product
-      of rms and log-mean error is returned, and `comparison` has the errors of all on as many fresh noises.
+      halfway between are then run through it from `verify` noises against a fine solver, the best by
+      `Comparison.best` is returned, and `comparison` has the errors of all on as many fresh noises.
       `verify` may also be the noises themselves, (n, ...) in the network's shape; `key` draws them (fixed by
       default). For deterministic schedules.
+    - `record`: of the same network (`jaxkernels.record`). The optima of `RecordedError` for typical samples, for the
+      mean and for the root mean square join the candidates: on trained networks by far the best ones. Needs
+      `score_fn`; without verification pass `objective=RecordedError(...)`.
+    - `refine`: so many gradient steps through the network from the chosen schedule, on half of the noises that chose
+      it, stopped by the other half (`_refine.refined`); 32 noises per step, so that it costs about 100 K evaluations
+      each. Needs `score_fn`, differentiable by JAX.
     - `progress`: show a status line while it takes longer than a second, on a terminal.
 
     **Returns:** an `OptimizedSchedule`, never worse under its objective than the best start. Failing to
@@ -190,6 +204,11 @@ def optimize_schedule(
         if fixed is None or fixed.any() or low != high:
             raise ValueError("score_fn is for deterministic schedules with a fixed end: stochasticity=0 and one t_min.")
         x_init = noises(target, process, verify, key)
+    refine = _checks.count("refine", refine, at_least=0)
+    if refine and score_fn is None:
+        raise ValueError(f"refine = {refine} needs score_fn, the network to refine with.")
+    if record is not None:
+        _check_record(record, process, low, score_fn)
     if isinstance(objective, str):
         _checks.lookup("objective", objective, OBJECTIVES)
     elif not callable(objective):
@@ -211,7 +230,8 @@ def optimize_schedule(
         def make(target: Gaussian) -> Objective:
             if isinstance(objective, str):
                 return OBJECTIVES[objective](target, process64, sampler64, metric_fn, initialization, error64)
-            return _UserObjective(objective)
+            # a module's arrays are arguments of what is compiled, a function's are constants in it
+            return to_float64(objective) if isinstance(objective, eqx.Module) else _UserObjective(objective)
 
         monotone = _monotone(whole, process64, low)
         ends = np.asarray(_coordinate(monotone, np.asarray([low, high])))
@@ -231,9 +251,10 @@ def optimize_schedule(
         # compiling takes most of a first call: the baselines are evaluated while the solver compiles
         compared = beside.submit(compare)
         still = fixed is not None and not fixed.any()
-        windowed = objective == "local" and low == high and still and score_error is None
+        minimised = make(small)
+        windowed = isinstance(minimised, Windowed) and low == high and still and score_error is None
         problem = _Problem(
-            make(small),
+            minimised,
             monotone,
             fixed,
             np.asarray(low) if low == high else None,
@@ -260,13 +281,32 @@ def optimize_schedule(
         reached = np.exp(np.asarray(state.value)) if z.shape[1] else values[: len(first)]
         iterations = int(state.iteration)
         history = np.exp(np.asarray(state.history)[:iterations])
-        pool = verification_candidates(monotone, candidates[chosen], baselines) if score_fn is not None else {}
+        pool = {}
+        if score_fn is not None:
+            optima = {OPTIMUM: candidates[chosen]}
+            if record is not None:
+                likely = {OPTIMUM: candidates[chosen], **baselines}
+                optima |= _recorded_optima(record, sampler64, likely, monotone, low, max_iterations, line)
+            pool = verification_candidates(monotone, optima, baselines)
 
     picked, best_schedule, value, comparison = OPTIMUM, candidates[chosen], float(values[chosen]), None
     if score_fn is not None:
         assert x_init is not None
         given_precision = {name: _outside(s) for name, s in pool.items()}
-        picked, comparison = choose(score_fn, process, sampler, given_precision, x_init, kind, progress)
+        half = x_init.shape[0] // 2
+        seen = compare_schedules(
+            score_fn, process, sampler, given_precision, x_init[:half], kind=kind, progress=progress
+        )
+        picked = seen.best(list(baselines))
+        if refine:
+            start = given_precision[picked]
+            better = refined(score_fn, kind, process, sampler, monotone, start, x_init[:half], refine, progress)
+            picked = REFINED
+            pool[picked] = given_precision[picked] = better
+        # the evidence comes from noises that decided nothing
+        comparison = compare_schedules(
+            score_fn, process, sampler, given_precision, x_init[half:], kind=kind, progress=progress
+        )
         best_schedule = pool[picked]
     with jax.enable_x64(True):
         if comparison is not None:
@@ -295,6 +335,7 @@ def optimize_schedule(
         verified=comparison is not None,
         chosen=picked,
         comparison=comparison,
+        candidates={name: _outside(s) for name, s in pool.items()},
         compression=small.compression,
         compression_error=abs(float(reached[best]) / float(values[best]) - 1.0),
         seconds=time.perf_counter() - began,
@@ -322,6 +363,42 @@ def _solve(
         value = float(np.exp(np.min(state.value)))
         line.update(f"optimising: iteration {int(state.iteration)}, objective {value:.6g}")
     return state
+
+
+def _recorded_optima(
+    record: Record,
+    sampler: AbstractSampler,
+    starts: dict[str, Schedule],
+    monotone: Monotone,
+    t_min: float,
+    max_iterations: int,
+    line: Progress,
+) -> dict[str, Schedule]:
+    """The optimum of `RecordedError` for each power, from the schedules that the record ranks best."""
+    steps = next(iter(starts.values())).num_steps
+    result = {}
+    for name, power in RECORDED_POWERS.items():
+        line.update(f"optimising: {name}")
+        objective = to_float64(RecordedError(record, sampler, power))
+        values = _evaluate_all(objective, list(starts.values()))
+        first = [list(starts.values())[i] for i in np.argsort(values)[:_RECORDED_STARTS]]
+        problem = _Problem(objective, monotone, np.zeros(steps), np.asarray(t_min), windowed=True)
+        bound = constant(np.full(steps - 1, _LARGEST_LOGIT))
+        state = _solve(problem, _variables(problem, first), -bound, bound, _RECORDED_TOLERANCE, max_iterations, line)
+        result[name] = _schedules(problem, state.z)[int(np.argmin(state.value))]
+    return result
+
+
+def _check_record(record: Record, process: AbstractProcess, t_min: float, score_fn: object) -> None:
+    if score_fn is None:
+        raise ValueError("record needs score_fn, to choose among its optima; or pass objective=RecordedError(...).")
+    times = np.linspace(t_min, float(np.asarray(process.t_max)), 7)[1:-1]
+    same = np.allclose(record.process.sigma(times), process.sigma(times), rtol=1e-4)
+    if not same or not np.isclose(float(record.t_min), t_min, rtol=1e-5):
+        raise ValueError(
+            f"record is of {record.process} down to t_min = {float(record.t_min):g}; here process is {process}, "
+            f"t_min = {t_min:g}."
+        )
 
 
 def _end_range(process: AbstractProcess, t_min: object) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import numpy as np
 from .._numerics import in_float64
 from ..compare import Comparison
 from ..evaluate import Evaluation
+from ..export import Export, export
 from ..process import PROCESSES, AbstractProcess, to_config
 from ..samplers import SAMPLERS, AbstractSampler
 from ..schedules import Schedule
@@ -51,6 +52,8 @@ class OptimizedSchedule:
     """Which candidate it is: "optimised", or, after a comparison on the network, another one's name."""
     comparison: Comparison | None
     """Errors of all candidates on the network, from noises that did not decide the choice."""
+    candidates: dict[str, Schedule]
+    """The schedules of `comparison`, by name; empty without one."""
     compression: Compression | None
     compression_error: float
     """Relative difference of the objective between the compressed and the whole spectrum."""
@@ -71,6 +74,12 @@ class OptimizedSchedule:
         """Name of the baseline with the lowest objective."""
         return min(self.baselines, key=self.baselines.__getitem__)
 
+    @property
+    def sampler_name(self) -> str:
+        """Name of the sampler as `optimize_schedule` takes it, or the class of one of the user's own."""
+        names = {cls: name for name, cls in SAMPLERS.items()}
+        return names.get(type(self.sampler), type(self.sampler).__name__)
+
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
         """Grids in log sigma, error per step, and error per mode over the spectrum; see `jaxkernels.plot`.
 
@@ -87,11 +96,10 @@ class OptimizedSchedule:
         """
         kind = type(self.process)
         built_in = kind in PROCESSES.values()
-        names = {cls: name for name, cls in SAMPLERS.items()}
         sigmas = np.asarray(in_float64(Schedule.sigmas)(self.schedule, self.process))
         self.schedule.save(
             path,
-            sampler=names.get(type(self.sampler), type(self.sampler).__name__),
+            sampler=self.sampler_name,
             process=to_config(self.process) if built_in else {"type": kind.__name__},
             sigmas=[_json_number(v) for v in sigmas],
             objective=_json_number(self.objective),
@@ -102,6 +110,49 @@ class OptimizedSchedule:
             verified=self.verified,
             warnings=list(self.warnings),
         )
+
+    def to_diffusers(self, *, scheduler: str | None = None, end: str | None = None, **options: object) -> Export:
+        """The schedule for a scheduler of diffusers, as `Export`: `.text` sets a pipeline's scheduler and runs it.
+
+        **Arguments:** `scheduler` is a name in `jaxkernels.export.SCHEDULERS`, by default the one that does what
+        this sampler does; `end` says what becomes of a last level above 0: "keep" it (the default where the
+        scheduler can stop there), "replace" it by 0 (the default elsewhere), or "append" a step to 0; `options` are
+        those of the scheduler: `table` (the network's `DiscreteVP`, by default the process or Stable Diffusion's),
+        `shift`, `sigma_min`, `sigma_max`, `rho`.
+
+        **Returns:** an `Export`: `.values` the numbers by the scheduler's names, `.text` the code to paste,
+        `.warnings` what the scheduler does otherwise than this schedule says, `.remarks` how to use it; printing
+        it shows all. `jaxkernels.export` lists what each scheduler does.
+
+        **Raises:** ValueError if the scheduler cannot represent the schedule, or for an option it has not.
+        """
+        return self._export("diffusers", scheduler=scheduler, end=end, **options)
+
+    def to_k_diffusion(self, *, end: str | None = None) -> Export:
+        """The schedule for k-diffusion, as `Export`: `sigmas` (K+1,), and `eta` (K,) if it is stochastic.
+
+        `end` as in `to_diffusers`. **Raises:** ValueError for flow models and infinite levels.
+        """
+        return self._export("k-diffusion", end=end)
+
+    def to_comfyui(self, *, end: str | None = None) -> Export:
+        """The schedule for ComfyUI, as `Export` whose text is the string of a ManualSigmas node.
+
+        One `eta` for all steps can be carried; a warning says so if the schedule needs several. `end` as in
+        `to_diffusers`. **Raises:** ValueError for infinite levels.
+        """
+        return self._export("comfyui", end=end)
+
+    def to_edm(self, *, end: str | None = None) -> Export:
+        """The schedule for the sampling loop of NVlabs/edm, as `Export`: `t_steps` (K+1,), `gamma` (K,) if stochastic.
+
+        `end` is "replace" (the default) or "append", see `to_diffusers`. **Raises:** ValueError for flow models and
+        infinite levels.
+        """
+        return self._export("edm", end=end)
+
+    def _export(self, tool: str, **options: object) -> Export:
+        return export(self.schedule, self.process, tool, sampler=self.sampler_name, **options)
 
     def __repr__(self) -> str:
         name = self.best_baseline

@@ -1,7 +1,5 @@
 """The choice between candidate schedules by running them through the network."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,27 +7,26 @@ from jaxtyping import Array
 
 from .. import _checks
 from .._types import AnyArray
-from ..compare import Comparison, compare_schedules
 from ..process import AbstractProcess
-from ..samplers import AbstractSampler
 from ..schedules import Monotone, Schedule
 from ..target import Gaussian
 
 OPTIMUM = "optimised"
 
 
-def candidates(monotone: Monotone, optimum: Schedule, named: dict[str, Schedule]) -> dict[str, Schedule]:
-    """The optimum, the named grids, and the schedules halfway between: a model is rarely all wrong.
+def candidates(monotone: Monotone, optima: dict[str, Schedule], named: dict[str, Schedule]) -> dict[str, Schedule]:
+    """The optima, the named grids, and the schedules halfway between each of the two: a model is rarely all wrong.
 
     Halfway in the coordinate of `Monotone`, log sigma where that is finite.
     """
     middle = {}
-    for name, grid in named.items():
-        level = 0.5 * (monotone.coordinate(optimum.times) + monotone.coordinate(grid.times))
-        times = np.array(monotone.time(level))
-        times[[0, -1]] = np.asarray(optimum.times)[[0, -1]]
-        middle[f"halfway to {name}"] = Schedule(times)
-    return {OPTIMUM: optimum, **middle, **named}
+    for label, optimum in optima.items():
+        for name, grid in named.items():
+            level = 0.5 * (monotone.coordinate(optimum.times) + monotone.coordinate(grid.times))
+            times = np.array(monotone.time(level))
+            times[[0, -1]] = np.asarray(optimum.times)[[0, -1]]
+            middle[f"{label}, halfway to {name}"] = Schedule(times)
+    return {**optima, **middle, **named}
 
 
 def noises(target: Gaussian, process: AbstractProcess, verify: int | AnyArray, key: Array | None) -> Array:
@@ -44,20 +41,3 @@ def noises(target: Gaussian, process: AbstractProcess, verify: int | AnyArray, k
     key = jax.random.key(0) if key is None else key
     scale = jnp.sqrt(process.prior_variance(jnp.asarray(process.t_max, float)))
     return scale * jax.random.normal(key, (2 * count, target.eigenvalues.shape[0]))
-
-
-def choose(
-    score_fn: Callable[[Array, Array], Array],
-    process: AbstractProcess,
-    sampler: AbstractSampler,
-    schedules: dict[str, Schedule],
-    x: Array,
-    kind: str,
-    progress: bool,
-) -> tuple[str, Comparison]:
-    """The best candidate on half of the noises, and the comparison of all on the other half, which it has not seen."""
-    whole = compare_schedules(score_fn, process, sampler, schedules, x, kind=kind, progress=progress)
-    half = x.shape[0] // 2
-    seen = Comparison(whole.names, whole.errors[:, :half], whole.reference_error)
-    held_out = Comparison(whole.names, whole.errors[:, half:], whole.reference_error)
-    return seen.best(), held_out

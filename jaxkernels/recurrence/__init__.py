@@ -18,6 +18,7 @@ from ._local import (
     local_defects as local_defects,
     score_responses as score_responses,
     window_defect as window_defect,
+    window_interval as window_interval,
     windows as windows,
 )
 from ._moments import (

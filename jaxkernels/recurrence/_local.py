@@ -63,7 +63,7 @@ def window_defect(
         return gaussian_prediction(process, target.mean, target.eigenvalues, None, x, t)
 
     def interval(j: int) -> Interval:
-        return _interval(times, stochasticity_squared, step - depth, j, num_steps)
+        return window_interval(times, stochasticity_squared, step - depth, j, num_steps)
 
     start = jnp.zeros_like(exact_mean[0])
     state = (exact_mean[0], sampler.memory(exact_mean[0]))
@@ -92,7 +92,7 @@ def window_defect(
     return Defect(after[0] - exact_mean[-1], variance - 2.0 * flipped, factor, injected)
 
 
-def _interval(times: Array, stochasticity_squared: Array, first: Array, j: int, num_steps: int) -> Interval:
+def window_interval(times: Array, stochasticity_squared: Array, first: Array, j: int, num_steps: int) -> Interval:
     """Step j of a window whose own first step has number `first`, negative before the schedule begins."""
     index = first + j
     ends = index <= 0, index == num_steps - 1
@@ -266,7 +266,7 @@ def _window_response(
                 exact = gaussian_prediction(process, target.mean, target.eigenvalues, None, x, t)
                 return exact.with_score_error(errors[j, next(calls)], process.signal(t), process.noise(t))
 
-            interval = _interval(times, stochasticity_squared, step - depth, j, num_steps)
+            interval = window_interval(times, stochasticity_squared, step - depth, j, num_steps)
             x, new = sampler.step(learned, jnp.zeros_like, process, interval, exact_mean[j], memory)
             memory = _choose(step - depth + j >= 0, new, memory)
         return x

@@ -1,0 +1,528 @@
+"""What is measured of a network is what closed forms say, and an interrupted measurement goes on to the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array, Float
+
+import jaxkernels as jk
+from jaxkernels import Measurement, measure
+from jaxkernels.measure import _measure
+
+PROCESS = jk.VP()
+TIMES = np.array([1.0, 0.7, 0.45, 0.2, 0.06])
+ROTATION = np.linalg.qr(np.random.default_rng(1).standard_normal((3, 3)))[0]
+DATA = np.random.default_rng(0).standard_normal((3000, 3)) * np.sqrt([2.0, 0.5, 0.1]) @ ROTATION + [1.0, -0.5, 0.0]
+TARGET = jk.Gaussian.fit(DATA, shrinkage=0.0)
+KINDS = ("score", "epsilon", "x0", "v", "velocity")
+QUIET: dict[str, Any] = {"progress": False, "lipschitz_points": 0}
+
+
+def _exact(x: Array, t: Array) -> Array:
+    return TARGET.score(PROCESS, x, t)
+
+
+def _levels(process: jk.AbstractProcess, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(process.signal(times)), np.asarray(process.noise(times))
+
+
+def _mmse(times: np.ndarray) -> np.ndarray:
+    """Posterior variance 1 / (1/lambda + a^2/s^2) of a normal variable seen through normal noise."""
+    a, s = _levels(PROCESS, times)
+    return 1.0 / (1.0 / np.asarray(TARGET.eigenvalues) + (a**2 / s**2)[:, None])
+
+
+@pytest.fixture(scope="module")
+def gaussian() -> Measurement:
+    return measure(_exact, PROCESS, DATA, TIMES, jax.random.key(0), draws=4, batch=512, progress=False)
+
+
+def test_gaussian_data_and_exact_denoiser(gaussian: Measurement) -> None:
+    law = gaussian.target
+    np.testing.assert_allclose(law.eigenvalues, TARGET.eigenvalues, rtol=1e-10)
+    np.testing.assert_allclose(law.mean, TARGET.mean, atol=1e-12)
+    assert float(np.asarray(law.kurtosis)) == pytest.approx(float(np.asarray(TARGET.kurtosis)), rel=1e-10)
+    assert law.basis is not None
+    np.testing.assert_allclose(law.basis @ np.diag(law.eigenvalues) @ law.basis.T, np.cov(DATA.T, ddof=0), atol=1e-12)
+    # 12 000 chi-square variables: relative noise 1.3%
+    np.testing.assert_allclose(gaussian.mode_error, _mmse(TIMES), rtol=0.06)
+    np.testing.assert_allclose(gaussian.gaussian_error, _mmse(TIMES), rtol=1e-9)
+    np.testing.assert_allclose(gaussian.error, np.sum(gaussian.mode_error, 1), rtol=1e-10)
+    a, s = _levels(PROCESS, TIMES)
+    np.testing.assert_allclose(gaussian.gain, a[:, None] * _mmse(TIMES) / s[:, None] ** 2, atol=1e-10)
+    np.testing.assert_allclose(gaussian.offset, 0.0, atol=1e-10)
+    np.testing.assert_allclose(gaussian.residual, 0.0, atol=1e-15)
+
+
+def _off_diagonal(values: np.ndarray) -> np.ndarray:
+    return values[~np.eye(len(values), dtype=bool)]
+
+
+def test_increments_of_the_exact_denoiser_are_differences_of_its_error(gaussian: Measurement) -> None:
+    total = _mmse(TIMES).sum(1)
+    wanted = np.abs(np.subtract.outer(total, total))
+    np.testing.assert_allclose(gaussian.increments, wanted, atol=0.01 * total.max(), rtol=0.06)
+    noise = gaussian.violation_noise
+    assert np.all(_off_diagonal(noise) > 0)
+    assert np.all(np.abs(gaussian.violation) <= 4.0 * noise)
+    assert np.all(np.diag(gaussian.violation) == 0.0)
+
+
+def test_identity_holds_for_any_data() -> None:
+    """A mixture, far from Gaussian: the nonlinear part is large and the exact denoiser still a martingale."""
+    mixture = jk.GaussianMixture([0.5, 0.3, 0.2], [[-2.0, 0.0], [1.5, 1.0], [1.5, -2.0]], [0.05, 0.1, 0.02])
+    data = np.asarray(mixture.sample(jax.random.key(3), 3000))
+    found = measure(
+        lambda x, t: mixture.score(PROCESS, x, t), PROCESS, data, TIMES, jax.random.key(4), draws=2, **QUIET
+    )
+    assert np.all(np.abs(found.violation) <= 4.0 * found.violation_noise)
+    bound = found.gaussian_error.sum(1)
+    assert found.error[3] < 0.4 * bound[3]
+    # Pythagoras: the best affine error is the exact one plus what the denoiser has beyond its affine part
+    np.testing.assert_allclose(found.error + found.residual.sum(1), bound, rtol=0.05)
+    assert "lipschitz" not in found.statistics
+
+
+def test_wrong_network_violates_the_identity_by_what_it_is_wrong() -> None:
+    """1.1 times the score: D - x0 = (D* - x0) + c z, c = -0.1 s^2 / (a v), whose products have closed forms."""
+    found = measure(lambda x, t: 1.1 * _exact(x, t), PROCESS, DATA, TIMES, jax.random.key(1), draws=4, **QUIET)
+    a, s = _levels(PROCESS, TIMES)
+    sigma, variance = s / a, np.asarray(TARGET.eigenvalues)
+    wanted = np.zeros((5, 5))
+    for i in range(5):
+        for j in range(5):
+            for lam in variance:
+                # errors as linear forms of (x0, z_i, z_j), whose covariance the Brownian motion gives
+                cross = a[i] * a[j] * lam + s[i] * s[j] * min(sigma[i], sigma[j]) / max(sigma[i], sigma[j])
+                own = a**2 * lam + s**2
+                covariance = np.array(
+                    [[lam, a[i] * lam, a[j] * lam], [a[i] * lam, own[i], cross], [a[j] * lam, cross, own[j]]]
+                )
+                forms = np.zeros((2, 3))
+                forms[:, 0] = -1.0
+                for row, k in ((0, i), (1, j)):
+                    forms[row, row + 1] = a[k] * lam / own[k] - 0.1 * s[k] ** 2 / (a[k] * own[k])
+                wanted[i, j] += forms[0] @ covariance @ forms[1]
+    later = np.maximum.outer(np.arange(5), np.arange(5))
+    violated = 2.0 * (np.diag(wanted)[later] - wanted)
+    noise = found.violation_noise
+    np.testing.assert_array_less(np.abs(found.violation - violated), 4.5 * noise + 1e-12)
+    assert np.max(np.abs(_off_diagonal(violated)) / _off_diagonal(noise)) > 10.0
+    np.testing.assert_array_less(np.abs(found.error - np.diag(wanted)), 4.5 * found.error_noise)
+
+
+def _planted(x: Array, t: Array) -> Array:
+    """The exact score, an affine error along the modes and a part that no affine function fits."""
+    basis = jnp.asarray(TARGET.basis)
+    z = (x - PROCESS.signal(t) * jnp.asarray(TARGET.mean)) @ basis
+    error = 0.2 * t - jnp.array([0.1, 0.0, -0.3]) * (x @ basis) + 0.0 * z
+    return _exact(x, t) + error @ basis.T
+
+
+def test_affine_part_of_the_error_is_that_of_the_score() -> None:
+    found = measure(_planted, PROCESS, DATA, TIMES, jax.random.key(2), target=TARGET, **QUIET)
+    error = found.score_error().mean_at(TARGET.in_eigenbasis(), PROCESS, jnp.asarray(TIMES))
+    assert error is not None
+    np.testing.assert_allclose(error.slope, np.tile([0.1, 0.0, -0.3], (5, 1)), atol=1e-7)
+    np.testing.assert_allclose(error.shift, np.tile(0.2 * TIMES[:, None], 3), atol=1e-7)
+    estimate = jk.estimate_score_error(
+        _planted, PROCESS, DATA, TIMES, jax.random.key(3), target=TARGET, repetitions=2, batch=64, progress=False
+    )
+    np.testing.assert_allclose(error.slope, estimate.mean.slope, atol=1e-7)
+    np.testing.assert_allclose(error.shift, estimate.mean.shift, atol=1e-7)
+
+
+def test_lipschitz_constant_of_a_linear_denoiser(gaussian: Measurement) -> None:
+    largest = np.max(gaussian.gain, 1)
+    assert gaussian.lipschitz.shape == (5, 4)
+    np.testing.assert_allclose(gaussian.lipschitz, np.tile(largest[:, None], 4), rtol=5e-3)
+    assert np.all((gaussian.iterations > 1) & (gaussian.iterations <= 40))
+
+
+def test_lipschitz_constant_of_a_nonlinear_denoiser() -> None:
+    """Against a singular value decomposition of the Jacobian at the same points, found from what was evaluated."""
+    matrix = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3)))
+    seen = []
+
+    def denoiser(x: Array, t: Array) -> Array:
+        jax.debug.callback(lambda v: seen.append(np.asarray(v)), x)
+        return jnp.tanh(x @ matrix) * t
+
+    found = measure(denoiser, PROCESS, DATA, [0.5], jax.random.key(0), kind="x0", progress=False, lipschitz_points=2)
+    points = next(x for x in seen[::-1] if x.shape == (2, 3))
+    norms = [np.linalg.norm(0.5 * np.asarray(matrix) * (1 - np.tanh(x @ np.asarray(matrix)) ** 2), 2) for x in points]
+    np.testing.assert_allclose(found.lipschitz[0], norms, rtol=1e-3)
+    assert norms[0] != pytest.approx(norms[1], rel=0.01)
+
+
+def test_every_sample_counts_once() -> None:
+    """D = 0 has the error |x0|^2 whatever the noise: exact also when the last batch is not full, and for images."""
+    images = np.random.default_rng(0).standard_normal((10, 2, 2, 1)) + 0.5
+    shapes = []
+
+    def nothing(x: Array, t: Array) -> Array:
+        shapes.append(x.shape)
+        return jnp.zeros_like(x)
+
+    target = jk.Gaussian(0.5, np.ones(4))
+    found = measure(
+        nothing, PROCESS, images, [0.5, 0.1], jax.random.key(0), kind="x0", target=target, batch=4, draws=3, **QUIET
+    )
+    assert set(shapes) == {(12, 2, 2, 1)}
+    second = np.mean(images.reshape(10, 4) ** 2, 0)
+    np.testing.assert_allclose(found.mode_error, np.tile(second, (2, 1)), rtol=1e-12)
+    np.testing.assert_allclose(found.correlation, np.full((2, 2), second.sum()), rtol=1e-12)
+    squares = np.sum(images.reshape(10, 4) ** 2, 1)
+    np.testing.assert_allclose(found.error_noise, np.std(squares) / 3.0, rtol=1e-10)
+    np.testing.assert_allclose(found.gain, 0.0, atol=1e-10)
+    np.testing.assert_allclose(found.offset, -0.5, atol=1e-10)
+    np.testing.assert_allclose(found.increments, 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["x0", "velocity", "v"])
+def test_pure_noise_has_a_denoiser_too(kind: str) -> None:
+    """Flow matching at t = 1, a = 0: the exact denoiser is the mean, and the identity holds up to that time."""
+    process = jk.FlowMatching()
+    exact = TARGET.predictor(process)
+
+    def network(x: Array, t: Array) -> Array:
+        x0, eps = exact(x, t)
+        return {"x0": x0, "velocity": eps - x0, "v": (1.0 - t) * eps - t * x0}[kind]
+
+    found = measure(network, process, DATA, [1.0, 0.6, 0.2], jax.random.key(0), kind=kind, draws=2, **QUIET)
+    assert found.sigma[0] == np.inf
+    assert found.error[0] == pytest.approx(float(np.sum(TARGET.eigenvalues)), rel=1e-9)
+    assert np.all(np.abs(found.violation) <= 4.0 * found.violation_noise + 1e-9)
+    assert found.score_error().mean_at(TARGET.in_eigenbasis(), process, jnp.asarray([0.6])) is not None
+
+
+class Flaky:
+    """An exact score that counts its evaluations on the host and can break down at one of them."""
+
+    def __init__(self) -> None:
+        self.calls, self.breaks_at = 0, -1
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        def host(value: np.ndarray) -> np.ndarray:
+            self.calls += 1
+            if self.calls == self.breaks_at:
+                raise RuntimeError("the machine was switched off")
+            return np.asarray(value)
+
+        score = _exact(x, t)
+        return jax.pure_callback(host, jax.ShapeDtypeStruct(score.shape, score.dtype), score, vmap_method="sequential")
+
+
+def _same(one: Measurement, two: Measurement) -> None:
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_interrupted_measurement_goes_on(tmp_path: Path) -> None:
+    network, path = Flaky(), tmp_path / "state.npz"
+    setting: dict[str, Any] = {"batch": 100, **QUIET}
+    arguments = (network, PROCESS, DATA[:550], TIMES, jax.random.key(0))
+    whole = measure(*arguments, **setting)
+    assert network.calls == 6 * 5
+    network.calls, network.breaks_at = 0, 2 * 5 + 3  # in the third batch
+    with pytest.raises(Exception, match="switched off"):
+        measure(*arguments, resume=path, **setting)
+    network.calls, network.breaks_at = 0, -1
+    _same(measure(*arguments, resume=path, **setting), whole)
+    assert network.calls == 4 * 5  # batches 3 to 6
+    # finished: it is read, and nothing is run
+    _same(measure(*arguments, resume=path, **setting), whole)
+    assert network.calls == 4 * 5
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_interrupted_power_iterations_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "state.npz", []
+    arguments = (_exact, PROCESS, DATA[:50], TIMES, jax.random.key(0))
+    whole = measure(*arguments, progress=False)
+
+    def keep(*args: Any) -> None:
+        kept(*args)
+        seen.append(args[-1].done)
+        if seen[-1] == 3:
+            raise KeyboardInterrupt
+
+    kept = _measure._keep
+    monkeypatch.setattr(_measure, "_keep", keep)
+    with pytest.raises(KeyboardInterrupt):
+        measure(*arguments, progress=False, resume=path)
+    monkeypatch.undo()
+    _same(measure(*arguments, progress=False, resume=path), whole)
+    assert seen == [0, 1, 2, 3]  # the first batch, then a time each
+
+
+class Scaled(eqx.Module):
+    factor: Float[Array, ""]
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        return -self.factor * x
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"data": DATA[:59]}, "data"),
+        ({"times": TIMES[1:]}, "times"),
+        ({"key": jax.random.key(1)}, "key"),
+        ({"process": jk.VP(0.2)}, "process"),
+        ({"process": jk.OU()}, "process"),
+        ({"score_fn": Scaled(jnp.asarray(0.5))}, "score_fn"),
+        ({"kind": "epsilon", "batch": 50}, "kind, batch"),
+        ({"target": jk.Gaussian(0.0, np.ones(3))}, "target"),
+        ({"draws": 2, "lipschitz_points": 1}, "draws, lipschitz_points"),
+    ],
+)
+def test_state_of_another_measurement_is_refused(tmp_path: Path, changed: dict[str, Any], named: str) -> None:
+    def run(**changes: Any) -> Measurement:
+        setting = {"score_fn": Scaled(jnp.asarray(1.0)), "process": PROCESS, "data": DATA[:60], "times": TIMES}
+        return measure(**{**setting, "key": jax.random.key(0), **QUIET, "resume": tmp_path / "state.npz", **changes})
+
+    run()
+    with pytest.raises(ValueError, match=f"begun with another {named};"):
+        run(**changed)
+
+
+def test_files(tmp_path: Path, gaussian: Measurement) -> None:
+    path = tmp_path / "measured.npz"
+    gaussian.save(path)
+    loaded = Measurement.load(path)
+    assert jax.tree.structure(loaded) == jax.tree.structure(gaussian)
+    _same(loaded, gaussian)
+    assert repr(loaded) == repr(gaussian)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"measured\.npz is damaged"):
+        Measurement.load(path)
+    with pytest.raises(ValueError, match="cannot read"):
+        Measurement.load(tmp_path / "nowhere.npz")
+    np.savez(path, times=TIMES)
+    with pytest.raises(ValueError, match="another kind of file"):
+        Measurement.load(path)
+    with pytest.raises(ValueError, match="cannot write"):
+        measure(_exact, PROCESS, DATA[:8], TIMES, jax.random.key(0), resume=tmp_path / "no" / "a.npz", **QUIET)
+
+
+def test_from_data_alone(gaussian: Measurement, tmp_path: Path) -> None:
+    found = Measurement.from_data(PROCESS, DATA, TIMES)
+    np.testing.assert_allclose(found.gaussian_error, _mmse(TIMES), rtol=1e-9)
+    np.testing.assert_array_equal(found.target.eigenvalues, gaussian.target.eigenvalues)
+    assert "kurtosis" in repr(found)
+    for ask in (lambda: found.error, lambda: found.violation, lambda: found.increments, found.score_error):
+        with pytest.raises(ValueError, match="was not measured here"):
+            ask()
+    found.save(tmp_path / "data.npz")
+    _same(Measurement.load(tmp_path / "data.npz"), found)
+
+
+def test_fewer_samples_than_dimensions() -> None:
+    data = np.random.default_rng(0).standard_normal((5, 12))
+    found = Measurement.from_data(PROCESS, data, TIMES).target
+    np.testing.assert_allclose(found.eigenvalues, jk.Gaussian.fit(data, 0.0).eigenvalues, atol=1e-14)
+
+
+PROCESSES = {"vp": jk.VP(), "edm": jk.EDM(), "flow": jk.FlowMatching(), "cosine": jk.CosineVP()}
+
+
+def _values(process: jk.AbstractProcess, t: float, x0: np.ndarray, eps: np.ndarray) -> dict[str, np.ndarray]:
+    """Every kind of prediction by its definition; rates by central differences."""
+    a, s = (float(v) for v in _levels(process, np.asarray(t)))
+    ends = [np.array(_levels(process, np.asarray(t + h))) for h in (-1e-5, 1e-5)]
+    a_rate, s_rate = (ends[1] - ends[0]) / 2e-5
+    return {
+        "score": -eps / s,
+        "epsilon": eps,
+        "x0": x0,
+        "v": a * eps - s * x0,
+        "velocity": a_rate * x0 + s_rate * eps,
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PROCESSES)
+def test_losses_of_every_kind_are_denoising_errors(name: str, kind: str) -> None:
+    """The same draws and the same (bad) denoiser: the loss of each kind, averaged, against its error."""
+    process, rng = PROCESSES[name], np.random.default_rng(0)
+    times, losses, errors = np.array([0.8, 0.3]), [], []
+    x0, eps = rng.standard_normal((2, 50, 6))
+    for t in times:
+        a, s = (float(v) for v in _levels(process, np.asarray(t)))
+        x = a * x0 + s * eps
+        denoised = np.tanh(x)
+        guess = _values(process, float(t), denoised, (x - a * denoised) / s)
+        losses.append(np.mean((guess[kind] - _values(process, float(t), x0, eps)[kind]) ** 2))
+        errors.append(np.mean(np.sum((denoised - x0) ** 2, 1)))
+    found = Measurement.from_losses(process, times, losses, kind=kind, averaged_over=6)
+    np.testing.assert_allclose(found.error, errors, rtol=1e-7)
+    total = Measurement.from_losses(process, times, np.multiply(losses, 6), kind=kind, averaged_over=1, target=TARGET)
+    np.testing.assert_allclose(total.error, errors, rtol=1e-7)
+    assert "best affine" in repr(total)
+
+
+@pytest.mark.parametrize("back", KINDS)
+@pytest.mark.parametrize("there", KINDS)
+@pytest.mark.parametrize("name", PROCESSES)
+def test_predictions_convert_and_come_back(name: str, there: str, back: str) -> None:
+    """A network of one kind, read as x0 and eps, written as another kind and read again."""
+    process, t = PROCESSES[name], 0.4
+    rng = np.random.default_rng(0)
+    x0, eps = rng.standard_normal((2, 3, 2))
+    a, s = (float(v) for v in _levels(process, np.asarray(t)))
+    for kind in (there, back):
+        value = jnp.asarray(_values(process, t, x0, eps)[kind])
+        read = jk.predictor(lambda x, t, value=value: value, process, kind)(
+            jnp.asarray(a * x0 + s * eps), jnp.asarray(t)
+        )
+        np.testing.assert_allclose(read.x0, x0, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(read.eps, eps, rtol=1e-6, atol=1e-8)
+        x0, eps = np.asarray(read.x0), np.asarray(read.eps)
+
+
+@pytest.mark.usefixtures("float32")
+def test_single_precision(gaussian: Measurement) -> None:
+    # of this precision: JAX remembers that of arrays it has met
+    target, process = jk.Gaussian.fit(DATA, shrinkage=0.0), jk.VP()
+    found = measure(
+        lambda x, t: target.score(process, x, t), process, DATA, TIMES, jax.random.key(0), draws=4, progress=False
+    )
+    np.testing.assert_allclose(found.gain, gaussian.gain, atol=2e-5)
+    np.testing.assert_allclose(found.mode_error, gaussian.gaussian_error, rtol=0.06)
+    np.testing.assert_allclose(found.lipschitz, gaussian.lipschitz, rtol=5e-3)
+    assert np.max(found.residual) < 1e-7
+    assert np.all(np.abs(found.violation) <= 4.0 * found.violation_noise + 1e-6)
+
+
+def test_readable(gaussian: Measurement) -> None:
+    lines = repr(gaussian).splitlines()
+    assert lines[0].split() == ["t", "sigma", "error", "best", "affine", "nonlinear", "Lipschitz", "largest"]
+    assert len(lines) == 1 + 5 + 2
+    assert "in 3 dimensions, kurtosis 2.9" in lines[-2]
+    assert "standard errors" in lines[-1]
+
+
+def _not_a_number(x: Array, t: Array) -> Array:
+    return jnp.where(t < 0.3, jnp.nan, -x)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"score_fn": lambda x, t: x[:, :2]}, r"shape \(16, 2\) for x of shape \(16, 3\)"),
+        ({"score_fn": lambda x, t: jnp.ones(x.shape, int)}, "dtype int64; they must be floating"),
+        ({"score_fn": _not_a_number}, r"NaN or infinity.* at t = 0\.2"),
+        ({"batch": 0}, "batch = 0 must be at least 1"),
+        ({"draws": 0}, "draws = 0 must be at least 1"),
+        ({"lipschitz_points": -1}, "lipschitz_points = -1"),
+        ({"lipschitz_points": 4000}, "at most the number of samples, 3000"),
+        ({"times": [0.1, 0.5]}, "strictly decreasing"),
+        ({"times": [0.5, 0.0]}, "times > 0"),
+        ({"times": [3.0, 0.5]}, "beyond the process"),
+        ({"data": np.zeros((1, 3))}, "at least 2 samples"),
+        ({"data": np.ones((4, 3))}, "all equal"),
+        ({"data": np.array([[0.0, 1.0], [np.nan, 0.0]])}, r"data\[0:2\]\[1, 0\] = nan"),
+        ({"target": jk.Gaussian(0.0, np.ones(4))}, "target has 4 modes"),
+        ({"kind": "noise"}, "kind='noise' is not known"),
+        ({"process": jk.FlowMatching(), "times": [1.0, 0.5]}, "leaves the denoised point open at t = 1:"),
+        ({"process": jk.FlowMatching(), "times": [1.0 - 1e-15]}, "too little for float64"),
+    ],
+)
+def test_refusals(arguments: dict[str, Any], message: str) -> None:
+    setting: dict[str, Any] = {"score_fn": lambda x, t: -x, "process": PROCESS, "data": DATA, "times": TIMES}
+    with pytest.raises(ValueError, match=message):
+        measure(**{**setting, "key": jax.random.key(0), "batch": 16, **QUIET, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"losses": [1.0]}, r"losses has shape \(1,\)"),
+        ({"losses": [1.0, -1.0]}, "losses must be >= 0"),
+        ({"kind": "eps"}, "kind='eps' is not known"),
+        ({"averaged_over": 0}, "averaged_over = 0"),
+        ({"times": [0.1, 0.5]}, "strictly decreasing"),
+    ],
+)
+def test_refusals_of_losses(arguments: dict[str, Any], message: str) -> None:
+    setting: dict[str, Any] = {"times": [1.0, 0.5], "losses": [1.0, 1.0], "kind": "x0", "averaged_over": 1}
+    with pytest.raises(ValueError, match=message):
+        Measurement.from_losses(jk.FlowMatching(), **{**setting, **arguments})
+
+
+def test_losses_say_nothing_without_signal() -> None:
+    with pytest.raises(ValueError, match="signal is 0 at t = 1"):
+        Measurement.from_losses(jk.FlowMatching(), [1.0, 0.5], [1.0, 1.0], kind="epsilon", averaged_over=1)
+    found = Measurement.from_losses(jk.FlowMatching(), [1.0, 0.5], [1.0, 1.0], kind="v", averaged_over=1)
+    with pytest.raises(ValueError, match="law of the data is not known"):
+        _ = found.gaussian_error
+
+
+def test_compressed_targets_are_not_kept(tmp_path: Path) -> None:
+    target = jk.Gaussian(0.0, np.geomspace(1e-3, 1.0, 40)).compress(4)
+    found = Measurement.from_losses(PROCESS, TIMES, TIMES, kind="x0", averaged_over=1, target=target)
+    with pytest.raises(ValueError, match="target is compressed"):
+        found.save(tmp_path / "m.npz")
+
+
+# PyTorch. Its own warnings are not ours
+
+
+def _torch_pair() -> tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array]]:
+    """The same nonlinear network in PyTorch and in JAX."""
+    torch = pytest.importorskip("torch")
+    weight = np.random.default_rng(0).standard_normal((3, 3)).astype(np.float32)
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.from_numpy(weight))
+
+        def forward(self, x: Any, t: Any) -> Any:
+            assert t.shape == x.shape[:1]
+            return torch.tanh(x @ self.weight) * t[:, None]
+
+    return jk.from_torch(Net().eval()), lambda x, t: jnp.tanh(x @ jnp.asarray(weight)) * t
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_network_is_the_jax_network() -> None:
+    ours, theirs = _torch_pair()
+    x, t, dx = jnp.asarray(DATA[:4]), jnp.asarray(0.3), jnp.asarray(DATA[4:8])
+    close: Callable[[Any, Any], None] = eqx.Partial(jax.tree.map, eqx.Partial(np.testing.assert_allclose, atol=2e-6))
+    close(jax.jit(ours)(x, t), theirs(x, t))
+    assert ours(x, t).dtype == x.dtype
+    close(jax.jvp(ours, (x, t), (dx, t)), jax.jvp(theirs, (x, t), (dx, t)))
+    close(*(jax.jit(jax.grad(lambda x, t, f=f: jnp.sum(f(x, t) ** 2), (0, 1)))(x, t) for f in (ours, theirs)))
+    close(*(jax.vmap(jax.vjp(f, x, t)[1])(jnp.stack([x, dx])) for f in (ours, theirs)))
+    close(*(jax.vmap(f, (0, None))(jnp.stack([x, dx]), t) for f in (ours, theirs)))
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        jax.hessian(lambda x: jnp.sum(ours(x, t)))(x)
+    schedule = jk.schedules.uniform(PROCESS, 3, t_min=0.01)
+    close(*(jk.sample(f, PROCESS, "ddim", schedule, jax.random.key(0), x) for f in (ours, theirs)))
+    settings: dict[str, Any] = {"kind": "x0", "progress": False, "lipschitz_points": 2}
+    one, two = (measure(f, PROCESS, DATA[:40], TIMES, jax.random.key(0), **settings) for f in (ours, theirs))
+    np.testing.assert_allclose(one.error, two.error, rtol=1e-5)
+    np.testing.assert_allclose(one.lipschitz, two.lipschitz, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_networks_that_are_refused() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ValueError, match="training mode"):
+        jk.from_torch(torch.nn.Linear(3, 3))
+    with pytest.raises(Exception, match=r"shape \(4, 2\) for x of shape \(4, 3\)"):
+        jk.from_torch(lambda x, t: x[:, :2])(jnp.zeros((4, 3)), jnp.asarray(0.1)).block_until_ready()
+
+
+def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(ImportError, match="pip install torch"):
+        jk.from_torch(lambda x, t: x)
