@@ -34,8 +34,8 @@ from .samplers import RK4, SAMPLERS, AbstractSampler, Interval
 from .schedules import Monotone, Schedule, check_range, sigma_range
 
 _LEAST_NODES = 8
-# resolution of the nodes where sigma is 0 or infinite at an end, in units of sigma
-_LOW, _HIGH = 1e-2, 1e2
+# above this level nodes get sparse, where sigma is infinite at t_max
+_HIGH = 1e2
 _FLOOR = 1e-6
 
 
@@ -203,11 +203,15 @@ def record(
     across = jnp.asarray(frame.reshape(count, *x.shape[1:]), x.dtype)
 
     high, low = sigma_range(process, low_time)
-    bent = (_LOW if low == 0 else 0.0), (np.inf if np.isfinite(high) else _HIGH)
-    monotone = Monotone(process, np.asarray(process.t_max), *map(np.asarray, bent))
+    if low == 0:
+        raise ValueError(
+            f"t_min = {low_time:g} has no noise, where eps is undefined; record down to a small t_min > 0."
+        )
+    ends = np.asarray(0.0), np.asarray(np.inf if np.isfinite(high) else _HIGH)
+    monotone = Monotone(process, np.asarray(process.t_max), *ends)
     times = constant(_node_times(monotone, nodes, low_time))
     fit = _spline_fit(nodes)
-    products, ends = [], []
+    products, reached = [], []
     with Progress("recording: compiling", progress) as line:
         for begin in range(0, x.shape[0], batch):
             part = x[begin : begin + batch]
@@ -220,9 +224,9 @@ def record(
                     "returned NaN or infinity, or its kind is undefined at t_max or t_min."
                 )
             products.append(_products(sensitivity, split, fit))
-            ends.append(np.asarray(end, np.float64).reshape(len(part), dim))
+            reached.append(np.asarray(end, np.float64).reshape(len(part), dim))
             line.update(f"recording: trajectory {begin + len(part)} of {x.shape[0]}")
-    scale = float(np.sqrt(np.sum(np.concatenate(ends).var(0))))
+    scale = float(np.sqrt(np.sum(np.concatenate(reached).var(0))))
     kept = constant(np.concatenate(products, axis=3) / scale)
     return Record(monotone, kept, constant(np.asarray(low_time)), constant(np.asarray(scale)))
 

@@ -177,6 +177,7 @@ def test_splines_are_exact_for_cubics() -> None:
         ({"nodes": 3}, "nodes = 3 must be at least 8"),
         ({"directions": 0}, "directions = 0 must be at least 1"),
         ({"t_min": 2.0}, "t_min"),
+        ({"t_min": 0.0}, "t_min = 0 has no noise"),
         ({"score_fn": lambda x, t: x * jnp.nan}, "are not finite"),
         ({"kind": "scores"}, "Did you mean 'score'"),
     ],
@@ -202,3 +203,13 @@ def test_what_a_record_cannot_predict_is_refused(recorded: jk.Record) -> None:
         jk.optimize_schedule(law, PROCESS, "ddim", 4, t_min=T_MIN, record=recorded)
     with pytest.raises(ValueError, match="record is of VP"):
         jk.optimize_schedule(law, PROCESS, "ddim", 4, t_min=1e-2, record=recorded, score_fn=_mixture)
+    with pytest.raises(ValueError, match="Heun evaluates"):
+        jk.optimize_schedule(law, PROCESS, "heun", 4, t_min=T_MIN, record=recorded, score_fn=_mixture)
+    objective = jk.RecordedError(recorded, "ddim")
+    setting: dict[str, Any] = {"objective": objective, "t_min": T_MIN}
+    with pytest.raises(ValueError, match="objective is the RecordedError of DDIM"):
+        jk.optimize_schedule(law, PROCESS, "dpmpp_2m", 4, **setting)
+    with pytest.raises(ValueError, match="of deterministic trajectories"):
+        jk.optimize_schedule(law, PROCESS, "ddim", 4, stochasticity="optimize", **setting)
+    with pytest.raises(ValueError, match="record is of VP"):
+        jk.optimize_schedule(law, PROCESS, "ddim", 4, **{**setting, "t_min": 1e-2})

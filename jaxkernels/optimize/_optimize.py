@@ -199,16 +199,23 @@ def optimize_schedule(
     if score_error is not None:
         _check_score_error(target, process, sampler, num_steps, low, score_error)
     spread = _resolved_spread(spread, objective, score_error)
+    deterministic = fixed is not None and not fixed.any() and low == high
     x_init = None
     if score_fn is not None:
-        if fixed is None or fixed.any() or low != high:
+        if not deterministic:
             raise ValueError("score_fn is for deterministic schedules with a fixed end: stochasticity=0 and one t_min.")
         x_init = noises(target, process, verify, key)
     refine = _checks.count("refine", refine, at_least=0)
     if refine and score_fn is None:
         raise ValueError(f"refine = {refine} needs score_fn, the network to refine with.")
     if record is not None:
-        _check_record(record, process, low, score_fn)
+        if score_fn is None:
+            raise ValueError(
+                "record needs score_fn, to choose among its optima; or pass objective=RecordedError(record, sampler)."
+            )
+        _check_record(record, process, sampler, low)
+    if isinstance(objective, RecordedError):
+        _check_recorded_error(objective, process, sampler, low, deterministic)
     if isinstance(objective, str):
         _checks.lookup("objective", objective, OBJECTIVES)
     elif not callable(objective):
@@ -250,9 +257,8 @@ def optimize_schedule(
 
         # compiling takes most of a first call: the baselines are evaluated while the solver compiles
         compared = beside.submit(compare)
-        still = fixed is not None and not fixed.any()
         minimised = make(small)
-        windowed = isinstance(minimised, Windowed) and low == high and still and score_error is None
+        windowed = isinstance(minimised, Windowed) and deterministic and score_error is None
         problem = _Problem(
             minimised,
             monotone,
@@ -389,9 +395,10 @@ def _recorded_optima(
     return result
 
 
-def _check_record(record: Record, process: AbstractProcess, t_min: float, score_fn: object) -> None:
-    if score_fn is None:
-        raise ValueError("record needs score_fn, to choose among its optima; or pass objective=RecordedError(...).")
+def _check_record(record: object, process: AbstractProcess, sampler: AbstractSampler, t_min: float) -> None:
+    if not isinstance(record, Record):
+        raise ValueError(f"record must be a Record, of jaxkernels.record; got {type(record).__name__}.")
+    RecordedError(record, sampler)  # refuses a sampler that a record cannot predict
     times = np.linspace(t_min, float(np.asarray(process.t_max)), 7)[1:-1]
     same = np.allclose(record.process.sigma(times), process.sigma(times), rtol=1e-4)
     if not same or not np.isclose(float(record.t_min), t_min, rtol=1e-5):
@@ -399,6 +406,16 @@ def _check_record(record: Record, process: AbstractProcess, t_min: float, score_
             f"record is of {record.process} down to t_min = {float(record.t_min):g}; here process is {process}, "
             f"t_min = {t_min:g}."
         )
+
+
+def _check_recorded_error(
+    objective: RecordedError, process: AbstractProcess, sampler: AbstractSampler, t_min: float, deterministic: bool
+) -> None:
+    _check_record(objective.record, process, sampler, t_min)
+    if not eqx.tree_equal(objective.sampler, sampler):
+        raise ValueError(f"objective is the RecordedError of {objective.sampler}; sampler is {sampler}.")
+    if not deterministic:
+        raise ValueError("a RecordedError is of deterministic trajectories: stochasticity must be 0, and t_min fixed.")
 
 
 def _end_range(process: AbstractProcess, t_min: object) -> tuple[float, float]:
