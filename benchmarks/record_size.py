@@ -1,0 +1,74 @@
+"""How many trajectories, directions and nodes a record needs: python -m benchmarks.record_size
+
+The optimum of `RecordedError` for DPM-Solver++(2M) at K = 8 from records of several sizes, run on fresh noises through
+the networks of `networks.py`; errors over the best of four named grids.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from rich.progress import track
+
+import jaxkernels as jk
+
+from .environment import CACHE, save, table
+from .networks import PROBLEMS, PROCESS, T_MIN, Problem, train
+
+SAMPLER, STEPS, NOISES = "dpmpp_2m", 8, 512
+NAMED = ("quadratic", "log_snr", "cosine", "karras")
+# trajectories, directions, nodes
+SIZES = ((16, 8, 64), (64, 8, 64), (256, 8, 64), (64, 1, 64), (64, 3, 64), (64, 8, 24), (64, 8, 40))
+POWERS = {"typical": 0.0, "rms": 2.0}
+
+
+def study(problem: Problem) -> list[dict[str, Any]]:
+    """Errors of the optima from records of every size, over those of the best named grid."""
+    data = np.random.default_rng(0).permutation(problem.load())
+    data = data[len(data) // 6 :]
+    network, law = train(problem, data), jk.Gaussian.fit(data).compress(32)
+    x = jax.random.normal(jax.random.key(5), (max(size[0] for size in SIZES), data.shape[1]))
+    schedules = {name: jk.schedules.GRIDS[name](PROCESS, STEPS, T_MIN) for name in NAMED}
+    for size in track(SIZES, f"records of {problem.name}"):
+        jax.clear_caches()
+        trajectories, directions, nodes = size
+        kept = jk.record(
+            network,
+            PROCESS,
+            x[:trajectories],
+            t_min=T_MIN,
+            kind=network.kind,
+            nodes=nodes,
+            directions=directions,
+        )
+        for name, power in POWERS.items():
+            objective = jk.RecordedError(kept, SAMPLER, power)
+            result = jk.optimize_schedule(
+                law, PROCESS, SAMPLER, STEPS, t_min=T_MIN, objective=objective, starts=["quadratic", "log_snr"]
+            )
+            schedules[f"{size} {name}"] = result.schedule
+    fresh = jax.random.normal(jax.random.key(6), (NOISES, data.shape[1]))
+    found = jk.compare_schedules(network, PROCESS, SAMPLER, schedules, fresh, kind=network.kind)
+    rows = []
+    for size in SIZES:
+        row: dict[str, Any] = {"problem": problem.name, "size": size}
+        for name in POWERS:
+            for kind in ("log_mean", "rms"):
+                values = found.statistic(kind)
+                row[f"{name} {kind}"] = values[f"{size} {name}"] / min(values[grid] for grid in NAMED)
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
+    rows = [row for problem in PROBLEMS if problem.name != "patches" for row in study(problem)]
+    path = save("record_size", {"sampler": SAMPLER, "num_steps": STEPS, "noises": NOISES, "rows": rows})
+    columns = [key for key in rows[0] if key not in ("problem", "size")]
+    cells = [[row["problem"], *map(str, row["size"]), *(f"{row[key]:.2f}" for key in columns)] for row in rows]
+    print(table(["network", "trajectories", "directions", "nodes", *columns], cells))
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
