@@ -4,6 +4,7 @@ import numpy as np
 
 from . import _checks
 from ._numerics import is_traced
+from ._types import AnyArray, Numbers
 from .process import AbstractProcess
 from .samplers import SAMPLERS, AbstractSampler
 from .schedules import Schedule
@@ -51,3 +52,14 @@ def check_schedule(process: AbstractProcess, sampler: AbstractSampler, schedule:
             "deterministic; use 0 or a stochastic sampler such as DDIM."
         )
     return schedule
+
+
+def check_times(process: AbstractProcess, times: Numbers) -> AnyArray:
+    """Times of a process at which something is measured: strictly decreasing, > 0 and at most t_max."""
+    grid = _checks.array("times", times)
+    if grid.ndim != 1 or grid.size == 0 or np.any(np.diff(grid) >= 0) or grid[-1] <= 0:
+        raise ValueError(f"times must be a strictly decreasing list of times > 0; got {grid}.")
+    t_max = float(np.asarray(process.t_max))
+    if grid[0] > t_max * (1.0 + 1e-6):
+        raise ValueError(f"times[0] = {grid[0]:g} lies beyond the process's t_max = {t_max:g}.")
+    return grid

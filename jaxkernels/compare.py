@@ -1,7 +1,7 @@
 """Schedules compared on a network: how far each takes the same noises from where a fine solver takes them."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import equinox as eqx
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from . import _checks
 from ._progress import Progress
 from ._setting import check_schedule
-from ._types import AnyArray
+from ._types import AnyArray, ScoreFn
 from .process import AbstractProcess
 from .sample import sample
 from .samplers import SAMPLERS, AbstractSampler, DPMSolverPP2M
@@ -122,7 +122,7 @@ class Comparison(eqx.Module):
 
 
 def compare_schedules(
-    score_fn: Callable[[Array, Array], Array],
+    score_fn: ScoreFn,
     process: AbstractProcess,
     sampler: AbstractSampler | str,
     schedules: Mapping[str, Schedule],
@@ -159,7 +159,7 @@ def compare_schedules(
     x = jnp.asarray(x_init)
     if x.ndim < 2 or x.shape[0] < 2:
         raise ValueError(f"x_init has shape {x.shape}; it must be (noises, ...) with at least 2 noises.")
-    steps = max(_LEAST_FINE, _FINE * max(schedule.num_steps for schedule in schedules.values()))
+    steps = fine_steps(max(schedule.num_steps for schedule in schedules.values()))
     with Progress("comparing: fine reference", progress) as line:
         fine, half = (fine_ends(score_fn, process, x, k, first, last, kind=kind) for k in (steps, steps // 2))
         size = np.sqrt(np.sum(fine.var(0)))
@@ -175,8 +175,13 @@ def compare_schedules(
     return Comparison(tuple(schedules), np.stack(errors), np.stack(ends), fine @ directions, float(between))
 
 
+def fine_steps(num_steps: int) -> int:
+    """Steps of a reference for schedules of at most so many."""
+    return max(_LEAST_FINE, _FINE * num_steps)
+
+
 def fine_ends(
-    score_fn: Callable[[Array, Array], Array],
+    score_fn: ScoreFn,
     process: AbstractProcess,
     x: Float[Array, "noises *shape"],
     steps: int,
@@ -190,7 +195,7 @@ def fine_ends(
 
 
 def _ends(
-    score_fn: Callable[[Array, Array], Array],
+    score_fn: ScoreFn,
     process: AbstractProcess,
     sampler: AbstractSampler,
     schedule: Schedule,

@@ -15,7 +15,7 @@ of that function with itself. (Refitting one network on fresh draws, as is somet
 the fit: for a network with an exactly affine error it gives 0.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -26,14 +26,13 @@ from jaxtyping import Array, Float, PyTree
 
 from . import _checks
 from ._progress import Progress
-from ._types import AnyArray, Numbers, constant
+from ._setting import check_times
+from ._types import AnyArray, Numbers, ScoreFn, constant
 from .kernels import ErrorKernel
 from .prediction import predictor
 from .process import AbstractProcess
 from .score_error import AffineError, ScoreError, Shared, Tabulated
 from .target import Gaussian
-
-ScoreFn = Callable[[Array, Array], Array]
 
 _RESAMPLES = 4000
 STRUCTURES = ("dense", "banded", "low_rank")
@@ -365,12 +364,7 @@ def _prepared(
     law = Gaussian.fit(samples, shrinkage=0.0) if target is None else target
     if law.eigenvalues.shape[0] != samples.shape[1]:
         raise ValueError(f"target has {law.eigenvalues.shape[0]} modes; data have {samples.shape[1]} dimensions.")
-    grid = _checks.array("times", times)
-    if grid.ndim != 1 or grid.size == 0 or np.any(np.diff(grid) >= 0) or grid[-1] <= 0:
-        raise ValueError(f"times must be a strictly decreasing list of times > 0; got {grid}.")
-    if grid[0] > float(np.asarray(process.t_max)) * (1.0 + 1e-6):
-        raise ValueError(f"times[0] = {grid[0]:g} lies beyond the process's t_max = {float(process.t_max):g}.")
-    return jnp.asarray(samples, float), law, grid
+    return jnp.asarray(samples, float), law, check_times(process, times)
 
 
 @eqx.filter_jit

@@ -14,9 +14,6 @@ rest. (1) keeps the sign of every defect and the sensitivity of every trajectory
 leaves out what is of second order in the defects, so that it is accurate for many steps and a ranking for few.
 """
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -26,7 +23,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from . import _checks
 from ._numerics import forward_derivatives, in_float64, to_float64
 from ._progress import Progress
-from ._types import AnyArray, Numbers, constant
+from ._types import AnyArray, Numbers, ScoreFn, constant
 from .prediction import Prediction, Predictor, predictor
 from .process import AbstractProcess
 from .recurrence import window_interval, windows
@@ -155,9 +152,6 @@ class RecordedError(eqx.Module):
         largest = jax.lax.stop_gradient(jnp.max(logs))
         mean = largest + jnp.log(jnp.mean(jnp.exp(some * (logs - largest)))) / some
         return jnp.exp(jnp.where(power > 0, mean, jnp.mean(logs)))
-
-
-ScoreFn: TypeAlias = Callable[[Array, Array], Array]
 
 
 def record(

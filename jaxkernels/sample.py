@@ -1,7 +1,5 @@
 """Running a sampler with a network, or with the exact score of a target."""
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from . import _checks
 from ._numerics import is_traced, safe_sqrt
 from ._setting import check_schedule
+from ._types import ScoreFn
 from .prediction import predictor
 from .process import AbstractProcess
 from .samplers import SAMPLERS, AbstractSampler, Interval
@@ -18,7 +17,7 @@ from .schedules import Schedule
 
 
 def sample(
-    score_fn: Callable[[Array, Array], Array],
+    score_fn: ScoreFn,
     process: AbstractProcess,
     sampler: AbstractSampler | str,
     schedule: Schedule,
@@ -61,7 +60,7 @@ def sample(
 
 @eqx.filter_jit
 def _run(
-    score_fn: Callable[[Array, Array], Array],
+    score_fn: ScoreFn,
     kind: str,
     process: AbstractProcess,
     sampler: AbstractSampler,

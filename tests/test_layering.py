@@ -23,6 +23,7 @@ ROOMS = [
     "_types",
     "_checks",
     "_numerics",
+    "_newton",
     "_progress",
     "process",
     "prediction",

@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 from scipy.optimize import minimize
 
 import jaxkernels as jk
-from jaxkernels.optimize._newton import dense_derivatives
+from jaxkernels._newton import dense_derivatives
 from jaxkernels.samplers import SAMPLERS
 
 SPECTRUM = np.geomspace(1e-3, 4.0, 7)

@@ -25,9 +25,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .. import _checks
+from .._newton import dense_derivatives, newton_advance, newton_start
 from .._numerics import in_float64
 from .._types import AnyArray, Numbers
-from ..optimize._newton import dense_derivatives, newton_advance, newton_start
 from ..process import AbstractProcess
 from ..target import Gaussian
 from ._clock import (

@@ -15,7 +15,6 @@ nothing is lost by subtracting. Sums over a batch are formed on the device, sums
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,14 +27,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .. import _checks
 from .._numerics import safe_divide
 from .._progress import Progress
-from .._types import Numbers
+from .._types import Numbers, ScoreFn, constant
 from ..prediction import predictor
 from ..process import AbstractProcess
 from ..target import Gaussian
 from . import _files
 from ._measurement import Measurement, checked_data, fit, gaussian_gain, levels, rows, violation
-
-ScoreFn = Callable[[Array, Array], Array]
 
 _FORMAT = "jaxkernels.measure.state"
 _MOST_ITERATIONS, _TOLERANCE = 40, 1e-4
@@ -173,7 +170,7 @@ def _finished(state: _State, count: int, times: np.ndarray, a: np.ndarray, s: np
         "offset": mean["w"] - slope * mean["z"],
         "residual": np.maximum(mean["ww"] - mean["w"] ** 2 - slope * covariance, 0.0),
         "correlation": mean["ee"],
-        "violation_noise": standard_error(mean["violation_squared"], violation(mean["ee"])),
+        "violation_noise": standard_error(mean["violation_squared"], np.asarray(violation(constant(mean["ee"])))),
     }
     if "lipschitz" in state.sums:
         statistics |= {"lipschitz": state.sums["lipschitz"], "iterations": state.sums["iterations"].astype(int)}
@@ -270,10 +267,8 @@ def _averaged(v: Array, weight: Array) -> Array:
 def _products(errors: Float[Array, "n draws d"], weight: Float[Array, " batch"]) -> dict[str, Array]:
     """Sums of the products of two times, and of the squares that their standard errors need."""
     products = _averaged(jnp.einsum("ibd,jbd->bij", errors, errors), weight)
-    n = np.arange(errors.shape[0])
     own = jnp.diagonal(products, axis1=1, axis2=2)
-    violated = 2.0 * (own[:, np.maximum.outer(n, n)] - products)
-    terms = {"ee": products, "error_squared": own**2, "violation_squared": violated**2}
+    terms = {"ee": products, "error_squared": own**2, "violation_squared": violation(products) ** 2}
     return {name: jnp.tensordot(weight, v, 1) for name, v in terms.items()}
 
 

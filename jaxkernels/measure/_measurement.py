@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 
 from .. import _checks
 from .._numerics import to_float64
-from .._types import Numbers, constant
+from .._setting import check_times
+from .._types import AnyArray, Numbers, constant
 from ..prediction import predictor
 from ..process import AbstractProcess
 from ..score_error import ScoreError, Tabulated
@@ -188,7 +189,7 @@ class Measurement(eqx.Module):
         noise the exact denoiser is a martingale, and the squares of its increments add up. For a network it is
         2 E<D_t' - x0, D_t' - D_t>; beyond a few `violation_noise` the network is not the exact denoiser at t'.
         """
-        return violation(self.correlation)
+        return np.asarray(violation(constant(self.correlation)))
 
     def score_error(self) -> ScoreError:
         """The affine part of the network's error as a known error of its score, for the analyses of this library.
@@ -261,10 +262,10 @@ class Measurement(eqx.Module):
         return "\n".join(lines)
 
 
-def violation(correlation: Float[np.ndarray, "*b n n"]) -> Float[np.ndarray, "*b n n"]:
-    """2 E<D_t' - x0, D_t' - D_t> of every pair, t' the later one in the list, with less noise."""
+def violation(correlation: Float[AnyArray, "*b n n"]) -> Float[AnyArray, "*b n n"]:
+    """2 E<D_t' - x0, D_t' - D_t> of every pair, t' the later one in the list, with less noise. Of either library."""
     n = np.arange(correlation.shape[-1])
-    own = np.diagonal(correlation, axis1=-2, axis2=-1)
+    own = correlation[..., n, n]
     return 2.0 * (own[..., np.maximum.outer(n, n)] - correlation)
 
 
@@ -280,12 +281,7 @@ def levels(
     process: AbstractProcess, times: Numbers
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Checked times with signal and noise there, in float64."""
-    grid = np.asarray(_checks.array("times", times))
-    if grid.ndim != 1 or grid.size == 0 or np.any(np.diff(grid) >= 0) or grid[-1] <= 0:
-        raise ValueError(f"times must be a strictly decreasing list of times > 0; got {grid}.")
-    t_max = float(np.asarray(process.t_max))
-    if grid[0] > t_max * (1.0 + 1e-6):
-        raise ValueError(f"times[0] = {grid[0]:g} lies beyond the process's t_max = {t_max:g}.")
+    grid = np.asarray(check_times(process, times))
     with jax.enable_x64(True):
         exact = to_float64(process)
         return grid, np.asarray(exact.signal(jnp.asarray(grid))), np.asarray(exact.noise(jnp.asarray(grid)))

@@ -1,7 +1,7 @@
 """The optimal schedule of a sampler for a Gaussian target."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks, metrics
+from .._newton import NewtonState, certificate, dense_derivatives, newton_advance, newton_start
 from .._numerics import to_float64
 from .._progress import Progress
 from .._setting import NAMED_INITIALIZATIONS, check_setting
-from .._types import AnyArray, Numbers, constant
+from .._types import AnyArray, Numbers, ScoreFn, constant
 from ..compare import compare_schedules
 from ..evaluate import Evaluation, evaluate_schedule
 from ..kernels import error_kernel, factored
@@ -25,13 +26,6 @@ from ..samplers import AbstractSampler
 from ..schedules import GRIDS, Monotone, Schedule, check_range, sigma_range
 from ..score_error import ScoreError
 from ..target import Gaussian
-from ._newton import (
-    NewtonState,
-    certificate,
-    dense_derivatives,
-    newton_advance,
-    newton_start,
-)
 from ._objective import OBJECTIVES, Objective, Windowed
 from ._refine import REFINED, refined
 from ._result import OptimizedSchedule
@@ -129,7 +123,7 @@ def optimize_schedule(
     compress: bool | int | None = None,
     max_iterations: int = 200,
     tolerance: float = 1e-8,
-    score_fn: Callable[[Array, Array], Array] | None = None,
+    score_fn: ScoreFn | None = None,
     kind: str = "score",
     verify: int | AnyArray = 256,
     record: Record | None = None,

@@ -1,6 +1,5 @@
 """Gradient steps through the network from a schedule that is good already, stopped on noises they have not seen."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -11,7 +10,8 @@ import optax
 from jaxtyping import Array, Float
 
 from .._progress import Progress
-from ..compare import fine_ends
+from .._types import ScoreFn
+from ..compare import fine_ends, fine_steps
 from ..process import AbstractProcess
 from ..sample import sample
 from ..samplers import AbstractSampler
@@ -24,7 +24,7 @@ _BATCH, _CHECK_EVERY, _RATE = 32, 5, 0.02
 class _Run(NamedTuple):
     """What a step needs besides the schedule."""
 
-    score_fn: Callable[[Array, Array], Array]
+    score_fn: ScoreFn
     kind: str
     process: AbstractProcess
     sampler: AbstractSampler
@@ -32,7 +32,7 @@ class _Run(NamedTuple):
 
 
 def refined(
-    score_fn: Callable[[Array, Array], Array],
+    score_fn: ScoreFn,
     kind: str,
     process: AbstractProcess,
     sampler: AbstractSampler,
@@ -49,7 +49,7 @@ def refined(
     gave no gradient it can only stay as it was or get better.
     """
     first, last = (float(t) for t in np.asarray(schedule.times)[[0, -1]])
-    exact = jnp.asarray(fine_ends(score_fn, process, x, 20 * schedule.num_steps, first, last, kind=kind))
+    exact = jnp.asarray(fine_ends(score_fn, process, x, fine_steps(schedule.num_steps), first, last, kind=kind))
     half = x.shape[0] // 2
     seen, kept = (x[:half], exact[:half]), (x[half:], exact[half:])
     run = _Run(score_fn, kind, *jax.tree.map(lambda a: jnp.asarray(a, x.dtype), (process, sampler, monotone)))

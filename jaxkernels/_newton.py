@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._types import AnyArray
+from ._types import AnyArray
 
 # Standard trust-region constants (Nocedal and Wright, "Numerical Optimization", Algorithm 4.1).
 _POOR, _GOOD, _FIRST_RADIUS, _LARGEST_RADIUS = 0.25, 0.75, 2.0, 16.0
