@@ -58,6 +58,7 @@ def test_gaussian_data_and_exact_denoiser(gaussian: Measurement) -> None:
     np.testing.assert_allclose(gaussian.gain, a[:, None] * _mmse(TIMES) / s[:, None] ** 2, atol=1e-10)
     np.testing.assert_allclose(gaussian.offset, 0.0, atol=1e-10)
     np.testing.assert_allclose(gaussian.residual, 0.0, atol=1e-15)
+    np.testing.assert_allclose(gaussian.mode_residual_correlation, 0.0, atol=1e-15)
 
 
 def _off_diagonal(values: np.ndarray) -> np.ndarray:
@@ -136,6 +137,65 @@ def test_affine_part_of_the_error_is_that_of_the_score() -> None:
     )
     np.testing.assert_allclose(error.slope, estimate.mean.slope, atol=1e-7)
     np.testing.assert_allclose(error.shift, estimate.mean.shift, atol=1e-7)
+    # nothing is left, in units of the score, whose error is of order 0.1: rounding
+    a, s = _levels(PROCESS, TIMES)
+    left = found.mode_residual_correlation * np.outer(a / s**2, a / s**2)
+    np.testing.assert_allclose(left, 0.0, atol=2e-15)
+
+
+def test_correlation_of_a_planted_residual() -> None:
+    """u^2 - 1 of the whitened coordinate u, which no affine function fits: its correlation is that of u, squared."""
+    count, law = 20_000, jk.Gaussian([1.0, -0.5, 0.0], [2.0, 0.5, 0.1], basis=ROTATION)
+    data = np.asarray(law.sample(jax.random.key(5), count))
+    size = np.outer([1.0, -2.0, 0.5, 0.3, 0.7], [0.4, 0.0, -1.0])
+    times, sizes = jnp.asarray(TIMES), jnp.asarray(size)
+
+    def network(x: Array, t: Array) -> Array:
+        a, s = PROCESS.signal(t), PROCESS.noise(t)
+        u = (x - a * law.mean) @ ROTATION / jnp.sqrt(a**2 * law.eigenvalues + s**2)
+        planted = sizes[jnp.argmin(jnp.abs(times - t))] * (u**2 - 1.0) + t * u  # the fit takes t u
+        return law.predictor(PROCESS)(x, t).x0 + planted @ ROTATION.T
+
+    found = measure(
+        network, PROCESS, data, TIMES, jax.random.key(6), kind="x0", target=law, batch=count, **QUIET
+    ).mode_residual_correlation
+    a, s = _levels(PROCESS, TIMES)
+    shared = np.outer(s, s) * np.minimum.outer(s / a, s / a) / np.maximum.outer(s / a, s / a)
+    for k, lam in enumerate([2.0, 0.5, 0.1]):
+        own = np.sqrt(a**2 * lam + s**2)
+        rho = (np.outer(a, a) * lam + shared) / np.outer(own, own)
+        # E(u^2 - 1)(v^2 - 1) = 2 rho^2; the product's variance, from E u^4 v^4 and less, is 20 rho^4 + 32 rho^2 + 4
+        wanted, noise = 2.0 * rho**2, np.sqrt((20.0 * rho**4 + 32.0 * rho**2 + 4.0) / count)
+        amplitudes = np.outer(size[:, k], size[:, k])
+        np.testing.assert_array_less(np.abs(found[k] - amplitudes * wanted), 4.0 * np.abs(amplitudes) * noise + 1e-14)
+        assert np.max(_off_diagonal(wanted / noise)) > 10.0  # so that half of it would be seen
+
+
+def test_residuals_are_those_of_least_squares_at_the_points_the_network_saw() -> None:
+    """A network that mixes modes, in batches, one not full, and with several draws of each sample."""
+    seen, matrix = [], np.random.default_rng(2).standard_normal((3, 3))
+
+    def network(x: Array, t: Array) -> Array:
+        jax.debug.callback(lambda x, t: seen.append((float(t), np.asarray(x))), x, t, ordered=True)
+        return jnp.tanh(x @ matrix) * t + jnp.cos(3.0 * x)
+
+    count, batch, draws = 500, 150, 2
+    found = measure(
+        network, PROCESS, DATA[:count], TIMES, jax.random.key(0), kind="x0", batch=batch, draws=draws, **QUIET
+    )
+    basis = np.asarray(found.target.basis)
+    left = np.empty((5, count * draws, 3))
+    for i, t in enumerate(TIMES):
+        # the last batch was filled up with its first sample
+        x = np.concatenate([x for time, x in seen if time == t])[: count * draws]
+        denoised = (np.tanh(x @ matrix) * t + np.cos(3.0 * x)) @ basis
+        for k in range(3):
+            design = np.stack([np.ones(len(x)), (x @ basis)[:, k]], 1)
+            left[i, :, k] = denoised[:, k] - design @ np.linalg.lstsq(design, denoised[:, k])[0]
+    wanted = np.einsum("imk,jmk->kij", left, left) / (count * draws)
+    np.testing.assert_allclose(found.mode_residual_correlation, wanted, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.residual_correlation, wanted.sum(0), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.residual, np.einsum("imk,imk->ik", left, left) / (count * draws), rtol=1e-9)
 
 
 def test_lipschitz_constant_of_a_linear_denoiser(gaussian: Measurement) -> None:
@@ -203,7 +263,7 @@ def test_pure_noise_has_a_denoiser_too(kind: str) -> None:
 
 
 class Flaky:
-    """An exact score that counts its evaluations on the host and can break down at one of them."""
+    """A nonlinear score that counts its evaluations on the host and can break down at one of them."""
 
     def __init__(self) -> None:
         self.calls, self.breaks_at = 0, -1
@@ -215,7 +275,7 @@ class Flaky:
                 raise RuntimeError("the machine was switched off")
             return np.asarray(value)
 
-        score = _exact(x, t)
+        score = _exact(x, t) + jnp.sin(x)
         return jax.pure_callback(host, jax.ShapeDtypeStruct(score.shape, score.dtype), score, vmap_method="sequential")
 
 
@@ -240,6 +300,35 @@ def test_interrupted_measurement_goes_on(tmp_path: Path) -> None:
     _same(measure(*arguments, resume=path, **setting), whole)
     assert network.calls == 4 * 5
     assert list(tmp_path.iterdir()) == [path]
+    assert np.all(np.linalg.eigvalsh(whole.mode_residual_correlation) > 0.0)
+
+
+def _earlier(path: Path, *without: str) -> None:
+    """The file as version 1 had it."""
+    with np.load(path) as archive:
+        content = {name: value for name, value in archive.items() if name not in without}
+    np.savez(path, **{**content, "version": np.array(1)})
+
+
+def test_state_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    """Version 1 had sums of other shapes under the same names, which would broadcast."""
+    path = tmp_path / "state.npz"
+    arguments = (_exact, PROCESS, DATA[:50], TIMES, jax.random.key(0))
+    measure(*arguments, resume=path, **QUIET)
+    _earlier(path)
+    with pytest.raises(ValueError, match=r"state\.npz has version 1; this release reads version 2"):
+        measure(*arguments, resume=path, **QUIET)
+
+
+def test_measurement_of_an_earlier_version_is_read(tmp_path: Path, gaussian: Measurement) -> None:
+    path = tmp_path / "measured.npz"
+    gaussian.save(path)
+    _earlier(path, "statistics_mode_residual_correlation")
+    loaded = Measurement.load(path)
+    np.testing.assert_array_equal(loaded.residual, gaussian.residual)
+    for ask in (lambda: loaded.mode_residual_correlation, lambda: loaded.residual_correlation):
+        with pytest.raises(ValueError, match="mode_residual_correlation was not measured here"):
+            ask()
 
 
 def test_interrupted_power_iterations_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +486,7 @@ def test_single_precision(gaussian: Measurement) -> None:
     np.testing.assert_allclose(found.gain, gaussian.gain, atol=2e-5)
     np.testing.assert_allclose(found.mode_error, gaussian.gaussian_error, rtol=0.06)
     np.testing.assert_allclose(found.lipschitz, gaussian.lipschitz, rtol=5e-3)
-    assert np.max(found.residual) < 1e-7
+    assert np.max(np.abs(found.mode_residual_correlation)) < 1e-7
     assert np.all(np.abs(found.violation) <= 4.0 * found.violation_noise + 1e-6)
 
 

@@ -12,14 +12,15 @@ import numpy as np
 from ..schedules import write_atomically
 from ..target import Gaussian
 
-_VERSION = 1
+_VERSIONS = {"jaxkernels.measurement": 1, "jaxkernels.measure.state": 2}
 _TARGET = ("mean", "eigenvalues", "weights", "basis", "kurtosis")
 
 
 def write(path: str | os.PathLike[str], kind: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name. Raises ValueError, naming the path, if that cannot be done."""
     buffer = io.BytesIO()
-    np.savez(buffer, format=np.array(kind), version=np.array(_VERSION), **arrays)  # pyright: ignore[reportArgumentType]
+    head = {"format": np.array(kind), "version": np.array(_VERSIONS[kind])}
+    np.savez(buffer, **head, **arrays)  # pyright: ignore[reportArgumentType]
     write_atomically(path, buffer.getvalue())
 
 
@@ -36,8 +37,8 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, np.ndarray]:
     if str(content.pop("format", "")) != kind:
         raise ValueError(f"{name} is another kind of file (no format {kind!r} in it).")
     version = int(content.pop("version"))
-    if version != _VERSION:
-        raise ValueError(f"{name} has version {version}; this release reads version {_VERSION}.")
+    if version != _VERSIONS[kind]:
+        raise ValueError(f"{name} has version {version}; this release reads version {_VERSIONS[kind]}.")
     return content
 
 

@@ -8,8 +8,13 @@ the standard normal eps in x = a x0 + s eps, from a lower noise level sigma' to 
 which holds for every process, and where a = 0 (r = 0: pure noise, independent of all that came before).
 
 In the modes of the data (variance lambda), with z = x - a mean and w = D - mean - a lambda / (a^2 lambda + s^2) z,
-sums of z, w, their squares and their product give the affine fit; w and z are of the size of what is sought, so
-nothing is lost by subtracting. Sums over a batch are formed on the device, sums over batches in float64.
+sums of z, w and their products at one time give the affine fit w = slope z + constant + R. The fit is known only
+when the pass is over, but what it leaves is linear in w and z: with a prime for a second time t',
+
+    E[R R'] = cov(w, w') - slope' cov(w, z') - slope cov(z, w') + slope slope' cov(z, z').                     (2)
+
+w and z are of the size of what is sought, so nothing is lost by subtracting. Sums over a batch are formed on the
+device, sums over batches in float64.
 """
 
 import hashlib
@@ -67,7 +72,8 @@ def measure(
     - `data`: samples (n, ...), in the coordinates the network sees. Batches are converted one by one.
     - `times`: decreasing, > 0.
     - `target`: the Gaussian along whose modes to measure, by default that of `data` without shrinkage.
-    - `batch`: samples per step. Memory is of the order of times x batch x draws x dimensions.
+    - `batch`: samples per step. Memory is of the order of times x batch x draws x dimensions for a batch, and
+      times x times x dimensions for the sums.
     - `lipschitz_points`: 0 for none, without `lipschitz` and `iterations` then.
     - `resume`: a file that holds what was measured so far. It is written after every batch, and a call with the
       same arguments goes on from there, to the same result. A network's arrays are compared if it is a pytree
@@ -154,10 +160,19 @@ class _State:
 
 def _finished(state: _State, count: int, times: np.ndarray, a: np.ndarray, s: np.ndarray) -> Measurement:
     mean = {name: value / count for name, value in state.sums.items()}
-    variance = mean["zz"] - mean["z"] ** 2
-    covariance = mean["wz"] - mean["w"] * mean["z"]
-    slope = covariance / variance
     error = np.diag(mean["ee"]).copy()
+
+    def covariance(p: str, q: str) -> Float[np.ndarray, "modes n n"]:
+        return mean[p + q] - mean[p].T[:, :, None] * mean[q].T[:, None, :]
+
+    def same_time(values: Float[np.ndarray, "modes n n"]) -> Float[np.ndarray, "n modes"]:
+        return np.diagonal(values, axis1=1, axis2=2).T
+
+    ww, wz, zz = covariance("w", "w"), covariance("w", "z"), covariance("z", "z")
+    slope = same_time(wz) / same_time(zz)
+    here, there = slope.T[:, :, None], slope.T[:, None, :]
+    crossed = there * wz
+    residuals = ww - (crossed + crossed.swapaxes(1, 2)) + here * there * zz  # (2)
 
     def standard_error(square: np.ndarray, value: np.ndarray) -> np.ndarray:
         return np.sqrt(np.maximum(square - value**2, 0.0) / (count - 1))
@@ -168,7 +183,8 @@ def _finished(state: _State, count: int, times: np.ndarray, a: np.ndarray, s: np
         "mode_error": mean["mode_error"],
         "gain": gaussian_gain(state.target, a, s) + slope,
         "offset": mean["w"] - slope * mean["z"],
-        "residual": np.maximum(mean["ww"] - mean["w"] ** 2 - slope * covariance, 0.0),
+        "residual": np.maximum(same_time(residuals), 0.0),
+        "mode_residual_correlation": residuals,
         "correlation": mean["ee"],
         "violation_noise": standard_error(mean["violation_squared"], np.asarray(violation(constant(mean["ee"])))),
     }
@@ -218,16 +234,17 @@ def _batch(
     clean = tables.modes(x0.reshape(x0.shape[0], -1) - tables.mean)
     noise = jnp.zeros_like(x0), jnp.zeros_like(clean)
     n = tables.steps[0].shape[0]
-    sums, errors = [], []
+    sums, along = [], []
     for j in reversed(range(n)):  # noise grows
         level = tuple(v[j] for v in tables.steps)
-        noise, found, error = _at(
+        noise, found, values = _at(
             fn, kind, process, tables, level, x0, clean, noise, weight, jax.random.fold_in(key, j)
         )
         sums.append(jax.tree.map(np.asarray, found))
-        errors.append(error)
+        along.append(values)
     per_time = {name: np.stack([found[name] for found in sums[::-1]]) for name in sums[0]}
-    return per_time | jax.tree.map(np.asarray, _products(jnp.stack(errors[::-1]), weight))
+    errors, w, z = (jnp.stack(values[::-1]) for values in zip(*along, strict=True))
+    return per_time | jax.tree.map(np.asarray, _products(errors, w, z, weight))
 
 
 @eqx.filter_jit
@@ -242,8 +259,8 @@ def _at(
     noise: tuple[Array, Array],
     weight: Float[Array, " batch"],
     key: Array,
-) -> tuple[tuple[Array, Array], dict[str, Array], Array]:
-    """One time: the noise there (as it is, and along the modes), sums, and the errors D - x0 along the modes."""
+) -> tuple[tuple[Array, Array], dict[str, Array], tuple[Array, Array, Array]]:
+    """One time: the noise there (as it is, and along the modes), sums, and D - x0, w and z along the modes."""
     t, a, s, gain, ratio, fresh = level
     increment = jax.random.normal(key, x0.shape, x0.dtype)
     eps = ratio * noise[0] + fresh * increment
@@ -253,9 +270,9 @@ def _at(
     z = a * clean + s * eps_modes
     w = denoised - gain * z
     error = denoised - clean
-    terms = {"z": z, "w": w, "zz": z * z, "ww": w * w, "wz": w * z, "mode_error": error**2}
+    terms = {"z": z, "w": w, "mode_error": error**2}
     sums = {name: jnp.tensordot(weight, _averaged(v, weight), 1) for name, v in terms.items()}
-    return (eps, eps_modes), sums, error
+    return (eps, eps_modes), sums, (error, w, z)
 
 
 def _averaged(v: Array, weight: Array) -> Array:
@@ -264,12 +281,25 @@ def _averaged(v: Array, weight: Array) -> Array:
 
 
 @jax.jit
-def _products(errors: Float[Array, "n draws d"], weight: Float[Array, " batch"]) -> dict[str, Array]:
-    """Sums of the products of two times, and of the squares that their standard errors need."""
+def _products(
+    errors: Float[Array, "n draws d"],
+    w: Float[Array, "n draws d"],
+    z: Float[Array, "n draws d"],
+    weight: Float[Array, " batch"],
+) -> dict[str, Array]:
+    """Sums of the products of two times: of errors, with the squares that standard errors need, and of w and z."""
     products = _averaged(jnp.einsum("ibd,jbd->bij", errors, errors), weight)
     own = jnp.diagonal(products, axis1=1, axis2=2)
     terms = {"ee": products, "error_squared": own**2, "violation_squared": violation(products) ** 2}
-    return {name: jnp.tensordot(weight, v, 1) for name, v in terms.items()}
+    sums = {name: jnp.tensordot(weight, v, 1) for name, v in terms.items()}
+    draws = errors.shape[1] // weight.shape[0]
+    each = jnp.repeat(weight / draws, draws)
+
+    def along_modes(p: Array, q: Array) -> Float[Array, "d n n"]:
+        # the fit is a difference of these: no short floating point of an accelerator's matrix units
+        return jnp.einsum("ibd,jbd->dij", each[:, None] * p, q, precision="highest")
+
+    return sums | {"ww": along_modes(w, w), "wz": along_modes(w, z), "zz": along_modes(z, z)}
 
 
 def _lipschitz(

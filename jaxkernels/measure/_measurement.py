@@ -132,11 +132,26 @@ class Measurement(eqx.Module):
 
     @property
     def residual(self) -> Float[np.ndarray, "n modes"]:
-        """E(D - affine fit)^2: what no affine function fits.
+        """E(D - affine fit)^2 along each mode: what no affine function of that mode's own coordinate fits.
 
         It is 0 for Gaussian data and an exact denoiser, so it says how far the data are from the Gaussian model.
         """
         return self._measured("residual")
+
+    @property
+    def mode_residual_correlation(self) -> Float[np.ndarray, "modes n n"]:
+        """E[R_t R_t'] along each mode, R = D - affine fit at two times of one forward trajectory.
+
+        Of the denoised point, in the data's units squared; `residual` is its diagonal. What the affine fit leaves
+        of the score is (a/s^2) R. Divided by the roots of its diagonal it is the coefficient of correlation, of
+        denoised point and score alike.
+        """
+        return self._measured("mode_residual_correlation")
+
+    @property
+    def residual_correlation(self) -> Float[np.ndarray, "n n"]:
+        """E<R_t, R_t'>, the sum of `mode_residual_correlation` over modes."""
+        return self.mode_residual_correlation.sum(0)
 
     @property
     def correlation(self) -> Float[np.ndarray, "n n"]:
