@@ -54,6 +54,7 @@ from .process import (
     FlowMatching as FlowMatching,
 )
 from .record import Record as Record, RecordedError as RecordedError, record as record
+from .report import Report as Report, compare_samplers as compare_samplers
 from .sample import sample as sample
 from .samplers import (
     DDIM as DDIM,

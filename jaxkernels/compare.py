@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import equinox as eqx
 import jax
@@ -49,16 +49,16 @@ class Comparison(eqx.Module):
     def statistic(self, kind: str) -> dict[str, float]:
         """One of the four statistics, of every schedule."""
         _checks.one_of("kind", kind, STATISTICS)
-        return dict(zip(self.names, self._values(kind).tolist(), strict=True))
+        return dict(zip(self.names, self.values(kind).tolist(), strict=True))
 
     def ratio(self, kind: str, name: str, to: str) -> tuple[float, float]:
         """A statistic of one schedule over that of another, and its standard error by resampling noises in pairs."""
         _checks.one_of("kind", kind, STATISTICS)
         both = self.take([name, to])
-        value = both._values(kind)
+        value = both.values(kind)
         n = self.errors.shape[1]
         draws = np.random.default_rng(0).integers(n, size=(_RESAMPLES, n))
-        again = np.stack([both._values(kind, rows) for rows in draws], 1)
+        again = np.stack([both.values(kind, rows) for rows in draws], 1)
         return float(value[0] / value[1]), float(np.std(again[0] / again[1], ddof=1))
 
     def best(self, baselines: Sequence[str] | None = None) -> str:
@@ -72,9 +72,9 @@ class Comparison(eqx.Module):
         rows = [self._index(name) for name in known]
         harm = np.zeros(len(self.names))
         for kind in ("rms", "sliced_w2"):
-            value = np.log(np.maximum(self._values(kind), 1e-300))
+            value = np.log(np.maximum(self.values(kind), 1e-300))
             harm += np.maximum(0.0, value - value[rows].min())
-        return self.names[np.lexsort((self._values("log_mean"), harm))[0]]
+        return self.names[np.lexsort((self.values("log_mean"), harm))[0]]
 
     def take(self, names: Sequence[str] | None = None, noises: slice = slice(None)) -> "Comparison":
         """Some of the schedules, from some of the noises."""
@@ -96,7 +96,7 @@ class Comparison(eqx.Module):
     def _index(self, name: str) -> int:
         return _checks.lookup("name", name, {n: i for i, n in enumerate(self.names)})
 
-    def _values(self, kind: str, noises: slice | np.ndarray = slice(None)) -> Float[np.ndarray, " schedules"]:
+    def values(self, kind: str, noises: slice | np.ndarray = slice(None)) -> Float[np.ndarray, " schedules"]:
         e = self.errors[:, noises]
         if kind == "rms":
             return np.sqrt(np.mean(e**2, 1))
@@ -143,36 +143,97 @@ def compare_schedules(
     """
     if isinstance(sampler, str):
         sampler = _checks.lookup("sampler", sampler, SAMPLERS)()
+    ends = check_schedules(process, sampler, schedules)
+    x = check_noises(x_init)
+    steps = fine_steps(max(schedule.num_steps for schedule in schedules.values()))
+    with Progress("comparing: fine reference", progress) as line:
+        exact = reference(score_fn, process, x, steps, *ends, kind=kind)
+        return compare_to(exact, score_fn, process, sampler, schedules, x, kind=kind, line=line)
+
+
+def check_schedules(
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    schedules: Mapping[str, Schedule],
+    ends: tuple[float, float] | None = None,
+) -> tuple[float, float]:
+    """First and last time of schedules that can be compared: `ends` if given, else those of the first schedule."""
     if not schedules:
         raise ValueError("schedules is empty; pass {name: Schedule}.")
-    first, last = np.asarray(next(iter(schedules.values())).times, np.float64)[[0, -1]]
     for name, schedule in schedules.items():
         check_schedule(process, sampler, schedule)
         times = np.asarray(schedule.times, np.float64)
+        if ends is None:
+            ends = float(times[0]), float(times[-1])
         if np.any(np.asarray(schedule.stochasticity_squared) > 0):
             raise ValueError(f"schedules[{name!r}] is stochastic: its samples have no reference from the same noise.")
-        if not np.allclose(times[[0, -1]], (first, last), rtol=1e-5):
+        if not np.allclose(times[[0, -1]], ends, rtol=1e-5):
             raise ValueError(
-                f"schedules[{name!r}] runs from {times[0]:g} to {times[-1]:g}, the first one from {first:g} to "
-                f"{last:g}; they must agree."
+                f"schedules[{name!r}] runs from {times[0]:g} to {times[-1]:g}, the others from {ends[0]:g} to "
+                f"{ends[1]:g}; they must agree."
             )
+    assert ends is not None
+    return ends
+
+
+def check_noises(x_init: Float[AnyArray, "noises *shape"]) -> Float[Array, "noises *shape"]:
     x = jnp.asarray(x_init)
     if x.ndim < 2 or x.shape[0] < 2:
         raise ValueError(f"x_init has shape {x.shape}; it must be (noises, ...) with at least 2 noises.")
-    steps = fine_steps(max(schedule.num_steps for schedule in schedules.values()))
-    with Progress("comparing: fine reference", progress) as line:
-        fine, half = (fine_ends(score_fn, process, x, k, first, last, kind=kind) for k in (steps, steps // 2))
-        size = np.sqrt(np.sum(fine.var(0)))
-        directions = np.random.default_rng(0).standard_normal((fine.shape[1], _DIRECTIONS))
-        directions /= np.linalg.norm(directions, axis=0) * size
-        errors, ends = [], []
-        for name, schedule in schedules.items():
-            line.update(f"comparing: {name}")
-            end = _ends(score_fn, process, sampler, schedule, x, kind)
-            errors.append(np.linalg.norm(end - fine, axis=1) / size)
-            ends.append(end @ directions)
+    return x
+
+
+class Reference(NamedTuple):
+    """Where a fine solver takes noises, and in what units and along which directions distances from there are told.
+
+    `ends` (noises, d); `size`, the root of their total variance; `directions` (d, directions), unit vectors over
+    `size`; `error`, the root mean square distance to a reference of half the steps, over `size`.
+    """
+
+    ends: Float[np.ndarray, "noises d"]
+    size: float
+    directions: Float[np.ndarray, "d directions"]
+    error: float
+
+
+def reference(
+    score_fn: ScoreFn,
+    process: AbstractProcess,
+    x: Float[Array, "noises *shape"],
+    steps: int,
+    first: float,
+    last: float,
+    *,
+    kind: str,
+) -> Reference:
+    """The reference of so many steps for all schedules from `first` to `last`, whatever their sampler."""
+    fine, half = (fine_ends(score_fn, process, x, k, first, last, kind=kind) for k in (steps, steps // 2))
+    size = float(np.sqrt(np.sum(fine.var(0))))
+    directions = np.random.default_rng(0).standard_normal((fine.shape[1], _DIRECTIONS))
+    directions /= np.linalg.norm(directions, axis=0) * size
     between = np.sqrt(np.mean(np.sum((fine - half) ** 2, 1))) / size
-    return Comparison(tuple(schedules), np.stack(errors), np.stack(ends), fine @ directions, float(between))
+    return Reference(fine, size, directions, float(between))
+
+
+def compare_to(
+    exact: Reference,
+    score_fn: ScoreFn,
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    schedules: Mapping[str, Schedule],
+    x: Float[Array, "noises *shape"],
+    *,
+    kind: str,
+    line: Progress,
+) -> Comparison:
+    """`compare_schedules` with its reference at hand, for arguments that were checked."""
+    errors, ends = [], []
+    for name, schedule in schedules.items():
+        line.update(f"comparing: {type(sampler).__name__}, {schedule.num_steps} steps, {name}")
+        end = _ends(score_fn, process, sampler, schedule, x, kind)
+        errors.append(np.linalg.norm(end - exact.ends, axis=1) / exact.size)
+        ends.append(end @ exact.directions)
+    return Comparison(tuple(schedules), np.stack(errors), np.stack(ends), exact.ends @ exact.directions, exact.error)
 
 
 def fine_steps(num_steps: int) -> int:

@@ -14,6 +14,7 @@ from .compare import STATISTICS, Comparison
 from .evaluate import Evaluation
 from .measure import Measurement
 from .process import AbstractProcess
+from .report import Report
 from .samplers import AbstractSampler
 from .schedules import GRIDS, Schedule, write_atomically
 from .target import Gaussian
@@ -26,6 +27,7 @@ SUFFIXES = {".png": "png", ".pdf": "pdf", ".svg": "svg"}
 
 # colours of Okabe and Ito, told apart by every common kind of colour vision and in grey
 _OPTIMUM, _BASELINE, _OTHER, _SPECTRUM = "#0072B2", "#D55E00", "#8C8C8C", "#000000"
+_LINES = ((_OPTIMUM, "o"), (_BASELINE, "s"), ("#009E73", "^"), ("#CC79A7", "v"), ("#E69F00", "D"), ("#56B4E9", "P"))
 _MOST_ROWS, _MOST_COMPARED = 9, 14
 _RATIOS = (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0)
 
@@ -127,6 +129,42 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str] | None 
         f"{comparison.errors.shape[1]} noises, reference accurate to {comparison.reference_error:.1g}",
         fontsize=11,
     )
+    if path is not None:
+        write_atomically(path, _rendered(figure, str(kind)))
+    return figure
+
+
+def plot_report(report: Report, path: str | os.PathLike[str] | None = None, statistic: str = "log_mean") -> "Figure":
+    """A statistic of schedules against the number of steps, one panel per sampler, one line per schedule.
+
+    Schedules are sorted by `report.ratios`, the best one first. Below the dotted line, where it is in reach,
+    values mean nothing: it is the reference's own error. Errors and `path` as for `plot_optimized`.
+    """
+    kind = None if path is None else check_path(path)
+    values, ratios = report.statistic(statistic), report.ratios(statistic)
+    samplers = list(dict.fromkeys(sampler for sampler, _ in values))
+    figure = _figure((4.2 * len(samplers) + 1.8, 4.0))
+    panels = figure.subplots(1, len(samplers), sharey=True, squeeze=False)[0]
+    for axes, sampler in zip(panels, samplers, strict=True):
+        settings = sorted(setting for setting in values if setting[0] == sampler)
+        steps = [count for _, count in settings]
+        for i, name in enumerate(sorted(report.names, key=ratios.__getitem__)):
+            turn, place = divmod(i, len(_LINES))
+            colour, marker = _LINES[place]
+            style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": ("-", "--", ":")[turn % 3]}
+            errors = _positive(np.array([values[setting][name] for setting in settings]))
+            axes.plot(steps, errors, label=name, markersize=4.5, linewidth=1.2, **style)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        _decorate(axes, sampler, "number of steps", "")
+        _whole_steps(axes, steps)
+    limits = panels[0].get_ylim()
+    for axes in panels:
+        axes.axhline(report.reference_error, color="0.6", linewidth=0.8, linestyle=":")
+    panels[0].set_ylim(*limits)  # a reference far below has no place in the picture
+    panels[0].set_ylabel(f"{statistic.replace('_', ' ').replace('w2', 'W2')}, units of the data's spread", fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    figure.suptitle(f"Distance to the fine solver's end points; {report.num_noises} noises", fontsize=11)
     if path is not None:
         write_atomically(path, _rendered(figure, str(kind)))
     return figure
@@ -298,6 +336,14 @@ def _ratio_ticks(axes: "Axes") -> None:
         if ticks.size <= 7:
             break
     axes.set_xticks(ticks, [f"{v:g}" for v in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _whole_steps(axes: "Axes", steps: Sequence[int]) -> None:
+    """The numbers of steps themselves on a logarithmic axis."""
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xticks(steps, [str(count) for count in steps])
     axes.xaxis.set_minor_locator(NullLocator())
 
 

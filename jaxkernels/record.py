@@ -14,22 +14,26 @@ rest. (1) keeps the sign of every defect and the sensitivity of every trajectory
 leaves out what is of second order in the defects, so that it is accurate for many steps and a ranking for few.
 """
 
+import json
+import os
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from . import _checks
+from . import _checks, _files
 from ._numerics import forward_derivatives, in_float64, to_float64
 from ._progress import Progress
 from ._types import AnyArray, Numbers, ScoreFn, constant
 from .prediction import Prediction, Predictor, predictor
-from .process import AbstractProcess
+from .process import PROCESSES, AbstractProcess, from_config, to_config
 from .recurrence import window_interval, windows
 from .samplers import RK4, SAMPLERS, AbstractSampler, Interval
 from .schedules import Monotone, Schedule, check_range, sigma_range
 
+_FORMAT = "jaxkernels.record"
 _LEAST_NODES = 8
 # above this level nodes get sparse, where sigma is infinite at t_max
 _HIGH = 1e2
@@ -78,6 +82,47 @@ class Record(eqx.Module):
             raise ValueError("schedule is stochastic; a record is of deterministic trajectories.")
         components = in_float64(_components)(*to_float64((self, objective.sampler, constant(times))))
         return np.sqrt(np.mean(np.asarray(components) ** 2, -1))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a versioned .npz file, whole or not at all. A process of the user's own is only named in it.
+
+        **Raises:** ValueError, naming the path, if it cannot be written.
+        """
+        kind = type(self.process)
+        config = to_config(self.process) if kind in PROCESSES.values() else {"own": kind.__name__}
+        times = _node_times(self.monotone, self.products.shape[0] - 2, float(np.asarray(self.t_min)))
+        arrays = {
+            "process": np.array(json.dumps(config)),
+            "times": times,
+            "levels": _levels(self.process, times),
+            "ends": np.array([self.monotone.start, self.monotone.low, self.monotone.high, self.t_min], np.float64),
+            "scale": np.asarray(self.scale),
+            "products": np.asarray(self.products),
+        }
+        _files.write(path, _FORMAT, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], process: AbstractProcess | None = None) -> "Record":
+        """Read a file written by `save`. `process` is needed if it is one of the user's own.
+
+        **Raises:** ValueError, naming the path and the fault; also if `process` is not the recorded one.
+        """
+        name, content = os.fspath(path), _files.read(path, _FORMAT)
+        try:
+            config = json.loads(str(content["process"]))
+            if process is None and "own" in config:
+                raise ValueError(f"its process {config['own']} is not built in; pass it to load as process")
+            process = from_config(config) if process is None else process
+            start, low, high, t_min = map(constant, content["ends"])
+            products, scale = constant(content["products"]), constant(content["scale"])
+            times, levels = content["times"], content["levels"]
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{name} holds no valid record: {error}.") from None
+        differs = ~np.isclose(_levels(process, times), levels, rtol=1e-6, atol=1e-12)
+        if np.any(differs):
+            t = times[np.argmax(differs.any(0))]
+            raise ValueError(f"process is not that of {name}: its signal or noise differs at t = {t:g}.")
+        return cls(Monotone(process, start, low, high), products, t_min, scale)
 
     def __repr__(self) -> str:
         nodes, directions = self.products.shape[0] - 2, self.products.shape[4]
@@ -223,6 +268,13 @@ def record(
     scale = float(np.sqrt(np.sum(np.concatenate(reached).var(0))))
     kept = constant(np.concatenate(products, axis=3) / scale)
     return Record(monotone, kept, constant(np.asarray(low_time)), constant(np.asarray(scale)))
+
+
+@in_float64
+def _levels(process: AbstractProcess, times: np.ndarray) -> np.ndarray:
+    """Signal and noise: what tells one process from another."""
+    process = to_float64(process)
+    return np.stack([np.asarray(process.signal(times)), np.asarray(process.noise(times))])
 
 
 @in_float64

@@ -33,6 +33,7 @@ ROOMS = [
     "samplers",
     "target",
     "schedules",
+    "_files",
     "_setting",
     "score_error",
     "recurrence",
@@ -44,6 +45,7 @@ ROOMS = [
     "evaluate",
     "sample",
     "compare",
+    "report",
     "measure",
     "data",
     "export",
@@ -59,6 +61,7 @@ OPTIONAL = {"matplotlib", "sklearn", "PIL", "typer", "rich"}
 LATE = {
     ("optimize/_result.py", "plot"),
     ("compare.py", "plot"),
+    ("report.py", "plot"),
     ("measure/_measurement.py", "plot"),
     ("__main__.py", "cli"),
 }

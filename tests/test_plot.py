@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import matplotlib
 import numpy as np
@@ -164,6 +165,30 @@ def test_of_many_schedules_the_named_grids_and_the_best_are_shown():
     assert "14 of 36 schedules" in figure.get_suptitle()
 
 
+def _report() -> jk.Report:
+    """The second schedule has twice the errors of the first; errors fall with the steps."""
+    whole = _comparison(("ours", "karras"))
+    settings = [(sampler, k) for sampler in ("heun", "ddim") for k in (20, 5)]
+    sized = {(s, k): eqx.tree_at(lambda c: c.errors, whole, whole.errors / k) for s, k in settings}
+    return jk.Report(sized)
+
+
+def test_a_report_has_a_panel_per_sampler_and_a_line_per_schedule():
+    report = _report()
+    figure = report.plot()
+    assert [axes.get_title() for axes in figure.axes] == ["heun", "ddim"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "karras"]
+    for axes in figure.axes:
+        for line, name in zip(axes.get_lines(), ("ours", "karras")):
+            np.testing.assert_array_equal(line.get_xdata(), [5, 20])
+            errors = [report.statistic("log_mean")[axes.get_title(), k][name] for k in (5, 20)]
+            np.testing.assert_allclose(np.asarray(line.get_ydata(), float), errors)
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "20"]
+    assert report.plot(kind="rms").axes[0].get_ylabel().startswith("rms")
+    with pytest.raises(ValueError, match="Did you mean 'log_mean'"):
+        report.plot(kind="logmean")
+
+
 def test_measurement_draws_what_is_known(measurement: jk.Measurement):
     titles = ["Denoising error", "Violation of the martingale identity", "Lipschitz constant"]
     figure = measurement.plot()
@@ -183,10 +208,10 @@ def test_the_exact_denoiser_keeps_the_identity(measurement: jk.Measurement):
         assert np.all(np.abs(share) < 2.0 * reach + 1e-6)
 
 
-@pytest.mark.parametrize("kind", ["comparison", "measurement"])
+@pytest.mark.parametrize("kind", ["comparison", "report", "measurement"])
 def test_other_pictures_are_files_too(kind: str, measurement: jk.Measurement, tmp_path: Path):
     before = _settings()
-    drawn = measurement if kind == "measurement" else _comparison(("ours", "karras"))
+    drawn = {"measurement": measurement, "comparison": _comparison(("ours", "karras")), "report": _report()}[kind]
     drawn.plot(tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert _settings() == before

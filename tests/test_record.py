@@ -1,5 +1,6 @@
 """Recorded trajectories: predicted errors of schedules, their derivatives, and what optimising them gives."""
 
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -158,6 +159,86 @@ def test_processes_that_start_without_signal() -> None:
     grids = {"uniform": jk.schedules.uniform(process, 40, 1e-2)}
     real = jk.compare_schedules(velocity, process, "ddim", grids, x, kind="velocity", progress=False)
     np.testing.assert_allclose(found.errors("ddim", grids["uniform"]), real.errors[0], rtol=0.15)
+
+
+class Own(jk.VP):
+    """A process that the package does not know."""
+
+    def __init__(self, beta_max: float = 20.0):
+        super().__init__(beta_max=beta_max)
+
+
+def _made(process: jk.AbstractProcess, dtype: str = "float64") -> jk.Record:
+    """A record of what need not be a network."""
+    x, t_min = jnp.asarray(NOISES[:6], dtype), float(np.asarray(process.time_at_sigma(0.1)))
+    return jk.record(lambda x, t: -x, process, x, t_min=t_min, kind="x0", nodes=8, progress=False)
+
+
+def _same(found: jk.Record, expected: jk.Record) -> None:
+    """The same structure and bits, and what is predicted from them."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (np.asarray(a).dtype, np.shape(a)) == (np.asarray(b).dtype, np.shape(b))
+        np.testing.assert_array_equal(a, b)
+    grid = jk.schedules.uniform(expected.process, 4, expected.t_min)
+    np.testing.assert_array_equal(found.errors("dpmpp_2m", grid), expected.errors("dpmpp_2m", grid))
+
+
+@pytest.mark.parametrize(
+    "process",
+    [PROCESS, jk.FlowMatching(), jk.EDM(sigma_max=20.0), jk.DiscreteVP.scaled_linear()],
+    ids=lambda p: type(p).__name__,
+)
+def test_files(process: jk.AbstractProcess, tmp_path: Path) -> None:
+    made = _made(process)
+    made.save(tmp_path / "a.npz")
+    _same(jk.Record.load(tmp_path / "a.npz"), made)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_files_keep_float64_whatever_the_precision_of_the_caller(float32: None, tmp_path: Path) -> None:
+    made = _made(jk.VP(), "float32")
+    made.save(tmp_path / "a.npz")
+    assert made.products.dtype == np.float64
+    _same(jk.Record.load(tmp_path / "a.npz"), made)
+
+
+def test_a_process_of_ones_own_is_passed_again(tmp_path: Path) -> None:
+    path, made = tmp_path / "a.npz", _made(Own())
+    made.save(path)
+    _same(jk.Record.load(path, Own()), made)
+    with pytest.raises(ValueError, match=r"a\.npz holds no valid record: its process Own is not built in; pass it"):
+        jk.Record.load(path)
+    with pytest.raises(ValueError, match=r"process is not that of .*a\.npz: its signal or noise differs at t = 1"):
+        jk.Record.load(path, Own(19.0))
+
+
+def test_wrong_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    _made(PROCESS).save(path)
+    with np.load(path) as archive:
+        content = dict(archive)
+
+    def load(message: str, **changes: Any) -> None:
+        np.savez(path, **{k: v for k, v in {**content, **changes}.items() if v is not None})
+        with pytest.raises(ValueError, match=rf"a\.npz {message}"):
+            jk.Record.load(path)
+
+    load("is another kind of file", format="jaxkernels.measurement")
+    load("is another kind of file", format=None)
+    load("has version 7; this release reads version 1", version=7)
+    load("has version None", version=None)
+    load("holds no valid record: 'products", products=None)
+    load("holds no valid record: process='vq' is not known. Did you mean 'vp'", process='{"type": "vq"}')
+    load("holds no valid record: .*line 1", process="{")
+    load("holds no valid record: .*expected 4", ends=content["ends"][:3])
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"a\.npz is damaged, cut off or no \.npz file"):
+        jk.Record.load(path)
+    with pytest.raises(ValueError, match=r"cannot read .*nowhere\.npz: No such file"):
+        jk.Record.load(tmp_path / "nowhere.npz")
+    with pytest.raises(ValueError, match=r"cannot write .*no.*No such file"):
+        _made(PROCESS).save(tmp_path / "no" / "a.npz")
 
 
 def test_splines_are_exact_for_cubics() -> None:

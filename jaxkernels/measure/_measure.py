@@ -29,14 +29,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .. import _checks
+from .. import _checks, _files
 from .._numerics import safe_divide
 from .._progress import Progress
 from .._types import Numbers, ScoreFn, constant
 from ..prediction import predictor
 from ..process import AbstractProcess
 from ..target import Gaussian
-from . import _files
 from ._measurement import Measurement, checked_data, fit, gaussian_gain, levels, rows, violation
 
 _FORMAT = "jaxkernels.measure.state"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from .. import _checks
+from .. import _checks, _files
 from .._numerics import to_float64
 from .._setting import check_times
 from .._types import AnyArray, Numbers, constant
@@ -17,7 +17,6 @@ from ..prediction import predictor
 from ..process import AbstractProcess
 from ..score_error import ScoreError, Tabulated
 from ..target import Gaussian
-from . import _files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

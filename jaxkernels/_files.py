@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import equinox as eqx
 import numpy as np
 
-from ..schedules import write_atomically
-from ..target import Gaussian
+from .schedules import write_atomically
+from .target import Gaussian
 
-_VERSIONS = {"jaxkernels.measurement": 1, "jaxkernels.measure.state": 2}
+_VERSIONS = {"jaxkernels.measurement": 1, "jaxkernels.measure.state": 2, "jaxkernels.record": 1}
 _TARGET = ("mean", "eigenvalues", "weights", "basis", "kurtosis")
 
 
@@ -36,7 +36,7 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{name} is damaged, cut off or no .npz file: {error}.") from None
     if str(content.pop("format", "")) != kind:
         raise ValueError(f"{name} is another kind of file (no format {kind!r} in it).")
-    version = int(content.pop("version"))
+    version = content.pop("version", None)
     if version != _VERSIONS[kind]:
         raise ValueError(f"{name} has version {version}; this release reads version {_VERSIONS[kind]}.")
     return content

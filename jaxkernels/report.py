@@ -1,0 +1,221 @@
+"""Samplers, numbers of steps and schedules compared on a network: one table, from the same noises, one reference."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import ArrayLike, Float
+
+from . import _checks
+from ._progress import Progress
+from ._types import AnyArray, ScoreFn
+from .compare import STATISTICS, Comparison, check_noises, check_schedules, compare_to, fine_steps, reference
+from .process import AbstractProcess
+from .samplers import SAMPLERS, AbstractSampler
+from .schedules import GRIDS, Schedule, check_range
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Setting: TypeAlias = tuple[str, int]
+"""A sampler's name and a number of steps."""
+Grid: TypeAlias = Callable[[AbstractProcess, int, float], Schedule]
+"""(process, number of steps, t_min) -> Schedule, as the named grids are."""
+
+_RESAMPLES = 200
+
+
+class Report(eqx.Module):
+    """The same schedules compared in several settings, a sampler and a number of steps each.
+
+    `comparisons`: the `Comparison` of every setting (sampler, steps). All are from the same noises against the same
+    reference and in the same unit, so that errors of different settings can be compared too.
+
+    **Raises:** ValueError if there is none, or if they differ in schedules or in the number of noises.
+    """
+
+    comparisons: dict[Setting, Comparison]
+
+    def __check_init__(self) -> None:
+        if not self.comparisons:
+            raise ValueError("comparisons is empty; pass {(sampler, steps): Comparison}.")
+        first = next(iter(self.comparisons))
+        for setting, comparison in self.comparisons.items():
+            if comparison.names != self.names or comparison.errors.shape[1] != self.num_noises:
+                raise ValueError(
+                    f"comparisons[{setting}] is of {', '.join(comparison.names)} from {comparison.errors.shape[1]} "
+                    f"noises, comparisons[{first}] of {', '.join(self.names)} from {self.num_noises}; they must agree."
+                )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the schedules."""
+        return next(iter(self.comparisons.values())).names
+
+    @property
+    def num_noises(self) -> int:
+        """How many noises all schedules start from."""
+        return next(iter(self.comparisons.values())).errors.shape[1]
+
+    @property
+    def reference_error(self) -> float:
+        """See `Comparison`: errors below it mean nothing."""
+        return max(comparison.reference_error for comparison in self.comparisons.values())
+
+    def statistic(self, kind: str) -> dict[Setting, dict[str, float]]:
+        """One of the four statistics of `Comparison`, by setting and schedule."""
+        return {setting: comparison.statistic(kind) for setting, comparison in self.comparisons.items()}
+
+    def best(self, baselines: Sequence[str] | None = None) -> dict[Setting, str]:
+        """`Comparison.best` of every setting."""
+        return {setting: comparison.best(baselines) for setting, comparison in self.comparisons.items()}
+
+    def ratios(self, kind: str, baselines: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
+        """What every schedule loses over all settings to the best baseline of each, and its standard error.
+
+            exp( mean over settings of log( statistic / smallest statistic among `baselines` ) )
+
+        `baselines`: all schedules by default, so that 1 is best in every setting. The standard error is that of
+        resampled noises, the same ones for all schedules and settings, with the best baselines found anew.
+        """
+        _checks.one_of("kind", kind, STATISTICS)
+        known = {name: row for row, name in enumerate(self.names)}
+        rows = [_checks.lookup("baselines", name, known) for name in (self.names if baselines is None else baselines)]
+        if not rows:
+            raise ValueError(f"baselines is empty; known are {', '.join(self.names)}.")
+
+        def means(noises: slice | np.ndarray) -> Float[np.ndarray, " schedules"]:
+            values = np.stack([comparison.values(kind, noises) for comparison in self.comparisons.values()])
+            logs = np.log(np.maximum(values, 1e-300))
+            return np.exp(np.mean(logs - logs[:, rows].min(1, keepdims=True), 0))
+
+        n = self.num_noises
+        draws = np.random.default_rng(0).integers(n, size=(_RESAMPLES, n))
+        spread = np.std([means(draw) for draw in draws], axis=0, ddof=1)
+        return dict(zip(self.names, zip(means(slice(None)).tolist(), spread.tolist(), strict=True), strict=True))
+
+    def table(self, kind: str = "log_mean") -> str:
+        """A statistic as text: a row per schedule, a column per setting, then `ratios`; * marks the smallest."""
+        rows = self._rows(kind, "{}*", "{} ")
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        noises = f"{self.num_noises} noises; reference accurate to {self.reference_error:.1g}"
+        return "\n".join([*lines, f"{noises}; last column: geometric mean of the ratios to a column's best"])
+
+    def to_markdown(self, kind: str = "log_mean") -> str:
+        """The same table in Markdown, the smallest of a column in bold."""
+        header, *rows = ["| " + " | ".join(row) + " |" for row in self._rows(kind, "**{}**", "{}")]
+        return "\n".join([header, "|:--" + "|--:" * (len(self.comparisons) + 1) + "|", *rows])
+
+    def plot(self, path: str | os.PathLike[str] | None = None, kind: str = "log_mean") -> "Figure":
+        """A statistic against the number of steps, a panel per sampler; see `jaxkernels.plot.plot_report`.
+
+        Needs matplotlib. Saved to `path` if given.
+        """
+        from .plot import plot_report
+
+        return plot_report(self, path, kind)
+
+    def _rows(self, kind: str, smallest: str, other: str) -> list[list[str]]:
+        """Cells of the table, the header first; schedules by their ratio. The smallest of a column has its format."""
+        ratios, columns = self.ratios(kind), self.statistic(kind)
+        rows = [[kind.replace("_", " "), *(f"{sampler} {steps}" for sampler, steps in columns), "to the best"]]
+        for name in sorted(self.names, key=ratios.__getitem__):
+            cells = [
+                (smallest if values[name] == min(values.values()) else other).format(f"{values[name]:.4g}")
+                for values in columns.values()
+            ]
+            value, spread = ratios[name]
+            rows.append([name, *cells, f"{value:.3f} ± {spread:.3f}"])
+        return rows
+
+    def __repr__(self) -> str:
+        return self.table()
+
+
+def compare_samplers(
+    score_fn: ScoreFn,
+    process: AbstractProcess,
+    samplers: Sequence[AbstractSampler | str],
+    steps: Sequence[int],
+    x_init: Float[AnyArray, "noises *shape"],
+    *,
+    t_min: ArrayLike,
+    schedules: Mapping[str, Grid | Mapping[Setting, Schedule]] | None = None,
+    kind: str = "score",
+    progress: bool = True,
+) -> Report:
+    """`compare_schedules` for several samplers and numbers of steps, against one reference from the same noises.
+
+    **Arguments:**
+
+    - `score_fn`, `kind` and `x_init` as for `sample`.
+    - `samplers`: names or samplers; `steps`: numbers of steps. Every pair of both is a setting.
+    - `t_min`: where all schedules end; they start at the process's t_max.
+    - `schedules`: by name, for every setting: a function (process, number of steps, t_min) -> Schedule, or a table
+      {(sampler, steps): Schedule} of ready ones, deterministic. Default: the named grids. With optimised results:
+
+          {**jk.schedules.GRIDS, "optimised": {("ddim", 10): result.schedule, ("ddim", 20): ...}}
+
+      In a table, a sampler's key is its name, or the class of one of the user's own.
+
+    Costs one reference of at least 200 steps and 20 times the largest number of steps, half of that for its check,
+    and the steps of all schedules.
+
+    **Raises:** ValueError naming the argument; also if samples stop being finite.
+    """
+    named = _named(samplers)
+    if np.ndim(steps) != 1 or not len(steps):
+        raise ValueError(f"steps = {steps!r} must be a list of numbers of steps.")
+    counts = sorted({_checks.count(f"steps[{i}]", count) for i, count in enumerate(steps)})
+    ends = float(np.asarray(process.t_max)), check_range(process, 1, t_min)
+    grids = GRIDS if schedules is None else schedules
+    made: dict[Setting, dict[str, Schedule]] = {}
+    for setting in [(name, count) for name in named for count in counts]:
+        made[setting] = {name: _made(name, grid, process, setting, ends[1]) for name, grid in grids.items()}
+        check_schedules(process, named[setting[0]], made[setting], ends)
+    x = check_noises(x_init)
+    with Progress("comparing: fine reference", progress) as line:
+        exact = reference(score_fn, process, x, fine_steps(counts[-1]), *ends, kind=kind)
+        comparisons = {
+            setting: compare_to(exact, score_fn, process, named[setting[0]], found, x, kind=kind, line=line)
+            for setting, found in made.items()
+        }
+    return Report(comparisons)
+
+
+def _named(samplers: Sequence[AbstractSampler | str]) -> dict[str, AbstractSampler]:
+    if isinstance(samplers, str) or not samplers:
+        raise ValueError(f"samplers = {samplers!r} must be a list of names or samplers.")
+    names = {cls: name for name, cls in SAMPLERS.items()}
+    found: dict[str, AbstractSampler] = {}
+    for given in samplers:
+        sampler = _checks.lookup("samplers", given, SAMPLERS)() if isinstance(given, str) else given
+        name = names.get(type(sampler), type(sampler).__name__)
+        if name in found:
+            raise ValueError(f"samplers has {name!r} twice; a report has room for one of each kind.")
+        found[name] = sampler
+    return found
+
+
+def _made(name: str, grid: object, process: AbstractProcess, setting: Setting, t_min: float) -> Schedule:
+    """The schedule that an entry of `schedules` has for a setting."""
+    if callable(grid):
+        schedule = grid(process, setting[1], t_min)
+    elif not isinstance(grid, Mapping):
+        raise ValueError(
+            f"schedules[{name!r}] must be a function or a table {{(sampler, steps): Schedule}}; got "
+            f"{type(grid).__name__}."
+        )
+    elif setting not in grid:
+        known = ", ".join(map(str, grid)) or "none"
+        raise ValueError(f"schedules[{name!r}] has no schedule for {setting}; it has {known}.")
+    else:
+        schedule = grid[setting]
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedules[{name!r}] must give a Schedule for {setting}; got {type(schedule).__name__}.")
+    if schedule.num_steps != setting[1]:
+        raise ValueError(f"schedules[{name!r}] has {schedule.num_steps} steps for {setting}.")
+    return schedule
