@@ -23,7 +23,6 @@ from scipy.stats import norm
 
 import jaxkernels as jk
 from jaxkernels.metrics import resolve
-from jaxkernels.score_error import Relative
 
 from .environment import CACHE, save, table
 from .networks import PROBLEMS, PROCESS, T_MIN, Network, Problem, train
@@ -155,79 +154,69 @@ def mixtures() -> list[dict[str, Any]]:
 
 FINAL_TIME, CAP, SIMULATED = 2.0, 100.0, 200_000
 NORMAL = {"d = 1": jk.Gaussian(0.0, [0.04]), "d = 10": jk.Gaussian(0.0, np.geomspace(0.01, 1.0, 10))}
-# c(theta) = a e^{-theta / 0.02} + b e^{-(2 - theta) / 0.5}: an error near the data, near the noise, and at both ends
-AMPLITUDES = {"data": (1.0, 0.0), "noise": (0.0, 1.0), "both": (1.0, 1.0)}
-SIZES, STEPS = (0.1, 0.3), (10, 20)
+SIZES, STEPS, REACH = (0.1, 0.3), (10, 20), (10, 20, 40, 80)
 
 
-def amplitude(theta: Array, sizes: Array) -> Array:
-    return sizes[0] * jnp.exp(-theta / 0.02) + sizes[1] * jnp.exp(-(FINAL_TIME - theta) / 0.5)
+def near_data(theta: Array) -> Array:
+    return jnp.exp(-theta / 0.02)
 
 
-class FewSteps:
-    """J = [KL(eps) + KL(-eps)] / 2 of K steps, exactly, for E = c(theta) score: minimised over h_k^2, or the grid too.
+def near_noise(theta: Array) -> Array:
+    return jnp.exp(-(FINAL_TIME - theta) / 0.5)
 
-    With few steps the law without error is not the data law, and KL has a term in eps: J is its even part.
-    """
 
-    def __init__(self, target: jk.Gaussian, sampler: str):
-        process, built = clock_process(FINAL_TIME), jk.samplers.SAMPLERS[sampler]()
+def at_both_ends(theta: Array) -> Array:
+    return near_data(theta) + near_noise(theta)
 
-        def objective(times: Array, h_squared: Array, sizes: Array) -> Array:
-            def one(sizes: Array) -> Array:
-                error = jk.ScoreError.deterministic(Relative(), lambda t: amplitude(t, sizes))
-                law = jk.Terminal(target, process, built, resolve("kl"), "marginal", error)
-                return law(jk.Schedule.from_squared(times, h_squared))
 
-            return 0.5 * (one(sizes) + one(-sizes))
+ERRORS = {"data": near_data, "noise": near_noise, "both": at_both_ends}
 
-        def log_objective(variables: tuple[Array, Array], sizes: Array) -> Array:
+
+class FreeGrid:
+    """J of DDIM with errors at both ends, exactly: minimised over the grid and h_k^2 together."""
+
+    def __init__(self, target: jk.Gaussian):
+        process = clock_process(FINAL_TIME)
+
+        def objective(times: Array, h_squared: Array, epsilon: Array) -> Array:
+            kl = jk.diffusion.EvenKL(target, at_both_ends, process, jk.DDIM(), epsilon)
+            return kl(jk.Schedule.from_squared(times, h_squared))
+
+        def log_objective(variables: tuple[Array, Array], epsilon: Array) -> Array:
             logits, h_squared = variables
             # softmax of the logits: the lengths of the steps
             left = 1.0 - jnp.cumsum(jax.nn.softmax(logits))[:-1]
             times = FINAL_TIME * jnp.concatenate([jnp.ones(1), left, jnp.zeros(1)])
-            return jnp.log(objective(times, jnp.broadcast_to(h_squared, logits.shape), sizes))
+            return jnp.log(objective(times, jnp.broadcast_to(h_squared, logits.shape), epsilon))
 
         self.value = jax.jit(objective)
         self.derivatives = jax.jit(jax.value_and_grad(log_objective))
 
     def minimise(
-        self, grid: np.ndarray, sizes: np.ndarray, *, constant: bool = False, free_grid: bool = False
+        self, grid: np.ndarray, epsilon: float, *, constant: bool = False
     ) -> tuple[float, np.ndarray, np.ndarray]:
         """J, times and h^2 of the best of several starts; `constant`: one h^2 for all steps."""
         steps = len(grid) - 1
         logits = np.log(-np.diff(grid) / FINAL_TIME)
         size = 1 if constant else steps
-        starts = [np.zeros(size), np.ones(size)]
 
         def fun(z: np.ndarray) -> tuple[float, np.ndarray]:
-            parts = (jnp.asarray(z[:steps]), jnp.asarray(z[steps:])) if free_grid else (logits, jnp.asarray(z))
-            value, (by_grid, by_h) = self.derivatives(parts, jnp.asarray(sizes))
-            gradient = np.concatenate([by_grid, by_h]) if free_grid else np.asarray(by_h)
-            return float(value), np.asarray(gradient, float)
+            value, slopes = self.derivatives((jnp.asarray(z[:steps]), jnp.asarray(z[steps:])), jnp.asarray(epsilon))
+            return float(value), np.concatenate(slopes).astype(float)
 
-        bounds = [(-20.0, 5.0)] * (steps if free_grid else 0) + [(0.0, CAP)] * size
-        options = {"maxiter": 300 if free_grid else 1000, "ftol": 1e-13, "gtol": 1e-8}
-        results = [
-            minimize(
-                fun,
-                np.concatenate([logits, start]) if free_grid else start,
-                jac=True,
-                method="L-BFGS-B",
-                bounds=bounds,
-                options=options,
-            )
-            for start in starts
-        ]
+        bounds = [(-20.0, 5.0)] * steps + [(0.0, CAP)] * size
+        options = {"maxiter": 300, "ftol": 1e-13, "gtol": 1e-8}
+        starts = [np.concatenate([logits, np.full(size, h_squared)]) for h_squared in (0.0, 1.0)]
+        results = [minimize(fun, z, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for z in starts]
         best = min(results, key=lambda r: r.fun)
-        z = best.x[:steps] if free_grid else logits
+        z = best.x[:steps]
         lengths = np.exp(z - z.max()) / np.sum(np.exp(z - z.max()))
         times = FINAL_TIME * np.concatenate([[1.0], 1.0 - np.cumsum(lengths)[:-1], [0.0]])
-        return float(np.exp(best.fun)), times, np.broadcast_to(best.x[-size:], (steps,)).copy()
+        return float(np.exp(best.fun)), times, np.broadcast_to(best.x[steps:], (steps,)).copy()
 
 
 def simulate_steps(
-    target: jk.Gaussian, sampler: str, times: np.ndarray, h_squared: np.ndarray, sizes: np.ndarray
+    target: jk.Gaussian, sampler: str, times: np.ndarray, h_squared: np.ndarray, epsilon: float
 ) -> tuple[float, float]:
     """J of drawn samples, which are normal: from their means and variances, less the bias of finite counts."""
     process = clock_process(FINAL_TIME)
@@ -244,25 +233,58 @@ def simulate_steps(
         key_start, key = jax.random.split(jax.random.key(seed))
         x = jnp.asarray(start) * jax.random.normal(key_start, (SIMULATED // SEEDS, data.size))
         ends = []
-        for signed in (sizes, -sizes):
+        for signed in (epsilon, -epsilon):
 
-            def score(x: Array, t: Array, sizes: np.ndarray = signed) -> Array:
-                return (1.0 + amplitude(t, jnp.asarray(sizes))) * target.score(process, x, t)
+            def score(x: Array, t: Array, epsilon: float = signed) -> Array:
+                return (1.0 + epsilon * at_both_ends(t)) * target.score(process, x, t)
 
             ends.append(np.asarray(jk.sample(score, process, sampler, schedule, key, x)))
         values.append(0.5 * sum(map(kl, ends)))
     return mean_and_error(values)
 
 
-def split(problem: FewSteps, grid: np.ndarray, sizes: np.ndarray, free_grid: bool) -> dict[str, Any]:
+def on_cubic_grid(name: str, kind: str, steps: int, epsilon: float) -> dict[str, Any]:
     """The gain over the best constant: a repair of the discretisation times a gain against the error."""
-    best, times, h_squared = problem.minimise(grid, sizes, free_grid=free_grid)
-    constant, const_times, const_h = problem.minimise(grid, sizes, constant=True, free_grid=free_grid)
-    blind, blind_times, blind_h = problem.minimise(grid, 0.0 * sizes, free_grid=free_grid)
-    known = float(problem.value(blind_times, blind_h, sizes))
+    process, grid = clock_process(FINAL_TIME), power_grid(FINAL_TIME, steps)
+    setting = ERRORS[kind], process, "exponential_integrator", grid, epsilon
+    few = jk.diffusion.optimize_few_steps(NORMAL[name], *setting, cap=CAP)
+    constant, h_squared = few.best_constant
     return {
+        "target": name,
+        "error": kind,
+        "K": steps,
+        "epsilon": epsilon,
+        "ode": few.ode,
+        "sde": few.sde,
         "constant": constant,
-        "constant_h_squared": float(const_h[0]),
+        "constant_h_squared": h_squared,
+        "without_error": few.blind_without_error,
+        "repaired": few.blind,
+        "optimal": few.value,
+        "gain": few.gain,
+        "repair_gain": few.repair_gain,
+        "score_gain": few.score_gain,
+        "continuous": few.continuous,
+        "ratio": few.ratio,
+        "times": few.times.tolist(),
+        "h_squared": few.h_squared.tolist(),
+        "constant_times": few.times.tolist(),
+    }
+
+
+def on_free_grid(name: str, steps: int, epsilon: float) -> dict[str, Any]:
+    """The same with the grid optimised too: for all h_k, for a constant h, and without the error."""
+    problem, grid = FreeGrid(NORMAL[name]), power_grid(FINAL_TIME, steps)
+    best, times, h_squared = problem.minimise(grid, epsilon)
+    constant, constant_times, constant_h = problem.minimise(grid, epsilon, constant=True)
+    blind, blind_times, blind_h = problem.minimise(grid, 0.0)
+    known = float(problem.value(blind_times, blind_h, jnp.asarray(epsilon)))
+    return {
+        "target": name,
+        "K": steps,
+        "epsilon": epsilon,
+        "constant": constant,
+        "constant_h_squared": float(constant_h[0]),
         "without_error": blind,
         "repaired": known,
         "optimal": best,
@@ -271,7 +293,7 @@ def split(problem: FewSteps, grid: np.ndarray, sizes: np.ndarray, free_grid: boo
         "score_gain": known / best,
         "times": times.tolist(),
         "h_squared": h_squared.tolist(),
-        "constant_times": const_times.tolist(),
+        "constant_times": constant_times.tolist(),
     }
 
 
@@ -280,40 +302,21 @@ def few_steps() -> dict[str, Any]:
 
     With a free grid the exponential integrator is left out: its optima rely on noise above the marginal's.
     """
-    fixed, free, reach, both = [], [], [], 0.1 * np.array(AMPLITUDES["both"])
+    epsilon = 0.1
     with jax.enable_x64(True):
-        for name, steps in track(list(itertools.product(NORMAL, STEPS)), "few steps, cubic grid"):
-            problem, grid = FewSteps(NORMAL[name], "exponential_integrator"), power_grid(FINAL_TIME, steps)
-            for epsilon, kind in itertools.product(SIZES, AMPLITUDES):
-                sizes = epsilon * np.array(AMPLITUDES[kind])
-                row = {"target": name, "error": kind, "K": steps, "epsilon": epsilon}
-                row["ode"], row["sde"] = (float(problem.value(grid, np.full(steps, h), sizes)) for h in (0.0, 1.0))
-                fixed.append(row | split(problem, grid, sizes, free_grid=False))
-        for name, steps in track(list(itertools.product(NORMAL, STEPS)), "few steps, free grid"):
-            problem = FewSteps(NORMAL[name], "ddim")
-            row = {"target": name, "K": steps, "epsilon": 0.1}
-            free.append(row | split(problem, power_grid(FINAL_TIME, steps), both, free_grid=True))
-        for name in track(list(NORMAL), "against continuous time"):
-
-            def profile(theta: Array) -> Array:
-                return amplitude(theta, jnp.ones(2))
-
-            if name == "d = 1":
-                limit = jk.diffusion.diffusion_infimum(NORMAL[name], profile, [0.0, FINAL_TIME]).value
-            else:
-                limit = jk.diffusion.optimize_diffusion(NORMAL[name], profile, FINAL_TIME).value
-            problem = FewSteps(NORMAL[name], "exponential_integrator")
-            for steps in (10, 20, 40, 80):
-                best, _, h_squared = problem.minimise(power_grid(FINAL_TIME, steps), both)
-                row = {"target": name, "K": steps, "optimal": best, "continuous": 0.01 * limit}
-                reach.append(row | {"ratio": best / (0.01 * limit), "h_squared": h_squared.tolist()})
+        settings = [(name, kind, k, size) for name in NORMAL for k in STEPS for size in SIZES for kind in ERRORS]
+        fixed = [on_cubic_grid(*setting) for setting in track(settings, "few steps, cubic grid")]
+        settings = list(itertools.product(NORMAL, STEPS))
+        free = [on_free_grid(*setting, epsilon) for setting in track(settings, "few steps, free grid")]
+        settings = list(itertools.product(NORMAL, REACH))
+        reach = [on_cubic_grid(name, "both", k, epsilon) for name, k in track(settings, "against continuous time")]
         shown = [row for row in fixed if row["error"] == "both" and row["epsilon"] == 0.1]
         for row, sampler in track([(r, "exponential_integrator") for r in shown] + [(r, "ddim") for r in free], "runs"):
             setting = NORMAL[row["target"]], sampler
             flat = np.full(row["K"], row["constant_h_squared"])
-            row["simulated_constant"] = simulate_steps(*setting, np.asarray(row["constant_times"]), flat, both)
+            row["simulated_constant"] = simulate_steps(*setting, np.asarray(row["constant_times"]), flat, epsilon)
             optimal = np.asarray(row["times"]), np.asarray(row["h_squared"])
-            row["simulated_optimal"] = simulate_steps(*setting, *optimal, both)
+            row["simulated_optimal"] = simulate_steps(*setting, *optimal, epsilon)
     return {"fixed": fixed, "free": free, "reach": reach}
 
 

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from scipy.integrate import quad, solve_ivp
+from scipy.optimize import minimize
 
 import jaxkernels as jk
 from jaxkernels.diffusion import (
+    EvenKL,
+    FewSteps,
     OptimalDiffusion,
     affine_leading_order,
     affine_tail_constant,
@@ -28,6 +31,7 @@ from jaxkernels.diffusion import (
     gaussian_bound,
     leading_order,
     optimize_diffusion,
+    optimize_few_steps,
     pulse_leading_order,
     pulse_statement,
     tail_constant,
@@ -517,6 +521,235 @@ def test_result_of_the_optimisation() -> None:
     t = time_at_clock(process, jnp.asarray([1e-4, 0.05, 1.0, 5.0]))
     k = found.h_squared
     np.testing.assert_allclose(found.stochasticity(process, t), np.sqrt([k[0], k[7], k[14], k[15]]))
+
+
+# --- few steps -------------------------------------------------------------------------------------------
+
+
+def _cubic(steps: int, final: float = T) -> np.ndarray:
+    return final * (1.0 - np.arange(steps + 1) / steps) ** 3
+
+
+def _even_kl(
+    step: Callable[..., tuple[float, float, float]],
+    theta: np.ndarray,
+    h_squared: np.ndarray,
+    mean: float,
+    variance: float,
+    relative: np.ndarray,
+) -> float:
+    """J of one mode in NumPy: theta (K + 1,), the relative error (K,) at the beginning of every step.
+
+    `step` gives factors for x and for the learned score at x, and the variance of the noise.
+    """
+    values = []
+    for sign in (1.0, -1.0):
+        a = np.exp(-0.5 * theta)
+        s = 1.0 + (variance - 1.0) * np.exp(-theta)
+        m, v = a[0] * mean, s[0]
+        for k, h2 in enumerate(h_squared):
+            keep, push, noise = step(theta[k], theta[k + 1], h2)
+            slope = -(1.0 + sign * relative[k]) / s[k]
+            m, v = keep * m + push * slope * (m - a[k] * mean), (keep + push * slope) ** 2 * v + noise
+        values.append(0.5 * (np.log(v / variance) + (variance + (m - mean) ** 2) / v - 1.0))
+    return float(np.mean(values))
+
+
+def _exponential_integrator(start: float, end: float, h_squared: float) -> tuple[float, float, float]:
+    gamma = np.exp(0.5 * (start - end))
+    return gamma, (1.0 + h_squared) * (gamma - 1.0), h_squared * (gamma**2 - 1.0)
+
+
+def _ddim(start: float, end: float, h_squared: float) -> tuple[float, float, float]:
+    a, b = np.exp(-0.5 * start), np.exp(-0.5 * end)
+    n, r = -np.expm1(-start), -np.expm1(-end)
+    keep = 0.0 if r == 0 else (np.expm1(end) / np.expm1(start)) ** (0.5 * h_squared)
+    # x0 = (x + n score) / a, noise = -sqrt(n) score
+    return b / a, b * n / a - np.sqrt(r * n) * keep, r * (1.0 - keep**2)
+
+
+def _least(fn: Callable[[np.ndarray], float], steps: int) -> tuple[float, np.ndarray]:
+    """By L-BFGS with differences in place of derivatives, in h^2 itself."""
+    starts = [np.zeros(steps), np.ones(steps), np.full(steps, 10.0), np.eye(steps)[0] * 20.0]
+    options = {"ftol": 1e-15, "gtol": 1e-10, "maxfun": 20_000}
+    runs = [minimize(lambda h: np.log(fn(h)), z, bounds=[(0.0, 100.0)] * steps, options=options) for z in starts]
+    best = min(runs, key=lambda run: run.fun)
+    return fn(best.x), best.x
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.5])
+def test_few_steps_of_the_exponential_integrator(epsilon: float) -> None:
+    """Against a recursion and an optimiser that share no code, one dimension and three steps."""
+    theta, variance = _cubic(3), 0.04
+
+    def j(h_squared: np.ndarray, size: float = epsilon) -> float:
+        c = size * np.asarray(_both(jnp.asarray(theta[:-1])))
+        return _even_kl(_exponential_integrator, theta, h_squared, 0.7, variance, c)
+
+    found = optimize_few_steps(
+        jk.Gaussian(0.7, [variance]), _both, jk.OU(rate=1.0, t_max=T), "exponential_integrator", theta, epsilon
+    )
+    value, h_squared = _least(j, 3)
+    np.testing.assert_allclose(found.value, value, rtol=1e-6)
+    np.testing.assert_allclose(found.h_squared, h_squared, rtol=1e-3, atol=1e-4)
+    assert found.converged
+    # what it is compared with, at its own h
+    blind = _least(lambda h: j(h, 0.0), 3)[1]
+    np.testing.assert_allclose(found.blind, j(blind), rtol=1e-4)
+    expected = [j(found.h_squared), j(np.zeros(3)), j(np.ones(3)), j(found.h_squared, 0.0)]
+    np.testing.assert_allclose([found.value, found.ode, found.sde, found.without_error], expected, rtol=1e-11)
+    expected = [j(found.blind_h_squared), j(found.blind_h_squared, 0.0)]
+    np.testing.assert_allclose([found.blind, found.blind_without_error], expected, rtol=1e-11)
+    flat, at = _least(lambda h: j(np.full(3, h[0])), 1)
+    np.testing.assert_allclose(found.best_constant[0], flat, rtol=1e-9)
+    np.testing.assert_allclose(found.best_constant[1], at[0], atol=1e-4)
+    np.testing.assert_allclose(found.gain, found.repair_gain * found.score_gain, rtol=1e-12)
+    # noise that stays in the last step is above the marginal's, which has none
+    assert not found.trusted
+    assert "step 2 injects noise" in found.warnings[0]
+
+
+def test_few_steps_of_ddim_in_another_process() -> None:
+    """Two modes with errors of their own, in the time of the VP process, against the same recursion."""
+    process, epsilon, means, variances = jk.VP(0.1, 3.9), 0.2, (0.3, -1.0), (0.04, 0.5)
+    theta = _cubic(3)
+
+    def error(r: jax.Array) -> jax.Array:
+        return jnp.stack([jnp.exp(-r), 0.5 + 0.0 * r], -1)
+
+    def j(h_squared: np.ndarray) -> float:
+        c = epsilon * np.asarray(error(jnp.asarray(theta[:-1])))
+        return sum(_even_kl(_ddim, theta, h_squared, means[i], variances[i], c[:, i]) for i in range(2))
+
+    target, times = jk.Gaussian(means, variances), np.asarray(time_at_clock(process, jnp.asarray(theta)))
+    found = optimize_few_steps(target, error, process, "ddim", times, epsilon)
+    np.testing.assert_allclose([found.value, found.ode], [j(found.h_squared), j(np.zeros(3))], rtol=1e-9)
+    value, h_squared = _least(j, 3)
+    np.testing.assert_allclose(found.value, value, rtol=1e-6)
+    # the same steps: h^2 may differ where it has no effect, as in the step to the data
+    for k in range(3):
+        ours, theirs = (_ddim(theta[k], theta[k + 1], h[k]) for h in (found.h_squared, h_squared))
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert found.trusted
+    np.testing.assert_allclose(found.schedule.times, times, rtol=1e-12)
+    np.testing.assert_allclose(found.schedule.stochasticity**2, found.h_squared, rtol=1e-12)
+    evenly = EvenKL(target, error, process, jk.DDIM(), epsilon)
+    np.testing.assert_allclose(jax.jit(lambda s: evenly(s))(found.schedule), found.value, rtol=1e-12)
+
+
+def test_few_steps_are_no_worse_than_what_they_start_from() -> None:
+    rng, theta, process = np.random.default_rng(0), _cubic(3), jk.OU(rate=1.0, t_max=T)
+    for _ in range(8):
+        target, epsilon = jk.Gaussian(0.0, rng.uniform(0.01, 2.0, 1)), rng.uniform(0.01, 1.0)
+        cap, c = rng.uniform(1.0, 50.0), rng.normal(size=16)
+        given = jk.Schedule(theta, rng.uniform(0.0, np.sqrt(cap), 3))
+        found = optimize_few_steps(target, c, process, "exponential_integrator", given, epsilon, cap=cap)
+        cells = np.searchsorted(found.optimum.edges, theta[:-1]) - 1
+
+        def j(h_squared: np.ndarray, size: np.ndarray = epsilon * c[cells], target: jk.Gaussian = target) -> float:
+            variance = float(target.eigenvalues[0])
+            return _even_kl(_exponential_integrator, theta, h_squared, 0.0, variance, size)
+
+        least = found.value * (1.0 - 1e-12)
+        assert least <= min(found.best_constant[0], found.ode, found.sde, found.blind)
+        assert least <= j(np.asarray(given.stochasticity_squared))
+        middle = found.optimum.stochasticity(process, jnp.asarray(0.5 * (theta[1:] + theta[:-1])))
+        assert least <= j(np.asarray(middle) ** 2)
+        assert np.all((found.h_squared >= 0) & (found.h_squared <= cap))
+
+
+def test_few_steps_with_an_error_on_cells() -> None:
+    """A step that begins at an edge sees the cell below it, also if times come from float32."""
+    theta, process = _cubic(3), jk.OU(rate=1.0, t_max=T)
+    edges, c = theta[::-1], np.asarray(_both(jnp.asarray(theta[:-1])))[::-1]
+    whole = optimize_few_steps(ONE, _both, process, "exponential_integrator", theta, 0.1)
+    rounded = np.asarray(theta, np.float32)
+    for times in (theta, rounded):
+        found = optimize_few_steps(ONE, c, process, "exponential_integrator", times, 0.1, cells=edges)
+        np.testing.assert_allclose([found.value, found.blind], [whole.value, whole.blind], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def few() -> dict[int, FewSteps]:
+    process = jk.OU(rate=1.0, t_max=T)
+    return {k: optimize_few_steps(ONE, _both, process, "exponential_integrator", _cubic(k), 0.1) for k in (10, 20, 40)}
+
+
+def test_few_steps_against_continuous_time(few: dict[int, FewSteps]) -> None:
+    """Reference numbers of another optimiser; and the optimum of continuous time comes nearer with K."""
+    np.testing.assert_allclose([few[k].value for k in few], [0.01911114, 0.00637439, 0.00287934], rtol=2e-6)
+    np.testing.assert_allclose([few[k].gain for k in (10, 20)], [2.17, 1.93], atol=5e-3)
+    np.testing.assert_allclose([few[k].repair_gain for k in (10, 20)], [2.16, 1.87], atol=5e-3)
+    np.testing.assert_allclose([few[k].score_gain for k in (10, 20)], [1.01, 1.03], atol=5e-3)
+    np.testing.assert_allclose([few[k].blind_without_error for k in (10, 20)], [0.0170578, 0.0044209], rtol=1e-5)
+    infimum = diffusion_infimum(ONE, _both, [0.0, T]).value
+    np.testing.assert_allclose([f.continuous for f in few.values()], 0.01 * infimum, rtol=1e-12)
+    ratios = np.array([f.ratio for f in few.values()])
+    np.testing.assert_allclose(ratios, [43.451, 14.493, 6.5465], rtol=1e-4)
+    assert np.all(np.diff(ratios) < 0)
+    # more of what is left is the error's
+    shares = np.array([f.without_error / f.value for f in few.values()])
+    assert np.all(np.diff(shares) < 0)
+    assert all(f.out_of_reach and f.converged for f in few.values())
+
+
+def test_report_of_few_steps(few: dict[int, FewSteps], float32: None) -> None:
+    text = repr(few[10])
+    for part in (
+        "ExponentialIntegrator, 10 steps, eps = 0.1, converged",
+        "best constant 0.0414946 (h^2 = 0): 2.17 times that",
+        "gain 2.17 = repair of the discretisation 2.16 x gain against the error 1.01",
+        "out of reach: K = 10 steps cost 43.5 times the optimum of continuous time",
+        "90% of it is discretisation",
+        "warning: step 9 injects noise",
+        "trusted=False",
+    ):
+        assert part in text
+    # in the caller's precision, but computed in float64
+    assert few[10].schedule.times.dtype == jnp.float32
+    again = optimize_few_steps(
+        ONE, _both, jk.OU(rate=1.0, t_max=T), "exponential_integrator", few[10].schedule, jnp.asarray(0.1)
+    )
+    np.testing.assert_allclose(again.value, few[10].value, rtol=1e-6)
+
+
+def _few(
+    target: jk.Gaussian = ONE,
+    error: object = _both,
+    process: jk.AbstractProcess | None = None,
+    sampler: str = "ddim",
+    times: object = (T, 1.0, 0.0),
+    epsilon: object = 0.1,
+    **options: object,
+) -> FewSteps:
+    setting = target, error, process or jk.OU(rate=1.0, t_max=T), sampler, times, epsilon
+    return optimize_few_steps(*setting, **options)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: _few(epsilon=0.0), "epsilon = 0 must be > 0"),
+        (lambda: _few(epsilon=-0.1), r"epsilon = -0\.1 must be > 0"),
+        (lambda: _few(epsilon=np.ones(2)), "epsilon must be a single number"),
+        (lambda: _few(cap=0.0), "cap = 0 must be > 0"),
+        (lambda: _few(sampler="heun"), "sampler = Heun is deterministic and has no h"),
+        (lambda: _few(sampler="dimm"), "sampler='dimm' is not known. Did you mean 'ddim'"),
+        (lambda: _few(jk.Gaussian(0.0, [1.0, 0.0])), r"eigenvalues\[1\] = 0 must be > 0"),
+        (lambda: _few(times=(T, 1.0, 0.1)), r"times\[-1\] = 0\.1 must be 0"),
+        (lambda: _few(times=(1.5, 1.0, 0.0)), r"times\[0\] = 1\.5 must be the process's t_max = 2"),
+        (lambda: _few(times=(3.0, 1.0, 0.0)), r"times\[0\] = 3 lies beyond the process's t_max = 2"),
+        (lambda: _few(times=(T, 0.5, 1.0, 0.0)), r"times must strictly decrease; times\[1\] = 0\.5"),
+        (lambda: _few(process=jk.FlowMatching(), times=(1.0, 0.5, 0.0)), r"times\[0\] = 1, where no signal is left"),
+        (lambda: _few(error=jnp.zeros_like), "error is 0 at every time"),
+        (lambda: _few(error=np.ones(3)), r"error has shape \(3,\); it must be a number or have shape \(16,\)"),
+        (lambda: _few(error=np.ones(2), cells=[0.0, 0.5, 1.0]), "cells end at 1; they must end at final_time = 2"),
+        (lambda: jax.jit(lambda e: _few(epsilon=e).value)(0.1), "must be called outside jit"),
+    ],
+)
+def test_bad_input_of_few_steps(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 # --- training weights ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from ._bound import (
     gaussian_bound as gaussian_bound,
 )
 from ._clock import clock as clock, time_at_clock as time_at_clock
+from ._few_steps import EvenKL as EvenKL, FewSteps as FewSteps, optimize_few_steps as optimize_few_steps
 from ._leading_order import (
     CellResponses as CellResponses,
     affine_leading_order as affine_leading_order,

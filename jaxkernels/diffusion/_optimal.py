@@ -17,6 +17,7 @@ An optimiser needs h^2 as its variable, not h, in which every derivative vanishe
 """
 
 import dataclasses
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -25,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .. import _checks
-from .._newton import dense_derivatives, newton_advance, newton_start
+from .._newton import Problem, dense_derivatives, newton_advance, newton_start
 from .._numerics import in_float64
 from .._types import AnyArray, Numbers
 from ..process import AbstractProcess
@@ -48,6 +49,8 @@ from ._leading_order import CellResponses, ErrorMeasure, error_measure, total_le
 _MAX_ITERATIONS, _TOLERANCE = 100, 1e-8
 _SEARCHED = 6
 """How many of the best starts are followed."""
+CONSTANTS = 65
+"""How many constants are compared at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,20 +113,31 @@ class OptimalDiffusion:
         return "\n".join(lines) + ")"
 
 
-class _LogCost(eqx.Module):
-    """log L at u = log(1 + h^2); a single u stands for a constant h^2."""
+@runtime_checkable
+class Cost(Problem, Protocol):
+    """What is minimised over u = log(1 + h^2), by the derivatives of its logarithm. One u stands for a constant h^2."""
+
+    def value(self, u: Float[Array, " n"], /) -> Float[Array, ""]: ...
+
+
+class _LeadingOrder(eqx.Module):
+    """L at u = log(1 + h^2); a single u stands for a constant h^2."""
 
     error: ErrorMeasure
     weights: Float[Array, " modes"]
     coherent: Bool[Array, ""]
 
-    def value(self, u: Array) -> Array:
+    def value(self, u: Float[Array, " n"], /) -> Float[Array, ""]:
         change = self.error.response(jnp.broadcast_to(jnp.expm1(u), self.error.width.shape[:1]))
         return total_leading_order(CellResponses(change, jnp.zeros_like(change), self.weights), self.coherent)
 
     def derivatives(self, z: Float[Array, " n"], /) -> tuple[Array, Array, Array]:
-        # the least normal number keeps the logarithm finite where L underflows
-        return dense_derivatives(lambda u: jnp.log(self.value(u) + jnp.finfo(u.dtype).tiny), z)
+        return log_derivatives(self, z)
+
+
+def log_derivatives(cost: Cost, u: Float[Array, " n"]) -> tuple[Array, Array, Array]:
+    """Logarithm of the cost, its gradient and Hessian: finite also where the cost underflows."""
+    return dense_derivatives(lambda u: jnp.log(cost.value(u) + jnp.finfo(u.dtype).tiny), u)
 
 
 @in_float64
@@ -216,21 +230,21 @@ def optimize_diffusion(
     error = checked_profile("error", error, n, variances.shape[0])
     panels = enough_panels(edges, variances, cap) if callable(error) else 1
     measure = error_measure(jnp.asarray(edges), jnp.asarray(variances), error, panels)
-    problem = _LogCost(measure, jnp.asarray(target.weights), jnp.asarray(signs == "coherent"))
+    problem = _LeadingOrder(measure, jnp.asarray(target.weights), jnp.asarray(signs == "coherent"))
     top = np.log1p(cap)
 
-    best_u, best = _best_constant(problem, top)
+    best_u, best = best_constant(problem, top)
     if not best > 0:
         raise ValueError("error is 0 at every time: there is nothing to minimise.")
     constant = (best, float(np.expm1(best_u)))
 
     step = np.tri(n + 1, n, -1)  # row j: 1 on the cells below j
     starts = np.concatenate([np.full((1, n), best_u), top * (1.0 - step), top * step, np.full((1, n), np.log(2.0))])
-    found = np.asarray(_values(problem, jnp.asarray(starts)))
+    found = np.asarray(values_at(problem, jnp.asarray(starts)))
     # away from the bounds, so that the first step sees every variable
     starts = np.clip(starts[np.argsort(found)[:_SEARCHED]], 0.02 * top, 0.98 * top)
     starts = np.concatenate([np.full((1, n), best_u), starts])
-    value, u, converged, optima = _minimise(problem, starts, top)
+    value, u, converged, optima = minimise(problem, starts, top)
     if value > constant[0]:
         value, u = constant[0], np.full(n, best_u)
     return OptimalDiffusion(
@@ -238,8 +252,8 @@ def optimize_diffusion(
         h_squared=np.expm1(u),
         value=value,
         best_constant=constant,
-        ode=float(_values(problem, jnp.zeros((1, n)))[0]),
-        sde=float(_values(problem, jnp.full((1, n), np.log(2.0)))[0]),
+        ode=float(values_at(problem, jnp.zeros((1, n)))[0]),
+        sde=float(values_at(problem, jnp.full((1, n), np.log(2.0)))[0]),
         infimum=_where_known(target, error, edges, signs),
         cap=cap,
         signs=signs,
@@ -249,24 +263,27 @@ def optimize_diffusion(
 
 
 @jax.jit
-def _values(problem: _LogCost, u: Float[Array, "starts n"]) -> Float[Array, " starts"]:
+def values_at(problem: Cost, u: Float[Array, "starts n"]) -> Float[Array, " starts"]:
     return jax.vmap(problem.value)(u)
 
 
-def _best_constant(problem: _LogCost, top: float) -> tuple[float, float]:
-    """log(1 + h^2) of the best constant, and its L: a search on ever finer grids around the best of the last."""
+def best_constant(problem: Cost, top: float, columns: int = 1) -> tuple[float, float]:
+    """log(1 + h^2) of the best constant, and its cost: a search on ever finer grids around the best of the last.
+
+    `columns`: in how many entries of u it is handed over.
+    """
     low, high = 0.0, top
     while True:
-        grid = np.linspace(low, high, 65)
-        values = np.asarray(_values(problem, jnp.asarray(grid[:, None])))
+        grid = np.linspace(low, high, CONSTANTS)
+        values = np.asarray(values_at(problem, jnp.asarray(np.repeat(grid[:, None], columns, 1))))
         best = int(np.argmin(values))
         if high - low < 1e-7:  # the value is flat there: its error is of the order of the square
             return float(grid[best]), float(values[best])
-        low, high = grid[max(best - 1, 0)], grid[min(best + 1, 64)]
+        low, high = grid[max(best - 1, 0)], grid[min(best + 1, CONSTANTS - 1)]
 
 
-def _minimise(problem: _LogCost, starts: np.ndarray, top: float) -> tuple[float, np.ndarray, bool, np.ndarray]:
-    """Least L, its u, whether it has converged, and L of every start."""
+def minimise(problem: Cost, starts: np.ndarray, top: float) -> tuple[float, np.ndarray, bool, np.ndarray]:
+    """Least cost, its u, whether it has converged, and the cost that every start has reached."""
     n = starts.shape[1]
     state = newton_advance(
         problem,

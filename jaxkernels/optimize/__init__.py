@@ -3,3 +3,4 @@
 from ._objective import Local as Local, Objective as Objective, Terminal as Terminal
 from ._optimize import SPREAD as SPREAD, optimize_schedule as optimize_schedule
 from ._result import OptimizedSchedule as OptimizedSchedule
+from ._trust import model_warnings as model_warnings, violations as violations
