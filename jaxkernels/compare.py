@@ -13,8 +13,9 @@ from jaxtyping import Array, Float
 from . import _checks
 from ._progress import Progress
 from ._setting import check_schedule
-from ._types import AnyArray, ScoreFn
+from ._types import AnyArray, Numbers, ScoreFn
 from .process import AbstractProcess
+from .quality import quantiles
 from .sample import sample
 from .samplers import SAMPLERS, AbstractSampler, DPMSolverPP2M
 from .schedules import Schedule, log_snr, sigma_range, uniform
@@ -37,7 +38,10 @@ class Comparison(eqx.Module):
 
     Four statistics, as no one of them is the truth: of the errors, "rms" (a few bad samples decide), "median", and
     "log_mean", exp(mean log error) (typical samples decide); and "sliced_w2", the root mean over directions of the
-    squared W2 distance between the laws of the components, which forgives errors that leave the law as it is.
+    squared W2 distance between the laws of the components, which forgives errors that leave the law as it is: to the
+    reference's law, or to that of data where they were given (`data_ends` (samples, directions), sorted).
+
+    A stochastic schedule has no reference from the same noise: its errors are NaN, and sliced W2 is all there is.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
@@ -45,6 +49,7 @@ class Comparison(eqx.Module):
     ends: Float[np.ndarray, "schedules noises directions"]
     reference_ends: Float[np.ndarray, "noises directions"]
     reference_error: float
+    data_ends: Float[np.ndarray, "samples directions"] | None = None
 
     def statistic(self, kind: str) -> dict[str, float]:
         """One of the four statistics, of every schedule."""
@@ -61,13 +66,21 @@ class Comparison(eqx.Module):
         again = np.stack([both.values(kind, rows) for rows in draws], 1)
         return float(value[0] / value[1]), float(np.std(again[0] / again[1], ddof=1))
 
+    @property
+    def criterion(self) -> str:
+        """The statistic that `best` makes smallest: "log_mean", or "sliced_w2" where a schedule is stochastic."""
+        return "sliced_w2" if np.any(np.isnan(self.errors)) else "log_mean"
+
     def best(self, baselines: Sequence[str] | None = None) -> str:
         """The schedule whose typical samples are best without harm to the others.
 
         The smallest log_mean among those whose rms and sliced_w2 are no higher than the smallest rms and the smallest
         sliced_w2 among `baselines` (default: among all schedules); if there is none, the one with the smallest
-        harm, the sum over both statistics of log(its value / that smallest one) where that is positive.
+        harm, the sum over both statistics of log(its value / that smallest one) where that is positive. If any
+        schedule is stochastic, the one with the smallest sliced_w2.
         """
+        if self.criterion == "sliced_w2":
+            return self.names[int(np.argmin(self.values("sliced_w2")))]
         known = self.names if baselines is None else baselines
         rows = [self._index(name) for name in known]
         harm = np.zeros(len(self.names))
@@ -80,9 +93,8 @@ class Comparison(eqx.Module):
         """Some of the schedules, from some of the noises."""
         names = self.names if names is None else tuple(names)
         rows = [self._index(name) for name in names]
-        return Comparison(
-            names, self.errors[rows, noises], self.ends[rows, noises], self.reference_ends[noises], self.reference_error
-        )
+        ends = self.ends[rows, noises], self.reference_ends[noises]
+        return Comparison(names, self.errors[rows, noises], *ends, self.reference_error, self.data_ends)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
         """The four statistics of every schedule against the best one's; see `jaxkernels.plot.plot_comparison`.
@@ -97,6 +109,7 @@ class Comparison(eqx.Module):
         return _checks.lookup("name", name, {n: i for i, n in enumerate(self.names)})
 
     def values(self, kind: str, noises: slice | np.ndarray = slice(None)) -> Float[np.ndarray, " schedules"]:
+        """One of the four statistics of every schedule, from some of the noises or from a resample of them."""
         e = self.errors[:, noises]
         if kind == "rms":
             return np.sqrt(np.mean(e**2, 1))
@@ -105,20 +118,26 @@ class Comparison(eqx.Module):
         if kind == "log_mean":
             return np.exp(np.mean(np.log(np.maximum(e, 1e-300)), 1))
         # W2 in one dimension couples the sorted values
-        found, exact = np.sort(self.ends[:, noises], 1), np.sort(self.reference_ends[noises], 0)
+        found = np.sort(self.ends[:, noises], 1)
+        if self.data_ends is None:
+            exact = np.sort(self.reference_ends[noises], 0)
+        else:
+            exact = quantiles(self.data_ends, found.shape[1])
         return np.sqrt(np.mean((found - exact) ** 2, (1, 2)))
 
     def __repr__(self) -> str:
         best = self.best()
+        kind = self.criterion
         width = max(map(len, self.names))
         lines = [f"{'schedule':{width}} {'rms':>10} {'median':>10} {'log mean':>10} {'sliced W2':>10}   against {best}"]
         columns = [self.statistic(kind) for kind in STATISTICS]
-        for name in sorted(self.names, key=columns[2].__getitem__):
-            ratio, spread = self.ratio("log_mean", name, best)
+        for name in sorted(self.names, key=self.statistic(kind).__getitem__):
+            ratio, spread = self.ratio(kind, name, best)
             numbers = " ".join(f"{column[name]:10.4g}" for column in columns)
             lines.append(f"{name:{width}} {numbers}   {ratio:.3f} ± {spread:.3f}")
         noises = self.errors.shape[1]
-        return "\n".join([*lines, f"{noises} noises; reference accurate to {self.reference_error:.1g}"])
+        law = "" if self.data_ends is None else "; sliced W2 to the data"
+        return "\n".join([*lines, f"{noises} noises; reference accurate to {self.reference_error:.1g}{law}"])
 
 
 def compare_schedules(
@@ -129,6 +148,8 @@ def compare_schedules(
     x_init: Float[AnyArray, "noises *shape"],
     *,
     kind: str = "score",
+    data: Numbers | None = None,
+    key: Array | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Run a network on several schedules and on a fine one, from the same noises, and measure the distances.
@@ -136,19 +157,24 @@ def compare_schedules(
     The reference is DPM-Solver++(2M) on a uniform log-SNR grid (uniform in time where log-SNR is infinite at an
     end) of at least 200 steps and 20 times those of the longest schedule.
 
-    **Arguments:** `score_fn`, `kind` and `x_init` as for `sample`; `schedules` by name, deterministic and all with
-    the same first and last time.
+    **Arguments:**
+
+    - `score_fn`, `kind` and `x_init` as for `sample`.
+    - `schedules`: by name, all with the same first and last time.
+    - `data`: samples (n, ...) to whose law sliced W2 is measured, instead of to the reference's. A fine solver has the
+      network's errors, and noise may repair some of them: stochastic schedules need the data.
+    - `key`: draws the noise of stochastic steps, the same for all schedules (fixed by default).
 
     **Raises:** ValueError naming the argument; also if samples stop being finite.
     """
     if isinstance(sampler, str):
         sampler = _checks.lookup("sampler", sampler, SAMPLERS)()
-    ends = check_schedules(process, sampler, schedules)
+    ends = check_schedules(process, sampler, schedules, stochastic=data is not None)
     x = check_noises(x_init)
     steps = fine_steps(max(schedule.num_steps for schedule in schedules.values()))
     with Progress("comparing: fine reference", progress) as line:
-        exact = reference(score_fn, process, x, steps, *ends, kind=kind)
-        return compare_to(exact, score_fn, process, sampler, schedules, x, kind=kind, line=line)
+        exact = reference(score_fn, process, x, steps, *ends, kind=kind, data=data)
+        return compare_to(exact, score_fn, process, sampler, schedules, x, kind=kind, key=key, line=line)
 
 
 def check_schedules(
@@ -156,6 +182,8 @@ def check_schedules(
     sampler: AbstractSampler,
     schedules: Mapping[str, Schedule],
     ends: tuple[float, float] | None = None,
+    *,
+    stochastic: bool,
 ) -> tuple[float, float]:
     """First and last time of schedules that can be compared: `ends` if given, else those of the first schedule."""
     if not schedules:
@@ -165,8 +193,11 @@ def check_schedules(
         times = np.asarray(schedule.times, np.float64)
         if ends is None:
             ends = float(times[0]), float(times[-1])
-        if np.any(np.asarray(schedule.stochasticity_squared) > 0):
-            raise ValueError(f"schedules[{name!r}] is stochastic: its samples have no reference from the same noise.")
+        if not stochastic and is_stochastic(schedule):
+            raise ValueError(
+                f"schedules[{name!r}] is stochastic: its samples have no reference from the same noise; pass data, to "
+                "compare laws."
+            )
         if not np.allclose(times[[0, -1]], ends, rtol=1e-5):
             raise ValueError(
                 f"schedules[{name!r}] runs from {times[0]:g} to {times[-1]:g}, the others from {ends[0]:g} to "
@@ -183,17 +214,24 @@ def check_noises(x_init: Float[AnyArray, "noises *shape"]) -> Float[Array, "nois
     return x
 
 
+def is_stochastic(schedule: Schedule) -> bool:
+    """Whether any step injects noise."""
+    return bool(np.any(np.asarray(schedule.stochasticity_squared) > 0))
+
+
 class Reference(NamedTuple):
     """Where a fine solver takes noises, and in what units and along which directions distances from there are told.
 
     `ends` (noises, d); `size`, the root of their total variance; `directions` (d, directions), unit vectors over
-    `size`; `error`, the root mean square distance to a reference of half the steps, over `size`.
+    `size`; `error`, the root mean square distance to a reference of half the steps, over `size`; `data`, the sorted
+    components of the data, if given.
     """
 
     ends: Float[np.ndarray, "noises d"]
     size: float
     directions: Float[np.ndarray, "d directions"]
     error: float
+    data: Float[np.ndarray, "samples directions"] | None
 
 
 def reference(
@@ -205,14 +243,21 @@ def reference(
     last: float,
     *,
     kind: str,
+    data: Numbers | None,
 ) -> Reference:
     """The reference of so many steps for all schedules from `first` to `last`, whatever their sampler."""
+    if data is not None:
+        data = _checks.array("data", data)
+        if data.ndim < 2 or data.shape[1:] != x.shape[1:] or len(data) < 2:
+            raise ValueError(f"data has shape {data.shape}; it must be (n, {', '.join(map(str, x.shape[1:]))}).")
+        data = data.reshape(len(data), -1)
     fine, half = (fine_ends(score_fn, process, x, k, first, last, kind=kind) for k in (steps, steps // 2))
     size = float(np.sqrt(np.sum(fine.var(0))))
     directions = np.random.default_rng(0).standard_normal((fine.shape[1], _DIRECTIONS))
     directions /= np.linalg.norm(directions, axis=0) * size
     between = np.sqrt(np.mean(np.sum((fine - half) ** 2, 1))) / size
-    return Reference(fine, size, directions, float(between))
+    law = None if data is None else np.sort(data @ directions, 0)
+    return Reference(fine, size, directions, float(between), law)
 
 
 def compare_to(
@@ -224,16 +269,19 @@ def compare_to(
     x: Float[Array, "noises *shape"],
     *,
     kind: str,
+    key: Array | None,
     line: Progress,
 ) -> Comparison:
     """`compare_schedules` with its reference at hand, for arguments that were checked."""
     errors, ends = [], []
     for name, schedule in schedules.items():
         line.update(f"comparing: {type(sampler).__name__}, {schedule.num_steps} steps, {name}")
-        end = _ends(score_fn, process, sampler, schedule, x, kind)
-        errors.append(np.linalg.norm(end - exact.ends, axis=1) / exact.size)
+        end = _ends(score_fn, process, sampler, schedule, x, kind, key)
+        error = np.linalg.norm(end - exact.ends, axis=1) / exact.size
+        errors.append(np.full_like(error, np.nan) if is_stochastic(schedule) else error)
         ends.append(end @ exact.directions)
-    return Comparison(tuple(schedules), np.stack(errors), np.stack(ends), exact.ends @ exact.directions, exact.error)
+    fine = exact.ends @ exact.directions
+    return Comparison(tuple(schedules), np.stack(errors), np.stack(ends), fine, exact.error, exact.data)
 
 
 def fine_steps(num_steps: int) -> int:
@@ -262,8 +310,9 @@ def _ends(
     schedule: Schedule,
     x: Array,
     kind: str,
+    key: Array | None = None,
 ) -> Float[np.ndarray, "noises d"]:
-    key = jax.random.key(0)  # no step draws anything
+    key = jax.random.key(0) if key is None else key
     return np.asarray(sample(score_fn, process, sampler, schedule, key, x, kind=kind)).reshape(x.shape[0], -1)
 
 

@@ -41,13 +41,16 @@ def sliced_w2(samples: Numbers, data: Numbers, *, directions: int = 128, seed: i
     x, y = x @ u, np.sort(y @ u, axis=0)
 
     def distance(rows: np.ndarray) -> float:
-        # quantiles of the sorted data, linear between its entries
-        place = (np.arange(len(rows)) + 0.5) / len(rows) * (len(y) - 1)
-        low = np.minimum(place.astype(int), len(y) - 2)
-        quantiles = y[low] + (place - low)[:, None] * (y[low + 1] - y[low])
-        return float(np.mean((np.sort(x[rows], axis=0) - quantiles) ** 2))
+        return float(np.mean((np.sort(x[rows], axis=0) - quantiles(y, len(rows))) ** 2))
 
     return _jackknife(distance, len(x))
+
+
+def quantiles(y: Float[np.ndarray, "m directions"], count: int) -> Float[np.ndarray, "count directions"]:
+    """Quantiles of sorted columns at the levels (i + 1/2) / count, linear between entries."""
+    place = (np.arange(count) + 0.5) / count * (len(y) - 1)
+    low = np.minimum(place.astype(int), len(y) - 2)
+    return y[low] + (place - low)[:, None] * (y[low + 1] - y[low])
 
 
 def frechet(samples: Numbers, data: Numbers, *, features: Callable[[np.ndarray], Numbers] | None = None) -> Estimate:

@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike, Float
 
 from . import _checks
 from ._progress import Progress
-from ._types import AnyArray, ScoreFn
+from ._types import AnyArray, Numbers, ScoreFn
 from .compare import STATISTICS, Comparison, check_noises, check_schedules, compare_to, fine_steps, reference
 from .process import AbstractProcess
 from .samplers import SAMPLERS, AbstractSampler
@@ -145,17 +145,18 @@ def compare_samplers(
     t_min: ArrayLike,
     schedules: Mapping[str, Grid | Mapping[Setting, Schedule]] | None = None,
     kind: str = "score",
+    data: Numbers | None = None,
     progress: bool = True,
 ) -> Report:
     """`compare_schedules` for several samplers and numbers of steps, against one reference from the same noises.
 
     **Arguments:**
 
-    - `score_fn`, `kind` and `x_init` as for `sample`.
+    - `score_fn`, `kind` and `x_init` as for `sample`; `data` as for `compare_schedules`.
     - `samplers`: names or samplers; `steps`: numbers of steps. Every pair of both is a setting.
     - `t_min`: where all schedules end; they start at the process's t_max.
     - `schedules`: by name, for every setting: a function (process, number of steps, t_min) -> Schedule, or a table
-      {(sampler, steps): Schedule} of ready ones, deterministic. Default: the named grids. With optimised results:
+      {(sampler, steps): Schedule} of ready ones. Default: the named grids. With optimised results:
 
           {**jk.schedules.GRIDS, "optimised": {("ddim", 10): result.schedule, ("ddim", 20): ...}}
 
@@ -175,12 +176,12 @@ def compare_samplers(
     made: dict[Setting, dict[str, Schedule]] = {}
     for setting in [(name, count) for name in named for count in counts]:
         made[setting] = {name: _made(name, grid, process, setting, ends[1]) for name, grid in grids.items()}
-        check_schedules(process, named[setting[0]], made[setting], ends)
+        check_schedules(process, named[setting[0]], made[setting], ends, stochastic=data is not None)
     x = check_noises(x_init)
     with Progress("comparing: fine reference", progress) as line:
-        exact = reference(score_fn, process, x, fine_steps(counts[-1]), *ends, kind=kind)
+        exact = reference(score_fn, process, x, fine_steps(counts[-1]), *ends, kind=kind, data=data)
         comparisons = {
-            setting: compare_to(exact, score_fn, process, named[setting[0]], found, x, kind=kind, line=line)
+            setting: compare_to(exact, score_fn, process, named[setting[0]], found, x, kind=kind, key=None, line=line)
             for setting, found in made.items()
         }
     return Report(comparisons)

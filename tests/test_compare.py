@@ -74,6 +74,96 @@ def test_the_best_schedule_harms_nothing() -> None:
         found.best(["gird"])
 
 
+def test_laws_are_compared_with_the_data() -> None:
+    """Sliced W2 of a stochastic schedule, whose samples are normal with a known law, to data of a known law.
+
+    In direction u both are normal: W2^2 is the squared difference of means plus that of standard deviations. What
+    4000 noises add to the square is of the order of 1 / 4000, an error of 0.01 for distances of 0.05 to 0.2.
+    """
+    rng = np.random.default_rng(0)
+    x, data = rng.standard_normal((4000, 3)), 0.2 + rng.standard_normal((20_000, 3)) * np.sqrt([2.0, 0.3, 0.05])
+    schedules = {"ode": jk.schedules.uniform(PROCESS, 3, 1e-3), "sde": jk.Schedule([1.0, 0.5, 0.2, 1e-3], 1.0)}
+    found = jk.compare_schedules(_score, PROCESS, "ddim", schedules, x, data=data)
+    # the directions are the same for a network of the same dimension: read them off points that are known
+    scaled = jk.compare_schedules(_scaling, PROCESS, "ddim", {"ode": schedules["ode"]}, x).ends[0]
+    axes = np.linalg.lstsq(x, scaled, rcond=None)[0]
+    axes /= np.linalg.norm(axes, axis=0)
+    for name, value in found.statistic("sliced_w2").items():
+        law = jk.evaluate_schedule(TARGET, PROCESS, "ddim", schedules[name])
+        mean, deviation = ((np.asarray(law.mean) - 0.2) @ axes), np.sqrt(np.asarray(law.variance) @ axes**2)
+        exact = np.sqrt(np.mean(mean**2 + (deviation - np.sqrt(np.array([2.0, 0.3, 0.05]) @ axes**2)) ** 2))
+        assert value == pytest.approx(exact / np.sqrt(2.35), abs=0.02)
+    assert found.criterion == "sliced_w2"
+    assert np.isnan(found.statistic("rms")["sde"])
+    assert np.isfinite(found.statistic("rms")["ode"])
+    assert found.best() == min(schedules, key=found.statistic("sliced_w2").__getitem__)
+    assert "sliced W2 to the data" in repr(found)
+    other = jk.compare_schedules(_score, PROCESS, "ddim", schedules, x, data=data, key=jax.random.key(5))
+    np.testing.assert_array_equal(other.ends[0], found.ends[0])
+    assert np.any(other.ends[1] != found.ends[1])
+
+
+def _scaling(x: Array, t: Array) -> Array:
+    """The score of N(0, I), with which every step is a multiple of x."""
+    return -x
+
+
+def test_noise_is_chosen_by_the_law_of_its_samples() -> None:
+    """With one h per step the candidates are compared by sliced W2 to data, of which the other half is the evidence."""
+    rng = np.random.default_rng(0)
+    data = 0.2 + rng.standard_normal((4000, 3)) * np.sqrt([2.0, 0.3, 0.05])
+    result = jk.optimize_schedule(
+        TARGET,
+        PROCESS,
+        "ddim",
+        3,
+        t_min=1e-3,
+        stochasticity="optimize",
+        score_fn=_score,
+        data=data,
+        verify=512,
+        progress=False,
+    )
+    comparison = result.comparison
+    assert comparison is not None
+    assert comparison.criterion == "sliced_w2"
+    assert comparison.data_ends is not None
+    assert comparison.data_ends.shape[0] == 2000  # the other half has chosen
+    values = comparison.statistic("sliced_w2")
+    assert {"uniform", "uniform, stochasticity 1", "optimised, halfway to uniform"} <= set(values)
+    best = min(result.baselines, key=values.__getitem__)
+    ratio, spread = comparison.ratio("sliced_w2", result.chosen, best)
+    assert ratio < 1.0 + 2.0 * spread
+    assert "of the sliced W2 of" in repr(result)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
+def test_a_mixture_is_a_network_of_its_own(sampler: str) -> None:
+    """The choice on a mixture is that on a network that computes the mixture's score; but nothing is verified."""
+    mixture = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.full((2, 2), 0.02))
+    setting: dict[str, Any] = {"t_min": 1e-3, "verify": 64, "progress": False, "starts": ["quadratic"]}
+    result = jk.optimize_schedule(mixture, PROCESS, sampler, 5, **setting)
+    assert not result.verified
+    assert "on the mixture" in repr(result)
+    assert result.comparison is not None
+    recorded = [name for name in result.comparison.names if name.startswith("recorded")]
+    assert bool(recorded) == (sampler == "dpmpp_2m")  # a record is for one evaluation per step
+    value = result.comparison.statistic("log_mean")
+    assert value[result.chosen] < 1.05 * min(value[name] for name in result.baselines)
+    if sampler == "heun":
+        return
+
+    def network(x: Array, t: Array) -> Array:
+        return mixture.score(PROCESS, x, t)
+
+    x = jax.random.normal(jax.random.key(0), (128, 2))[64:]
+    again = jk.compare_schedules(network, PROCESS, sampler, result.candidates, x)
+    for kind in ("rms", "log_mean"):
+        theirs, ours = again.statistic(kind), result.comparison.statistic(kind)
+        for name in ours:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=10 * result.comparison.reference_error)
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
 def test_with_a_network_the_answer_is_the_best_candidate(sampler: str) -> None:
     """A network far from the Gaussian model it is optimised for: the exact score of a mixture of two narrow laws."""
@@ -131,6 +221,8 @@ def test_refinement_is_held_out() -> None:
         ({"schedules": {"a": jk.Schedule([1.0, 1e-3]), "b": jk.Schedule([1.0, 0.1])}}, "they must agree"),
         ({"x_init": NOISES[:1]}, "at least 2 noises"),
         ({"sampler": "dim"}, "Did you mean 'ddim'"),
+        ({"data": NOISES[:, :2]}, r"data has shape \(32, 2\); it must be \(n, 3\)"),
+        ({"data": NOISES[:1]}, r"data has shape \(1, 3\)"),
     ],
 )
 def test_refusals(arguments: dict[str, Any], message: str) -> None:
@@ -142,8 +234,11 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"stochasticity": 1.0}, "deterministic schedules"),
-        ({"t_min": (1e-3, 1e-2)}, "deterministic schedules with a fixed end"),
+        ({"stochasticity": 1.0}, "with a stochasticity needs data"),
+        ({"stochasticity": "optimize"}, "with a stochasticity needs data"),
+        ({"stochasticity": 1.0, "data": NOISES, "refine": 2}, "refine = 2 is for deterministic schedules"),
+        ({"score_fn": None, "data": NOISES}, "data needs score_fn"),
+        ({"t_min": (1e-3, 1e-2)}, "must be one number"),
         ({"verify": 2}, "verify = 2"),
         ({"verify": NOISES[:4]}, "n >= 8"),
         ({"spread": 0.5}, "spread = 0.5"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -470,3 +471,72 @@ def test_a_compressed_target_can_be_broadened_and_compressed_again():
     again = target.compress(32).broadened(3.0).compress(32)
     assert again.eigenvalues.shape[0] < 70
     assert total(again) == pytest.approx(exact, rel=1e-10)
+
+
+def test_a_mixture_with_one_basis_is_the_same_law() -> None:
+    """Against the same components with a basis each, and in the coordinates of the basis."""
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+    variances = np.array([[1.0, 0.2, 0.05], [0.3, 0.6, 0.01]])
+    full = np.einsum("ij,mj,kj->mik", basis, variances, basis)
+    own = jk.GaussianMixture([0.3, 0.7], MEANS[:2, :1] * np.ones(3), full)
+    shared = eqx.tree_at(lambda m: (m.eigenvalues, m.bases), own, (variances, basis), is_leaf=lambda leaf: leaf is None)
+    x, t = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3))), jnp.asarray(0.3)
+    turned = shared.in_eigenbasis()
+    assert turned.bases is None
+    for name in ("log_density", "score", "hessian"):
+        exact = getattr(own, name)(jk.VP(), x, t)
+        np.testing.assert_allclose(getattr(shared, name)(jk.VP(), x, t), exact, rtol=1e-9, atol=1e-10)
+    for law, points in ((shared, x), (turned, x @ basis)):
+        there = [jnp.asarray(v) for v in law.predictor(jk.VP())(points, t)]
+        back = there if law is shared else [v @ basis.T for v in there]
+        for ours, theirs in zip(back, own.predictor(jk.VP())(x, t), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(_reconstructed(shared.gaussian()), _reconstructed(own.gaussian()), rtol=1e-9)
+    np.testing.assert_allclose(turned.gaussian().eigenvalues, own.gaussian().eigenvalues, rtol=1e-9)
+    draws = np.asarray(shared.sample(jax.random.key(0), 200_000))
+    # 200000 draws: the largest standard error of an entry is 0.004
+    np.testing.assert_allclose(np.cov(draws.T), _reconstructed(own.gaussian()), atol=0.02)
+    assert own.in_eigenbasis() is own
+
+
+def test_fitted_mixture_finds_the_clusters() -> None:
+    """Held-out log density within its sampling error of the law the samples come from, and far above a Gaussian's."""
+    turn = np.linalg.qr(np.random.default_rng(2).normal(size=(4, 4)))[0]
+    truth = jk.GaussianMixture(
+        [0.25, 0.75],
+        np.array([[3.0, 0.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0]]) @ turn.T,
+        np.stack([(turn * v) @ turn.T for v in (np.array([0.1, 0.5, 0.02, 0.3]), np.array([0.2, 0.1, 0.3, 0.01]))]),
+    )
+    x, fresh = np.asarray(truth.sample(jax.random.key(0), 8000)), truth.sample(jax.random.key(1), 4000)
+    fitted = jk.GaussianMixture.fit(x, 2)
+    best, found = (np.asarray(law.log_density(jk.VP(), fresh)) for law in (truth, fitted))
+    single = stats.multivariate_normal(x.mean(0), np.cov(x.T)).logpdf(np.asarray(fresh))
+    assert np.mean(best - found) < 0.05
+    assert np.mean(best - single) > 0.5
+    np.testing.assert_allclose(np.sort(fitted.weights), [0.25, 0.75], atol=0.02)
+    np.testing.assert_allclose(fitted.gaussian().mean, x.mean(0), atol=1e-6)
+
+
+def test_fitted_mixture_of_flat_samples_has_a_density() -> None:
+    """Constant pixels, fewer samples than dimensions, images: variances stay above 0, means those of the samples."""
+    x = np.random.default_rng(0).normal(size=(20, 5, 5))
+    x[:, 2] = 0.7
+    fitted = jk.GaussianMixture.fit(x, 3)
+    assert np.min(fitted.eigenvalues) > 0
+    np.testing.assert_allclose(
+        np.asarray(fitted.weights) @ np.asarray(fitted.means), x.reshape(20, -1).mean(0), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("samples", "options", "message"),
+    [
+        (np.ones((4, 2)), {"components": 2}, "all equal"),
+        (np.eye(3), {"components": 4}, "components = 4 is more than the 3 samples"),
+        (np.eye(3), {"components": 0}, "components = 0"),
+        (np.eye(3), {"components": 2, "floor": 0.0}, "floor = 0"),
+    ],
+)
+def test_mixtures_that_cannot_be_fitted(samples: np.ndarray, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        jk.GaussianMixture.fit(samples, **options)

@@ -47,11 +47,11 @@ class OptimizedSchedule:
     """False if the schedule relies on what holds for the Gaussian model only; see `warnings`."""
     warnings: tuple[str, ...]
     verified: bool
-    """Whether it was compared with the named grids on a network. Without a network: False."""
+    """Whether it was compared with the named grids on a network. Without one, also on a mixture: False."""
     chosen: str
     """Which candidate it is: "optimised", or, after a comparison on the network, another one's name."""
     comparison: Comparison | None
-    """Errors of all candidates on the network, from noises that did not decide the choice."""
+    """Errors of all candidates on the network or the mixture, from noises that did not decide the choice."""
     candidates: dict[str, Schedule]
     """The schedules of `comparison`, by name; empty without one."""
     compression: Compression | None
@@ -167,11 +167,13 @@ class OptimizedSchedule:
             alpha = np.array2string(np.asarray(self.schedule.stochasticity), precision=3)
             lines.append(f"  stochasticity {alpha}")
         if self.comparison is not None:
-            errors = self.comparison.statistic("log_mean")
+            kind = self.comparison.criterion
+            errors = self.comparison.statistic(kind)
             grid = min(self.baselines, key=errors.__getitem__)
-            ratio, spread = self.comparison.ratio("log_mean", self.chosen, grid)
+            ratio, spread = self.comparison.ratio(kind, self.chosen, grid)
+            where, what = "network" if self.verified else "mixture", "error" if kind == "log_mean" else "sliced W2"
             lines.append(
-                f"  on the network: {self.chosen}, {ratio:.3f} ± {spread:.3f} of the error of {grid}, the best grid"
+                f"  on the {where}: {self.chosen}, {ratio:.3f} ± {spread:.3f} of the {what} of {grid}, the best grid"
             )
         lines += [f"  warning: {text}" for text in self.warnings]
         lines.append(f"  trusted={self.trusted}, verified={self.verified}, {self.seconds:.2f} s)")

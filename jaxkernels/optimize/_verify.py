@@ -1,23 +1,31 @@
 """The choice between candidate schedules by running them through the network."""
 
+from typing import NamedTuple
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from .. import _checks
-from .._types import AnyArray
+from .._types import AnyArray, Numbers, ScoreFn
+from ..compare import Comparison, compare_schedules
 from ..process import AbstractProcess
+from ..record import Record, record
+from ..samplers import AbstractSampler
 from ..schedules import Monotone, Schedule
-from ..target import Gaussian
+from ..target import Gaussian, GaussianMixture
 
 OPTIMUM = "optimised"
+# of a mixture, whose evaluations are cheap
+_DRAWS, _TRAJECTORIES, _NODES = 8192, 256, 48
 
 
 def candidates(monotone: Monotone, optima: dict[str, Schedule], named: dict[str, Schedule]) -> dict[str, Schedule]:
     """The optima, the named grids, and the schedules halfway between each of the two: a model is rarely all wrong.
 
-    Halfway in the coordinate of `Monotone`, log sigma where that is finite.
+    Halfway in the coordinate of `Monotone`, log sigma where that is finite, and in the squared stochasticity.
     """
     middle = {}
     for label, optimum in optima.items():
@@ -25,8 +33,90 @@ def candidates(monotone: Monotone, optima: dict[str, Schedule], named: dict[str,
             level = 0.5 * (monotone.coordinate(optimum.times) + monotone.coordinate(grid.times))
             times = np.array(monotone.time(level))
             times[[0, -1]] = np.asarray(optimum.times)[[0, -1]]
-            middle[f"{label}, halfway to {name}"] = Schedule(times)
+            squared = 0.5 * (np.asarray(optimum.stochasticity_squared) + np.asarray(grid.stochasticity_squared))
+            middle[f"{label}, halfway to {name}"] = Schedule.from_squared(times, squared)
     return {**optima, **middle, **named}
+
+
+class Verification(NamedTuple):
+    """What candidates are run through. Half of the noises and of the data chooses, the rest is evidence."""
+
+    score_fn: ScoreFn
+    kind: str
+    on_network: bool
+    """False for the exact score of a mixture."""
+    x_init: Float[Array, "noises *shape"]
+    data: AnyArray | None
+
+    def compare(
+        self,
+        half: int,
+        process: AbstractProcess,
+        sampler: AbstractSampler,
+        schedules: dict[str, Schedule],
+        progress: bool,
+    ) -> Comparison:
+        """All schedules on one of the halves, 0 or 1."""
+        return compare_schedules(
+            self.score_fn,
+            process,
+            sampler,
+            schedules,
+            self.noises(half),
+            kind=self.kind,
+            data=None if self.data is None else self.data[half::2],
+            key=jax.random.key(half),
+            progress=progress,
+        )
+
+    def noises(self, half: int) -> Float[Array, "noises *shape"]:
+        middle = self.x_init.shape[0] // 2
+        return self.x_init[middle:] if half else self.x_init[:middle]
+
+
+def verification(
+    target: Gaussian,
+    mixture: GaussianMixture | None,
+    process: AbstractProcess,
+    stochastic: bool,
+    score_fn: ScoreFn | None,
+    kind: str,
+    verify: int | AnyArray,
+    data: Numbers | None,
+    key: Array | None,
+) -> Verification:
+    """By the network if there is one, else by the mixture."""
+    x_init = noises(target, process, verify, key)
+    law: AnyArray | None = None if data is None else _checks.array("data", data)
+    if score_fn is not None:
+        if stochastic and law is None:
+            raise ValueError("score_fn with a stochasticity needs data: samples with whose law to compare, (n, ...).")
+        return Verification(score_fn, kind, True, x_init, law)
+    assert mixture is not None
+    if law is not None:
+        raise ValueError("data is for score_fn: a mixture is compared with its own law.")
+    if stochastic:
+        law = mixture.sample(jax.random.key(1), _DRAWS)
+    return Verification(_Denoiser(mixture, process), "x0", False, x_init, law)
+
+
+def recorded(mixture: GaussianMixture, process: AbstractProcess, t_min: float, progress: bool) -> Record:
+    """Trajectories of the mixture's exact denoiser."""
+    law = mixture.gaussian()
+    x = noises(law, process, _TRAJECTORIES, None)[:_TRAJECTORIES]
+    fn = _Denoiser(mixture, process)
+    return record(fn, process, x, t_min=t_min, kind="x0", nodes=_NODES, batch=_TRAJECTORIES // 4, progress=progress)
+
+
+class _Denoiser(eqx.Module):
+    """A mixture as a network that predicts x0."""
+
+    mixture: GaussianMixture
+    process: AbstractProcess
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        mixture, process = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), (self.mixture, self.process))
+        return mixture.predictor(process)(x, t).x0
 
 
 def noises(target: Gaussian, process: AbstractProcess, verify: int | AnyArray, key: Array | None) -> Array:

@@ -1,5 +1,7 @@
 """Gaussian mixtures: an exact score beyond the Gaussian."""
 
+import warnings
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,12 +15,16 @@ from ..prediction import Prediction, Predictor
 from ..process import AbstractProcess
 from ._gaussian import Gaussian, eigendecomposition
 
+# axes along which the samples do not vary keep this share of the largest deviation
+_FLAT, _EM_STEPS = 1e-6, 100
+
 
 class GaussianMixture(eqx.Module):
     """sum_m weights_m N(means_m, covariances_m).
 
     **Arguments:** `weights` (M,), positive, sum 1; `means` (M, d); `covariances` (M, d, d), or (M, d) of
-    variances, or (M,) of isotropic ones.
+    variances, or (M,) of isotropic ones. `bases` holds the eigenvectors (columns) of each component, one basis
+    for all of them, or is None for the coordinates' own.
 
     **Raises:** ValueError for weights that do not sum to 1, wrong shapes, or a covariance that is not
     symmetric and positive semidefinite.
@@ -30,7 +36,7 @@ class GaussianMixture(eqx.Module):
     weights: Float[AnyArray, " components"]
     means: Float[AnyArray, "components d"]
     eigenvalues: Float[AnyArray, "components d"]
-    bases: Float[AnyArray, "components d d"]
+    bases: Float[AnyArray, "components d d"] | Float[AnyArray, "d d"] | None
 
     def __init__(self, weights: Numbers, means: Numbers, covariances: Numbers):
         weights = _checks.array("weights", weights)
@@ -50,29 +56,89 @@ class GaussianMixture(eqx.Module):
                 f"covariances has shape {covariances.shape}; allowed: {(count, dim, dim)}, {(count, dim)} "
                 f"or {(count,)}."
             )
+        self.weights, self.means = weights / weights.sum(), means
         if covariances.ndim < 3:
             diagonal = covariances if covariances.ndim == 2 else covariances[:, None]
-            covariances = np.broadcast_to(diagonal, means.shape)[..., None] * np.eye(dim)
+            if np.any(diagonal < 0):
+                m = int(np.argmin(diagonal.min(1)))
+                raise ValueError(f"covariances[{m}] has a negative variance, {diagonal[m].min():g}.")
+            self.eigenvalues, self.bases = constant(np.broadcast_to(diagonal, means.shape)), None
+            return
         parts = [eigendecomposition(f"covariances[{m}]", c) for m, c in enumerate(covariances)]
-        self.weights, self.means = weights / weights.sum(), means
         self.eigenvalues = constant(np.stack([values for values, _ in parts]))
         self.bases = constant(np.stack([basis for _, basis in parts]))
 
+    @classmethod
+    def fit(cls, samples: Numbers, components: int = 32, *, floor: float = 1e-3, seed: int = 0) -> "GaussianMixture":
+        """A mixture with one basis, the principal axes of samples (n, ...), fitted to them by EM (scikit-learn).
+
+        What the covariance does not know, clusters and the different scales of samples, is in it; on networks it is
+        the better model by far for DPM-Solver++(2M) (benchmarks/README.md). Along each axis the components have
+        variances of at least `floor` times that of the samples, so that none of them is a single sample.
+
+        **Raises:** ValueError for fewer samples than components, or samples without variance. ImportError without
+        scikit-learn, which is in the extra `cli`.
+        """
+        components = _checks.count("components", components)
+        floor = float(_checks.scalar("floor", floor, above=0.0, at_most=1.0))
+        whole = Gaussian.fit(samples)
+        assert whole.basis is not None
+        x = np.asarray(samples, np.float64)
+        if len(x) < components:
+            raise ValueError(f"components = {components} is more than the {len(x)} samples.")
+        basis, scale = np.asarray(whole.basis), np.sqrt(np.asarray(whole.eigenvalues))
+        z = (x.reshape(len(x), -1) - np.asarray(whole.mean)) @ basis
+        weights, means, variances = _expectation_maximisation(z, scale, components, floor, seed)
+        mixture = cls(weights, np.asarray(whole.mean) + means @ basis.T, variances)
+        return eqx.tree_at(lambda m: m.bases, mixture, constant(basis), is_leaf=lambda leaf: leaf is None)
+
+    def in_eigenbasis(self) -> "GaussianMixture":
+        """The same law in the coordinates of the basis that all components share; itself, if they share none."""
+        if self.bases is None or self.bases.ndim == 3:
+            return self
+        return GaussianMixture(self.weights, np.asarray(self.means) @ np.asarray(self.bases), self.eigenvalues)
+
     def gaussian(self) -> Gaussian:
         """The Gaussian with this mixture's mean and covariance."""
-        weights, means = np.asarray(self.weights), np.asarray(self.means)
+        weights, means, values = (np.asarray(a) for a in (self.weights, self.means, self.eigenvalues))
+        bases = None if self.bases is None else np.asarray(self.bases)
         mean = weights @ means
-        bases, values = np.asarray(self.bases), np.asarray(self.eigenvalues)
-        inside = np.einsum("m,mij,mj,mkj->ik", weights, bases, values, bases)
+        if bases is not None and bases.ndim == 3:
+            inside = np.einsum("m,mij,mj,mkj->ik", weights, bases, values, bases, optimize=True)
+        else:
+            inside = np.diag(weights @ values) if bases is None else (bases * (weights @ values)) @ bases.T
         centred = means - mean
-        return Gaussian.from_covariance(mean, inside + np.einsum("m,mi,mj", weights, centred, centred))
+        return Gaussian.from_covariance(mean, inside + (weights[:, None] * centred).T @ centred)
+
+    def _own_bases(self) -> Float[AnyArray, "components d d"]:
+        dim = self.means.shape[1]
+        bases = jnp.eye(dim) if self.bases is None else jnp.asarray(self.bases)
+        return jnp.broadcast_to(bases, (*self.means.shape, dim))
+
+    def _along(self, x: Float[Array, "... d"], a: Array) -> Float[Array, "... components d"]:
+        """x - a mu_m along the eigenvectors of every component."""
+        means, x = jnp.asarray(self.means), jnp.asarray(x)
+        if self.bases is None:
+            return x[..., None, :] - a * means
+        if self.bases.ndim == 2:  # each of the two once
+            return (x @ self.bases)[..., None, :] - a * (means @ self.bases)
+        return jnp.einsum("...md,mde->...me", x[..., None, :] - a * means, self.bases)
+
+    def _combined(
+        self, gamma: Float[Array, "... components"], y: Float[Array, "... components d"]
+    ) -> Float[Array, "... d"]:
+        """sum_m gamma_m B_m y_m: back from the components' eigenvectors."""
+        if self.bases is not None and self.bases.ndim == 3:
+            return jnp.einsum("...m,...me,mde->...d", gamma, y, self.bases)
+        x = jnp.einsum("...m,...me->...e", gamma, y)
+        return x if self.bases is None else x @ jnp.asarray(self.bases).T
 
     def _whitened(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
     ) -> tuple[Array, Array, Array]:
         """Per component: x - a mu_m along its eigenvectors, variances, log of weight times density."""
         a, s = process.signal(t), process.noise(t)
-        y = jnp.einsum("...md,mde->...me", x[..., None, :] - a * self.means, self.bases)
+        y = self._along(x, a)
         variance = a**2 * self.eigenvalues + s**2
         log_normal = -0.5 * jnp.sum(y * y / variance + jnp.log(2.0 * jnp.pi * variance), -1)
         return y, variance, jnp.log(jnp.asarray(self.weights)) + log_normal
@@ -88,8 +154,7 @@ class GaussianMixture(eqx.Module):
     ) -> Float[Array, "... d"]:
         """grad log p_t(x) = sum_m gamma_m v_m, v_m = -Sigma_m^{-1} (x - a mu_m), gamma responsibilities."""
         y, variance, logits = self._whitened(process, x, t)
-        pulls = -jnp.einsum("...me,mde->...md", y / variance, self.bases)
-        return jnp.einsum("...m,...md->...d", jax.nn.softmax(logits, -1), pulls)
+        return -self._combined(jax.nn.softmax(logits, -1), y / variance)
 
     def hessian(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""] = 0.0
@@ -97,8 +162,9 @@ class GaussianMixture(eqx.Module):
         """Hessian of log p_t(x): -sum_m gamma_m Sigma_m^{-1} + Cov_gamma(v_m)."""
         y, variance, logits = self._whitened(process, x, t)
         gamma = jax.nn.softmax(logits, -1)
-        pulls = -jnp.einsum("...me,mde->...md", y / variance, self.bases)
-        precisions = jnp.einsum("mde,me,mfe->mdf", self.bases, 1.0 / variance, self.bases)
+        bases = self._own_bases()
+        pulls = -jnp.einsum("...me,mde->...md", y / variance, bases)
+        precisions = jnp.einsum("mde,me,mfe->mdf", bases, 1.0 / variance, bases)
         centred = pulls - jnp.einsum("...m,...md->...d", gamma, pulls)[..., None, :]
         return jnp.einsum("...m,...md,...mf->...df", gamma, centred, centred) - jnp.einsum(
             "...m,mdf->...df", gamma, precisions
@@ -112,12 +178,8 @@ class GaussianMixture(eqx.Module):
             y, variance, logits = self._whitened(process, x, t)
             gamma = jax.nn.softmax(logits, -1)
             y = safe_divide(y, jnp.broadcast_to(variance, y.shape))
-            shift = jnp.einsum("...me,mde->...md", a * self.eigenvalues * y, self.bases)
-            eps = jnp.einsum("...me,mde->...md", s * y, self.bases)
-            return Prediction(
-                jnp.einsum("...m,...md->...d", gamma, self.means + shift),
-                jnp.einsum("...m,...md->...d", gamma, eps),
-            )
+            x0 = gamma @ jnp.asarray(self.means) + self._combined(gamma, a * self.eigenvalues * y)
+            return Prediction(x0, self._combined(gamma, s * y))
 
         return predict
 
@@ -126,5 +188,36 @@ class GaussianMixture(eqx.Module):
         choose, draw = jax.random.split(key)
         m = jax.random.categorical(choose, jnp.log(jnp.asarray(self.weights)), shape=(num,))
         z = jax.random.normal(draw, (num, self.means.shape[1]))
-        scaled = z * jnp.sqrt(jnp.asarray(self.eigenvalues))[m]
-        return jnp.asarray(self.means)[m] + jnp.einsum("ne,nde->nd", scaled, jnp.asarray(self.bases)[m])
+        z = z * jnp.sqrt(jnp.asarray(self.eigenvalues))[m]
+        if self.bases is not None:
+            z = z @ jnp.asarray(self.bases).T if self.bases.ndim == 2 else jnp.einsum("ne,nde->nd", z, self.bases[m])
+        return jnp.asarray(self.means)[m] + z
+
+
+def _expectation_maximisation(
+    z: Float[np.ndarray, "n d"], scale: Float[np.ndarray, " d"], components: int, floor: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights, means and variances along each axis; from the clusters of k-means, in units of each axis's scale."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture as Mixture
+
+    labels = KMeans(components, random_state=seed).fit_predict(z)
+    scale = np.maximum(scale, _FLAT * scale.max())
+    z = z / scale
+    groups = [z[labels == m] for m in range(components)]
+    found = Mixture(
+        components,
+        covariance_type="diag",
+        reg_covar=floor,
+        max_iter=_EM_STEPS,
+        weights_init=np.array([len(group) for group in groups]) / len(z),
+        means_init=np.stack([group.mean(0) for group in groups]),
+        precisions_init=1.0 / (np.stack([group.var(0) for group in groups]) + floor),
+        random_state=seed,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a model of the data, not an optimum, is what is asked
+        found.fit(z)
+    weights, means, variances = map(np.asarray, (found.weights_, found.means_, found.covariances_))
+    return weights, means * scale, variances * scale**2
