@@ -96,6 +96,18 @@ class TestOptimize:
         assert sorted(p.name for p in files.folder.iterdir()) == ["best.json", "best.png", "spectrum.txt"]
 
 
+def test_a_mixture_is_fitted_to_samples(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", np.where(rng.random((400, 1)) < 0.3, -1.0, 1.0) + 0.1 * rng.normal(size=(400, 2)))
+    how = ("--data", tmp_path / "x.npy", "--sampler", "heun", "--steps", 3, "--mixture", 2, "--no-plot")
+    result = run("optimize", *how, "--output", tmp_path / "best.json")
+    assert result.code == 0
+    table = result.out.split("samples of the mixture")[1].split("error budget")[0]
+    assert all(name in table for name in jk.schedules.GRIDS)
+    assert "verified on a network: no" in result.out
+    assert jk.Schedule.load(tmp_path / "best.json").num_steps == 3
+
+
 class TestEvaluate:
     def test_file_gives_the_numbers_of_the_library(self, files: Files):
         result = run("evaluate", files.schedule, "--spectrum", files.spectrum)
@@ -256,6 +268,8 @@ class TestMistakes:
             (("--process", "discrete_vp", "--table", "t.npy"), "t.npy is no file"),
             (("--shrinkage", "0.5"), "--shrinkage = 0.5 is for samples"),
             (("--data", "digits"), "either as --data"),
+            (("--mixture", "3"), "--mixture = 3 is fitted to samples (--data); --spectrum"),
+            (("--mixture", "0"), "--mixture = 0 must be at least 1"),
             (("--plot", "a.jpeg"), "a.jpeg='.jpeg' is not known"),
             (("--plot", "a.png", "--no-plot"), "--plot a.png and --no-plot exclude"),
             (("--output", "a.png"), "--output and --plot are both a.png"),

@@ -334,3 +334,12 @@ def test_derivatives_in_parameters() -> None:
 def test_bad_arguments(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_repr_shows_the_parameters() -> None:
+    assert repr(jk.VP()) == "VP(beta_min=0.1, beta_max=20, t_max=1)"
+    assert repr(jk.EDM(14.0)).startswith("EDM(")
+    assert "[1000]" in repr(jk.DiscreteVP.scaled_linear())
+    traced = []
+    jax.jit(lambda process: traced.append(repr(process)) or process.t_max)(jk.VP())
+    assert "beta_min=f64[]" in traced[0]

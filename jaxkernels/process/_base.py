@@ -10,13 +10,15 @@ tests hold them to each other and to automatic differentiation.
 """
 
 import abc
+import dataclasses
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from .._numerics import as_inexact, safe_log
+from .._numerics import as_inexact, is_traced, safe_log
 from .._types import AnyArray
 
 
@@ -53,6 +55,11 @@ class AbstractProcess(eqx.Module):
     def prior_variance(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """Variance of the isotropic normal law that sampling starts from at time t."""
 
+    def __repr__(self) -> str:
+        # numbers as numbers: a process is known by its parameters
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return f"{type(self).__name__}({', '.join(f'{name}={_shown(value)}' for name, value in values.items())})"
+
     def sigma(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """Noise level s(t) / a(t) in units of the data; infinite where a(t) = 0."""
         a = self.signal(t)
@@ -74,6 +81,12 @@ class AbstractProcess(eqx.Module):
     def noise_rate(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """s'(t), by automatic differentiation; 0 at s = 0, where the true value may be infinite."""
         return _rate(self.noise, t)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, np.ndarray | jax.Array) and value.ndim == 0 and not is_traced(value):
+        return f"{float(value):g}"
+    return eqx.tree_pformat(value)
 
 
 def _rate(fn, t):
