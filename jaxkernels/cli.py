@@ -552,7 +552,7 @@ def _number(value: float) -> str:
 def _show_optimized(result: OptimizedSchedule, objective: str, metric: str, how: FirstLaw) -> None:
     _show_schedule(result.schedule, result.process, result.evaluation)
     table = _table("grid", "objective", "to the optimum", "W2", title=f"objective {objective} {metric}")
-    table.add_row("optimised", _number(result.objective), "1", _number(float(result.evaluation.w2)))
+    table.add_row(result.chosen, _number(result.objective), "1", _number(float(result.evaluation.w2)))
     exact = {}
     for name, value in sorted(result.baselines.items(), key=lambda item: item[1]):
         exact[name] = evaluate_schedule(
@@ -579,9 +579,12 @@ def _show_optimized(result: OptimizedSchedule, objective: str, metric: str, how:
 
 def _show_comparison(result: OptimizedSchedule, comparison: Comparison) -> None:
     """What was chosen on a mixture, beside the named grids."""
-    columns = {kind: comparison.statistic(kind) for kind in STATISTICS}
-    table = _table("grid", *STATISTICS, title=f"distance to a fine solver's samples of the mixture: {result.chosen}")
-    for name in (result.chosen, *sorted(result.baselines, key=columns[comparison.criterion].__getitem__)):
+    deterministic = comparison.criterion == "log_mean"
+    columns = {kind: comparison.statistic(kind) for kind in (STATISTICS if deterministic else ("sliced_w2",))}
+    title = "distance to a fine solver's samples" if deterministic else "distance to the mixture"
+    table = _table("grid", *columns, title=title)
+    names = sorted(result.baselines, key=columns[comparison.criterion].__getitem__)
+    for name in dict.fromkeys([result.chosen, *names]):
         table.add_row(name, *(_number(column[name]) for column in columns.values()))
     _show(table)
 

@@ -68,7 +68,7 @@ class Comparison(eqx.Module):
 
     @property
     def criterion(self) -> str:
-        """The statistic that `best` makes smallest: "log_mean", or "sliced_w2" where a schedule is stochastic."""
+        """The statistic that decides in `best`: "log_mean", or "sliced_w2" where a schedule is stochastic."""
         return "sliced_w2" if np.any(np.isnan(self.errors)) else "log_mean"
 
     def best(self, baselines: Sequence[str] | None = None) -> str:
@@ -249,7 +249,8 @@ def reference(
     if data is not None:
         data = _checks.array("data", data)
         if data.ndim < 2 or data.shape[1:] != x.shape[1:] or len(data) < 2:
-            raise ValueError(f"data has shape {data.shape}; it must be (n, {', '.join(map(str, x.shape[1:]))}).")
+            shape = ", ".join(map(str, x.shape[1:]))
+            raise ValueError(f"data has shape {data.shape}; it must be (n, {shape}) with n >= 2.")
         data = data.reshape(len(data), -1)
     fine, half = (fine_ends(score_fn, process, x, k, first, last, kind=kind) for k in (steps, steps // 2))
     size = float(np.sqrt(np.sum(fine.var(0))))

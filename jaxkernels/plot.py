@@ -101,15 +101,17 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str] | None 
 
     Dots are ratios to `comparison.best()`, the bars their standard errors by resampling noises in pairs; rows are
     sorted by log mean. Of many schedules it shows the best one, the named grids, and as many of the others as there
-    is room for, by log mean. Errors and `path` as for `plot_optimized`.
+    is room for, by log mean. If any schedule is stochastic, sliced W2 is all there is. Errors and `path` as for
+    `plot_optimized`.
     """
     kind = None if path is None else check_path(path)
+    statistics = STATISTICS if comparison.criterion == "log_mean" else ("sliced_w2",)
     best, names = comparison.best(), _compared(comparison)
     grids = [name for name in names if name in GRIDS and name != best]
     colour = dict.fromkeys(names, _OTHER) | dict.fromkeys(grids[:1], _BASELINE) | {best: _OPTIMUM}
-    figure = _figure((14.0, 1.7 + 0.27 * len(names)))
-    panels = figure.subplots(1, len(STATISTICS), sharey=True, squeeze=False)[0]
-    for axes, statistic in zip(panels, STATISTICS, strict=True):
+    figure = _figure((5.0 + 2.25 * len(statistics), 1.7 + 0.27 * len(names)))
+    panels = figure.subplots(1, len(statistics), sharey=True, squeeze=False)[0]
+    for axes, statistic in zip(panels, statistics, strict=True):
         axes.axvline(1.0, color="0.6", linewidth=0.8)
         for row, name in enumerate(names):
             # a statistic can be 0
@@ -125,7 +127,7 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str] | None 
     panels[0].set_yticks(range(len(names)), names)
     shown = "" if len(names) == len(comparison.names) else f" ({len(names)} of {len(comparison.names)} schedules)"
     figure.suptitle(
-        f"Distance to the fine solver's end points, in units of the data's spread{shown}; "
+        f"{_distance(statistics, comparison)}, in units of the data's spread{shown}\n"
         f"{comparison.errors.shape[1]} noises, reference accurate to {comparison.reference_error:.1g}",
         fontsize=11,
     )
@@ -134,21 +136,22 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str] | None 
     return figure
 
 
-def plot_report(report: Report, path: str | os.PathLike[str] | None = None, statistic: str = "log_mean") -> "Figure":
-    """A statistic of schedules against the number of steps, one panel per sampler, one line per schedule.
+def plot_report(report: Report, path: str | os.PathLike[str] | None = None, statistic: str | None = None) -> "Figure":
+    """A statistic (default: `report.criterion`) of schedules against the number of steps, one panel per sampler.
 
     Schedules are sorted by `report.ratios`, the best one first. Below the dotted line, where it is in reach,
     values mean nothing: it is the reference's own error. Errors and `path` as for `plot_optimized`.
     """
     kind = None if path is None else check_path(path)
-    values, ratios = report.statistic(statistic), report.ratios(statistic)
+    statistic = report.criterion if statistic is None else statistic
+    values, names = report.statistic(statistic), report.ranked(statistic)
     samplers = list(dict.fromkeys(sampler for sampler, _ in values))
     figure = _figure((4.2 * len(samplers) + 1.8, 4.0))
     panels = figure.subplots(1, len(samplers), sharey=True, squeeze=False)[0]
     for axes, sampler in zip(panels, samplers, strict=True):
         settings = sorted(setting for setting in values if setting[0] == sampler)
         steps = [count for _, count in settings]
-        for i, name in enumerate(sorted(report.names, key=ratios.__getitem__)):
+        for i, name in enumerate(names):
             turn, place = divmod(i, len(_LINES))
             colour, marker = _LINES[place]
             style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": ("-", "--", ":")[turn % 3]}
@@ -164,7 +167,8 @@ def plot_report(report: Report, path: str | os.PathLike[str] | None = None, stat
     panels[0].set_ylim(*limits)  # a reference far below has no place in the picture
     panels[0].set_ylabel(f"{statistic.replace('_', ' ').replace('w2', 'W2')}, units of the data's spread", fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
-    figure.suptitle(f"Distance to the fine solver's end points; {report.num_noises} noises", fontsize=11)
+    first = next(iter(report.comparisons.values()))
+    figure.suptitle(f"{_distance((statistic,), first)}; {report.num_noises} noises", fontsize=11)
     if path is not None:
         write_atomically(path, _rendered(figure, str(kind)))
     return figure
@@ -314,9 +318,17 @@ def _plot_stochasticity(axes: "Axes", schedule: Schedule) -> None:
     axes.grid(False, axis="x")
 
 
+def _distance(statistics: Sequence[str], comparison: Comparison) -> str:
+    """What the statistics are distances to."""
+    solver, data = "Distance to the fine solver's end points", "sliced W2 to the data"
+    if comparison.data_ends is None or "sliced_w2" not in statistics:
+        return solver
+    return "Sliced W2 to the data" if len(statistics) == 1 else f"{solver}, {data}"
+
+
 def _compared(comparison: Comparison) -> list[str]:
-    """Names of the schedules to show, by log mean."""
-    order = comparison.statistic("log_mean")
+    """Names of the schedules to show, by the statistic that decides."""
+    order = comparison.statistic(comparison.criterion)
     ranked = sorted(comparison.names, key=order.__getitem__)
     needed = {comparison.best(), *(name for name in ranked if name in GRIDS)}
     others = [name for name in ranked if name not in needed]

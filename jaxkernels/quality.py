@@ -48,7 +48,8 @@ def sliced_w2(samples: Numbers, data: Numbers, *, directions: int = 128, seed: i
 
 def quantiles(y: Float[np.ndarray, "m directions"], count: int) -> Float[np.ndarray, "count directions"]:
     """Quantiles of sorted columns at the levels (i + 1/2) / count, linear between entries."""
-    place = (np.arange(count) + 0.5) / count * (len(y) - 1)
+    # entry j of m stands for the level (j + 1/2) / m, so that the quantiles of m entries are themselves
+    place = np.clip((np.arange(count) + 0.5) / count * len(y) - 0.5, 0.0, len(y) - 1.0)
     low = np.minimum(place.astype(int), len(y) - 2)
     return y[low] + (place - low)[:, None] * (y[low + 1] - y[low])
 

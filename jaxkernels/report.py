@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from . import _checks
 from ._progress import Progress
@@ -68,6 +68,12 @@ class Report(eqx.Module):
         """One of the four statistics of `Comparison`, by setting and schedule."""
         return {setting: comparison.statistic(kind) for setting, comparison in self.comparisons.items()}
 
+    @property
+    def criterion(self) -> str:
+        """The statistic that is shown by default: "log_mean", or "sliced_w2" where a schedule is stochastic."""
+        found = {comparison.criterion for comparison in self.comparisons.values()}
+        return "sliced_w2" if "sliced_w2" in found else "log_mean"
+
     def best(self, baselines: Sequence[str] | None = None) -> dict[Setting, str]:
         """`Comparison.best` of every setting."""
         return {setting: comparison.best(baselines) for setting, comparison in self.comparisons.items()}
@@ -78,7 +84,8 @@ class Report(eqx.Module):
             exp( mean over settings of log( statistic / smallest statistic among `baselines` ) )
 
         `baselines`: all schedules by default, so that 1 is best in every setting. The standard error is that of
-        resampled noises, the same ones for all schedules and settings, with the best baselines found anew.
+        resampled noises, the same ones for all schedules and settings, with the best baselines found anew. A schedule
+        that is stochastic in any setting has NaN for all statistics but sliced_w2.
         """
         _checks.one_of("kind", kind, STATISTICS)
         known = {name: row for row, name in enumerate(self.names)}
@@ -89,27 +96,36 @@ class Report(eqx.Module):
         def means(noises: slice | np.ndarray) -> Float[np.ndarray, " schedules"]:
             values = np.stack([comparison.values(kind, noises) for comparison in self.comparisons.values()])
             logs = np.log(np.maximum(values, 1e-300))
-            return np.exp(np.mean(logs - logs[:, rows].min(1, keepdims=True), 0))
+            return np.exp(np.mean(logs - np.nanmin(logs[:, rows], 1, keepdims=True), 0))
 
         n = self.num_noises
         draws = np.random.default_rng(0).integers(n, size=(_RESAMPLES, n))
         spread = np.std([means(draw) for draw in draws], axis=0, ddof=1)
         return dict(zip(self.names, zip(means(slice(None)).tolist(), spread.tolist(), strict=True), strict=True))
 
-    def table(self, kind: str = "log_mean") -> str:
-        """A statistic as text: a row per schedule, a column per setting, then `ratios`; * marks the smallest."""
+    def ranked(self, kind: str) -> list[str]:
+        """Names by `ratios`, the best one first; those without a number last."""
+        ratios = self.ratios(kind)
+        return sorted(self.names, key=lambda name: (np.isnan(ratios[name][0]), ratios[name]))
+
+    def table(self, kind: str | None = None) -> str:
+        """A statistic (default: `criterion`) as text: a row per schedule, a column per setting, then `ratios`.
+
+        * marks the smallest of a column.
+        """
         rows = self._rows(kind, "{}*", "{} ")
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-        noises = f"{self.num_noises} noises; reference accurate to {self.reference_error:.1g}"
+        law = "" if next(iter(self.comparisons.values())).data_ends is None else "; sliced W2 to the data"
+        noises = f"{self.num_noises} noises; reference accurate to {self.reference_error:.1g}{law}"
         return "\n".join([*lines, f"{noises}; last column: geometric mean of the ratios to a column's best"])
 
-    def to_markdown(self, kind: str = "log_mean") -> str:
+    def to_markdown(self, kind: str | None = None) -> str:
         """The same table in Markdown, the smallest of a column in bold."""
         header, *rows = ["| " + " | ".join(row) + " |" for row in self._rows(kind, "**{}**", "{}")]
         return "\n".join([header, "|:--" + "|--:" * (len(self.comparisons) + 1) + "|", *rows])
 
-    def plot(self, path: str | os.PathLike[str] | None = None, kind: str = "log_mean") -> "Figure":
+    def plot(self, path: str | os.PathLike[str] | None = None, kind: str | None = None) -> "Figure":
         """A statistic against the number of steps, a panel per sampler; see `jaxkernels.plot.plot_report`.
 
         Needs matplotlib. Saved to `path` if given.
@@ -118,14 +134,16 @@ class Report(eqx.Module):
 
         return plot_report(self, path, kind)
 
-    def _rows(self, kind: str, smallest: str, other: str) -> list[list[str]]:
+    def _rows(self, kind: str | None, smallest: str, other: str) -> list[list[str]]:
         """Cells of the table, the header first; schedules by their ratio. The smallest of a column has its format."""
+        kind = self.criterion if kind is None else kind
         ratios, columns = self.ratios(kind), self.statistic(kind)
+        least = {setting: np.nanmin(list(values.values())) for setting, values in columns.items()}
         rows = [[kind.replace("_", " "), *(f"{sampler} {steps}" for sampler, steps in columns), "to the best"]]
-        for name in sorted(self.names, key=ratios.__getitem__):
+        for name in self.ranked(kind):
             cells = [
-                (smallest if values[name] == min(values.values()) else other).format(f"{values[name]:.4g}")
-                for values in columns.values()
+                (smallest if values[name] == least[setting] else other).format(f"{values[name]:.4g}")
+                for setting, values in columns.items()
             ]
             value, spread = ratios[name]
             rows.append([name, *cells, f"{value:.3f} ± {spread:.3f}"])
@@ -146,13 +164,14 @@ def compare_samplers(
     schedules: Mapping[str, Grid | Mapping[Setting, Schedule]] | None = None,
     kind: str = "score",
     data: Numbers | None = None,
+    key: Array | None = None,
     progress: bool = True,
 ) -> Report:
     """`compare_schedules` for several samplers and numbers of steps, against one reference from the same noises.
 
     **Arguments:**
 
-    - `score_fn`, `kind` and `x_init` as for `sample`; `data` as for `compare_schedules`.
+    - `score_fn`, `kind` and `x_init` as for `sample`; `data` and `key` as for `compare_schedules`.
     - `samplers`: names or samplers; `steps`: numbers of steps. Every pair of both is a setting.
     - `t_min`: where all schedules end; they start at the process's t_max.
     - `schedules`: by name, for every setting: a function (process, number of steps, t_min) -> Schedule, or a table
@@ -181,7 +200,7 @@ def compare_samplers(
     with Progress("comparing: fine reference", progress) as line:
         exact = reference(score_fn, process, x, fine_steps(counts[-1]), *ends, kind=kind, data=data)
         comparisons = {
-            setting: compare_to(exact, score_fn, process, named[setting[0]], found, x, kind=kind, key=None, line=line)
+            setting: compare_to(exact, score_fn, process, named[setting[0]], found, x, kind=kind, key=key, line=line)
             for setting, found in made.items()
         }
     return Report(comparisons)

@@ -102,7 +102,7 @@ def test_a_mixture_is_fitted_to_samples(tmp_path: Path):
     how = ("--data", tmp_path / "x.npy", "--sampler", "heun", "--steps", 3, "--mixture", 2, "--no-plot")
     result = run("optimize", *how, "--output", tmp_path / "best.json")
     assert result.code == 0
-    table = result.out.split("samples of the mixture")[1].split("error budget")[0]
+    table = result.out.split("a fine solver's samples")[1].split("error budget")[0]
     assert all(name in table for name in jk.schedules.GRIDS)
     assert "verified on a network: no" in result.out
     assert jk.Schedule.load(tmp_path / "best.json").num_steps == 3

@@ -10,6 +10,7 @@ import pytest
 from jaxtyping import Array
 
 import jaxkernels as jk
+import jaxkernels.optimize._verify
 
 PROCESS = jk.VP()
 TARGET = jk.Gaussian(0.2, np.array([2.0, 0.3, 0.05]))
@@ -57,6 +58,12 @@ def test_ratios_come_with_the_error_of_paired_noises() -> None:
     assert found.ratio("sliced_w2", "b", "a")[0] == pytest.approx(2.0)
     with pytest.raises(ValueError, match="Did you mean 'log_mean'"):
         found.ratio("logmean", "a", "b")
+    # to data of another number, here each entry twice, the law is the same
+    law = eqx.tree_at(lambda c: c.data_ends, found, np.sort(np.repeat(reference, 2, 0), 0), is_leaf=lambda x: x is None)
+    assert law.statistic("sliced_w2")["c"] < 0.05
+    assert law.statistic("sliced_w2")["b"] == pytest.approx(0.2, abs=0.01)
+    same = eqx.tree_at(lambda c: c.data_ends, found, np.sort(reference, 0), is_leaf=lambda x: x is None)
+    assert same.statistic("sliced_w2") == pytest.approx(found.statistic("sliced_w2"))
 
 
 def test_the_best_schedule_harms_nothing() -> None:
@@ -81,7 +88,10 @@ def test_laws_are_compared_with_the_data() -> None:
     4000 noises add to the square is of the order of 1 / 4000, an error of 0.01 for distances of 0.05 to 0.2.
     """
     rng = np.random.default_rng(0)
-    x, data = rng.standard_normal((4000, 3)), 0.2 + rng.standard_normal((20_000, 3)) * np.sqrt([2.0, 0.3, 0.05])
+    x, data = (
+        jnp.asarray(rng.standard_normal((4000, 3))),
+        0.2 + rng.standard_normal((20_000, 3)) * np.sqrt([2.0, 0.3, 0.05]),
+    )
     schedules = {"ode": jk.schedules.uniform(PROCESS, 3, 1e-3), "sde": jk.Schedule([1.0, 0.5, 0.2, 1e-3], 1.0)}
     found = jk.compare_schedules(_score, PROCESS, "ddim", schedules, x, data=data)
     # the directions are the same for a network of the same dimension: read them off points that are known
@@ -137,31 +147,81 @@ def test_noise_is_chosen_by_the_law_of_its_samples() -> None:
     assert "of the sliced W2 of" in repr(result)
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
-def test_a_mixture_is_a_network_of_its_own(sampler: str) -> None:
+def test_a_mixture_is_a_network_of_its_own() -> None:
     """The choice on a mixture is that on a network that computes the mixture's score; but nothing is verified."""
     mixture = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.full((2, 2), 0.02))
     setting: dict[str, Any] = {"t_min": 1e-3, "verify": 64, "progress": False, "starts": ["quadratic"]}
-    result = jk.optimize_schedule(mixture, PROCESS, sampler, 5, **setting)
+    result = jk.optimize_schedule(mixture, PROCESS, "dpmpp_2m", 5, **setting)
     assert not result.verified
     assert "on the mixture" in repr(result)
     assert result.comparison is not None
-    recorded = [name for name in result.comparison.names if name.startswith("recorded")]
-    assert bool(recorded) == (sampler == "dpmpp_2m")  # a record is for one evaluation per step
+    assert any(name.startswith("recorded") for name in result.comparison.names)
     value = result.comparison.statistic("log_mean")
     assert value[result.chosen] < 1.05 * min(value[name] for name in result.baselines)
-    if sampler == "heun":
-        return
 
     def network(x: Array, t: Array) -> Array:
         return mixture.score(PROCESS, x, t)
 
     x = jax.random.normal(jax.random.key(0), (128, 2))[64:]
-    again = jk.compare_schedules(network, PROCESS, sampler, result.candidates, x)
+    again = jk.compare_schedules(network, PROCESS, "dpmpp_2m", result.candidates, x)
+    assert not np.any(np.isin(_recorded_noises(mixture), x))  # the evidence is of other noises than the record
     for kind in ("rms", "log_mean"):
         theirs, ours = again.statistic(kind), result.comparison.statistic(kind)
         for name in ours:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=10 * result.comparison.reference_error)
+
+
+class _Seen(Exception):
+    """Carries where a record starts."""
+
+
+def _recorded_noises(mixture: jk.GaussianMixture) -> np.ndarray:
+    """Where the record of a mixture starts, caught before it is made."""
+
+    def caught(fn: object, process: object, x: Array, **options: object) -> None:
+        raise _Seen(np.asarray(x))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxkernels.optimize._verify, "record", caught)
+        with pytest.raises(_Seen) as seen:
+            jaxkernels.optimize._verify.recorded(mixture, PROCESS, 1e-3, jax.random.key(0), False)
+    return seen.value.args[0]
+
+
+def test_noises_for_a_mixture_are_in_its_coordinates() -> None:
+    """Given noises start where they are, also if the mixture is run in the basis that its components share."""
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    plain = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], [[0.02, 0.3], [0.1, 0.05]])
+    mixture = eqx.tree_at(lambda m: m.bases, plain, turn, is_leaf=lambda leaf: leaf is None)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((16, 2)))
+    setting: dict[str, Any] = {"t_min": 1e-3, "verify": x, "progress": False, "starts": ["quadratic"]}
+    result = jk.optimize_schedule(mixture, PROCESS, "heun", 2, **setting)
+    assert result.comparison is not None
+    # a record is for samplers of one evaluation per step
+    assert not any(name.startswith("recorded") for name in result.comparison.names)
+
+    def network(x: Array, t: Array) -> Array:
+        return mixture.score(PROCESS, x, t)
+
+    again = jk.compare_schedules(network, PROCESS, "heun", result.candidates, x[8:])
+    np.testing.assert_allclose(result.comparison.errors, again.errors, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data": NOISES[:, :2]}, "data is for score_fn"),
+        ({"kind": "x0"}, "kind = 'x0' is for score_fn"),
+        ({"score_error": jk.ScoreError.relative(0.1)}, "score_error is for a Gaussian target or for score_fn"),
+        ({"verify": NOISES}, r"verify has shape \(32, 3\); noises for a mixture of 2 dimensions"),
+        ({"t_min": (1e-3, 1e-2)}, r"t_min = \(0.001, 0.01\) must be one number"),
+        ({"stochasticity": "optimize", "refine": 2}, "refine = 2 is for deterministic"),
+    ],
+)
+def test_what_a_mixture_refuses(arguments: dict[str, Any], message: str) -> None:
+    mixture = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.full((2, 2), 0.02))
+    with pytest.raises(ValueError, match=message):
+        jk.optimize_schedule(mixture, PROCESS, "ddim", 3, **{"t_min": 1e-3, **arguments})
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
@@ -238,6 +298,7 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
         ({"stochasticity": "optimize"}, "with a stochasticity needs data"),
         ({"stochasticity": 1.0, "data": NOISES, "refine": 2}, "refine = 2 is for deterministic schedules"),
         ({"score_fn": None, "data": NOISES}, "data needs score_fn"),
+        ({"data": NOISES[:, :2]}, r"data has shape \(32, 2\); it must be \(n, 3\) with n >= 4"),
         ({"t_min": (1e-3, 1e-2)}, "must be one number"),
         ({"verify": 2}, "verify = 2"),
         ({"verify": NOISES[:4]}, "n >= 8"),

@@ -60,3 +60,11 @@ def test_refusals(samples: Any, data: Any, message: str) -> None:
             distance(samples, data)
     with pytest.raises(ValueError, match="directions = 0"):
         jk.quality.sliced_w2(DATA, DATA, directions=0)
+
+
+def test_samples_are_at_no_distance_from_themselves() -> None:
+    """Entry j of m stands for the level (j + 1/2) / m; also against NumPy's quantiles of that definition."""
+    x = np.random.default_rng(0).lognormal(size=(100, 3))
+    assert jk.quality.sliced_w2(x, x).value < 1e-12
+    y, levels = np.sort(x, 0), (np.arange(37) + 0.5) / 37
+    np.testing.assert_allclose(jk.quality.quantiles(y, 37), np.quantile(y, levels, axis=0, method="hazen"), rtol=1e-12)

@@ -169,6 +169,35 @@ def test_the_precision_of_the_caller(report: jk.Report, float32: None) -> None:
     np.testing.assert_allclose(found.comparisons["ddim", 3].errors, expected.errors, rtol=1e-2, atol=1e-4)
 
 
+def test_a_stochastic_schedule_is_ranked_by_its_law() -> None:
+    """By sliced W2 to the data; the deterministic schedules beside it keep their other statistics."""
+    data = 0.2 + np.random.default_rng(1).standard_normal((500, 3)) * np.sqrt([2.0, 0.3, 0.05])
+    noisy = {("ddim", 3): jk.Schedule([1.0, 0.5, 0.2, T_MIN], 1.0)}
+    for names in (("sde", "uniform", "karras"), ("uniform", "sde", "karras")):
+        grids = {"sde": noisy, "uniform": jk.schedules.uniform, "karras": jk.schedules.karras}
+        grids = {name: grids[name] for name in names}
+        run = (_score, PROCESS, ["ddim"], [3], NOISES)
+        found = jk.compare_samplers(*run, t_min=T_MIN, schedules=grids, data=data, progress=False)
+        assert found.criterion == "sliced_w2"
+        values = found.statistic("sliced_w2")[("ddim", 3)]
+        order = sorted(values, key=values.__getitem__)
+        rows = [line.split()[0] for line in repr(found).splitlines()[1:4]]
+        assert rows == order == found.ranked("sliced_w2")
+        assert "*" in repr(found).splitlines()[1]
+        assert "sliced W2 to the data" in repr(found)
+        ratios = found.ratios("log_mean")
+        assert np.isnan(ratios["sde"][0])
+        assert min(ratios["uniform"][0], ratios["karras"][0]) == pytest.approx(1.0)
+        assert found.ranked("log_mean")[-1] == "sde"
+        figure = found.plot()
+        assert figure.get_suptitle().startswith("Sliced W2 to the data")
+        shown = [line for line in figure.axes[0].get_lines() if np.all(np.isfinite(line.get_ydata()))]
+        assert len(shown) >= 3
+        one = found.comparisons[("ddim", 3)].plot()
+        assert len(one.axes) == 1
+        assert one.get_suptitle().startswith("Sliced W2 to the data")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -522,6 +522,8 @@ def test_fitted_mixture_of_flat_samples_has_a_density() -> None:
     x = np.random.default_rng(0).normal(size=(20, 5, 5))
     x[:, 2] = 0.7
     fitted = jk.GaussianMixture.fit(x, 3)
+    scales = np.asarray(jk.Gaussian.fit(x).eigenvalues)
+    assert np.all(np.asarray(fitted.eigenvalues) >= 0.999e-3 * scales)  # the floor
     assert np.min(fitted.eigenvalues) > 0
     np.testing.assert_allclose(
         np.asarray(fitted.weights) @ np.asarray(fitted.means), x.reshape(20, -1).mean(0), atol=1e-6
@@ -534,6 +536,8 @@ def test_fitted_mixture_of_flat_samples_has_a_density() -> None:
         (np.ones((4, 2)), {"components": 2}, "all equal"),
         (np.eye(3), {"components": 4}, "components = 4 is more than the 3 samples"),
         (np.eye(3), {"components": 0}, "components = 0"),
+        (np.eye(3)[np.arange(60) % 3], {"components": 4}, "components = 4 is more than the 3 different samples"),
+        (np.eye(3), {"components": 2, "seed": -1}, "seed = -1"),
         (np.eye(3), {"components": 2, "floor": 0.0}, "floor = 0"),
     ],
 )

@@ -132,14 +132,15 @@ def optimize_schedule(
     key: Array | None = None,
     progress: bool = True,
 ) -> OptimizedSchedule:
-    """The time grid, and if asked the stochasticity, that minimise a sampler's error on a Gaussian target.
+    """The time grid, and if asked the stochasticity, that minimise a sampler's error on a target or a network.
 
     **Arguments:**
 
     - `target`: a Gaussian, solved in milliseconds once compiled. Or a `GaussianMixture`, such as
       `GaussianMixture.fit(samples)`: the optimum for its mean and covariance is then one of several candidates that
-      are run through the mixture's exact score, as with `score_fn`, and with its `record`: half a minute, and far
-      better for DPM-Solver++(2M) on networks (benchmarks/README.md).
+      are run through the mixture's exact score, as with `score_fn`, and a `record` of it is made for more of them: half
+      a minute, and far better for DPM-Solver++(2M) on networks (benchmarks/README.md). `objective` and `metric` are
+      then those of that one candidate. With `score_fn` the network decides, also among the mixture's optima.
     - `num_steps`: K >= 1.
     - `t_min`: the last time, 0 <= t_min < t_max; or (low, high) to optimise it between these bounds.
     - `score_error`: the objective then includes what it costs in the mean, correlation in time and all.
@@ -171,14 +172,14 @@ def optimize_schedule(
       stochastic schedule is chosen by that alone, so that it needs them.
     - `record`: of the same network (`jaxkernels.record`). The optima of `RecordedError` for typical samples, for the
       mean and for the root mean square join the candidates: on trained networks by far the best ones. Needs
-      `score_fn`; without verification pass `objective=RecordedError(...)`. They are deterministic.
+      `score_fn` or a mixture; without verification pass `objective=RecordedError(...)`. They are deterministic.
     - `refine`: so many gradient steps through the network from the chosen schedule, on half of the noises that chose
       it, stopped by the other half (`_refine.refined`); 32 noises per step, so that it costs about 100 K evaluations
-      each. Needs `score_fn`, differentiable by JAX.
+      each. Needs a mixture or `score_fn`, differentiable by JAX.
     - `progress`: show a status line while it takes longer than a second, on a terminal.
 
-    **Returns:** an `OptimizedSchedule`, never worse under its objective than the best start. Failing to
-    converge is reported in it, not raised.
+    **Returns:** an `OptimizedSchedule`, never worse under its objective than the best start; or, with a network or a
+    mixture, what was best there. Failing to converge is reported in it, not raised.
 
     **Raises:** ValueError naming the argument and its value.
 
@@ -186,12 +187,10 @@ def optimize_schedule(
     caller's precision. The first call for a K, sampler and kind of process compiles.
     """
     began = time.perf_counter()
-    mixture = target.in_eigenbasis() if isinstance(target, GaussianMixture) else None
-    if isinstance(target, GaussianMixture):
-        target = target.gaussian()
-    target, process, sampler = check_setting(target, process, sampler)
     if not _checks.concrete((target, process, sampler)):
         raise ValueError("optimize_schedule must be called outside jit, grad and vmap.")
+    mixture = target if isinstance(target, GaussianMixture) else None
+    target, process, sampler = check_setting(target if mixture is None else mixture.gaussian(), process, sampler)
     num_steps = _checks.count("num_steps", num_steps)
     max_iterations = _checks.count("max_iterations", max_iterations)
     tolerance = float(_checks.scalar("tolerance", tolerance, at_least=0.0))
@@ -214,8 +213,13 @@ def optimize_schedule(
     else:
         if low < high:
             raise ValueError(f"t_min = {t_min} must be one number, to run schedules on a network or a mixture.")
+        if score_fn is None and score_error is not None:
+            raise ValueError(
+                "score_error is for a Gaussian target or for score_fn; a mixture is run with its exact score."
+            )
         if refine and stochastic:
             raise ValueError(f"refine = {refine} is for deterministic schedules: stochasticity must be 0.")
+        key = jax.random.key(0) if key is None else key
         tried = verification(target, mixture, process, stochastic, score_fn, kind, verify, data, key)
     if record is not None:
         if fixed is not None and stochastic:
@@ -228,9 +232,10 @@ def optimize_schedule(
     elif not callable(objective):
         raise ValueError(f"objective must be a name or a function of a schedule; got {objective!r}.")
 
-    recordable = sampler.evaluations == 1 and (deterministic or fixed is None)
+    recordable = sampler.evaluations == 1 and (deterministic or fixed is None) and sigma_range(process, low)[1] > 0
     if record is None and mixture is not None and recordable:
-        record = recorded(mixture, process, low, progress)
+        assert key is not None
+        record = recorded(mixture, process, low, key, progress)
     precision = jax.enable_x64(jnp.result_type(float) == jnp.float64)
     with (
         Progress("optimising: compiling", progress) as line,

@@ -47,6 +47,7 @@ class Verification(NamedTuple):
     """False for the exact score of a mixture."""
     x_init: Float[Array, "noises *shape"]
     data: AnyArray | None
+    key: Array
 
     def compare(
         self,
@@ -65,7 +66,7 @@ class Verification(NamedTuple):
             self.noises(half),
             kind=self.kind,
             data=None if self.data is None else self.data[half::2],
-            key=jax.random.key(half),
+            key=jax.random.fold_in(self.key, half),
             progress=progress,
         )
 
@@ -83,28 +84,40 @@ def verification(
     kind: str,
     verify: int | AnyArray,
     data: Numbers | None,
-    key: Array | None,
+    key: Array,
 ) -> Verification:
-    """By the network if there is one, else by the mixture."""
-    x_init = noises(target, process, verify, key)
-    law: AnyArray | None = None if data is None else _checks.array("data", data)
+    """By the network if there is one, else by the mixture, in its eigenbasis."""
+    x_init, steps_key = noises(target, process, verify, key), jax.random.fold_in(key, 1)
+    shape = ", ".join(map(str, x_init.shape[1:]))
     if score_fn is not None:
+        law = None if data is None else _checks.array("data", data)
+        if law is not None and (law.shape[1:] != x_init.shape[1:] or len(law) < 4):
+            raise ValueError(f"data has shape {law.shape}; it must be (n, {shape}) with n >= 4.")
         if stochastic and law is None:
             raise ValueError("score_fn with a stochasticity needs data: samples with whose law to compare, (n, ...).")
-        return Verification(score_fn, kind, True, x_init, law)
+        return Verification(score_fn, kind, True, x_init, law, steps_key)
     assert mixture is not None
-    if law is not None:
+    if data is not None:
         raise ValueError("data is for score_fn: a mixture is compared with its own law.")
-    if stochastic:
-        law = mixture.sample(jax.random.key(1), _DRAWS)
-    return Verification(_Denoiser(mixture, process), "x0", False, x_init, law)
+    if kind != "score":
+        raise ValueError(f"kind = {kind!r} is for score_fn, which is not given.")
+    dim = mixture.means.shape[1]
+    if x_init.shape[1:] != (dim,):
+        raise ValueError(
+            f"verify has shape {x_init.shape}; noises for a mixture of {dim} dimensions must be (n, {dim})."
+        )
+    turned = mixture.in_eigenbasis()
+    if turned is not mixture and not isinstance(verify, int | np.integer):
+        x_init = x_init @ jnp.asarray(mixture.bases, x_init.dtype)
+    law = turned.sample(jax.random.fold_in(key, 2), _DRAWS) if stochastic else None
+    return Verification(_Denoiser(turned, process), "x0", False, x_init, law, steps_key)
 
 
-def recorded(mixture: GaussianMixture, process: AbstractProcess, t_min: float, progress: bool) -> Record:
-    """Trajectories of the mixture's exact denoiser."""
-    law = mixture.gaussian()
-    x = noises(law, process, _TRAJECTORIES, None)[:_TRAJECTORIES]
-    fn = _Denoiser(mixture, process)
+def recorded(mixture: GaussianMixture, process: AbstractProcess, t_min: float, key: Array, progress: bool) -> Record:
+    """Trajectories of the mixture's exact denoiser, from noises of their own."""
+    turned = mixture.in_eigenbasis()
+    x = noises(turned.gaussian(), process, _TRAJECTORIES, jax.random.fold_in(key, 3))[:_TRAJECTORIES]
+    fn = _Denoiser(turned, process)
     return record(fn, process, x, t_min=t_min, kind="x0", nodes=_NODES, batch=_TRAJECTORIES // 4, progress=progress)
 
 
@@ -119,15 +132,14 @@ class _Denoiser(eqx.Module):
         return mixture.predictor(process)(x, t).x0
 
 
-def noises(target: Gaussian, process: AbstractProcess, verify: int | AnyArray, key: Array | None) -> Array:
+def noises(target: Gaussian, process: AbstractProcess, verify: int | AnyArray, key: Array) -> Array:
     """Initial points, twice as many as are used to choose."""
-    if not isinstance(verify, int):
+    if not isinstance(verify, int | np.integer):
         if verify.ndim < 2 or verify.shape[0] < 8:
             raise ValueError(f"verify has shape {verify.shape}; as noises it must be (n, ...) with n >= 8.")
         return jnp.asarray(verify)
     count = _checks.count("verify", verify, at_least=4)
     if np.any(np.asarray(target.weights) != 1):
         raise ValueError("target's modes have weights, so the network's input shape is unknown: pass verify=noises.")
-    key = jax.random.key(0) if key is None else key
     scale = jnp.sqrt(process.prior_variance(jnp.asarray(process.t_max, float)))
     return scale * jax.random.normal(key, (2 * count, target.eigenvalues.shape[0]))

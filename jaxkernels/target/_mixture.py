@@ -15,7 +15,7 @@ from ..prediction import Prediction, Predictor
 from ..process import AbstractProcess
 from ._gaussian import Gaussian, eigendecomposition
 
-# axes along which the samples do not vary keep this share of the largest deviation
+# axes along which the samples do not vary at all get this share of the largest deviation
 _FLAT, _EM_STEPS = 1e-6, 100
 
 
@@ -73,14 +73,16 @@ class GaussianMixture(eqx.Module):
         """A mixture with one basis, the principal axes of samples (n, ...), fitted to them by EM (scikit-learn).
 
         What the covariance does not know, clusters and the different scales of samples, is in it; on networks it is
-        the better model by far for DPM-Solver++(2M) (benchmarks/README.md). Along each axis the components have
-        variances of at least `floor` times that of the samples, so that none of them is a single sample.
+        the better model by far for DPM-Solver++(2M) (benchmarks/README.md). Axes and scales are those of
+        `Gaussian.fit`; every component's variances have `floor` times its eigenvalues added, so that none is a single
+        sample.
 
-        **Raises:** ValueError for fewer samples than components, or samples without variance. ImportError without
-        scikit-learn, which is in the extra `cli`.
+        **Raises:** ValueError for fewer different samples than components, or samples without variance. ImportError
+        without scikit-learn, which is in the extra `cli`.
         """
         components = _checks.count("components", components)
         floor = float(_checks.scalar("floor", floor, above=0.0, at_most=1.0))
+        seed = _checks.count("seed", seed, at_least=0)
         whole = Gaussian.fit(samples)
         assert whole.basis is not None
         x = np.asarray(samples, np.float64)
@@ -202,11 +204,15 @@ def _expectation_maximisation(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture as Mixture
 
-    labels = KMeans(components, random_state=seed).fit_predict(z)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # empty clusters, refused below
+        labels = KMeans(components, random_state=seed).fit_predict(z)
+    if (found := len(np.unique(labels))) < components:
+        raise ValueError(f"components = {components} is more than the {found} different samples.")
     scale = np.maximum(scale, _FLAT * scale.max())
     z = z / scale
     groups = [z[labels == m] for m in range(components)]
-    found = Mixture(
+    law = Mixture(
         components,
         covariance_type="diag",
         reg_covar=floor,
@@ -218,6 +224,6 @@ def _expectation_maximisation(
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a model of the data, not an optimum, is what is asked
-        found.fit(z)
-    weights, means, variances = map(np.asarray, (found.weights_, found.means_, found.covariances_))
+        law.fit(z)
+    weights, means, variances = map(np.asarray, (law.weights_, law.means_, law.covariances_))
     return weights, means * scale, variances * scale**2
