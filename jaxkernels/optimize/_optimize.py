@@ -205,6 +205,7 @@ def optimize_schedule(
     stochastic = fixed is None or bool(fixed.any())
     deterministic = not stochastic and low == high
     refine = _checks.count("refine", refine, at_least=0)
+    key = jax.random.key(0) if key is None else key
     tried = None
     if score_fn is None and mixture is None:
         for name, given in {"record": record, "data": data, f"refine = {refine}": refine or None}.items():
@@ -219,7 +220,6 @@ def optimize_schedule(
             )
         if refine and stochastic:
             raise ValueError(f"refine = {refine} is for deterministic schedules: stochasticity must be 0.")
-        key = jax.random.key(0) if key is None else key
         tried = verification(target, mixture, process, stochastic, score_fn, kind, verify, data, key)
     if record is not None:
         if fixed is not None and stochastic:
@@ -234,7 +234,6 @@ def optimize_schedule(
 
     recordable = sampler.evaluations == 1 and (deterministic or fixed is None) and sigma_range(process, low)[1] > 0
     if record is None and mixture is not None and recordable:
-        assert key is not None
         record = recorded(mixture, process, low, key, progress)
     precision = jax.enable_x64(jnp.result_type(float) == jnp.float64)
     with (
