@@ -34,8 +34,8 @@ SAMPLERS: tuple[str, ...] = ("ddim", "dpmpp_2m")
 STEPS = (5, 8, 12, 20)
 NOISES, REFERENCE_STEPS, PROJECTIONS = 1024, 800, 128
 RESAMPLES, SLICED_RESAMPLES = 400, 40
-RECORDED, VERIFIED = 256, 2048  # trajectories of a record; noises of a choice, half of them to choose
-STOCHASTIC_STEPS, SEEDS = (20, 50), 5
+RECORDED = 256  # trajectories of a record
+STOCHASTIC_STEPS, SEEDS, FRESH = (20, 50), 5, 2048
 NAMED = tuple(jk.schedules.GRIDS)
 
 
@@ -51,6 +51,8 @@ class Problem:
     blocks: int
     training_steps: int
     batch: int = 256
+    verified: int = dataclasses.field(default=2048, kw_only=True)
+    """Noises of a choice, half of them to choose: as many as are cheap."""
 
 
 def ring() -> np.ndarray:
@@ -84,7 +86,7 @@ def blobs() -> np.ndarray:
 PROBLEMS = (
     Problem("digits", digits, "x0", width=256, blocks=3, training_steps=12_000),
     Problem("patches", partial(patches, 50_000, 8, grey=True), "x0", width=256, blocks=3, training_steps=16_000),
-    Problem("ring", ring, "x0", width=128, blocks=3, training_steps=12_000),
+    Problem("ring", ring, "x0", width=128, blocks=3, training_steps=12_000, verified=32_768),
     Problem("blobs", blobs, "x0", width=256, blocks=3, training_steps=12_000),
 )
 # No choice of a default or an objective was made on this one.
@@ -174,7 +176,7 @@ def loss(network: Network, x0: Float[Array, "batch d"], key: Array) -> Float[Arr
 def train(problem: Problem, data: np.ndarray) -> Network:
     """Adam with cosine decay; the result is the running average of the weights. Kept in .cache."""
     fresh = Network(problem, data, jax.random.key(0))
-    settings = (getattr(problem, f.name) for f in dataclasses.fields(problem) if f.name != "load")
+    settings = (getattr(problem, f.name) for f in dataclasses.fields(problem) if f.name not in ("load", "verified"))
     path = CACHE / f"network_{'_'.join(map(str, settings))}.eqx"
     if path.exists():
         return eqx.tree_deserialise_leaves(path, fresh)
@@ -213,7 +215,13 @@ def run(network: Network, sampler: str, schedule: jk.Schedule, x: Float[Array, "
 
 
 def candidates(
-    network: Network, record: jk.Record, data: np.ndarray, mixture: jk.GaussianMixture, sampler: str, num_steps: int
+    network: Network,
+    record: jk.Record,
+    data: np.ndarray,
+    mixture: jk.GaussianMixture,
+    sampler: str,
+    num_steps: int,
+    verified: int,
 ) -> tuple[dict[str, jk.Schedule], dict[str, Any]]:
     """Every named grid and the optima under test; and what the choice on the network said."""
     law = jk.Gaussian.fit(data).compress(32)
@@ -233,7 +241,7 @@ def candidates(
         t_min=T_MIN,
         score_fn=network,
         kind=network.kind,
-        verify=jax.random.normal(jax.random.key(6), (VERIFIED, data.shape[1])),
+        verify=jax.random.normal(jax.random.key(6), (verified, data.shape[1])),
         record=record,
     )
     grids["measured"] = result.schedule
@@ -272,7 +280,7 @@ def stochastic(network: Network, record: jk.Record, data: np.ndarray, num_steps:
         stochasticity="optimize",
         score_fn=network,
         kind=network.kind,
-        verify=jax.random.normal(jax.random.key(7), (2 * VERIFIED, data.shape[1])),
+        verify=jax.random.normal(jax.random.key(7), (2 * FRESH, data.shape[1])),
         data=data,
         record=record,
     )
@@ -281,7 +289,7 @@ def stochastic(network: Network, record: jk.Record, data: np.ndarray, num_steps:
     found = []
     for seed in range(SEEDS):
         key_x, key = jax.random.split(jax.random.key(100 + seed))
-        x = jax.random.normal(key_x, (VERIFIED, data.shape[1]))
+        x = jax.random.normal(key_x, (FRESH, data.shape[1]))
         ends = [jk.sample(network, PROCESS, "ddim", s, key, x, kind=network.kind) for s in schedules.values()]
         found.append([jk.quality.sliced_w2(np.asarray(end), data).value / size for end in ends])
     values = dict(zip(schedules, np.array(found).T, strict=True))
@@ -410,7 +418,7 @@ def study(problem: Problem) -> dict[str, Any]:
     for sampler, num_steps in track(settings, f"schedules for {problem.name}"):
         # every setting compiles programs of its own, and a process can hold a limited number of them
         jax.clear_caches()
-        schedules, choice = candidates(network, recorded, data, mixture, sampler, num_steps)
+        schedules, choice = candidates(network, recorded, data, mixture, sampler, num_steps, problem.verified)
         ends = {name: run(network, sampler, schedule, x) for name, schedule in schedules.items()}
         rows.append(
             {
