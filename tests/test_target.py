@@ -1,6 +1,7 @@
 """Targets against dense linear algebra, scikit-learn, scipy.stats, automatic differentiation and limits."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -510,7 +511,8 @@ def test_fitted_mixture_finds_the_clusters() -> None:
     x, fresh = np.asarray(truth.sample(jax.random.key(0), 8000)), truth.sample(jax.random.key(1), 4000)
     fitted = jk.GaussianMixture.fit(x, 2)
     best, found = (np.asarray(law.log_density(jk.VP(), fresh)) for law in (truth, fitted))
-    single = stats.multivariate_normal(x.mean(0), np.cov(x.T)).logpdf(np.asarray(fresh))
+    spread: Any = np.cov(x.T)
+    single = stats.multivariate_normal(x.mean(0), spread).logpdf(np.asarray(fresh))
     assert np.mean(best - found) < 0.05
     assert np.mean(best - single) > 0.5
     np.testing.assert_allclose(np.sort(fitted.weights), [0.25, 0.75], atol=0.02)
