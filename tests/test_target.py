@@ -1,5 +1,6 @@
 """Targets against dense linear algebra, scikit-learn, scipy.stats, automatic differentiation and limits."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -530,6 +531,12 @@ def test_fitted_mixture_of_flat_samples_has_a_density() -> None:
     np.testing.assert_allclose(
         np.asarray(fitted.weights) @ np.asarray(fitted.means), x.reshape(20, -1).mean(0), atol=1e-6
     )
+
+
+def test_fitting_a_mixture_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    with pytest.raises(ImportError, match="fit needs scikit-learn"):
+        jk.GaussianMixture.fit(np.eye(3), 2)
 
 
 @pytest.mark.parametrize(

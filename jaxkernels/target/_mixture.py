@@ -200,10 +200,12 @@ def _expectation_maximisation(
     z: Float[np.ndarray, "n d"], scale: Float[np.ndarray, " d"], components: int, floor: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, means and variances along each axis; from the clusters of k-means, in units of each axis's scale."""
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture as Mixture
-
+    try:
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture as Mixture
+    except ImportError:
+        raise ImportError('fit needs scikit-learn, which is not installed: pip install "jaxkernels[cli]".') from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # empty clusters, refused below
         labels = KMeans(components, random_state=seed).fit_predict(z)
