@@ -25,7 +25,7 @@ import jaxkernels as jk
 from jaxkernels.metrics import resolve
 
 from .environment import CACHE, save, table
-from .networks import PROBLEMS, PROCESS, T_MIN, Network, Problem, train
+from .networks import PROBLEMS, PROCESS, T_MIN, Network, Problem, mean_and_error, train
 
 SEEDS = 5
 Window = tuple[float, float]
@@ -38,10 +38,6 @@ def clock_process(final_time: float) -> jk.OU:
 
 def power_grid(final_time: float, num_steps: int, power: float = 3.0) -> np.ndarray:
     return final_time * (1.0 - np.arange(num_steps + 1) / num_steps) ** power
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def show(value: tuple[float, float], digits: int = 4) -> str:

@@ -217,14 +217,14 @@ def run(network: Network, sampler: str, schedule: jk.Schedule, x: Float[Array, "
 def candidates(
     network: Network,
     record: jk.Record,
-    data: np.ndarray,
+    target: jk.Gaussian,
     mixture: jk.GaussianMixture,
     sampler: str,
     num_steps: int,
     verified: int,
 ) -> tuple[dict[str, jk.Schedule], dict[str, Any]]:
     """Every named grid and the optima under test; and what the choice on the network said."""
-    law = jk.Gaussian.fit(data).compress(32)
+    law = target.compress(32)
     objectives: dict[str, dict[str, Any]] = {
         "local": {},
         "local, spread 1": {"spread": 1.0},
@@ -241,7 +241,7 @@ def candidates(
         t_min=T_MIN,
         score_fn=network,
         kind=network.kind,
-        verify=jax.random.normal(jax.random.key(6), (verified, data.shape[1])),
+        verify=jax.random.normal(jax.random.key(6), (verified, target.mean.shape[0])),
         record=record,
     )
     grids["measured"] = result.schedule
@@ -267,14 +267,16 @@ def _rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 
-def stochastic(network: Network, record: jk.Record, data: np.ndarray, num_steps: int) -> dict[str, Any]:
+def stochastic(
+    network: Network, record: jk.Record, target: jk.Gaussian, data: np.ndarray, num_steps: int
+) -> dict[str, Any]:
     """DDIM with one h per step, chosen on the network, against h = 0 and the ancestral h = g on the best grid of each.
 
     Sliced W2 to the data, in units of their size, of the same fresh noises for all schedules; mean and standard error
     over seeds, and those of the ratio to the better of the two rivals, known in hindsight.
     """
     result = jk.optimize_schedule(
-        jk.Gaussian.fit(data).compress(32),
+        target.compress(32),
         *(PROCESS, "ddim", num_steps),
         t_min=T_MIN,
         stochasticity="optimize",
@@ -308,7 +310,7 @@ def stochastic(network: Network, record: jk.Record, data: np.ndarray, num_steps:
     }
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+def mean_and_error(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
@@ -418,7 +420,7 @@ def study(problem: Problem) -> dict[str, Any]:
     for sampler, num_steps in track(settings, f"schedules for {problem.name}"):
         # every setting compiles programs of its own, and a process can hold a limited number of them
         jax.clear_caches()
-        schedules, choice = candidates(network, recorded, data, mixture, sampler, num_steps, problem.verified)
+        schedules, choice = candidates(network, recorded, target, mixture, sampler, num_steps, problem.verified)
         ends = {name: run(network, sampler, schedule, x) for name, schedule in schedules.items()}
         rows.append(
             {
@@ -432,7 +434,7 @@ def study(problem: Problem) -> dict[str, Any]:
     noisy = []
     for num_steps in track(STOCHASTIC_STEPS, f"stochastic schedules for {problem.name}"):
         jax.clear_caches()
-        noisy.append(stochastic(network, recorded, data, num_steps))
+        noisy.append(stochastic(network, recorded, target, data, num_steps))
     return {"problem": problem.name, **facts, "rows": rows, "stochastic": noisy}
 
 

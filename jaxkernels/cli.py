@@ -181,9 +181,9 @@ def optimize(
     picture = _picture(output, plot, no_plot)
     process, sampler = _setting(process_options, sampler_options, ())
     t_min = _t_min(process, grid_options)
-    target = _target(target_options)
+    target = _target(target_options) if mixture is None else _mixture(target_options, mixture)
     result = optimize_schedule(
-        target if mixture is None else _mixture(target_options, mixture),
+        target,
         process,
         sampler,
         steps,
@@ -460,6 +460,11 @@ def _target(options: TargetOptions) -> Gaussian:
         target = Gaussian(0.0, load_spectrum(options.spectrum, options.key))
         _say(f"target: {target.dim:.0f} eigenvalues from {options.spectrum}")
         return target
+    return _fitted(options)[1]
+
+
+def _fitted(options: TargetOptions) -> tuple[np.ndarray, Gaussian]:
+    """The samples, and the Gaussian fitted to them."""
     shrinkage = options.shrinkage or "ledoit_wolf"
     number = _as_number(shrinkage)
     with Progress(f"reading {options.data}"):
@@ -472,7 +477,7 @@ def _target(options: TargetOptions) -> Gaussian:
     )
     if not 0.01 < spread < 10.0:
         _say("warning: processes are made for data of standard deviation about 1; are the units right?")
-    return target
+    return samples, target
 
 
 def _mixture(options: TargetOptions, components: int) -> GaussianMixture:
@@ -480,8 +485,11 @@ def _mixture(options: TargetOptions, components: int) -> GaussianMixture:
     for name in ("spectrum", "shrinkage"):
         if getattr(options, name) is not None:
             raise ValueError(f"--mixture = {components} is fitted to samples (--data); --{name} has no use for it.")
+    if options.data is None:
+        raise ValueError(f"--mixture = {components} is fitted to samples: give them as --data.")
+    samples, _ = _fitted(options)
     with Progress(f"fitting a mixture of {components}"):
-        return GaussianMixture.fit(load(str(options.data), options.key), components)
+        return GaussianMixture.fit(samples, components)
 
 
 def _picture(output: Path, plot: Path | None, no_plot: bool) -> Path | None:

@@ -127,13 +127,12 @@ class Comparison(eqx.Module):
 
     def __repr__(self) -> str:
         best = self.best()
-        kind = self.criterion
         width = max(map(len, self.names))
         lines = [f"{'schedule':{width}} {'rms':>10} {'median':>10} {'log mean':>10} {'sliced W2':>10}   against {best}"]
-        columns = [self.statistic(kind) for kind in STATISTICS]
-        for name in sorted(self.names, key=self.statistic(kind).__getitem__):
-            ratio, spread = self.ratio(kind, name, best)
-            numbers = " ".join(f"{column[name]:10.4g}" for column in columns)
+        columns = {kind: self.statistic(kind) for kind in STATISTICS}
+        for name in sorted(self.names, key=columns[self.criterion].__getitem__):
+            ratio, spread = self.ratio(self.criterion, name, best)
+            numbers = " ".join(f"{column[name]:10.4g}" for column in columns.values())
             lines.append(f"{name:{width}} {numbers}   {ratio:.3f} ± {spread:.3f}")
         noises = self.errors.shape[1]
         law = "" if self.data_ends is None else "; sliced W2 to the data"

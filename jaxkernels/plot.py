@@ -91,9 +91,7 @@ def plot_optimized(result: Result, path: str | os.PathLike[str] | None = None) -
         f"{float(compared.w2):.3g} {name}",
         fontsize=11,
     )
-    if path is not None:
-        write_atomically(path, _rendered(figure, str(kind)))
-    return figure
+    return _saved(figure, path, kind)
 
 
 def plot_comparison(comparison: Comparison, path: str | os.PathLike[str] | None = None) -> "Figure":
@@ -131,9 +129,7 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str] | None 
         f"{comparison.errors.shape[1]} noises, reference accurate to {comparison.reference_error:.1g}",
         fontsize=11,
     )
-    if path is not None:
-        write_atomically(path, _rendered(figure, str(kind)))
-    return figure
+    return _saved(figure, path, kind)
 
 
 def plot_report(report: Report, path: str | os.PathLike[str] | None = None, statistic: str | None = None) -> "Figure":
@@ -169,9 +165,7 @@ def plot_report(report: Report, path: str | os.PathLike[str] | None = None, stat
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     first = next(iter(report.comparisons.values()))
     figure.suptitle(f"{_distance((statistic,), first)}; {report.num_noises} noises", fontsize=11)
-    if path is not None:
-        write_atomically(path, _rendered(figure, str(kind)))
-    return figure
+    return _saved(figure, path, kind)
 
 
 def plot_measurement(measurement: Measurement, path: str | os.PathLike[str] | None = None) -> "Figure":
@@ -194,9 +188,7 @@ def plot_measurement(measurement: Measurement, path: str | os.PathLike[str] | No
     figure = _figure((4.6 * len(panels) + 0.4, 4.0))
     for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         draw(axes, measurement)
-    if path is not None:
-        write_atomically(path, _rendered(figure, str(kind)))
-    return figure
+    return _saved(figure, path, kind)
 
 
 def _figure(size: tuple[float, float]) -> "Figure":
@@ -213,6 +205,13 @@ def _figure(size: tuple[float, float]) -> "Figure":
 
     figure = Shown(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def _saved(figure: "Figure", path: str | os.PathLike[str] | None, kind: str | None) -> "Figure":
+    """The figure, written to a path of this kind if there is one."""
+    if path is not None:
+        write_atomically(path, _rendered(figure, str(kind)))
     return figure
 
 

@@ -184,7 +184,7 @@ def _recorded_noises(mixture: jk.GaussianMixture) -> np.ndarray:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jaxkernels.optimize._verify, "record", caught)
         with pytest.raises(_Seen) as seen:
-            jaxkernels.optimize._verify.recorded(mixture, PROCESS, 1e-3, jax.random.key(0), False)
+            jaxkernels.optimize._verify.recorded(mixture.gaussian(), mixture, PROCESS, 1e-3, jax.random.key(0), False)
     return seen.value.args[0]
 
 

@@ -44,9 +44,9 @@ from ..target import Gaussian
 from ._clock import Profile, at_times, checked_variances, clock, on_cells
 from ._optimal import (
     CONSTANTS,
+    AbstractCost,
     OptimalDiffusion,
     best_constant,
-    log_derivatives,
     minimise,
     optimize_diffusion,
     values_at,
@@ -119,7 +119,7 @@ class EvenKL(eqx.Module):
         return jnp.mean(jax.vmap(kl)(jnp.asarray(self.epsilon) * jnp.asarray([1.0, -1.0])))
 
 
-class _OnGrid(eqx.Module):
+class _OnGrid(AbstractCost):
     """J at u = log(1 + h^2) on a fixed grid."""
 
     kl: EvenKL
@@ -129,9 +129,6 @@ class _OnGrid(eqx.Module):
         h_squared = jnp.broadcast_to(jnp.expm1(u), (self.times.shape[0] - 1,))
         value = self.kl(Schedule.from_squared(jnp.asarray(self.times), h_squared))
         return jnp.where(jnp.isnan(value), jnp.inf, value)  # the variance has overflowed
-
-    def derivatives(self, z: Float[Array, " n"], /) -> tuple[Array, Array, Array]:
-        return log_derivatives(self, z)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -16,8 +16,8 @@ Cao, Chen, Luo, Zhou (2023), Section 5, leave the choice of a time-dependent h o
 An optimiser needs h^2 as its variable, not h, in which every derivative vanishes at h = 0.
 """
 
+import abc
 import dataclasses
-from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .. import _checks
-from .._newton import Problem, dense_derivatives, newton_advance, newton_start
+from .._newton import dense_derivatives, newton_advance, newton_start
 from .._numerics import in_float64
 from .._types import AnyArray, Numbers
 from ..process import AbstractProcess
@@ -113,14 +113,19 @@ class OptimalDiffusion:
         return "\n".join(lines) + ")"
 
 
-@runtime_checkable
-class Cost(Problem, Protocol):
+class AbstractCost(eqx.Module):
     """What is minimised over u = log(1 + h^2), by the derivatives of its logarithm. One u stands for a constant h^2."""
 
-    def value(self, u: Float[Array, " n"], /) -> Float[Array, ""]: ...
+    @abc.abstractmethod
+    def value(self, u: Float[Array, " n"], /) -> Float[Array, ""]:
+        """The cost, >= 0."""
+
+    def derivatives(self, z: Float[Array, " n"], /) -> tuple[Array, Array, Array]:
+        """Logarithm of the cost, its gradient and Hessian: finite also where the cost underflows."""
+        return dense_derivatives(lambda u: jnp.log(self.value(u) + jnp.finfo(u.dtype).tiny), z)
 
 
-class _LeadingOrder(eqx.Module):
+class _LeadingOrder(AbstractCost):
     """L at u = log(1 + h^2); a single u stands for a constant h^2."""
 
     error: ErrorMeasure
@@ -130,14 +135,6 @@ class _LeadingOrder(eqx.Module):
     def value(self, u: Float[Array, " n"], /) -> Float[Array, ""]:
         change = self.error.response(jnp.broadcast_to(jnp.expm1(u), self.error.width.shape[:1]))
         return total_leading_order(CellResponses(change, jnp.zeros_like(change), self.weights), self.coherent)
-
-    def derivatives(self, z: Float[Array, " n"], /) -> tuple[Array, Array, Array]:
-        return log_derivatives(self, z)
-
-
-def log_derivatives(cost: Cost, u: Float[Array, " n"]) -> tuple[Array, Array, Array]:
-    """Logarithm of the cost, its gradient and Hessian: finite also where the cost underflows."""
-    return dense_derivatives(lambda u: jnp.log(cost.value(u) + jnp.finfo(u.dtype).tiny), u)
 
 
 @in_float64
@@ -263,11 +260,11 @@ def optimize_diffusion(
 
 
 @jax.jit
-def values_at(problem: Cost, u: Float[Array, "starts n"]) -> Float[Array, " starts"]:
+def values_at(problem: AbstractCost, u: Float[Array, "starts n"]) -> Float[Array, " starts"]:
     return jax.vmap(problem.value)(u)
 
 
-def best_constant(problem: Cost, top: float, columns: int = 1) -> tuple[float, float]:
+def best_constant(problem: AbstractCost, top: float, columns: int = 1) -> tuple[float, float]:
     """log(1 + h^2) of the best constant, and its cost: a search on ever finer grids around the best of the last.
 
     `columns`: in how many entries of u it is handed over.
@@ -282,7 +279,7 @@ def best_constant(problem: Cost, top: float, columns: int = 1) -> tuple[float, f
         low, high = grid[max(best - 1, 0)], grid[min(best + 1, CONSTANTS - 1)]
 
 
-def minimise(problem: Cost, starts: np.ndarray, top: float) -> tuple[float, np.ndarray, bool, np.ndarray]:
+def minimise(problem: AbstractCost, starts: np.ndarray, top: float) -> tuple[float, np.ndarray, bool, np.ndarray]:
     """Least cost, its u, whether it has converged, and the cost that every start has reached."""
     n = starts.shape[1]
     state = newton_advance(

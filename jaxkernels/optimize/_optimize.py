@@ -234,7 +234,7 @@ def optimize_schedule(
 
     recordable = sampler.evaluations == 1 and (deterministic or fixed is None) and sigma_range(process, low)[1] > 0
     if record is None and mixture is not None and recordable:
-        record = recorded(mixture, process, low, key, progress)
+        record = recorded(target, mixture, process, low, key, progress)
     precision = jax.enable_x64(jnp.result_type(float) == jnp.float64)
     with (
         Progress("optimising: compiling", progress) as line,

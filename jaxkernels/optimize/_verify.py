@@ -113,11 +113,12 @@ def verification(
     return Verification(_Denoiser(turned, process), "x0", False, x_init, law, steps_key)
 
 
-def recorded(mixture: GaussianMixture, process: AbstractProcess, t_min: float, key: Array, progress: bool) -> Record:
-    """Trajectories of the mixture's exact denoiser, from noises of their own."""
-    turned = mixture.in_eigenbasis()
-    x = noises(turned.gaussian(), process, _TRAJECTORIES, jax.random.fold_in(key, 3))[:_TRAJECTORIES]
-    fn = _Denoiser(turned, process)
+def recorded(
+    target: Gaussian, mixture: GaussianMixture, process: AbstractProcess, t_min: float, key: Array, progress: bool
+) -> Record:
+    """Trajectories of the mixture's exact denoiser, from noises of their own; `target` has its mean and covariance."""
+    x = noises(target, process, _TRAJECTORIES // 2, jax.random.fold_in(key, 3))
+    fn = _Denoiser(mixture.in_eigenbasis(), process)
     return record(fn, process, x, t_min=t_min, kind="x0", nodes=_NODES, batch=_TRAJECTORIES // 4, progress=progress)
 
 
