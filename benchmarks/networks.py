@@ -86,7 +86,7 @@ def blobs() -> np.ndarray:
 PROBLEMS = (
     Problem("digits", digits, "x0", width=256, blocks=3, training_steps=12_000),
     Problem("patches", partial(patches, 50_000, 8, grey=True), "x0", width=256, blocks=3, training_steps=16_000),
-    Problem("ring", ring, "x0", width=128, blocks=3, training_steps=12_000, verified=32_768),
+    Problem("ring", ring, "x0", width=128, blocks=3, training_steps=12_000, verified=8192),
     Problem("blobs", blobs, "x0", width=256, blocks=3, training_steps=12_000),
 )
 # No choice of a default or an objective was made on this one.
@@ -219,6 +219,7 @@ def candidates(
     record: jk.Record,
     target: jk.Gaussian,
     mixture: jk.GaussianMixture,
+    data: np.ndarray,
     sampler: str,
     num_steps: int,
     verified: int,
@@ -235,16 +236,19 @@ def candidates(
         result = jk.optimize_schedule(law, PROCESS, sampler, num_steps, t_min=T_MIN, **options)
         grids[name] = result.schedule
     grids["mixture"] = jk.optimize_schedule(mixture, PROCESS, sampler, num_steps, t_min=T_MIN).schedule
-    result = jk.optimize_schedule(
+    choose = partial(
+        jk.optimize_schedule,
         law,
         *(PROCESS, sampler, num_steps),
         t_min=T_MIN,
         score_fn=network,
         kind=network.kind,
-        verify=jax.random.normal(jax.random.key(6), (verified, target.mean.shape[0])),
+        verify=jax.random.normal(jax.random.key(6), (verified, data.shape[1])),
         record=record,
     )
+    result = choose()
     grids["measured"] = result.schedule
+    grids["measured, data"] = choose(data=data).schedule
     return grids, {"chosen": result.chosen, **ranking(result, record, law)}
 
 
@@ -420,7 +424,7 @@ def study(problem: Problem) -> dict[str, Any]:
     for sampler, num_steps in track(settings, f"schedules for {problem.name}"):
         # every setting compiles programs of its own, and a process can hold a limited number of them
         jax.clear_caches()
-        schedules, choice = candidates(network, recorded, target, mixture, sampler, num_steps, problem.verified)
+        schedules, choice = candidates(network, recorded, target, mixture, data, sampler, num_steps, problem.verified)
         ends = {name: run(network, sampler, schedule, x) for name, schedule in schedules.items()}
         rows.append(
             {

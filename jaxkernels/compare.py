@@ -18,7 +18,7 @@ from .process import AbstractProcess
 from .quality import quantiles
 from .sample import sample
 from .samplers import SAMPLERS, AbstractSampler, DPMSolverPP2M
-from .schedules import Schedule, log_snr, sigma_range, uniform
+from .schedules import GRIDS, Schedule, log_snr, sigma_range, uniform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 STATISTICS = ("rms", "median", "log_mean", "sliced_w2")
 _RESAMPLES, _DIRECTIONS = 200, 64
 _FINE, _LEAST_FINE = 20, 200
+_SHOWN = 14
 
 
 class Comparison(eqx.Module):
@@ -68,26 +69,32 @@ class Comparison(eqx.Module):
 
     @property
     def criterion(self) -> str:
-        """The statistic that decides in `best`: "log_mean", or "sliced_w2" where a schedule is stochastic."""
+        """The statistic to rank by: "log_mean", or "sliced_w2" where a schedule is stochastic."""
         return "sliced_w2" if np.any(np.isnan(self.errors)) else "log_mean"
 
     def best(self, baselines: Sequence[str] | None = None) -> str:
-        """The schedule whose typical samples are best without harm to the others.
+        """The schedule that is best in the typical sample, the tail and the law together, with harm to none.
 
-        The smallest log_mean among those whose rms and sliced_w2 are no higher than the smallest rms and the smallest
-        sliced_w2 among `baselines` (default: among all schedules); if there is none, the one with the smallest
-        harm, the sum over both statistics of log(its value / that smallest one) where that is positive. If any
-        schedule is stochastic, the one with the smallest sliced_w2.
+        The smallest product of log_mean, rms and sliced_w2 among those in which none of the three is above its smallest
+        value among `baselines` (default: all schedules); if there is none, the one with the smallest harm, the product
+        of the ratios to those values that are above 1.
+
+        If any schedule is stochastic, the one with the smallest sliced_w2; but noise must pay: a stochastic one only if
+        it is lower than the best deterministic one by more than the standard error. Its noise is another draw, and the
+        luckiest of many draws is not the best schedule.
         """
+        known = [self._index(name) for name in (self.names if baselines is None else baselines)]
         if self.criterion == "sliced_w2":
-            return self.names[int(np.argmin(self.values("sliced_w2")))]
-        known = self.names if baselines is None else baselines
-        rows = [self._index(name) for name in known]
-        harm = np.zeros(len(self.names))
-        for kind in ("rms", "sliced_w2"):
-            value = np.log(np.maximum(self.values(kind), 1e-300))
-            harm += np.maximum(0.0, value - value[rows].min())
-        return self.names[np.lexsort((self.values("log_mean"), harm))[0]]
+            order = [self.names[i] for i in np.argsort(self.values("sliced_w2"))]
+            calm = next((name for name in order if np.isfinite(self.errors[self._index(name), 0])), order[0])
+            if calm == order[0]:
+                return calm
+            ratio, spread = self.ratio("sliced_w2", order[0], calm)
+            return order[0] if ratio + spread < 1.0 else calm
+        values = [np.log(np.maximum(self.values(kind), 1e-300)) for kind in ("log_mean", "rms", "sliced_w2")]
+        excess = np.stack([value - value[known].min() for value in values])
+        harm = np.sum(np.maximum(excess, 0.0), 0)
+        return self.names[np.lexsort((excess.sum(0), harm))[0]]
 
     def take(self, names: Sequence[str] | None = None, noises: slice = slice(None)) -> "Comparison":
         """Some of the schedules, from some of the noises."""
@@ -95,6 +102,15 @@ class Comparison(eqx.Module):
         rows = [self._index(name) for name in names]
         ends = self.ends[rows, noises], self.reference_ends[noises]
         return Comparison(names, self.errors[rows, noises], *ends, self.reference_error, self.data_ends)
+
+    def shown(self) -> list[str]:
+        """What a table or a picture of many schedules shows: the best, the named grids, and others up to 14, ranked."""
+        column = self.statistic(self.criterion)
+        ranked = sorted(self.names, key=column.__getitem__)
+        needed = {self.best(), *(name for name in ranked if name in GRIDS)}
+        others = [name for name in ranked if name not in needed]
+        chosen = needed | set(others[: max(0, _SHOWN - len(needed))])
+        return [name for name in ranked if name in chosen]
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
         """The four statistics of every schedule against the best one's; see `jaxkernels.plot.plot_comparison`.
@@ -127,13 +143,17 @@ class Comparison(eqx.Module):
 
     def __repr__(self) -> str:
         best = self.best()
-        width = max(map(len, self.names))
+        shown = self.shown()
+        width = max(map(len, shown))
         lines = [f"{'schedule':{width}} {'rms':>10} {'median':>10} {'log mean':>10} {'sliced W2':>10}   against {best}"]
         columns = {kind: self.statistic(kind) for kind in STATISTICS}
-        for name in sorted(self.names, key=columns[self.criterion].__getitem__):
+        for name in shown:
             ratio, spread = self.ratio(self.criterion, name, best)
             numbers = " ".join(f"{column[name]:10.4g}" for column in columns.values())
             lines.append(f"{name:{width}} {numbers}   {ratio:.3f} ± {spread:.3f}")
+        hidden = len(self.names) - len(shown)
+        if hidden:
+            lines.append(f"and {hidden} more: statistic(kind) has all")
         noises = self.errors.shape[1]
         law = "" if self.data_ends is None else "; sliced W2 to the data"
         return "\n".join([*lines, f"{noises} noises; reference accurate to {self.reference_error:.1g}{law}"])

@@ -28,7 +28,7 @@ SUFFIXES = {".png": "png", ".pdf": "pdf", ".svg": "svg"}
 # colours of Okabe and Ito, told apart by every common kind of colour vision and in grey
 _OPTIMUM, _BASELINE, _OTHER, _SPECTRUM = "#0072B2", "#D55E00", "#8C8C8C", "#000000"
 _LINES = ((_OPTIMUM, "o"), (_BASELINE, "s"), ("#009E73", "^"), ("#CC79A7", "v"), ("#E69F00", "D"), ("#56B4E9", "P"))
-_MOST_ROWS, _MOST_COMPARED = 9, 14
+_MOST_ROWS = 9
 _RATIOS = (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0)
 
 
@@ -104,7 +104,7 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str] | None 
     """
     kind = None if path is None else check_path(path)
     statistics = STATISTICS if comparison.criterion == "log_mean" else ("sliced_w2",)
-    best, names = comparison.best(), _compared(comparison)
+    best, names = comparison.best(), comparison.shown()
     grids = [name for name in names if name in GRIDS and name != best]
     colour = dict.fromkeys(names, _OTHER) | dict.fromkeys(grids[:1], _BASELINE) | {best: _OPTIMUM}
     figure = _figure((5.0 + 2.25 * len(statistics), 1.7 + 0.27 * len(names)))
@@ -323,16 +323,6 @@ def _distance(statistics: Sequence[str], comparison: Comparison) -> str:
     if comparison.data_ends is None or "sliced_w2" not in statistics:
         return solver
     return "Sliced W2 to the data" if len(statistics) == 1 else f"{solver}, {data}"
-
-
-def _compared(comparison: Comparison) -> list[str]:
-    """Names of the schedules to show, by the statistic that decides."""
-    order = comparison.statistic(comparison.criterion)
-    ranked = sorted(comparison.names, key=order.__getitem__)
-    needed = {comparison.best(), *(name for name in ranked if name in GRIDS)}
-    others = [name for name in ranked if name not in needed]
-    chosen = needed | set(others[: max(0, _MOST_COMPARED - len(needed))])
-    return [name for name in ranked if name in chosen]
 
 
 def _ratio_ticks(axes: "Axes") -> None:

@@ -39,7 +39,7 @@ def candidates(monotone: Monotone, optima: dict[str, Schedule], named: dict[str,
 
 
 class Verification(NamedTuple):
-    """What candidates are run through. Half of the noises and of the data chooses, the rest is evidence."""
+    """What candidates are run through. Half of the noises chooses, the rest is evidence."""
 
     score_fn: ScoreFn
     kind: str
@@ -65,7 +65,7 @@ class Verification(NamedTuple):
             schedules,
             self.noises(half),
             kind=self.kind,
-            data=None if self.data is None else self.data[half::2],
+            data=self.data,
             key=jax.random.fold_in(self.key, half),
             progress=progress,
         )
@@ -91,8 +91,8 @@ def verification(
     shape = ", ".join(map(str, x_init.shape[1:]))
     if score_fn is not None:
         law = None if data is None else _checks.array("data", data)
-        if law is not None and (law.shape[1:] != x_init.shape[1:] or len(law) < 4):
-            raise ValueError(f"data has shape {law.shape}; it must be (n, {shape}) with n >= 4.")
+        if law is not None and (law.shape[1:] != x_init.shape[1:] or len(law) < 2):
+            raise ValueError(f"data has shape {law.shape}; it must be (n, {shape}) with n >= 2.")
         if stochastic and law is None:
             raise ValueError("score_fn with a stochasticity needs data: samples with whose law to compare, (n, ...).")
         return Verification(score_fn, kind, True, x_init, law, steps_key)
