@@ -477,6 +477,27 @@ def summary(rows: list[dict[str, Any]], shown: list[str]) -> list[str]:
     return [*lines, f"better, worse: of {len(rows)} cases, by more than a standard error.", ""]
 
 
+def by_network(studies: list[dict[str, Any]], ours: list[str]) -> list[str]:
+    """A table of geometric means over the numbers of steps, and the worst ratio of all networks but the last."""
+    kinds = ("rms", "log_mean", "sliced_w2_solver", "sliced_w2")
+
+    def cell(rows: list[dict[str, Any]], name: str, average: Callable[[list[float]], float]) -> str:
+        return " / ".join(f"{average([row[kind][name]['ratio'] for row in rows]):.2f}" for kind in kinds)
+
+    def mean(values: list[float]) -> float:
+        return float(np.exp(np.mean(np.log(values))))
+
+    cells = []
+    for name, sampler in itertools.product(ours, SAMPLERS):
+        groups = [[row for row in study["rows"] if row["sampler"] == sampler] for study in studies]
+        used = [row for group in groups[:-1] for row in group]
+        own = [cell(group, name, mean) for group in groups]
+        cells.append([f"{sampler}, {name}", *own[:-1], cell(used, name, mean), cell(used, name, max), own[-1]])
+    names = [study["problem"] for study in studies]
+    head = ["sampler, schedule", *names[:-1], "these together", "worst of these", f"{names[-1]} (kept aside)"]
+    return [f"Geometric means over K of {' / '.join(kinds)} error / best named.", "", table(head, cells), ""]
+
+
 def report(studies: list[dict[str, Any]]) -> str:
     """The results as markdown; the last study is of the network that was kept aside."""
     ours = [name for name in studies[0]["rows"][0]["times"] if name not in NAMED]
@@ -490,6 +511,9 @@ def report(studies: list[dict[str, Any]]) -> str:
         "## All networks but the one kept aside, samplers and K together",
         "",
         *summary(rows, [*ours, *NAMED]),
+        "## Network by network",
+        "",
+        *by_network(studies, ours),
         f"## The network kept aside: {aside['problem']}",
         "",
         *summary(aside["rows"], [*ours, *NAMED]),

@@ -24,13 +24,18 @@ def check_setting(
         )
     if not isinstance(target, Gaussian):
         raise ValueError(f"target must be a Gaussian; got {type(target).__name__}.")
+    return target, *check_sampler(process, sampler)
+
+
+def check_sampler(process: object, sampler: AbstractSampler | str) -> tuple[AbstractProcess, AbstractSampler]:
+    """A process and a sampler, its name resolved."""
     if not isinstance(process, AbstractProcess):
         raise ValueError(f"process must be a forward process such as VP(); got {process!r}.")
     if isinstance(sampler, str):
         sampler = _checks.lookup("sampler", sampler, SAMPLERS)()
     if not isinstance(sampler, AbstractSampler):
         raise ValueError(f"sampler must be a sampler or a name; got {sampler!r}.")
-    return target, process, sampler
+    return process, sampler
 
 
 def check_schedule(process: AbstractProcess, sampler: AbstractSampler, schedule: object) -> Schedule:

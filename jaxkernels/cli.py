@@ -159,12 +159,15 @@ def optimize(
     process_options: ProcessOptions,
     sampler_options: SamplerOptions,
     grid_options: GridOptions,
-    objective: Annotated[str, _option("local (default) or terminal.")] = "local",
-    metric: Annotated[str, _option("w2_squared (default), kl or reverse_kl.")] = "w2_squared",
+    objective: Annotated[str | None, _option("Of the Gaussian model: local (default) or terminal.")] = None,
+    metric: Annotated[str | None, _option("Of the Gaussian model: w2_squared (default), kl or reverse_kl.")] = None,
     stochasticity: Annotated[str, _option("h/g of every step, a number (default 0), or optimize.")] = "0",
     mixture: Annotated[
         int | None,
-        _option("Fit a mixture of so many normal laws to --data (32 is good) and choose on it: slower, better for 2M."),
+        _option(
+            "Normal laws in the mixture that --data are modelled by (default up to 32). 0: by their covariance alone, "
+            "which takes seconds; the default where --objective, --metric or --shrinkage ask for it."
+        ),
     ] = None,
     output: Annotated[Path, _option("The schedule (default jaxkernels-schedule.json).")] = Path(
         "jaxkernels-schedule.json"
@@ -174,14 +177,19 @@ def optimize(
 ) -> None:
     """Find the best time grid, and stochasticity if asked, for data, a process and a sampler."""
     steps = _checks.count("--steps", grid_options.steps)
-    _checks.one_of("--objective", objective, ("local", "terminal"))
-    _checks.one_of("--metric", metric, METRICS)
+    of_covariance = [
+        f"--{name}"
+        for name, value in {"objective": objective, "metric": metric, "shrinkage": target_options.shrinkage}.items()
+        if value is not None
+    ]
+    objective = _checks.one_of("--objective", objective or "local", ("local", "terminal"))
+    metric = _checks.one_of("--metric", metric or "w2_squared", METRICS)
     how, noise = _first_law(sampler_options), _stochasticity(stochasticity)
     _check_writable(output)
     picture = _picture(output, plot, no_plot)
     process, sampler = _setting(process_options, sampler_options, ())
     t_min = _t_min(process, grid_options)
-    target = _target(target_options) if mixture is None else _mixture(target_options, mixture)
+    target = _model(target_options, mixture, of_covariance)
     result = optimize_schedule(
         target,
         process,
@@ -480,16 +488,23 @@ def _fitted(options: TargetOptions) -> tuple[np.ndarray, Gaussian]:
     return samples, target
 
 
-def _mixture(options: TargetOptions, components: int) -> GaussianMixture:
-    _checks.count("--mixture", components)
-    for name in ("spectrum", "shrinkage"):
-        if getattr(options, name) is not None:
-            raise ValueError(f"--mixture = {components} is fitted to samples (--data); --{name} has no use for it.")
-    if options.data is None:
+def _model(options: TargetOptions, components: int | None, of_covariance: Sequence[str]) -> Gaussian | GaussianMixture:
+    """What `optimize` models the data by: a mixture fitted to samples, unless something is asked of a covariance."""
+    if components is not None:
+        _checks.count("--mixture", components, at_least=0)
+    if components and options.data is None:
         raise ValueError(f"--mixture = {components} is fitted to samples: give them as --data.")
+    if components and of_covariance:
+        raise ValueError(
+            f"--mixture = {components} has no use for {of_covariance[0]}, which is of the covariance alone."
+        )
+    if options.spectrum is not None or options.data is None or components == 0 or of_covariance:
+        return _target(options)
     samples, _ = _fitted(options)
-    with Progress(f"fitting a mixture of {components}"):
-        return GaussianMixture.fit(samples, components)
+    with Progress("fitting a mixture"):
+        mixture = GaussianMixture.fit(samples, components)
+    _say(f"model: a mixture of {len(mixture.weights)} normal laws (--mixture 0: the covariance alone, in seconds)")
+    return mixture
 
 
 def _picture(output: Path, plot: Path | None, no_plot: bool) -> Path | None:
@@ -559,7 +574,22 @@ def _number(value: float) -> str:
 
 def _show_optimized(result: OptimizedSchedule, objective: str, metric: str, how: FirstLaw) -> None:
     _show_schedule(result.schedule, result.process, result.evaluation)
-    table = _table("grid", "objective", "to the optimum", "W2", title=f"objective {objective} {metric}")
+    warnings = result.warnings
+    if result.comparison is None:
+        exact = _show_objective(result, f"objective {objective} {metric}", how)
+        warnings = (*warnings, *_exact_warning(result, exact))
+    else:
+        _show_comparison(result, result.comparison)
+    _show_evaluation(result.evaluation)
+    for text in warnings:
+        _say(f"warning: {text}")
+    _say(f"trusted: {_yes(result.trusted)}; verified on a network: {_yes(result.verified)}")
+    _say(f"converged: {_yes(result.converged)} ({result.reason}), {result.seconds:.1f} s")
+
+
+def _show_objective(result: OptimizedSchedule, title: str, how: FirstLaw) -> dict[str, Evaluation]:
+    """The objective of the optimum and of every named grid; returns what is exact of the grids."""
+    table = _table("grid", "objective", "to the optimum", "W2", title=title)
     table.add_row(result.chosen, _number(result.objective), "1", _number(float(result.evaluation.w2)))
     exact = {}
     for name, value in sorted(result.baselines.items(), key=lambda item: item[1]):
@@ -573,27 +603,21 @@ def _show_optimized(result: OptimizedSchedule, objective: str, metric: str, how:
         ratio = value / result.objective if result.objective > 0 else float("nan")
         table.add_row(name, _number(value), f"{ratio:.3g}", _number(float(exact[name].w2)))
     _show(table)
-    if result.comparison is None:
-        warnings = (*result.warnings, *_exact_warning(result, exact))
-    else:
-        warnings = result.warnings
-        _show_comparison(result, result.comparison)
-    _show_evaluation(result.evaluation)
-    for text in warnings:
-        _say(f"warning: {text}")
-    _say(f"trusted: {_yes(result.trusted)}; verified on a network: {_yes(result.verified)}")
-    _say(f"converged: {_yes(result.converged)} ({result.reason}), {result.seconds:.1f} s")
+    return exact
 
 
 def _show_comparison(result: OptimizedSchedule, comparison: Comparison) -> None:
     """What was chosen on a mixture, beside the named grids."""
-    deterministic = comparison.criterion == "log_mean"
+    ranking = comparison.criterion
+    deterministic = ranking == "log_mean"
     columns = {kind: comparison.statistic(kind) for kind in (STATISTICS if deterministic else ("sliced_w2",))}
     title = "distance to a fine solver's samples" if deterministic else "distance to the mixture"
-    table = _table("grid", *columns, title=title)
-    names = sorted(result.baselines, key=columns[comparison.criterion].__getitem__)
+    shown = f"{ranking.replace('_', ' ')} to the chosen"
+    table = _table("grid", *(kind.replace("_", " ") for kind in columns), shown, title=f"{title}, in the data's size")
+    names = sorted(result.baselines, key=columns[ranking].__getitem__)
     for name in dict.fromkeys([result.chosen, *names]):
-        table.add_row(name, *(_number(column[name]) for column in columns.values()))
+        ratio = columns[ranking][name] / columns[ranking][result.chosen]
+        table.add_row(name, *(_number(column[name]) for column in columns.values()), f"{ratio:.3g}")
     _show(table)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STATISTICS = ("rms", "median", "log_mean", "sliced_w2")
+BALANCED = "balanced"
 _RESAMPLES, _DIRECTIONS = 200, 64
 _FINE, _LEAST_FINE = 20, 200
 _SHOWN = 14
@@ -72,25 +73,33 @@ class Comparison(eqx.Module):
         """The statistic to rank by: "log_mean", or "sliced_w2" where a schedule is stochastic."""
         return "sliced_w2" if np.any(np.isnan(self.errors)) else "log_mean"
 
-    def best(self, baselines: Sequence[str] | None = None) -> str:
-        """The schedule that is best in the typical sample, the tail and the law together, with harm to none.
+    def best(self, baselines: Sequence[str] | None = None, by: str = BALANCED) -> str:
+        """The best schedule by one of the four statistics, or by the typical sample, the tail and the law together.
 
-        The smallest product of log_mean, rms and sliced_w2 among those in which none of the three is above its smallest
-        value among `baselines` (default: all schedules); if there is none, the one with the smallest harm, the product
-        of the ratios to those values that are above 1.
+        "balanced" (default): the smallest product of log_mean, rms and sliced_w2 among those in which none of the three
+        is above its smallest value among `baselines` (default: all schedules); if there is none, the one with the
+        smallest harm, the product of the ratios to those values that are above 1. A statistic: its smallest value,
+        whatever becomes of the others.
 
-        If any schedule is stochastic, the one with the smallest sliced_w2; but noise must pay: a stochastic one only if
+        If any schedule is stochastic, sliced_w2 is all there is; but noise must pay: a stochastic one is best only if
         it is lower than the best deterministic one by more than the standard error. Its noise is another draw, and the
         luckiest of many draws is not the best schedule.
+
+        **Raises:** ValueError for an unknown name, or another statistic where a schedule is stochastic.
         """
         known = [self._index(name) for name in (self.names if baselines is None else baselines)]
+        _checks.one_of("by", by, (BALANCED, *STATISTICS))
         if self.criterion == "sliced_w2":
+            if by not in (BALANCED, "sliced_w2"):
+                raise ValueError(f"by = {by!r} needs deterministic schedules; stochastic ones have sliced_w2 only.")
             order = [self.names[i] for i in np.argsort(self.values("sliced_w2"))]
             calm = next((name for name in order if np.isfinite(self.errors[self._index(name), 0])), order[0])
             if calm == order[0]:
                 return calm
             ratio, spread = self.ratio("sliced_w2", order[0], calm)
             return order[0] if ratio + spread < 1.0 else calm
+        if by != BALANCED:
+            return self.names[int(np.argmin(self.values(by)))]
         values = [np.log(np.maximum(self.values(kind), 1e-300)) for kind in ("log_mean", "rms", "sliced_w2")]
         excess = np.stack([value - value[known].min() for value in values])
         harm = np.sum(np.maximum(excess, 0.0), 0)
@@ -302,6 +311,13 @@ def compare_to(
         ends.append(end @ exact.directions)
     fine = exact.ends @ exact.directions
     return Comparison(tuple(schedules), np.stack(errors), np.stack(ends), fine, exact.error, exact.data)
+
+
+def evaluations(sampler: AbstractSampler, schedules: Mapping[str, Schedule], noises: int) -> int:
+    """Of the network, one point each, in `compare_schedules` from so many noises."""
+    steps = [schedule.num_steps for schedule in schedules.values()]
+    fine = fine_steps(max(steps))
+    return noises * (fine + fine // 2 + sampler.evaluations * sum(steps))
 
 
 def fine_steps(num_steps: int) -> int:

@@ -39,11 +39,13 @@ class Result(Protocol):
     @property
     def schedule(self) -> Schedule: ...
     @property
-    def objective(self) -> float: ...
-    @property
     def evaluation(self) -> Evaluation: ...
     @property
-    def baselines(self) -> dict[str, float]: ...
+    def ratios(self) -> dict[str, float]: ...
+    @property
+    def comparison(self) -> Comparison | None: ...
+    @property
+    def chosen(self) -> str: ...
     @property
     def baseline_schedules(self) -> dict[str, Schedule]: ...
     @property
@@ -66,15 +68,16 @@ def check_path(path: str | os.PathLike[str]) -> str:
 def plot_optimized(result: Result, path: str | os.PathLike[str] | None = None) -> "Figure":
     """An optimised schedule in three panels, and a fourth if it is stochastic.
 
-    1. its noise levels sigma and those of the named grids, with their objectives relative to the optimum
-    2. the W2 distance that each step alone would cause, for the optimum and the best named grid
+    1. its noise levels sigma and those of the named grids, with what decided relative to the optimum: the objective, or
+       the error on a network or a mixture
+    2. the W2 distance that each step alone would cause on the Gaussian, for the optimum and the best named grid
     3. the eigenvalues of the data covariance and the squared W2 error in each mode, for both
     4. the stochasticity h/g of each step
 
     Saved to `path` (.png, .pdf or .svg) if given; the file appears whole or not at all. Raises ValueError if
     the suffix is another or the file cannot be written, ImportError without matplotlib.
     """
-    kind = None if path is None else check_path(path)
+    suffix = None if path is None else check_path(path)
     name = result.best_baseline
     compared = result.baseline_evaluation
     stochastic = bool(np.any(np.asarray(result.schedule.stochasticity) > 0))
@@ -85,13 +88,17 @@ def plot_optimized(result: Result, path: str | os.PathLike[str] | None = None) -
     _plot_modes(axes[2], result.target, result.evaluation, compared, name)
     if stochastic:
         _plot_stochasticity(axes[3], result.schedule)
+    values, what = [float(e.w2) for e in (result.evaluation, compared)], "W2 to the data law"
+    if result.comparison is not None:
+        kind = result.comparison.criterion
+        column = result.comparison.statistic(kind)
+        values, what = [column[n] for n in (result.chosen, name)], f"{kind.replace('_', ' ')} error"
     figure.suptitle(
         f"{type(result.sampler).__name__}, {result.schedule.num_steps} steps, "
-        f"{type(result.process).__name__}: W2 to the data law {float(result.evaluation.w2):.3g} optimised, "
-        f"{float(compared.w2):.3g} {name}",
+        f"{type(result.process).__name__}: {what} {values[0]:.3g} optimised, {values[1]:.3g} {name}",
         fontsize=11,
     )
-    return _saved(figure, path, kind)
+    return _saved(figure, path, suffix)
 
 
 def plot_comparison(comparison: Comparison, path: str | os.PathLike[str] | None = None) -> "Figure":
@@ -233,15 +240,14 @@ def _decorate(axes: "Axes", title: str, x: str, y: str) -> None:
 
 def _plot_grids(axes: "Axes", result: Result) -> None:
     """One row of levels per grid, the best on top; levels 0 and infinity at the edges."""
-    names = sorted(result.baselines, key=result.baselines.__getitem__)[: _MOST_ROWS - 1]
-    rows = [("optimised", result.schedule, result.objective)]
-    rows += [(name, result.baseline_schedules[name], result.baselines[name]) for name in names]
-    levels = [np.asarray(in_float64(Schedule.sigmas)(schedule, result.process)) for _, schedule, _ in rows]
+    names = sorted(result.ratios, key=result.ratios.__getitem__)[: _MOST_ROWS - 1]
+    rows = [("optimised", result.schedule), *((name, result.baseline_schedules[name]) for name in names)]
+    levels = [np.asarray(in_float64(Schedule.sigmas)(schedule, result.process)) for _, schedule in rows]
     inside = np.concatenate([s[(s > 0) & np.isfinite(s)] for s in levels])
     low, high = inside.min(), inside.max()
     margin = (high / low) ** 0.06 if high > low else 2.0
     edges = low / margin, high * margin
-    for row, ((name, _, _), sigma) in enumerate(zip(rows, levels)):
+    for row, ((name, _), sigma) in enumerate(zip(rows, levels)):
         colour = _OPTIMUM if row == 0 else _BASELINE if name == result.best_baseline else _OTHER
         x = np.clip(sigma, *edges)
         axes.plot(x, np.full(x.size, row), color=colour, linewidth=0.8, alpha=0.5)
@@ -257,14 +263,12 @@ def _plot_grids(axes: "Axes", result: Result) -> None:
     if any(np.any((s == 0) | np.isinf(s)) for s in levels):
         title += " (open: 0 or infinite)"
     _decorate(axes, title, "noise level sigma, in units of the data (noise → data)", "")
-    axes.set_yticks(range(len(rows)), [_row_label(name, value, result.objective) for name, _, value in rows])
+    labels = ["optimised", *(_row_label(name, result.ratios[name]) for name in names)]
+    axes.set_yticks(range(len(rows)), labels)
     axes.grid(False, axis="y")
 
 
-def _row_label(name: str, value: float, optimum: float) -> str:
-    if name == "optimised" or not optimum > 0:
-        return name
-    ratio = value / optimum
+def _row_label(name: str, ratio: float) -> str:
     return f"{name}\n{ratio:.0f} times the optimum" if ratio >= 99.5 else f"{name}\n{ratio:.3g} times the optimum"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
@@ -102,10 +103,27 @@ def test_a_mixture_is_fitted_to_samples(tmp_path: Path):
     how = ("--data", tmp_path / "x.npy", "--sampler", "heun", "--steps", 3, "--mixture", 2, "--no-plot")
     result = run("optimize", *how, "--output", tmp_path / "best.json")
     assert result.code == 0
+    assert "model: a mixture of 2 normal laws" in result.out
     table = result.out.split("a fine solver's samples")[1].split("error budget")[0]
     assert all(name in table for name in jk.schedules.GRIDS)
     assert "verified on a network: no" in result.out
     assert jk.Schedule.load(tmp_path / "best.json").num_steps == 3
+
+
+def test_samples_are_modelled_by_a_mixture_unless_a_covariance_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def started(target: object, *_: object, **__: object) -> None:
+        raise ValueError(f"target: {type(target).__name__} {jax.tree.leaves(target)[0].shape}")
+
+    monkeypatch.setattr(cli, "optimize_schedule", started)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(130, 2)))
+    how = ("optimize", "--data", tmp_path / "x.npy", "--no-plot", "--output", tmp_path / "best.json")
+    assert "target: GaussianMixture (3,)" in run(*how).err  # 40 samples each
+    for options in (("--mixture", "0"), ("--metric", "kl"), ("--objective", "terminal"), ("--shrinkage", "0.1")):
+        assert "target: Gaussian " in run(*how, *options).err
+    message = run(*how, "--mixture", "2", "--metric", "kl").err
+    assert "--mixture = 2 has no use for --metric" in message
 
 
 class TestEvaluate:
@@ -268,8 +286,8 @@ class TestMistakes:
             (("--process", "discrete_vp", "--table", "t.npy"), "t.npy is no file"),
             (("--shrinkage", "0.5"), "--shrinkage = 0.5 is for samples"),
             (("--data", "digits"), "either as --data"),
-            (("--mixture", "3"), "--mixture = 3 is fitted to samples (--data); --spectrum"),
-            (("--mixture", "0"), "--mixture = 0 must be at least 1"),
+            (("--mixture", "3"), "--mixture = 3 is fitted to samples: give them as --data"),
+            (("--mixture", "-1"), "--mixture = -1 must be at least 0"),
             (("--plot", "a.jpeg"), "a.jpeg='.jpeg' is not known"),
             (("--plot", "a.png", "--no-plot"), "--plot a.png and --no-plot exclude"),
             (("--output", "a.png"), "--output and --plot are both a.png"),

@@ -96,6 +96,24 @@ def test_the_best_schedule_is_good_at_everything() -> None:
     assert near.best(["grid"]) == "spiky"
 
 
+def test_the_best_by_one_statistic() -> None:
+    reference = np.random.default_rng(0).standard_normal((40, 4))
+    spiky = np.full(40, 0.2)
+    spiky[0] = 20.0
+    ends = np.stack([reference + 0.1, reference + 0.2, reference + 0.3])
+    found = jk.Comparison(
+        ("law", "typical", "even"), np.stack([np.ones(40), spiky, np.full(40, 0.9)]), ends, reference, 0.0
+    )
+    best = {by: found.best(by=by) for by in ("log_mean", "median", "rms", "sliced_w2")}
+    assert best == {"log_mean": "typical", "median": "typical", "rms": "even", "sliced_w2": "law"}
+    with pytest.raises(ValueError, match="Did you mean 'log_mean'"):
+        found.best(by="logmean")
+    noisy = eqx.tree_at(lambda c: c.errors, found, np.full((3, 40), np.nan))
+    assert noisy.best(by="sliced_w2") == "law"
+    with pytest.raises(ValueError, match="by = 'rms' needs deterministic schedules"):
+        noisy.best(by="rms")
+
+
 def test_a_table_of_many_says_how_many_it_leaves_out() -> None:
     reference = np.random.default_rng(0).standard_normal((20, 2))
     names = (*(f"mine {i}" for i in range(20)), "uniform")
@@ -268,17 +286,53 @@ def test_what_a_mixture_refuses(arguments: dict[str, Any], message: str) -> None
         jk.optimize_schedule(mixture, PROCESS, "ddim", 3, **{"t_min": 1e-3, **arguments})
 
 
+def test_samples_stand_for_a_mixture_of_them() -> None:
+    """Images as a target: the choice is that on the fitted mixture, and a network sees noises of their shape."""
+    rng = np.random.default_rng(0)
+    images = (np.where(rng.random(160) < 0.4, -1.5, 1.5)[:, None] + 0.1 * rng.normal(size=(160, 4))).reshape(-1, 2, 2)
+    setting: dict[str, Any] = {"t_min": 1e-3, "starts": ["quadratic"], "progress": False}
+    result = jk.optimize_schedule(images, PROCESS, "heun", 2, verify=16, **setting)
+    mixture = jk.GaussianMixture.fit(images)
+    fitted = jk.optimize_schedule(mixture, PROCESS, "heun", 2, verify=16, **setting)
+    np.testing.assert_array_equal(result.schedule.times, fitted.schedule.times)
+    assert result.comparison is not None
+    errors = result.comparison.statistic("log_mean")
+    assert result.best_baseline == min(jk.schedules.GRIDS, key=errors.__getitem__)
+    assert result.ratios["quadratic"] == pytest.approx(errors["quadratic"] / errors[result.chosen])
+
+    def network(x: Array, t: Array) -> Array:
+        assert x.shape[1:] == (2, 2)
+        return mixture.score(PROCESS, x.reshape(-1, 4), t).reshape(x.shape)
+
+    options: dict[str, Any] = {"score_fn": network, "verify": 64, "stochasticity": 0.5, **setting}
+    noisy = jk.optimize_schedule(images, PROCESS, "ddim", 2, **options)
+    assert noisy.comparison is not None
+    assert noisy.comparison.data_ends is not None  # of the samples themselves
+    assert noisy.comparison.data_ends.shape[0] == 160
+
+
+@pytest.mark.parametrize("target", ["digits", [1.0, 2.0], np.array([[1.0], [np.nan]])])
+def test_what_is_no_target(target: Any) -> None:
+    with pytest.raises(ValueError, match=r"target.*; target is samples \(n, ...\), a Gaussian or a GaussianMixture"):
+        jk.optimize_schedule(target, PROCESS, "ddim", 3, t_min=1e-3)
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
 def test_with_a_network_the_answer_is_the_best_candidate(sampler: str) -> None:
     """A network far from the Gaussian model it is optimised for: the exact score of a mixture of two narrow laws."""
     mixture = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.stack([0.02 * np.eye(2)] * 2))
 
+    seen: list[int] = []
+
     def network(x: Array, t: Array) -> Array:
+        jax.debug.callback(lambda: seen.append(x.shape[0]))
         return mixture.score(PROCESS, x, t)
 
     result = jk.optimize_schedule(
         mixture.gaussian(), PROCESS, sampler, 6, t_min=1e-3, score_fn=network, verify=48, progress=False
     )
+    jax.effects_barrier()
+    assert result.evaluations_spent == sum(seen)
     comparison = result.comparison
     assert comparison is not None
     assert result.verified
@@ -312,6 +366,10 @@ def test_refinement_is_held_out() -> None:
     np.testing.assert_array_equal(result.candidates["refined"].times, result.schedule.times)
     errors = comparison.statistic("log_mean")
     others = [name for name in comparison.names if name != "refined"]
+    # 4 steps from 64 noises, references of 200 and 100: the choice, and the evidence with the refined schedule
+    choice = 64 * (300 + 4 * len(others)) + 64 * (304 + 4 * len(others))
+    # the reference; gradients of 32 noises, each as dear as three evaluations; a look at the other 32 every fifth step
+    assert result.evaluations_spent == choice + 64 * 200 + 20 * 3 * 4 * 32 + 5 * 4 * 32
     assert errors["refined"] < 1.02 * errors[comparison.take(others).best(list(result.baselines))]
     with pytest.raises(ValueError, match="refine = 3 needs score_fn"):
         jk.optimize_schedule(*run, refine=3, **setting)
@@ -346,6 +404,9 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
         ({"t_min": (1e-3, 1e-2)}, "must be one number"),
         ({"verify": 2}, "verify = 2"),
         ({"verify": NOISES[:4]}, "n >= 8"),
+        ({"choose": "rsm"}, "Did you mean 'rms'"),
+        ({"choose": "rms", "stochasticity": 1.0, "data": NOISES}, "choose = 'rms' is for deterministic schedules"),
+        ({"score_fn": None, "choose": "rms"}, "choose = 'rms' needs score_fn"),
         ({"spread": 0.5}, "spread = 0.5"),
         ({"spread": 2.0, "objective": "terminal"}, "spread = 2 is for objective='local'"),
     ],

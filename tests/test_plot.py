@@ -18,9 +18,10 @@ TARGET = jk.Gaussian(0.0, np.array([1.0, 0.1, 0.0]))
 
 class _Result(NamedTuple):
     schedule: jk.Schedule
-    objective: float
     evaluation: jk.Evaluation
-    baselines: dict[str, float]
+    ratios: dict[str, float]
+    comparison: jk.Comparison | None
+    chosen: str
     baseline_schedules: dict[str, jk.Schedule]
     best_baseline: str
     baseline_evaluation: jk.Evaluation
@@ -43,9 +44,10 @@ def _result(process: jk.AbstractProcess, times: np.ndarray, alpha: np.ndarray | 
     grids = {name: jk.schedules.GRIDS[name](process, steps, end) for name in ("uniform", "karras", "quadratic")}
     return _Result(
         schedule=schedule,
-        objective=0.01,
         evaluation=jk.evaluate_schedule(TARGET, process, "ddim", schedule),
-        baselines={"uniform": 2.0, "karras": 0.02, "quadratic": 0.03},
+        ratios={"uniform": 200.0, "karras": 2.0, "quadratic": 3.0},
+        comparison=None,
+        chosen="optimised",
         baseline_schedules=grids,
         best_baseline="karras",
         baseline_evaluation=jk.evaluate_schedule(TARGET, process, "ddim", grids["karras"]),
@@ -107,6 +109,15 @@ def test_ends_at_zero_and_infinity_stay_in_the_picture(result: _Result):
     drawn = np.concatenate([np.asarray(line.get_xdata(), float) for line in axes.get_lines()])
     assert left > right > 0, "noise on the left, data on the right"
     assert np.all((drawn < left) & (drawn > right))
+
+
+def test_what_was_chosen_on_a_network_says_its_error(result: _Result):
+    comparison = _comparison(("recorded, mean", "karras"))
+    values = comparison.statistic("log_mean")
+    drawn = result._replace(comparison=comparison, chosen="recorded, mean")
+    assert "W2 to the data law" in plot_optimized(result).get_suptitle()
+    expected = f"log mean error {values['recorded, mean']:.3g} optimised, {values['karras']:.3g} karras"
+    assert expected in plot_optimized(drawn).get_suptitle()
 
 
 def test_deterministic_schedules_have_three_panels():

@@ -533,6 +533,12 @@ def test_fitted_mixture_of_flat_samples_has_a_density() -> None:
     )
 
 
+@pytest.mark.parametrize(("samples", "components"), [(30, 1), (130, 3), (2000, 32)])
+def test_components_by_default(samples: int, components: int) -> None:
+    x = np.random.default_rng(0).normal(size=(samples, 2))
+    assert jk.GaussianMixture.fit(x).weights.shape == (components,)
+
+
 def test_fitting_a_mixture_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     with pytest.raises(ImportError, match="fit needs scikit-learn"):

@@ -41,8 +41,10 @@ def refined(
     x: Float[Array, "noises *shape"],
     steps: int,
     progress: bool,
-) -> Schedule:
+) -> tuple[Schedule, int]:
     """The schedule after at most `steps` steps of Adam on the mean log distance to a fine solver's end points.
+
+    And the network evaluations that took, of one point each: a gradient counts as three.
 
     Half of the noises give gradients, 32 at a time; the other half watches. The schedule returned has the smallest
     log-mean error there among those whose root mean square error there is no higher than at the start: on noises that
@@ -59,6 +61,14 @@ def refined(
     optimizer = optax.adam(_RATE)
     state = optimizer.init(z)
     order = np.random.default_rng(0)
+    # per step, per look at the other half, and of the reference; what the progress line counts
+    one = schedule.num_steps * sampler.evaluations
+    each, look = 3 * one * min(_BATCH, half), one * (x.shape[0] - half)
+    reference = x.shape[0] * fine_steps(schedule.num_steps)
+
+    def spent(step: int) -> int:
+        return reference + step * each + (1 + -(-step // _CHECK_EVERY)) * look
+
     with Progress("refining: compiling", progress) as line:
         for i in range(steps):
             rows = order.choice(half, min(_BATCH, half), replace=False)
@@ -71,10 +81,13 @@ def refined(
                 now, rms = _statistics(run, z, end, *kept)
                 if now < typical and rms <= allowed:
                     best, typical = z, now
-                line.update(f"refining: step {i + 1} of {steps}, held-out log-mean error {float(typical):.4g}")
+                line.update(
+                    f"refining: step {i + 1} of {steps}, {spent(i + 1):.3g} of {spent(steps):.3g} evaluations, "
+                    f"held-out log-mean error {float(typical):.4g}"
+                )
     times = np.array(run.monotone.times(best, end))
     times[[0, -1]] = first, last
-    return Schedule(times)
+    return Schedule(times), spent(steps)
 
 
 def _log_errors(run: _Run, z: Array, end: Array, x: Array, exact: Array) -> Float[Array, " noises"]:

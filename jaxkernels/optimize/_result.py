@@ -31,7 +31,7 @@ class OptimizedSchedule:
     """The same objective for every named grid (and every start that was given)."""
     baseline_schedules: dict[str, Schedule]
     baseline_evaluation: Evaluation
-    """Of `best_baseline`, to compare with `evaluation`."""
+    """Of `best_baseline` on the Gaussian, to compare with `evaluation`."""
     converged: bool
     """Whether the best start met the tolerance; `reason` says what happened otherwise."""
     reason: str
@@ -54,6 +54,9 @@ class OptimizedSchedule:
     """Errors of all candidates on the network or the mixture, from noises that did not decide the choice."""
     candidates: dict[str, Schedule]
     """The schedules of `comparison`, by name; empty without one."""
+    evaluations_spent: int
+    """Of the network or the mixture, one point each: for the choice, its evidence and the refinement, where a gradient
+    counts as three. A `record` that was given is not in it."""
     compression: Compression | None
     compression_error: float
     """Relative difference of the objective between the compressed and the whole spectrum."""
@@ -70,9 +73,20 @@ class OptimizedSchedule:
         return 1 + int(np.sum(np.diff(values) > 1e-6 * np.abs(values[:-1])))
 
     @property
+    def ratios(self) -> dict[str, float]:
+        """What decided, of every baseline over that of this schedule.
+
+        The objective; or, if candidates were run on a network or a mixture, `comparison.criterion`.
+        """
+        if self.comparison is None:
+            return {name: value / self.objective for name, value in self.baselines.items()}
+        values = self.comparison.statistic(self.comparison.criterion)
+        return {name: values[name] / values[self.chosen] for name in self.baselines}
+
+    @property
     def best_baseline(self) -> str:
-        """Name of the baseline with the lowest objective."""
-        return min(self.baselines, key=self.baselines.__getitem__)
+        """Name of the baseline with the lowest ratio."""
+        return min(self.ratios, key=self.ratios.__getitem__)
 
     @property
     def sampler_name(self) -> str:
@@ -156,11 +170,11 @@ class OptimizedSchedule:
 
     def __repr__(self) -> str:
         name = self.best_baseline
-        ratio = self.baselines[name] / self.objective if self.objective else float("nan")
         state = "converged" if self.converged else f"not converged ({self.reason})"
+        against = "" if self.comparison is not None else f"; best baseline {name}: {self.ratios[name]:.3g} times that"
         lines = [
             f"OptimizedSchedule({type(self.sampler).__name__}, {self.schedule.num_steps} steps, {state}",
-            f"  objective {self.objective:.6g}; best baseline {name}: {ratio:.3g} times that",
+            f"  objective {self.objective:.6g}{against}",
             f"  times {np.array2string(np.asarray(self.schedule.times), precision=5, max_line_width=88)}",
         ]
         if np.any(np.asarray(self.schedule.stochasticity) > 0):
@@ -168,12 +182,11 @@ class OptimizedSchedule:
             lines.append(f"  stochasticity {alpha}")
         if self.comparison is not None:
             kind = self.comparison.criterion
-            errors = self.comparison.statistic(kind)
-            grid = min(self.baselines, key=errors.__getitem__)
-            ratio, spread = self.comparison.ratio(kind, self.chosen, grid)
+            ratio, spread = self.comparison.ratio(kind, self.chosen, name)
             where, what = "network" if self.verified else "mixture", "error" if kind == "log_mean" else "sliced W2"
             lines.append(
-                f"  on the {where}: {self.chosen}, {ratio:.3f} ± {spread:.3f} of the {what} of {grid}, the best grid"
+                f"  on the {where}: {self.chosen}, {ratio:.3f} ± {spread:.3f} of the {what} of {name}, the best grid "
+                f"({self.evaluations_spent:.2g} evaluations)"
             )
         lines += [f"  warning: {text}" for text in self.warnings]
         lines.append(f"  trusted={self.trusted}, verified={self.verified}, {self.seconds:.2f} s)")

@@ -84,15 +84,18 @@ def verification(
     kind: str,
     verify: int | AnyArray,
     data: Numbers | None,
+    shape: tuple[int, ...] | None,
     key: Array,
 ) -> Verification:
-    """By the network if there is one, else by the mixture, in its eigenbasis."""
+    """By the network if there is one, with noises of `shape` if given; else by the mixture, in its eigenbasis."""
     x_init, steps_key = noises(target, process, verify, key), jax.random.fold_in(key, 1)
-    shape = ", ".join(map(str, x_init.shape[1:]))
+    if shape is not None and isinstance(verify, int | np.integer):
+        x_init = x_init.reshape(-1, *shape)
+    expected = ", ".join(map(str, x_init.shape[1:]))
     if score_fn is not None:
         law = None if data is None else _checks.array("data", data)
         if law is not None and (law.shape[1:] != x_init.shape[1:] or len(law) < 2):
-            raise ValueError(f"data has shape {law.shape}; it must be (n, {shape}) with n >= 2.")
+            raise ValueError(f"data has shape {law.shape}; it must be (n, {expected}) with n >= 2.")
         if stochastic and law is None:
             raise ValueError("score_fn with a stochasticity needs data: samples with whose law to compare, (n, ...).")
         return Verification(score_fn, kind, True, x_init, law, steps_key)

@@ -17,6 +17,8 @@ from ._gaussian import Gaussian, eigendecomposition
 
 # axes along which the samples do not vary at all get this share of the largest deviation
 _FLAT, _EM_STEPS = 1e-6, 100
+# components by default, and how many samples each of them wants
+_COMPONENTS, _EACH = 32, 40
 
 
 class GaussianMixture(eqx.Module):
@@ -69,23 +71,27 @@ class GaussianMixture(eqx.Module):
         self.bases = constant(np.stack([basis for _, basis in parts]))
 
     @classmethod
-    def fit(cls, samples: Numbers, components: int = 32, *, floor: float = 1e-3, seed: int = 0) -> "GaussianMixture":
+    def fit(
+        cls, samples: Numbers, components: int | None = None, *, floor: float = 1e-3, seed: int = 0
+    ) -> "GaussianMixture":
         """A mixture with one basis, the principal axes of samples (n, ...), fitted to them by EM (scikit-learn).
 
         What the covariance does not know, clusters and the different scales of samples, is in it; on networks it is
         the better model by far for DPM-Solver++(2M) (benchmarks/README.md). Axes and scales are those of
         `Gaussian.fit`; every component's variances have `floor` times its eigenvalues added, so that none is a single
-        sample.
+        sample. By default 32 components, or fewer where that would leave less than 40 samples to each.
 
         **Raises:** ValueError for fewer different samples than components, or samples without variance. ImportError
         without scikit-learn, which is in the extra `cli`.
         """
-        components = _checks.count("components", components)
+        components = None if components is None else _checks.count("components", components)
         floor = float(_checks.scalar("floor", floor, above=0.0, at_most=1.0))
         seed = _checks.count("seed", seed, at_least=0)
         whole = Gaussian.fit(samples)
         assert whole.basis is not None
         x = np.asarray(samples, np.float64)
+        if components is None:
+            components = min(_COMPONENTS, max(1, len(x) // _EACH))
         if len(x) < components:
             raise ValueError(f"components = {components} is more than the {len(x)} samples.")
         basis, scale = np.asarray(whole.basis), np.sqrt(np.asarray(whole.eigenvalues))
