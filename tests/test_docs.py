@@ -27,28 +27,24 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert namespace["kernel"].contract(namespace["error"]) > 0
 
 
-def test_readme_table_is_true():
-    """Every row of the table, recomputed (the grids by evaluation, to the printed digits)."""
+def test_readme_table_is_true(float32: None):
+    """Every row of the table, recomputed: to the printed digits, but for what another processor may fit otherwise."""
     from sklearn.datasets import load_digits
 
     samples = np.asarray(load_digits(return_X_y=True)[0]) / 8.0 - 1.0
-    target = jk.Gaussian.fit(samples)
-    result = jk.optimize_schedule(target, jk.VP(), "dpmpp_2m", 10, t_min=1e-3)
-    labels = {"uniform log-SNR": "log_snr", "Karras, rho = 7": "karras"}
+    result = jk.optimize_schedule(samples, jk.VP(), "dpmpp_2m", 10, t_min=1e-3)
+    assert result.comparison is not None
+    labels = {"uniform log-SNR": "log_snr", "Karras, rho = 7": "karras", "chosen": result.chosen}
     labels["Align Your Steps, stretched"] = "align_your_steps"
-    rows = re.findall(r"^\| ([^|]+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([^|]+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE
+    )
     assert len(rows) == 7
-    for label, objective, ratio, w2 in rows:
+    for label, *printed in rows:
         name = labels.get(str(label), str(label))
-        if name == "optimised":
-            value, evaluation = result.objective, result.evaluation
-        else:
-            value = result.baselines[name]
-            schedule = result.baseline_schedules[name]
-            evaluation = jk.evaluate_schedule(target, jk.VP(), "dpmpp_2m", schedule)
-        assert value == pytest.approx(float(objective), rel=6e-3)
-        assert value / result.objective == pytest.approx(float(ratio), rel=6e-3)
-        assert float(evaluation.w2) == pytest.approx(float(w2), rel=6e-3)
+        found = [result.comparison.statistic(kind)[name] for kind in ("rms", "median", "log_mean", "sliced_w2")]
+        found.append({**result.ratios, result.chosen: 1.0}[name])
+        assert found == pytest.approx([float(value) for value in printed], rel=0.1)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import metrics
+from .._newton import dense_derivatives
 from .._numerics import forward_derivatives
 from ..kernels import ErrorKernel, second_order
 from ..process import AbstractProcess
@@ -19,9 +20,11 @@ from ..recurrence import (
     initial_moments,
     local_defects,
     log_contraction,
+    log_contractions,
     mode_maps,
     propagate_modes,
     score_responses,
+    to_the_end,
     window_defect,
     windows,
 )
@@ -160,7 +163,8 @@ class Local(AbstractGaussianObjective):
 
         Then the contraction from t' to t_K depends on those two times only, each step's term on the times
         of its window, and the Hessian is a sum of small blocks: its cost is that of a few values, for any
-        number of steps. The two end times are held fixed: their entries are 0.
+        number of steps. What a score error costs ties all times together, and is differentiated as a whole. The two end
+        times are held fixed: their entries are 0.
         """
         target, process, sampler = self.target, self.process, self.sampler
         times = schedule.times
@@ -184,11 +188,18 @@ class Local(AbstractGaussianObjective):
         curvature = jnp.where(inner[:, :, None] & inner[:, None], curvature, 0.0)
         place = jnp.asarray(points[..., None] == np.arange(times.shape[0]), times.dtype)
         whole = jnp.exp(log_contraction(target, process, times[0], end, still[0]))
-        return (
-            jnp.sum(value) + self.ends(schedule, whole),
-            jnp.einsum("kw,kwt->t", slope, place),
-            jnp.einsum("kwv,kwt,kvu->tu", curvature, place, place),
-        )
+        value = jnp.sum(value) + self.ends(schedule, whole)
+        slope = jnp.einsum("kw,kwt->t", slope, place)
+        curvature = jnp.einsum("kwv,kwt,kvu->tu", curvature, place, place)
+        if self.score_error is None:
+            return value, slope, curvature
+
+        def score(moving: Array) -> Array:
+            moved = Schedule(jnp.concatenate([times[:1], moving, times[-1:]]))
+            return self.score(moved, to_the_end(log_contractions(target, process, moved)))
+
+        more, along, bend = dense_derivatives(score, times[1:-1])
+        return value + more, slope.at[1:-1].add(along), curvature.at[1:-1, 1:-1].add(bend)
 
 
 OBJECTIVES: dict[str, type[Local] | type[Terminal]] = {"local": Local, "terminal": Terminal}

@@ -284,7 +284,7 @@ def optimize_schedule(
         # compiling takes most of a first call: the baselines are evaluated while the solver compiles
         compared = beside.submit(compare)
         minimised = make(small)
-        windowed = isinstance(minimised, Windowed) and deterministic and score_error is None
+        windowed = isinstance(minimised, Windowed) and deterministic
         problem = _Problem(
             minimised,
             monotone,
