@@ -17,7 +17,7 @@ from .._numerics import to_float64
 from .._progress import Progress
 from .._setting import NAMED_INITIALIZATIONS, check_sampler
 from .._types import AnyArray, Numbers, ScoreFn, constant
-from ..compare import BALANCED, STATISTICS, evaluations, is_stochastic
+from ..compare import BALANCED, STATISTICS, is_stochastic
 from ..evaluate import Evaluation, evaluate_schedule
 from ..kernels import error_kernel, factored
 from ..process import AbstractProcess
@@ -27,7 +27,6 @@ from ..schedules import GRIDS, Monotone, Schedule, check_range, sigma_range
 from ..score_error import ScoreError
 from ..target import Gaussian, GaussianMixture
 from ._objective import OBJECTIVES, Objective, Windowed
-from ._refine import REFINED, refined
 from ._result import OptimizedSchedule
 from ._trust import model_warnings, violations
 from ._verify import OPTIMUM, candidates as verification_candidates, recorded, verification
@@ -322,20 +321,13 @@ def optimize_schedule(
                 optima |= _recorded_optima(record, sampler64, likely, monotone, low, max_iterations, line)
             pool = verification_candidates(monotone, optima, baselines)
 
-    picked, best_schedule, value, comparison = OPTIMUM, candidates[chosen], float(values[chosen]), None
-    spent = 0
+    picked, best_schedule, value, comparison, spent = OPTIMUM, candidates[chosen], float(values[chosen]), None, 0
     if tried is not None:
-        given_precision = {name: _outside(s) for name, s in pool.items()}
-        picked = tried.compare(0, process, sampler, given_precision, progress).best(list(baselines), choose)
-        spent = evaluations(sampler, given_precision, len(tried.noises(0)))
-        if refine:
-            start, x = given_precision[picked], tried.noises(0)
-            better, more = refined(tried.score_fn, tried.kind, process, sampler, monotone, start, x, refine, progress)
-            picked, spent = REFINED, spent + more
-            pool[picked] = given_precision[picked] = better
-        # the evidence comes from noises that decided nothing
-        comparison = tried.compare(1, process, sampler, given_precision, progress)
-        spent += evaluations(sampler, given_precision, len(tried.noises(1)))
+        run = {name: _outside(s) for name, s in pool.items()}
+        picked, run, comparison, spent = tried.choose(
+            process, sampler, monotone, run, list(baselines), choose, refine, progress
+        )
+        pool = {**run, **pool}
         best_schedule = pool[picked]
         errors = comparison.statistic(comparison.criterion)
         nearest = _outside(baselines[min(baselines, key=errors.__getitem__)])

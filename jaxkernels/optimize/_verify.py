@@ -10,12 +10,13 @@ from jaxtyping import Array, Float
 
 from .. import _checks
 from .._types import AnyArray, Numbers, ScoreFn
-from ..compare import Comparison, compare_schedules
+from ..compare import Comparison, compare_schedules, evaluations
 from ..process import AbstractProcess
 from ..record import Record, record
 from ..samplers import AbstractSampler
 from ..schedules import Monotone, Schedule
 from ..target import Gaussian, GaussianMixture
+from ._refine import REFINED, refined
 
 OPTIMUM = "optimised"
 # of a mixture, whose evaluations are cheap
@@ -38,6 +39,15 @@ def candidates(monotone: Monotone, optima: dict[str, Schedule], named: dict[str,
     return {**optima, **middle, **named}
 
 
+class Choice(NamedTuple):
+    """The name of the best schedule, all that were run, what they did on fresh noises, and what it cost."""
+
+    name: str
+    schedules: dict[str, Schedule]
+    comparison: Comparison
+    evaluations: int
+
+
 class Verification(NamedTuple):
     """What candidates are run through. Half of the noises chooses, the rest is evidence."""
 
@@ -48,6 +58,29 @@ class Verification(NamedTuple):
     x_init: Float[Array, "noises *shape"]
     data: AnyArray | None
     key: Array
+
+    def choose(
+        self,
+        process: AbstractProcess,
+        sampler: AbstractSampler,
+        monotone: Monotone,
+        schedules: dict[str, Schedule],
+        baselines: list[str],
+        by: str,
+        refine: int,
+        progress: bool,
+    ) -> Choice:
+        """The best of the schedules (`Comparison.best`), after so many gradient steps if any are asked for."""
+        name = self.compare(0, process, sampler, schedules, progress).best(baselines, by)
+        spent = evaluations(sampler, schedules, len(self.noises(0)))
+        if refine:
+            start, x = schedules[name], self.noises(0)
+            better, more = refined(self.score_fn, self.kind, process, sampler, monotone, start, x, refine, progress)
+            name, schedules, spent = REFINED, {**schedules, REFINED: better}, spent + more
+        # the evidence comes from noises that decided nothing
+        comparison = self.compare(1, process, sampler, schedules, progress)
+        spent += evaluations(sampler, schedules, len(self.noises(1)))
+        return Choice(name, schedules, comparison, spent)
 
     def compare(
         self,
