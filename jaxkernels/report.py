@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 from . import _checks
 from ._progress import Progress
 from ._types import AnyArray, Numbers, ScoreFn
-from .compare import STATISTICS, Comparison, check_noises, check_schedules, compare_to, fine_steps, reference
+from .compare import BALANCED, STATISTICS, Comparison, check_noises, check_schedules, compare_to, fine_steps, reference
 from .process import AbstractProcess
 from .samplers import SAMPLERS, AbstractSampler
 from .schedules import GRIDS, Schedule, check_range
@@ -74,9 +74,9 @@ class Report(eqx.Module):
         found = {comparison.criterion for comparison in self.comparisons.values()}
         return "sliced_w2" if "sliced_w2" in found else "log_mean"
 
-    def best(self, baselines: Sequence[str] | None = None) -> dict[Setting, str]:
+    def best(self, baselines: Sequence[str] | None = None, by: str = BALANCED) -> dict[Setting, str]:
         """`Comparison.best` of every setting."""
-        return {setting: comparison.best(baselines) for setting, comparison in self.comparisons.items()}
+        return {setting: comparison.best(baselines, by) for setting, comparison in self.comparisons.items()}
 
     def ratios(self, kind: str, baselines: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
         """What every schedule loses over all settings to the best baseline of each, and its standard error.

@@ -313,7 +313,7 @@ def test_samples_stand_for_a_mixture_of_them() -> None:
 
 @pytest.mark.parametrize("target", ["digits", [1.0, 2.0], np.array([[1.0], [np.nan]])])
 def test_what_is_no_target(target: Any) -> None:
-    with pytest.raises(ValueError, match=r"target.*; target is samples \(n, ...\), a Gaussian or a GaussianMixture"):
+    with pytest.raises(ValueError, match=r"target must be samples \(n, ...\), a Gaussian or a GaussianMixture: "):
         jk.optimize_schedule(target, PROCESS, "ddim", 3, t_min=1e-3)
 
 

@@ -64,6 +64,7 @@ def test_every_entry_is_a_comparison_of_its_own(report: jk.Report) -> None:
         np.testing.assert_allclose(found.reference_ends, alone.reference_ends, rtol=1e-9)
         assert report.best()[sampler, k] == alone.best()
         assert report.best(["uniform"])[sampler, k] == alone.best(["uniform"])
+        assert report.best(by="rms")[sampler, k] == alone.best(by="rms")
         assert report.statistic("sliced_w2")[sampler, k] == pytest.approx(alone.statistic("sliced_w2"))
 
 

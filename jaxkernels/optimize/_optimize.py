@@ -225,7 +225,10 @@ def optimize_schedule(
                 raise ValueError(f"{name} needs score_fn, the network that it is for, or a mixture as target.")
     else:
         if low < high:
-            raise ValueError(f"t_min = {t_min} must be one number, to run schedules on a network or a mixture.")
+            raise ValueError(
+                f"t_min = {t_min} must be one number, to run schedules on a network or a mixture; between bounds it is "
+                "optimised for a Gaussian alone."
+            )
         if score_fn is None and score_error is not None:
             raise ValueError(
                 "score_error is for a Gaussian target or for score_fn; a mixture is run with its exact score."
@@ -280,8 +283,20 @@ def optimize_schedule(
                 best = _outside(list(baselines.values())[int(np.argmin(values))])
                 return values, evaluate_schedule(target, process, sampler, best, **options)
 
-        # compiling takes most of a first call: the baselines are evaluated while the solver compiles
+        def likely(optimum: Schedule) -> dict[str, Schedule]:
+            return {name: s for name, s in {OPTIMUM: optimum, **baselines}.items() if not is_stochastic(s)}
+
+        def rehearse(record: Record) -> None:
+            with jax.enable_x64(True):
+                known = likely(next(iter(baselines.values())))
+                still = Progress("", enabled=False)
+                _recorded_optima(record, sampler64, known, monotone, low, max_iterations, np.inf, still)
+
+        # compiling takes most of a first call: while the solver compiles for the Gaussian, the baselines are evaluated,
+        # and it compiles for the record too, by iterations that are thrown away
         compared = beside.submit(compare)
+        if record is not None:
+            beside.submit(rehearse, record)
         minimised = make(small)
         windowed = isinstance(minimised, Windowed) and deterministic
         problem = _Problem(
@@ -316,9 +331,10 @@ def optimize_schedule(
         if tried is not None:
             optima = {OPTIMUM: candidates[chosen]}
             if record is not None:
-                likely = {OPTIMUM: candidates[chosen], **baselines}
-                likely = {name: s for name, s in likely.items() if not is_stochastic(s)}
-                optima |= _recorded_optima(record, sampler64, likely, monotone, low, max_iterations, line)
+                known = likely(candidates[chosen])
+                optima |= _recorded_optima(
+                    record, sampler64, known, monotone, low, max_iterations, _RECORDED_TOLERANCE, line
+                )
             pool = verification_candidates(monotone, optima, baselines)
 
     picked, best_schedule, value, comparison, spent = OPTIMUM, candidates[chosen], float(values[chosen]), None, 0
@@ -397,6 +413,7 @@ def _recorded_optima(
     monotone: Monotone,
     t_min: float,
     max_iterations: int,
+    tolerance: float,
     line: Progress,
 ) -> dict[str, Schedule]:
     """The optimum of `RecordedError` for each power, from the schedules that the record ranks best."""
@@ -409,7 +426,7 @@ def _recorded_optima(
         first = [list(starts.values())[i] for i in np.argsort(values)[:_RECORDED_STARTS]]
         problem = _Problem(objective, monotone, np.zeros(steps), np.asarray(t_min), windowed=True)
         bound = constant(np.full(steps - 1, _LARGEST_LOGIT))
-        state = _solve(problem, _variables(problem, first), -bound, bound, _RECORDED_TOLERANCE, max_iterations, line)
+        state = _solve(problem, _variables(problem, first), -bound, bound, tolerance, max_iterations, line)
         result[name] = _schedules(problem, state.z)[int(np.argmin(state.value))]
     return result
 
@@ -425,9 +442,9 @@ def _model(
     try:
         samples = _checks.array("target", target)
         if samples.ndim < 2:
-            raise ValueError(f"target has shape {samples.shape}")
+            raise ValueError(f"its shape is {samples.shape}.")
     except ValueError as error:
-        raise ValueError(f"{error}; target is samples (n, ...), a Gaussian or a GaussianMixture.") from None
+        raise ValueError(f"target must be samples (n, ...), a Gaussian or a GaussianMixture: {error}") from None
     with Progress("fitting a mixture to the samples", progress):
         mixture = GaussianMixture.fit(samples)
     return mixture.gaussian(), mixture, samples
