@@ -268,7 +268,8 @@ def compare(
         table.add_row(name, str(steps), str(result.num_evaluations), *map(_number, numbers))
     _show(table)
     _say(
-        "local: the objective of optimize, squared W2; W2: to the data law, in units of the data; KL(p_data || q): nats"
+        "local: the objective of optimize for a covariance, squared W2; W2: to the data law, in units of the data; "
+        "KL(p_data || q): nats"
     )
 
 
@@ -488,8 +489,10 @@ def _fitted(options: TargetOptions) -> tuple[np.ndarray, Gaussian]:
     return samples, target
 
 
-def _model(options: TargetOptions, components: int | None, of_covariance: Sequence[str]) -> Gaussian | GaussianMixture:
-    """What `optimize` models the data by: a mixture fitted to samples, unless something is asked of a covariance."""
+def _model(
+    options: TargetOptions, components: int | None, of_covariance: Sequence[str]
+) -> Gaussian | GaussianMixture | np.ndarray:
+    """The target of `optimize`: samples, which stand for a mixture, unless something is asked of a covariance."""
     if components is not None:
         _checks.count("--mixture", components, at_least=0)
     if components and options.data is None:
@@ -501,10 +504,11 @@ def _model(options: TargetOptions, components: int | None, of_covariance: Sequen
     if options.spectrum is not None or options.data is None or components == 0 or of_covariance:
         return _target(options)
     samples, _ = _fitted(options)
+    _say("model: a mixture of normal laws (--mixture 0: the covariance alone, in seconds)")
+    if components is None:
+        return samples
     with Progress("fitting a mixture"):
-        mixture = GaussianMixture.fit(samples, components)
-    _say(f"model: a mixture of {len(mixture.weights)} normal laws (--mixture 0: the covariance alone, in seconds)")
-    return mixture
+        return GaussianMixture.fit(samples, components)
 
 
 def _picture(output: Path, plot: Path | None, no_plot: bool) -> Path | None:
@@ -535,7 +539,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _local(target: Gaussian, process: AbstractProcess, sampler: str, schedule: Schedule, how: FirstLaw) -> float:
-    """The default objective of `optimize`."""
+    """The default objective of `optimize` for a covariance."""
     step = check_setting(target, process, sampler)[2]
     objective = Local(target.broadened(SPREAD), process, step, resolve("w2_squared"), how)
     return float(_call(objective, schedule))
@@ -580,6 +584,7 @@ def _show_optimized(result: OptimizedSchedule, objective: str, metric: str, how:
         warnings = (*warnings, *_exact_warning(result, exact))
     else:
         _show_comparison(result, result.comparison)
+        _say("for Gaussian data of the same mean and covariance:")
     _show_evaluation(result.evaluation)
     for text in warnings:
         _say(f"warning: {text}")
@@ -611,11 +616,12 @@ def _show_comparison(result: OptimizedSchedule, comparison: Comparison) -> None:
     ranking = comparison.criterion
     deterministic = ranking == "log_mean"
     columns = {kind: comparison.statistic(kind) for kind in (STATISTICS if deterministic else ("sliced_w2",))}
-    title = "distance to a fine solver's samples" if deterministic else "distance to the mixture"
+    title = "distance to a fine solver's samples" if deterministic else "distance to the data"
     shown = f"{ranking.replace('_', ' ')} to the chosen"
-    table = _table("grid", *(kind.replace("_", " ") for kind in columns), shown, title=f"{title}, in the data's size")
-    names = sorted(result.baselines, key=columns[ranking].__getitem__)
-    for name in dict.fromkeys([result.chosen, *names]):
+    names = [kind.replace("_", " ").replace("w2", "W2") for kind in columns]
+    table = _table("grid", *names, shown, title=f"{title}, in units of the spread")
+    grids = sorted(result.baselines, key=columns[ranking].__getitem__)
+    for name in dict.fromkeys([result.chosen, *grids]):
         ratio = columns[ranking][name] / columns[ranking][result.chosen]
         table.add_row(name, *(_number(column[name]) for column in columns.values()), f"{ratio:.3g}")
     _show(table)

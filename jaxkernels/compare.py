@@ -52,6 +52,13 @@ class Comparison(eqx.Module):
     reference_ends: Float[np.ndarray, "noises directions"]
     reference_error: float
     data_ends: Float[np.ndarray, "samples directions"] | None = None
+    chosen: str | None = eqx.field(static=True, default=None)
+    """The schedule that `optimize_schedule` chose, from other noises."""
+
+    @property
+    def leader(self) -> str:
+        """What tables and pictures compare with: `chosen`, or `best()` where nothing was chosen."""
+        return self.best() if self.chosen is None else self.chosen
 
     def statistic(self, kind: str) -> dict[str, float]:
         """One of the four statistics, of every schedule."""
@@ -83,10 +90,12 @@ class Comparison(eqx.Module):
 
         If any schedule is stochastic, sliced_w2 is all there is; but noise must pay: a stochastic one is best only if
         it is lower than the best deterministic one by more than the standard error. Its noise is another draw, and the
-        luckiest of many draws is not the best schedule.
+        luckiest of many draws is not the best schedule. `baselines` are for deterministic schedules alone.
 
-        **Raises:** ValueError for an unknown name, or another statistic where a schedule is stochastic.
+        **Raises:** ValueError for an unknown name, no baselines, or another statistic where a schedule is stochastic.
         """
+        if baselines is not None and not len(baselines):
+            raise ValueError(f"baselines is empty; known are {', '.join(self.names)}.")
         known = [self._index(name) for name in (self.names if baselines is None else baselines)]
         _checks.one_of("by", by, (BALANCED, *STATISTICS))
         if self.criterion == "sliced_w2":
@@ -110,19 +119,20 @@ class Comparison(eqx.Module):
         names = self.names if names is None else tuple(names)
         rows = [self._index(name) for name in names]
         ends = self.ends[rows, noises], self.reference_ends[noises]
-        return Comparison(names, self.errors[rows, noises], *ends, self.reference_error, self.data_ends)
+        chosen = self.chosen if self.chosen in names else None
+        return Comparison(names, self.errors[rows, noises], *ends, self.reference_error, self.data_ends, chosen)
 
     def shown(self) -> list[str]:
-        """What a table or a picture of many schedules shows: the best, the named grids, and others up to 14, ranked."""
+        """What a table or a picture of many schedules shows: the leader, the named grids, others up to 14, ranked."""
         column = self.statistic(self.criterion)
         ranked = sorted(self.names, key=column.__getitem__)
-        needed = {self.best(), *(name for name in ranked if name in GRIDS)}
+        needed = {self.leader, *(name for name in ranked if name in GRIDS)}
         others = [name for name in ranked if name not in needed]
         chosen = needed | set(others[: max(0, _SHOWN - len(needed))])
         return [name for name in ranked if name in chosen]
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """The four statistics of every schedule against the best one's; see `jaxkernels.plot.plot_comparison`.
+        """The four statistics of every schedule against the leader's; see `jaxkernels.plot.plot_comparison`.
 
         Needs matplotlib. Saved to `path` if given.
         """
@@ -151,7 +161,7 @@ class Comparison(eqx.Module):
         return np.sqrt(np.mean((found - exact) ** 2, (1, 2)))
 
     def __repr__(self) -> str:
-        best = self.best()
+        best = self.leader
         shown = self.shown()
         width = max(map(len, shown))
         lines = [f"{'schedule':{width}} {'rms':>10} {'median':>10} {'log mean':>10} {'sliced W2':>10}   against {best}"]

@@ -45,6 +45,8 @@ class Result(Protocol):
     @property
     def comparison(self) -> Comparison | None: ...
     @property
+    def criterion(self) -> str: ...
+    @property
     def chosen(self) -> str: ...
     @property
     def baseline_schedules(self) -> dict[str, Schedule]: ...
@@ -68,8 +70,8 @@ def check_path(path: str | os.PathLike[str]) -> str:
 def plot_optimized(result: Result, path: str | os.PathLike[str] | None = None) -> "Figure":
     """An optimised schedule in three panels, and a fourth if it is stochastic.
 
-    1. its noise levels sigma and those of the named grids, with what decided relative to the optimum: the objective, or
-       the error on a network or a mixture
+    1. its noise levels sigma and those of the named grids, with their objectives relative to the optimum, or, on a
+       network or a mixture, their errors
     2. the W2 distance that each step alone would cause on the Gaussian, for the optimum and the best named grid
     3. the eigenvalues of the data covariance and the squared W2 error in each mode, for both
     4. the stochasticity h/g of each step
@@ -90,7 +92,7 @@ def plot_optimized(result: Result, path: str | os.PathLike[str] | None = None) -
         _plot_stochasticity(axes[3], result.schedule)
     values, what = [float(e.w2) for e in (result.evaluation, compared)], "W2 to the data law"
     if result.comparison is not None:
-        kind = result.comparison.criterion
+        kind = result.criterion
         column = result.comparison.statistic(kind)
         values, what = [column[n] for n in (result.chosen, name)], f"{kind.replace('_', ' ')} error"
     figure.suptitle(
@@ -104,14 +106,14 @@ def plot_optimized(result: Result, path: str | os.PathLike[str] | None = None) -
 def plot_comparison(comparison: Comparison, path: str | os.PathLike[str] | None = None) -> "Figure":
     """The four statistics of schedules compared on a network, one panel each, one row per schedule.
 
-    Dots are ratios to `comparison.best()`, the bars their standard errors by resampling noises in pairs; rows are
-    sorted by log mean. Of many schedules it shows the best one, the named grids, and as many of the others as there
+    Dots are ratios to `comparison.leader`, the bars their standard errors by resampling noises in pairs; rows are
+    sorted by log mean. Of many schedules it shows that one, the named grids, and as many of the others as there
     is room for, by log mean. If any schedule is stochastic, sliced W2 is all there is. Errors and `path` as for
     `plot_optimized`.
     """
     kind = None if path is None else check_path(path)
     statistics = STATISTICS if comparison.criterion == "log_mean" else ("sliced_w2",)
-    best, names = comparison.best(), comparison.shown()
+    best, names = comparison.leader, comparison.shown()
     grids = [name for name in names if name in GRIDS and name != best]
     colour = dict.fromkeys(names, _OTHER) | dict.fromkeys(grids[:1], _BASELINE) | {best: _OPTIMUM}
     figure = _figure((5.0 + 2.25 * len(statistics), 1.7 + 0.27 * len(names)))

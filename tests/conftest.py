@@ -1,6 +1,5 @@
 """Settings of the whole suite: float64, reproducible property-based tests, programs that compile quickly."""
 
-import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -9,9 +8,8 @@ import pytest
 
 # oracles need float64; what users run in float32 is tested through the fixture below
 jax.config.update("jax_enable_x64", True)
-# nearly all of the suite's time is LLVM's; the environment is for notebooks, which run in processes of their own
+# nearly all of the suite's time is LLVM's; notebooks, in processes of their own, compile as for users
 jax.config.update("jax_disable_most_optimizations", True)
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("suite")

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import pytest
 
@@ -103,7 +102,7 @@ def test_a_mixture_is_fitted_to_samples(tmp_path: Path):
     how = ("--data", tmp_path / "x.npy", "--sampler", "heun", "--steps", 3, "--mixture", 2, "--no-plot")
     result = run("optimize", *how, "--output", tmp_path / "best.json")
     assert result.code == 0
-    assert "model: a mixture of 2 normal laws" in result.out
+    assert "model: a mixture of normal laws" in result.out
     table = result.out.split("a fine solver's samples")[1].split("error budget")[0]
     assert all(name in table for name in jk.schedules.GRIDS)
     assert "verified on a network: no" in result.out
@@ -114,14 +113,15 @@ def test_samples_are_modelled_by_a_mixture_unless_a_covariance_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def started(target: object, *_: object, **__: object) -> None:
-        raise ValueError(f"target: {type(target).__name__} {jax.tree.leaves(target)[0].shape}")
+        raise ValueError(f"target: {type(target).__name__}")
 
     monkeypatch.setattr(cli, "optimize_schedule", started)
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(130, 2)))
     how = ("optimize", "--data", tmp_path / "x.npy", "--no-plot", "--output", tmp_path / "best.json")
-    assert "target: GaussianMixture (3,)" in run(*how).err  # 40 samples each
+    assert "target: ndarray" in run(*how).err
+    assert "target: GaussianMixture" in run(*how, "--mixture", "2").err
     for options in (("--mixture", "0"), ("--metric", "kl"), ("--objective", "terminal"), ("--shrinkage", "0.1")):
-        assert "target: Gaussian " in run(*how, *options).err
+        assert run(*how, *options).err.endswith("target: Gaussian\n")
     message = run(*how, "--mixture", "2", "--metric", "kl").err
     assert "--mixture = 2 has no use for --metric" in message
 

@@ -1,5 +1,6 @@
 """Schedules compared on a network: distances to the exact flow, statistics, and the choice among candidates."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -79,6 +80,8 @@ def test_the_best_schedule_harms_nothing() -> None:
     assert moved.take(["grid", "typical"]).best(["grid"]) == "grid"
     with pytest.raises(ValueError, match="Did you mean 'grid'"):
         found.best(["gird"])
+    with pytest.raises(ValueError, match="baselines is empty"):
+        found.best([])
 
 
 def test_the_best_schedule_is_good_at_everything() -> None:
@@ -123,6 +126,11 @@ def test_a_table_of_many_says_how_many_it_leaves_out() -> None:
     assert [line.split("  ")[0] for line in text[1:15]] == [*names[:13], "uniform"]
     assert "and 7 more" in text[15]
     assert "more" not in repr(found.take(names[7:]))
+    # what was chosen from other noises is shown, and what the others are compared with
+    last = dataclasses.replace(found, chosen="mine 19")
+    assert any(line.startswith("mine 19") and "1.000 ± 0" in line for line in repr(last).splitlines())
+    assert last.take(names[3:]).leader == "mine 19"
+    assert last.take(names[:3]).leader == "mine 0"
 
 
 def test_noise_must_pay() -> None:
@@ -311,7 +319,7 @@ def test_samples_stand_for_a_mixture_of_them() -> None:
     assert noisy.comparison.data_ends.shape[0] == 160
 
 
-@pytest.mark.parametrize("target", ["digits", [1.0, 2.0], np.array([[1.0], [np.nan]])])
+@pytest.mark.parametrize("target", ["digits", [[None, None]], [1.0, 2.0], np.array([[1.0], [np.nan]])])
 def test_what_is_no_target(target: Any) -> None:
     with pytest.raises(ValueError, match=r"target must be samples \(n, ...\), a Gaussian or a GaussianMixture: "):
         jk.optimize_schedule(target, PROCESS, "ddim", 3, t_min=1e-3)
@@ -366,8 +374,8 @@ def test_refinement_is_held_out() -> None:
     np.testing.assert_array_equal(result.candidates["refined"].times, result.schedule.times)
     errors = comparison.statistic("log_mean")
     others = [name for name in comparison.names if name != "refined"]
-    # 4 steps from 64 noises, references of 200 and 100: the choice, and the evidence with the refined schedule
-    choice = 64 * (300 + 4 * len(others)) + 64 * (304 + 4 * len(others))
+    # 4 steps from 64 noises, references of 200 and 100: the choice, and choice and evidence with the refined schedule
+    choice = 64 * (300 + 4 * len(others)) + 2 * 64 * (304 + 4 * len(others))
     # the reference; gradients of 32 noises, each as dear as three evaluations; a look at the other 32 every fifth step
     assert result.evaluations_spent == choice + 64 * 200 + 20 * 3 * 4 * 32 + 5 * 4 * 32
     assert errors["refined"] < 1.02 * errors[comparison.take(others).best(list(result.baselines))]

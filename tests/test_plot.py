@@ -21,6 +21,7 @@ class _Result(NamedTuple):
     evaluation: jk.Evaluation
     ratios: dict[str, float]
     comparison: jk.Comparison | None
+    criterion: str
     chosen: str
     baseline_schedules: dict[str, jk.Schedule]
     best_baseline: str
@@ -47,6 +48,7 @@ def _result(process: jk.AbstractProcess, times: np.ndarray, alpha: np.ndarray | 
         evaluation=jk.evaluate_schedule(TARGET, process, "ddim", schedule),
         ratios={"uniform": 200.0, "karras": 2.0, "quadratic": 3.0},
         comparison=None,
+        criterion="objective",
         chosen="optimised",
         baseline_schedules=grids,
         best_baseline="karras",
@@ -114,7 +116,7 @@ def test_ends_at_zero_and_infinity_stay_in_the_picture(result: _Result):
 def test_what_was_chosen_on_a_network_says_its_error(result: _Result):
     comparison = _comparison(("recorded, mean", "karras"))
     values = comparison.statistic("log_mean")
-    drawn = result._replace(comparison=comparison, chosen="recorded, mean")
+    drawn = result._replace(comparison=comparison, criterion="log_mean", chosen="recorded, mean")
     assert "W2 to the data law" in plot_optimized(result).get_suptitle()
     expected = f"log mean error {values['recorded, mean']:.3g} optimised, {values['karras']:.3g} karras"
     assert expected in plot_optimized(drawn).get_suptitle()

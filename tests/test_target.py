@@ -537,6 +537,7 @@ def test_fitted_mixture_of_flat_samples_has_a_density() -> None:
 def test_components_by_default(samples: int, components: int) -> None:
     x = np.random.default_rng(0).normal(size=(samples, 2))
     assert jk.GaussianMixture.fit(x).weights.shape == (components,)
+    assert jk.GaussianMixture.fit(x[np.arange(samples) % 2]).weights.shape == (min(2, components),)
 
 
 def test_fitting_a_mixture_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,9 +27,10 @@ from ..schedules import GRIDS, Monotone, Schedule, check_range, sigma_range
 from ..score_error import ScoreError
 from ..target import Gaussian, GaussianMixture
 from ._objective import OBJECTIVES, Objective, Windowed
+from ._refine import REFINED
 from ._result import OptimizedSchedule
 from ._trust import model_warnings, violations
-from ._verify import OPTIMUM, candidates as verification_candidates, recorded, verification
+from ._verify import HALFWAY, OPTIMUM, candidates as verification_candidates, recorded, verification
 
 Starts: TypeAlias = Sequence[str] | Mapping[str, Schedule] | None
 
@@ -154,6 +155,8 @@ def optimize_schedule(
       a `Schedule`.
     - `metric`: "w2_squared", "kl" = KL(p_data || q), "reverse_kl", or a function
       (mean_error, variance, target_variance) -> value per mode.
+    - `initialization`: the law that sampling starts from, "standard_normal" (default) or "marginal", the exact one at
+      t_max. For the Gaussian; on a network or a mixture sampling starts from normal noise.
     - `spread`: the "local" objective is averaged over variances of each mode from lambda / spread to
       lambda spread (default 3; 1 for the target exactly as given). A multistep sampler's defect vanishes at one
       ratio of steps for one variance, and an optimum for exact variances puts a long step there, which data that
@@ -172,21 +175,22 @@ def optimize_schedule(
     - `data`: samples (n, ...) to whose law sliced W2 is measured on the network, instead of to the fine solver's. A
       stochastic schedule is chosen by that alone, so that it needs them; by default the target's, if that is samples.
     - `choose`: what is best among the candidates, see `Comparison.best`: "balanced" (default), good for typical
-      samples, in the mean square and in law, and worse than the named grids in none of the three; or the smallest
-      "log_mean", "median", "rms" or "sliced_w2". On networks the smallest log_mean was another 14 % lower, and up to
-      2.5 times worse than the grids in rms.
+      samples, in the mean square and in law, and on the noises that choose worse than the named grids in none of the
+      three; or the smallest "log_mean", "median", "rms" or "sliced_w2". On networks the smallest log_mean was another
+      14 % lower, and up to 2.5 times worse than the grids in rms.
     - `record`: of the same network (`jaxkernels.record`). The optima of `RecordedError` for typical samples, for the
       mean and for the root mean square join the candidates: on trained networks by far the best ones. Needs
       `score_fn` or a mixture; without verification pass `objective=RecordedError(...)`. They are deterministic.
-    - `refine`: so many gradient steps through the network from the chosen schedule, on half of the noises that chose
-      it, stopped by the other half (`_refine.refined`); 32 noises per step, so that it costs about 100 K evaluations
-      each. Needs a mixture or `score_fn`, differentiable by JAX.
+    - `refine`: so many gradient steps through the network from the chosen schedule, on the log-mean error of half of
+      the noises that chose it, stopped by the other half (`_refine.refined`). What comes out is one more candidate. 32
+      noises per step, so that each costs about 100 times num_steps evaluations. Needs a mixture or `score_fn`,
+      differentiable by JAX.
     - `progress`: show a status line while it takes longer than a second, on a terminal.
 
     **Returns:** an `OptimizedSchedule`, never worse under its objective than the best start; or, with a network or a
     mixture, what was best there. Failing to converge is reported in it, not raised.
 
-    **Raises:** ValueError naming the argument and its value.
+    **Raises:** ValueError naming the argument and its value; ImportError for samples without scikit-learn.
 
     Solved in float64 by a trust-region Newton method with exact second derivatives; the result has the
     caller's precision. The first call for a K, sampler and kind of process compiles.
@@ -211,13 +215,9 @@ def optimize_schedule(
         _checks.lookup("objective", objective, OBJECTIVES)
     elif not callable(objective):
         raise ValueError(f"objective must be a name or a function of a schedule; got {objective!r}.")
-    target, mixture, samples = _model(target, progress)
-    options: dict[str, Any] = {"initialization": initialization, "score_error": score_error}
-    if score_error is not None:
-        _check_score_error(target, process, sampler, num_steps, low, score_error)
     spread = _resolved_spread(spread, objective, score_error)
-    tried = None
-    if score_fn is None and mixture is None:
+    on_gaussian = score_fn is None and isinstance(target, Gaussian)
+    if on_gaussian:
         asked = None if choose == BALANCED else choose
         given = {"record": record, "data": data, f"refine = {refine}": refine or None, f"choose = {choose!r}": asked}
         for name, value in given.items():
@@ -235,16 +235,23 @@ def optimize_schedule(
             )
         if refine and stochastic:
             raise ValueError(f"refine = {refine} is for deterministic schedules: stochasticity must be 0.")
-        if samples is not None and score_fn is not None and stochastic and data is None:
-            data = samples
-        shape = None if samples is None or score_fn is None else samples.shape[1:]
-        tried = verification(target, mixture, process, stochastic, score_fn, kind, verify, data, shape, key)
     if record is not None:
         if fixed is not None and stochastic:
             raise ValueError("record is of deterministic trajectories: stochasticity must be 0 or 'optimize'.")
         _check_record(record, process, sampler, low)
     if isinstance(objective, RecordedError):
         _check_recorded_error(objective, process, sampler, low, deterministic)
+    target, mixture, samples = _model(target, progress)
+    options: dict[str, Any] = {"initialization": initialization, "score_error": score_error}
+    if score_error is not None:
+        _check_score_error(target, process, sampler, num_steps, low, score_error)
+    tried = None
+    if not on_gaussian:
+        shape = None
+        if samples is not None and score_fn is not None:
+            shape = samples.shape[1:]
+            data = samples if stochastic and data is None else data
+        tried = verification(target, mixture, process, stochastic, score_fn, kind, verify, data, shape, key)
 
     recordable = sampler.evaluations == 1 and (deterministic or fixed is None) and sigma_range(process, low)[1] > 0
     if record is None and mixture is not None and recordable:
@@ -286,17 +293,23 @@ def optimize_schedule(
         def likely(optimum: Schedule) -> dict[str, Schedule]:
             return {name: s for name, s in {OPTIMUM: optimum, **baselines}.items() if not is_stochastic(s)}
 
-        def rehearse(record: Record) -> None:
+        on_record: dict[str, RecordedError] = {}
+        if record is not None:
+            record64 = to_float64(record)
+            on_record = {name: RecordedError(record64, sampler64, power) for name, power in RECORDED_POWERS.items()}
+
+        def follow(wanted: RecordedError, optimum: Schedule, tolerance: float, line: Progress) -> Schedule:
+            return _recorded_optimum(wanted, likely(optimum), monotone, low, max_iterations, tolerance, line)
+
+        def rehearse(wanted: RecordedError) -> None:
             with jax.enable_x64(True):
-                known = likely(next(iter(baselines.values())))
-                still = Progress("", enabled=False)
-                _recorded_optima(record, sampler64, known, monotone, low, max_iterations, np.inf, still)
+                follow(wanted, next(iter(baselines.values())), np.inf, Progress("", enabled=False))
 
         # compiling takes most of a first call: while the solver compiles for the Gaussian, the baselines are evaluated,
-        # and it compiles for the record too, by iterations that are thrown away
+        # and it compiles for the record too, by an iteration that is thrown away
         compared = beside.submit(compare)
-        if record is not None:
-            beside.submit(rehearse, record)
+        for wanted in list(on_record.values())[:1]:  # one program serves every power
+            beside.submit(rehearse, wanted)
         minimised = make(small)
         windowed = isinstance(minimised, Windowed) and deterministic
         problem = _Problem(
@@ -330,14 +343,13 @@ def optimize_schedule(
         pool = {}
         if tried is not None:
             optima = {OPTIMUM: candidates[chosen]}
-            if record is not None:
-                known = likely(candidates[chosen])
-                optima |= _recorded_optima(
-                    record, sampler64, known, monotone, low, max_iterations, _RECORDED_TOLERANCE, line
-                )
+            for name, wanted in on_record.items():
+                line.update(f"optimising: {name}")
+                optima[name] = follow(wanted, candidates[chosen], _RECORDED_TOLERANCE, line)
             pool = verification_candidates(monotone, optima, baselines)
 
-    picked, best_schedule, value, comparison, spent = OPTIMUM, candidates[chosen], float(values[chosen]), None, 0
+    picked, best_schedule, value, criterion = OPTIMUM, candidates[chosen], float(values[chosen]), "objective"
+    comparison, spent = None, 0
     if tried is not None:
         run = {name: _outside(s) for name, s in pool.items()}
         picked, run, comparison, spent = tried.choose(
@@ -345,7 +357,8 @@ def optimize_schedule(
         )
         pool = {**run, **pool}
         best_schedule = pool[picked]
-        errors = comparison.statistic(comparison.criterion)
+        criterion = comparison.criterion if choose == BALANCED else choose
+        errors = comparison.statistic(criterion)
         nearest = _outside(baselines[min(baselines, key=errors.__getitem__)])
         baseline_evaluation = evaluate_schedule(target, process, sampler, nearest, **options)
     with jax.enable_x64(True):
@@ -373,6 +386,7 @@ def optimize_schedule(
         trusted=not reasons,
         warnings=(*reasons, *model_warnings(target)),
         verified=tried is not None and tried.on_network,
+        criterion=criterion,
         chosen=picked,
         comparison=comparison,
         candidates={name: _outside(s) for name, s in pool.items()},
@@ -406,29 +420,24 @@ def _solve(
     return state
 
 
-def _recorded_optima(
-    record: Record,
-    sampler: AbstractSampler,
+def _recorded_optimum(
+    objective: RecordedError,
     starts: dict[str, Schedule],
     monotone: Monotone,
     t_min: float,
     max_iterations: int,
     tolerance: float,
     line: Progress,
-) -> dict[str, Schedule]:
-    """The optimum of `RecordedError` for each power, from the schedules that the record ranks best."""
-    steps = next(iter(starts.values())).num_steps
-    result = {}
-    for name, power in RECORDED_POWERS.items():
-        line.update(f"optimising: {name}")
-        objective = to_float64(RecordedError(record, sampler, power))
-        values = _evaluate_all(objective, list(starts.values()))
-        first = [list(starts.values())[i] for i in np.argsort(values)[:_RECORDED_STARTS]]
-        problem = _Problem(objective, monotone, np.zeros(steps), np.asarray(t_min), windowed=True)
-        bound = constant(np.full(steps - 1, _LARGEST_LOGIT))
-        state = _solve(problem, _variables(problem, first), -bound, bound, tolerance, max_iterations, line)
-        result[name] = _schedules(problem, state.z)[int(np.argmin(state.value))]
-    return result
+) -> Schedule:
+    """The optimum of a record's error from the schedules that it ranks best."""
+    schedules = list(starts.values())
+    steps = schedules[0].num_steps
+    values = _evaluate_all(objective, schedules)
+    first = [schedules[i] for i in np.argsort(values)[:_RECORDED_STARTS]]
+    problem = _Problem(objective, monotone, np.zeros(steps), np.asarray(t_min), windowed=True)
+    bound = constant(np.full(steps - 1, _LARGEST_LOGIT))
+    state = _solve(problem, _variables(problem, first), -bound, bound, tolerance, max_iterations, line)
+    return _schedules(problem, state.z)[int(np.argmin(state.value))]
 
 
 def _model(
@@ -440,6 +449,8 @@ def _model(
     if isinstance(target, GaussianMixture):
         return target.gaussian(), target, None
     try:
+        if np.asarray(target).dtype.kind not in "biufc":
+            raise ValueError(f"got {type(target).__name__}.")
         samples = _checks.array("target", target)
         if samples.ndim < 2:
             raise ValueError(f"its shape is {samples.shape}.")
@@ -581,6 +592,8 @@ def _starts(
         return {name: _checks.lookup("starts", name, grids) for name in starts}
     given = {}
     for name, schedule in starts.items():
+        if name in (OPTIMUM, REFINED, *RECORDED_POWERS, *GRIDS) or HALFWAY in name:
+            raise ValueError(f"starts[{name!r}] has the name of another candidate; give it one of its own.")
         if schedule.num_steps != num_steps:
             raise ValueError(f"starts[{name!r}] has {schedule.num_steps} steps; num_steps is {num_steps}.")
         times = np.asarray(schedule.times, np.float64).copy()

@@ -48,7 +48,7 @@ def refined(
 
     Half of the noises give gradients, 32 at a time; the other half watches. The schedule returned has the smallest
     log-mean error there among those whose root mean square error there is no higher than at the start: on noises that
-    gave no gradient it can only stay as it was or get better.
+    gave no gradient these two can only stay as they were or get better.
     """
     first, last = (float(t) for t in np.asarray(schedule.times)[[0, -1]])
     exact = jnp.asarray(fine_ends(score_fn, process, x, fine_steps(schedule.num_steps), first, last, kind=kind))

@@ -33,7 +33,7 @@ class OptimizedSchedule:
     baseline_evaluation: Evaluation
     """Of `best_baseline` on the Gaussian, to compare with `evaluation`."""
     converged: bool
-    """Whether the best start met the tolerance; `reason` says what happened otherwise."""
+    """Whether the best start met the tolerance, on the Gaussian; `reason` says what happened otherwise."""
     reason: str
     gradient_norm: float
     """Largest entry of the objective's relative gradient in the unconstrained variables."""
@@ -48,6 +48,9 @@ class OptimizedSchedule:
     warnings: tuple[str, ...]
     verified: bool
     """Whether it was compared with the named grids on a network. Without one, also on a mixture: False."""
+    criterion: str
+    """What the baselines are compared with this schedule by: "objective"; or, if candidates were run on a network or a
+    mixture, the statistic that chose. For "balanced" that is "log_mean", or "sliced_w2" if any is stochastic."""
     chosen: str
     """Which candidate it is: "optimised", or, after a comparison on the network, another one's name."""
     comparison: Comparison | None
@@ -56,7 +59,7 @@ class OptimizedSchedule:
     """The schedules of `comparison`, by name; empty without one."""
     evaluations_spent: int
     """Of the network or the mixture, one point each: for the choice, its evidence and the refinement, where a gradient
-    counts as three. A `record` that was given is not in it."""
+    counts as three. A record, given or of a mixture, is not in it: see `jaxkernels.record` for what that costs."""
     compression: Compression | None
     compression_error: float
     """Relative difference of the objective between the compressed and the whole spectrum."""
@@ -74,13 +77,10 @@ class OptimizedSchedule:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """What decided, of every baseline over that of this schedule.
-
-        The objective; or, if candidates were run on a network or a mixture, `comparison.criterion`.
-        """
+        """`criterion` of every baseline over that of this schedule."""
         if self.comparison is None:
             return {name: value / self.objective for name, value in self.baselines.items()}
-        values = self.comparison.statistic(self.comparison.criterion)
+        values = self.comparison.statistic(self.criterion)
         return {name: values[name] / values[self.chosen] for name in self.baselines}
 
     @property
@@ -123,6 +123,9 @@ class OptimizedSchedule:
             trusted=self.trusted,
             verified=self.verified,
             warnings=list(self.warnings),
+            chosen=self.chosen,
+            criterion=self.criterion,
+            ratios={name: _json_number(value) for name, value in self.ratios.items()},
         )
 
     def to_diffusers(self, *, scheduler: str | None = None, end: str | None = None, **options: object) -> Export:
@@ -181,9 +184,9 @@ class OptimizedSchedule:
             alpha = np.array2string(np.asarray(self.schedule.stochasticity), precision=3)
             lines.append(f"  stochasticity {alpha}")
         if self.comparison is not None:
-            kind = self.comparison.criterion
+            kind = self.criterion
             ratio, spread = self.comparison.ratio(kind, self.chosen, name)
-            where, what = "network" if self.verified else "mixture", "error" if kind == "log_mean" else "sliced W2"
+            where, what = "network" if self.verified else "mixture", "sliced W2" if kind == "sliced_w2" else "error"
             lines.append(
                 f"  on the {where}: {self.chosen}, {ratio:.3f} ± {spread:.3f} of the {what} of {name}, the best grid "
                 f"({self.evaluations_spent:.2g} evaluations)"

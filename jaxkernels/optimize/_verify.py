@@ -1,5 +1,6 @@
 """The choice between candidate schedules by running them through the network."""
 
+import dataclasses
 from typing import NamedTuple
 
 import equinox as eqx
@@ -18,7 +19,7 @@ from ..schedules import Monotone, Schedule
 from ..target import Gaussian, GaussianMixture
 from ._refine import REFINED, refined
 
-OPTIMUM = "optimised"
+OPTIMUM, HALFWAY = "optimised", ", halfway to "
 # of a mixture, whose evaluations are cheap
 _DRAWS, _TRAJECTORIES, _NODES = 8192, 256, 48
 
@@ -35,7 +36,7 @@ def candidates(monotone: Monotone, optima: dict[str, Schedule], named: dict[str,
             times = np.array(monotone.time(level))
             times[[0, -1]] = np.asarray(optimum.times)[[0, -1]]
             squared = 0.5 * (np.asarray(optimum.stochasticity_squared) + np.asarray(grid.stochasticity_squared))
-            middle[f"{label}, halfway to {name}"] = Schedule.from_squared(times, squared)
+            middle[f"{label}{HALFWAY}{name}"] = Schedule.from_squared(times, squared)
     return {**optima, **middle, **named}
 
 
@@ -70,17 +71,23 @@ class Verification(NamedTuple):
         refine: int,
         progress: bool,
     ) -> Choice:
-        """The best of the schedules (`Comparison.best`), after so many gradient steps if any are asked for."""
-        name = self.compare(0, process, sampler, schedules, progress).best(baselines, by)
-        spent = evaluations(sampler, schedules, len(self.noises(0)))
+        """The best of the schedules (`Comparison.best`), and of what so many gradient steps from there make of it."""
+
+        def best() -> tuple[str, int]:
+            name = self.compare(0, process, sampler, schedules, progress).best(baselines, by)
+            return name, evaluations(sampler, schedules, len(self.noises(0)))
+
+        name, spent = best()
         if refine:
             start, x = schedules[name], self.noises(0)
             better, more = refined(self.score_fn, self.kind, process, sampler, monotone, start, x, refine, progress)
-            name, schedules, spent = REFINED, {**schedules, REFINED: better}, spent + more
+            schedules = {**schedules, REFINED: better}
+            name, again = best()
+            spent += more + again
         # the evidence comes from noises that decided nothing
         comparison = self.compare(1, process, sampler, schedules, progress)
         spent += evaluations(sampler, schedules, len(self.noises(1)))
-        return Choice(name, schedules, comparison, spent)
+        return Choice(name, schedules, dataclasses.replace(comparison, chosen=name), spent)
 
     def compare(
         self,

@@ -79,24 +79,23 @@ class GaussianMixture(eqx.Module):
         What the covariance does not know, clusters and the different scales of samples, is in it; on networks it is
         the better model by far for DPM-Solver++(2M) (benchmarks/README.md). Axes and scales are those of
         `Gaussian.fit`; every component's variances have `floor` times its eigenvalues added, so that none is a single
-        sample. By default 32 components, or fewer where that would leave less than 40 samples to each.
+        sample. By default 32 components, or fewer where that would leave less than 40 samples to each, or less than
+        one that differs from the others.
 
         **Raises:** ValueError for fewer different samples than components, or samples without variance. ImportError
         without scikit-learn, which is in the extra `cli`.
         """
-        components = None if components is None else _checks.count("components", components)
+        asked = None if components is None else _checks.count("components", components)
         floor = float(_checks.scalar("floor", floor, above=0.0, at_most=1.0))
         seed = _checks.count("seed", seed, at_least=0)
         whole = Gaussian.fit(samples)
         assert whole.basis is not None
         x = np.asarray(samples, np.float64)
-        if components is None:
-            components = min(_COMPONENTS, max(1, len(x) // _EACH))
-        if len(x) < components:
-            raise ValueError(f"components = {components} is more than the {len(x)} samples.")
+        if asked is not None and len(x) < asked:
+            raise ValueError(f"components = {asked} is more than the {len(x)} samples.")
         basis, scale = np.asarray(whole.basis), np.sqrt(np.asarray(whole.eigenvalues))
         z = (x.reshape(len(x), -1) - np.asarray(whole.mean)) @ basis
-        weights, means, variances = _expectation_maximisation(z, scale, components, floor, seed)
+        weights, means, variances = _expectation_maximisation(z, scale, asked, floor, seed)
         mixture = cls(weights, np.asarray(whole.mean) + means @ basis.T, variances)
         return eqx.tree_at(lambda m: m.bases, mixture, constant(basis), is_leaf=lambda leaf: leaf is None)
 
@@ -203,9 +202,12 @@ class GaussianMixture(eqx.Module):
 
 
 def _expectation_maximisation(
-    z: Float[np.ndarray, "n d"], scale: Float[np.ndarray, " d"], components: int, floor: float, seed: int
+    z: Float[np.ndarray, "n d"], scale: Float[np.ndarray, " d"], asked: int | None, floor: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights, means and variances along each axis; from the clusters of k-means, in units of each axis's scale."""
+    """Weights, means and variances along each axis; from the clusters of k-means, in units of each axis's scale.
+
+    As many components as are asked for; by default as many as samples allow.
+    """
     try:
         from sklearn.cluster import KMeans
         from sklearn.exceptions import ConvergenceWarning
@@ -213,10 +215,12 @@ def _expectation_maximisation(
     except ImportError:
         raise ImportError('fit needs scikit-learn, which is not installed: pip install "jaxkernels[cli]".') from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # empty clusters, refused below
-        labels = KMeans(components, random_state=seed).fit_predict(z)
-    if (found := len(np.unique(labels))) < components:
-        raise ValueError(f"components = {components} is more than the {found} different samples.")
+        warnings.simplefilter("ignore", ConvergenceWarning)  # empty clusters, dropped or refused below
+        most = min(_COMPONENTS, max(1, len(z) // _EACH)) if asked is None else asked
+        labels = np.unique(KMeans(most, random_state=seed).fit_predict(z), return_inverse=True)[1]
+    components = int(labels.max()) + 1
+    if asked is not None and components < asked:
+        raise ValueError(f"components = {asked} is more than the {components} different samples.")
     scale = np.maximum(scale, _FLAT * scale.max())
     z = z / scale
     groups = [z[labels == m] for m in range(components)]
