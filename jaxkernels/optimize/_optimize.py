@@ -290,26 +290,8 @@ def optimize_schedule(
                 best = _outside(list(baselines.values())[int(np.argmin(values))])
                 return values, evaluate_schedule(target, process, sampler, best, **options)
 
-        def likely(optimum: Schedule) -> dict[str, Schedule]:
-            return {name: s for name, s in {OPTIMUM: optimum, **baselines}.items() if not is_stochastic(s)}
-
-        on_record: dict[str, RecordedError] = {}
-        if record is not None:
-            record64 = to_float64(record)
-            on_record = {name: RecordedError(record64, sampler64, power) for name, power in RECORDED_POWERS.items()}
-
-        def follow(wanted: RecordedError, optimum: Schedule, tolerance: float, line: Progress) -> Schedule:
-            return _recorded_optimum(wanted, likely(optimum), monotone, low, max_iterations, tolerance, line)
-
-        def rehearse(wanted: RecordedError) -> None:
-            with jax.enable_x64(True):
-                follow(wanted, next(iter(baselines.values())), np.inf, Progress("", enabled=False))
-
-        # compiling takes most of a first call: while the solver compiles for the Gaussian, the baselines are evaluated,
-        # and it compiles for the record too, by an iteration that is thrown away
+        # compiling takes most of a first call: the baselines are evaluated while the solver compiles
         compared = beside.submit(compare)
-        for wanted in list(on_record.values())[:1]:  # one program serves every power
-            beside.submit(rehearse, wanted)
         minimised = make(small)
         windowed = isinstance(minimised, Windowed) and deterministic
         problem = _Problem(
@@ -343,9 +325,10 @@ def optimize_schedule(
         pool = {}
         if tried is not None:
             optima = {OPTIMUM: candidates[chosen]}
-            for name, wanted in on_record.items():
-                line.update(f"optimising: {name}")
-                optima[name] = follow(wanted, candidates[chosen], _RECORDED_TOLERANCE, line)
+            if record is not None:
+                likely = {OPTIMUM: candidates[chosen], **baselines}
+                likely = {name: s for name, s in likely.items() if not is_stochastic(s)}
+                optima |= _recorded_optima(record, sampler64, likely, monotone, low, max_iterations, line)
             pool = verification_candidates(monotone, optima, baselines)
 
     picked, best_schedule, value, criterion = OPTIMUM, candidates[chosen], float(values[chosen]), "objective"
@@ -420,24 +403,28 @@ def _solve(
     return state
 
 
-def _recorded_optimum(
-    objective: RecordedError,
+def _recorded_optima(
+    record: Record,
+    sampler: AbstractSampler,
     starts: dict[str, Schedule],
     monotone: Monotone,
     t_min: float,
     max_iterations: int,
-    tolerance: float,
     line: Progress,
-) -> Schedule:
-    """The optimum of a record's error from the schedules that it ranks best."""
-    schedules = list(starts.values())
-    steps = schedules[0].num_steps
-    values = _evaluate_all(objective, schedules)
-    first = [schedules[i] for i in np.argsort(values)[:_RECORDED_STARTS]]
-    problem = _Problem(objective, monotone, np.zeros(steps), np.asarray(t_min), windowed=True)
-    bound = constant(np.full(steps - 1, _LARGEST_LOGIT))
-    state = _solve(problem, _variables(problem, first), -bound, bound, tolerance, max_iterations, line)
-    return _schedules(problem, state.z)[int(np.argmin(state.value))]
+) -> dict[str, Schedule]:
+    """The optimum of `RecordedError` for each power, from the schedules that the record ranks best."""
+    steps = next(iter(starts.values())).num_steps
+    result, record = {}, to_float64(record)
+    for name, power in RECORDED_POWERS.items():
+        line.update(f"optimising: {name}")
+        objective = RecordedError(record, sampler, power)
+        values = _evaluate_all(objective, list(starts.values()))
+        first = [list(starts.values())[i] for i in np.argsort(values)[:_RECORDED_STARTS]]
+        problem = _Problem(objective, monotone, np.zeros(steps), np.asarray(t_min), windowed=True)
+        bound = constant(np.full(steps - 1, _LARGEST_LOGIT))
+        state = _solve(problem, _variables(problem, first), -bound, bound, _RECORDED_TOLERANCE, max_iterations, line)
+        result[name] = _schedules(problem, state.z)[int(np.argmin(state.value))]
+    return result
 
 
 def _model(
