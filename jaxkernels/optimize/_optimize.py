@@ -142,7 +142,7 @@ def optimize_schedule(
       several candidates that are run through the mixture's exact score, as with `score_fn`, and a `record` of it is
       made for more of them: half a minute, and far better for DPM-Solver++(2M) on networks (benchmarks/README.md).
       `objective` and `metric` are then those of that one candidate. With `score_fn` the network decides, also among
-      the mixture's optima.
+      the mixture's optima if it has no `record` of its own.
     - `num_steps`: K >= 1.
     - `t_min`: the last time, 0 <= t_min < t_max; or (low, high) to optimise it between these bounds.
     - `score_error`: the objective then includes what it costs in the mean, correlation in time and all.
@@ -241,7 +241,7 @@ def optimize_schedule(
         _check_record(record, process, sampler, low)
     if isinstance(objective, RecordedError):
         _check_recorded_error(objective, process, sampler, low, deterministic)
-    target, mixture, samples = _model(target, progress)
+    target, mixture, samples = _model(target, score_fn is not None and record is not None, progress)
     options: dict[str, Any] = {"initialization": initialization, "score_error": score_error}
     if score_error is not None:
         _check_score_error(target, process, sampler, num_steps, low, score_error)
@@ -428,9 +428,12 @@ def _recorded_optima(
 
 
 def _model(
-    target: Gaussian | GaussianMixture | Numbers, progress: bool
+    target: Gaussian | GaussianMixture | Numbers, has_record: bool, progress: bool
 ) -> tuple[Gaussian, GaussianMixture | None, AnyArray | None]:
-    """The Gaussian that is solved for; the mixture that candidates are run through; the samples, if they are given."""
+    """The Gaussian that is solved for; the mixture that candidates come from; the samples, if they are given.
+
+    Where a network was recorded, a mixture fitted to samples would have nothing to add.
+    """
     if isinstance(target, Gaussian):
         return target, None, None
     if isinstance(target, GaussianMixture):
@@ -443,6 +446,8 @@ def _model(
             raise ValueError(f"its shape is {samples.shape}.")
     except ValueError as error:
         raise ValueError(f"target must be samples (n, ...), a Gaussian or a GaussianMixture: {error}") from None
+    if has_record:
+        return Gaussian.fit(samples), None, samples
     with Progress("fitting a mixture to the samples", progress):
         mixture = GaussianMixture.fit(samples)
     return mixture.gaussian(), mixture, samples
