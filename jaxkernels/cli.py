@@ -616,7 +616,7 @@ def _show_comparison(result: OptimizedSchedule, comparison: Comparison) -> None:
     ranking = comparison.criterion
     deterministic = ranking == "log_mean"
     columns = {kind: comparison.statistic(kind) for kind in (STATISTICS if deterministic else ("sliced_w2",))}
-    title = "distance to a fine solver's samples" if deterministic else "distance to the data"
+    title = "distance to a fine solver's samples" if deterministic else "distance to the mixture"
     shown = f"{ranking.replace('_', ' ')} to the chosen"
     names = [kind.replace("_", " ").replace("w2", "W2") for kind in columns]
     table = _table("grid", *names, shown, title=f"{title}, in units of the spread")

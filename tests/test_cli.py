@@ -91,6 +91,9 @@ class TestOptimize:
         assert schedule.num_steps == 3
         assert metadata["sampler"] == "ddim"
         assert metadata["converged"] is True
+        assert (metadata["chosen"], metadata["criterion"]) == ("optimised", "objective")
+        ratios = {name: value / metadata["objective"] for name, value in metadata["baselines"].items()}
+        assert metadata["ratios"] == pytest.approx(ratios)
         assert to_config(from_config(metadata["process"])) == to_config(jk.EDM(14.0))
         assert files.picture.read_bytes().startswith(b"\x89PNG")
         assert sorted(p.name for p in files.folder.iterdir()) == ["best.json", "best.png", "spectrum.txt"]

@@ -141,9 +141,8 @@ def optimize_schedule(
       `Gaussian`, solved in milliseconds once compiled. With a mixture the optimum for its mean and covariance is one of
       several candidates that are run through the mixture's exact score, as with `score_fn`, and a `record` of it is
       made for more of them: half a minute (a minute and a half in 3072 dimensions), and far better for DPM-Solver++(2M)
-      on networks (benchmarks/README.md).
-      `objective` and `metric` are then those of that one candidate. With `score_fn` the network decides, also among
-      the mixture's optima if it has no `record` of its own.
+      on networks (benchmarks/README.md). `objective` and `metric` are then those of that one candidate. With `score_fn`
+      the network decides, also among the mixture's optima if it has no `record` of its own.
     - `num_steps`: K >= 1.
     - `t_min`: the last time, 0 <= t_min < t_max; or (low, high) to optimise it between these bounds.
     - `score_error`: the objective then includes what it costs in the mean, correlation in time and all.
