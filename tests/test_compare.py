@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 import jaxkernels as jk
 import jaxkernels.optimize._verify
+from jaxkernels.optimize._trust import unproven
 
 PROCESS = jk.VP()
 TARGET = jk.Gaussian(0.2, np.array([2.0, 0.3, 0.05]))
@@ -292,6 +293,21 @@ def test_what_a_mixture_refuses(arguments: dict[str, Any], message: str) -> None
     mixture = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.full((2, 2), 0.02))
     with pytest.raises(ValueError, match=message):
         jk.optimize_schedule(mixture, PROCESS, "ddim", 3, **{"t_min": 1e-3, **arguments})
+
+
+def test_what_the_data_alone_do_not_decide() -> None:
+    """Half the error of the grid in all trajectories but one, which carries as much as the grid's all together."""
+    reference = np.random.default_rng(0).standard_normal((100, 4))
+    spiky = np.full(100, 0.5)
+    spiky[0] = 8.6  # root mean square 0.993 of the grid's, decided by one trajectory
+    ends = np.stack([reference + 0.1, reference + 0.05])
+    found = jk.Comparison(("uniform", "ours"), np.stack([np.ones(100), spiky]), ends, reference, 0.0)
+    (warning,) = unproven(found, "ours", ["uniform"])
+    assert "beyond the standard error in rms (0.99 ± " in warning
+    assert "log_mean" not in warning
+    assert "sliced_w2" not in warning
+    even = eqx.tree_at(lambda c: c.errors, found, np.stack([np.ones(100), np.full(100, 0.5)]))
+    assert unproven(even, "ours", ["uniform"]) == ()
 
 
 def test_samples_stand_for_a_mixture_of_them() -> None:

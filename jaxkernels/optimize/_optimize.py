@@ -29,7 +29,7 @@ from ..target import Gaussian, GaussianMixture
 from ._objective import OBJECTIVES, Objective, Windowed
 from ._refine import REFINED
 from ._result import OptimizedSchedule
-from ._trust import model_warnings, violations
+from ._trust import model_warnings, unproven, violations
 from ._verify import HALFWAY, OPTIMUM, candidates as verification_candidates, recorded, verification
 
 Starts: TypeAlias = Sequence[str] | Mapping[str, Schedule] | None
@@ -332,7 +332,7 @@ def optimize_schedule(
             pool = verification_candidates(monotone, optima, baselines)
 
     picked, best_schedule, value, criterion = OPTIMUM, candidates[chosen], float(values[chosen]), "objective"
-    comparison, spent = None, 0
+    comparison, spent, doubts = None, 0, ()
     if tried is not None:
         run = {name: _outside(s) for name, s in pool.items()}
         picked, run, comparison, spent = tried.choose(
@@ -344,6 +344,7 @@ def optimize_schedule(
         errors = comparison.statistic(criterion)
         nearest = _outside(baselines[min(baselines, key=errors.__getitem__)])
         baseline_evaluation = evaluate_schedule(target, process, sampler, nearest, **options)
+        doubts = () if tried.on_network else unproven(comparison, picked, baselines)
     with jax.enable_x64(True):
         if comparison is not None:
             # as many rows as the starts: the program that evaluated them serves again
@@ -367,7 +368,7 @@ def optimize_schedule(
         optima=dict(zip(first, reached.tolist(), strict=True)),
         history=history,
         trusted=not reasons,
-        warnings=(*reasons, *model_warnings(target)),
+        warnings=(*reasons, *model_warnings(target), *doubts),
         verified=tried is not None and tried.on_network,
         criterion=criterion,
         chosen=picked,

@@ -1,10 +1,13 @@
 """Whether a schedule relies on something that holds for the Gaussian model only."""
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ..compare import Comparison
 from ..process import AbstractProcess
 from ..recurrence import local_defects
 from ..samplers import AbstractSampler
@@ -60,4 +63,26 @@ def model_warnings(target: Gaussian) -> tuple[str, ...]:
         f"the data have kurtosis {float(target.kurtosis):.0f} (3 for Gaussian data): a few samples carry "
         "most of the squared error, and schedules for the Gaussian model have lost to hand-made ones on "
         "such data; compare both on the network before use",
+    )
+
+
+def unproven(comparison: Comparison, chosen: str, baselines: Iterable[str]) -> tuple[str, ...]:
+    """In which statistics a mixture's choice is no better than the best baseline beyond the standard error.
+
+    There a network was seen to reverse the order: where few trajectories decide, those that change between clusters.
+    """
+    if comparison.criterion != "log_mean":
+        return ()
+    found = []
+    for kind in ("log_mean", "rms", "sliced_w2"):
+        values = comparison.statistic(kind)
+        grid = min(baselines, key=values.__getitem__)
+        ratio, spread = comparison.ratio(kind, chosen, grid)
+        if ratio + spread > 1.0:
+            found.append(f"{kind} ({ratio:.2f} ± {spread:.2f} of that of {grid})")
+    if not found:
+        return ()
+    return (
+        f"on fresh noises of the mixture it gains nothing beyond the standard error in {', '.join(found)}: the data "
+        "alone do not decide; compare on the network, by score_fn",
     )
