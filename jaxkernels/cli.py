@@ -182,8 +182,8 @@ def optimize(
         for name, value in {"objective": objective, "metric": metric, "shrinkage": target_options.shrinkage}.items()
         if value is not None
     ]
-    objective = _checks.one_of("--objective", objective or "local", ("local", "terminal"))
-    metric = _checks.one_of("--metric", metric or "w2_squared", METRICS)
+    objective = _checks.one_of("--objective", "local" if objective is None else objective, ("local", "terminal"))
+    metric = _checks.one_of("--metric", "w2_squared" if metric is None else metric, METRICS)
     how, noise = _first_law(sampler_options), _stochasticity(stochasticity)
     _check_writable(output)
     picture = _picture(output, plot, no_plot)

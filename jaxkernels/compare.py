@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STATISTICS = ("rms", "median", "log_mean", "sliced_w2")
-BALANCED = "balanced"
+BALANCED, WEIGHED = "balanced", ("log_mean", "rms", "sliced_w2")
 _RESAMPLES, _DIRECTIONS = 200, 64
 _FINE, _LEAST_FINE = 20, 200
 _SHOWN = 14
@@ -109,7 +109,7 @@ class Comparison(eqx.Module):
             return order[0] if ratio + spread < 1.0 else calm
         if by != BALANCED:
             return self.names[int(np.argmin(self.values(by)))]
-        values = [np.log(np.maximum(self.values(kind), 1e-300)) for kind in ("log_mean", "rms", "sliced_w2")]
+        values = [np.log(np.maximum(self.values(kind), 1e-300)) for kind in WEIGHED]
         excess = np.stack([value - value[known].min() for value in values])
         harm = np.sum(np.maximum(excess, 0.0), 0)
         return self.names[np.lexsort((excess.sum(0), harm))[0]]

@@ -279,6 +279,8 @@ class TestMistakes:
             (("--steps", "many"), "'--steps'"),
             (("--sampler", "ddmi"), "sampler='ddmi' is not known. Did you mean 'ddim'?"),
             (("--process", "edn"), "process='edn' is not known. Did you mean 'edm'?"),
+            (("--objective", ""), "--objective='' is not known"),
+            (("--metric", ""), "--metric='' is not known"),
             (("--objective", "locl"), "--objective='locl' is not known. Did you mean 'local'?"),
             (("--metric", "w2_square"), "--metric='w2_square' is not known. Did you mean 'w2_squared'?"),
             (("--stochasticity", "optimise"), "Did you mean 'optimize'?"),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..compare import Comparison
+from ..compare import WEIGHED, Comparison
 from ..process import AbstractProcess
 from ..recurrence import local_defects
 from ..samplers import AbstractSampler
@@ -74,7 +74,7 @@ def unproven(comparison: Comparison, chosen: str, baselines: Iterable[str]) -> t
     if comparison.criterion != "log_mean":
         return ()
     found = []
-    for kind in ("log_mean", "rms", "sliced_w2"):
+    for kind in WEIGHED:
         values = comparison.statistic(kind)
         grid = min(baselines, key=values.__getitem__)
         ratio, spread = comparison.ratio(kind, chosen, grid)
