@@ -160,15 +160,15 @@ def loss(network: Network, x0: Float[Array, "batch d"], key: Array) -> Float[Arr
     # stratified: one level per sample
     u = (jnp.arange(x0.shape[0]) + jax.random.uniform(key_t, (x0.shape[0],))) / x0.shape[0]
     times = PROCESS.time_at_sigma(jnp.exp(ends[0] + u * (ends[1] - ends[0])))
-    eps = jax.random.normal(key_x, x0.shape)
+    # a constant here too: a larger one would lower the loss
+    eps, scale = jax.random.normal(key_x, x0.shape), jax.lax.stop_gradient(network.scale)
 
     def one(x0: Array, eps: Array, t: Array) -> Array:
         a, s = PROCESS.signal(t), PROCESS.noise(t)
         value = network((a * x0 + s * eps)[None], t)[0]
         if network.kind == "epsilon":
             return jnp.mean((value - eps) ** 2)
-        level = (a * network.scale) ** 2 + s**2
-        return jnp.mean((value - x0) ** 2) * level / (s * network.scale) ** 2
+        return jnp.mean((value - x0) ** 2) * ((a * scale) ** 2 + s**2) / (s * scale) ** 2
 
     return jnp.mean(jax.vmap(one)(x0, eps, times))
 

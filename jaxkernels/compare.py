@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 STATISTICS = ("rms", "median", "log_mean", "sliced_w2")
 BALANCED, WEIGHED = "balanced", ("log_mean", "rms", "sliced_w2")
 _RESAMPLES, _DIRECTIONS = 200, 64
+# of the power mean that stands for the largest of the three ratios, with derivatives
+_POWER = 6.0
 _FINE, _LEAST_FINE = 20, 200
 _SHOWN = 14
+_A = TypeVar("_A", np.ndarray, Array)
 
 
 class Comparison(eqx.Module):
@@ -83,10 +86,10 @@ class Comparison(eqx.Module):
     def best(self, baselines: Sequence[str] | None = None, by: str = BALANCED) -> str:
         """The best schedule by one of the four statistics, or by the typical sample, the tail and the law together.
 
-        "balanced" (default): the smallest product of log_mean, rms and sliced_w2 among those in which none of the three
-        is above its smallest value among `baselines` (default: all schedules); if there is none, the one with the
-        smallest harm, the product of the ratios to those values that are above 1. A statistic: its smallest value,
-        whatever becomes of the others.
+        "balanced" (default): log_mean, rms and sliced_w2 are divided by their smallest values among `baselines`
+        (default: all schedules); the smallest `balance` of the three ratios is best, among those in which none is above
+        1. If there is none, the one with the smallest harm, the product of the ratios above 1. A statistic: its
+        smallest value, whatever becomes of the others.
 
         If any schedule is stochastic, sliced_w2 is all there is; but noise must pay: a stochastic one is best only if
         it is lower than the best deterministic one by more than the standard error. Its noise is another draw, and the
@@ -109,10 +112,10 @@ class Comparison(eqx.Module):
             return order[0] if ratio + spread < 1.0 else calm
         if by != BALANCED:
             return self.names[int(np.argmin(self.values(by)))]
-        values = [np.log(np.maximum(self.values(kind), 1e-300)) for kind in WEIGHED]
-        excess = np.stack([value - value[known].min() for value in values])
-        harm = np.sum(np.maximum(excess, 0.0), 0)
-        return self.names[np.lexsort((excess.sum(0), harm))[0]]
+        logs = np.stack([np.log(np.maximum(self.values(kind), 1e-300)) for kind in WEIGHED], -1)
+        excess = logs - logs[known].min(0)
+        harm = np.sum(np.maximum(excess, 0.0), -1)
+        return self.names[np.lexsort((balance(np, excess), harm))[0]]
 
     def take(self, names: Sequence[str] | None = None, noises: slice = slice(None)) -> "Comparison":
         """Some of the schedules, from some of the noises."""
@@ -145,20 +148,11 @@ class Comparison(eqx.Module):
 
     def values(self, kind: str, noises: slice | np.ndarray = slice(None)) -> Float[np.ndarray, " schedules"]:
         """One of the four statistics of every schedule, from some of the noises or from a resample of them."""
-        e = self.errors[:, noises]
-        if kind == "rms":
-            return np.sqrt(np.mean(e**2, 1))
-        if kind == "median":
-            return np.median(e, 1)
-        if kind == "log_mean":
-            return np.exp(np.mean(np.log(np.maximum(e, 1e-300)), 1))
-        # W2 in one dimension couples the sorted values
-        found = np.sort(self.ends[:, noises], 1)
-        if self.data_ends is None:
-            exact = np.sort(self.reference_ends[noises], 0)
-        else:
-            exact = quantiles(self.data_ends, found.shape[1])
-        return np.sqrt(np.mean((found - exact) ** 2, (1, 2)))
+        found, exact = self.ends[:, noises], None
+        if kind == "sliced_w2":
+            own = np.sort(self.reference_ends[noises], 0)
+            exact = own if self.data_ends is None else quantiles(self.data_ends, found.shape[1])
+        return statistic(np, kind, self.errors[:, noises], found, exact)
 
     def __repr__(self) -> str:
         best = self.leader
@@ -176,6 +170,36 @@ class Comparison(eqx.Module):
         noises = self.errors.shape[1]
         law = "" if self.data_ends is None else "; sliced W2 to the data"
         return "\n".join([*lines, f"{noises} noises; reference accurate to {self.reference_error:.1g}{law}"])
+
+
+def statistic(
+    xp: Any,
+    kind: str,
+    errors: Float[_A, "*schedules noises"],
+    ends: Float[_A, "*schedules noises directions"],
+    exact: Float[_A, "noises directions"] | None,
+) -> Float[_A, "*schedules"]:
+    """One of the four statistics of `Comparison`, in NumPy or, with derivatives, jax.numpy.
+
+    `exact`, the law's components in ascending order, is for sliced W2.
+    """
+    if kind == "rms":
+        return xp.sqrt(xp.mean(errors**2, -1))
+    if kind == "median":
+        return xp.median(errors, -1)
+    if kind == "log_mean":
+        return xp.exp(xp.mean(xp.log(xp.maximum(errors, xp.finfo(errors.dtype).tiny)), -1))
+    # W2 in one dimension couples the sorted values
+    return xp.sqrt(xp.mean((xp.sort(ends, -2) - exact) ** 2, (-2, -1)))
+
+
+def balance(xp: Any, logs: Float[_A, "*schedules ratios"]) -> Float[_A, "*schedules"]:
+    """log of the power mean of n ratios r_i, from log r_i: (sum r_i^6 / n)^(1/6), the largest but smooth.
+
+    A product would trade the tail and the law for typical samples, which some data let grow better without end.
+    """
+    top = logs.max(-1, keepdims=True)
+    return xp.log(xp.mean(xp.exp(_POWER * (logs - top)), -1)) / _POWER + top[..., 0]
 
 
 def compare_schedules(

@@ -30,7 +30,7 @@ from ._objective import OBJECTIVES, Objective, Windowed
 from ._refine import REFINED
 from ._result import OptimizedSchedule
 from ._trust import model_warnings, unproven, violations
-from ._verify import HALFWAY, OPTIMUM, candidates as verification_candidates, recorded, verification
+from ._verify import HALFWAY, OPTIMUM, candidates as verification_candidates, recorded, refinement, verification
 
 Starts: TypeAlias = Sequence[str] | Mapping[str, Schedule] | None
 
@@ -125,11 +125,11 @@ def optimize_schedule(
     tolerance: float = 1e-8,
     score_fn: ScoreFn | None = None,
     kind: str = "score",
-    verify: int | AnyArray = 256,
+    verify: int | AnyArray | None = None,
     data: Numbers | None = None,
     choose: str = BALANCED,
     record: Record | None = None,
-    refine: int = 0,
+    refine: int | None = None,
     key: Array | None = None,
     progress: bool = True,
 ) -> OptimizedSchedule:
@@ -169,9 +169,10 @@ def optimize_schedule(
     - `tolerance`: on the largest entry of the objective's relative gradient.
     - `score_fn`: your network, of the given `kind` (see `sample`). The optimum, the named grids and the schedules
       halfway between are then run through it from `verify` noises against a fine solver, the best by
-      `Comparison.best` is returned, and `comparison` has the errors of all on as many fresh noises.
-      `verify` may also be the noises themselves, (n, ...) in the network's shape; `key` draws them (fixed by
-      default), in the shape of the samples if the target is samples, else as vectors.
+      `Comparison.best` is returned, and `comparison` has the errors of all on as many fresh noises (default 256; on a
+      mixture 8000 / sqrt(d), but 256 to 8192). `verify` may also be the noises themselves, (n, ...) in the
+      network's shape; `key` draws them (fixed by default), in the shape of the samples if the target is samples, else
+      as vectors.
     - `data`: samples (n, ...) to whose law sliced W2 is measured on the network, instead of to the fine solver's. A
       stochastic schedule is chosen by that alone, so that it needs them; by default the target's, if that is samples.
     - `choose`: what is best among the candidates, see `Comparison.best`: "balanced" (default), good for typical
@@ -181,10 +182,10 @@ def optimize_schedule(
     - `record`: of the same network (`jaxkernels.record`). The optima of `RecordedError` for typical samples, for the
       mean and for the root mean square join the candidates: on trained networks by far the best ones. Needs
       `score_fn` or a mixture; without verification pass `objective=RecordedError(...)`. They are deterministic.
-    - `refine`: so many gradient steps through the network from the chosen schedule, on the log-mean error of half of
-      the noises that chose it, stopped by the other half (`_refine.refined`). What comes out is one more candidate. 32
-      noises per step, so that each costs about 100 times num_steps evaluations. Needs a mixture or `score_fn`,
-      differentiable by JAX.
+    - `refine`: so many gradient steps from the chosen schedule down the statistic that chose it, on half of the noises
+      that did, stopped by the other half (`_refine.refined`). What comes out is one more candidate. Default 40 through
+      a mixture (fewer above 256 dimensions), 0 through a network, which must be differentiable by JAX; there a step
+      costs about 2.5 `verify` times num_steps evaluations.
     - `progress`: show a status line while it takes longer than a second, on a terminal.
 
     **Returns:** an `OptimizedSchedule`, never worse under its objective than the best start; or, with a network or a
@@ -209,7 +210,8 @@ def optimize_schedule(
     stochastic = fixed is None or bool(fixed.any())
     deterministic = not stochastic and low == high
     choose = _choice(choose, stochastic)
-    refine = _checks.count("refine", refine, at_least=0)
+    if refine is not None:
+        refine = _checks.count("refine", refine, at_least=0)
     key = jax.random.key(0) if key is None else key
     if isinstance(objective, str):
         _checks.lookup("objective", objective, OBJECTIVES)
@@ -246,6 +248,9 @@ def optimize_schedule(
     if score_error is not None:
         _check_score_error(target, process, sampler, num_steps, low, score_error)
     tried = None
+    if refine is None:
+        by_mixture = mixture is not None and score_fn is None and deterministic
+        refine = refinement(target.eigenvalues.shape[0]) if by_mixture else 0
     if not on_gaussian:
         shape = None
         if samples is not None and score_fn is not None:

@@ -1,24 +1,29 @@
 """Gradient steps through the network from a schedule that is good already, stopped on noises they have not seen."""
 
+import contextlib
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
+from scipy.optimize import minimize
 
 from .._progress import Progress
-from .._types import ScoreFn
-from ..compare import fine_ends, fine_steps
+from .._types import AnyArray, Numbers, ScoreFn
+from ..compare import BALANCED, WEIGHED, balance, compare_to, evaluations, fine_steps, reference, statistic
 from ..process import AbstractProcess
+from ..quality import quantiles
 from ..sample import sample
 from ..samplers import AbstractSampler
 from ..schedules import Monotone, Schedule
 
 REFINED = "refined"
-_BATCH, _CHECK_EVERY, _RATE = 32, 5, 0.02
+# a forward pass, the same again as only points are kept of it, and a backward pass of twice its cost
+_GRADIENT = 4
+# how far the logarithm of a step may move against that of the first
+_REACH = 2.0
 
 
 class _Run(NamedTuple):
@@ -29,6 +34,18 @@ class _Run(NamedTuple):
     process: AbstractProcess
     sampler: AbstractSampler
     monotone: Monotone
+    end: Array
+    size: Array
+    directions: Array
+
+
+class _Noises(NamedTuple):
+    """Noises, where a fine solver takes them, the sorted components of the law, and each statistic's log to beat."""
+
+    x: Float[AnyArray, "noises *shape"]
+    ends: Float[AnyArray, "noises d"]
+    law: Float[AnyArray, "noises directions"]
+    floor: Float[AnyArray, " statistics"]
 
 
 def refined(
@@ -38,73 +55,81 @@ def refined(
     sampler: AbstractSampler,
     monotone: Monotone,
     schedule: Schedule,
+    baselines: dict[str, Schedule],
     x: Float[Array, "noises *shape"],
+    data: Numbers | None,
+    by: str,
     steps: int,
     progress: bool,
 ) -> tuple[Schedule, int]:
-    """The schedule after at most `steps` steps of Adam on the mean log distance to a fine solver's end points.
+    """The schedule after at most `steps` steps of L-BFGS down the statistic that chooses, `by` (`Comparison.best`).
 
-    And the network evaluations that took, of one point each: a gradient counts as three.
+    And the network evaluations that took, of one point each: a gradient counts as four.
 
-    Half of the noises give gradients, 32 at a time; the other half watches. The schedule returned has the smallest
-    log-mean error there among those whose root mean square error there is no higher than at the start: on noises that
-    gave no gradient these two can only stay as they were or get better.
+    Half of the noises give gradients, all at once; the other half watches, and the schedule returned is the best there
+    of all that were tried, the one given among them: on noises that gave no gradient it can only get better.
     """
     first, last = (float(t) for t in np.asarray(schedule.times)[[0, -1]])
-    exact = jnp.asarray(fine_ends(score_fn, process, x, fine_steps(schedule.num_steps), first, last, kind=kind))
-    half = x.shape[0] // 2
-    seen, kept = (x[:half], exact[:half]), (x[half:], exact[half:])
-    run = _Run(score_fn, kind, *jax.tree.map(lambda a: jnp.asarray(a, x.dtype), (process, sampler, monotone)))
-    z = run.monotone.unconstrained(jnp.asarray(schedule.times, x.dtype))
-    best, end = z, jnp.asarray(last, x.dtype)
-    typical, allowed = _statistics(run, z, end, *kept)
-    optimizer = optax.adam(_RATE)
-    state = optimizer.init(z)
-    order = np.random.default_rng(0)
-    # per step, per look at the other half, and of the reference; what the progress line counts
-    one = schedule.num_steps * sampler.evaluations
-    each, look = 3 * one * min(_BATCH, half), one * (x.shape[0] - half)
-    reference = x.shape[0] * fine_steps(schedule.num_steps)
+    fine, half = fine_steps(schedule.num_steps), x.shape[0] // 2
+    kinds = WEIGHED if by == BALANCED else (by,)
+    spent = evaluations(sampler, baselines, x.shape[0])
+    each = schedule.num_steps * sampler.evaluations * (_GRADIENT * half + x.shape[0] - half)
+    with Progress("refining: fine reference", progress) as line:
+        exact = reference(score_fn, process, x, fine, first, last, kind=kind, data=data)
+        rivals = compare_to(exact, score_fn, process, sampler, baselines, x, kind=kind, key=None, line=line)
 
-    def spent(step: int) -> int:
-        return reference + step * each + (1 + -(-step // _CHECK_EVERY)) * look
+        def noises(rows: slice) -> _Noises:
+            lowest = np.array([rivals.values(kind, rows).min() for kind in kinds])
+            count = x[rows].shape[0]
+            law = np.sort(rivals.reference_ends[rows], 0) if exact.data is None else quantiles(exact.data, count)
+            parts = exact.ends[rows], law, np.log(np.maximum(lowest, np.finfo(x.dtype).tiny))
+            return _Noises(x[rows], *(jnp.asarray(part, x.dtype) for part in parts))
 
-    with Progress("refining: compiling", progress) as line:
-        for i in range(steps):
-            rows = order.choice(half, min(_BATCH, half), replace=False)
-            gradient = _gradient(run, z, end, seen[0][rows], seen[1][rows])
+        seen, kept = noises(slice(None, half)), noises(slice(half, None))
+        arrays = process, sampler, monotone, last, exact.size, exact.directions
+        run = _Run(score_fn, kind, *jax.tree.map(lambda a: jnp.asarray(a, x.dtype), arrays))
+        start = np.asarray(monotone.unconstrained(jnp.asarray(schedule.times)), np.float64)
+        best, lowest, taken = start, float(_value(run, kinds, jnp.asarray(start, x.dtype), kept)), 0
+
+        def step(z: np.ndarray) -> tuple[float, np.ndarray]:
+            nonlocal best, lowest, taken
+            if taken == steps:
+                raise StopIteration
+            here = jnp.asarray(z, x.dtype)
+            value, gradient = _value_and_gradient(run, kinds, here, seen)
             if not np.all(np.isfinite(gradient)):
                 raise ValueError("refine: the error's gradient in the times is not finite; is score_fn differentiable?")
-            updates, state = optimizer.update(gradient, state)
-            z = jnp.asarray(optax.apply_updates(z, updates))
-            if (i + 1) % _CHECK_EVERY == 0 or i + 1 == steps:
-                now, rms = _statistics(run, z, end, *kept)
-                if now < typical and rms <= allowed:
-                    best, typical = z, now
-                line.update(
-                    f"refining: step {i + 1} of {steps}, {spent(i + 1):.3g} of {spent(steps):.3g} evaluations, "
-                    f"held-out log-mean error {float(typical):.4g}"
-                )
-    times = np.array(run.monotone.times(best, end))
+            now, taken = float(_value(run, kinds, here, kept)), taken + 1
+            if now < lowest:
+                best, lowest = z.copy(), now
+            line.update(
+                f"refining: step {taken} of {steps}, {spent + taken * each:.3g} of {spent + steps * each:.3g} "
+                f"evaluations, held-out {by} {np.exp(lowest):.4g}"
+            )
+            return float(value), np.asarray(gradient, np.float64)
+
+        with contextlib.suppress(StopIteration):
+            minimize(step, start, jac=True, method="L-BFGS-B", bounds=list(zip(start - _REACH, start + _REACH)))
+    times = np.array(run.monotone.times(jnp.asarray(best, x.dtype), run.end))
     times[[0, -1]] = first, last
-    return Schedule(times), spent(steps)
+    look = schedule.num_steps * sampler.evaluations * (x.shape[0] - half)
+    return Schedule(times), spent + look + taken * each
 
 
-def _log_errors(run: _Run, z: Array, end: Array, x: Array, exact: Array) -> Float[Array, " noises"]:
-    schedule = Schedule(run.monotone.times(z, end))
+@eqx.filter_jit
+def _value(run: _Run, kinds: tuple[str, ...], z: Float[Array, " interior"], noises: _Noises) -> Float[Array, ""]:
+    """log of the statistic; of three, how the largest of their ratios to the baselines' smallest stands."""
+    schedule = Schedule(run.monotone.times(z, run.end))
     key = jax.random.key(0)  # no step draws anything
-    reached = sample(run.score_fn, run.process, run.sampler, schedule, key, x, kind=run.kind)
-    squared = jnp.sum((reached.reshape(x.shape[0], -1) - exact) ** 2, -1)
-    return 0.5 * jnp.log(jnp.maximum(squared, jnp.finfo(x.dtype).tiny))
+    fn = eqx.filter_checkpoint(run.score_fn)
+    reached = sample(fn, run.process, run.sampler, schedule, key, noises.x, kind=run.kind).reshape(noises.ends.shape)
+    squared = jnp.sum((reached - noises.ends) ** 2, -1) / run.size**2
+    errors = jnp.sqrt(jnp.maximum(squared, jnp.finfo(z.dtype).tiny))
+    components = reached @ run.directions
+    logs = jnp.log(jnp.stack([statistic(jnp, kind, errors, components, noises.law) for kind in kinds]))
+    return balance(jnp, logs - noises.floor)
 
 
 @eqx.filter_jit
-def _gradient(run: _Run, z: Array, end: Array, x: Array, exact: Array) -> Array:
-    return jax.grad(lambda z: jnp.mean(_log_errors(run, z, end, x, exact)))(z)
-
-
-@eqx.filter_jit
-def _statistics(run: _Run, z: Array, end: Array, x: Array, exact: Array) -> tuple[Array, Array]:
-    """Log-mean and root mean square error."""
-    logs = _log_errors(run, z, end, x, exact)
-    return jnp.exp(jnp.mean(logs)), jnp.sqrt(jnp.mean(jnp.exp(2.0 * logs)))
+def _value_and_gradient(run: _Run, kinds: tuple[str, ...], z: Array, noises: _Noises) -> tuple[Array, Array]:
+    return jax.value_and_grad(lambda z: _value(run, kinds, z, noises))(z)

@@ -59,7 +59,7 @@ class OptimizedSchedule:
     """The schedules of `comparison`, by name; empty without one."""
     evaluations_spent: int
     """Of the network or the mixture, one point each: for the choice, its evidence and the refinement, where a gradient
-    counts as three. A record, given or of a mixture, is not in it: see `jaxkernels.record` for what that costs."""
+    counts as four. A record, given or of a mixture, is not in it: see `jaxkernels.record` for what that costs."""
     compression: Compression | None
     compression_error: float
     """Relative difference of the objective between the compressed and the whole spectrum."""

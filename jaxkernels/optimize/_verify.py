@@ -22,6 +22,10 @@ from ._refine import REFINED, refined
 OPTIMUM, HALFWAY = "optimised", ", halfway to "
 # of a mixture, whose evaluations are cheap
 _DRAWS, _TRAJECTORIES, _NODES = 8192, 256, 48
+# noises of a choice by default: on a network; on a mixture, where the tail of few dimensions needs many
+_VERIFY, _VERIFY_MIXTURE, _VERIFY_MOST = 256, 8000, 8192
+# gradient steps through a mixture by default: fewer where each takes seconds
+_REFINE, _REFINE_LEAST, _REFINE_WHOLE = 40, 8, 256
 
 
 def candidates(monotone: Monotone, optima: dict[str, Schedule], named: dict[str, Schedule]) -> dict[str, Schedule]:
@@ -73,16 +77,17 @@ class Verification(NamedTuple):
     ) -> Choice:
         """The best of the schedules (`Comparison.best`), and of what so many gradient steps from there make of it."""
 
-        def best() -> tuple[str, int]:
+        def best(schedules: dict[str, Schedule]) -> tuple[str, int]:
             name = self.compare(0, process, sampler, schedules, progress).best(baselines, by)
             return name, evaluations(sampler, schedules, len(self.noises(0)))
 
-        name, spent = best()
-        if refine:
-            start, x = schedules[name], self.noises(0)
-            better, more = refined(self.score_fn, self.kind, process, sampler, monotone, start, x, refine, progress)
+        name, spent = best(schedules)
+        if refine and schedules[name].num_steps > 1:
+            start, rivals = schedules[name], {rival: schedules[rival] for rival in baselines}
+            run = process, sampler, monotone, start, rivals, self.noises(0), self.data
+            better, more = refined(self.score_fn, self.kind, *run, by, refine, progress)
             schedules = {**schedules, REFINED: better}
-            name, again = best()
+            name, again = best({name: start, REFINED: better, **rivals})
             spent += more + again
         # the evidence comes from noises that decided nothing
         comparison = self.compare(1, process, sampler, schedules, progress)
@@ -122,12 +127,15 @@ def verification(
     stochastic: bool,
     score_fn: ScoreFn | None,
     kind: str,
-    verify: int | AnyArray,
+    verify: int | AnyArray | None,
     data: Numbers | None,
     shape: tuple[int, ...] | None,
     key: Array,
 ) -> Verification:
     """By the network if there is one, with noises of `shape` if given; else by the mixture, in its eigenbasis."""
+    if verify is None:
+        many = int(_VERIFY_MIXTURE / np.sqrt(target.eigenvalues.shape[0]))
+        verify = _VERIFY if score_fn is not None else min(max(many, _VERIFY), _VERIFY_MOST)
     x_init, steps_key = noises(target, process, verify, key), jax.random.fold_in(key, 1)
     if shape is not None and isinstance(verify, int | np.integer):
         x_init = x_init.reshape(-1, *shape)
@@ -163,6 +171,11 @@ def recorded(
     x = noises(target, process, _TRAJECTORIES // 2, jax.random.fold_in(key, 3))
     fn = _Denoiser(mixture.in_eigenbasis(), process)
     return record(fn, process, x, t_min=t_min, kind="x0", nodes=_NODES, batch=_TRAJECTORIES // 4, progress=progress)
+
+
+def refinement(dim: int) -> int:
+    """Gradient steps through a mixture by default."""
+    return max(_REFINE_LEAST, min(_REFINE, _REFINE * _REFINE_WHOLE // dim))
 
 
 class _Denoiser(eqx.Module):
