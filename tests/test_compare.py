@@ -13,6 +13,7 @@ from jaxtyping import Array
 import jaxkernels as jk
 import jaxkernels.optimize._verify
 from jaxkernels.compare import balance
+from jaxkernels.optimize._refine import refined
 from jaxkernels.optimize._trust import unproven
 
 PROCESS = jk.VP()
@@ -414,6 +415,45 @@ def test_refinement_is_held_out() -> None:
     assert errors["refined"] < 1.02 * errors[comparison.take(others).best(list(result.baselines))]
     with pytest.raises(ValueError, match="refine = 3 needs score_fn"):
         jk.optimize_schedule(*run, refine=3, **setting)
+
+
+@pytest.mark.parametrize("by", ["balanced", "median", "sliced_w2"])
+def test_refinement_descends_the_statistic_that_chooses(by: str) -> None:
+    """On the half of the noises that gives no gradient; counted there by `compare_schedules`."""
+    mixture = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.stack([0.02 * np.eye(2)] * 2))
+
+    def network(x: Array, t: Array) -> Array:
+        return mixture.score(PROCESS, x, t)
+
+    x = jax.random.normal(jax.random.key(5), (128, 2))
+    grids = {name: jk.schedules.GRIDS[name](PROCESS, 4, 1e-3) for name in ("quadratic", "cosine")}
+    monotone = jk.schedules.Monotone(PROCESS, np.asarray(PROCESS.t_max), np.asarray(0.0), np.asarray(np.inf))
+    setting = network, "score", PROCESS, jk.DDIM(), monotone
+    better, _ = refined(*setting, grids["quadratic"], grids, x, None, by, 12, False)
+    np.testing.assert_allclose(np.asarray(better.times)[[0, -1]], [1.0, 1e-3], rtol=1e-6)
+    found = jk.compare_schedules(network, PROCESS, "ddim", {**grids, "better": better}, x, progress=False)
+    kept = found.take(noises=slice(64, None))
+    if by == "balanced":
+        lowest = {kind: min(kept.statistic(kind)[name] for name in grids) for kind in ("log_mean", "rms", "sliced_w2")}
+        ratios = {name: [kept.statistic(kind)[name] / lowest[kind] for kind in lowest] for name in kept.names}
+        value = {name: np.mean(np.power(three, 6.0)) for name, three in ratios.items()}
+    else:
+        value = kept.statistic(by)
+    assert value["better"] < 0.95 * value["quadratic"]
+    # no step: the schedule that was given
+    same, spent = refined(*setting, grids["quadratic"], grids, x, None, by, 0, False)
+    np.testing.assert_allclose(same.times, grids["quadratic"].times, rtol=1e-4)
+    # references of 200 and 100 steps and both grids from all noises, the schedule from half of them
+    assert spent == 128 * (300 + 2 * 4) + 64 * 4
+
+
+def test_refinement_says_what_it_needs() -> None:
+    def network(x: Array, t: Array) -> Array:
+        return -x + jnp.linalg.norm(0.0 * x)  # a norm has no derivative at 0
+
+    setting: dict[str, Any] = {"t_min": 1e-3, "score_fn": network, "verify": 16, "progress": False}
+    with pytest.raises(ValueError, match="refine: the error's gradient in the times is not finite"):
+        jk.optimize_schedule(jk.Gaussian(0.0, np.ones(2)), PROCESS, "ddim", 3, refine=2, **setting)
 
 
 @pytest.mark.parametrize(
