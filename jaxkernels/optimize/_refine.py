@@ -22,8 +22,9 @@ from ..schedules import Monotone, Schedule
 REFINED = "refined"
 # a forward pass, the same again as only points are kept of it, and a backward pass of twice its cost
 _GRADIENT = 4
-# how far the logarithm of a step may move against that of the first
-_REACH = 2.0
+# how far the logarithm of a step may move against that of the first: the start is good, and a step much shorter than
+# its neighbours, from which a multistep sampler extrapolates far, would hold for an exact score only
+_REACH = 1.0
 
 
 class _Run(NamedTuple):
