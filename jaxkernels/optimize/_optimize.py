@@ -140,7 +140,7 @@ def optimize_schedule(
     - `target`: samples (n, ...), to which a mixture is fitted (`GaussianMixture.fit`); or a `GaussianMixture`; or a
       `Gaussian`, solved in milliseconds once compiled. With a mixture the optimum for its mean and covariance is one of
       several candidates that are run through the mixture's exact score, as with `score_fn`, and a `record` of it is
-      made for more of them: half a minute (a minute and a half in 3072 dimensions), and far better for DPM-Solver++(2M)
+      made for more of them: half a minute (minutes in 3072 dimensions), and far better for DPM-Solver++(2M)
       on networks (benchmarks/README.md). `objective` and `metric` are then those of that one candidate. With `score_fn`
       the network decides, also among the mixture's optima if it has no `record` of its own.
     - `num_steps`: K >= 1.
