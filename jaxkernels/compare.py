@@ -148,11 +148,13 @@ class Comparison(eqx.Module):
 
     def values(self, kind: str, noises: slice | np.ndarray = slice(None)) -> Float[np.ndarray, " schedules"]:
         """One of the four statistics of every schedule, from some of the noises or from a resample of them."""
-        found, exact = self.ends[:, noises], None
-        if kind == "sliced_w2":
-            own = np.sort(self.reference_ends[noises], 0)
-            exact = own if self.data_ends is None else quantiles(self.data_ends, found.shape[1])
-        return statistic(np, kind, self.errors[:, noises], found, exact)
+        exact = self.law(noises) if kind == "sliced_w2" else None
+        return statistic(np, kind, self.errors[:, noises], self.ends[:, noises], exact)
+
+    def law(self, noises: slice | np.ndarray = slice(None)) -> Float[np.ndarray, "noises directions"]:
+        """As many components of the law as there are noises, ascending: the reference's there, or the data's."""
+        own = self.reference_ends[noises]
+        return np.sort(own, 0) if self.data_ends is None else quantiles(self.data_ends, len(own))
 
     def __repr__(self) -> str:
         best = self.leader

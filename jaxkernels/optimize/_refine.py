@@ -14,7 +14,6 @@ from .._progress import Progress
 from .._types import AnyArray, Numbers, ScoreFn
 from ..compare import BALANCED, WEIGHED, balance, compare_to, evaluations, fine_steps, reference, statistic
 from ..process import AbstractProcess
-from ..quality import quantiles
 from ..sample import sample
 from ..samplers import AbstractSampler
 from ..schedules import Monotone, Schedule
@@ -81,9 +80,7 @@ def refined(
 
         def noises(rows: slice) -> _Noises:
             lowest = np.array([rivals.values(kind, rows).min() for kind in kinds])
-            count = x[rows].shape[0]
-            law = np.sort(rivals.reference_ends[rows], 0) if exact.data is None else quantiles(exact.data, count)
-            parts = exact.ends[rows], law, np.log(np.maximum(lowest, np.finfo(x.dtype).tiny))
+            parts = exact.ends[rows], rivals.law(rows), np.log(np.maximum(lowest, np.finfo(x.dtype).tiny))
             return _Noises(x[rows], *(jnp.asarray(part, x.dtype) for part in parts))
 
         seen, kept = noises(slice(None, half)), noises(slice(half, None))
@@ -105,7 +102,7 @@ def refined(
                 best, lowest = z.copy(), now
             line.update(
                 f"refining: step {taken} of {steps}, {spent + taken * each:.3g} of {spent + steps * each:.3g} "
-                f"evaluations, held-out {by} {np.exp(lowest):.4g}"
+                f"evaluations, held-out {by} {np.exp(lowest):.4g} of the best grid's"
             )
             return float(value), np.asarray(gradient, np.float64)
 
@@ -119,7 +116,7 @@ def refined(
 
 @eqx.filter_jit
 def _value(run: _Run, kinds: tuple[str, ...], z: Float[Array, " interior"], noises: _Noises) -> Float[Array, ""]:
-    """log of the statistic; of three, how the largest of their ratios to the baselines' smallest stands."""
+    """log of the statistic over the baselines' smallest; of three such ratios, their `balance`."""
     schedule = Schedule(run.monotone.times(z, run.end))
     key = jax.random.key(0)  # no step draws anything
     fn = eqx.filter_checkpoint(run.score_fn)
