@@ -91,9 +91,10 @@ class Comparison(eqx.Module):
         1. If there is none, the one with the smallest harm, the product of the ratios above 1. A statistic: its
         smallest value, whatever becomes of the others.
 
-        If any schedule is stochastic, sliced_w2 is all there is; but noise must pay: a stochastic one is best only if
-        it is lower than the best deterministic one by more than the standard error. Its noise is another draw, and the
-        luckiest of many draws is not the best schedule. `baselines` are for deterministic schedules alone.
+        If any schedule is stochastic, sliced_w2 is all there is; but noise must pay: the best of m stochastic ones is
+        best only if it is lower than the best deterministic one by more than max(1, sqrt(2 log m)) standard errors.
+        Its noise is another draw, and the luckiest of m normal draws is expected at most sqrt(2 log m) standard
+        deviations from their mean, however they depend on each other. `baselines` are for deterministic ones alone.
 
         **Raises:** ValueError for an unknown name, no baselines, or another statistic where a schedule is stochastic.
         """
@@ -104,12 +105,15 @@ class Comparison(eqx.Module):
         if self.criterion == "sliced_w2":
             if by not in (BALANCED, "sliced_w2"):
                 raise ValueError(f"by = {by!r} needs deterministic schedules; stochastic ones have sliced_w2 only.")
-            order = [self.names[i] for i in np.argsort(self.values("sliced_w2"))]
-            calm = next((name for name in order if np.isfinite(self.errors[self._index(name), 0])), order[0])
-            if calm == order[0]:
-                return calm
-            ratio, spread = self.ratio("sliced_w2", order[0], calm)
-            return order[0] if ratio + spread < 1.0 else calm
+            order = np.argsort(self.values("sliced_w2"))
+            noisy = np.isnan(self.errors[order, 0])
+            leader = self.names[order[0]]
+            if not noisy[0] or noisy.all():
+                return leader
+            calm = self.names[order[np.argmin(noisy)]]
+            ratio, spread = self.ratio("sliced_w2", leader, calm)
+            luck = max(1.0, np.sqrt(2.0 * np.log(noisy.sum())))
+            return leader if ratio + luck * spread < 1.0 else calm
         if by != BALANCED:
             return self.names[int(np.argmin(self.values(by)))]
         logs = np.stack([np.log(np.maximum(self.values(kind), 1e-300)) for kind in WEIGHED], -1)

@@ -165,6 +165,27 @@ def test_noise_must_pay() -> None:
     assert compared(one, other).take(["noisy"]).best() == "noisy"
 
 
+def test_the_luckiest_of_many_draws_is_not_chosen() -> None:
+    """Of 40 stochastic schedules with one law the luckiest is lower by standard errors; noise that pays still wins."""
+    rng = np.random.default_rng(0)
+    data, calm, *draws = rng.standard_normal((42, 400, 4))
+    names = ("calm", *(f"draw {i}" for i in range(40)))
+    errors = np.stack([np.ones(400), *(np.full(400, np.nan) for _ in draws)])
+
+    def compared(calm: np.ndarray) -> jk.Comparison:
+        return jk.Comparison(names, errors, np.stack([calm, *draws]), data, 0.0, np.sort(data, 0))
+
+    found = compared(calm)
+    values = found.statistic("sliced_w2")
+    luckiest = min(names, key=values.__getitem__)
+    ratio, spread = found.ratio("sliced_w2", luckiest, "calm")
+    assert luckiest != "calm"
+    assert ratio + 1.5 * spread < 1.0
+    assert found.best() == "calm"
+    assert found.take(["calm", luckiest]).best() == luckiest
+    assert compared(calm + 0.5).best() == luckiest
+
+
 def test_laws_are_compared_with_the_data() -> None:
     """Sliced W2 of a stochastic schedule, whose samples are normal with a known law, to data of a known law.
 
