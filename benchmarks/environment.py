@@ -35,10 +35,13 @@ def _processor() -> str:
 
 
 def save(name: str, content: dict[str, Any]) -> Path:
-    """Write results/`name`.json, with the environment in it."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"environment": describe(), **content}, indent=1) + "\n")
+    """Write results/`name`.json, with the environment in it; of an accelerator, in a folder with its name."""
+    environment = describe()
+    device = environment["device"]
+    folder = RESULTS if device == "cpu" else RESULTS / device.lower().replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({"environment": environment, **content}, indent=1) + "\n")
     return path
 
 

@@ -14,7 +14,7 @@ from rich.progress import track
 import jaxkernels as jk
 from jaxkernels.recurrence import initial_moments, mode_maps, propagate_modes
 
-from .environment import RESULTS, save, table
+from .environment import save, table
 
 PROCESS, PAIRS, SIZE, STEPS = jk.VP(), 100_000, 2e-3, 12
 # name: stochasticity
@@ -78,7 +78,7 @@ def main() -> None:
     head = ["sampler", "spectrum", "errors", "squared W2 without", "excess, simulated", "predicted", "in print"]
     text = "# Correlated score errors\n\nWritten by `python -m benchmarks.score_errors`.\n\n" + table(head, rows) + "\n"
     path = save("score_errors", {"pairs": PAIRS, "size": SIZE, "cases": cases})
-    (RESULTS / "score_errors.md").write_text(text)
+    path.with_suffix(".md").write_text(text)
     print(text)
     print(f"written to {path} and .md")
 

@@ -76,6 +76,25 @@ def log_ratio_excess(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return jnp.where(inside, jnp.where(small, y * y * series, z - jnp.log1p(z)), jnp.inf)
 
 
+def full_precision(fn: Callable[P, R]) -> Callable[P, R]:
+    """Matrix products of `fn` in all digits of their arguments: by default GPUs round float32 to 11 bits for them.
+
+    For this library's own algebra, where small modes stand beside large ones; how a network multiplies is its user's
+    choice.
+    """
+
+    @wraps(fn)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.default_matmul_precision("highest"):
+            return fn(*args, **kwargs)
+
+    return wrapper
+
+
+matmul = full_precision(jnp.matmul)
+
+
+@full_precision
 def product(a: Float[Array, "i j *b"], b: Float[Array, "j k *b"]) -> Float[Array, "i k *b"]:
     """Matrix product over the two leading axes. Tiny matrices are multiplied elementwise, which fuses."""
     if a.shape[1] <= 4:

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from . import _checks
+from ._numerics import matmul
 from ._progress import Progress
 from ._setting import check_times
 from ._types import AnyArray, Numbers, ScoreFn, constant
@@ -393,7 +394,7 @@ def _fit(
         y = -predict(x, t).eps / process.noise(t)
         if subtract:
             y = y - target.score(process, x, t).astype(y.dtype)
-        x, y = (v if basis is None else v @ basis for v in (x, y))
+        x, y = (v if basis is None else matmul(v, basis) for v in (x, y))
         # centred sums, in the mode's own units
         dx, dy = x - jnp.mean(x, 0), y - jnp.mean(y, 0)
         variance = jnp.mean(dx**2, 0)

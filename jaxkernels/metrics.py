@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from . import _checks
-from ._numerics import log_ratio_excess, safe_divide, safe_sqrt
+from ._numerics import full_precision, log_ratio_excess, safe_divide, safe_sqrt
 
 Metric: TypeAlias = Callable[[Array, Array, Array], Array]
 
@@ -32,11 +32,12 @@ def w2_squared(
     `variance` v stands for the amplitude -sqrt|v| on the reference's own noise: a mode whose sign was
     flipped, at distance sqrt c + sqrt|v| from it.
     """
-    v, c = variance, target_variance
+    point, c = target_variance == 0, target_variance
+    # at c = 0 the distance is |v|: its slope at v = 0 is lost in the roots, whose derivatives overflow beside it
+    v = jnp.where(point, 0.0, variance)
     plain = safe_divide(c - v, safe_sqrt(c) + safe_sqrt(v))
     root = jnp.where(v >= 0, plain, safe_sqrt(c) + safe_sqrt(-v))
-    # at c = 0 the distance is v itself: its slope 1 at v = 0 is lost in the quotient
-    return mean_error**2 + jnp.where((c == 0) & (v >= 0), v, root**2)
+    return mean_error**2 + jnp.where(point, jnp.where(variance >= 0, variance, -variance), root**2)
 
 
 def kl(
@@ -87,6 +88,7 @@ def per_mode(
     return jnp.where(used, weights * jnp.where(used, value, 0.0), 0.0)
 
 
+@full_precision
 def sylvester(r: Float[Array, "d d"], m: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """X with R X + X R = M, for symmetric positive semidefinite R; 0 on the null space of that map.
 
@@ -104,6 +106,7 @@ def sylvester(r: Float[Array, "d d"], m: Float[Array, "d d"]) -> Float[Array, "d
 
 
 @jax.custom_jvp
+@full_precision
 def sqrtm(m: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """The positive semidefinite square root of a symmetric matrix; negative round-off counts as 0.
 
@@ -120,6 +123,7 @@ def _(primals, tangents):
     return r, sylvester(r, tangents[0])
 
 
+@full_precision
 def transport_map(covariance: Float[Array, "d d"], target_covariance: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """The optimal transport matrix T from N(0, S) to N(0, C): T = C^(1/2) R^(-1) C^(1/2), T S T = C.
 
@@ -131,6 +135,7 @@ def transport_map(covariance: Float[Array, "d d"], target_covariance: Float[Arra
 
 
 @jax.custom_jvp
+@full_precision
 def bures_squared(covariance: Float[Array, "d d"], target_covariance: Float[Array, "d d"]) -> Float[Array, ""]:
     """Squared Bures distance tr S + tr C - 2 tr (C^(1/2) S C^(1/2))^(1/2) between covariances.
 

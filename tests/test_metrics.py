@@ -151,6 +151,17 @@ def test_slope_of_w2_squared_at_a_point_mass() -> None:
     assert (float(slope[0]), float(slope[1])) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("v", [3e-308, 1e-200, -1e-200, -3e-308])
+def test_derivatives_beside_a_point_mass(v: float) -> None:
+    """At c = 0 the distance is |v|, however small v is: not infinity times 0 of the roots that are equal to it."""
+    value = jax.jit(lambda v: metrics.w2_squared(jnp.zeros(()), v, jnp.zeros(())))
+    here = jnp.asarray(v)
+    assert float(value(here)) == abs(v)
+    assert float(jax.jit(jax.grad(value))(here)) == np.sign(v)
+    for outer in (jax.jacfwd, jax.jacrev):
+        assert float(jax.jit(outer(jax.grad(value)))(here)) == 0.0
+
+
 def test_closed_form_derivatives_at_equality() -> None:
     """Second derivative in v at v = c: W2^2 gives 1/(2c), both KL give 1/(2 c^2)."""
     c = 0.7

@@ -1,14 +1,20 @@
 """Elementary functions at the points where textbook formulas lose their digits or their derivatives."""
 
 import decimal
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.test_util import check_grads
 
-from jaxkernels import _numerics as numerics
+import jaxkernels as jk
+from jaxkernels import _numerics as numerics, metrics
+from jaxkernels.estimate import _fit
+from jaxkernels.measure import _measure
+from jaxkernels.recurrence import to_the_end
 
 
 @pytest.mark.parametrize(
@@ -133,3 +139,58 @@ def test_in_float64_leaves_transformations_alone() -> None:
 
     assert float(jax.grad(lambda x: jax.jit(record)(x))(3.0)) == 6.0
     assert dtypes == [jnp.float32]
+
+
+def _products(jaxpr: Jaxpr) -> Iterator[object]:
+    """Precisions that a program asks for its matrix products."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation.params["precision"]
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: isinstance(v, ClosedJaxpr)):
+            if isinstance(inner, ClosedJaxpr | Jaxpr):
+                yield from _products(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
+
+
+PROCESS = jk.VP()
+LAW = jk.Gaussian.from_covariance([0.3, -0.2], [[2.0, 0.5], [0.5, 0.3]])
+MIXTURES = [  # every component with eigenvectors of its own; all with the same
+    jk.GaussianMixture([0.4, 0.6], [[0.0, 1.0], [1.0, 0.0]], [[[2.0, 0.5], [0.5, 0.3]], np.eye(2)]),
+    jk.GaussianMixture.fit(np.random.default_rng(0).standard_normal((200, 2)), 2),
+]
+X, M, T = np.ones((3, 2)), np.eye(2) + 0.1, jnp.asarray(0.5)
+
+
+def _score(x: jax.Array, t: jax.Array) -> jax.Array:
+    return -x
+
+
+def _measured(x: jax.Array) -> object:
+    tables = _measure._tables(np.array([0.5]), np.array([0.8]), np.array([0.6]), LAW)
+    level, weight = tuple(v[0] for v in tables.steps), jnp.ones(3)
+    _, sums, values = _measure._at(_score, "score", PROCESS, tables, level, x, x, (x, x), weight, jax.random.key(0))
+    return sums, _measure._products(*(v[None] for v in values), weight)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: LAW.predictor(PROCESS)(x, T),
+        lambda x: LAW.score(PROCESS, x, T),
+        lambda x: LAW.mode_mean + LAW.sample(jax.random.key(0), 3),
+        *(lambda x, m=m: m.predictor(PROCESS)(x, T) for m in MIXTURES),
+        *(lambda x, m=m: (m.score(PROCESS, x, T), m.hessian(PROCESS, x, T)) for m in MIXTURES),
+        *(lambda x, m=m: m.sample(jax.random.key(0), 3) for m in MIXTURES),
+        lambda x: to_the_end(x),
+        lambda x: numerics.product(jnp.tile(x, (1, 3)), jnp.ones((6, 2))),
+        lambda x: jax.grad(lambda m: metrics.bures_squared(m, jnp.asarray(M)))(jnp.asarray(M) + 0.0 * x[:2]),
+        _measured,
+        lambda x: _fit(_score, "score", PROCESS, LAW, x, T[None], jax.random.key(0), 3, 0.0),
+    ],
+)
+def test_products_are_exact_on_accelerators(fn) -> None:
+    """This library's own matrix products ask for all digits of float32, which matrix units do not give by default."""
+    with jax.enable_x64(False):
+        found = list(_products(jax.make_jaxpr(fn)(jnp.asarray(X, jnp.float32)).jaxpr))
+    assert found
+    highest = jax.lax.Precision.HIGHEST
+    assert all(precision == (highest, highest) for precision in found)

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import _checks, _files
-from .._numerics import safe_divide
+from .._numerics import full_precision, matmul, safe_divide
 from .._progress import Progress
 from .._types import Numbers, ScoreFn, constant
 from ..prediction import predictor
@@ -202,7 +202,7 @@ class _Tables(NamedTuple):
 
     def modes(self, x: Float[Array, "batch *sample"]) -> Float[Array, "batch d"]:
         x = x.reshape(x.shape[0], -1)
-        return x if self.basis is None else x @ self.basis
+        return x if self.basis is None else matmul(x, self.basis)
 
 
 def _tables(times: np.ndarray, a: np.ndarray, s: np.ndarray, target: Gaussian) -> _Tables:
@@ -270,8 +270,7 @@ def _at(
     w = denoised - gain * z
     error = denoised - clean
     terms = {"z": z, "w": w, "mode_error": error**2}
-    sums = {name: jnp.tensordot(weight, _averaged(v, weight), 1) for name, v in terms.items()}
-    return (eps, eps_modes), sums, (error, w, z)
+    return (eps, eps_modes), _summed({name: _averaged(v, weight) for name, v in terms.items()}, weight), (error, w, z)
 
 
 def _averaged(v: Array, weight: Array) -> Array:
@@ -279,7 +278,14 @@ def _averaged(v: Array, weight: Array) -> Array:
     return jnp.mean(v.reshape(weight.shape[0], -1, *v.shape[1:]), 1)
 
 
+@full_precision
+def _summed(terms: dict[str, Array], weight: Array) -> dict[str, Array]:
+    """Over the samples, each with its weight."""
+    return {name: jnp.tensordot(weight, v, 1) for name, v in terms.items()}
+
+
 @jax.jit
+@full_precision
 def _products(
     errors: Float[Array, "n draws d"],
     w: Float[Array, "n draws d"],
@@ -290,15 +296,13 @@ def _products(
     products = _averaged(jnp.einsum("ibd,jbd->bij", errors, errors), weight)
     own = jnp.diagonal(products, axis1=1, axis2=2)
     terms = {"ee": products, "error_squared": own**2, "violation_squared": violation(products) ** 2}
-    sums = {name: jnp.tensordot(weight, v, 1) for name, v in terms.items()}
     draws = errors.shape[1] // weight.shape[0]
     each = jnp.repeat(weight / draws, draws)
 
     def along_modes(p: Array, q: Array) -> Float[Array, "d n n"]:
-        # the fit is a difference of these: no short floating point of an accelerator's matrix units
-        return jnp.einsum("ibd,jbd->dij", each[:, None] * p, q, precision="highest")
+        return jnp.einsum("ibd,jbd->dij", each[:, None] * p, q)
 
-    return sums | {"ww": along_modes(w, w), "wz": along_modes(w, z), "zz": along_modes(z, z)}
+    return _summed(terms, weight) | {"ww": along_modes(w, w), "wz": along_modes(w, z), "zz": along_modes(z, z)}
 
 
 def _lipschitz(

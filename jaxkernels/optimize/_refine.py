@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.optimize import minimize
 
+from .._numerics import matmul
 from .._progress import Progress
 from .._types import AnyArray, Numbers, ScoreFn
 from ..compare import BALANCED, WEIGHED, balance, compare_to, evaluations, fine_steps, reference, statistic
@@ -123,7 +124,7 @@ def _value(run: _Run, kinds: tuple[str, ...], z: Float[Array, " interior"], nois
     reached = sample(fn, run.process, run.sampler, schedule, key, noises.x, kind=run.kind).reshape(noises.ends.shape)
     squared = jnp.sum((reached - noises.ends) ** 2, -1) / run.size**2
     errors = jnp.sqrt(jnp.maximum(squared, jnp.finfo(z.dtype).tiny))
-    components = reached @ run.directions
+    components = matmul(reached, run.directions)
     logs = jnp.log(jnp.stack([statistic(jnp, kind, errors, components, noises.law) for kind in kinds]))
     return balance(jnp, logs - noises.floor)
 

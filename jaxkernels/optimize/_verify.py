@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
+from .._numerics import matmul
 from .._types import AnyArray, Numbers, ScoreFn
 from ..compare import Comparison, compare_schedules, evaluations
 from ..process import AbstractProcess
@@ -159,7 +160,7 @@ def verification(
         )
     turned = mixture.in_eigenbasis()
     if turned is not mixture and not isinstance(verify, int | np.integer):
-        x_init = x_init @ jnp.asarray(mixture.bases, x_init.dtype)
+        x_init = matmul(x_init, jnp.asarray(mixture.bases, x_init.dtype))
     law = turned.sample(jax.random.fold_in(key, 2), _DRAWS) if stochastic else None
     return Verification(_Denoiser(turned, process), "x0", False, x_init, law, steps_key)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._numerics import floored_log
+from .._numerics import floored_log, full_precision
 from ..process import AbstractProcess
 from ..schedules import Schedule
 from ..target import Gaussian
@@ -39,6 +39,7 @@ def log_contractions(target: Gaussian, process: AbstractProcess, schedule: Sched
     return jax.vmap(one)(schedule.times[:-1], schedule.times[1:], schedule.stochasticity_squared)
 
 
+@full_precision
 def to_the_end(log_factors: Float[Array, "steps modes"]) -> Float[Array, "points modes"]:
     """Product of the factors of all later steps, for each grid time: 1 at the last."""
     steps = log_factors.shape[0]

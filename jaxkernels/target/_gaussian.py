@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
-from .._numerics import is_traced, safe_divide
+from .._numerics import full_precision, is_traced, safe_divide
 from .._types import AnyArray, Numbers, constant
 from ..prediction import Prediction, Predictor
 from ..process import AbstractProcess
@@ -132,6 +132,7 @@ class Gaussian(eqx.Module):
         return float(np.sum(np.asarray(self.weights)))
 
     @property
+    @full_precision
     def mode_mean(self) -> Float[Array, " modes"]:
         """The mean along the modes."""
         mean = jnp.asarray(self.mean)
@@ -160,6 +161,7 @@ class Gaussian(eqx.Module):
 
         return predict
 
+    @full_precision
     def score(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
     ) -> Float[Array, "... d"]:
@@ -169,6 +171,7 @@ class Gaussian(eqx.Module):
         y = -y / self.marginal_variance(process, t)
         return y if self.basis is None else y @ jnp.asarray(self.basis).T
 
+    @full_precision
     def sample(self, key: Array, num: int) -> Float[Array, "num d"]:
         """Independent draws; needs unit weights (a mode of weight w is not one coordinate)."""
         if np.any(np.asarray(self.weights) != 1.0):
@@ -230,6 +233,7 @@ class Gaussian(eqx.Module):
         )
 
 
+@full_precision
 def gaussian_prediction(
     process: AbstractProcess,
     mean: AnyArray,

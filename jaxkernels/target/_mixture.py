@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
-from .._numerics import safe_divide
+from .._numerics import full_precision, safe_divide
 from .._types import AnyArray, Numbers, constant
 from ..prediction import Prediction, Predictor
 from ..process import AbstractProcess
@@ -122,6 +122,7 @@ class GaussianMixture(eqx.Module):
         bases = jnp.eye(dim) if self.bases is None else jnp.asarray(self.bases)
         return jnp.broadcast_to(bases, (*self.means.shape, dim))
 
+    @full_precision
     def _along(self, x: Float[Array, "... d"], a: Array) -> Float[Array, "... components d"]:
         """x - a mu_m along the eigenvectors of every component."""
         means, x = jnp.asarray(self.means), jnp.asarray(x)
@@ -131,6 +132,7 @@ class GaussianMixture(eqx.Module):
             return (x @ self.bases)[..., None, :] - a * (means @ self.bases)
         return jnp.einsum("...md,mde->...me", x[..., None, :] - a * means, self.bases)
 
+    @full_precision
     def _combined(
         self, gamma: Float[Array, "... components"], y: Float[Array, "... components d"]
     ) -> Float[Array, "... d"]:
@@ -163,6 +165,7 @@ class GaussianMixture(eqx.Module):
         y, variance, logits = self._whitened(process, x, t)
         return -self._combined(jax.nn.softmax(logits, -1), y / variance)
 
+    @full_precision
     def hessian(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""] = 0.0
     ) -> Float[Array, "... d d"]:
@@ -180,6 +183,7 @@ class GaussianMixture(eqx.Module):
     def predictor(self, process: AbstractProcess) -> Predictor:
         """The exact denoiser: (x, t) -> Prediction, x of shape (..., d)."""
 
+        @full_precision
         def predict(x: Array, t: Array) -> Prediction:
             a, s = process.signal(t), process.noise(t)
             y, variance, logits = self._whitened(process, x, t)
@@ -190,6 +194,7 @@ class GaussianMixture(eqx.Module):
 
         return predict
 
+    @full_precision
     def sample(self, key: Array, num: int) -> Float[Array, "num d"]:
         """Independent draws."""
         choose, draw = jax.random.split(key)
@@ -197,7 +202,8 @@ class GaussianMixture(eqx.Module):
         z = jax.random.normal(draw, (num, self.means.shape[1]))
         z = z * jnp.sqrt(jnp.asarray(self.eigenvalues))[m]
         if self.bases is not None:
-            z = z @ jnp.asarray(self.bases).T if self.bases.ndim == 2 else jnp.einsum("ne,nde->nd", z, self.bases[m])
+            bases = jnp.asarray(self.bases)
+            z = z @ bases.T if bases.ndim == 2 else jnp.einsum("ne,nde->nd", z, bases[m])
         return jnp.asarray(self.means)[m] + z
 
 
