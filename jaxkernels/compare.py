@@ -129,6 +129,12 @@ class Comparison(eqx.Module):
         chosen = self.chosen if self.chosen in names else None
         return Comparison(names, self.errors[rows, noises], *ends, self.reference_error, self.data_ends, chosen)
 
+    def joined(self, other: "Comparison") -> "Comparison":
+        """These schedules and those of another comparison with the same noises and the same reference."""
+        ends = np.concatenate([self.ends, other.ends])
+        errors, names = np.concatenate([self.errors, other.errors]), self.names + other.names
+        return Comparison(names, errors, ends, self.reference_ends, self.reference_error, self.data_ends, self.chosen)
+
     def shown(self) -> list[str]:
         """What a table or a picture of many schedules shows: the leader, the named grids, others up to 14, ranked."""
         column = self.statistic(self.criterion)

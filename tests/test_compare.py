@@ -12,7 +12,8 @@ from jaxtyping import Array
 
 import jaxkernels as jk
 import jaxkernels.optimize._verify
-from jaxkernels.compare import balance
+from jaxkernels._progress import Progress
+from jaxkernels.compare import balance, compare_to, reference
 from jaxkernels.optimize._refine import refined
 from jaxkernels.optimize._trust import unproven
 
@@ -424,11 +425,9 @@ def test_refinement_is_held_out() -> None:
     np.testing.assert_array_equal(result.candidates["refined"].times, result.schedule.times)
     errors = comparison.statistic("log_mean")
     others = [name for name in comparison.names if name != "refined"]
-    # 4 steps from 64 noises, references of 200 and 100: the choice and its evidence; the start and the baselines again
-    # with what comes of them, and before that once more the baselines and a look at 32 noises
-    start = jk.optimize_schedule(*run, score_fn=network, verify=64, **setting).chosen
-    runs = len(others), len(others) + 1, len({start, "refined", *result.baselines}), len(result.baselines)
-    fixed = sum(64 * (300 + 4 * count) for count in runs) + 4 * 32
+    # 4 steps from 64 noises, references of 200 and 100: the choice and its evidence; before and after the steps a look
+    # at 32 and at 64 noises
+    fixed = sum(64 * (300 + 4 * count) for count in (len(others), len(others) + 1)) + 4 * 32 + 4 * 64
     # each step a gradient of 32 noises, as dear as four evaluations, and a look at the others
     steps, rest = divmod(result.evaluations_spent - fixed, 4 * (4 * 32 + 32))
     assert rest == 0
@@ -449,8 +448,12 @@ def test_refinement_descends_the_statistic_that_chooses(by: str) -> None:
     x = jax.random.normal(jax.random.key(5), (128, 2))
     grids = {name: jk.schedules.GRIDS[name](PROCESS, 4, 1e-3) for name in ("quadratic", "cosine")}
     monotone = jk.schedules.Monotone(PROCESS, np.asarray(PROCESS.t_max), np.asarray(0.0), np.asarray(np.inf))
-    setting = network, "score", PROCESS, jk.DDIM(), monotone
-    better, _ = refined(*setting, grids["quadratic"], grids, x, None, by, 12, False)
+    with Progress("refining", False) as line:
+        exact = reference(network, PROCESS, x, 200, 1.0, 1e-3, kind="score", data=None)
+        rivals = compare_to(exact, network, PROCESS, jk.DDIM(), grids, x, kind="score", key=None, line=line)
+        setting = network, "score", PROCESS, jk.DDIM(), monotone, grids["quadratic"], exact, rivals, x, by
+        better, _ = refined(*setting, 12, line)
+        same, spent = refined(*setting, 0, line)
     np.testing.assert_allclose(np.asarray(better.times)[[0, -1]], [1.0, 1e-3], rtol=1e-6)
     found = jk.compare_schedules(network, PROCESS, "ddim", {**grids, "better": better}, x, progress=False)
     kept = found.take(noises=slice(64, None))
@@ -462,10 +465,8 @@ def test_refinement_descends_the_statistic_that_chooses(by: str) -> None:
         value = kept.statistic(by)
     assert value["better"] < 0.95 * value["quadratic"]
     # no step: the schedule that was given
-    same, spent = refined(*setting, grids["quadratic"], grids, x, None, by, 0, False)
     np.testing.assert_allclose(same.times, grids["quadratic"].times, rtol=1e-4)
-    # references of 200 and 100 steps and both grids from all noises, the schedule from half of them
-    assert spent == 128 * (300 + 2 * 4) + 64 * 4
+    assert spent == 64 * 4
 
 
 def test_refinement_says_what_it_needs() -> None:

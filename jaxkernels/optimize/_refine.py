@@ -12,8 +12,8 @@ from scipy.optimize import minimize
 
 from .._numerics import matmul
 from .._progress import Progress
-from .._types import AnyArray, Numbers, ScoreFn
-from ..compare import BALANCED, WEIGHED, balance, compare_to, evaluations, fine_steps, reference, statistic
+from .._types import AnyArray, ScoreFn
+from ..compare import BALANCED, WEIGHED, Comparison, Reference, balance, statistic
 from ..process import AbstractProcess
 from ..sample import sample
 from ..samplers import AbstractSampler
@@ -56,63 +56,59 @@ def refined(
     sampler: AbstractSampler,
     monotone: Monotone,
     schedule: Schedule,
-    baselines: dict[str, Schedule],
+    exact: Reference,
+    rivals: Comparison,
     x: Float[Array, "noises *shape"],
-    data: Numbers | None,
     by: str,
     steps: int,
-    progress: bool,
+    line: Progress,
 ) -> tuple[Schedule, int]:
     """The schedule after at most `steps` steps of L-BFGS down the statistic that chooses, `by` (`Comparison.best`).
 
-    And the network evaluations that took, of one point each: a gradient counts as four.
+    And the network evaluations that took, of one point each: a gradient counts as four. `exact` is where a fine solver
+    takes the noises `x`, and `rivals` compares the baselines on them.
 
     Half of the noises give gradients, all at once; the other half watches, and the schedule returned is the best there
     of all that were tried, the one given among them: on noises that gave no gradient it can only get better.
     """
     first, last = (float(t) for t in np.asarray(schedule.times)[[0, -1]])
-    fine, half = fine_steps(schedule.num_steps), x.shape[0] // 2
-    kinds = WEIGHED if by == BALANCED else (by,)
-    spent = evaluations(sampler, baselines, x.shape[0])
-    each = schedule.num_steps * sampler.evaluations * (_GRADIENT * half + x.shape[0] - half)
-    with Progress("refining: fine reference", progress) as line:
-        exact = reference(score_fn, process, x, fine, first, last, kind=kind, data=data)
-        rivals = compare_to(exact, score_fn, process, sampler, baselines, x, kind=kind, key=None, line=line)
+    half, kinds = x.shape[0] // 2, WEIGHED if by == BALANCED else (by,)
+    look = schedule.num_steps * sampler.evaluations * (x.shape[0] - half)
+    each = look + _GRADIENT * schedule.num_steps * sampler.evaluations * half
 
-        def noises(rows: slice) -> _Noises:
-            lowest = np.array([rivals.values(kind, rows).min() for kind in kinds])
-            parts = exact.ends[rows], rivals.law(rows), np.log(np.maximum(lowest, np.finfo(x.dtype).tiny))
-            return _Noises(x[rows], *(jnp.asarray(part, x.dtype) for part in parts))
+    def noises(rows: slice) -> _Noises:
+        lowest = np.array([rivals.values(kind, rows).min() for kind in kinds])
+        parts = exact.ends[rows], rivals.law(rows), np.log(np.maximum(lowest, np.finfo(x.dtype).tiny))
+        return _Noises(x[rows], *(jnp.asarray(part, x.dtype) for part in parts))
 
-        seen, kept = noises(slice(None, half)), noises(slice(half, None))
-        arrays = process, sampler, monotone, last, exact.size, exact.directions
-        run = _Run(score_fn, kind, *jax.tree.map(lambda a: jnp.asarray(a, x.dtype), arrays))
-        start = np.asarray(monotone.unconstrained(jnp.asarray(schedule.times)), np.float64)
-        best, lowest, taken = start, float(_value(run, kinds, jnp.asarray(start, x.dtype), kept)), 0
+    seen, kept = noises(slice(None, half)), noises(slice(half, None))
+    arrays = process, sampler, monotone, last, exact.size, exact.directions
+    run = _Run(score_fn, kind, *jax.tree.map(lambda a: jnp.asarray(a, x.dtype), arrays))
+    start = np.asarray(monotone.unconstrained(jnp.asarray(schedule.times)), np.float64)
+    best, lowest, taken = start, float(_value(run, kinds, jnp.asarray(start, x.dtype), kept)), 0
 
-        def step(z: np.ndarray) -> tuple[float, np.ndarray]:
-            nonlocal best, lowest, taken
-            if taken == steps:
-                raise StopIteration
-            here = jnp.asarray(z, x.dtype)
-            value, gradient = _value_and_gradient(run, kinds, here, seen)
-            if not np.all(np.isfinite(gradient)):
-                raise ValueError("refine: the error's gradient in the times is not finite; is score_fn differentiable?")
-            now, taken = float(_value(run, kinds, here, kept)), taken + 1
-            if now < lowest:
-                best, lowest = z.copy(), now
-            line.update(
-                f"refining: step {taken} of {steps}, {spent + taken * each:.3g} of {spent + steps * each:.3g} "
-                f"evaluations, held-out {by} {np.exp(lowest):.4g} of the best grid's"
-            )
-            return float(value), np.asarray(gradient, np.float64)
+    def step(z: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal best, lowest, taken
+        if taken == steps:
+            raise StopIteration
+        here = jnp.asarray(z, x.dtype)
+        value, gradient = _value_and_gradient(run, kinds, here, seen)
+        if not np.all(np.isfinite(gradient)):
+            raise ValueError("refine: the error's gradient in the times is not finite; is score_fn differentiable?")
+        now, taken = float(_value(run, kinds, here, kept)), taken + 1
+        if now < lowest:
+            best, lowest = z.copy(), now
+        line.update(
+            f"refining: step {taken} of {steps}, {look + taken * each:.3g} of {look + steps * each:.3g} evaluations, "
+            f"held-out {by} {np.exp(lowest):.4g} of the best grid's"
+        )
+        return float(value), np.asarray(gradient, np.float64)
 
-        with contextlib.suppress(StopIteration):
-            minimize(step, start, jac=True, method="L-BFGS-B", bounds=list(zip(start - _REACH, start + _REACH)))
+    with contextlib.suppress(StopIteration):
+        minimize(step, start, jac=True, method="L-BFGS-B", bounds=list(zip(start - _REACH, start + _REACH)))
     times = np.array(run.monotone.times(jnp.asarray(best, x.dtype), run.end))
     times[[0, -1]] = first, last
-    look = schedule.num_steps * sampler.evaluations * (x.shape[0] - half)
-    return Schedule(times), spent + look + taken * each
+    return Schedule(times), look + taken * each
 
 
 @eqx.filter_jit

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 
 from .. import _checks
 from .._numerics import matmul
+from .._progress import Progress
 from .._types import AnyArray, Numbers, ScoreFn
-from ..compare import Comparison, compare_schedules, evaluations
+from ..compare import Comparison, Reference, check_schedules, compare_to, evaluations, fine_steps, reference
 from ..process import AbstractProcess
 from ..record import Record, record
 from ..samplers import AbstractSampler
@@ -77,48 +78,35 @@ class Verification(NamedTuple):
         progress: bool,
     ) -> Choice:
         """The best of the schedules (`Comparison.best`), and of what so many gradient steps from there make of it."""
-
-        def best(schedules: dict[str, Schedule]) -> tuple[str, int]:
-            name = self.compare(0, process, sampler, schedules, progress).best(baselines, by)
-            return name, evaluations(sampler, schedules, len(self.noises(0)))
-
-        name, spent = best(schedules)
-        if refine and schedules[name].num_steps > 1:
-            start, rivals = schedules[name], {rival: schedules[rival] for rival in baselines}
-            run = process, sampler, monotone, start, rivals, self.noises(0), self.data
-            better, more = refined(self.score_fn, self.kind, *run, by, refine, progress)
-            schedules = {**schedules, REFINED: better}
-            name, again = best({name: start, REFINED: better, **rivals})
-            spent += more + again
-        # the evidence comes from noises that decided nothing
-        comparison = self.compare(1, process, sampler, schedules, progress)
-        spent += evaluations(sampler, schedules, len(self.noises(1)))
-        return Choice(name, schedules, dataclasses.replace(comparison, chosen=name), spent)
-
-    def compare(
-        self,
-        half: int,
-        process: AbstractProcess,
-        sampler: AbstractSampler,
-        schedules: dict[str, Schedule],
-        progress: bool,
-    ) -> Comparison:
-        """All schedules on one of the halves, 0 or 1."""
-        return compare_schedules(
-            self.score_fn,
-            process,
-            sampler,
-            schedules,
-            self.noises(half),
-            kind=self.kind,
-            data=self.data,
-            key=jax.random.fold_in(self.key, half),
-            progress=progress,
-        )
-
-    def noises(self, half: int) -> Float[Array, "noises *shape"]:
         middle = self.x_init.shape[0] // 2
-        return self.x_init[middle:] if half else self.x_init[:middle]
+        halves = self.x_init[:middle], self.x_init[middle:]
+        steps = fine_steps(max(schedule.num_steps for schedule in schedules.values()))
+        ends = check_schedules(process, sampler, schedules, stochastic=self.data is not None)
+        with Progress("comparing: fine reference", progress) as line:
+
+            def fine(half: int) -> Reference:
+                line.update("comparing: fine reference")
+                x = halves[half]
+                return reference(self.score_fn, process, x, steps, *ends, kind=self.kind, data=self.data)
+
+            def compared(half: int, exact: Reference, some: dict[str, Schedule]) -> Comparison:
+                run, key = (self.score_fn, process, sampler), jax.random.fold_in(self.key, half)
+                return compare_to(exact, *run, some, halves[half], kind=self.kind, key=key, line=line)
+
+            exact = fine(0)
+            found = compared(0, exact, schedules)
+            name, spent = found.best(baselines, by), evaluations(sampler, schedules, middle)
+            start = schedules[name]
+            if refine and start.num_steps > 1:
+                run = self.score_fn, self.kind, process, sampler, monotone
+                better, more = refined(*run, start, exact, found.take(baselines), halves[0], by, refine, line)
+                schedules = {**schedules, REFINED: better}
+                name = found.joined(compared(0, exact, {REFINED: better})).best(baselines, by)
+                spent += more + middle * sampler.evaluations * better.num_steps
+            # the evidence comes from noises that decided nothing
+            comparison = compared(1, fine(1), schedules)
+            spent += evaluations(sampler, schedules, len(halves[1]))
+        return Choice(name, schedules, dataclasses.replace(comparison, chosen=name), spent)
 
 
 def verification(
