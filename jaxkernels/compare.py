@@ -13,12 +13,12 @@ from jaxtyping import Array, Float
 from . import _checks
 from ._progress import Progress
 from ._setting import check_schedule
-from ._types import AnyArray, Numbers, ScoreFn
+from ._types import AnyArray, Numbers, ScoreFn, constant
 from .process import AbstractProcess
 from .quality import quantiles
 from .sample import sample
 from .samplers import SAMPLERS, AbstractSampler, DPMSolverPP2M
-from .schedules import GRIDS, Schedule, log_snr, sigma_range, uniform
+from .schedules import GRIDS, Schedule, log_snr
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +30,7 @@ _RESAMPLES, _DIRECTIONS = 200, 64
 _POWER = 6.0
 _FINE, _LEAST_FINE = 20, 200
 _SHOWN = 14
+_TINY = 1e-300
 _A = TypeVar("_A", np.ndarray, Array)
 
 
@@ -72,10 +73,11 @@ class Comparison(eqx.Module):
         """A statistic of one schedule over that of another, and its standard error by resampling noises in pairs."""
         _checks.one_of("kind", kind, STATISTICS)
         both = self.take([name, to])
-        value = both.values(kind)
         n = self.errors.shape[1]
         draws = np.random.default_rng(0).integers(n, size=(_RESAMPLES, n))
-        again = np.stack([both.values(kind, rows) for rows in draws], 1)
+        # of two schedules without any error neither is better
+        value, *again = (np.maximum(both.values(kind, rows), _TINY) for rows in (slice(None), *draws))
+        again = np.stack(again, 1)
         return float(value[0] / value[1]), float(np.std(again[0] / again[1], ddof=1))
 
     @property
@@ -116,7 +118,7 @@ class Comparison(eqx.Module):
             return leader if ratio + luck * spread < 1.0 else calm
         if by != BALANCED:
             return self.names[int(np.argmin(self.values(by)))]
-        logs = np.stack([np.log(np.maximum(self.values(kind), 1e-300)) for kind in WEIGHED], -1)
+        logs = np.stack([np.log(np.maximum(self.values(kind), _TINY)) for kind in WEIGHED], -1)
         excess = logs - logs[known].min(0)
         harm = np.sum(np.maximum(excess, 0.0), -1)
         return self.names[np.lexsort((balance(np, excess), harm))[0]]
@@ -228,8 +230,8 @@ def compare_schedules(
 ) -> Comparison:
     """Run a network on several schedules and on a fine one, from the same noises, and measure the distances.
 
-    The reference is DPM-Solver++(2M) on a uniform log-SNR grid (uniform in time where log-SNR is infinite at an
-    end) of at least 200 steps and 20 times those of the longest schedule.
+    The reference is DPM-Solver++(2M) on a uniform log-SNR grid (`schedules.log_snr`, with its rules where log-SNR is
+    infinite at an end) of at least 200 steps and 20 times those of the longest schedule.
 
     **Arguments:**
 
@@ -260,8 +262,8 @@ def check_schedules(
     stochastic: bool,
 ) -> tuple[float, float]:
     """First and last time of schedules that can be compared: `ends` if given, else those of the first schedule."""
-    if not schedules:
-        raise ValueError("schedules is empty; pass {name: Schedule}.")
+    if not isinstance(schedules, Mapping) or not schedules:
+        raise ValueError(f"schedules = {schedules!r} must be {{name: Schedule}}, not empty.")
     for name, schedule in schedules.items():
         check_schedule(process, sampler, schedule)
         times = np.asarray(schedule.times, np.float64)
@@ -285,6 +287,8 @@ def check_noises(x_init: Float[AnyArray, "noises *shape"]) -> Float[Array, "nois
     x = jnp.asarray(x_init)
     if x.ndim < 2 or x.shape[0] < 2:
         raise ValueError(f"x_init has shape {x.shape}; it must be (noises, ...) with at least 2 noises.")
+    if not jnp.all(jnp.isfinite(x)):
+        raise ValueError("x_init holds NaN or infinity; noises must be finite.")
     return x
 
 
@@ -360,7 +364,10 @@ def compare_to(
 
 
 def evaluations(sampler: AbstractSampler, schedules: Mapping[str, Schedule], noises: int) -> int:
-    """Of the network, one point each, in `compare_schedules` from so many noises."""
+    """Of the network, one point each, in `compare_schedules` from so many noises.
+
+    At most: a last step to sigma = 0 takes one, whatever the sampler (`samplers.Heun`).
+    """
     steps = [schedule.num_steps for schedule in schedules.values()]
     fine = fine_steps(max(steps))
     return noises * (fine + fine // 2 + sampler.evaluations * sum(steps))
@@ -395,12 +402,11 @@ def _ends(
     key: Array | None = None,
 ) -> Float[np.ndarray, "noises d"]:
     key = jax.random.key(0) if key is None else key
-    return np.asarray(sample(score_fn, process, sampler, schedule, key, x, kind=kind)).reshape(x.shape[0], -1)
+    reached = np.asarray(sample(score_fn, process, sampler, schedule, key, x, kind=kind), np.float64)
+    return reached.reshape(x.shape[0], -1)
 
 
 def _fine(process: AbstractProcess, steps: int, first: float, last: float) -> Schedule:
-    high, low = sigma_range(process, last)
-    grid = log_snr if np.isfinite(high) and low > 0 else uniform
-    times = np.asarray(grid(process, steps, last).times, np.float64)
-    # grids start at t_max; a schedule may start later
-    return Schedule(np.concatenate([[first], times[(times < first * (1.0 - 1e-6)) & (times > last)], [last]]))
+    if first != float(np.asarray(process.t_max)):  # a schedule may start later than grids do
+        process = eqx.tree_at(lambda p: p.t_max, process, constant(first))
+    return log_snr(process, steps, last)

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jaxtyping import Array
@@ -15,7 +16,7 @@ import jaxkernels.optimize._verify
 from jaxkernels._progress import Progress
 from jaxkernels.compare import balance, compare_to, reference
 from jaxkernels.optimize._refine import refined
-from jaxkernels.optimize._trust import unproven
+from jaxkernels.optimize._trust import unproven, unresolved
 
 PROCESS = jk.VP()
 TARGET = jk.Gaussian(0.2, np.array([2.0, 0.3, 0.05]))
@@ -46,6 +47,65 @@ def test_errors_are_distances_to_the_exact_flow() -> None:
     assert found.statistic("median")["quadratic"] == pytest.approx(np.median(found.errors[1]))
     assert found.statistic("log_mean")["quadratic"] == pytest.approx(np.exp(np.mean(np.log(found.errors[1]))))
     assert "against" in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("process", "first", "last"),
+    [
+        (jk.EDM(80.0), 80.0, 0.0),
+        (jk.VE(), 50.0, 0.0),
+        (jk.VP(), 1.0, 0.0),
+        (jk.VP(), 0.02, 0.0),
+        (jk.VP(), 0.1, 1e-3),
+        (jk.FlowMatching(), 1.0, 0.0),
+        (jk.DiscreteVP.scaled_linear(), 1000.0, 0.0),
+    ],
+)
+def test_the_reference_is_fine_at_either_end(process: Any, first: float, last: float) -> None:
+    """The exact flow of a Gaussian score, also to sigma = 0, where half of a grid may lie, and from a later start."""
+    target = jk.Gaussian(0.0, np.array([2.0, 0.3, 0.05]))
+    level = np.sqrt(np.asarray(target.marginal_variance(process, np.array([first, last]))))
+    x = NOISES * level[0]
+
+    def network(x: Array, t: Array) -> Array:
+        return target.predictor(process)(x, t).x0
+
+    exact = reference(network, process, jnp.asarray(x), 200, first, last, kind="x0", data=None)
+    flow = NOISES * level[1]
+    assert np.sqrt(np.mean(np.sum((exact.ends - flow) ** 2, 1))) < 1e-3 * np.sqrt(2.35)
+    assert exact.error < 3e-3
+
+
+def test_the_choice_to_sigma_zero_is_the_true_best() -> None:
+    """EDM's own setting, t_min = 0: by distances to the exact flow, no named grid beats what is chosen."""
+    process, target = jk.EDM(80.0), jk.Gaussian(0.0, np.array([0.5, 0.25, 0.05]))
+    x = jax.random.normal(jax.random.key(1), (64, 3)) * 80.0
+
+    def network(x: Array, t: Array) -> Array:
+        return target.predictor(process)(x, t).x0
+
+    setting: dict[str, Any] = {"score_fn": network, "kind": "x0", "verify": x, "starts": ["karras"]}
+    result = jk.optimize_schedule(target, process, "ddim", 6, t_min=0.0, progress=False, **setting)
+    flow = np.asarray(x) * np.sqrt(np.asarray(target.eigenvalues) / (np.asarray(target.eigenvalues) + 80.0**2))
+
+    def error(schedule: jk.Schedule) -> float:
+        end = np.asarray(jk.sample(network, process, "ddim", schedule, jax.random.key(0), x, kind="x0"))
+        return float(np.mean(np.log(np.linalg.norm(end - flow, axis=1))))
+
+    errors = {name: error(schedule) for name, schedule in result.baseline_schedules.items()}
+    assert error(result.schedule) < min(errors.values())
+    assert result.best_baseline == min(errors, key=errors.__getitem__)
+
+
+def test_a_schedule_without_error_is_the_best() -> None:
+    """Two points as data, to sigma = 0: where steps end on them exactly, no logarithm of 0 gets in the way."""
+    points = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.zeros((2, 2)))
+    result = jk.optimize_schedule(points, PROCESS, "ddim", 3, t_min=0.0, verify=32, refine=0, progress=False)
+    assert result.comparison is not None
+    values = result.comparison.statistic("log_mean")
+    assert values[result.chosen] == min(values.values())
+    for kind in ("rms", "log_mean", "sliced_w2"):
+        assert np.all(np.isfinite(result.comparison.ratio(kind, result.chosen, "log_snr")))
 
 
 def test_ratios_come_with_the_error_of_paired_noises() -> None:
@@ -343,6 +403,11 @@ def test_what_the_data_alone_do_not_decide() -> None:
     assert "sliced_w2" not in warning
     even = eqx.tree_at(lambda c: c.errors, found, np.stack([np.ones(100), np.full(100, 0.5)]))
     assert unproven(even, "ours", ["uniform"]) == ()
+    # the best grid itself gains nothing
+    assert "log_mean (1.00 ± 0.00" in unproven(even, "uniform", ["uniform"])[0]
+    # 0.5 from a reference that is accurate to 0.3
+    assert unresolved(even, "ours") == ()
+    assert "not resolved" in unresolved(dataclasses.replace(even, reference_error=0.3), "ours")[0]
 
 
 def test_samples_stand_for_a_mixture_of_them() -> None:
@@ -481,7 +546,8 @@ def test_refinement_says_what_it_needs() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"schedules": {}}, "schedules is empty"),
+        ({"schedules": {}}, r"schedules = \{\} must be \{name: Schedule\}, not empty"),
+        ({"x_init": np.full((4, 3), np.nan)}, "x_init holds NaN"),
         ({"schedules": {"a": jk.Schedule([1.0, 0.5, 1e-3], 1.0)}}, "stochastic: its samples have no reference"),
         ({"schedules": {"a": jk.Schedule([1.0, 1e-3]), "b": jk.Schedule([1.0, 0.1])}}, "they must agree"),
         ({"x_init": NOISES[:1]}, "at least 2 noises"),
@@ -506,6 +572,9 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
         ({"data": NOISES[:, :2]}, r"data has shape \(32, 2\); it must be \(n, 3\) with n >= 2"),
         ({"t_min": (1e-3, 1e-2)}, "must be one number"),
         ({"verify": 2}, "verify = 2"),
+        ({"verify": np.full((16, 3), np.nan)}, r"verify\[0, 0\] = nan"),
+        ({"score_fn": None, "verify": 64}, "verify needs score_fn"),
+        ({"score_fn": None, "kind": "x0"}, "kind = 'x0' needs score_fn"),
         ({"verify": NOISES[:4]}, "n >= 8"),
         ({"choose": "rsm"}, "Did you mean 'rms'"),
         ({"choose": "rms", "stochasticity": 1.0, "data": NOISES}, "choose = 'rms' is for deterministic schedules"),
@@ -520,14 +589,44 @@ def test_refusals_of_the_optimiser(arguments: dict[str, Any], message: str) -> N
         jk.optimize_schedule(TARGET, PROCESS, "ddim", 3, **setting)
 
 
+def test_refusals_of_other_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this suite's type checks would catch, and a user meets without them."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"verify": 64.0}, r"verify has shape \(\); it must be a whole number, or noises"),
+        ({"starts": {"mine": [1.0, 0.5, 0.2, 1e-3]}}, r"starts\['mine'\] must be a Schedule; got list"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            jk.optimize_schedule(TARGET, PROCESS, "ddim", 3, t_min=1e-3, score_fn=_score, **arguments)
+    several: Any = [jk.Schedule([1.0, 1e-3])]
+    with pytest.raises(ValueError, match=r"schedules = .* must be"):
+        jk.compare_schedules(_score, PROCESS, "ddim", several, jnp.asarray(NOISES))
+
+
 def test_the_choice_keeps_the_callers_precision(float32: None) -> None:
     target, process = jk.Gaussian(0.2, np.array([2.0, 0.3, 0.05])), jk.VP()  # a network of this precision
 
     def score(x: Array, t: Array) -> Array:
         return target.score(process, x, t)
 
-    result = jk.optimize_schedule(target, process, "ddim", 3, t_min=1e-3, score_fn=score, verify=8, progress=False)
+    setting: dict[str, Any] = {"t_min": 1e-3, "score_fn": score, "progress": False}
+    result = jk.optimize_schedule(target, process, "ddim", 3, verify=8, **setting)
     assert result.schedule.times.dtype == jnp.float32
+
+
+def test_refinement_keeps_the_callers_precision() -> None:
+    """float64, with a network and noises of float32."""
+
+    def score(x: Array, t: Array) -> Array:
+        return TARGET.score(PROCESS, x, t).astype(x.dtype)
+
+    x = jnp.asarray(NOISES, jnp.float32)
+    setting: dict[str, Any] = {"t_min": 1e-3, "score_fn": score, "verify": x, "refine": 2, "progress": False}
+    result = jk.optimize_schedule(TARGET, PROCESS, "ddim", 3, **setting)
+    times = result.candidates["refined"].times
+    assert times.dtype == np.float64
+    assert float(times[-1]) == 1e-3
 
 
 def test_unknown_input_shape_is_refused() -> None:

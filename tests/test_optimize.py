@@ -337,7 +337,7 @@ def test_starts_must_fit():
         jk.optimize_schedule(gaussian(), jk.VP(), "ddim", 3, t_min=1e-2, starts={"mine": schedule})
     with pytest.raises(ValueError, match=r"starts\['mine'\] runs from"):
         jk.optimize_schedule(gaussian(), jk.VP(), "ddim", 4, t_min=1e-3, starts={"mine": schedule})
-    for name in ("optimised", "recorded, mean", "mine, halfway to uniform", "karras"):
+    for name in ("optimised", "recorded, mean", "mine, halfway to uniform", "mine, stochasticity 1", "karras"):
         with pytest.raises(ValueError, match="has the name of another candidate"):
             jk.optimize_schedule(gaussian(), jk.VP(), "ddim", 4, t_min=1e-2, starts={name: schedule})
     result = jk.optimize_schedule(gaussian(), jk.VP(), "ddim", 4, t_min=1e-2, starts={"mine": schedule})

@@ -211,7 +211,7 @@ def test_a_stochastic_schedule_is_ranked_by_its_law() -> None:
         ({"steps": [3, 0]}, r"steps\[1\] = 0 must be at least 1"),
         ({"steps": [2.5]}, r"steps\[0\] = 2.5 must be a whole number"),
         ({"t_min": 2.0}, "t_min = 2 must be"),
-        ({"schedules": {}}, "schedules is empty"),
+        ({"schedules": {}}, r"schedules = \{\} must be"),
         ({"schedules": {"ready": READY}, "steps": [6, 12]}, r"\['ready'\] has no schedule for \('ddim', 12\); it has"),
         ({"schedules": {"ready": {("ddim", 3): READY["ddim", 6]}}}, r"\['ready'\] has 6 steps for \('ddim', 3\)"),
         ({"schedules": {"one": READY["ddim", 3]}}, r"\['one'\] must be a function or a table .* got Schedule"),

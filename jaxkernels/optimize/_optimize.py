@@ -29,8 +29,8 @@ from ..target import Gaussian, GaussianMixture
 from ._objective import OBJECTIVES, Objective, Windowed
 from ._refine import REFINED
 from ._result import OptimizedSchedule
-from ._trust import model_warnings, unproven, violations
-from ._verify import HALFWAY, OPTIMUM, candidates as verification_candidates, recorded, refinement, verification
+from ._trust import model_warnings, unproven, unresolved, violations
+from ._verify import HALFWAY, NOISY, OPTIMUM, candidates as verification_candidates, recorded, refinement, verification
 
 Starts: TypeAlias = Sequence[str] | Mapping[str, Schedule] | None
 
@@ -221,7 +221,14 @@ def optimize_schedule(
     on_gaussian = score_fn is None and isinstance(target, Gaussian)
     if on_gaussian:
         asked = None if choose == BALANCED else choose
-        given = {"record": record, "data": data, f"refine = {refine}": refine or None, f"choose = {choose!r}": asked}
+        given = {
+            "record": record,
+            "data": data,
+            "verify": verify,
+            f"kind = {kind!r}": None if kind == "score" else kind,
+            f"refine = {refine}": refine or None,
+            f"choose = {choose!r}": asked,
+        }
         for name, value in given.items():
             if value is not None:
                 raise ValueError(f"{name} needs score_fn, the network that it is for, or a mixture as target.")
@@ -349,7 +356,9 @@ def optimize_schedule(
         errors = comparison.statistic(criterion)
         nearest = _outside(baselines[min(baselines, key=errors.__getitem__)])
         baseline_evaluation = evaluate_schedule(target, process, sampler, nearest, **options)
-        doubts = () if tried.on_network else unproven(comparison, picked, baselines)
+        doubts = unresolved(comparison, picked)
+        if not tried.on_network and num_steps > 1:  # one step is the same by every grid
+            doubts += unproven(comparison, picked, baselines)
     with jax.enable_x64(True):
         if comparison is not None:
             # as many rows as the starts: the program that evaluated them serves again
@@ -590,7 +599,9 @@ def _starts(
         return {name: _checks.lookup("starts", name, grids) for name in starts}
     given = {}
     for name, schedule in starts.items():
-        if name in (OPTIMUM, REFINED, *RECORDED_POWERS, *GRIDS) or HALFWAY in name:
+        if not isinstance(schedule, Schedule):
+            raise ValueError(f"starts[{name!r}] must be a Schedule; got {type(schedule).__name__}.")
+        if name in (OPTIMUM, REFINED, *RECORDED_POWERS, *GRIDS) or HALFWAY in name or name.endswith(NOISY):
             raise ValueError(f"starts[{name!r}] has the name of another candidate; give it one of its own.")
         if schedule.num_steps != num_steps:
             raise ValueError(f"starts[{name!r}] has {schedule.num_steps} steps; num_steps is {num_steps}.")
@@ -611,7 +622,7 @@ def _with_stochasticity(schedules: dict[str, Schedule], fixed: np.ndarray | None
     if fixed is not None:
         return {name: Schedule.from_squared(s.times, fixed) for name, s in schedules.items()}
     return {
-        name if alpha == 0 else f"{name}, stochasticity 1": Schedule(s.times, alpha)
+        name if alpha == 0 else f"{name}{NOISY}": Schedule(s.times, alpha)
         for alpha in (0.0, 1.0)
         for name, s in schedules.items()
     }

@@ -106,7 +106,7 @@ def refined(
 
     with contextlib.suppress(StopIteration):
         minimize(step, start, jac=True, method="L-BFGS-B", bounds=list(zip(start - _REACH, start + _REACH)))
-    times = np.array(run.monotone.times(jnp.asarray(best, x.dtype), run.end))
+    times = np.array(run.monotone.times(jnp.asarray(best, x.dtype), run.end), jnp.result_type(float))
     times[[0, -1]] = first, last
     return Schedule(times), look + taken * each
 

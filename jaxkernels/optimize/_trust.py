@@ -17,6 +17,8 @@ from ..target import Gaussian
 # A flipped sign matters when the flipped modes hold this share of the variance after the step.
 _SHARE = 0.01
 _HEAVY_TAIL = 9.0
+# errors below this many times the distance between the reference and one of half its steps are not told apart
+_RESOLVED = 2.0
 
 
 @jax.jit
@@ -66,6 +68,17 @@ def model_warnings(target: Gaussian) -> tuple[str, ...]:
     )
 
 
+def unresolved(comparison: Comparison, chosen: str) -> tuple[str, ...]:
+    """Whether the chosen schedule is about as accurate as the reference it was chosen by."""
+    error = comparison.statistic("rms")[chosen]
+    if not error < _RESOLVED * comparison.reference_error:
+        return ()
+    return (
+        f"the chosen schedule is {error:.2g} from the fine reference, which itself is accurate to "
+        f"{comparison.reference_error:.2g}: which schedule is best is not resolved; a larger t_min may help",
+    )
+
+
 def unproven(comparison: Comparison, chosen: str, baselines: Iterable[str]) -> tuple[str, ...]:
     """In which statistics a mixture's choice is no better than the best baseline beyond the standard error.
 
@@ -78,7 +91,7 @@ def unproven(comparison: Comparison, chosen: str, baselines: Iterable[str]) -> t
         values = comparison.statistic(kind)
         grid = min(baselines, key=values.__getitem__)
         ratio, spread = comparison.ratio(kind, chosen, grid)
-        if ratio + spread > 1.0:
+        if not ratio + spread < 1.0:
             found.append(f"{kind} ({ratio:.2f} ± {spread:.2f} of that of {grid})")
     if not found:
         return ()

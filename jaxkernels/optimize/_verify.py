@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
-from .._numerics import matmul
+from .._numerics import as_inexact, matmul
 from .._progress import Progress
 from .._types import AnyArray, Numbers, ScoreFn
 from ..compare import Comparison, Reference, check_schedules, compare_to, evaluations, fine_steps, reference
@@ -21,7 +21,7 @@ from ..schedules import Monotone, Schedule
 from ..target import Gaussian, GaussianMixture
 from ._refine import REFINED, refined
 
-OPTIMUM, HALFWAY = "optimised", ", halfway to "
+OPTIMUM, HALFWAY, NOISY = "optimised", ", halfway to ", ", stochasticity 1"
 # of a mixture, whose evaluations are cheap
 _DRAWS, _TRAJECTORIES, _NODES = 8192, 256, 48
 # noises of a choice by default: on a network; on a mixture, where the tail of few dimensions needs many
@@ -181,9 +181,12 @@ class _Denoiser(eqx.Module):
 def noises(target: Gaussian, process: AbstractProcess, verify: int | AnyArray, key: Array) -> Array:
     """Initial points, twice as many as are used to choose."""
     if not isinstance(verify, int | np.integer):
-        if verify.ndim < 2 or verify.shape[0] < 8:
-            raise ValueError(f"verify has shape {verify.shape}; as noises it must be (n, ...) with n >= 8.")
-        return jnp.asarray(verify)
+        checked = _checks.array("verify", verify)
+        if checked.ndim < 2 or checked.shape[0] < 8:
+            raise ValueError(
+                f"verify has shape {checked.shape}; it must be a whole number, or noises (n, ...) with n >= 8."
+            )
+        return as_inexact(verify)
     count = _checks.count("verify", verify, at_least=4)
     if np.any(np.asarray(target.weights) != 1):
         raise ValueError("target's modes have weights, so the network's input shape is unknown: pass verify=noises.")
