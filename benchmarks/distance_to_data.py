@@ -22,7 +22,7 @@ from .networks import NAMED, NOISES, PROBLEMS, PROCESS, REFERENCE_STEPS, T_MIN, 
 
 SAMPLER = jk.samplers.DPMSolverPP2M()
 # where the schedules measured on the network end further from the data than the best named grid
-CASES = (("digits", 8), ("digits", 12), ("digits", 20), ("patches", 20))
+CASES = (("digits", 8), ("digits", 12), ("digits", 20), ("blobs", 12), ("blobs", 20))
 STARTS = ("quadratic", "karras", "align_your_steps")
 SEEN, BATCH, STEPS, RATE, PENALTY = 2048, 512, 300, 0.05, 20.0
 
