@@ -5,7 +5,7 @@ import numpy as np
 from . import _checks
 from ._numerics import is_traced
 from ._types import AnyArray, Numbers
-from .process import AbstractProcess
+from .process import AbstractProcess, check_process
 from .samplers import SAMPLERS, AbstractSampler
 from .schedules import Schedule
 from .target import Gaussian, GaussianMixture
@@ -27,10 +27,9 @@ def check_setting(
     return target, *check_sampler(process, sampler)
 
 
-def check_sampler(process: object, sampler: AbstractSampler | str) -> tuple[AbstractProcess, AbstractSampler]:
+def check_sampler(process: object, sampler: object) -> tuple[AbstractProcess, AbstractSampler]:
     """A process and a sampler, its name resolved."""
-    if not isinstance(process, AbstractProcess):
-        raise ValueError(f"process must be a forward process such as VP(); got {process!r}.")
+    process = check_process(process)
     if isinstance(sampler, str):
         sampler = _checks.lookup("sampler", sampler, SAMPLERS)()
     if not isinstance(sampler, AbstractSampler):
@@ -42,6 +41,7 @@ def check_schedule(process: AbstractProcess, sampler: AbstractSampler, schedule:
     """A schedule that this process and this sampler can use."""
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule must be a Schedule; got {type(schedule).__name__}.")
+    check_process(process)
     if is_traced((process, schedule)):
         return schedule.error_if_invalid()
     t_max, first = float(np.asarray(process.t_max)), float(np.asarray(schedule.times)[0])
@@ -64,7 +64,7 @@ def check_times(process: AbstractProcess, times: Numbers) -> AnyArray:
     grid = _checks.array("times", times)
     if grid.ndim != 1 or grid.size == 0 or np.any(np.diff(grid) >= 0) or grid[-1] <= 0:
         raise ValueError(f"times must be a strictly decreasing list of times > 0; got {grid}.")
-    t_max = float(np.asarray(process.t_max))
+    t_max = float(np.asarray(check_process(process).t_max))
     if grid[0] > t_max * (1.0 + 1e-6):
         raise ValueError(f"times[0] = {grid[0]:g} lies beyond the process's t_max = {t_max:g}.")
     return grid

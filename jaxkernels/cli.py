@@ -318,7 +318,7 @@ def export_(
         "sigma_min": sigma_min,
         "sigma_max": sigma_max,
         "rho": rho,
-        "sampler": saved.sampler,
+        "sampler": saved.sampler if saved.sampler in SAMPLERS else None,
     }
     options = {name: value for name, value in given.items() if value is not None}
     result = export(saved.schedule, saved.process, to, **options)
@@ -327,7 +327,8 @@ def export_(
     else:
         write_atomically(output, result.text.encode() + b"\n")
         _say(f"written: {output}")
-    for note in result.notes:
+    own = () if saved.sampler in (None, *SAMPLERS) else (f"the schedule was made for a sampler {saved.sampler!r}",)
+    for note in own + result.notes:
         print(f"note: {note}", file=sys.stderr)
 
 

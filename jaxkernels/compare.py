@@ -332,6 +332,8 @@ def reference(
         data = data.reshape(len(data), -1)
     fine, half = (fine_ends(score_fn, process, x, k, first, last, kind=kind) for k in (steps, steps // 2))
     size = float(np.sqrt(np.sum(fine.var(0))))
+    if size == 0.0:
+        raise ValueError("all noises end at one point, so that errors have no unit: are they all the same?")
     directions = np.random.default_rng(0).standard_normal((fine.shape[1], _DIRECTIONS))
     directions /= np.linalg.norm(directions, axis=0) * size
     between = np.sqrt(np.mean(np.sum((fine - half) ** 2, 1))) / size

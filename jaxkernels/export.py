@@ -21,7 +21,8 @@ What takes a grid, and which sampler of jaxkernels it then is (in brackets: with
                   sample_dpmpp_2m          dpmpp_2m
                   sample_heun              heun for EDM
                   other sample_ functions take the same sigmas; sample_dpm_fast and sample_dpm_adaptive take none
-    ComfyUI       euler, euler_ancestral, dpmpp_2m, heun, as in k-diffusion (one eta for all steps)
+    ComfyUI       euler, euler_ancestral, dpmpp_2m, heun, as in k-diffusion (one eta for all steps); for flow models,
+                  whose level is another, heun for FlowMatching, and dpmpp_2m with another second-order term
     NVlabs/edm    edm_sampler              heun for EDM (stochasticity as churn)
     diffusers     EulerDiscrete            ddim, any stochasticity
                   EDMEuler                 ddim, any stochasticity
@@ -62,10 +63,10 @@ from jaxtyping import Array, ArrayLike, Float
 
 from . import _checks
 from ._numerics import in_float64
-from ._setting import check_schedule
+from ._setting import check_sampler, check_schedule
 from .process import EDM, VE, AbstractProcess, DiscreteVP, FlowMatching
-from .samplers import DDIM, to_churn, to_eta
-from .schedules import Schedule
+from .samplers import DDIM, SAMPLERS, to_churn, to_eta
+from .schedules import Schedule, sigma_range
 
 Levels: TypeAlias = Float[np.ndarray, " levels"]
 
@@ -108,12 +109,18 @@ def export(schedule: Schedule, process: AbstractProcess, tool: str, **options: o
 
     **Arguments:** `tool` is a name in `TOOLS`: "diffusers", "k-diffusion", "comfyui" or "edm"; `options`
     are the keyword arguments of its function there. All take `end` ("keep", "replace" or "append"; by default "keep"
-    where the tool can stop at the schedule's last level and "replace" where it cannot) and `sampler`, the name of
-    the sampler that the schedule is for.
+    where the tool can stop at the schedule's last level and "replace" where it cannot) and `sampler`, the sampler
+    that the schedule is for, or its name.
 
-    **Raises:** ValueError for an unknown tool or option, and if the tool cannot represent the schedule.
+    **Raises:** ValueError for an unknown tool, option or sampler, if the sampler cannot take the schedule, and if the
+    tool cannot represent it.
     """
-    check_schedule(process, DDIM(), schedule)
+    given = options.get("sampler")
+    _, sampler = check_sampler(process, DDIM() if given is None else given)
+    check_schedule(process, sampler, schedule)
+    if given is not None:
+        names = {cls: name for name, cls in SAMPLERS.items()}
+        options["sampler"] = names.get(type(sampler), type(sampler).__name__)
     return _call(f"tool {tool!r}", _checks.lookup("tool", tool, TOOLS), schedule, process, options)
 
 
@@ -180,8 +187,15 @@ def comfyui(
     flow = isinstance(process, FlowMatching)
     if flow:
         levels, warnings = _flow_levels(schedule, process, end, "comfyui", keeps=True)
+        # the first noise is multiplied by the level, which is the deviation that the process has there
+        start = _start(schedule, process) * (1.0 - float(levels[0])) if levels[0] < 1.0 else 1.0
+        warnings += _start_warning("comfyui", float(levels[0]), start)
     else:
         levels, warnings = _sigmas(schedule, process, end, "comfyui", keeps=True)
+        if isinstance(process, DiscreteVP):
+            first = float(levels[0])
+            whole = math.isclose(first, sigma_range(process, 0.0)[0], rel_tol=1e-5)
+            warnings += _start_warning("comfyui", math.hypot(first, 1.0) if whole else first, _start(schedule, process))
     eta = _eta(schedule, process, levels)
     values = {"sigmas": _written(levels)}
     text = ", ".join(np.format_float_positional(v, trim="0") for v in values["sigmas"])
@@ -193,7 +207,13 @@ def comfyui(
         node = f"SamplerEulerAncestral with eta {constant} and s_noise 1"
     else:
         node = f"the sampler {name!r}"
-    warnings += _sampler_warnings("comfyui", sampler, names.keys() | {"ddim"}, process, bool(eta.any()))
+    same = names.keys() | {"ddim"}
+    warnings += _sampler_warnings("comfyui", sampler, same, process, bool(eta.any()), FlowMatching if flow else EDM)
+    if flow and sampler == "dpmpp_2m":
+        warnings += (
+            "comfyui's dpmpp_2m extrapolates in the logarithm of its level s/(a + s), jaxkernels' in that of s/a: "
+            "their second-order terms differ",
+        )
     if eta.any() and constant is None:
         warnings += (
             "stochasticity cannot be carried: ComfyUI's ancestral sampler takes one eta for all steps"
@@ -843,15 +863,20 @@ def _no_knob(name: str, schedule: Schedule) -> tuple[str, ...]:
 
 
 def _sampler_warnings(
-    tool: str, sampler: str | None, same: set[str], process: AbstractProcess, stochastic: bool
+    tool: str,
+    sampler: str | None,
+    same: set[str],
+    process: AbstractProcess,
+    stochastic: bool,
+    own: type[AbstractProcess] = EDM,
 ) -> tuple[str, ...]:
-    """What separates the tool's sampler from the one that the schedule was made for."""
+    """What separates the tool's sampler from the one that the schedule was made for. `own` has the tool's time."""
     if sampler is None:
         return ()
     if sampler not in same:
         return (f"the schedule was made for the sampler {sampler}; {tool} runs another one here",)
-    if sampler == "heun" and not isinstance(process, EDM):
-        return (f"{tool} takes Heun steps in sigma, jaxkernels in the process's time; they agree for EDM",)
+    if sampler == "heun" and not isinstance(process, own):
+        return (f"{tool} takes Heun steps in sigma, jaxkernels in the process's time; they agree for {own.__name__}",)
     if stochastic and sampler != "ddim":
         return ("stochasticity is translated as that of DDIM, which meets every noise level exactly",)
     return ()

@@ -18,6 +18,9 @@ from jaxtyping import Array, ArrayLike, Float
 from . import _checks
 from ._numerics import full_precision, log_ratio_excess, safe_divide, safe_sqrt
 
+# eigenvalues below this share of the largest are 0
+_NULL = 1e-14
+
 Metric: TypeAlias = Callable[[Array, Array, Array], Array]
 
 
@@ -99,7 +102,7 @@ def sylvester(r: Float[Array, "d d"], m: Float[Array, "d d"]) -> Float[Array, "d
     def solve(_: object, m: Array) -> Array:
         values, vectors = jnp.linalg.eigh(0.5 * (r + r.T))
         sums = jnp.maximum(values, 0.0)[:, None] + jnp.maximum(values, 0.0)
-        sums = jnp.where(sums > 1e-14 * jnp.max(sums), sums, 0.0)
+        sums = jnp.where(sums > _NULL * jnp.max(sums), sums, 0.0)
         return vectors @ safe_divide(vectors.T @ m @ vectors, sums) @ vectors.T
 
     return jax.lax.custom_linear_solve(lambda x: r @ x + x @ r, m, solve, symmetric=True)
@@ -139,16 +142,27 @@ def transport_map(covariance: Float[Array, "d d"], target_covariance: Float[Arra
 def bures_squared(covariance: Float[Array, "d d"], target_covariance: Float[Array, "d d"]) -> Float[Array, ""]:
     """Squared Bures distance tr S + tr C - 2 tr (C^(1/2) S C^(1/2))^(1/2) between covariances.
 
-    For nearby S and C it is computed as tr (I - T) S (I - T), which does not cancel; for singular ones,
-    where T need not exist, by the definition. The derivative in S is <I - T, dS>, and likewise in C.
+    For nearby S and C it is computed as tr (I - T) S (I - T) + tr N C, which does not cancel: N projects onto the null
+    space of R = (C^(1/2) S C^(1/2))^(1/2), where S has nothing to carry to C. Where rounding hides that space the value
+    is too small, so that it is computed in both directions and the larger one taken. The derivative in S is
+    <I - T, dS>, and likewise in C.
     """
     root = sqrtm(target_covariance)
     r = sqrtm(root @ covariance @ root)
     total = jnp.trace(covariance) + jnp.trace(target_covariance)
     direct = jnp.maximum(total - 2.0 * jnp.trace(r), 0.0)
-    gap = jnp.eye(r.shape[0], dtype=r.dtype) - transport_map(covariance, target_covariance)
-    stable = jnp.trace(gap @ covariance @ gap)
+    stable = jnp.maximum(_carried(covariance, target_covariance), _carried(target_covariance, covariance))
     return jnp.where(direct > 1e-4 * total, direct, jnp.maximum(stable, 0.0))
+
+
+@full_precision
+def _carried(s: Float[Array, "d d"], c: Float[Array, "d d"]) -> Float[Array, ""]:
+    """tr (I - T) S (I - T) + tr N C: what T moves of S, and what of C it does not reach."""
+    root = sqrtm(c)
+    values, vectors = jnp.linalg.eigh(sqrtm(root @ s @ root))
+    unreached = jnp.where(values > _NULL * jnp.max(values), 0.0, jnp.sum(vectors * (c @ vectors), 0))
+    gap = jnp.eye(s.shape[0], dtype=s.dtype) - transport_map(s, c)
+    return jnp.trace(gap @ s @ gap) + jnp.sum(unreached)
 
 
 @bures_squared.defjvp

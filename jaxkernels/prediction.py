@@ -56,8 +56,9 @@ def predictor(fn: Callable[[Array, Array], Array], process: AbstractProcess, kin
 
     **Raises:** ValueError for an unknown kind, or (when called) for an output of another shape.
 
-    A score or epsilon says nothing about x0 where a(t) = 0, and x0 nothing about eps where s(t) = 0:
-    there the other part comes out infinite or NaN, so start and stop away from those points.
+    A score or epsilon says nothing about x0 where a(t) = 0, and x0 nothing about eps where s(t) = 0: there the other
+    part comes out infinite or NaN, and so do both parts of a velocity where a rate is infinite (VP at t = 0). Start and
+    stop away from those points.
     """
     _checks.one_of("kind", kind, _rows(process, jnp.asarray(0.5)))
 
@@ -73,6 +74,9 @@ def predictor(fn: Callable[[Array, Array], Array], process: AbstractProcess, kin
         if kind == "score":
             value = s * value
         determinant = a * c1 - s * c0
-        return Prediction((c1 * x - s * value) / determinant, (a * value - c0 * x) / determinant)
+        # what the network predicts is taken as it is, which is defined at either end too
+        x0 = value if kind == "x0" else (c1 * x - s * value) / determinant
+        eps = c1 * value if kind in ("score", "epsilon") else (a * value - c0 * x) / determinant
+        return Prediction(x0, eps)
 
     return predict

@@ -26,11 +26,12 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from . import _checks, _files
 from ._numerics import forward_derivatives, in_float64, to_float64
 from ._progress import Progress
+from ._setting import check_sampler, check_schedule
 from ._types import AnyArray, Numbers, ScoreFn, constant
 from .prediction import Prediction, Predictor, predictor
 from .process import PROCESSES, AbstractProcess, from_config, to_config
 from .recurrence import window_interval, windows
-from .samplers import RK4, SAMPLERS, AbstractSampler, Interval
+from .samplers import RK4, AbstractSampler, Interval
 from .schedules import Monotone, Schedule, check_range, sigma_range
 
 _FORMAT = "jaxkernels.record"
@@ -68,19 +69,25 @@ class Record(eqx.Module):
         The root of the mean over directions of squared components: an unbiased estimate of the squared distance,
         exact when there are as many directions as dimensions.
 
-        **Raises:** ValueError for a sampler with several evaluations per step, a stochastic schedule, or one from
-        other end times.
+        **Raises:** ValueError for a sampler with several evaluations per step, a stochastic schedule, one from other
+        end times, or a sampler that divides by a signal of 0 there.
         """
         objective = RecordedError(self, sampler)
+        check_schedule(self.process, objective.sampler, schedule)
         times = np.asarray(schedule.times, np.float64)
         first, last = float(np.asarray(self.process.t_max)), float(np.asarray(self.t_min))
-        if not np.allclose(times[[0, -1]], (first, last), rtol=1e-5):
+        if not np.allclose(times[[0, -1]], (first, last), rtol=1e-5, atol=0.0):
             raise ValueError(
                 f"schedule runs from {times[0]:g} to {times[-1]:g}; the record from {first:g} to {last:g}."
             )
         if np.any(np.asarray(schedule.stochasticity_squared) > 0):
             raise ValueError("schedule is stochastic; a record is of deterministic trajectories.")
         components = in_float64(_components)(*to_float64((self, objective.sampler, constant(times))))
+        if not np.all(np.isfinite(components)):
+            raise ValueError(
+                f"{type(objective.sampler).__name__} has no finite error on this schedule: it divides by the signal, "
+                f"which is 0 at t_max = {first:g} of {self.process}."
+            )
         return np.sqrt(np.mean(np.asarray(components) ** 2, -1))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -143,8 +150,7 @@ class RecordedError(eqx.Module):
     power: ArrayLike
 
     def __init__(self, record: Record, sampler: AbstractSampler | str, power: Numbers = 2.0):
-        if isinstance(sampler, str):
-            sampler = _checks.lookup("sampler", sampler, SAMPLERS)()
+        _, sampler = check_sampler(record.process, sampler)
         if sampler.evaluations != 1:
             raise ValueError(
                 f"{type(sampler).__name__} evaluates the network {sampler.evaluations} times per step; a record "
@@ -266,6 +272,8 @@ def record(
             reached.append(np.asarray(end, np.float64).reshape(len(part), dim))
             line.update(f"recording: trajectory {begin + len(part)} of {x.shape[0]}")
     scale = float(np.sqrt(np.sum(np.concatenate(reached).var(0))))
+    if scale == 0.0:
+        raise ValueError("all trajectories end at one point; x_init must hold different noises.")
     kept = constant(np.concatenate(products, axis=3) / scale)
     return Record(monotone, kept, constant(np.asarray(low_time)), constant(np.asarray(scale)))
 

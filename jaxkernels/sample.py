@@ -51,6 +51,8 @@ def sample(
     if not is_traced(finite) and not np.all(finite):
         k = int(np.argmin(finite))
         times = np.asarray(schedule.times)
+        if not np.all(np.isfinite(np.asarray(x_init, np.float64))):
+            raise ValueError("x_init holds NaN or infinity; it must be finite.")
         raise ValueError(
             f"x is no longer finite after step {k}, from t = {times[k]:g} to {times[k + 1]:g}: score_fn "
             "returned NaN or infinity there, or the step divides by a signal or noise level that is 0."

@@ -15,6 +15,8 @@ import jaxkernels as jk
 import jaxkernels.optimize._verify
 from jaxkernels._progress import Progress
 from jaxkernels.compare import balance, compare_to, reference
+from jaxkernels.export import export
+from jaxkernels.measure import Measurement
 from jaxkernels.optimize._refine import refined
 from jaxkernels.optimize._trust import unproven, unresolved
 
@@ -602,6 +604,32 @@ def test_refusals_of_other_types(monkeypatch: pytest.MonkeyPatch) -> None:
     several: Any = [jk.Schedule([1.0, 1e-3])]
     with pytest.raises(ValueError, match=r"schedules = .* must be"):
         jk.compare_schedules(_score, PROCESS, "ddim", several, jnp.asarray(NOISES))
+    edm: Any = "edm"
+    schedule, key = jk.Schedule([1.0, 0.1]), jax.random.key(0)
+    for call in (
+        lambda: jk.sample(_score, edm, jk.DDIM(), schedule, key, jnp.asarray(NOISES)),
+        lambda: jk.record(_score, edm, jnp.asarray(NOISES), t_min=0.1),
+        lambda: jk.measure(_score, edm, NOISES, [1.0, 0.5], key),
+        lambda: export(schedule, edm, "comfyui"),
+        lambda: jk.schedules.karras(edm, 3, 0.1),
+    ):
+        with pytest.raises(ValueError, match=r"process must be a forward process such as VP\(\); got 'edm'"):
+            call()
+    mixture: Any = jk.GaussianMixture([1.0], np.zeros((1, 3)), np.ones((1, 3)))
+    with pytest.raises(ValueError, match="target must be a Gaussian; got GaussianMixture"):
+        jk.measure(_score, PROCESS, NOISES, [1.0, 0.5], key, target=mixture)
+    with pytest.raises(ValueError, match="target must be a Gaussian; got GaussianMixture"):
+        Measurement.from_losses(PROCESS, [1.0, 0.5], [1.0, 1.0], kind="x0", averaged_over=1, target=mixture)
+
+
+def test_noises_that_make_no_law_are_refused() -> None:
+    same, broken = jnp.ones((4, 3)), jnp.asarray(NOISES).at[0, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match="all noises end at one point"):
+        jk.compare_schedules(_score, PROCESS, "ddim", _grids(3), same)
+    with pytest.raises(ValueError, match="all trajectories end at one point"):
+        jk.record(_score, PROCESS, same, t_min=1e-3, nodes=8, progress=False)
+    with pytest.raises(ValueError, match="x_init holds NaN"):
+        jk.sample(_score, PROCESS, jk.DDIM(), _grids(3)["uniform"], jax.random.key(0), broken)
 
 
 def test_the_choice_keeps_the_callers_precision(float32: None) -> None:

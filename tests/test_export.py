@@ -159,6 +159,31 @@ class TestComfyUI:
         assert read == list(result.values["sigmas"])
         assert re.fullmatch(r"\d+\.\d+(, \d+\.\d+)*", result.text)
 
+    @pytest.mark.parametrize(
+        ("process", "times", "scale"),
+        [
+            (jk.FlowMatching(), [0.8, 0.5, 0.02], "0.8; the schedule starts from 1"),
+            (jk.FlowMatching(), [1.0, 0.5, 0.02], None),
+            (jk.DiscreteVP.scaled_linear(), [500.0, 50.0, 1.0], "1.61.*; the schedule starts from 1.89"),
+            (jk.DiscreteVP.scaled_linear(), [1000.0, 50.0, 1.0], None),
+        ],
+    )
+    def test_the_first_noise_below_the_top_is_warned_of(self, process, times: list[float], scale: str | None):
+        """ComfyUI multiplies unit noise by the level, and by sqrt(1 + sigma^2) only at the top of a table."""
+        warnings = export(_at(times), process, "comfyui").warnings
+        found = [text for text in warnings if "scales the first noise by" in text]
+        assert len(found) == (scale is not None)
+        assert scale is None or re.search(scale, found[0])
+
+    def test_samplers_of_flow_models(self):
+        """Heun in the level t is Heun in the process's time; dpmpp_2m extrapolates in log t, not in log t/(1 - t)."""
+        schedule = _at([1.0, 0.75, 0.25, 0.02])
+        assert export(schedule, jk.FlowMatching(), "comfyui", sampler="heun").warnings == ()
+        (warning,) = export(schedule, jk.FlowMatching(), "comfyui", sampler="dpmpp_2m").warnings
+        assert "second-order terms differ" in warning
+        (warning,) = export(_at([1.0, 0.5, 0.02]), jk.VP(), "comfyui", sampler="heun").warnings
+        assert "they agree for EDM" in warning
+
     def test_flow_models_take_the_time_itself(self):
         result = export(_at([1.0, 0.75, 0.25, 0.001]), jk.FlowMatching(), "comfyui")
         assert result.values["sigmas"] == (1.0, 0.75, 0.25, 0.001)
@@ -411,6 +436,17 @@ class TestOptions:
     def test_text_is_python(self, scheduler: str):
         schedule = _at([14.0, 5.0, 1.0, 0.1], 0.5)
         ast.parse(export(schedule, jk.EDM(), "diffusers", scheduler=scheduler).text)
+
+    def test_the_sampler_is_checked(self):
+        assert export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler=jk.samplers.DPMSolverPP2M()) == export(
+            self.SCHEDULE, jk.EDM(), "k-diffusion", sampler="dpmpp_2m"
+        )
+        with pytest.raises(ValueError, match="Did you mean 'dpmpp_2m'"):
+            export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler="dpmpp2m")
+        with pytest.raises(ValueError, match="sampler must be a sampler or a name; got 3"):
+            export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler=3)
+        with pytest.raises(ValueError, match="no meaning for Heun"):
+            export(jk.Schedule(self.SCHEDULE.times, 1.0), jk.EDM(), "k-diffusion", sampler="heun")
 
     def test_another_sampler_is_pointed_out(self):
         result = export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler="rk4")

@@ -476,6 +476,17 @@ def test_predictions_convert_and_come_back(name: str, there: str, back: str) -> 
         x0, eps = np.asarray(read.x0), np.asarray(read.eps)
 
 
+@pytest.mark.parametrize(
+    ("kind", "process", "t", "part"),
+    [("x0", jk.EDM(), 0.0, "x0"), ("epsilon", jk.FlowMatching(), 1.0, "eps"), ("score", jk.FlowMatching(), 1.0, "eps")],
+)
+def test_what_is_predicted_is_known_at_either_end(kind: str, process: Any, t: float, part: str) -> None:
+    """x0 where no noise, and the noise where no signal is left; the other part is not known there."""
+    read = jk.predictor(lambda x, t: 2.0 * jnp.ones_like(x), process, kind)(jnp.ones(3), jnp.asarray(t))
+    np.testing.assert_array_equal(getattr(read, part), -2.0 if kind == "score" else 2.0)
+    assert not np.any(np.isfinite(read.eps if part == "x0" else read.x0))
+
+
 @pytest.mark.usefixtures("float32")
 def test_single_precision(gaussian: Measurement) -> None:
     # of this precision: JAX remembers that of arrays it has met

@@ -269,6 +269,24 @@ def test_singular_covariances() -> None:
     assert np.all(np.isfinite(slope))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([1.0, 2.0, 0.0, 0.5], [1.0, 2.0, 1e-5, 0.5]),
+        ([1.0, 2.0, 0.0, 0.5], [1.0, 2.0, 0.0, 0.501]),
+        ([1.0, 2.0, 0.0, 1e-5], [1.0, 2.0, 1e-5, 0.0]),
+    ],
+)
+def test_nearly_equal_singular_covariances(a: list[float], b: list[float], turned: bool) -> None:
+    """Commuting ones, in both orders: sum of (sqrt a - sqrt b)^2. Rounding hides a tenth where both are singular."""
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0] if turned else np.eye(4)
+    s, c = ((basis * np.array(v)) @ basis.T for v in (a, b))
+    exact = np.sum((np.sqrt(a) - np.sqrt(b)) ** 2)
+    for there, back in ((s, c), (c, s)):
+        assert _bures(there, back) == pytest.approx(exact, rel=0.1)
+
+
 def _symmetric(a: jax.Array) -> jax.Array:
     return 0.5 * (a + a.T)
 

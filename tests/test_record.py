@@ -279,6 +279,9 @@ def test_what_a_record_cannot_predict_is_refused(recorded: jk.Record) -> None:
         recorded.errors("ddim", jk.Schedule(grid.times, 1.0))
     with pytest.raises(ValueError, match=r"the record from 1 to 0\.001"):
         recorded.errors("ddim", jk.schedules.uniform(PROCESS, 4, 1e-2))
+    flow = jk.record(lambda x, t: 0.5 * x, jk.FlowMatching(), NOISES, t_min=0.01, kind="x0", nodes=16, progress=False)
+    with pytest.raises(ValueError, match=r"ExponentialIntegrator has no finite error .* which is 0 at t_max = 1"):
+        flow.errors("exponential_integrator", jk.schedules.uniform(jk.FlowMatching(), 4, 0.01))
     with pytest.raises(ValueError, match="power = -1"):
         jk.RecordedError(recorded, "ddim", -1.0)
     law = MIXTURE.gaussian()

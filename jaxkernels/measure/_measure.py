@@ -92,6 +92,8 @@ def measure(
     count, size = samples.shape[0], int(np.prod(samples.shape[1:]))
     if points > count:
         raise ValueError(f"lipschitz_points = {points} must be at most the number of samples, {count}.")
+    if target is not None and not isinstance(target, Gaussian):
+        raise ValueError(f"target must be a Gaussian; got {type(target).__name__}.")
     if target is not None and np.shape(target.eigenvalues) != (size,):
         raise ValueError(f"target has {np.size(target.eigenvalues)} modes; data have {size} dimensions.")
     _check_network(score_fn, process, kind, (min(batch, count) * draws, *samples.shape[1:]))

@@ -83,6 +83,8 @@ class Measurement(eqx.Module):
         if np.any(values < 0):
             raise ValueError(f"losses must be >= 0; the smallest is {values.min():g}.")
         dimensions = _checks.count("averaged_over", averaged_over)
+        if target is not None and not isinstance(target, Gaussian):
+            raise ValueError(f"target must be a Gaussian; got {type(target).__name__}.")
         with jax.enable_x64(True):
             # the denoised point moves with the predicted value at the rate that one unit at x = 0 shows
             unit = predictor(lambda x, t: jnp.ones_like(x), to_float64(process), kind)

@@ -169,7 +169,7 @@ class OptimizedSchedule:
         return self._export("edm", end=end)
 
     def _export(self, tool: str, **options: object) -> Export:
-        return export(self.schedule, self.process, tool, sampler=self.sampler_name, **options)
+        return export(self.schedule, self.process, tool, sampler=self.sampler, **options)
 
     def __repr__(self) -> str:
         name = self.best_baseline

@@ -1,6 +1,6 @@
 """Forward processes: how data turn into noise."""
 
-from ._base import AbstractProcess as AbstractProcess
+from ._base import AbstractProcess as AbstractProcess, check_process as check_process
 from ._config import (
     PROCESSES as PROCESSES,
     from_config as from_config,

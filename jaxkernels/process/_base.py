@@ -83,6 +83,13 @@ class AbstractProcess(eqx.Module):
         return _rate(self.noise, t)
 
 
+def check_process(process: object) -> AbstractProcess:
+    """A process, or an error that names what it is instead."""
+    if not isinstance(process, AbstractProcess):
+        raise ValueError(f"process must be a forward process such as VP(); got {process!r}.")
+    return process
+
+
 def _shown(value: object) -> str:
     if isinstance(value, np.ndarray | jax.Array) and value.ndim == 0 and not is_traced(value):
         return f"{float(value):g}"

@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike
 
 from .. import _checks
 from .._numerics import to_float64
-from ..process import AbstractProcess
+from ..process import AbstractProcess, check_process
 from ._schedule import Schedule
 
 _LARGEST_SIGMA = 1e3
@@ -32,7 +32,7 @@ _ALIGN_YOUR_STEPS = {
 def check_range(process: AbstractProcess, num_steps: int, t_min: ArrayLike) -> float:
     """`t_min` as a number in [0, t_max), with `num_steps` checked too."""
     _checks.count("num_steps", num_steps)
-    t_max = float(np.asarray(process.t_max))
+    t_max = float(np.asarray(check_process(process).t_max))
     return float(_checks.scalar("t_min", t_min, at_least=0.0, below=t_max))
 
 
