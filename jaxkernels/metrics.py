@@ -147,22 +147,24 @@ def bures_squared(covariance: Float[Array, "d d"], target_covariance: Float[Arra
     is too small, so that it is computed in both directions and the larger one taken. The derivative in S is
     <I - T, dS>, and likewise in C.
     """
-    root = sqrtm(target_covariance)
-    r = sqrtm(root @ covariance @ root)
     total = jnp.trace(covariance) + jnp.trace(target_covariance)
-    direct = jnp.maximum(total - 2.0 * jnp.trace(r), 0.0)
-    stable = jnp.maximum(_carried(covariance, target_covariance), _carried(target_covariance, covariance))
-    return jnp.where(direct > 1e-4 * total, direct, jnp.maximum(stable, 0.0))
+    trace, there = _carried(covariance, target_covariance)
+    _, back = _carried(target_covariance, covariance)
+    direct = jnp.maximum(total - 2.0 * trace, 0.0)
+    return jnp.where(direct > 1e-4 * total, direct, jnp.maximum(jnp.maximum(there, back), 0.0))
 
 
 @full_precision
-def _carried(s: Float[Array, "d d"], c: Float[Array, "d d"]) -> Float[Array, ""]:
-    """tr (I - T) S (I - T) + tr N C: what T moves of S, and what of C it does not reach."""
+def _carried(s: Float[Array, "d d"], c: Float[Array, "d d"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """tr R, and tr (I - T) S (I - T) + tr N C: what T moves of S, and what of C it does not reach."""
     root = sqrtm(c)
-    values, vectors = jnp.linalg.eigh(sqrtm(root @ s @ root))
-    unreached = jnp.where(values > _NULL * jnp.max(values), 0.0, jnp.sum(vectors * (c @ vectors), 0))
-    gap = jnp.eye(s.shape[0], dtype=s.dtype) - transport_map(s, c)
-    return jnp.trace(gap @ s @ gap) + jnp.sum(unreached)
+    values, vectors = jnp.linalg.eigh(root @ s @ root)
+    r = jnp.sqrt(jnp.maximum(values, 0.0))
+    reached = r > _NULL * jnp.max(r)
+    inverse = jnp.where(reached, 1.0 / jnp.where(reached, r, 1.0), 0.0)
+    gap = jnp.eye(s.shape[0], dtype=s.dtype) - root @ ((vectors * inverse) @ vectors.T) @ root
+    unreached = jnp.where(reached, 0.0, jnp.sum(vectors * (c @ vectors), 0))
+    return jnp.sum(r), jnp.trace(gap @ s @ gap) + jnp.sum(unreached)
 
 
 @bures_squared.defjvp
