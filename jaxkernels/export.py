@@ -187,9 +187,8 @@ def comfyui(
     flow = isinstance(process, FlowMatching)
     if flow:
         levels, warnings = _flow_levels(schedule, process, end, "comfyui", keeps=True)
-        # the first noise is multiplied by the level, which is the deviation that the process has there
-        start = _start(schedule, process) * (1.0 - float(levels[0])) if levels[0] < 1.0 else 1.0
-        warnings += _start_warning("comfyui", float(levels[0]), start)
+        # the first noise is multiplied by the level
+        warnings += _start_warning("comfyui", float(levels[0]), _flow_deviation(schedule, process, levels))
     else:
         levels, warnings = _sigmas(schedule, process, end, "comfyui", keeps=True)
         if isinstance(process, DiscreteVP):
@@ -753,9 +752,14 @@ def _start_warning(name: str, scale: float, start: float) -> tuple[str, ...]:
     return (f"{name} scales the first noise by {scale:.6g}; the schedule starts from {start:.6g}",)
 
 
+def _flow_deviation(schedule: Schedule, process: AbstractProcess, levels: Levels) -> float:
+    """Standard deviation of the first noise in the units of a flow model, where x at level u is (1 - u) x0 + u eps."""
+    return _start(schedule, process) * (1.0 - float(levels[0])) if levels[0] < 1.0 else 1.0
+
+
 def _flow_start(schedule: Schedule, process: AbstractProcess, levels: Levels) -> tuple[str, ...]:
     """A pipeline for flow models starts from noise of variance 1, which is that of its level 1."""
-    start = _start(schedule, process) * (1.0 - float(levels[0])) if levels[0] < 1.0 else 1.0
+    start = _flow_deviation(schedule, process, levels)
     if math.isclose(start, 1.0, rel_tol=1e-3):
         return ()
     return (
