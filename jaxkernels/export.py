@@ -65,7 +65,7 @@ from . import _checks
 from ._numerics import in_float64
 from ._setting import check_sampler, check_schedule
 from .process import EDM, VE, AbstractProcess, DiscreteVP, FlowMatching
-from .samplers import DDIM, SAMPLERS, to_churn, to_eta
+from .samplers import DDIM, sampler_name, to_churn, to_eta
 from .schedules import Schedule, sigma_range
 
 Levels: TypeAlias = Float[np.ndarray, " levels"]
@@ -119,8 +119,7 @@ def export(schedule: Schedule, process: AbstractProcess, tool: str, **options: o
     _, sampler = check_sampler(process, DDIM() if given is None else given)
     check_schedule(process, sampler, schedule)
     if given is not None:
-        names = {cls: name for name, cls in SAMPLERS.items()}
-        options["sampler"] = names.get(type(sampler), type(sampler).__name__)
+        options["sampler"] = sampler_name(sampler)
     return _call(f"tool {tool!r}", _checks.lookup("tool", tool, TOOLS), schedule, process, options)
 
 

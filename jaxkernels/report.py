@@ -13,7 +13,7 @@ from ._progress import Progress
 from ._types import AnyArray, Numbers, ScoreFn
 from .compare import BALANCED, STATISTICS, Comparison, check_noises, check_schedules, compare_to, fine_steps, reference
 from .process import AbstractProcess
-from .samplers import SAMPLERS, AbstractSampler
+from .samplers import SAMPLERS, AbstractSampler, sampler_name
 from .schedules import GRIDS, Schedule, check_range
 
 if TYPE_CHECKING:
@@ -209,11 +209,10 @@ def compare_samplers(
 def _named(samplers: Sequence[AbstractSampler | str]) -> dict[str, AbstractSampler]:
     if isinstance(samplers, str) or not samplers:
         raise ValueError(f"samplers = {samplers!r} must be a list of names or samplers.")
-    names = {cls: name for name, cls in SAMPLERS.items()}
     found: dict[str, AbstractSampler] = {}
     for given in samplers:
         sampler = _checks.lookup("samplers", given, SAMPLERS)() if isinstance(given, str) else given
-        name = names.get(type(sampler), type(sampler).__name__)
+        name = sampler_name(sampler)
         if name in found:
             raise ValueError(f"samplers has {name!r} twice; a report has room for one of each kind.")
         found[name] = sampler

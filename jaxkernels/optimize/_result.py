@@ -11,7 +11,7 @@ from ..compare import Comparison
 from ..evaluate import Evaluation
 from ..export import Export, export
 from ..process import PROCESSES, AbstractProcess, to_config
-from ..samplers import SAMPLERS, AbstractSampler
+from ..samplers import AbstractSampler, sampler_name
 from ..schedules import Schedule
 from ..target import Compression, Gaussian
 
@@ -91,8 +91,7 @@ class OptimizedSchedule:
     @property
     def sampler_name(self) -> str:
         """Name of the sampler as `optimize_schedule` takes it, or the class of one of the user's own."""
-        names = {cls: name for name, cls in SAMPLERS.items()}
-        return names.get(type(self.sampler), type(self.sampler).__name__)
+        return sampler_name(self.sampler)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
         """Grids in log sigma, error per step, and error per mode over the spectrum; see `jaxkernels.plot`.

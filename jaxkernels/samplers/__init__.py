@@ -23,3 +23,9 @@ SAMPLERS: dict[str, type[AbstractSampler]] = {
     "euler_maruyama": EulerMaruyama,
     "exponential_integrator": ExponentialIntegrator,
 }
+
+
+def sampler_name(sampler: AbstractSampler) -> str:
+    """The name in `SAMPLERS`, or the class of one of the user's own."""
+    names = {cls: name for name, cls in SAMPLERS.items()}
+    return names.get(type(sampler), type(sampler).__name__)
