@@ -33,7 +33,9 @@ def local_objective(target: jk.Gaussian, sampler: str, times: np.ndarray) -> flo
     where sqrt(S') would be right, and the flow carries the defect by sqrt(S_K / S'). VP's means are exact.
     """
     t = np.asarray(times)[:, None]
-    mean, eigenvalues, weights = (np.asarray(v) for v in (target.mean, target.eigenvalues, target.weights))
+    mean, eigenvalues, weights = (
+        np.asarray(v) for v in (target.mean, target.eigenvalues, target.weights)
+    )
     exponent = t * (0.1 + 0.5 * 19.9 * t)
     a, s = np.exp(-exponent / 2.0), np.sqrt(-np.expm1(-exponent))
     root = np.sqrt(a**2 * eigenvalues + s**2)
@@ -77,7 +79,10 @@ METHODS: dict[str, Callable[[Callable[[np.ndarray], float], np.ndarray], Any]] =
     "L-BFGS-B": lambda f, z: so.minimize(f, z, method="L-BFGS-B"),
     # as far as finite differences carry
     "L-BFGS-B, tight": lambda f, z: so.minimize(
-        f, z, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-12, "maxiter": 10_000, "maxfun": 10**7}
+        f,
+        z,
+        method="L-BFGS-B",
+        options={"ftol": 1e-15, "gtol": 1e-12, "maxiter": 10_000, "maxfun": 10**7},
     ),
     "trust-constr": lambda f, z: so.minimize(f, z, method="trust-constr"),
 }
@@ -99,7 +104,15 @@ def compare(sampler: str, num_steps: int) -> list[dict[str, Any]]:
 
     def run() -> jk.OptimizedSchedule:
         return jk.optimize_schedule(
-            target, process, sampler, num_steps, t_min=T_MIN, starts=STARTS, compress=NODES, spread=1.0, progress=False
+            target,
+            process,
+            sampler,
+            num_steps,
+            t_min=T_MIN,
+            starts=STARTS,
+            compress=NODES,
+            spread=1.0,
+            progress=False,
         )
 
     with jax.enable_x64(True):  # the schedules to check and to start from need all their digits
@@ -107,9 +120,18 @@ def compare(sampler: str, num_steps: int) -> list[dict[str, Any]]:
         ours, seconds = timed(run, ROUNDS)
         times = {n: np.asarray(s.times, np.float64) for n, s in ours.baseline_schedules.items()}
         best = np.asarray(ours.schedule.times, np.float64)
-        objective = jk.Local(target, process, jk.samplers.SAMPLERS[sampler](), jk.metrics.w2_squared, "standard_normal")
+        objective = jk.LocalError(
+            target,
+            process,
+            jk.samplers.SAMPLERS[sampler](),
+            jk.metrics.w2_squared,
+            "standard_normal",
+        )
         for t in (*times.values(), best):
-            theirs, mine = local_objective(target, sampler, t), float(objective(jk.Schedule(jnp.asarray(t))))
+            theirs, mine = (
+                local_objective(target, sampler, t),
+                float(objective(jk.Schedule(jnp.asarray(t)))),
+            )
             np.testing.assert_allclose(theirs, mine, rtol=1e-10)
     reached = local_objective(target, sampler, best)
     rows = [{"program": "jaxkernels", "seconds": seconds, "objective": reached}]
@@ -144,7 +166,16 @@ def compare(sampler: str, num_steps: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    head = ["sampler", "K", "program", "modes", "seconds", "time / ours", "objective", "objective / ours - 1"]
+    head = [
+        "sampler",
+        "K",
+        "program",
+        "modes",
+        "seconds",
+        "time / ours",
+        "objective",
+        "objective / ours - 1",
+    ]
     rows, cells = [], []
     for sampler, num_steps in itertools.product(SAMPLERS, STEPS):
         print(f"{sampler}, K = {num_steps} ...", flush=True)

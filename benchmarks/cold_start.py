@@ -59,7 +59,13 @@ def measure() -> dict[str, float]:
         _, printed = _run(["-c", _PARTS, first, second, json.dumps(COMMAND)], first)
         importing, cold, warm = json.loads(printed)
         interpreter, _ = _run(["-c", "pass"], first)
-    return {"whole": whole, "interpreter": interpreter, "import": importing, "cold": cold, "warm": warm}
+    return {
+        "whole": whole,
+        "interpreter": interpreter,
+        "import": importing,
+        "cold": cold,
+        "warm": warm,
+    }
 
 
 def main() -> None:

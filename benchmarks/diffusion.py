@@ -61,7 +61,9 @@ def mixture(dim: int) -> jk.GaussianMixture:
     """Modes at every (+-1, ...); standard deviation 0.1 in one dimension, 0.05 in two, as in the source."""
     means = np.array(list(itertools.product([-1.0, 1.0], repeat=dim)))
     count = len(means)
-    return jk.GaussianMixture(np.full(count, 1.0 / count), means, np.full(count, DEVIATIONS[dim] ** 2))
+    return jk.GaussianMixture(
+        np.full(count, 1.0 / count), means, np.full(count, DEVIATIONS[dim] ** 2)
+    )
 
 
 def inside(window: Window, theta: Array) -> Array:
@@ -70,9 +72,13 @@ def inside(window: Window, theta: Array) -> Array:
 
 def mixture_prediction(dim: int, window: Window, h_squared: float) -> float:
     """eps^2 L(h). In two dimensions the coordinates are independent, and stay so."""
-    one = jk.GaussianMixture([0.5, 0.5], np.array([[-1.0], [1.0]]), np.full(2, DEVIATIONS[dim] ** 2))
+    one = jk.GaussianMixture(
+        [0.5, 0.5], np.array([[-1.0], [1.0]]), np.full(2, DEVIATIONS[dim] ** 2)
+    )
     edges = [t for t in window if 0.0 < t < MIXTURE_TIME]
-    result = jk.leading_order_1d(one, planted_error(window), h_squared, MIXTURE_TIME, breakpoints=edges or None)
+    result = jk.leading_order_1d(
+        one, planted_error(window), h_squared, MIXTURE_TIME, breakpoints=edges or None
+    )
     return dim * MIXTURE_EPSILON**2 * float(result.value)
 
 
@@ -89,30 +95,44 @@ def divergences(x: Float[np.ndarray, "n d"], deviation: float) -> np.ndarray:
     points = np.linspace(-1.0 - 8.0 * deviation, 1.0 + 8.0 * deviation, 20_001)
     cdf = 0.5 * (norm.cdf(points, -1.0, deviation) + norm.cdf(points, 1.0, deviation))
     edges = np.interp(np.arange(1, BINS) / BINS, cdf, points)
-    counts = np.stack([np.bincount(np.searchsorted(edges, column), minlength=BINS) for column in x.T])
+    counts = np.stack(
+        [np.bincount(np.searchsorted(edges, column), minlength=BINS) for column in x.T]
+    )
     q = np.maximum(counts, 0.5) * BINS / len(x)
     middle = 0.5 * (1.0 + q)
     kl, js = -np.log(q), 0.5 * (q * np.log(q / middle) - np.log(middle))
     return np.array([np.sum(np.mean(v, 1)) for v in (kl, js)])
 
 
-def simulate_mixture(dim: int, window: Window, h_squared: float, num_steps: int) -> dict[str, tuple[float, float]]:
+def simulate_mixture(
+    dim: int, window: Window, h_squared: float, num_steps: int
+) -> dict[str, tuple[float, float]]:
     """KL and JS without error, and what the errors +eps E and -eps E add in their mean (which has no term in eps^3).
 
     The same noises for all three, so that the bias of finite counts and of finite steps drops out of the difference.
     """
     target, process = mixture(dim), clock_process(MIXTURE_TIME)
-    grid = np.concatenate([power_grid(MIXTURE_TIME, num_steps), [t for t in window if 0.0 < t < MIXTURE_TIME]])
+    grid = np.concatenate(
+        [power_grid(MIXTURE_TIME, num_steps), [t for t in window if 0.0 < t < MIXTURE_TIME]]
+    )
     schedule = jk.Schedule(np.unique(grid)[::-1], np.sqrt(h_squared))
     rows = []
     for seed in range(SEEDS):
         key_start, key_noise, key = jax.random.split(jax.random.key(seed), 3)
         x0 = target.sample(key_start, PARTICLES)
-        start = process.signal(MIXTURE_TIME) * x0 + process.noise(MIXTURE_TIME) * jax.random.normal(key_noise, x0.shape)
+        start = process.signal(MIXTURE_TIME) * x0 + process.noise(MIXTURE_TIME) * jax.random.normal(
+            key_noise, x0.shape
+        )
         found = []
         for epsilon in (0.0, MIXTURE_EPSILON, -MIXTURE_EPSILON):
             score = PlantedScore(target, process, jnp.asarray(epsilon), jnp.asarray(window))
-            x = jk.sample(score, process, "ddim", schedule, key, start.astype(jnp.float32))
+            x = jk.sample(
+                jk.Denoiser(score, process, "score"),
+                "ddim",
+                schedule,
+                start.astype(jnp.float32),
+                key=key,
+            )
             found.append(divergences(np.asarray(x, np.float64), DEVIATIONS[dim]))
         without, above, below = found
         rows.append([*without, *(0.5 * (above + below) - without)])
@@ -142,14 +162,26 @@ def mixtures() -> list[dict[str, Any]]:
     for dim, shape, h2, steps in track(settings, "mixtures"):
         predicted = mixture_prediction(dim, WINDOWS[shape], h2)
         measured = simulate_mixture(dim, WINDOWS[shape], h2, steps)
-        rows.append({"dim": dim, "error": shape, "h_squared": h2, "steps": steps, "predicted": predicted, **measured})
+        rows.append(
+            {
+                "dim": dim,
+                "error": shape,
+                "h_squared": h2,
+                "steps": steps,
+                "predicted": predicted,
+                **measured,
+            }
+        )
     return rows
 
 
 # --- normal laws and a few steps -------------------------------------------------------------------------
 
 FINAL_TIME, CAP, SIMULATED = 2.0, 100.0, 200_000
-NORMAL = {"d = 1": jk.Gaussian(0.0, [0.04]), "d = 10": jk.Gaussian(0.0, np.geomspace(0.01, 1.0, 10))}
+NORMAL = {
+    "d = 1": jk.Gaussian(0.0, [0.04]),
+    "d = 10": jk.Gaussian(0.0, np.geomspace(0.01, 1.0, 10)),
+}
 SIZES, STEPS, REACH = (0.1, 0.3), (10, 20), (10, 20, 40, 80)
 
 
@@ -175,7 +207,7 @@ class FreeGrid:
         process = clock_process(FINAL_TIME)
 
         def objective(times: Array, h_squared: Array, epsilon: Array) -> Array:
-            kl = jk.diffusion.EvenKL(target, at_both_ends, process, jk.DDIM(), epsilon)
+            kl = jk.reverse_sde.EvenKL(target, at_both_ends, process, jk.DDIM(), epsilon)
             return kl(jk.Schedule.from_squared(times, h_squared))
 
         def log_objective(variables: tuple[Array, Array], epsilon: Array) -> Array:
@@ -197,13 +229,18 @@ class FreeGrid:
         size = 1 if constant else steps
 
         def fun(z: np.ndarray) -> tuple[float, np.ndarray]:
-            value, slopes = self.derivatives((jnp.asarray(z[:steps]), jnp.asarray(z[steps:])), jnp.asarray(epsilon))
+            value, slopes = self.derivatives(
+                (jnp.asarray(z[:steps]), jnp.asarray(z[steps:])), jnp.asarray(epsilon)
+            )
             return float(value), np.concatenate(slopes).astype(float)
 
         bounds = [(-20.0, 5.0)] * steps + [(0.0, CAP)] * size
         options = {"maxiter": 300, "ftol": 1e-13, "gtol": 1e-8}
         starts = [np.concatenate([logits, np.full(size, h_squared)]) for h_squared in (0.0, 1.0)]
-        results = [minimize(fun, z, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for z in starts]
+        results = [
+            minimize(fun, z, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+            for z in starts
+        ]
         best = min(results, key=lambda r: r.fun)
         z = best.x[:steps]
         lengths = np.exp(z - z.max()) / np.sum(np.exp(z - z.max()))
@@ -222,7 +259,10 @@ def simulate_steps(
 
     def kl(x: np.ndarray) -> float:
         mean, variance = x.mean(0), x.var(0)
-        return float(0.5 * np.sum(np.log(variance / data) + (data + mean**2) / variance - 1.0) - data.size / len(x))
+        return float(
+            0.5 * np.sum(np.log(variance / data) + (data + mean**2) / variance - 1.0)
+            - data.size / len(x)
+        )
 
     values = []
     for seed in range(SEEDS):
@@ -234,7 +274,11 @@ def simulate_steps(
             def score(x: Array, t: Array, epsilon: float = signed) -> Array:
                 return (1.0 + epsilon * at_both_ends(t)) * target.score(process, x, t)
 
-            ends.append(np.asarray(jk.sample(score, process, sampler, schedule, key, x)))
+            ends.append(
+                np.asarray(
+                    jk.sample(jk.Denoiser(score, process, "score"), sampler, schedule, x, key=key)
+                )
+            )
         values.append(0.5 * sum(map(kl, ends)))
     return mean_and_error(values)
 
@@ -243,7 +287,7 @@ def on_cubic_grid(name: str, kind: str, steps: int, epsilon: float) -> dict[str,
     """The gain over the best constant: a repair of the discretisation times a gain against the error."""
     process, grid = clock_process(FINAL_TIME), power_grid(FINAL_TIME, steps)
     setting = ERRORS[kind], process, "exponential_integrator", grid, epsilon
-    few = jk.diffusion.optimize_few_steps(NORMAL[name], *setting, cap=CAP)
+    few = jk.reverse_sde.optimize_few_steps(NORMAL[name], *setting, cap=CAP)
     constant, h_squared = few.best_constant
     return {
         "target": name,
@@ -300,17 +344,32 @@ def few_steps() -> dict[str, Any]:
     """
     epsilon = 0.1
     with jax.enable_x64(True):
-        settings = [(name, kind, k, size) for name in NORMAL for k in STEPS for size in SIZES for kind in ERRORS]
+        settings = [
+            (name, kind, k, size)
+            for name in NORMAL
+            for k in STEPS
+            for size in SIZES
+            for kind in ERRORS
+        ]
         fixed = [on_cubic_grid(*setting) for setting in track(settings, "few steps, cubic grid")]
         settings = list(itertools.product(NORMAL, STEPS))
-        free = [on_free_grid(*setting, epsilon) for setting in track(settings, "few steps, free grid")]
+        free = [
+            on_free_grid(*setting, epsilon) for setting in track(settings, "few steps, free grid")
+        ]
         settings = list(itertools.product(NORMAL, REACH))
-        reach = [on_cubic_grid(name, "both", k, epsilon) for name, k in track(settings, "against continuous time")]
+        reach = [
+            on_cubic_grid(name, "both", k, epsilon)
+            for name, k in track(settings, "against continuous time")
+        ]
         shown = [row for row in fixed if row["error"] == "both" and row["epsilon"] == 0.1]
-        for row, sampler in track([(r, "exponential_integrator") for r in shown] + [(r, "ddim") for r in free], "runs"):
+        for row, sampler in track(
+            [(r, "exponential_integrator") for r in shown] + [(r, "ddim") for r in free], "runs"
+        ):
             setting = NORMAL[row["target"]], sampler
             flat = np.full(row["K"], row["constant_h_squared"])
-            row["simulated_constant"] = simulate_steps(*setting, np.asarray(row["constant_times"]), flat, epsilon)
+            row["simulated_constant"] = simulate_steps(
+                *setting, np.asarray(row["constant_times"]), flat, epsilon
+            )
             optimal = np.asarray(row["times"]), np.asarray(row["h_squared"])
             row["simulated_optimal"] = simulate_steps(*setting, *optimal, epsilon)
     return {"fixed": fixed, "free": free, "reach": reach}
@@ -349,12 +408,22 @@ def measure(problem: Problem) -> Measured:
     target = jk.Gaussian.fit(data, shrinkage=0.0)
     times = np.asarray(jk.schedules.log_snr(PROCESS, LEVELS, T_MIN).times)
     estimate = jk.estimate_score_error(
-        network, PROCESS, data, times, jax.random.key(0), target=target, kind=problem.kind, repetitions=8, batch=2048
+        network,
+        PROCESS,
+        data,
+        times,
+        jax.random.key(0),
+        target=target,
+        kind=problem.kind,
+        repetitions=8,
+        batch=2048,
     )
     return Measured(problem.name, network, data, target, estimate)
 
 
-def chosen_stochasticity(measured: Measured, times: np.ndarray, objective: str) -> tuple[np.ndarray, dict[str, float]]:
+def chosen_stochasticity(
+    measured: Measured, times: np.ndarray, objective: str
+) -> tuple[np.ndarray, dict[str, float]]:
     """alpha_k that minimises the predicted squared W2 with the measured error on this grid, and what is predicted.
 
     First-order derivatives suffice: no second derivatives are compiled, and K = 100 takes seconds.
@@ -363,7 +432,7 @@ def chosen_stochasticity(measured: Measured, times: np.ndarray, objective: str) 
         # copies: JAX remembers the precision in which it first met an array
         setting = measured.target.in_eigenbasis(), PROCESS, measured.estimate.score_error()
         target, process, error = jax.tree.map(lambda a: np.array(a, float), setting)
-        kind = {"local": jk.Local, "terminal": jk.Terminal}[objective]
+        kind = {"local": jk.LocalError, "terminal": jk.TerminalError}[objective]
         cost = kind(target, process, jk.DDIM(), resolve("w2_squared"), "standard_normal", error)
 
         @jax.jit
@@ -391,13 +460,15 @@ def continuous_stochasticity(measured: Measured, times: np.ndarray) -> np.ndarra
     It minimises KL, which modes that vary less than the last noise would dominate: they are left out.
     """
     estimate, target = measured.estimate, measured.target
-    theta = np.asarray(jk.diffusion.clock(PROCESS, jnp.asarray(estimate.times)))[::-1]
+    theta = np.asarray(jk.reverse_sde.clock(PROCESS, jnp.asarray(estimate.times)))[::-1]
     variance = np.asarray(target.marginal_variance(PROCESS, jnp.asarray(estimate.times)))
     kept = np.asarray(target.eigenvalues) > float(PROCESS.sigma(jnp.asarray(T_MIN))) ** 2
     relative = (np.asarray(estimate.mean.slope) * variance)[::-1, kept]
     edges = np.concatenate([[0.0], theta[1:]])
     law = jk.Gaussian(0.0, np.asarray(target.eigenvalues)[kept])
-    found = jk.diffusion.optimize_diffusion(law, 0.5 * (relative[1:] + relative[:-1]), theta[-1], cells=edges)
+    found = jk.reverse_sde.optimize_diffusion(
+        law, 0.5 * (relative[1:] + relative[:-1]), theta[-1], cells=edges
+    )
     sigma = np.asarray(PROCESS.sigma(jnp.asarray(times)))
     middle = PROCESS.time_at_sigma(jnp.asarray(np.sqrt(sigma[:-1] * sigma[1:])))
     return np.asarray(found.stochasticity(PROCESS, middle))
@@ -412,8 +483,10 @@ def quality(
         key_start, key = jax.random.split(jax.random.key(seed))
         x = jax.random.normal(key_start, (samples, measured.data.shape[1]))
         kind = measured.network.kind
-        ends = jk.sample(measured.network, PROCESS, sampler, schedule, key, x, kind=kind)
-        values.append(jk.quality.sliced_w2(ends, measured.data).value / size)
+        ends = jk.sample(
+            jk.Denoiser(measured.network, PROCESS, kind), sampler, schedule, x, key=key
+        )
+        values.append(jk.metrics.sliced_w2(ends, measured.data).value / size)
     return mean_and_error(values)
 
 
@@ -421,16 +494,20 @@ def floor(measured: Measured, samples: int) -> tuple[float, float]:
     """The same distance of as many draws from the data themselves."""
     size, rng = np.sqrt(np.sum(measured.data.var(0))), np.random.default_rng(0)
     draws = [measured.data[rng.integers(len(measured.data), size=samples)] for _ in range(SEEDS)]
-    return mean_and_error([jk.quality.sliced_w2(x, measured.data).value / size for x in draws])
+    return mean_and_error([jk.metrics.sliced_w2(x, measured.data).value / size for x in draws])
 
 
-def network_study(problem: Problem, samplers: tuple[str, ...], steps: tuple[int, ...], samples: int) -> dict[str, Any]:
+def network_study(
+    problem: Problem, samplers: tuple[str, ...], steps: tuple[int, ...], samples: int
+) -> dict[str, Any]:
     """Constant alpha against the alpha_k chosen from the measured error, on the quadratic grid.
 
     "chosen" is the best on the network, from noises of its own, of h = 0 and the two optima of the measured error.
     """
     measured = measure(problem)
-    variance = np.asarray(measured.target.marginal_variance(PROCESS, jnp.asarray(measured.estimate.times)))
+    variance = np.asarray(
+        measured.target.marginal_variance(PROCESS, jnp.asarray(measured.estimate.times))
+    )
     relative = np.asarray(measured.estimate.mean.slope) * variance
     rows = []
     for sampler, num_steps in track(list(itertools.product(samplers, steps)), problem.name):
@@ -439,10 +516,16 @@ def network_study(problem: Problem, samplers: tuple[str, ...], steps: tuple[int,
         row: dict[str, Any] = {"sampler": sampler, "K": num_steps}
         if sampler == "ddim":
             for objective in ("terminal", "local"):
-                alpha, row[f"predicted_{objective}"] = chosen_stochasticity(measured, times, objective)
+                alpha, row[f"predicted_{objective}"] = chosen_stochasticity(
+                    measured, times, objective
+                )
                 schedules[f"measured, {objective}"] = jk.Schedule(times, alpha)
-            schedules["measured, continuous time"] = jk.Schedule(times, continuous_stochasticity(measured, times))
-            row["alpha"] = {k: np.asarray(s.stochasticity).tolist() for k, s in schedules.items() if "," in k}
+            schedules["measured, continuous time"] = jk.Schedule(
+                times, continuous_stochasticity(measured, times)
+            )
+            row["alpha"] = {
+                k: np.asarray(s.stochasticity).tolist() for k, s in schedules.items() if "," in k
+            }
             trial = {
                 k: quality(measured, sampler, schedules[k], samples, SELECTION)
                 for k in ("0", "measured, terminal", "measured, local")
@@ -492,17 +575,37 @@ def report(content: dict[str, Any]) -> str:
         for row in content["mixtures"]
     ]
     head = ["d", "error", "h^2", "K", "predicted KL", "KL added", "JS added", "KL without error"]
-    lines += [table(head, cells), "", "## Few steps: exponential integrator, grid 2 (1 - k/K)^3", ""]
+    lines += [
+        table(head, cells),
+        "",
+        "## Few steps: exponential integrator, grid 2 (1 - k/K)^3",
+        "",
+    ]
 
     def gains(row: dict[str, Any]) -> list[str]:
         best = f"{row['constant']:.5f} (h^2 = {row['constant_h_squared']:.2f})"
         numbers = f"{row['without_error']:.5f}", f"{row['repaired']:.5f}", f"{row['optimal']:.5f}"
-        return [best, *numbers, *(f"{row[key]:.2f}" for key in ("gain", "repair_gain", "score_gain"))]
+        return [
+            best,
+            *numbers,
+            *(f"{row[key]:.2f}" for key in ("gain", "repair_gain", "score_gain")),
+        ]
 
     def simulated(row: dict[str, Any]) -> list[str]:
-        return [show(row[key], 5) if key in row else "" for key in ("simulated_constant", "simulated_optimal")]
+        return [
+            show(row[key], 5) if key in row else ""
+            for key in ("simulated_constant", "simulated_optimal")
+        ]
 
-    tail = ["best constant", "J(0) of blind", "J of blind", "best h_k", "gain", "= repair", "x score"]
+    tail = [
+        "best constant",
+        "J(0) of blind",
+        "J of blind",
+        "best h_k",
+        "gain",
+        "= repair",
+        "x score",
+    ]
     drawn = ["best constant, drawn", "best h_k, drawn"]
     cells = [
         [
@@ -514,12 +617,23 @@ def report(content: dict[str, Any]) -> str:
     lines += [table(["data", "error at", "K", "eps", "h = 0", "h = g", *tail, *drawn], cells), ""]
     lines += ["## Few steps: DDIM, grid optimised too, errors at both ends, eps = 0.1", ""]
     cells = [[row["target"], str(row["K"]), *gains(row), *simulated(row)] for row in steps["free"]]
-    lines += [table(["data", "K", *tail, *drawn], cells), "", "## Against the optimum of continuous time", ""]
+    lines += [
+        table(["data", "K", *tail, *drawn], cells),
+        "",
+        "## Against the optimum of continuous time",
+        "",
+    ]
     infimum = {row["target"]: row["continuous"] for row in steps["reach"]}
     reach = [("exponential integrator, cubic grid", row) for row in steps["reach"]]
     reach += [("DDIM, free grid", row) for row in steps["free"]]
     cells = [
-        [row["target"], name, str(row["K"]), f"{row['optimal']:.5f}", f"{row['optimal'] / infimum[row['target']]:.1f}"]
+        [
+            row["target"],
+            name,
+            str(row["K"]),
+            f"{row['optimal']:.5f}",
+            f"{row['optimal'] / infimum[row['target']]:.1f}",
+        ]
         for name, row in sorted(reach, key=lambda pair: pair[1]["target"])
     ]
     lines += [table(["data", "sampler", "K", "best J", "over eps^2 inf L"], cells), ""]
@@ -546,7 +660,9 @@ def report(content: dict[str, Any]) -> str:
             for kind in ("terminal", "local")
             if f"predicted_{kind}" in row
         ]
-        names = list(next(row for row in study["rows"] if "predicted_local" in row)["predicted_local"])
+        names = list(
+            next(row for row in study["rows"] if "predicted_local" in row)["predicted_local"]
+        )
         lines += [
             "Predicted squared W2 with the measured error, DDIM:",
             "",
@@ -563,7 +679,9 @@ def main() -> None:
         "few_steps": few_steps(),
         "networks": [
             network_study(PROBLEMS[0], ("ddim",), STUDY_STEPS, STUDY_SAMPLES),
-            network_study(SWISS_ROLL, ("ddim", "exponential_integrator"), STUDY_STEPS, STUDY_SAMPLES),
+            network_study(
+                SWISS_ROLL, ("ddim", "exponential_integrator"), STUDY_STEPS, STUDY_SAMPLES
+            ),
         ],
     }
     path = save("diffusion", content)

@@ -18,7 +18,19 @@ from rich.progress import track
 import jaxkernels as jk
 
 from .environment import CACHE, save, table
-from .networks import NAMED, NOISES, PROBLEMS, PROCESS, REFERENCE_STEPS, T_MIN, Law, Network, run, statistics, train
+from .networks import (
+    NAMED,
+    NOISES,
+    PROBLEMS,
+    PROCESS,
+    REFERENCE_STEPS,
+    T_MIN,
+    Law,
+    Network,
+    run,
+    statistics,
+    train,
+)
 
 SAMPLER = jk.samplers.DPMSolverPP2M()
 # where the schedules measured on the network end further from the data than the best named grid
@@ -44,18 +56,32 @@ class Judge(NamedTuple):
     def __call__(self, times: Float[Array, " times"], noises: Noises) -> Float[Array, "3"]:
         key = jax.random.key(0)  # no step draws anything
         schedule = jk.Schedule(times)
-        end = jk.sample(self.network, PROCESS, SAMPLER, schedule, key, noises.x, kind=self.network.kind)
+        end = jk.sample(
+            jk.Denoiser(self.network, PROCESS, self.network.kind),
+            SAMPLER,
+            schedule,
+            noises.x,
+            key=key,
+        )
         squared = jnp.sum((end - noises.exact) ** 2, -1) / self.law.size**2
         apart = jnp.sort(end @ jnp.asarray(self.law.directions, end.dtype), 0) - self.quantiles
-        return 0.5 * jnp.stack([jnp.mean(jnp.log(squared)), jnp.log(jnp.mean(squared)), jnp.log(jnp.mean(apart**2))])
+        return 0.5 * jnp.stack(
+            [jnp.mean(jnp.log(squared)), jnp.log(jnp.mean(squared)), jnp.log(jnp.mean(apart**2))]
+        )
 
 
-def nearest(judge: Judge, start: jk.Schedule, noises: Noises, limits: Float[Array, "2"]) -> jk.Schedule:
+def nearest(
+    judge: Judge, start: jk.Schedule, noises: Noises, limits: Float[Array, "2"]
+) -> jk.Schedule:
     """The grid nearest to the data with errors under the limits, from one start, by Adam on normalised gradients."""
-    monotone = jk.schedules.Monotone(PROCESS, np.asarray(PROCESS.t_max), np.asarray(0.0), np.asarray(np.inf))
+    monotone = jk.schedules.TimeCoordinate(
+        PROCESS, np.asarray(PROCESS.t_max), np.asarray(0.0), np.asarray(np.inf)
+    )
     monotone = jax.tree.map(lambda a: jnp.asarray(a, noises.x.dtype), monotone)
     end = jnp.asarray(T_MIN, noises.x.dtype)
-    optimizer = optax.chain(optax.normalize_by_update_norm(), optax.adam(optax.cosine_decay_schedule(RATE, STEPS)))
+    optimizer = optax.chain(
+        optax.normalize_by_update_norm(), optax.adam(optax.cosine_decay_schedule(RATE, STEPS))
+    )
 
     def loss(z: Array, noises: Noises) -> Array:
         errors = judge(monotone.times(z, end), noises)
@@ -92,10 +118,12 @@ def study(name: str, num_steps: int) -> list[dict[str, Any]]:
     seen, fresh = draw(6, SEEN), draw(3, NOISES)
     law, few = Law(data, NOISES), Law(data, BATCH)
     judge = Judge(network, few, jnp.asarray(few.quantiles, seen.x.dtype))
-    named = {grid: jk.schedules.GRIDS[grid](PROCESS, num_steps, T_MIN) for grid in NAMED}
+    named = {grid: jk.schedules.BASELINES[grid](PROCESS, num_steps, T_MIN) for grid in NAMED}
     ends = np.stack([run(network, "dpmpp_2m", s, seen.x) for s in named.values()])
     squared = np.sum((ends - np.asarray(seen.exact)) ** 2, -1) / law.size**2
-    limits = jnp.asarray([np.log(squared).mean(1).min() / 2, np.log(squared.mean(1)).min() / 2], seen.x.dtype)
+    limits = jnp.asarray(
+        [np.log(squared).mean(1).min() / 2, np.log(squared.mean(1)).min() / 2], seen.x.dtype
+    )
     found = {}
     for start in track(STARTS, f"{name}, K = {num_steps}"):
         found[f"from {start}"] = nearest(judge, named[start], seen, limits)
@@ -111,7 +139,7 @@ def study(name: str, num_steps: int) -> list[dict[str, Any]]:
             "best": best,
             "solver": solver / reached["sliced_w2"][best]["error"],
             "times": np.asarray(schedule.times).tolist(),
-            **{kind: reached[kind][start] for kind in ("log_mean", "rms", "sliced_w2")},
+            **{kind: reached[kind][start] for kind in ("geometric_mean", "rms", "sliced_w2")},
         }
         for start, schedule in found.items()
     ]
@@ -128,11 +156,23 @@ def main() -> None:
             row["best"],
             f"{row['solver']:.2f}",
             row["start"],
-            *("{ratio:.3f} ± {ratio_se:.3f}".format(**row[kind]) for kind in ("log_mean", "rms", "sliced_w2")),
+            *(
+                "{ratio:.3f} ± {ratio_se:.3f}".format(**row[kind])
+                for kind in ("geometric_mean", "rms", "sliced_w2")
+            ),
         ]
         for row in rows
     ]
-    head = ["network", "K", "nearest named grid", "fine solver", "start", "log mean", "rms", "sliced W2 to the data"]
+    head = [
+        "network",
+        "K",
+        "nearest named grid",
+        "fine solver",
+        "start",
+        "log mean",
+        "rms",
+        "sliced W2 to the data",
+    ]
     print(table(head, cells))
     print(f"ratios to the best named grid of each column; written to {path}")
 

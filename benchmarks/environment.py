@@ -12,7 +12,16 @@ import jax
 HERE = Path(__file__).parent
 RESULTS, CACHE = HERE / "results", HERE / ".cache"
 
-_PACKAGES = ("jaxkernels", "jax", "jaxlib", "numpy", "scipy", "equinox", "scikit-learn", "scikit-image")
+_PACKAGES = (
+    "jaxkernels",
+    "jax",
+    "jaxlib",
+    "numpy",
+    "scipy",
+    "equinox",
+    "scikit-learn",
+    "scikit-image",
+)
 
 
 def describe() -> dict[str, Any]:
@@ -31,7 +40,10 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        "unknown",
+    )
 
 
 def save(name: str, content: dict[str, Any]) -> Path:

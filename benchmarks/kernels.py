@@ -67,8 +67,14 @@ def main() -> None:
 
         agreement = dense() / float(kernel.contract(error)) - 1.0
         formed = least(dense, repeats=2)
-    rows = [[f"K = {k}, {FIXED_MODES} modes", f"{1e3 * s:.2f}"] for k, s in zip(STEPS, by_steps, strict=True)]
-    rows += [[f"K = {FIXED_STEPS}, {d} modes", f"{1e3 * s:.2f}"] for d, s in zip(MODES, by_modes, strict=True)]
+    rows = [
+        [f"K = {k}, {FIXED_MODES} modes", f"{1e3 * s:.2f}"]
+        for k, s in zip(STEPS, by_steps, strict=True)
+    ]
+    rows += [
+        [f"K = {FIXED_STEPS}, {d} modes", f"{1e3 * s:.2f}"]
+        for d, s in zip(MODES, by_modes, strict=True)
+    ]
     rows += [
         [f"K = {LARGE[0]}, {LARGE[1]} modes: contraction", f"{1e3 * low_rank:.2f}"],
         [f"K = {LARGE[0]}, {LARGE[1]} modes: kernel formed", f"{1e3 * formed:.0f}"],
@@ -81,8 +87,12 @@ def main() -> None:
         "relative_difference": agreement,
     }
     print(table(["rank one", "ms"], rows))
-    print(f"log-log slope in K {figures['slope_in_steps']:.2f}, in modes {figures['slope_in_modes']:.2f}")
-    print(f"forming the kernel takes {formed / low_rank:.0f} times as long; same value to {agreement:.1e}")
+    print(
+        f"log-log slope in K {figures['slope_in_steps']:.2f}, in modes {figures['slope_in_modes']:.2f}"
+    )
+    print(
+        f"forming the kernel takes {formed / low_rank:.0f} times as long; same value to {agreement:.1e}"
+    )
     print(f"written to {save('kernels', figures)}")
 
 

@@ -53,7 +53,10 @@ class Convolutional(eqx.Module):
     def __init__(self, key: Array):
         keys, widths = jax.random.split(key, 6), (1, 16, 32, 64)
         pairs = list(enumerate(zip(widths, widths[1:], strict=False)))
-        self.down = [eqx.nn.Conv2d(a, b, 3, stride=1 + (i > 0), padding=1, key=keys[i]) for i, (a, b) in pairs]
+        self.down = [
+            eqx.nn.Conv2d(a, b, 3, stride=1 + (i > 0), padding=1, key=keys[i])
+            for i, (a, b) in pairs
+        ]
         self.up = [eqx.nn.Conv2d(b, a, 3, padding=1, key=keys[3 + i]) for i, (a, b) in pairs[::-1]]
 
     def __call__(self, x: Array, t: Array) -> Array:
@@ -77,7 +80,9 @@ def child(name: str, path: str) -> None:
     network = NETWORKS[name](jax.random.key(0))
     started = int(np.load(path)["done"]) if Path(path).exists() else 0
     before, began = _peak(), time.perf_counter()
-    found = jk.measure(network, PROCESS, data, TIMES, jax.random.key(1), kind="x0", batch=BATCH, resume=path)
+    found = jk.measure(
+        network, PROCESS, data, TIMES, jax.random.key(1), kind="x0", batch=BATCH, resume=path
+    )
     figures = {
         "seconds": time.perf_counter() - began,
         "gibibytes": _peak(),
@@ -126,7 +131,10 @@ def main() -> None:
     for figures in whole.values():
         for key in ("error", "lipschitz", "steps_before"):
             del figures[key]
-    rows = [[name, f"{f['parameters']:,}", f"{f['seconds']:.1f}", f"{f['gibibytes']:.2f}"] for name, f in whole.items()]
+    rows = [
+        [name, f"{f['parameters']:,}", f"{f['seconds']:.1f}", f"{f['gibibytes']:.2f}"]
+        for name, f in whole.items()
+    ]
     print(table(["network", "parameters", "seconds", "GiB at most"], rows))
     print(
         f"killed after {resumed['steps_before']} of {steps} steps, then {resumed['seconds']:.1f} s for the rest; "
@@ -154,7 +162,9 @@ def main() -> None:
         or worst["seconds"] > SECONDS
         or any(f["gibibytes"] > GIBIBYTES for f in whole.values())
     ):
-        raise SystemExit(f"missed: {SECONDS:g} s, {GIBIBYTES:g} GiB, on a CPU the same result after a kill")
+        raise SystemExit(
+            f"missed: {SECONDS:g} s, {GIBIBYTES:g} GiB, on a CPU the same result after a kill"
+        )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ NOISES, REFERENCE_STEPS, PROJECTIONS = 1024, 800, 128
 RESAMPLES, SLICED_RESAMPLES = 400, 40
 RECORDED = 256  # trajectories of a record
 STOCHASTIC_STEPS, SEEDS, FRESH = (20, 50), 5, 2048
-NAMED = tuple(jk.schedules.GRIDS)
+NAMED = tuple(jk.schedules.BASELINES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,9 @@ def blobs() -> np.ndarray:
         angle = rng.uniform(0.0, np.pi, count)
         brightness = present * np.exp(0.6 * rng.standard_normal(count))
         for i in range(count):
-            turn = np.array([[np.cos(angle[i]), -np.sin(angle[i])], [np.sin(angle[i]), np.cos(angle[i])]])
+            turn = np.array(
+                [[np.cos(angle[i]), -np.sin(angle[i])], [np.sin(angle[i]), np.cos(angle[i])]]
+            )
             place = np.tensordot(turn, grid - centre[i][:, None, None], 1) / width[i][:, None, None]
             images[i] += brightness[i] * np.exp(-0.5 * np.sum(place**2, 0))
     return images.reshape(count, -1)
@@ -85,12 +87,21 @@ def blobs() -> np.ndarray:
 
 PROBLEMS = (
     Problem("digits", digits, "x0", width=256, blocks=3, training_steps=12_000),
-    Problem("patches", partial(patches, 50_000, 8, grey=True), "x0", width=256, blocks=3, training_steps=16_000),
+    Problem(
+        "patches",
+        partial(patches, 50_000, 8, grey=True),
+        "x0",
+        width=256,
+        blocks=3,
+        training_steps=16_000,
+    ),
     Problem("ring", ring, "x0", width=128, blocks=3, training_steps=12_000, verified=8192),
     Problem("blobs", blobs, "x0", width=256, blocks=3, training_steps=12_000),
 )
 # No choice of a default or an objective was made on this one.
-KEPT_ASIDE = Problem("colours", partial(patches, 50_000, 6, grey=False), "epsilon", 256, 3, training_steps=12_000)
+KEPT_ASIDE = Problem(
+    "colours", partial(patches, 50_000, 6, grey=False), "epsilon", 256, 3, training_steps=12_000
+)
 
 
 class Block(eqx.Module):
@@ -176,7 +187,11 @@ def loss(network: Network, x0: Float[Array, "batch d"], key: Array) -> Float[Arr
 def train(problem: Problem, data: np.ndarray) -> Network:
     """Adam with cosine decay; the result is the running average of the weights. Kept in .cache."""
     fresh = Network(problem, data, jax.random.key(0))
-    settings = (getattr(problem, f.name) for f in dataclasses.fields(problem) if f.name not in ("load", "verified"))
+    settings = (
+        getattr(problem, f.name)
+        for f in dataclasses.fields(problem)
+        if f.name not in ("load", "verified")
+    )
     path = CACHE / f"network_{'_'.join(map(str, settings))}.eqx"
     if path.exists():
         return eqx.tree_deserialise_leaves(path, fresh)
@@ -208,15 +223,19 @@ def train(problem: Problem, data: np.ndarray) -> Network:
     return carry[1]
 
 
-def run(network: Network, sampler: str, schedule: jk.Schedule, x: Float[Array, "n d"]) -> np.ndarray:
+def run(
+    network: Network, sampler: str, schedule: jk.Schedule, x: Float[Array, "n d"]
+) -> np.ndarray:
     """Where a schedule takes the noises x."""
     key = jax.random.key(0)  # unused: the samplers are deterministic
-    return np.asarray(jk.sample(network, PROCESS, sampler, schedule, key, x, kind=network.kind))
+    return np.asarray(
+        jk.sample(jk.Denoiser(network, PROCESS, network.kind), sampler, schedule, x, key=key)
+    )
 
 
 def candidates(
     network: Network,
-    record: jk.Record,
+    record: jk.TrajectoryRecord,
     target: jk.Gaussian,
     mixture: jk.GaussianMixture,
     data: np.ndarray,
@@ -231,11 +250,13 @@ def candidates(
         "local, spread 1": {"spread": 1.0},
         "terminal": {"objective": "terminal"},
     }
-    grids = {name: grid(PROCESS, num_steps, T_MIN) for name, grid in jk.schedules.GRIDS.items()}
+    grids = {name: grid(PROCESS, num_steps, T_MIN) for name, grid in jk.schedules.BASELINES.items()}
     for name, options in objectives.items():
         result = jk.optimize_schedule(law, PROCESS, sampler, num_steps, t_min=T_MIN, **options)
         grids[name] = result.schedule
-    grids["mixture"] = jk.optimize_schedule(mixture, PROCESS, sampler, num_steps, t_min=T_MIN).schedule
+    grids["mixture"] = jk.optimize_schedule(
+        mixture, PROCESS, sampler, num_steps, t_min=T_MIN
+    ).schedule
     choose = partial(
         jk.optimize_schedule,
         law,
@@ -252,12 +273,20 @@ def candidates(
     return grids, {"chosen": result.chosen, **ranking(result, record, law)}
 
 
-def ranking(result: jk.OptimizedSchedule, record: jk.Record, law: jk.Gaussian) -> dict[str, Any]:
+def ranking(
+    result: jk.OptimizedSchedule, record: jk.TrajectoryRecord, law: jk.Gaussian
+) -> dict[str, Any]:
     """Spearman correlation of predicted with measured log-mean errors over all candidates of a choice."""
     assert result.comparison is not None
-    measured = list(result.comparison.statistic("log_mean").values())
+    measured = list(result.comparison.statistic("geometric_mean").values())
     schedules = [result.candidates[name] for name in result.comparison.names]
-    local = jk.Local(law.broadened(3.0), PROCESS, result.sampler, jk.metrics.resolve("w2_squared"), "standard_normal")
+    local = jk.LocalError(
+        law.broadened(3.0),
+        PROCESS,
+        result.sampler,
+        jk.metrics.resolve("w2_squared"),
+        "standard_normal",
+    )
     by_local = [float(eqx.filter_jit(local)(s)) for s in schedules]
     by_record = [float(np.mean(np.log(record.errors(result.sampler, s)))) for s in schedules]
     return {
@@ -272,7 +301,11 @@ def _rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def stochastic(
-    network: Network, record: jk.Record, target: jk.Gaussian, data: np.ndarray, num_steps: int
+    network: Network,
+    record: jk.TrajectoryRecord,
+    target: jk.Gaussian,
+    data: np.ndarray,
+    num_steps: int,
 ) -> dict[str, Any]:
     """DDIM with one h per step, chosen on the network, against h = 0 and the ancestral h = g on the best grid of each.
 
@@ -296,12 +329,19 @@ def stochastic(
     for seed in range(SEEDS):
         key_x, key = jax.random.split(jax.random.key(100 + seed))
         x = jax.random.normal(key_x, (FRESH, data.shape[1]))
-        ends = [jk.sample(network, PROCESS, "ddim", s, key, x, kind=network.kind) for s in schedules.values()]
-        found.append([jk.quality.sliced_w2(np.asarray(end), data).value / size for end in ends])
+        ends = [
+            jk.sample(jk.Denoiser(network, PROCESS, network.kind), "ddim", s, x, key=key)
+            for s in schedules.values()
+        ]
+        found.append([jk.metrics.sliced_w2(np.asarray(end), data).value / size for end in ends])
     values = dict(zip(schedules, np.array(found).T, strict=True))
 
     def best(alpha: float) -> np.ndarray:
-        names = [n for n, s in result.baseline_schedules.items() if np.all(np.asarray(s.stochasticity) == alpha)]
+        names = [
+            n
+            for n, s in result.baseline_schedules.items()
+            if np.all(np.asarray(s.stochasticity) == alpha)
+        ]
         return min((values[name] for name in names), key=np.mean)
 
     rows = {"chosen": values["chosen"], "h = 0": best(0.0), "h = g": best(1.0)}
@@ -321,7 +361,7 @@ def mean_and_error(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
 STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "rms": lambda e: np.sqrt(np.mean(e**2, -1)),
     "median": lambda e: np.median(e, -1),
-    "log_mean": lambda e: np.exp(np.mean(np.log(e), -1)),
+    "geometric_mean": lambda e: np.exp(np.mean(np.log(e), -1)),
 }
 
 
@@ -344,7 +384,9 @@ class Law:
         return float(np.sqrt(np.mean((np.sort(projected, axis=0) - exact) ** 2)))
 
 
-def statistics(reference: np.ndarray, ends: dict[str, np.ndarray], law: Law) -> dict[str, dict[str, dict[str, float]]]:
+def statistics(
+    reference: np.ndarray, ends: dict[str, np.ndarray], law: Law
+) -> dict[str, dict[str, dict[str, float]]]:
     """Per statistic and schedule: the error, its ratio to the best named grid, and standard errors of both.
 
     `sliced_w2` is to the data, `sliced_w2_solver` to the samples `reference` of the fine solver.
@@ -362,7 +404,12 @@ def statistics(reference: np.ndarray, ends: dict[str, np.ndarray], law: Law) -> 
     )
     found["sliced_w2_solver"] = (
         np.array([law.distance(p, exact) for p in projected]),
-        np.array([[law.distance(p[rows], exact[rows]) for rows in draws[:SLICED_RESAMPLES]] for p in projected]),
+        np.array(
+            [
+                [law.distance(p[rows], exact[rows]) for rows in draws[:SLICED_RESAMPLES]]
+                for p in projected
+            ]
+        ),
     )
     result = {}
     for kind, (value, values) in found.items():
@@ -382,7 +429,7 @@ def statistics(reference: np.ndarray, ends: dict[str, np.ndarray], law: Law) -> 
 
 def affine_loss(network: Network, target: jk.Gaussian, x0: Array, key: Array) -> Float[Array, ""]:
     """`loss` of the best affine denoiser: what a network that learned the covariance only would reach."""
-    predict = target.predictor(PROCESS)
+    predict = target.denoiser(PROCESS)
 
     class Affine(eqx.Module):
         scale: Array
@@ -417,14 +464,16 @@ def study(problem: Problem) -> dict[str, Any]:
     facts["reference_error"] = rms(references[1] - references[0]) / law.size
     facts["reference_sliced_w2"] = law.distance(references[0] @ law.directions)
     noises = jax.random.normal(jax.random.key(5), (RECORDED, data.shape[1]))
-    recorded = jk.record(network, PROCESS, noises, t_min=T_MIN, kind=network.kind)
+    recorded = jk.record(jk.Denoiser(network, PROCESS, network.kind), noises, t_min=T_MIN)
     mixture = jk.GaussianMixture.fit(data)
     rows = []
     settings = list(itertools.product(SAMPLERS, STEPS))
     for sampler, num_steps in track(settings, f"schedules for {problem.name}"):
         # every setting compiles programs of its own, and a process can hold a limited number of them
         jax.clear_caches()
-        schedules, choice = candidates(network, recorded, target, mixture, data, sampler, num_steps, problem.verified)
+        schedules, choice = candidates(
+            network, recorded, target, mixture, data, sampler, num_steps, problem.verified
+        )
         ends = {name: run(network, sampler, schedule, x) for name, schedule in schedules.items()}
         rows.append(
             {
@@ -451,7 +500,7 @@ def ratios(row: dict[str, Any], statistic: str, name: str) -> str:
     return f"{entry['ratio']:.2f} ± {entry['ratio_se']:.2f}"
 
 
-KINDS = ("rms", "median", "log_mean", "sliced_w2_solver", "sliced_w2")
+KINDS = ("rms", "median", "geometric_mean", "sliced_w2_solver", "sliced_w2")
 
 
 def summary(rows: list[dict[str, Any]], shown: list[str]) -> list[str]:
@@ -479,10 +528,12 @@ def summary(rows: list[dict[str, Any]], shown: list[str]) -> list[str]:
 
 def by_network(studies: list[dict[str, Any]], ours: list[str]) -> list[str]:
     """A table of geometric means over the numbers of steps, and the worst ratio of all networks but the last."""
-    kinds = ("rms", "log_mean", "sliced_w2_solver", "sliced_w2")
+    kinds = ("rms", "geometric_mean", "sliced_w2_solver", "sliced_w2")
 
     def cell(rows: list[dict[str, Any]], name: str, average: Callable[[list[float]], float]) -> str:
-        return " / ".join(f"{average([row[kind][name]['ratio'] for row in rows]):.2f}" for kind in kinds)
+        return " / ".join(
+            f"{average([row[kind][name]['ratio'] for row in rows]):.2f}" for kind in kinds
+        )
 
     def mean(values: list[float]) -> float:
         return float(np.exp(np.mean(np.log(values))))
@@ -492,10 +543,29 @@ def by_network(studies: list[dict[str, Any]], ours: list[str]) -> list[str]:
         groups = [[row for row in study["rows"] if row["sampler"] == sampler] for study in studies]
         used = [row for group in groups[:-1] for row in group]
         own = [cell(group, name, mean) for group in groups]
-        cells.append([f"{sampler}, {name}", *own[:-1], cell(used, name, mean), cell(used, name, max), own[-1]])
+        cells.append(
+            [
+                f"{sampler}, {name}",
+                *own[:-1],
+                cell(used, name, mean),
+                cell(used, name, max),
+                own[-1],
+            ]
+        )
     names = [study["problem"] for study in studies]
-    head = ["sampler, schedule", *names[:-1], "these together", "worst of these", f"{names[-1]} (kept aside)"]
-    return [f"Geometric means over K of {' / '.join(kinds)} error / best named.", "", table(head, cells), ""]
+    head = [
+        "sampler, schedule",
+        *names[:-1],
+        "these together",
+        "worst of these",
+        f"{names[-1]} (kept aside)",
+    ]
+    return [
+        f"Geometric means over K of {' / '.join(kinds)} error / best named.",
+        "",
+        table(head, cells),
+        "",
+    ]
 
 
 def report(studies: list[dict[str, Any]]) -> str:
@@ -536,7 +606,15 @@ def report(studies: list[dict[str, Any]]) -> str:
         for study in studies
         for row in study["rows"]
     ]
-    head = ["network", "sampler", "K", "schedules", "Spearman, local", "Spearman, record", "chosen on the network"]
+    head = [
+        "network",
+        "sampler",
+        "K",
+        "schedules",
+        "Spearman, local",
+        "Spearman, record",
+        "chosen on the network",
+    ]
     lines += [table(head, cells), ""]
     for study in studies:
         lines += [
@@ -569,10 +647,14 @@ def noise_table(studies: list[dict[str, Any]]) -> list[str]:
     cells = []
     for study in studies:
         for row in study["stochastic"]:
-            numbers = ["{:.4f} ± {:.4f}".format(*row[name]) for name in ("h = 0", "h = g", "chosen")]
+            numbers = [
+                "{:.4f} ± {:.4f}".format(*row[name]) for name in ("h = 0", "h = g", "chosen")
+            ]
             ratio = "{:.3f} ± {:.3f}".format(*row["ratio"])
             largest = f"{max(row['stochasticity']):.2f}"
-            cells.append([study["problem"], str(row["num_steps"]), *numbers, ratio, largest, row["choice"]])
+            cells.append(
+                [study["problem"], str(row["num_steps"]), *numbers, ratio, largest, row["choice"]]
+            )
     head = [
         "network",
         "K",
@@ -596,7 +678,9 @@ def main() -> None:
     # processes, as a program compiles on one core; spawned, as JAX has threads of its own
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         studies = list(pool.map(worker, range(len(PROBLEMS) + 1)))
-    path = save("networks", {"noises": NOISES, "reference_steps": REFERENCE_STEPS, "studies": studies})
+    path = save(
+        "networks", {"noises": NOISES, "reference_steps": REFERENCE_STEPS, "studies": studies}
+    )
     text = report(studies)
     path.with_suffix(".md").write_text(text)
     print(text)

@@ -28,34 +28,42 @@ def study(problem: Problem) -> list[dict[str, Any]]:
     data = data[len(data) // 6 :]
     network, law = train(problem, data), jk.Gaussian.fit(data).compress(32)
     x = jax.random.normal(jax.random.key(5), (max(size[0] for size in SIZES), data.shape[1]))
-    schedules = {name: jk.schedules.GRIDS[name](PROCESS, STEPS, T_MIN) for name in NAMED}
+    schedules = {name: jk.schedules.BASELINES[name](PROCESS, STEPS, T_MIN) for name in NAMED}
     for size in track(SIZES, f"records of {problem.name}"):
         jax.clear_caches()
         trajectories, directions, nodes = size
         kept = jk.record(
-            network,
-            PROCESS,
+            jk.Denoiser(network, PROCESS, network.kind),
             x[:trajectories],
             t_min=T_MIN,
-            kind=network.kind,
             nodes=nodes,
             directions=directions,
         )
         for name, power in POWERS.items():
             objective = jk.RecordedError(kept, SAMPLER, power)
             result = jk.optimize_schedule(
-                law, PROCESS, SAMPLER, STEPS, t_min=T_MIN, objective=objective, starts=["quadratic", "log_snr"]
+                law,
+                PROCESS,
+                SAMPLER,
+                STEPS,
+                t_min=T_MIN,
+                objective=objective,
+                starts=["quadratic", "log_snr"],
             )
             schedules[f"{size} {name}"] = result.schedule
     fresh = jax.random.normal(jax.random.key(6), (NOISES, data.shape[1]))
-    found = jk.compare_schedules(network, PROCESS, SAMPLER, schedules, fresh, kind=network.kind)
+    found = jk.compare_schedules(
+        jk.Denoiser(network, PROCESS, network.kind), SAMPLER, schedules, fresh
+    )
     rows = []
     for size in SIZES:
         row: dict[str, Any] = {"problem": problem.name, "size": size}
         for name in POWERS:
-            for kind in ("log_mean", "rms"):
+            for kind in ("geometric_mean", "rms"):
                 values = found.statistic(kind)
-                row[f"{name} {kind}"] = values[f"{size} {name}"] / min(values[grid] for grid in NAMED)
+                row[f"{name} {kind}"] = values[f"{size} {name}"] / min(
+                    values[grid] for grid in NAMED
+                )
         rows.append(row)
     return rows
 
@@ -63,9 +71,14 @@ def study(problem: Problem) -> list[dict[str, Any]]:
 def main() -> None:
     jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
     rows = [row for problem in PROBLEMS if problem.name != "patches" for row in study(problem)]
-    path = save("record_size", {"sampler": SAMPLER, "num_steps": STEPS, "noises": NOISES, "rows": rows})
+    path = save(
+        "record_size", {"sampler": SAMPLER, "num_steps": STEPS, "noises": NOISES, "rows": rows}
+    )
     columns = [key for key in rows[0] if key not in ("problem", "size")]
-    cells = [[row["problem"], *map(str, row["size"]), *(f"{row[key]:.2f}" for key in columns)] for row in rows]
+    cells = [
+        [row["problem"], *map(str, row["size"]), *(f"{row[key]:.2f}" for key in columns)]
+        for row in rows
+    ]
     print(table(["network", "trajectories", "directions", "nodes", *columns], cells))
     print(f"written to {path}")
 

@@ -18,8 +18,18 @@ from .environment import save, table
 
 PROCESS, PAIRS, SIZE, STEPS = jk.VP(), 100_000, 2e-3, 12
 # name: stochasticity
-SAMPLERS = {"euler_maruyama": 1.0, "exponential_integrator": 0.5, "ddim": 0.0, "heun": 0.0, "dpmpp_2m": 0.0}
-CORRELATIONS = {"independent": jk.Independent(), "AR(1), 0.9": jk.AR1(0.9), "shared": jk.Shared()}
+SAMPLERS = {
+    "euler_maruyama": 1.0,
+    "exponential_integrator": 0.5,
+    "ddim": 0.0,
+    "heun": 0.0,
+    "dpmpp_2m": 0.0,
+}
+CORRELATIONS = {
+    "independent": jk.Independent(),
+    "AR(1), 0.9": jk.AR1(0.9),
+    "shared": jk.FullyCorrelated(),
+}
 MEAN = np.array([0.8, -0.5, 0.0])
 
 
@@ -27,7 +37,9 @@ MEAN = np.array([0.8, -0.5, 0.0])
 def in_print(kernel: jk.ErrorKernel, directions: jk.AffineError) -> Array:
     """First-order responses only, the curvature of the squared W2 without its factor 1/2."""
     run = (kernel.target, kernel.process, kernel.sampler, kernel.schedule)
-    mean, variance = initial_moments(kernel.target, kernel.process, kernel.schedule.times[0], "standard_normal")
+    mean, variance = initial_moments(
+        kernel.target, kernel.process, kernel.schedule.times[0], "standard_normal"
+    )
 
     def moments(theta: jk.AffineError) -> tuple[Array, Array]:
         means, variances = propagate_modes(mode_maps(*run, theta), kernel.sampler, mean, variance)
@@ -35,7 +47,9 @@ def in_print(kernel: jk.ErrorKernel, directions: jk.AffineError) -> Array:
 
     def cost(w: jk.AffineError) -> Array:
         (_, s), (dm, ds) = jax.jvp(moments, (kernel.about,), (w,))
-        return jnp.sum(dm**2 + ds**2 * jnp.sqrt(jnp.asarray(kernel.target.eigenvalues)) / (2.0 * s**1.5))
+        return jnp.sum(
+            dm**2 + ds**2 * jnp.sqrt(jnp.asarray(kernel.target.eigenvalues)) / (2.0 * s**1.5)
+        )
 
     return jnp.sum(jax.vmap(cost)(directions))
 
@@ -50,7 +64,9 @@ def main() -> None:
             times = np.linspace(1.0, 0.0, STEPS + 1) ** 2 * 0.999 + 0.001
             setting = (target, PROCESS, sampler, jk.Schedule(times, SAMPLERS[sampler]))
             error = jk.ScoreError.diagonal(SIZE, SIZE, CORRELATIONS[name])
-            result = jk.expected_error(*setting, score_error=error, method="monte_carlo", pairs=PAIRS)
+            result = jk.expected_error(
+                *setting, score_error=error, method="monte_carlo", pairs=PAIRS
+            )
             kernel = jk.error_kernel(*setting)
             directions = error.directions(target, PROCESS, kernel.times)
             assert directions is not None
@@ -75,8 +91,20 @@ def main() -> None:
                     f"{case['in_print']:+.1%}",
                 ]
             )
-    head = ["sampler", "spectrum", "errors", "squared W2 without", "excess, simulated", "predicted", "in print"]
-    text = "# Correlated score errors\n\nWritten by `python -m benchmarks.score_errors`.\n\n" + table(head, rows) + "\n"
+    head = [
+        "sampler",
+        "spectrum",
+        "errors",
+        "squared W2 without",
+        "excess, simulated",
+        "predicted",
+        "in print",
+    ]
+    text = (
+        "# Correlated score errors\n\nWritten by `python -m benchmarks.score_errors`.\n\n"
+        + table(head, rows)
+        + "\n"
+    )
     path = save("score_errors", {"pairs": PAIRS, "size": SIZE, "cases": cases})
     path.with_suffix(".md").write_text(text)
     print(text)

@@ -17,7 +17,10 @@ _SKIMAGE = ("astronaut", "chelsea", "coffee", "rocket")
 @cache
 def photographs() -> list[np.ndarray]:
     """Colour photographs (height, width, 3), values in [-1, 1]."""
-    pictures = [*load_sample_images().images, *(getattr(photographs_of_skimage, name)() for name in _SKIMAGE)]
+    pictures = [
+        *load_sample_images().images,
+        *(getattr(photographs_of_skimage, name)() for name in _SKIMAGE),
+    ]
     return [np.asarray(p, np.float64) / 127.5 - 1.0 for p in pictures]
 
 
@@ -60,7 +63,12 @@ def spectrum(name: str) -> jk.Gaussian:
     if not path.exists():
         target = jk.Gaussian.fit(DATA[name]()).in_eigenbasis()
         CACHE.mkdir(exist_ok=True)
-        np.savez(path, mean=target.mean, eigenvalues=target.eigenvalues, kurtosis=np.asarray(target.kurtosis))
+        np.savez(
+            path,
+            mean=target.mean,
+            eigenvalues=target.eigenvalues,
+            kurtosis=np.asarray(target.kurtosis),
+        )
     stored = np.load(path)
     return jk.Gaussian(stored["mean"], stored["eigenvalues"], kurtosis=stored["kurtosis"])
 

@@ -20,7 +20,9 @@ SAMPLERS = ["ddim", "dpmpp_2m"]
 STEPS = [5, 10, 20]
 
 
-def optimize(target: jk.Gaussian, sampler: str, num_steps: int, compress: int | bool) -> jk.OptimizedSchedule:
+def optimize(
+    target: jk.Gaussian, sampler: str, num_steps: int, compress: int | bool
+) -> jk.OptimizedSchedule:
     return jk.optimize_schedule(target, jk.VP(), sampler, num_steps, t_min=T_MIN, compress=compress)
 
 

@@ -4,46 +4,56 @@ from importlib.metadata import version as _version
 
 from . import (
     data as data,
-    diffusion as diffusion,
     metrics as metrics,
-    quality as quality,
+    reverse_sde as reverse_sde,
     samplers as samplers,
     schedules as schedules,
 )
-from .adapters import from_torch as from_torch
 from .bounds import (
     AccumulationBound as AccumulationBound,
     accumulation_operators as accumulation_operators,
     hessian_interval as hessian_interval,
     lipschitz_accumulation as lipschitz_accumulation,
 )
-from .compare import Comparison as Comparison, compare_schedules as compare_schedules
-from .estimate import (
+from .comparison import (
+    Comparison as Comparison,
+    SamplerReport as SamplerReport,
+    compare_samplers as compare_samplers,
+    compare_schedules as compare_schedules,
+)
+from .distributions import (
+    Gaussian as Gaussian,
+    GaussianMixture as GaussianMixture,
+)
+from .errors import (
+    ErrorBudget as ErrorBudget,
+    ErrorKernel as ErrorKernel,
+    Evaluation as Evaluation,
+    ExpectedError as ExpectedError,
+    error_kernel as error_kernel,
+    evaluate_schedule as evaluate_schedule,
+    expected_error as expected_error,
+)
+from .measurement import (
+    Measurement as Measurement,
     ScoreErrorEstimate as ScoreErrorEstimate,
     estimate_score_error as estimate_score_error,
     linearised_score_error as linearised_score_error,
+    measure as measure,
 )
-from .evaluate import (
-    ErrorBudget as ErrorBudget,
-    Evaluation as Evaluation,
-    evaluate_schedule as evaluate_schedule,
-)
-from .fokker_planck import FokkerPlanckResult as FokkerPlanckResult, leading_order_1d as leading_order_1d
-from .kernels import (
-    ErrorKernel as ErrorKernel,
-    ExpectedError as ExpectedError,
-    error_kernel as error_kernel,
-    expected_error as expected_error,
-)
-from .measure import Measurement as Measurement, measure as measure
 from .optimize import (
-    Local as Local,
+    LocalError as LocalError,
     OptimizedSchedule as OptimizedSchedule,
-    Terminal as Terminal,
+    TerminalError as TerminalError,
     optimize_schedule as optimize_schedule,
 )
-from .prediction import Prediction as Prediction, predictor as predictor
-from .process import (
+from .prediction import (
+    AbstractDenoiser as AbstractDenoiser,
+    Denoiser as Denoiser,
+    Prediction as Prediction,
+    from_torch as from_torch,
+)
+from .processes import (
     EDM as EDM,
     OU as OU,
     VE as VE,
@@ -53,9 +63,10 @@ from .process import (
     DiscreteVP as DiscreteVP,
     FlowMatching as FlowMatching,
 )
-from .record import Record as Record, RecordedError as RecordedError, record as record
-from .report import Report as Report, compare_samplers as compare_samplers
-from .sample import sample as sample
+from .reverse_sde import (
+    FokkerPlanckResult as FokkerPlanckResult,
+    leading_order_1d as leading_order_1d,
+)
 from .samplers import (
     DDIM as DDIM,
     RK4 as RK4,
@@ -64,17 +75,24 @@ from .samplers import (
     EulerMaruyama as EulerMaruyama,
     ExponentialIntegrator as ExponentialIntegrator,
     Heun as Heun,
+    sample as sample,
 )
-from .schedules import Schedule as Schedule
+from .schedules import (
+    Schedule as Schedule,
+)
 from .score_error import (
     AR1 as AR1,
     AffineError as AffineError,
     Banded as Banded,
+    FullyCorrelated as FullyCorrelated,
     Independent as Independent,
     OrnsteinUhlenbeck as OrnsteinUhlenbeck,
     ScoreError as ScoreError,
-    Shared as Shared,
 )
-from .target import Gaussian as Gaussian, GaussianMixture as GaussianMixture
+from .trajectories import (
+    RecordedError as RecordedError,
+    TrajectoryRecord as TrajectoryRecord,
+    record as record,
+)
 
 __version__ = _version("jaxkernels")

@@ -26,7 +26,7 @@ def lookup(argument: str, name: str, known: Mapping[str, T]) -> T:
     raise ValueError(f"{argument}={name!r} is not known.{hint} Known: {', '.join(known)}.")
 
 
-def concrete(value: object) -> bool:
+def is_concrete(value: object) -> bool:
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
@@ -68,7 +68,7 @@ def scalar(
 
 def parameter(argument: str, value: Numbers, **bounds: float) -> AnyArray:
     """A field of a module: checked like `scalar` if it is concrete, kept as it is if it is traced."""
-    return cast(AnyArray, value) if not concrete(value) else scalar(argument, value, **bounds)
+    return cast(AnyArray, value) if not is_concrete(value) else scalar(argument, value, **bounds)
 
 
 def count(argument: str, value: object, *, at_least: int = 1) -> int:

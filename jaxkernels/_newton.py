@@ -1,6 +1,5 @@
 """Minimisation with exact second derivatives in a trust region and a box, from many starts at once."""
 
-from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import equinox as eqx
@@ -35,17 +34,6 @@ class NewtonState(eqx.Module):
     done: Bool[Array, " starts"]
     history: Float[Array, "iterations starts"]
     iteration: Int[Array, ""]
-
-
-def dense_derivatives(fn: Callable[[Array], Array], z: Array) -> tuple[Array, Array, Array]:
-    """Value, gradient and Hessian in one forward-over-reverse pass with n tangents."""
-
-    def gradient(z: Array):
-        value, g = jax.value_and_grad(fn)(z)
-        return g, (value, g)
-
-    hessian, (value, g) = jax.jacfwd(gradient, has_aux=True)(z)
-    return value, g, hessian
 
 
 def _free(z: AnyArray, gradient: AnyArray, lower: AnyArray, upper: AnyArray) -> AnyArray:
@@ -102,7 +90,9 @@ def newton_advance(
         step = trial - z
         predicted = -(g @ step + 0.5 * step @ h @ step)
         new = problem.derivatives(trial)
-        usable = jnp.isfinite(new[0]) & jnp.all(jnp.isfinite(new[1])) & jnp.all(jnp.isfinite(new[2]))
+        usable = (
+            jnp.isfinite(new[0]) & jnp.all(jnp.isfinite(new[1])) & jnp.all(jnp.isfinite(new[2]))
+        )
         first = jnp.isinf(value)
         gain = jnp.where(usable, (value - new[0]) / jnp.maximum(predicted, 1e-300), -1.0)
         # within rounding of the value the gradient is the better judge
@@ -115,7 +105,9 @@ def newton_advance(
         grown = jnp.where(gain < _POOR, 0.25 * norm, jnp.minimum(grown, _LARGEST_RADIUS))
         radius = jnp.where(first, radius, grown)
         old, new = (z, value, gradient, hessian), (trial, *new)
-        z, value, gradient, hessian = (jnp.where(accepted, a, b) for a, b in zip(new, old, strict=True))
+        z, value, gradient, hessian = (
+            jnp.where(accepted, a, b) for a, b in zip(new, old, strict=True)
+        )
         free = _free(z, gradient, lower, upper)
         flat = jnp.max(jnp.where(free, jnp.abs(gradient), 0.0), initial=0.0) <= tolerance
         # a start without a finite value cannot be improved by derivatives
@@ -131,7 +123,9 @@ def newton_advance(
     return jax.lax.while_loop(lambda s: (s.iteration < until) & ~jnp.all(s.done), body, state)
 
 
-def certificate(state: NewtonState, best: int, lower: AnyArray, upper: AnyArray) -> tuple[float, float]:
+def certificate(
+    state: NewtonState, best: int, lower: AnyArray, upper: AnyArray
+) -> tuple[float, float]:
     """Largest free gradient entry and smallest Hessian eigenvalue on the free variables, at one start."""
     z, gradient, hessian = (np.asarray(a)[best] for a in (state.z, state.gradient, state.hessian))
     free = _free(z, gradient, lower, upper)

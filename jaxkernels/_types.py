@@ -1,4 +1,4 @@
-"""Types that several rooms share."""
+"""Types that several modules share."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -10,8 +10,10 @@ from jaxtyping import ArrayLike
 Numbers: TypeAlias = ArrayLike | Sequence[Any]
 """Numbers from a user, before they are checked: a scalar, an array or nested lists."""
 
-ScoreFn: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+
+Network: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 """A network: (x, t) -> an array of x's shape, batched over x, with a scalar time t."""
+
 
 if TYPE_CHECKING:
     AnyArray: TypeAlias = jax.Array

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jaxkernels as jk
-from jaxkernels.bounds import (
+from jaxkernels.bounds._accumulation import (
     AccumulationBound,
     AccumulationOperators,
     LipschitzAccumulation,
@@ -47,7 +47,9 @@ def _step_coefficients(
     return keep[:, None] - beta[:, None] / _marginal(kind, times[:-1], eigenvalues), beta, noise
 
 
-def _difference(name: str, kind: str, times: np.ndarray, eigenvalues: np.ndarray, errors: np.ndarray) -> np.ndarray:
+def _difference(
+    name: str, kind: str, times: np.ndarray, eigenvalues: np.ndarray, errors: np.ndarray
+) -> np.ndarray:
     """Terminal difference (..., modes) of two runs, one with the errors (..., evaluations, modes) in its scores."""
     out = np.zeros_like(errors[..., 0, :])
     factor, beta, _ = _step_coefficients(kind, times, 0.0, eigenvalues)
@@ -70,7 +72,9 @@ def _root(m: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 
-def _w2(mean: np.ndarray, covariance: np.ndarray, other_mean: np.ndarray, other: np.ndarray) -> float:
+def _w2(
+    mean: np.ndarray, covariance: np.ndarray, other_mean: np.ndarray, other: np.ndarray
+) -> float:
     """W2 between normal laws."""
     root = _root(other)
     bures = np.trace(covariance + other - 2 * _root(root @ covariance @ root))
@@ -79,7 +83,9 @@ def _w2(mean: np.ndarray, covariance: np.ndarray, other_mean: np.ndarray, other:
 
 def _random_times(rng: np.random.Generator, steps: int) -> np.ndarray:
     gaps = rng.gamma(1.0, size=steps) + 0.02
-    return np.concatenate([np.cumsum(gaps)[::-1], [0.0]]) * rng.uniform(0.2, 3.0) / gaps.sum() + 0.01
+    return (
+        np.concatenate([np.cumsum(gaps)[::-1], [0.0]]) * rng.uniform(0.2, 3.0) / gaps.sum() + 0.01
+    )
 
 
 # --- operators -------------------------------------------------------------------------------------------
@@ -93,38 +99,46 @@ def test_operators_of_the_exponential_integrator_by_hand(kind: str, alpha: float
     factor, beta, _ = _step_coefficients(kind, times, alpha, eigenvalues)
     expected = np.stack([beta[i] * np.prod(factor[i + 1 :], axis=0) for i in range(5)])
     target = jk.Gaussian([1.0, -2.0, 0.5], eigenvalues)
-    operators = accumulation_operators(target, PROCESSES[kind], EXPONENTIAL, jk.Schedule(times, alpha))
+    operators = accumulation_operators(
+        target, PROCESSES[kind], EXPONENTIAL, jk.Schedule(times, alpha)
+    )
     np.testing.assert_allclose(operators.signed, expected, rtol=1e-11, atol=1e-14)
     np.testing.assert_allclose(operators.norms, np.abs(expected).max(1), rtol=1e-11)
     np.testing.assert_allclose(operators.times, times[:-1])
     if alpha == 3.0:
         assert expected.min() < 0 < expected.max()
     # without dependence on x the general factors are the operators of the mode that grows most at every step
-    steps = lipschitz_accumulation(target, PROCESSES[kind], EXPONENTIAL, jk.Schedule(times, alpha), lipschitz=0.0)
+    steps = lipschitz_accumulation(
+        target, PROCESSES[kind], EXPONENTIAL, jk.Schedule(times, alpha), lipschitz=0.0
+    )
     np.testing.assert_allclose(steps.injection, beta, rtol=1e-12)
     np.testing.assert_allclose(steps.growth, np.abs(factor).max(1), rtol=1e-12)
     np.testing.assert_allclose(steps.printed_norms, operators.norms, rtol=1e-11)
 
 
 def _run(
-    sampler: AbstractSampler, process: jk.AbstractProcess, target: jk.Gaussian, schedule: jk.Schedule, errors: jax.Array
+    sampler: AbstractSampler,
+    process: jk.AbstractProcess,
+    target: jk.Gaussian,
+    schedule: jk.Schedule,
+    errors: jax.Array,
 ) -> jax.Array:
     """The end of a run without noise, by the sampler's own steps, with a constant error in every score."""
-    exact = target.predictor(process)
+    exact = target.denoiser(process)
 
     def take(state, here):
-        interval, errors = here
-        numbers = iter(range(sampler.evaluations))
+        step, errors = here
+        numbers = iter(range(sampler.nfe_per_step))
 
         def learned(x: jax.Array, t: jax.Array) -> jk.Prediction:
             eps = exact(x, t).eps - process.noise(t) * errors[next(numbers)]
             return jk.Prediction((x - process.noise(t) * eps) / process.signal(t), eps)
 
-        return sampler.step(learned, jnp.zeros_like, process, interval, *state), None
+        return sampler.step(learned, jnp.zeros_like, process, step, *state), None
 
     x = jnp.full(errors.shape[1], 0.7)
     by_step = errors.reshape(schedule.num_steps, -1, errors.shape[1])
-    return jax.lax.scan(take, (x, sampler.memory(x)), (schedule.intervals(), by_step))[0][0]
+    return jax.lax.scan(take, (x, sampler.init_history(x)), (schedule.steps(), by_step))[0][0]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -134,13 +148,17 @@ def test_operators_of_every_sampler_by_perturbing_it(name: str) -> None:
     schedule = jk.Schedule([0.9, 0.5, 0.2, 0.03, 0.0], 0.8 if sampler.stochastic else 0.0)
     target = jk.Gaussian([1.0, -0.5], [2.0, 0.02])
     operators = accumulation_operators(target, process, name, schedule)
-    count = 4 * sampler.evaluations
+    count = 4 * sampler.nfe_per_step
     assert operators.signed.shape == (count, 2)
     units = np.concatenate([np.zeros((1, count, 2)), 5.0 * np.eye(count)[:, :, None] * np.ones(2)])
-    ends = np.asarray(jax.vmap(lambda e: _run(sampler, process, target, schedule, e))(jnp.asarray(units)))
+    ends = np.asarray(
+        jax.vmap(lambda e: _run(sampler, process, target, schedule, e))(jnp.asarray(units))
+    )
     np.testing.assert_allclose(operators.signed, (ends[1:] - ends[0]) / 5.0, rtol=1e-10, atol=1e-13)
     skipped = np.all(np.asarray(operators.signed) == 0, axis=1)
-    assert skipped.tolist() == [False] * (count - sampler.evaluations + 1) + [True] * (sampler.evaluations - 1)
+    assert skipped.tolist() == [False] * (count - sampler.nfe_per_step + 1) + [True] * (
+        sampler.nfe_per_step - 1
+    )
 
 
 def test_multiplicities_and_bases() -> None:
@@ -151,7 +169,9 @@ def test_multiplicities_and_bases() -> None:
     weighted = jk.Gaussian(0.0, [0.5, 2.0, 9.0], weights=[7.0, 0.5, 0.0])
     norms = (accumulation_operators(target, *setting).norms for target in (turned, weighted))
     np.testing.assert_allclose(*norms, rtol=1e-12)
-    ours, theirs = (lipschitz_accumulation(target, *setting, lipschitz=0.2) for target in (turned, weighted))
+    ours, theirs = (
+        lipschitz_accumulation(target, *setting, lipschitz=0.2) for target in (turned, weighted)
+    )
     np.testing.assert_allclose(ours.gains, theirs.gains, rtol=1e-12)
     np.testing.assert_allclose(ours.printed_norms, theirs.printed_norms, rtol=1e-12)
 
@@ -164,7 +184,9 @@ def _attained(bound: AccumulationBound, rms_difference: float) -> float:
     return rms_difference / float(bound.value)
 
 
-def _random_directions(rng: np.random.Generator, case: str, count: int, modes: int) -> tuple[np.ndarray, np.ndarray]:
+def _random_directions(
+    rng: np.random.Generator, case: str, count: int, modes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Errors e = sum_l z_l W_l, z independent of unit variance: W (l, evaluations, modes), and their correlation."""
     sizes = rng.gamma(0.5, size=(count, 1)) * rng.gamma(0.5, size=(count, modes))
     if case == "coherent":
@@ -173,7 +195,9 @@ def _random_directions(rng: np.random.Generator, case: str, count: int, modes: i
         mixing = rng.normal(size=(modes, count, modes)) * sizes
         directions = np.einsum("lim,in->ilnm", mixing, np.eye(count))
         return directions.reshape(-1, count, modes), np.eye(count)
-    factor = rng.normal(size=(count, 3)) * np.where(rng.random(3) < 0.5, 1.0, 0.1) + rng.choice([0.0, 1.0])
+    factor = rng.normal(size=(count, 3)) * np.where(rng.random(3) < 0.5, 1.0, 0.1) + rng.choice(
+        [0.0, 1.0]
+    )
     factor /= np.linalg.norm(factor, axis=1, keepdims=True)
     directions = np.einsum("il,im,mn->lnim", factor, sizes, np.eye(modes))
     return directions.reshape(-1, count, modes), factor @ factor.T
@@ -189,7 +213,9 @@ def test_bounds_hold_for_random_errors_that_do_not_depend_on_x(name: str) -> Non
         kind = "vp" if n % 2 else "ve"
         times, eigenvalues = _random_times(rng, 5), rng.gamma(1.0, size=3)
         target = jk.Gaussian(rng.normal(size=3), eigenvalues)
-        operators = accumulation_operators(target, PROCESSES[kind], SAMPLERS[name](), jk.Schedule(times))
+        operators = accumulation_operators(
+            target, PROCESSES[kind], SAMPLERS[name](), jk.Schedule(times)
+        )
         for case, found in ratios.items():
             directions, correlation = _random_directions(rng, case, count, 3)
             rms = np.sqrt(np.sum(directions**2, axis=(0, 2)))
@@ -224,7 +250,9 @@ def test_bounds_are_attained_in_one_mode(rho: float) -> None:
         reached += moved**2
     w2 = np.sqrt(reached)
     assert float(operators.correlated(rms, jk.AR1(rho)).value) == pytest.approx(w2, rel=1e-7)
-    assert float(operators.correlated(rms, correlation * np.outer(signs, signs)).value) == pytest.approx(w2, rel=1e-7)
+    assert float(
+        operators.correlated(rms, correlation * np.outer(signs, signs)).value
+    ) == pytest.approx(w2, rel=1e-7)
     if rho in (0.0, 1.0):
         same = operators.orthogonal(rms) if rho == 0.0 else operators.coherent(rms)
         assert float(same.value) == pytest.approx(w2, rel=1e-7)
@@ -263,7 +291,9 @@ def _pair(
         steps = np.diag(a), np.diag(a) - beta * delta
         factors.append(steps[1])
         means = [steps[0] @ means[0] + b, steps[1] @ means[1] + b + beta * q]
-        covariances = [f @ c @ f.T + noise * np.eye(len(a)) for f, c in zip(steps, covariances, strict=True)]
+        covariances = [
+            f @ c @ f.T + noise * np.eye(len(a)) for f, c in zip(steps, covariances, strict=True)
+        ]
     products = [np.eye(len(means[0]))]
     for factor in factors[:0:-1]:
         products.insert(0, products[0] @ factor)
@@ -273,10 +303,19 @@ def _pair(
 def test_bounds_hold_for_random_lipschitz_errors() -> None:
     """Matrix slopes that commute with nothing, and fresh noise in the score: one draw for all samples, or one each."""
     rng = np.random.default_rng(2)
-    ratios: dict[str, list[float]] = {"coherent": [], "mixed, shared": [], "mixed, per sample": [], "fresh only": []}
+    ratios: dict[str, list[float]] = {
+        "coherent": [],
+        "mixed, shared": [],
+        "mixed, per sample": [],
+        "fresh only": [],
+    }
     for n in range(150):
         kind, alpha = ("vp" if n % 2 else "ve"), rng.choice([0.0, 1.0, 2.0])
-        times, eigenvalues, mu = _random_times(rng, 5), rng.gamma(1.0, size=3) + 0.01, rng.normal(size=3)
+        times, eigenvalues, mu = (
+            _random_times(rng, 5),
+            rng.gamma(1.0, size=3) + 0.01,
+            rng.normal(size=3),
+        )
         coefficients = _step_coefficients(kind, times, alpha, eigenvalues)
         precision = 1.0 / _marginal(kind, times[:-1], eigenvalues)
         at_data = np.exp(-times[:-1, None]) if kind == "vp" else 1.0
@@ -298,7 +337,9 @@ def test_bounds_hold_for_random_lipschitz_errors() -> None:
         assert mixed == pytest.approx(float(accumulation.coherent(pair.rms).value), rel=1e-11)
 
         fresh = rng.gamma(0.5, size=5)
-        spread = [beta * f * p for beta, f, p in zip(coefficients[1], fresh, pair.products, strict=True)]
+        spread = [
+            beta * f * p for beta, f, p in zip(coefficients[1], fresh, pair.products, strict=True)
+        ]
         total = sum(s @ s.T for s in spread) / 3.0  # equal in all directions
         bound = accumulation.mixed(pair.rms, fresh)
         # a draw for all samples moves the mean, a draw for each adds to the covariance
@@ -306,9 +347,19 @@ def test_bounds_hold_for_random_lipschitz_errors() -> None:
         ratios["mixed, per sample"].append(_attained(bound, pair.w2(total)))
         centred = _pair(coefficients, start, constant, 0.0 * slope, 0.0 * shift)
         still = lipschitz_accumulation(
-            jk.Gaussian(mu, eigenvalues), PROCESSES[kind], EXPONENTIAL, jk.Schedule(times, alpha), lipschitz=0.0
+            jk.Gaussian(mu, eigenvalues),
+            PROCESSES[kind],
+            EXPONENTIAL,
+            jk.Schedule(times, alpha),
+            lipschitz=0.0,
         )
-        alone = sum(np.sum((b * f * p) ** 2) for b, f, p in zip(coefficients[1], fresh, centred.products)) / 3.0
+        alone = (
+            sum(
+                np.sum((b * f * p) ** 2)
+                for b, f, p in zip(coefficients[1], fresh, centred.products)
+            )
+            / 3.0
+        )
         ratios["fresh only"].append(_attained(still.mixed(0.0, fresh), np.sqrt(alone)))
         value = np.sqrt(np.sum((np.asarray(still.gains) * fresh) ** 2))
         assert float(still.mixed(0.0, fresh).value) == pytest.approx(value, rel=1e-11)
@@ -334,7 +385,11 @@ def test_bounds_hold_for_a_mixture_and_nonlinear_errors() -> None:
         variance = rng.uniform(0.2, 1.5)
         mean = np.sqrt(variance) * rng.uniform(0.0, 0.95)
         convexity, smoothness = 1.0 / variance - mean**2 / variance**2, 1.0 / variance
-        times, size, wave = _random_times(rng, 5), rng.gamma(0.5, size=5), rng.uniform(0.1, 3.0, size=5)
+        times, size, wave = (
+            _random_times(rng, 5),
+            rng.gamma(0.5, size=5),
+            rng.uniform(0.1, 3.0, size=5),
+        )
         accumulation = lipschitz_accumulation(
             jk.Gaussian(0.0, [1.0 / convexity, 1.0 / smoothness]),
             PROCESSES[kind],
@@ -389,16 +444,16 @@ class EndEvaluated(AbstractSampler):
     """The source's step for g^2 = 2 and signal 1: the score of the step's end at the point of its start."""
 
     order: ClassVar[int] = 1
-    evaluations: ClassVar[int] = 1
+    nfe_per_step: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
 
-    def evaluation_times(self, process, interval):
-        return (jnp.asarray(interval.next_time),)
+    def evaluation_times(self, process, step):
+        return (jnp.asarray(step.next_time),)
 
-    def step(self, predict, noise, process, interval, x, memory):
-        h = interval.time - interval.next_time
-        score = -predict(x, interval.next_time).eps / process.noise(interval.next_time)
-        return x + 2 * h * score + noise(2 * h * interval.stochasticity_squared), memory
+    def step(self, predict, noise, process, step, x, history):
+        h = step.time - step.next_time
+        score = -predict(x, step.next_time).eps / process.noise(step.next_time)
+        return x + 2 * h * score + noise(2 * h * step.stochasticity_squared), history
 
 
 def test_the_printed_operator_fails_for_a_step_that_overshoots() -> None:
@@ -418,7 +473,9 @@ def test_the_printed_operator_fails_for_a_step_that_overshoots() -> None:
     pair = _pair(coefficients, (np.zeros(1), np.full((1, 1), 0.8)), np.zeros((2, 1)), slope, shift)
     assert pair.w2() ** 2 == pytest.approx(185.0, abs=0.05)
     # sizes under the exact laws, as in the source: 0.1 is the variance at time 0
-    assert float(accumulation.printed([10.0, np.sqrt(0.1)]).value) ** 2 == pytest.approx(108.2, abs=0.05)
+    assert float(accumulation.printed([10.0, np.sqrt(0.1)]).value) ** 2 == pytest.approx(
+        108.2, abs=0.05
+    )
     assert 0.98 < _attained(accumulation.coherent(pair.rms), pair.w2()) <= 1.0
     # the error is met under another law than p_t, with other sizes
     assert pair.rms[1] / np.sqrt(0.1) == pytest.approx(2.08, abs=0.005)
@@ -428,13 +485,17 @@ def test_an_error_sampled_elsewhere_than_at_x() -> None:
     """A step that evaluates at 2 x meets twice the slope of the error: its Lipschitz part counts twice."""
 
     class Elsewhere(EndEvaluated):
-        def step(self, predict, noise, process, interval, x, memory):
-            h = interval.time - interval.next_time
-            score = -predict(2 * x, interval.next_time).eps / process.noise(interval.next_time)
-            return x + h * score, memory
+        def step(self, predict, noise, process, step, x, history):
+            h = step.time - step.next_time
+            score = -predict(2 * x, step.next_time).eps / process.noise(step.next_time)
+            return x + h * score, history
 
     accumulation = lipschitz_accumulation(
-        jk.Gaussian(0.0, [0.5]), jk.VE(rate=2.0), Elsewhere(), jk.Schedule([0.4, 0.1]), lipschitz=2.0
+        jk.Gaussian(0.0, [0.5]),
+        jk.VE(rate=2.0),
+        Elsewhere(),
+        jk.Schedule([0.4, 0.1]),
+        lipschitz=2.0,
     )
     assert float(accumulation.growth[0]) == pytest.approx(abs(1 - 0.3 * 2 / 0.7) + 0.3 * 2 * 2.0)
     assert float(accumulation.injection[0]) == pytest.approx(0.3)
@@ -450,12 +511,17 @@ def test_curvature_interval_of_a_mixture(process: jk.AbstractProcess, mean: floa
     mixture = jk.GaussianMixture([0.5, 0.5], [[-mean], [mean]], [[[0.5]], [[0.5]]])
     x = np.linspace(-12.0, 12.0, 801)
     convexity, smoothness = 2.0 - 4.0 * mean**2, 2.0
-    slopes = jax.jit(jax.vmap(jax.grad(lambda x, t: mixture.score(process, x[None], t)[0]), (0, None)))
+    slopes = jax.jit(
+        jax.vmap(jax.grad(lambda x, t: mixture.score(process, x[None], t)[0]), (0, None))
+    )
     last = 0.0
     for sigma2 in (0.0, 0.05, 0.2, 0.45, 0.55, 3.0):
         t = process.time_at_sigma(np.sqrt(sigma2))
         slope = slopes(jnp.asarray(x), t)
-        low, high = (float(v) for v in hessian_interval(process, t, convexity=convexity, smoothness=smoothness))
+        low, high = (
+            float(v)
+            for v in hessian_interval(process, t, convexity=convexity, smoothness=smoothness)
+        )
         assert low * EXACT <= float(slope.min())
         if convexity < 0 and sigma2 >= 0.5:
             assert high == np.inf
@@ -489,10 +555,18 @@ def test_bounds_can_be_differentiated_in_the_schedule() -> None:
         setting = *SETTING, "ddim", jk.Schedule(times)
         operators = accumulation_operators(*setting)
         lipschitz = lipschitz_accumulation(*setting, lipschitz=0.3)
-        bounds = (operators.correlated(1.0, jk.AR1(0.5)), lipschitz.mixed(0.0, 1.0), lipschitz.mixed(1.0, 0.0))
+        bounds = (
+            operators.correlated(1.0, jk.AR1(0.5)),
+            lipschitz.mixed(0.0, 1.0),
+            lipschitz.mixed(1.0, 0.0),
+        )
         return jnp.stack([bound.value for bound in bounds])
 
-    times, direction, size = jnp.asarray(SCHEDULE.times), jnp.asarray([0.3, -1.0, 0.4, 0.7, -0.2, 0.05]), 1e-5
+    times, direction, size = (
+        jnp.asarray(SCHEDULE.times),
+        jnp.asarray([0.3, -1.0, 0.4, 0.7, -0.2, 0.05]),
+        1e-5,
+    )
     values = jax.jit(values)
     _, derivative = jax.jvp(values, (times,), (direction,))
     numeric = (values(times + size * direction) - values(times - size * direction)) / (2 * size)
@@ -503,17 +577,23 @@ def test_bounds_can_be_differentiated_in_the_schedule() -> None:
 def test_float64_inside_float32_outside() -> None:
     times = np.array([2.0, 1.2, 0.5, 0.2, 0.05, 0.0])
     setting = jk.Gaussian(0.0, [3.0, 0.04]), jk.OU(rate=2.0), EXPONENTIAL, jk.Schedule(times, 1.0)
-    factor, beta, _ = _step_coefficients("vp", np.asarray(times, np.float32).astype(float), 1.0, np.array([3.0, 0.04]))
+    factor, beta, _ = _step_coefficients(
+        "vp", np.asarray(times, np.float32).astype(float), 1.0, np.array([3.0, 0.04])
+    )
     expected = np.stack([beta[i] * np.prod(factor[i + 1 :], axis=0) for i in range(5)])
     operators = accumulation_operators(*setting)
     bound = operators.coherent(1.0).value
     assert operators.signed.dtype == bound.dtype == jnp.float32
     np.testing.assert_allclose(operators.signed, expected, rtol=3e-6)
     assert float(bound) == pytest.approx(np.abs(expected).max(1).sum(), rel=3e-6)
-    assert lipschitz_accumulation(*setting, lipschitz=1.0).mixed(1.0, 1.0).value.dtype == jnp.float32
+    assert (
+        lipschitz_accumulation(*setting, lipschitz=1.0).mixed(1.0, 1.0).value.dtype == jnp.float32
+    )
 
 
-def _steps(sampler: AbstractSampler | str = EXPONENTIAL, lipschitz: float = 0.1) -> LipschitzAccumulation:
+def _steps(
+    sampler: AbstractSampler | str = EXPONENTIAL, lipschitz: float = 0.1
+) -> LipschitzAccumulation:
     return lipschitz_accumulation(*SETTING, sampler, SCHEDULE, lipschitz=lipschitz)
 
 
@@ -525,16 +605,28 @@ def _operators(sampler: AbstractSampler | str = EXPONENTIAL) -> AccumulationOper
     ("call", "message"),
     [
         (lambda: _operators("dim"), "Did you mean 'ddim'"),
-        (lambda: accumulation_operators(SPECTRUM.compress(2), jk.VP(), "ddim", SCHEDULE), "target is compressed"),
+        (
+            lambda: accumulation_operators(SPECTRUM.compress(2), jk.VP(), "ddim", SCHEDULE),
+            "target is compressed",
+        ),
         (lambda: _operators().correlated(1.0, np.eye(3)), "given for 3 evaluations"),
         (lambda: _operators().orthogonal([1.0, 2.0]), r"rms has shape \(2,\); .* \(5,\)"),
         (lambda: _steps("heun"), "Heun makes 2 evaluations"),
         (lambda: _steps("dpmpp_2m"), "DPMSolverPP2M carries memory"),
         (lambda: _steps(lipschitz=-1.0), "lipschitz must be >= 0"),
-        (lambda: _steps().mixed(1.0, [1.0, -1.0, 0.0, 2.0, 0.0]), "fresh_rms must be >= 0; its smallest entry is -1"),
+        (
+            lambda: _steps().mixed(1.0, [1.0, -1.0, 0.0, 2.0, 0.0]),
+            "fresh_rms must be >= 0; its smallest entry is -1",
+        ),
         (lambda: _steps().printed(np.nan), "rms = nan"),
-        (lambda: hessian_interval(jk.VP(), 0.1, convexity=2.0, smoothness=1.0), "convexity = 2 must be <= 1"),
-        (lambda: hessian_interval(jk.VP(), 0.1, convexity=-2.0, smoothness=0.0), "smoothness = 0 must be > 0"),
+        (
+            lambda: hessian_interval(jk.VP(), 0.1, convexity=2.0, smoothness=1.0),
+            "convexity = 2 must be <= 1",
+        ),
+        (
+            lambda: hessian_interval(jk.VP(), 0.1, convexity=-2.0, smoothness=0.0),
+            "smoothness = 0 must be > 0",
+        ),
     ],
 )
 def test_refusals(call: Callable[[], object], message: str) -> None:

@@ -18,8 +18,8 @@ import pytest
 import jaxkernels as jk
 from jaxkernels import cli
 from jaxkernels.__main__ import main
-from jaxkernels.export import SCHEDULERS
-from jaxkernels.process import from_config, to_config
+from jaxkernels.exports import SCHEDULERS
+from jaxkernels.processes import from_config, to_config
 from jaxkernels.schedules import read_json
 
 
@@ -81,7 +81,7 @@ class TestOptimize:
         rows = re.findall(r"│ (\w+) +│ +[\d.e-]+ │ +([\d.]+) │", table)
         assert rows[0] == ("optimised", "1")
         ratios = [float(ratio) for _, ratio in rows[1:]]
-        assert len(ratios) == len(jk.schedules.GRIDS)
+        assert len(ratios) == len(jk.schedules.BASELINES)
         assert ratios == sorted(ratios)
         assert ratios[0] >= 1
 
@@ -92,22 +92,41 @@ class TestOptimize:
         assert metadata["sampler"] == "ddim"
         assert metadata["converged"] is True
         assert (metadata["chosen"], metadata["criterion"]) == ("optimised", "objective")
-        ratios = {name: value / metadata["objective"] for name, value in metadata["baselines"].items()}
+        ratios = {
+            name: value / metadata["objective"] for name, value in metadata["baselines"].items()
+        }
         assert metadata["ratios"] == pytest.approx(ratios)
         assert to_config(from_config(metadata["process"])) == to_config(jk.EDM(14.0))
         assert files.picture.read_bytes().startswith(b"\x89PNG")
-        assert sorted(p.name for p in files.folder.iterdir()) == ["best.json", "best.png", "spectrum.txt"]
+        assert sorted(p.name for p in files.folder.iterdir()) == [
+            "best.json",
+            "best.png",
+            "spectrum.txt",
+        ]
 
 
 def test_a_mixture_is_fitted_to_samples(tmp_path: Path):
     rng = np.random.default_rng(0)
-    np.save(tmp_path / "x.npy", np.where(rng.random((400, 1)) < 0.3, -1.0, 1.0) + 0.1 * rng.normal(size=(400, 2)))
-    how = ("--data", tmp_path / "x.npy", "--sampler", "heun", "--steps", 3, "--mixture", 2, "--no-plot")
+    np.save(
+        tmp_path / "x.npy",
+        np.where(rng.random((400, 1)) < 0.3, -1.0, 1.0) + 0.1 * rng.normal(size=(400, 2)),
+    )
+    how = (
+        "--data",
+        tmp_path / "x.npy",
+        "--sampler",
+        "heun",
+        "--steps",
+        3,
+        "--mixture",
+        2,
+        "--no-plot",
+    )
     result = run("optimize", *how, "--output", tmp_path / "best.json")
     assert result.code == 0
     assert "model: a mixture of normal laws" in result.out
     table = result.out.split("a fine solver's samples")[1].split("error budget")[0]
-    assert all(name in table for name in jk.schedules.GRIDS)
+    assert all(name in table for name in jk.schedules.BASELINES)
     assert "verified on a network: no" in result.out
     assert jk.Schedule.load(tmp_path / "best.json").num_steps == 3
 
@@ -120,10 +139,22 @@ def test_samples_are_modelled_by_a_mixture_unless_a_covariance_is_asked_for(
 
     monkeypatch.setattr(cli, "optimize_schedule", started)
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(130, 2)))
-    how = ("optimize", "--data", tmp_path / "x.npy", "--no-plot", "--output", tmp_path / "best.json")
+    how = (
+        "optimize",
+        "--data",
+        tmp_path / "x.npy",
+        "--no-plot",
+        "--output",
+        tmp_path / "best.json",
+    )
     assert "target: ndarray" in run(*how).err
     assert "target: GaussianMixture" in run(*how, "--mixture", "2").err
-    for options in (("--mixture", "0"), ("--metric", "kl"), ("--objective", "terminal"), ("--shrinkage", "0.1")):
+    for options in (
+        ("--mixture", "0"),
+        ("--metric", "kl"),
+        ("--objective", "terminal"),
+        ("--shrinkage", "0.1"),
+    ):
         assert run(*how, *options).err.endswith("target: Gaussian\n")
     message = run(*how, "--mixture", "2", "--metric", "kl").err
     assert "--mixture = 2 has no use for --metric" in message
@@ -161,7 +192,7 @@ def test_compare_ranks_grids_and_files(files: Files):
     result = run("compare", files.schedule, "--spectrum", files.spectrum, "--steps", 3)
     assert result.code == 0
     rows = [line for line in result.out.splitlines() if line.count("│") == 7]
-    assert len(rows) == len(jk.schedules.GRIDS) + 1
+    assert len(rows) == len(jk.schedules.BASELINES) + 1
     local = [float(row.split("│")[4]) for row in rows]
     assert local == sorted(local)
     objective = read_json(files.schedule)["metadata"]["objective"]
@@ -184,14 +215,25 @@ class TestExport:
         assert part in result.out
         assert "note" not in result.out
         # what cannot stop above 0
-        assert ("note: the last level 0.002 is replaced by 0" in result.err) == (tool in ("diffusers", "edm"))
+        assert ("note: the last level 0.002 is replaced by 0" in result.err) == (
+            tool in ("diffusers", "edm")
+        )
 
     def test_help_names_every_scheduler(self):
         help_text = " ".join(run("export", "--help").out.replace("│", " ").split())
         assert all(name in help_text for name in SCHEDULERS)
 
     def test_options_reach_the_tool(self, files: Files):
-        how = ("--to", "diffusers", "--scheduler", "flow_match_euler", "--shift", 3, "--end", "append")
+        how = (
+            "--to",
+            "diffusers",
+            "--scheduler",
+            "flow_match_euler",
+            "--shift",
+            3,
+            "--end",
+            "append",
+        )
         result = run("export", files.schedule, *how)
         assert "shift=3.0" in result.out
         assert "is appended: 4 steps" in result.err
@@ -201,7 +243,14 @@ class TestExport:
     def test_table_of_the_network(self, files: Files, tmp_path: Path):
         betas = np.linspace(1e-4, 0.05, 1000)
         np.save(tmp_path / "table.npy", np.cumprod(1 - betas))
-        how = ("--to", "diffusers", "--scheduler", "dpm_multistep", "--table", tmp_path / "table.npy")
+        how = (
+            "--to",
+            "diffusers",
+            "--scheduler",
+            "dpm_multistep",
+            "--table",
+            tmp_path / "table.npy",
+        )
         assert "timesteps = [" in run("export", files.schedule, *how).out
 
     def test_to_a_file(self, files: Files, tmp_path: Path):
@@ -282,10 +331,16 @@ class TestMistakes:
             (("--objective", ""), "--objective='' is not known"),
             (("--metric", ""), "--metric='' is not known"),
             (("--objective", "locl"), "--objective='locl' is not known. Did you mean 'local'?"),
-            (("--metric", "w2_square"), "--metric='w2_square' is not known. Did you mean 'w2_squared'?"),
+            (
+                ("--metric", "w2_square"),
+                "--metric='w2_square' is not known. Did you mean 'w2_squared'?",
+            ),
             (("--stochasticity", "optimise"), "Did you mean 'optimize'?"),
             (("--initialization", "marginl"), "Did you mean 'marginal'?"),
-            (("--process", "edm", "--beta-min", "1"), "--beta-min = 1.0 has no use for process 'edm'"),
+            (
+                ("--process", "edm", "--beta-min", "1"),
+                "--beta-min = 1.0 has no use for process 'edm'",
+            ),
             (("--beta-min", "-1"), "beta_min = -1 must be > 0"),
             (("--table", "t.npy"), "--table = t.npy has no use for process 'vp'"),
             (("--process", "discrete_vp", "--table", "t.npy"), "t.npy is no file"),
@@ -322,7 +377,9 @@ class TestMistakes:
         assert fault in self.fails("optimize", *arguments)
 
     @pytest.mark.parametrize(("t_min", "shown"), [("-0.1", "-0.1"), ("1", "1"), ("3", "3")])
-    def test_last_times(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, t_min: str, shown: str):
+    def test_last_times(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, t_min: str, shown: str
+    ):
         monkeypatch.setattr(cli, "optimize_schedule", jk.optimize_schedule)
         (tmp_path / "s.txt").write_text(_lines(1.0, 0.1))
         message = self.fails("optimize", "--spectrum", "s.txt", "--t-min", t_min)
@@ -336,7 +393,10 @@ class TestMistakes:
             (lambda s: "[1, 2]", "is not a schedule file"),
             (lambda s: _edited(s, version=99), "has version 99"),
             (lambda s: _edited(s, times=[1.0, 2.0]), "must strictly decrease"),
-            (lambda s: _edited(s, metadata={"process": {"type": "edx"}}), "process='edx' is not known"),
+            (
+                lambda s: _edited(s, metadata={"process": {"type": "edx"}}),
+                "process='edx' is not known",
+            ),
         ],
     )
     @pytest.mark.parametrize("command", ["evaluate", "compare", "export"])
@@ -365,7 +425,9 @@ class TestMistakes:
         assert fault in self.fails(*arguments, *target)
 
     def test_files_of_another_process(self, files: Files):
-        message = self.fails("compare", files.schedule, "--spectrum", files.spectrum, "--process", "vp")
+        message = self.fails(
+            "compare", files.schedule, "--spectrum", files.spectrum, "--process", "vp"
+        )
         assert "edm(sigma_max=14) instead of vp(beta_min=0.1, beta_max=20)" in message
 
     def test_tools(self, files: Files):
@@ -390,7 +452,9 @@ class TestMistakes:
         self.fails("optimize", "--spectrum", "s.txt", "--output", "old.json", "--steps", "0")
         assert (tmp_path / "old.json").read_text() == "kept"
 
-    def test_an_existing_file_survives_a_full_disk(self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_an_existing_file_survives_a_full_disk(
+        self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
         def full(_: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -428,7 +492,14 @@ class TestEntry:
 
     def test_as_a_module(self, tmp_path: Path):
         """In a process of its own, in JAX's default precision, and with a mistake: no traceback."""
-        command = [sys.executable, "-m", "jaxkernels", "optimize", "--spectrum", str(tmp_path / "none.npy")]
+        command = [
+            sys.executable,
+            "-m",
+            "jaxkernels",
+            "optimize",
+            "--spectrum",
+            str(tmp_path / "none.npy"),
+        ]
         result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
         assert result.returncode == 2
         assert result.stderr.startswith("jaxkernels: error: ")

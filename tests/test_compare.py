@@ -14,9 +14,9 @@ from jaxtyping import Array
 import jaxkernels as jk
 import jaxkernels.optimize._verify
 from jaxkernels._progress import Progress
-from jaxkernels.compare import balance, compare_to, reference
-from jaxkernels.export import export
-from jaxkernels.measure import Measurement
+from jaxkernels.comparison import balance, compare_to, reference
+from jaxkernels.exports import export
+from jaxkernels.measurement import Measurement
 from jaxkernels.optimize._refine import refined
 from jaxkernels.optimize._trust import unproven, unresolved
 
@@ -30,24 +30,44 @@ def _score(x: Array, t: Array) -> Array:
 
 
 def _grids(steps: int) -> dict[str, jk.Schedule]:
-    return {name: getattr(jk.schedules, name)(PROCESS, steps, 1e-3) for name in ("uniform", "quadratic", "log_snr")}
+    return {
+        name: getattr(jk.schedules, name)(PROCESS, steps, 1e-3)
+        for name in ("uniform", "quadratic", "log_snr")
+    }
 
 
 def test_errors_are_distances_to_the_exact_flow() -> None:
     """With a Gaussian score the flow is known: (x - a mu) / sqrt(Sigma) is constant along it."""
     schedules = _grids(8)
-    found = jk.compare_schedules(_score, PROCESS, "ddim", schedules, jnp.asarray(NOISES))
+    found = jk.compare_schedules(
+        jk.Denoiser(_score, PROCESS, "score"), "ddim", schedules, jnp.asarray(NOISES)
+    )
     times = np.array([1.0, 1e-3])
-    a, level = np.asarray(PROCESS.signal(times)), np.sqrt(np.asarray(TARGET.marginal_variance(PROCESS, times)))
+    a, level = (
+        np.asarray(PROCESS.signal(times)),
+        np.sqrt(np.asarray(TARGET.marginal_variance(PROCESS, times))),
+    )
     exact = a[1] * 0.2 + (NOISES - a[0] * 0.2) / level[0] * level[1]
     size = np.sqrt(np.sum(exact.var(0)))
     for name, errors in zip(found.names, found.errors, strict=True):
-        x = np.asarray(jk.sample(_score, PROCESS, "ddim", schedules[name], jax.random.key(0), jnp.asarray(NOISES)))
+        x = np.asarray(
+            jk.sample(
+                jk.Denoiser(_score, PROCESS, "score"),
+                "ddim",
+                schedules[name],
+                jnp.asarray(NOISES),
+                key=jax.random.key(0),
+            )
+        )
         np.testing.assert_allclose(errors, np.linalg.norm(x - exact, axis=1) / size, rtol=2e-3)
     assert found.reference_error < 1e-3
-    assert found.statistic("rms")["quadratic"] == pytest.approx(np.sqrt(np.mean(found.errors[1] ** 2)))
+    assert found.statistic("rms")["quadratic"] == pytest.approx(
+        np.sqrt(np.mean(found.errors[1] ** 2))
+    )
     assert found.statistic("median")["quadratic"] == pytest.approx(np.median(found.errors[1]))
-    assert found.statistic("log_mean")["quadratic"] == pytest.approx(np.exp(np.mean(np.log(found.errors[1]))))
+    assert found.statistic("geometric_mean")["quadratic"] == pytest.approx(
+        np.exp(np.mean(np.log(found.errors[1])))
+    )
     assert "against" in repr(found)
 
 
@@ -70,7 +90,7 @@ def test_the_reference_is_fine_at_either_end(process: Any, first: float, last: f
     x = NOISES * level[0]
 
     def network(x: Array, t: Array) -> Array:
-        return target.predictor(process)(x, t).x0
+        return target.denoiser(process)(x, t).x0
 
     exact = reference(network, process, jnp.asarray(x), 200, first, last, kind="x0", data=None)
     flow = NOISES * level[1]
@@ -84,14 +104,20 @@ def test_the_choice_to_sigma_zero_is_the_true_best() -> None:
     x = jax.random.normal(jax.random.key(1), (64, 3)) * 80.0
 
     def network(x: Array, t: Array) -> Array:
-        return target.predictor(process)(x, t).x0
+        return target.denoiser(process)(x, t).x0
 
     setting: dict[str, Any] = {"score_fn": network, "kind": "x0", "verify": x, "starts": ["karras"]}
     result = jk.optimize_schedule(target, process, "ddim", 6, t_min=0.0, progress=False, **setting)
-    flow = np.asarray(x) * np.sqrt(np.asarray(target.eigenvalues) / (np.asarray(target.eigenvalues) + 80.0**2))
+    flow = np.asarray(x) * np.sqrt(
+        np.asarray(target.eigenvalues) / (np.asarray(target.eigenvalues) + 80.0**2)
+    )
 
     def error(schedule: jk.Schedule) -> float:
-        end = np.asarray(jk.sample(network, process, "ddim", schedule, jax.random.key(0), x, kind="x0"))
+        end = np.asarray(
+            jk.sample(
+                jk.Denoiser(network, process, "x0"), "ddim", schedule, x, key=jax.random.key(0)
+            )
+        )
         return float(np.mean(np.log(np.linalg.norm(end - flow, axis=1))))
 
     errors = {name: error(schedule) for name, schedule in result.baseline_schedules.items()}
@@ -102,11 +128,13 @@ def test_the_choice_to_sigma_zero_is_the_true_best() -> None:
 def test_a_schedule_without_error_is_the_best() -> None:
     """Two points as data, to sigma = 0: where steps end on them exactly, no logarithm of 0 gets in the way."""
     points = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.zeros((2, 2)))
-    result = jk.optimize_schedule(points, PROCESS, "ddim", 3, t_min=0.0, verify=32, refine=0, progress=False)
+    result = jk.optimize_schedule(
+        points, PROCESS, "ddim", 3, t_min=0.0, verify=32, refine=0, progress=False
+    )
     assert result.comparison is not None
-    values = result.comparison.statistic("log_mean")
+    values = result.comparison.statistic("geometric_mean")
     assert values[result.chosen] == min(values.values())
-    for kind in ("rms", "log_mean", "sliced_w2"):
+    for kind in ("rms", "geometric_mean", "sliced_w2"):
         assert np.all(np.isfinite(result.comparison.ratio(kind, result.chosen, "log_snr")))
 
 
@@ -115,21 +143,30 @@ def test_ratios_come_with_the_error_of_paired_noises() -> None:
     rng = np.random.default_rng(0)
     errors, reference = rng.exponential(size=50), rng.standard_normal((50, 4))
     ends = reference + np.array([0.1, 0.2, 0.0])[:, None, None]
-    found = jk.Comparison(("a", "b", "c"), np.stack([errors, 2.0 * errors, np.roll(errors, 1)]), ends, reference, 0.0)
+    found = jk.Comparison(
+        ("a", "b", "c"), np.stack([errors, 2.0 * errors, np.roll(errors, 1)]), ends, reference, 0.0
+    )
     value, spread = found.ratio("rms", "b", "a")
     assert value == pytest.approx(2.0)
     assert spread < 1e-12
-    assert found.ratio("log_mean", "c", "a")[1] > 0.05
+    assert found.ratio("geometric_mean", "c", "a")[1] > 0.05
     # a shift moves every component's law by itself
     assert found.statistic("sliced_w2") == pytest.approx({"a": 0.1, "b": 0.2, "c": 0.0})
     assert found.ratio("sliced_w2", "b", "a")[0] == pytest.approx(2.0)
-    with pytest.raises(ValueError, match="Did you mean 'log_mean'"):
+    with pytest.raises(ValueError, match="Did you mean 'geometric_mean'"):
         found.ratio("logmean", "a", "b")
     # to data of another number, here each entry twice, the law is the same
-    law = eqx.tree_at(lambda c: c.data_ends, found, np.sort(np.repeat(reference, 2, 0), 0), is_leaf=lambda x: x is None)
+    law = eqx.tree_at(
+        lambda c: c.data_ends,
+        found,
+        np.sort(np.repeat(reference, 2, 0), 0),
+        is_leaf=lambda x: x is None,
+    )
     assert law.statistic("sliced_w2")["c"] < 0.05
     assert law.statistic("sliced_w2")["b"] == pytest.approx(0.2, abs=0.01)
-    same = eqx.tree_at(lambda c: c.data_ends, found, np.sort(reference, 0), is_leaf=lambda x: x is None)
+    same = eqx.tree_at(
+        lambda c: c.data_ends, found, np.sort(reference, 0), is_leaf=lambda x: x is None
+    )
     assert same.statistic("sliced_w2") == pytest.approx(found.statistic("sliced_w2"))
 
 
@@ -139,10 +176,14 @@ def test_the_best_schedule_harms_nothing() -> None:
     typical, tail = np.full(40, 0.5), np.full(40, 0.5)
     tail[:2] = 40.0
     errors = np.stack([np.ones(40), typical, tail])
-    found = jk.Comparison(("grid", "typical", "tail"), errors, np.stack([reference] * 3), reference, 0.0)
+    found = jk.Comparison(
+        ("grid", "typical", "tail"), errors, np.stack([reference] * 3), reference, 0.0
+    )
     assert found.best(["grid"]) == "typical"
     assert found.take(["grid", "tail"]).best(["grid"]) == "grid"
-    moved = eqx.tree_at(lambda c: c.ends, found, np.stack([reference + 0.1, reference + 0.9, reference]))
+    moved = eqx.tree_at(
+        lambda c: c.ends, found, np.stack([reference + 0.1, reference + 0.9, reference])
+    )
     assert moved.take(["grid", "typical"]).best(["grid"]) == "grid"
     with pytest.raises(ValueError, match="Did you mean 'grid'"):
         found.best(["gird"])
@@ -158,10 +199,12 @@ def test_the_best_schedule_is_good_at_everything() -> None:
     errors = np.stack([np.ones(40), spiky, np.full(40, 0.6)])
     ends = np.stack([reference + 0.2, reference + 0.1, reference + 0.1])
     found = jk.Comparison(("grid", "spiky", "even"), errors, ends, reference, 0.0)
-    assert found.statistic("log_mean")["spiky"] < found.statistic("log_mean")["even"]
+    assert found.statistic("geometric_mean")["spiky"] < found.statistic("geometric_mean")["even"]
     assert found.best(["grid"]) == "even"
     # hardly nearer in law than the grid
-    far = eqx.tree_at(lambda c: c.ends, found, np.stack([reference + 0.2, reference + 0.1, reference + 0.195]))
+    far = eqx.tree_at(
+        lambda c: c.ends, found, np.stack([reference + 0.2, reference + 0.1, reference + 0.195])
+    )
     assert far.best(["grid"]) == "spiky"
 
 
@@ -173,7 +216,9 @@ def test_the_balance_is_the_largest_ratio_but_smooth() -> None:
         assert np.all(found <= logs.max(-1) + 1e-6)
         assert np.all(found >= logs.max(-1) - np.log(3.0) / 6.0 - 1e-6)
     # far ratios neither overflow nor vanish
-    np.testing.assert_allclose(balance(np, np.array([[900.0, -900.0, 0.0]])), [900.0 - np.log(3.0) / 6.0])
+    np.testing.assert_allclose(
+        balance(np, np.array([[900.0, -900.0, 0.0]])), [900.0 - np.log(3.0) / 6.0]
+    )
 
 
 def test_the_best_by_one_statistic() -> None:
@@ -182,11 +227,20 @@ def test_the_best_by_one_statistic() -> None:
     spiky[0] = 20.0
     ends = np.stack([reference + 0.1, reference + 0.2, reference + 0.3])
     found = jk.Comparison(
-        ("law", "typical", "even"), np.stack([np.ones(40), spiky, np.full(40, 0.9)]), ends, reference, 0.0
+        ("law", "typical", "even"),
+        np.stack([np.ones(40), spiky, np.full(40, 0.9)]),
+        ends,
+        reference,
+        0.0,
     )
-    best = {by: found.best(by=by) for by in ("log_mean", "median", "rms", "sliced_w2")}
-    assert best == {"log_mean": "typical", "median": "typical", "rms": "even", "sliced_w2": "law"}
-    with pytest.raises(ValueError, match="Did you mean 'log_mean'"):
+    best = {by: found.best(by=by) for by in ("geometric_mean", "median", "rms", "sliced_w2")}
+    assert best == {
+        "geometric_mean": "typical",
+        "median": "typical",
+        "rms": "even",
+        "sliced_w2": "law",
+    }
+    with pytest.raises(ValueError, match="Did you mean 'geometric_mean'"):
         found.best(by="logmean")
     noisy = eqx.tree_at(lambda c: c.errors, found, np.full((3, 40), np.nan))
     assert noisy.best(by="sliced_w2") == "law"
@@ -205,7 +259,9 @@ def test_a_table_of_many_says_how_many_it_leaves_out() -> None:
     assert "more" not in repr(found.take(names[7:]))
     # what was chosen from other noises is shown, and what the others are compared with
     last = dataclasses.replace(found, chosen="mine 19")
-    assert any(line.startswith("mine 19") and "1.000 ± 0" in line for line in repr(last).splitlines())
+    assert any(
+        line.startswith("mine 19") and "1.000 ± 0" in line for line in repr(last).splitlines()
+    )
     assert last.take(names[3:]).leader == "mine 19"
     assert last.take(names[:3]).leader == "mine 0"
 
@@ -260,23 +316,42 @@ def test_laws_are_compared_with_the_data() -> None:
         jnp.asarray(rng.standard_normal((4000, 3))),
         0.2 + rng.standard_normal((20_000, 3)) * np.sqrt([2.0, 0.3, 0.05]),
     )
-    schedules = {"ode": jk.schedules.uniform(PROCESS, 3, 1e-3), "sde": jk.Schedule([1.0, 0.5, 0.2, 1e-3], 1.0)}
-    found = jk.compare_schedules(_score, PROCESS, "ddim", schedules, x, data=data)
+    schedules = {
+        "ode": jk.schedules.uniform(PROCESS, 3, 1e-3),
+        "sde": jk.Schedule([1.0, 0.5, 0.2, 1e-3], 1.0),
+    }
+    found = jk.compare_schedules(
+        jk.Denoiser(_score, PROCESS, "score"), "ddim", schedules, x, data=data
+    )
     # the directions are the same for a network of the same dimension: read them off points that are known
-    scaled = jk.compare_schedules(_scaling, PROCESS, "ddim", {"ode": schedules["ode"]}, x).ends[0]
+    scaled = jk.compare_schedules(
+        jk.Denoiser(_scaling, PROCESS, "score"), "ddim", {"ode": schedules["ode"]}, x
+    ).ends[0]
     axes = np.linalg.lstsq(x, scaled, rcond=None)[0]
     axes /= np.linalg.norm(axes, axis=0)
     for name, value in found.statistic("sliced_w2").items():
         law = jk.evaluate_schedule(TARGET, PROCESS, "ddim", schedules[name])
-        mean, deviation = ((np.asarray(law.mean) - 0.2) @ axes), np.sqrt(np.asarray(law.variance) @ axes**2)
-        exact = np.sqrt(np.mean(mean**2 + (deviation - np.sqrt(np.array([2.0, 0.3, 0.05]) @ axes**2)) ** 2))
+        mean, deviation = (
+            ((np.asarray(law.mean) - 0.2) @ axes),
+            np.sqrt(np.asarray(law.variance) @ axes**2),
+        )
+        exact = np.sqrt(
+            np.mean(mean**2 + (deviation - np.sqrt(np.array([2.0, 0.3, 0.05]) @ axes**2)) ** 2)
+        )
         assert value == pytest.approx(exact / np.sqrt(2.35), abs=0.02)
     assert found.criterion == "sliced_w2"
     assert np.isnan(found.statistic("rms")["sde"])
     assert np.isfinite(found.statistic("rms")["ode"])
     assert found.best() == min(schedules, key=found.statistic("sliced_w2").__getitem__)
     assert "sliced W2 to the data" in repr(found)
-    other = jk.compare_schedules(_score, PROCESS, "ddim", schedules, x, data=data, key=jax.random.key(5))
+    other = jk.compare_schedules(
+        jk.Denoiser(_score, PROCESS, "score"),
+        "ddim",
+        schedules,
+        x,
+        data=data,
+        key=jax.random.key(5),
+    )
     np.testing.assert_array_equal(other.ends[0], found.ends[0])
     assert np.any(other.ends[1] != found.ends[1])
 
@@ -318,25 +393,36 @@ def test_noise_is_chosen_by_the_law_of_its_samples() -> None:
 def test_a_mixture_is_a_network_of_its_own() -> None:
     """The choice on a mixture is that on a network that computes the mixture's score; but nothing is verified."""
     mixture = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.full((2, 2), 0.02))
-    setting: dict[str, Any] = {"t_min": 1e-3, "verify": 64, "progress": False, "starts": ["quadratic"]}
+    setting: dict[str, Any] = {
+        "t_min": 1e-3,
+        "verify": 64,
+        "progress": False,
+        "starts": ["quadratic"],
+    }
     result = jk.optimize_schedule(mixture, PROCESS, "dpmpp_2m", 5, **setting)
     assert not result.verified
     assert "on the mixture" in repr(result)
     assert result.comparison is not None
     assert any(name.startswith("recorded") for name in result.comparison.names)
-    value = result.comparison.statistic("log_mean")
+    value = result.comparison.statistic("geometric_mean")
     assert value[result.chosen] < 1.05 * min(value[name] for name in result.baselines)
 
     def network(x: Array, t: Array) -> Array:
         return mixture.score(PROCESS, x, t)
 
     x = jax.random.normal(jax.random.key(0), (128, 2))[64:]
-    again = jk.compare_schedules(network, PROCESS, "dpmpp_2m", result.candidates, x)
-    assert not np.any(np.isin(_recorded_noises(mixture), x))  # the evidence is of other noises than the record
-    for kind in ("rms", "log_mean"):
+    again = jk.compare_schedules(
+        jk.Denoiser(network, PROCESS, "score"), "dpmpp_2m", result.candidates, x
+    )
+    assert not np.any(
+        np.isin(_recorded_noises(mixture), x)
+    )  # the evidence is of other noises than the record
+    for kind in ("rms", "geometric_mean"):
         theirs, ours = again.statistic(kind), result.comparison.statistic(kind)
         for name in ours:
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=10 * result.comparison.reference_error)
+            assert ours[name] == pytest.approx(
+                theirs[name], rel=1e-3, abs=10 * result.comparison.reference_error
+            )
 
 
 class _Seen(Exception):
@@ -352,7 +438,9 @@ def _recorded_noises(mixture: jk.GaussianMixture) -> np.ndarray:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jaxkernels.optimize._verify, "record", caught)
         with pytest.raises(_Seen) as seen:
-            jaxkernels.optimize._verify.recorded(mixture.gaussian(), mixture, PROCESS, 1e-3, jax.random.key(0), False)
+            jaxkernels.optimize._verify.recorded(
+                mixture.gaussian(), mixture, PROCESS, 1e-3, jax.random.key(0), False
+            )
     return seen.value.args[0]
 
 
@@ -362,7 +450,12 @@ def test_noises_for_a_mixture_are_in_its_coordinates() -> None:
     plain = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], [[0.02, 0.3], [0.1, 0.05]])
     mixture = eqx.tree_at(lambda m: m.bases, plain, turn, is_leaf=lambda leaf: leaf is None)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((16, 2)))
-    setting: dict[str, Any] = {"t_min": 1e-3, "verify": x, "progress": False, "starts": ["quadratic"]}
+    setting: dict[str, Any] = {
+        "t_min": 1e-3,
+        "verify": x,
+        "progress": False,
+        "starts": ["quadratic"],
+    }
     result = jk.optimize_schedule(mixture, PROCESS, "heun", 2, **setting)
     assert result.comparison is not None
     # a record is for samplers of one evaluation per step
@@ -371,7 +464,9 @@ def test_noises_for_a_mixture_are_in_its_coordinates() -> None:
     def network(x: Array, t: Array) -> Array:
         return mixture.score(PROCESS, x, t)
 
-    again = jk.compare_schedules(network, PROCESS, "heun", result.candidates, x[8:])
+    again = jk.compare_schedules(
+        jk.Denoiser(network, PROCESS, "score"), "heun", result.candidates, x[8:]
+    )
     np.testing.assert_allclose(result.comparison.errors, again.errors, rtol=1e-3)
 
 
@@ -380,7 +475,10 @@ def test_noises_for_a_mixture_are_in_its_coordinates() -> None:
     [
         ({"data": NOISES[:, :2]}, "data is for score_fn"),
         ({"kind": "x0"}, "kind = 'x0' is for score_fn"),
-        ({"score_error": jk.ScoreError.relative(0.1)}, "score_error is for a Gaussian target or for score_fn"),
+        (
+            {"score_error": jk.ScoreError.relative(0.1)},
+            "score_error is for a Gaussian target or for score_fn",
+        ),
         ({"verify": NOISES}, r"verify has shape \(32, 3\); noises for a mixture of 2 dimensions"),
         ({"t_min": (1e-3, 1e-2)}, r"t_min = \(0.001, 0.01\) must be one number"),
         ({"stochasticity": "optimize", "refine": 2}, "refine = 2 is for deterministic"),
@@ -398,10 +496,12 @@ def test_what_the_data_alone_do_not_decide() -> None:
     spiky = np.full(100, 0.5)
     spiky[0] = 8.6  # root mean square 0.993 of the grid's, decided by one trajectory
     ends = np.stack([reference + 0.1, reference + 0.05])
-    found = jk.Comparison(("uniform", "ours"), np.stack([np.ones(100), spiky]), ends, reference, 0.0)
+    found = jk.Comparison(
+        ("uniform", "ours"), np.stack([np.ones(100), spiky]), ends, reference, 0.0
+    )
     (warning,) = unproven(found, "ours", ["uniform"])
     assert "beyond the standard error in rms (0.99 ± " in warning
-    assert "log_mean" not in warning
+    assert "geometric_mean" not in warning
     assert "sliced_w2" not in warning
     even = eqx.tree_at(lambda c: c.errors, found, np.stack([np.ones(100), np.full(100, 0.5)]))
     assert unproven(even, "ours", ["uniform"]) == ()
@@ -415,15 +515,17 @@ def test_what_the_data_alone_do_not_decide() -> None:
 def test_samples_stand_for_a_mixture_of_them() -> None:
     """Images as a target: the choice is that on the fitted mixture, and a network sees noises of their shape."""
     rng = np.random.default_rng(0)
-    images = (np.where(rng.random(160) < 0.4, -1.5, 1.5)[:, None] + 0.1 * rng.normal(size=(160, 4))).reshape(-1, 2, 2)
+    images = (
+        np.where(rng.random(160) < 0.4, -1.5, 1.5)[:, None] + 0.1 * rng.normal(size=(160, 4))
+    ).reshape(-1, 2, 2)
     setting: dict[str, Any] = {"t_min": 1e-3, "starts": ["quadratic"], "progress": False}
     result = jk.optimize_schedule(images, PROCESS, "heun", 2, verify=16, **setting)
     mixture = jk.GaussianMixture.fit(images)
     fitted = jk.optimize_schedule(mixture, PROCESS, "heun", 2, verify=16, **setting)
     np.testing.assert_array_equal(result.schedule.times, fitted.schedule.times)
     assert result.comparison is not None
-    errors = result.comparison.statistic("log_mean")
-    assert result.best_baseline == min(jk.schedules.GRIDS, key=errors.__getitem__)
+    errors = result.comparison.statistic("geometric_mean")
+    assert result.best_baseline == min(jk.schedules.BASELINES, key=errors.__getitem__)
     assert result.ratios["quadratic"] == pytest.approx(errors["quadratic"] / errors[result.chosen])
 
     def network(x: Array, t: Array) -> Array:
@@ -437,16 +539,22 @@ def test_samples_stand_for_a_mixture_of_them() -> None:
     assert noisy.comparison.data_ends.shape[0] == 160
 
 
-@pytest.mark.parametrize("target", ["digits", [[None, None]], [1.0, 2.0], np.array([[1.0], [np.nan]])])
+@pytest.mark.parametrize(
+    "target", ["digits", [[None, None]], [1.0, 2.0], np.array([[1.0], [np.nan]])]
+)
 def test_what_is_no_target(target: Any) -> None:
-    with pytest.raises(ValueError, match=r"target must be samples \(n, ...\), a Gaussian or a GaussianMixture: "):
+    with pytest.raises(
+        ValueError, match=r"target must be samples \(n, ...\), a Gaussian or a GaussianMixture: "
+    ):
         jk.optimize_schedule(target, PROCESS, "ddim", 3, t_min=1e-3)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
 def test_with_a_network_the_answer_is_the_best_candidate(sampler: str) -> None:
     """A network far from the Gaussian model it is optimised for: the exact score of a mixture of two narrow laws."""
-    mixture = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.stack([0.02 * np.eye(2)] * 2))
+    mixture = jk.GaussianMixture(
+        [0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.stack([0.02 * np.eye(2)] * 2)
+    )
 
     seen: list[int] = []
 
@@ -455,30 +563,43 @@ def test_with_a_network_the_answer_is_the_best_candidate(sampler: str) -> None:
         return mixture.score(PROCESS, x, t)
 
     result = jk.optimize_schedule(
-        mixture.gaussian(), PROCESS, sampler, 6, t_min=1e-3, score_fn=network, verify=48, progress=False
+        mixture.gaussian(),
+        PROCESS,
+        sampler,
+        6,
+        t_min=1e-3,
+        score_fn=network,
+        verify=48,
+        progress=False,
     )
     jax.effects_barrier()
-    assert result.evaluations_spent == sum(seen)
+    assert result.nfe == sum(seen)
     comparison = result.comparison
     assert comparison is not None
     assert result.verified
     assert result.chosen in comparison.names
     assert comparison.errors.shape[1] == 48
-    for kind in ("rms", "log_mean", "sliced_w2"):
+    for kind in ("rms", "geometric_mean", "sliced_w2"):
         errors = comparison.statistic(kind)
         best = min(result.baselines, key=errors.__getitem__)
         ratio, spread = comparison.ratio(kind, result.chosen, best)
         assert ratio < 1.0 + 2.0 * spread + 0.05
     # the comparison is of the schedule that is returned
     x = jax.random.normal(jax.random.key(0), (96, 2))[48:]
-    again = jk.compare_schedules(network, PROCESS, sampler, {"returned": result.schedule}, x)
-    np.testing.assert_allclose(again.errors[0], comparison.errors[comparison.names.index(result.chosen)], rtol=0.05)
+    again = jk.compare_schedules(
+        jk.Denoiser(network, PROCESS, "score"), sampler, {"returned": result.schedule}, x
+    )
+    np.testing.assert_allclose(
+        again.errors[0], comparison.errors[comparison.names.index(result.chosen)], rtol=0.05
+    )
     assert "on the network" in repr(result)
 
 
 def test_refinement_is_held_out() -> None:
     """Gradient steps lower the error on noises that gave no gradient, by what two steps of so wide a model leave."""
-    mixture = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.stack([0.02 * np.eye(2)] * 2))
+    mixture = jk.GaussianMixture(
+        [0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.stack([0.02 * np.eye(2)] * 2)
+    )
 
     def network(x: Array, t: Array) -> Array:
         return mixture.score(PROCESS, x, t)
@@ -490,13 +611,15 @@ def test_refinement_is_held_out() -> None:
     assert comparison is not None
     assert result.chosen == "refined"
     np.testing.assert_array_equal(result.candidates["refined"].times, result.schedule.times)
-    errors = comparison.statistic("log_mean")
+    errors = comparison.statistic("geometric_mean")
     others = [name for name in comparison.names if name != "refined"]
     # 4 steps from 64 noises, references of 200 and 100: the choice and its evidence; before and after the steps a look
     # at 32 and at 64 noises
-    fixed = sum(64 * (300 + 4 * count) for count in (len(others), len(others) + 1)) + 4 * 32 + 4 * 64
+    fixed = (
+        sum(64 * (300 + 4 * count) for count in (len(others), len(others) + 1)) + 4 * 32 + 4 * 64
+    )
     # each step a gradient of 32 noises, as dear as four evaluations, and a look at the others
-    steps, rest = divmod(result.evaluations_spent - fixed, 4 * (4 * 32 + 32))
+    steps, rest = divmod(result.nfe - fixed, 4 * (4 * 32 + 32))
     assert rest == 0
     assert 0 < steps <= 20
     assert errors["refined"] < 1.02 * errors[comparison.take(others).best(list(result.baselines))]
@@ -507,26 +630,57 @@ def test_refinement_is_held_out() -> None:
 @pytest.mark.parametrize("by", ["balanced", "median", "sliced_w2"])
 def test_refinement_descends_the_statistic_that_chooses(by: str) -> None:
     """On the half of the noises that gives no gradient; counted there by `compare_schedules`."""
-    mixture = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.stack([0.02 * np.eye(2)] * 2))
+    mixture = jk.GaussianMixture(
+        [0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.stack([0.02 * np.eye(2)] * 2)
+    )
 
     def network(x: Array, t: Array) -> Array:
         return mixture.score(PROCESS, x, t)
 
     x = jax.random.normal(jax.random.key(5), (128, 2))
-    grids = {name: jk.schedules.GRIDS[name](PROCESS, 4, 1e-3) for name in ("quadratic", "cosine")}
-    monotone = jk.schedules.Monotone(PROCESS, np.asarray(PROCESS.t_max), np.asarray(0.0), np.asarray(np.inf))
+    grids = {
+        name: jk.schedules.BASELINES[name](PROCESS, 4, 1e-3) for name in ("quadratic", "cosine")
+    }
+    monotone = jk.schedules.TimeCoordinate(
+        PROCESS, np.asarray(PROCESS.t_max), np.asarray(0.0), np.asarray(np.inf)
+    )
     with Progress("refining", False) as line:
         exact = reference(network, PROCESS, x, 200, 1.0, 1e-3, kind="score", data=None)
-        rivals = compare_to(exact, network, PROCESS, jk.DDIM(), grids, x, kind="score", key=None, line=line)
-        setting = network, "score", PROCESS, jk.DDIM(), monotone, grids["quadratic"], exact, rivals, x, by
+        rivals = compare_to(
+            exact, network, PROCESS, jk.DDIM(), grids, x, kind="score", key=None, line=line
+        )
+        setting = (
+            network,
+            "score",
+            PROCESS,
+            jk.DDIM(),
+            monotone,
+            grids["quadratic"],
+            exact,
+            rivals,
+            x,
+            by,
+        )
         better, _ = refined(*setting, 12, line)
         same, spent = refined(*setting, 0, line)
     np.testing.assert_allclose(np.asarray(better.times)[[0, -1]], [1.0, 1e-3], rtol=1e-6)
-    found = jk.compare_schedules(network, PROCESS, "ddim", {**grids, "better": better}, x, progress=False)
+    found = jk.compare_schedules(
+        jk.Denoiser(network, PROCESS, "score"),
+        "ddim",
+        {**grids, "better": better},
+        x,
+        progress=False,
+    )
     kept = found.take(noises=slice(64, None))
     if by == "balanced":
-        lowest = {kind: min(kept.statistic(kind)[name] for name in grids) for kind in ("log_mean", "rms", "sliced_w2")}
-        ratios = {name: [kept.statistic(kind)[name] / lowest[kind] for kind in lowest] for name in kept.names}
+        lowest = {
+            kind: min(kept.statistic(kind)[name] for name in grids)
+            for kind in ("geometric_mean", "rms", "sliced_w2")
+        }
+        ratios = {
+            name: [kept.statistic(kind)[name] / lowest[kind] for kind in lowest]
+            for name in kept.names
+        }
         value = {name: np.mean(np.power(three, 6.0)) for name, three in ratios.items()}
     else:
         value = kept.statistic(by)
@@ -550,8 +704,14 @@ def test_refinement_says_what_it_needs() -> None:
     [
         ({"schedules": {}}, r"schedules = \{\} must be \{name: Schedule\}, not empty"),
         ({"x_init": np.full((4, 3), np.nan)}, "x_init holds NaN"),
-        ({"schedules": {"a": jk.Schedule([1.0, 0.5, 1e-3], 1.0)}}, "stochastic: its samples have no reference"),
-        ({"schedules": {"a": jk.Schedule([1.0, 1e-3]), "b": jk.Schedule([1.0, 0.1])}}, "they must agree"),
+        (
+            {"schedules": {"a": jk.Schedule([1.0, 0.5, 1e-3], 1.0)}},
+            "stochastic: its samples have no reference",
+        ),
+        (
+            {"schedules": {"a": jk.Schedule([1.0, 1e-3]), "b": jk.Schedule([1.0, 0.1])}},
+            "they must agree",
+        ),
         ({"x_init": NOISES[:1]}, "at least 2 noises"),
         ({"sampler": "dim"}, "Did you mean 'ddim'"),
         ({"data": NOISES[:, :2]}, r"data has shape \(32, 2\); it must be \(n, 3\)"),
@@ -559,7 +719,12 @@ def test_refinement_says_what_it_needs() -> None:
     ],
 )
 def test_refusals(arguments: dict[str, Any], message: str) -> None:
-    setting: dict[str, Any] = {"sampler": "ddim", "schedules": _grids(3), "x_init": NOISES, **arguments}
+    setting: dict[str, Any] = {
+        "sampler": "ddim",
+        "schedules": _grids(3),
+        "x_init": NOISES,
+        **arguments,
+    }
     with pytest.raises(ValueError, match=message):
         jk.compare_schedules(_score, PROCESS, **setting)
 
@@ -569,7 +734,10 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
     [
         ({"stochasticity": 1.0}, "with a stochasticity needs data"),
         ({"stochasticity": "optimize"}, "with a stochasticity needs data"),
-        ({"stochasticity": 1.0, "data": NOISES, "refine": 2}, "refine = 2 is for deterministic schedules"),
+        (
+            {"stochasticity": 1.0, "data": NOISES, "refine": 2},
+            "refine = 2 is for deterministic schedules",
+        ),
         ({"score_fn": None, "data": NOISES}, "data needs score_fn"),
         ({"data": NOISES[:, :2]}, r"data has shape \(32, 2\); it must be \(n, 3\) with n >= 2"),
         ({"t_min": (1e-3, 1e-2)}, "must be one number"),
@@ -579,7 +747,10 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
         ({"score_fn": None, "kind": "x0"}, "kind = 'x0' needs score_fn"),
         ({"verify": NOISES[:4]}, "n >= 8"),
         ({"choose": "rsm"}, "Did you mean 'rms'"),
-        ({"choose": "rms", "stochasticity": 1.0, "data": NOISES}, "choose = 'rms' is for deterministic schedules"),
+        (
+            {"choose": "rms", "stochasticity": 1.0, "data": NOISES},
+            "choose = 'rms' is for deterministic schedules",
+        ),
         ({"score_fn": None, "choose": "rms"}, "choose = 'rms' needs score_fn"),
         ({"spread": 0.5}, "spread = 0.5"),
         ({"spread": 2.0, "objective": "terminal"}, "spread = 2 is for objective='local'"),
@@ -596,44 +767,66 @@ def test_refusals_of_other_types(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"verify": 64.0}, r"verify has shape \(\); it must be a whole number, or noises"),
-        ({"starts": {"mine": [1.0, 0.5, 0.2, 1e-3]}}, r"starts\['mine'\] must be a Schedule; got list"),
+        (
+            {"starts": {"mine": [1.0, 0.5, 0.2, 1e-3]}},
+            r"starts\['mine'\] must be a Schedule; got list",
+        ),
     ]
     for arguments, message in wrong:
         with pytest.raises(ValueError, match=message):
-            jk.optimize_schedule(TARGET, PROCESS, "ddim", 3, t_min=1e-3, score_fn=_score, **arguments)
+            jk.optimize_schedule(
+                TARGET, PROCESS, "ddim", 3, t_min=1e-3, score_fn=_score, **arguments
+            )
     several: Any = [jk.Schedule([1.0, 1e-3])]
     with pytest.raises(ValueError, match=r"schedules = .* must be"):
-        jk.compare_schedules(_score, PROCESS, "ddim", several, jnp.asarray(NOISES))
+        jk.compare_schedules(
+            jk.Denoiser(_score, PROCESS, "score"), "ddim", several, jnp.asarray(NOISES)
+        )
     edm: Any = "edm"
     schedule, key = jk.Schedule([1.0, 0.1]), jax.random.key(0)
     for call in (
-        lambda: jk.sample(_score, edm, jk.DDIM(), schedule, key, jnp.asarray(NOISES)),
-        lambda: jk.record(_score, edm, jnp.asarray(NOISES), t_min=0.1),
+        lambda: jk.sample(
+            jk.Denoiser(_score, edm, "score"), jk.DDIM(), schedule, jnp.asarray(NOISES), key=key
+        ),
+        lambda: jk.record(jk.Denoiser(_score, edm, "score"), jnp.asarray(NOISES), t_min=0.1),
         lambda: jk.measure(_score, edm, NOISES, [1.0, 0.5], key),
         lambda: export(schedule, edm, "comfyui"),
         lambda: jk.schedules.karras(edm, 3, 0.1),
     ):
-        with pytest.raises(ValueError, match=r"process must be a forward process such as VP\(\); got 'edm'"):
+        with pytest.raises(
+            ValueError, match=r"process must be a forward process such as VP\(\); got 'edm'"
+        ):
             call()
     mixture: Any = jk.GaussianMixture([1.0], np.zeros((1, 3)), np.ones((1, 3)))
     with pytest.raises(ValueError, match="target must be a Gaussian; got GaussianMixture"):
         jk.measure(_score, PROCESS, NOISES, [1.0, 0.5], key, target=mixture)
     with pytest.raises(ValueError, match="target must be a Gaussian; got GaussianMixture"):
-        Measurement.from_losses(PROCESS, [1.0, 0.5], [1.0, 1.0], kind="x0", averaged_over=1, target=mixture)
+        Measurement.from_losses(
+            PROCESS, [1.0, 0.5], [1.0, 1.0], kind="x0", averaged_over=1, target=mixture
+        )
 
 
 def test_noises_that_make_no_law_are_refused() -> None:
     same, broken = jnp.ones((4, 3)), jnp.asarray(NOISES).at[0, 0].set(jnp.nan)
     with pytest.raises(ValueError, match="all noises end at one point"):
-        jk.compare_schedules(_score, PROCESS, "ddim", _grids(3), same)
+        jk.compare_schedules(jk.Denoiser(_score, PROCESS, "score"), "ddim", _grids(3), same)
     with pytest.raises(ValueError, match="all trajectories end at one point"):
-        jk.record(_score, PROCESS, same, t_min=1e-3, nodes=8, progress=False)
+        jk.record(jk.Denoiser(_score, PROCESS, "score"), same, t_min=1e-3, nodes=8, progress=False)
     with pytest.raises(ValueError, match="x_init holds NaN"):
-        jk.sample(_score, PROCESS, jk.DDIM(), _grids(3)["uniform"], jax.random.key(0), broken)
+        jk.sample(
+            jk.Denoiser(_score, PROCESS, "score"),
+            jk.DDIM(),
+            _grids(3)["uniform"],
+            broken,
+            key=jax.random.key(0),
+        )
 
 
 def test_the_choice_keeps_the_callers_precision(float32: None) -> None:
-    target, process = jk.Gaussian(0.2, np.array([2.0, 0.3, 0.05])), jk.VP()  # a network of this precision
+    target, process = (
+        jk.Gaussian(0.2, np.array([2.0, 0.3, 0.05])),
+        jk.VP(),
+    )  # a network of this precision
 
     def score(x: Array, t: Array) -> Array:
         return target.score(process, x, t)
@@ -650,7 +843,13 @@ def test_refinement_keeps_the_callers_precision() -> None:
         return TARGET.score(PROCESS, x, t).astype(x.dtype)
 
     x = jnp.asarray(NOISES, jnp.float32)
-    setting: dict[str, Any] = {"t_min": 1e-3, "score_fn": score, "verify": x, "refine": 2, "progress": False}
+    setting: dict[str, Any] = {
+        "t_min": 1e-3,
+        "score_fn": score,
+        "verify": x,
+        "refine": 2,
+        "progress": False,
+    }
     result = jk.optimize_schedule(TARGET, PROCESS, "ddim", 3, **setting)
     times = result.candidates["refined"].times
     assert times.dtype == np.float64

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 import jaxkernels as jk
-from jaxkernels.process import PROCESSES, AbstractProcess, from_config, parameters, to_config
+from jaxkernels.processes import PROCESSES, AbstractProcess, from_config, parameters, to_config
 
 EXAMPLES = [
     jk.VP(0.1, 1 / 3),
@@ -26,7 +26,9 @@ EXAMPLES = [
 
 def _same(a: AbstractProcess, b: AbstractProcess) -> bool:
     leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(np.array_equal(x, y) for x, y in leaves)
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        np.array_equal(x, y) for x, y in leaves
+    )
 
 
 def test_every_process_is_covered():
@@ -57,7 +59,10 @@ def test_arguments_left_out_are_defaults():
     [
         ({}, "with a 'type'; got {}"),
         ({"type": "vpp"}, "process='vpp' is not known. Did you mean 'vp'"),
-        ({"type": "vp", "rate": 1.0}, "process 'vp' has no parameter 'rate'; it takes beta_min, beta_max"),
+        (
+            {"type": "vp", "rate": 1.0},
+            "process 'vp' has no parameter 'rate'; it takes beta_min, beta_max",
+        ),
         ({"type": "vp", "beta_min": -1.0}, "beta_min = -1 must be > 0"),
         ({"type": "discrete_vp"}, "'discrete_vp' needs the parameter 'alphas_cumprod'"),
     ],

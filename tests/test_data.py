@@ -48,7 +48,9 @@ class TestSamples:
         with pytest.raises(ValueError, match="key='c' is not known"):
             load(tmp_path / "x.npz", key="c")
 
-    @pytest.mark.parametrize("header", ["", "height,width,depth\n", "# a remark\n\n", '"a","b","c"\n'])
+    @pytest.mark.parametrize(
+        "header", ["", "height,width,depth\n", "# a remark\n\n", '"a","b","c"\n']
+    )
     def test_text_with_and_without_names(self, tmp_path: Path, header: str):
         (tmp_path / "x.csv").write_text(header + '0.5,-1,"2"\n\n1.5,0.25,-3e0\n')
         np.testing.assert_array_equal(load(tmp_path / "x.csv"), SAMPLES)
@@ -73,7 +75,11 @@ class TestFaultsOfSamples:
     """Each file is made by a function of its path; the error must name it and the fault."""
 
     CASES: ClassVar[dict[str, tuple[str, Callable[[Path], object], str]]] = {
-        "missing": ("x.npy", lambda p: None, "no file or folder that exists, nor the name of a data set"),
+        "missing": (
+            "x.npy",
+            lambda p: None,
+            "no file or folder that exists, nor the name of a data set",
+        ),
         "suffix": ("x.xyz", lambda p: p.touch(), "suffix '.xyz'; files that can be read are .npy"),
         "empty file": ("x.npy", lambda p: p.touch(), "damaged or cut off"),
         "empty text": ("x.csv", lambda p: p.touch(), "holds no numbers"),
@@ -111,7 +117,9 @@ class TestFaultsOfSamples:
     @pytest.mark.parametrize("kept", [0.3, 0.9])
     def test_cut_off(self, tmp_path: Path, name: str, kept: float):
         path = tmp_path / name
-        (np.save if name.endswith("npy") else np.savez)(path, np.random.default_rng(0).normal(size=(50, 7)))
+        (np.save if name.endswith("npy") else np.savez)(
+            path, np.random.default_rng(0).normal(size=(50, 7))
+        )
         path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
         with pytest.raises(ValueError, match=name):
             load(path)
@@ -119,12 +127,16 @@ class TestFaultsOfSamples:
     def test_images_of_two_sizes(self, tmp_path: Path):
         _image(tmp_path / "a.png")
         _image(tmp_path / "b.png", size=(5, 3))
-        with pytest.raises(ValueError, match=r"a\.png has 4 x 3 pixels and .*b\.png has 5 x 3 pixels"):
+        with pytest.raises(
+            ValueError, match=r"a\.png has 4 x 3 pixels and .*b\.png has 5 x 3 pixels"
+        ):
             load(tmp_path)
 
     def test_image_cut_off(self, tmp_path: Path):
         _image(tmp_path / "a.png")
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(tmp_path / "b.png")
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(
+            tmp_path / "b.png"
+        )
         content = (tmp_path / "b.png").read_bytes()
         (tmp_path / "b.png").write_bytes(content[: len(content) // 2])
         with pytest.raises(ValueError, match=r"cannot read the image .*b\.png"):
@@ -146,7 +158,12 @@ class TestSpectrum:
 
     @pytest.mark.parametrize(
         ("name", "text"),
-        [("s.csv", "3,0.5,0\n"), ("s.txt", "3\n0.5\n0\n"), ("s.txt", "3 0.5 0"), ("s.json", "[3, 0.5, 0]")],
+        [
+            ("s.csv", "3,0.5,0\n"),
+            ("s.txt", "3\n0.5\n0\n"),
+            ("s.txt", "3 0.5 0"),
+            ("s.json", "[3, 0.5, 0]"),
+        ],
     )
     def test_text(self, tmp_path: Path, name: str, text: str):
         (tmp_path / name).write_text(text)

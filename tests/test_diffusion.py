@@ -15,7 +15,7 @@ from scipy.integrate import quad, solve_ivp
 from scipy.optimize import minimize
 
 import jaxkernels as jk
-from jaxkernels.diffusion import (
+from jaxkernels.reverse_sde import (
     EvenKL,
     FewSteps,
     OptimalDiffusion,
@@ -42,7 +42,7 @@ from jaxkernels.diffusion import (
     training_weight,
     window_statement,
 )
-from jaxkernels.diffusion._leading_order import expm1_ratio
+from jaxkernels.reverse_sde._leading_order import expm1_ratio
 
 T = 2.0
 # standard deviation: cases 1 = 2, 3, 4, 5 exactly at h^2 = 20, and cases 1, 2, 3 as printed
@@ -88,18 +88,27 @@ def _case_3_kl(variance: jax.Array, h_squared: float, epsilon: jax.Array) -> jax
 def test_table_of_the_leading_order(sigma: float) -> None:
     target, (case_1, case_3, case_4, case_5, *_) = _gaussian(sigma), TABLE[sigma]
     late, early = [0.0, 0.05 * T, T], [0.0, 0.01 * T, T]
-    np.testing.assert_allclose(leading_order(target, [0.0, T], 20.0, 1.0), case_1, atol=6e-10, rtol=0)
-    np.testing.assert_allclose(leading_order(target, [0.0, T], 20.0, -1.0), case_1, atol=6e-10, rtol=0)
+    np.testing.assert_allclose(
+        leading_order(target, [0.0, T], 20.0, 1.0), case_1, atol=6e-10, rtol=0
+    )
+    np.testing.assert_allclose(
+        leading_order(target, [0.0, T], 20.0, -1.0), case_1, atol=6e-10, rtol=0
+    )
     # as many panels for all, so that all share one compilation
     third = leading_order(target, [0.0, T], 20.0, _case_3, panels=16)
     np.testing.assert_allclose(third, case_3, atol=6e-10, rtol=0)
     np.testing.assert_allclose(leading_order(target, late, 20.0, [0.0, 1.0]), case_4, rtol=6e-5)
-    np.testing.assert_allclose(leading_order(target, early, 20.0, [1.0, 0.0]), case_5, atol=6e-10, rtol=0)
+    np.testing.assert_allclose(
+        leading_order(target, early, 20.0, [1.0, 0.0]), case_5, atol=6e-10, rtol=0
+    )
 
 
 def test_table_by_differentiating_the_moments() -> None:
     """The second derivative of the exact KL at eps = 0, through the recurrence of the moments."""
-    edges, cases = [0.0, 0.01 * T, 0.05 * T, T], np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    edges, cases = (
+        [0.0, 0.01 * T, 0.05 * T, T],
+        np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]),
+    )
 
     def one(sigma: jax.Array, relative: jax.Array) -> jax.Array:
         return _second(lambda x: terminal_law(_gaussian(sigma), edges, 20.0, x, relative).kl)
@@ -123,10 +132,14 @@ def test_printed_table_is_a_regression_with_a_free_slope() -> None:
         one = lambda s, e: terminal_law(_gaussian(s), [0.0, T], 18.0, e, sign).kl  # noqa: E731
         return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(SIGMAS, eps)
 
-    third = jax.jit(jax.vmap(jax.vmap(lambda v, e: _case_3_kl(v, 18.0, e), (None, 0)), (0, None)))(SIGMAS**2, eps)
+    third = jax.jit(jax.vmap(jax.vmap(lambda v, e: _case_3_kl(v, 18.0, e), (None, 0)), (0, None)))(
+        SIGMAS**2, eps
+    )
     found = np.stack([fit(run(1.0)), fit(run(-1.0)), fit(third)], 1)
     np.testing.assert_allclose(found, [TABLE[s][4:] for s in SIGMAS], atol=0.002, rtol=0)
-    assert leading_order(_gaussian(0.5), [0.0, T], 18.0, 1.0) == pytest.approx((19 / 18) ** 2 / 4, rel=1e-9)
+    assert leading_order(_gaussian(0.5), [0.0, T], 18.0, 1.0) == pytest.approx(
+        (19 / 18) ** 2 / 4, rel=1e-9
+    )
 
 
 def test_closed_forms() -> None:
@@ -138,20 +151,28 @@ def test_closed_forms() -> None:
 
     exact = ((1 + k) / k) ** 2 * (1 - w(T) ** k) ** 2 / 4
     np.testing.assert_allclose(leading_order(target, [0, T], k, 1.0), exact, rtol=1e-13)
-    np.testing.assert_allclose(leading_order(target, [0, T], 0.0, 1.0), np.log(w(T)) ** 2 / 4, rtol=1e-13)
+    np.testing.assert_allclose(
+        leading_order(target, [0, T], 0.0, 1.0), np.log(w(T)) ** 2 / 4, rtol=1e-13
+    )
     # the same in many cells, and as a function
     edges = np.linspace(0, T, 12)
     np.testing.assert_allclose(leading_order(target, edges, np.full(11, k), 1.0), exact, rtol=1e-12)
     np.testing.assert_allclose(leading_order(target, edges, k, jnp.ones_like), exact, rtol=1e-12)
     # a constant error, by quadrature of its own formula
     beta, s = 0.7, lambda r: 1 + (lam - 1) * np.exp(-r)
-    mean = quad(lambda r: 0.5 * (1 + k) * (w(r) ** (k / 2)) * beta / np.sqrt(s(r)), 0, T, epsabs=1e-13)[0]
-    np.testing.assert_allclose(affine_leading_order(target, [0, T], k, [[0.0]], beta), mean**2 / 2, rtol=1e-11)
+    mean = quad(
+        lambda r: 0.5 * (1 + k) * (w(r) ** (k / 2)) * beta / np.sqrt(s(r)), 0, T, epsabs=1e-13
+    )[0]
+    np.testing.assert_allclose(
+        affine_leading_order(target, [0, T], k, [[0.0]], beta), mean**2 / 2, rtol=1e-11
+    )
     # a shift in units of the standard deviation is constant on cells, or a function
     mean = quad(lambda r: 0.5 * (1 + k) * (w(r) ** (k / 2)) * beta / s(r), 0, T, epsabs=1e-13)[0]
     np.testing.assert_allclose(leading_order(target, [0, T], k, 0.0, beta), mean**2 / 2, rtol=1e-11)
     # quadratic in the error, and d times as large for d modes
-    np.testing.assert_allclose(leading_order(target, [0, T], k, 0.0, 2 * beta), 2 * mean**2, rtol=1e-11)
+    np.testing.assert_allclose(
+        leading_order(target, [0, T], k, 0.0, 2 * beta), 2 * mean**2, rtol=1e-11
+    )
     wide = jk.Gaussian.isotropic(5, lam)
     np.testing.assert_allclose(leading_order(wide, [0, T], k, 1.0), 5 * exact, rtol=1e-13)
 
@@ -181,12 +202,20 @@ def test_matrix_errors_by_differentiating_the_moments() -> None:
         return a * jnp.cos(theta)
 
     direct = jax.jit(
-        lambda: _second(lambda x: affine_terminal_law(target, edges, h_squared, x, matrix, b, steps=300).kl)
+        lambda: _second(
+            lambda x: affine_terminal_law(target, edges, h_squared, x, matrix, b, steps=300).kl
+        )
     )()
     found = affine_leading_order(target, edges, h_squared, matrix, b)
     np.testing.assert_allclose(found, direct, rtol=1e-9)
     # cross terms do matter
-    assert abs(found - affine_leading_order(target, edges, h_squared, lambda t: matrix(t) * jnp.eye(3), b)) > 0.1
+    assert (
+        abs(
+            found
+            - affine_leading_order(target, edges, h_squared, lambda t: matrix(t) * jnp.eye(3), b)
+        )
+        > 0.1
+    )
 
 
 def test_matrix_and_relative_errors_agree() -> None:
@@ -199,18 +228,27 @@ def test_matrix_and_relative_errors_agree() -> None:
 
     error = (
         lambda theta: -c * jnp.diag(1 / s(theta)),
-        lambda theta: jnp.asarray(c * mean) * jnp.exp(-theta / 2) / s(theta) + b / jnp.sqrt(s(theta)),
+        lambda theta: (
+            jnp.asarray(c * mean) * jnp.exp(-theta / 2) / s(theta) + b / jnp.sqrt(s(theta))
+        ),
     )
     np.testing.assert_allclose(
-        affine_leading_order(target, edges, k, *error), leading_order(target, edges, k, c, b), rtol=1e-12
+        affine_leading_order(target, edges, k, *error),
+        leading_order(target, edges, k, c, b),
+        rtol=1e-12,
     )
-    matrix, modes = affine_terminal_law(target, edges, k, 0.3, *error), terminal_law(target, edges, k, 0.3, c, b)
+    matrix, modes = (
+        affine_terminal_law(target, edges, k, 0.3, *error),
+        terminal_law(target, edges, k, 0.3, c, b),
+    )
     np.testing.assert_allclose(jnp.diag(matrix.covariance), modes.covariance, rtol=1e-8)
     np.testing.assert_allclose(matrix.mean_error, modes.mean_error, rtol=1e-8)
     np.testing.assert_allclose([matrix.kl, matrix.w2], [modes.kl, modes.w2], rtol=1e-8)
 
 
-@pytest.mark.parametrize("process", [jk.OU(rate=2.0), jk.VP(), jk.EDM(sigma_max=10.0)], ids=["ou", "vp", "edm"])
+@pytest.mark.parametrize(
+    "process", [jk.OU(rate=2.0), jk.VP(), jk.EDM(sigma_max=10.0)], ids=["ou", "vp", "edm"]
+)
 def test_every_process_in_its_own_time(process: jk.AbstractProcess) -> None:
     """The variance in the process's own time, drift and scaling, by an ODE solver, gives the L of the clock."""
     lam, alpha, theta_end = 0.2, 1.3, 1.8
@@ -219,18 +257,27 @@ def test_every_process_in_its_own_time(process: jk.AbstractProcess) -> None:
 
     @jax.jit
     def slope(t: jax.Array, v: jax.Array, eps: jax.Array) -> jax.Array:
-        g2, marginal = process.diffusion_squared(t), process.signal(t) ** 2 * lam + process.noise(t) ** 2
+        g2, marginal = (
+            process.diffusion_squared(t),
+            process.signal(t) ** 2 * lam + process.noise(t) ** 2,
+        )
         error = eps * jnp.exp(-jnp.log1p(process.sigma(t) ** 2) / 0.3)
-        return 2 * process.drift(t) * v + g2 * ((1 + alpha**2) * (1 + error) / marginal * v - alpha**2)
+        return 2 * process.drift(t) * v + g2 * (
+            (1 + alpha**2) * (1 + error) / marginal * v - alpha**2
+        )
 
     def kl(eps: float) -> float:
         start = process.signal(end) ** 2 * lam + process.noise(end) ** 2
-        run = solve_ivp(slope, (end, 0.0), [float(start)], method="DOP853", rtol=1e-10, atol=1e-13, args=(eps,))
+        run = solve_ivp(
+            slope, (end, 0.0), [float(start)], method="DOP853", rtol=1e-10, atol=1e-13, args=(eps,)
+        )
         final = run.y[0, -1]
         return float(np.log(final / lam) + lam / final - 1) / 2
 
     eps = 2e-3
-    found = leading_order(jk.Gaussian(0.0, [lam]), [0, theta_end], alpha**2, lambda r: jnp.exp(-r / 0.3))
+    found = leading_order(
+        jk.Gaussian(0.0, [lam]), [0, theta_end], alpha**2, lambda r: jnp.exp(-r / 0.3)
+    )
     np.testing.assert_allclose(found, (kl(eps) + kl(-eps)) / (2 * eps**2), rtol=3e-5)
 
 
@@ -275,7 +322,9 @@ def test_independent_signs_are_an_expectation() -> None:
     k, c, b = [0.3, 2.0, 5.0], np.array([1.0, 0.5, 2.0]), np.array([0.1, 0.4, 0.3])
     signs = np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1).T
     mean = np.mean([leading_order(target, edges, k, c * s, b * s) for s in signs])
-    np.testing.assert_allclose(leading_order(target, edges, k, c, b, signs="independent"), mean, rtol=1e-13)
+    np.testing.assert_allclose(
+        leading_order(target, edges, k, c, b, signs="independent"), mean, rtol=1e-13
+    )
     parts = cell_responses(target, edges, k, c, b)
     assert parts.variance.shape == parts.mean.shape == (3, 2)
 
@@ -303,15 +352,21 @@ def test_tail() -> None:
         assert not bool(statement.informative)
     matrix = np.random.default_rng(1).normal(size=(3, 3))
     limit = affine_tail_constant(target, matrix, [1.0, 0.0, 2.0])
-    np.testing.assert_allclose(affine_leading_order(target, [0, T], 2e3, matrix, [1.0, 0.0, 2.0]), limit, rtol=3e-3)
-    np.testing.assert_allclose(affine_tail_constant(target, -np.diag(1 / np.asarray(target.eigenvalues))), 0.75)
+    np.testing.assert_allclose(
+        affine_leading_order(target, [0, T], 2e3, matrix, [1.0, 0.0, 2.0]), limit, rtol=3e-3
+    )
+    np.testing.assert_allclose(
+        affine_tail_constant(target, -np.diag(1 / np.asarray(target.eigenvalues))), 0.75
+    )
 
 
 def _mixture(x: jax.Array, theta: jax.Array) -> jax.Array:
     """log of 0.5 N(+-0.3, 0.36), strongly log-concave with m_0 = 1/.36 - .09/.36^2."""
     variance = 0.36 * jnp.exp(-theta) - jnp.expm1(-theta)
     centres = jnp.asarray([-0.3, 0.3]) * jnp.exp(-theta / 2)
-    return jax.scipy.special.logsumexp(-((x - centres) ** 2) / (2 * variance)) - jnp.log(variance) / 2
+    return (
+        jax.scipy.special.logsumexp(-((x - centres) ** 2) / (2 * variance)) - jnp.log(variance) / 2
+    )
 
 
 def test_density_by_quadrature() -> None:
@@ -320,7 +375,10 @@ def test_density_by_quadrature() -> None:
     potentials = {"score": lambda x: _mixture(x, jnp.zeros(())), "one": lambda x: x}
     zero = jnp.zeros(())
     # the limit, the printed bound on it, and L at h^2 = 1e4 by a solver of the partial differential equation
-    for name, limit, printed, large in (("score", 0.23974, 1.194, 0.23980), ("one", 0.2250, 0.2563, 0.22507)):
+    for name, limit, printed, large in (
+        ("score", 0.23974, 1.194, 0.23980),
+        ("one", 0.2250, 0.2563, 0.22507),
+    ):
         found = density_tail_constant(lambda x: _mixture(x, zero), potentials[name], points)
         np.testing.assert_allclose(found, limit, atol=6e-6)
         np.testing.assert_allclose(found * (1 + 1e-4) ** 2, large, atol=6e-5)
@@ -346,7 +404,10 @@ def test_information_of_a_normal_law() -> None:
 def test_pulse() -> None:
     """sigma_0^2 = .25, at theta = .1, h^2 = 100: log10 of the printed bound, of the corrected one and of L."""
     target = jk.Gaussian(0.0, [0.25])
-    statement, exact = pulse_statement(target, 100.0, 0.1), pulse_leading_order(target, 100.0, 0.1, 1.0)
+    statement, exact = (
+        pulse_statement(target, 100.0, 0.1),
+        pulse_leading_order(target, 100.0, 0.1, 1.0),
+    )
     logs = np.log10(np.array([statement.printed, statement.corrected, exact]))
     np.testing.assert_allclose(logs, [7.05, -10.86, -26.11], atol=0.005)
     assert np.isinf(pulse_statement(target, 0.5, 0.1).printed)
@@ -356,7 +417,9 @@ def test_pulse() -> None:
         assert pulse_statement(jk.Gaussian(0.0, [lam]), 160.0, 0.5).informative
     # the exact pulse is the limit of short windows
     edges, width = np.array([0.0, 0.3 - 5e-5, 0.3 + 5e-5, 1.0]), 1e-4
-    short = leading_order(target, edges, 2.0, np.array([0, 1, 0]) / width, np.array([0, 1, 0]) / width)
+    short = leading_order(
+        target, edges, 2.0, np.array([0, 1, 0]) / width, np.array([0, 1, 0]) / width
+    )
     np.testing.assert_allclose(pulse_leading_order(target, 2.0, 0.3, 1.0, 1.0), short, rtol=1e-6)
 
 
@@ -370,15 +433,21 @@ def test_window() -> None:
     np.testing.assert_allclose(exact / statement.printed / 1.05**2, 1.095, atol=6e-4)
     assert not bool(statement.informative)
     short = leading_order(target, [0, 1e-4], h_squared, 0.0, root(0.04), panels=8)
-    np.testing.assert_allclose(short, window_statement(target, h_squared, 1e-4, 0.0, 0.2).corrected, rtol=3e-3)
+    np.testing.assert_allclose(
+        short, window_statement(target, h_squared, 1e-4, 0.0, 0.2).corrected, rtol=3e-3
+    )
     target = jk.Gaussian(0.0, [0.25])
     ratio = [leading_order(target, [0, a], k, 0.0, root(0.25), panels=8) for k in (2000.0, 0.0)]
     np.testing.assert_allclose(ratio[0] / ratio[1], 2542, atol=0.5)
     printed = [window_statement(target, k, a, 0.0, 0.5).printed for k in (2000.0, 0.0)]
     np.testing.assert_allclose(printed[0] / printed[1], 2498, atol=0.5)
     score = window_statement(target, 2000.0, a, 1.0)
-    np.testing.assert_allclose(leading_order(target, [0, a], 2000.0, 1.0) / score.printed, 0.2505, atol=1e-4)
-    np.testing.assert_allclose(leading_order(target, [0, a], 2000.0, 1.0), score.corrected, rtol=1e-6)
+    np.testing.assert_allclose(
+        leading_order(target, [0, a], 2000.0, 1.0) / score.printed, 0.2505, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        leading_order(target, [0, a], 2000.0, 1.0), score.corrected, rtol=1e-6
+    )
 
 
 # --- the bound -------------------------------------------------------------------------------------------
@@ -390,7 +459,9 @@ def test_the_bound_holds() -> None:
     for dim in range(1, 6):
         rng, n, cells = np.random.default_rng(dim), 300, 5
         lam = np.exp(rng.uniform(np.log(0.02), np.log(4.0), (n, dim)))
-        edges = np.concatenate([np.zeros((n, 1)), np.cumsum(rng.gamma(0.7, size=(n, cells)) + 0.01, 1)], 1)
+        edges = np.concatenate(
+            [np.zeros((n, 1)), np.cumsum(rng.gamma(0.7, size=(n, cells)) + 0.01, 1)], 1
+        )
         edges *= rng.uniform(0.3, 3.0, (n, 1)) / edges[:, -1:]
         k = rng.uniform(0, 1, (n, cells)) ** 3 * 40.0 * rng.integers(0, 2, (n, cells))
         c = rng.normal(size=(n, cells, dim)) * rng.integers(0, 2, (n, 1, 1))
@@ -400,7 +471,9 @@ def test_the_bound_holds() -> None:
         @jax.vmap
         def both(lam, edges, k, c, b):
             target = jk.Gaussian(0.0, lam)
-            return leading_order(target, edges, k, c, b, panels=1), gaussian_bound(target, edges, k, c, b, panels=16)
+            return leading_order(target, edges, k, c, b, panels=1), gaussian_bound(
+                target, edges, k, c, b, panels=16
+            )
 
         exact, bound = map(np.asarray, both(lam, edges, k, c, b))
         used = exact > 1e-30
@@ -414,11 +487,15 @@ def test_the_bound_holds() -> None:
 def test_the_bound_is_attained() -> None:
     target, edges, k = jk.Gaussian(0.0, [0.09]), [0.0, 0.05, 0.4, T], [0.0, 7.0, 1.5]
     exact = leading_order(target, edges, k, 0.0, [1.0, 0.4, 2.0])
-    np.testing.assert_allclose(gaussian_bound(target, edges, k, 0.0, [1.0, 0.4, 2.0]), exact, rtol=1e-12)
+    np.testing.assert_allclose(
+        gaussian_bound(target, edges, k, 0.0, [1.0, 0.4, 2.0]), exact, rtol=1e-12
+    )
     # the same from a constant error and its information beta^2 / s
     information = lambda theta: 0.49 / (1 + (0.09 - 1) * jnp.exp(-theta))  # noqa: E731
     exact = affine_leading_order(target, edges, k, [[0.0]], 0.7)
-    np.testing.assert_allclose(diffusion_bound(edges, k, information, convexity=1 / 0.09), exact, rtol=1e-12)
+    np.testing.assert_allclose(
+        diffusion_bound(edges, k, information, convexity=1 / 0.09), exact, rtol=1e-12
+    )
 
 
 def test_the_bound_is_differentiable_in_h_squared() -> None:
@@ -467,7 +544,9 @@ def test_optimal_diffusion(name: str) -> None:
     found = optimize_diffusion(target, error, T, signs=signs)
     np.testing.assert_allclose([found.ode, found.sde], [ode, sde], rtol=7e-4)
     np.testing.assert_allclose(found.best_constant[0], constant, rtol=4e-4)
-    np.testing.assert_allclose(found.best_constant[1], 100.0 if h_squared is None else h_squared, atol=6e-3)
+    np.testing.assert_allclose(
+        found.best_constant[1], 100.0 if h_squared is None else h_squared, atol=6e-3
+    )
     np.testing.assert_allclose(found.value, value, rtol=4e-4)
     assert found.converged
     assert found.value <= found.best_constant[0]
@@ -500,7 +579,11 @@ def test_infimum() -> None:
 
 def test_infimum_of_a_table() -> None:
     """Errors constant on cells: candidates are the beginnings of the cells; a steep h^2 comes close."""
-    target, edges, c = jk.Gaussian.isotropic(3, 0.1), np.array([0.0, 0.05, 0.3, T]), np.array([1.0, 0.1, 0.6])
+    target, edges, c = (
+        jk.Gaussian.isotropic(3, 0.1),
+        np.array([0.0, 0.05, 0.3, T]),
+        np.array([1.0, 0.1, 0.6]),
+    )
     y = np.log1p(np.expm1(edges) / 0.1)
     expected = c[1] + c[0] * y[1]
     assert expected < min(c[0], c @ np.diff(y))
@@ -550,12 +633,17 @@ def _even_kl(
         for k, h2 in enumerate(h_squared):
             keep, push, noise = step(theta[k], theta[k + 1], h2)
             slope = -(1.0 + sign * relative[k]) / s[k]
-            m, v = keep * m + push * slope * (m - a[k] * mean), (keep + push * slope) ** 2 * v + noise
+            m, v = (
+                keep * m + push * slope * (m - a[k] * mean),
+                (keep + push * slope) ** 2 * v + noise,
+            )
         values.append(0.5 * (np.log(v / variance) + (variance + (m - mean) ** 2) / v - 1.0))
     return float(np.mean(values))
 
 
-def _exponential_integrator(start: float, end: float, h_squared: float) -> tuple[float, float, float]:
+def _exponential_integrator(
+    start: float, end: float, h_squared: float
+) -> tuple[float, float, float]:
     gamma = np.exp(0.5 * (start - end))
     return gamma, (1.0 + h_squared) * (gamma - 1.0), h_squared * (gamma**2 - 1.0)
 
@@ -572,7 +660,10 @@ def _least(fn: Callable[[np.ndarray], float], steps: int) -> tuple[float, np.nda
     """By L-BFGS with differences in place of derivatives, in h^2 itself."""
     starts = [np.zeros(steps), np.ones(steps), np.full(steps, 10.0), np.eye(steps)[0] * 20.0]
     options = {"ftol": 1e-15, "gtol": 1e-10, "maxfun": 20_000}
-    runs = [minimize(lambda h: np.log(fn(h)), z, bounds=[(0.0, 100.0)] * steps, options=options) for z in starts]
+    runs = [
+        minimize(lambda h: np.log(fn(h)), z, bounds=[(0.0, 100.0)] * steps, options=options)
+        for z in starts
+    ]
     best = min(runs, key=lambda run: run.fun)
     return fn(best.x), best.x
 
@@ -587,7 +678,12 @@ def test_few_steps_of_the_exponential_integrator(epsilon: float) -> None:
         return _even_kl(_exponential_integrator, theta, h_squared, 0.7, variance, c)
 
     found = optimize_few_steps(
-        jk.Gaussian(0.7, [variance]), _both, jk.OU(rate=1.0, t_max=T), "exponential_integrator", theta, epsilon
+        jk.Gaussian(0.7, [variance]),
+        _both,
+        jk.OU(rate=1.0, t_max=T),
+        "exponential_integrator",
+        theta,
+        epsilon,
     )
     value, h_squared = _least(j, 3)
     np.testing.assert_allclose(found.value, value, rtol=1e-6)
@@ -597,7 +693,9 @@ def test_few_steps_of_the_exponential_integrator(epsilon: float) -> None:
     blind = _least(lambda h: j(h, 0.0), 3)[1]
     np.testing.assert_allclose(found.blind, j(blind), rtol=1e-4)
     expected = [j(found.h_squared), j(np.zeros(3)), j(np.ones(3)), j(found.h_squared, 0.0)]
-    np.testing.assert_allclose([found.value, found.ode, found.sde, found.without_error], expected, rtol=1e-11)
+    np.testing.assert_allclose(
+        [found.value, found.ode, found.sde, found.without_error], expected, rtol=1e-11
+    )
     expected = [j(found.blind_h_squared), j(found.blind_h_squared, 0.0)]
     np.testing.assert_allclose([found.blind, found.blind_without_error], expected, rtol=1e-11)
     flat, at = _least(lambda h: j(np.full(3, h[0])), 1)
@@ -619,11 +717,18 @@ def test_few_steps_of_ddim_in_another_process() -> None:
 
     def j(h_squared: np.ndarray) -> float:
         c = epsilon * np.asarray(error(jnp.asarray(theta[:-1])))
-        return sum(_even_kl(_ddim, theta, h_squared, means[i], variances[i], c[:, i]) for i in range(2))
+        return sum(
+            _even_kl(_ddim, theta, h_squared, means[i], variances[i], c[:, i]) for i in range(2)
+        )
 
-    target, times = jk.Gaussian(means, variances), np.asarray(time_at_clock(process, jnp.asarray(theta)))
+    target, times = (
+        jk.Gaussian(means, variances),
+        np.asarray(time_at_clock(process, jnp.asarray(theta))),
+    )
     found = optimize_few_steps(target, error, process, "ddim", times, epsilon)
-    np.testing.assert_allclose([found.value, found.ode], [j(found.h_squared), j(np.zeros(3))], rtol=1e-9)
+    np.testing.assert_allclose(
+        [found.value, found.ode], [j(found.h_squared), j(np.zeros(3))], rtol=1e-9
+    )
     value, h_squared = _least(j, 3)
     np.testing.assert_allclose(found.value, value, rtol=1e-6)
     # the same steps: h^2 may differ where it has no effect, as in the step to the data
@@ -634,7 +739,9 @@ def test_few_steps_of_ddim_in_another_process() -> None:
     np.testing.assert_allclose(found.schedule.times, times, rtol=1e-12)
     np.testing.assert_allclose(found.schedule.stochasticity**2, found.h_squared, rtol=1e-12)
     evenly = EvenKL(target, error, process, jk.DDIM(), epsilon)
-    np.testing.assert_allclose(jax.jit(lambda s: evenly(s))(found.schedule), found.value, rtol=1e-12)
+    np.testing.assert_allclose(
+        jax.jit(lambda s: evenly(s))(found.schedule), found.value, rtol=1e-12
+    )
 
 
 def test_few_steps_are_no_worse_than_what_they_start_from() -> None:
@@ -643,10 +750,16 @@ def test_few_steps_are_no_worse_than_what_they_start_from() -> None:
         target, epsilon = jk.Gaussian(0.0, rng.uniform(0.01, 2.0, 1)), rng.uniform(0.01, 1.0)
         cap, c = rng.uniform(1.0, 50.0), rng.normal(size=16)
         given = jk.Schedule(theta, rng.uniform(0.0, np.sqrt(cap), 3))
-        found = optimize_few_steps(target, c, process, "exponential_integrator", given, epsilon, cap=cap)
+        found = optimize_few_steps(
+            target, c, process, "exponential_integrator", given, epsilon, cap=cap
+        )
         cells = np.searchsorted(found.optimum.edges, theta[:-1]) - 1
 
-        def j(h_squared: np.ndarray, size: np.ndarray = epsilon * c[cells], target: jk.Gaussian = target) -> float:
+        def j(
+            h_squared: np.ndarray,
+            size: np.ndarray = epsilon * c[cells],
+            target: jk.Gaussian = target,
+        ) -> float:
             variance = float(target.eigenvalues[0])
             return _even_kl(_exponential_integrator, theta, h_squared, 0.0, variance, size)
 
@@ -665,23 +778,34 @@ def test_few_steps_with_an_error_on_cells() -> None:
     whole = optimize_few_steps(ONE, _both, process, "exponential_integrator", theta, 0.1)
     rounded = np.asarray(theta, np.float32)
     for times in (theta, rounded):
-        found = optimize_few_steps(ONE, c, process, "exponential_integrator", times, 0.1, cells=edges)
-        np.testing.assert_allclose([found.value, found.blind], [whole.value, whole.blind], rtol=1e-6)
+        found = optimize_few_steps(
+            ONE, c, process, "exponential_integrator", times, 0.1, cells=edges
+        )
+        np.testing.assert_allclose(
+            [found.value, found.blind], [whole.value, whole.blind], rtol=1e-6
+        )
 
 
 @pytest.fixture(scope="module")
 def few() -> dict[int, FewSteps]:
     process = jk.OU(rate=1.0, t_max=T)
-    return {k: optimize_few_steps(ONE, _both, process, "exponential_integrator", _cubic(k), 0.1) for k in (10, 20, 40)}
+    return {
+        k: optimize_few_steps(ONE, _both, process, "exponential_integrator", _cubic(k), 0.1)
+        for k in (10, 20, 40)
+    }
 
 
 def test_few_steps_against_continuous_time(few: dict[int, FewSteps]) -> None:
     """Reference numbers of another optimiser; and the optimum of continuous time comes nearer with K."""
-    np.testing.assert_allclose([few[k].value for k in few], [0.01911114, 0.00637439, 0.00287934], rtol=2e-6)
+    np.testing.assert_allclose(
+        [few[k].value for k in few], [0.01911114, 0.00637439, 0.00287934], rtol=2e-6
+    )
     np.testing.assert_allclose([few[k].gain for k in (10, 20)], [2.17, 1.93], atol=5e-3)
     np.testing.assert_allclose([few[k].repair_gain for k in (10, 20)], [2.16, 1.87], atol=5e-3)
     np.testing.assert_allclose([few[k].score_gain for k in (10, 20)], [1.01, 1.03], atol=5e-3)
-    np.testing.assert_allclose([few[k].blind_without_error for k in (10, 20)], [0.0170578, 0.0044209], rtol=1e-5)
+    np.testing.assert_allclose(
+        [few[k].blind_without_error for k in (10, 20)], [0.0170578, 0.0044209], rtol=1e-5
+    )
     infimum = diffusion_infimum(ONE, _both, [0.0, T]).value
     np.testing.assert_allclose([f.continuous for f in few.values()], 0.01 * infimum, rtol=1e-12)
     ratios = np.array([f.ratio for f in few.values()])
@@ -708,7 +832,12 @@ def test_report_of_few_steps(few: dict[int, FewSteps], float32: None) -> None:
     # in the caller's precision, but computed in float64
     assert few[10].schedule.times.dtype == jnp.float32
     again = optimize_few_steps(
-        ONE, _both, jk.OU(rate=1.0, t_max=T), "exponential_integrator", few[10].schedule, jnp.asarray(0.1)
+        ONE,
+        _both,
+        jk.OU(rate=1.0, t_max=T),
+        "exponential_integrator",
+        few[10].schedule,
+        jnp.asarray(0.1),
     )
     np.testing.assert_allclose(again.value, few[10].value, rtol=1e-6)
 
@@ -738,12 +867,27 @@ def _few(
         (lambda: _few(jk.Gaussian(0.0, [1.0, 0.0])), r"eigenvalues\[1\] = 0 must be > 0"),
         (lambda: _few(times=(T, 1.0, 0.1)), r"times\[-1\] = 0\.1 must be 0"),
         (lambda: _few(times=(1.5, 1.0, 0.0)), r"times\[0\] = 1\.5 must be the process's t_max = 2"),
-        (lambda: _few(times=(3.0, 1.0, 0.0)), r"times\[0\] = 3 lies beyond the process's t_max = 2"),
-        (lambda: _few(times=(T, 0.5, 1.0, 0.0)), r"times must strictly decrease; times\[1\] = 0\.5"),
-        (lambda: _few(process=jk.FlowMatching(), times=(1.0, 0.5, 0.0)), r"times\[0\] = 1, where no signal is left"),
+        (
+            lambda: _few(times=(3.0, 1.0, 0.0)),
+            r"times\[0\] = 3 lies beyond the process's t_max = 2",
+        ),
+        (
+            lambda: _few(times=(T, 0.5, 1.0, 0.0)),
+            r"times must strictly decrease; times\[1\] = 0\.5",
+        ),
+        (
+            lambda: _few(process=jk.FlowMatching(), times=(1.0, 0.5, 0.0)),
+            r"times\[0\] = 1, where no signal is left",
+        ),
         (lambda: _few(error=jnp.zeros_like), "error is 0 at every time"),
-        (lambda: _few(error=np.ones(3)), r"error has shape \(3,\); it must be a number or have shape \(16,\)"),
-        (lambda: _few(error=np.ones(2), cells=[0.0, 0.5, 1.0]), "cells end at 1; they must end at final_time = 2"),
+        (
+            lambda: _few(error=np.ones(3)),
+            r"error has shape \(3,\); it must be a number or have shape \(16,\)",
+        ),
+        (
+            lambda: _few(error=np.ones(2), cells=[0.0, 0.5, 1.0]),
+            "cells end at 1; they must end at final_time = 2",
+        ),
         (lambda: jax.jit(lambda e: _few(epsilon=e).value)(0.1), "must be called outside jit"),
     ],
 )
@@ -773,7 +917,9 @@ def test_optimal_weight() -> None:
     kernel = terminal_kernel(TEN, edges, k)
     np.testing.assert_allclose(jnp.sum(kernel.size), T, rtol=1e-12)
     np.testing.assert_allclose(jnp.sum(kernel.size * kernel.optimal_weight), 1.0, rtol=1e-12)
-    np.testing.assert_allclose(kernel.predicted_error(kernel.optimal_weight), kernel.optimal_error, rtol=1e-12)
+    np.testing.assert_allclose(
+        kernel.predicted_error(kernel.optimal_weight), kernel.optimal_error, rtol=1e-12
+    )
     for weight in (jnp.ones_like, lambda r: 1e-3 + r, lambda r: 1 / (0.1 + r)):
         assert kernel.predicted_error(weight) > kernel.optimal_error
     # the kernel from the responses of narrow cells: white noise of variance 1 / cell in c |grad log p|
@@ -792,30 +938,60 @@ def test_optimal_weight() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: leading_order(ONE, [0, T], -1.0, 1.0), r"h_squared must be >= 0; its smallest entry is -1"),
+        (
+            lambda: leading_order(ONE, [0, T], -1.0, 1.0),
+            r"h_squared must be >= 0; its smallest entry is -1",
+        ),
         (lambda: leading_order(ONE, [0, T], [1.0, 2.0], 1.0), r"h_squared has shape \(2,\)"),
-        (lambda: leading_order(jk.Gaussian(0.0, [1.0, 0.0]), [0, T], 1.0, 1.0), r"eigenvalues\[1\] = 0 must be > 0"),
+        (
+            lambda: leading_order(jk.Gaussian(0.0, [1.0, 0.0]), [0, T], 1.0, 1.0),
+            r"eigenvalues\[1\] = 0 must be > 0",
+        ),
         (lambda: leading_order(ONE, [0, T], 1.0, [1.0, 2.0]), r"relative has shape \(2,\)"),
         (lambda: leading_order(ONE, [0.1, T], 1.0, 1.0), r"edges\[0\] = 0.1 must be 0"),
-        (lambda: leading_order(ONE, [0, 1.0, 1.0], 1.0, 1.0), r"edges must increase; edges\[1\] = 1"),
+        (
+            lambda: leading_order(ONE, [0, 1.0, 1.0], 1.0, 1.0),
+            r"edges must increase; edges\[1\] = 1",
+        ),
         (lambda: leading_order(ONE, [0.0], 1.0, 1.0), "at least two times"),
         (lambda: leading_order(ONE, [0, T], 1.0, 1.0, signs="random"), "signs='random'"),
-        (lambda: leading_order(ONE, [0, T], 1.0, lambda r: jnp.ones(3)), r"to values of shape \(3,\)"),
+        (
+            lambda: leading_order(ONE, [0, T], 1.0, lambda r: jnp.ones(3)),
+            r"to values of shape \(3,\)",
+        ),
         (lambda: affine_leading_order(TEN, [0, T], 1.0, np.eye(3)), r"matrix has shape \(3, 3\)"),
-        (lambda: affine_leading_order(jk.Gaussian.isotropic(2), [0, T], 1.0, [[1.0]]), "weights other than 1"),
+        (
+            lambda: affine_leading_order(jk.Gaussian.isotropic(2), [0, T], 1.0, [[1.0]]),
+            "weights other than 1",
+        ),
         (lambda: terminal_law(ONE, [0, 0.5, T], 40.0, -300.0, [1.0, 0.0]), r"explodes: at time 0 "),
-        (lambda: terminal_law(ONE, [0, 0.5, T], 40.0, -300.0, [0.0, 1.0]), r"explodes: at time 0\.5 "),
+        (
+            lambda: terminal_law(ONE, [0, 0.5, T], 40.0, -300.0, [0.0, 1.0]),
+            r"explodes: at time 0\.5 ",
+        ),
         (lambda: affine_terminal_law(ONE, [0, T], 1.0, 1e6, [[1.0]]), r"explodes: at time 1\.\d+ "),
         (lambda: pulse_statement(jk.Gaussian(1.0, [0.5]), 1.0, 0.1), "target.mean must be 0"),
         (lambda: pulse_statement(ONE, 0.0, 0.1), "h_squared = 0 must be > 0"),
         (lambda: diffusion_bound([0, T], 1.0, 1.0, convexity=0.0), "convexity = 0 must be > 0"),
         (lambda: diffusion_infimum(TEN, _both, [0, T]), "target.eigenvalues go from 0.01 to 1"),
-        (lambda: diffusion_infimum(ONE, lambda r: -r, [0, T]), "error must be >= 0 for the infimum"),
-        (lambda: optimize_diffusion(ONE, _both, T, cells=np.array([0, 1.0])), "cells end at 1; they must end at"),
+        (
+            lambda: diffusion_infimum(ONE, lambda r: -r, [0, T]),
+            "error must be >= 0 for the infimum",
+        ),
+        (
+            lambda: optimize_diffusion(ONE, _both, T, cells=np.array([0, 1.0])),
+            "cells end at 1; they must end at",
+        ),
         (lambda: optimize_diffusion(ONE, jnp.zeros_like, T), "error is 0 at every time"),
         (lambda: optimize_diffusion(ONE, _both, T, cap=0.0), "cap = 0 must be > 0"),
-        (lambda: terminal_kernel(ONE, [0, T], 0.0).predicted_error([1.0]), r"weight has shape \(1,\)"),
-        (lambda: density_information(_mixture, _mixture, [1.0, 0.0]), "points must be an increasing list"),
+        (
+            lambda: terminal_kernel(ONE, [0, T], 0.0).predicted_error([1.0]),
+            r"weight has shape \(1,\)",
+        ),
+        (
+            lambda: density_information(_mixture, _mixture, [1.0, 0.0]),
+            "points must be an increasing list",
+        ),
     ],
 )
 def test_errors_name_the_argument_and_the_value(call: Callable[[], object], message: str) -> None:
@@ -827,7 +1003,9 @@ def test_an_unresolved_quadrature_is_refused() -> None:
     with pytest.raises(ValueError, match="panels must be given"):
         jax.jit(lambda lam: leading_order(jk.Gaussian(0.0, lam), [0, T], 1.0, _both))(jnp.ones(1))
     traced = jax.jit(lambda k: leading_order(ONE, [0, 0.1, T], k, _both))
-    np.testing.assert_allclose(traced(99.0), leading_order(ONE, [0, 0.1, T], 99.0, _both), rtol=1e-12)
+    np.testing.assert_allclose(
+        traced(99.0), leading_order(ONE, [0, 0.1, T], 99.0, _both), rtol=1e-12
+    )
     with pytest.raises(Exception, match="h_squared is above 100"):
         traced(101.0)
     # what the check is for: one panel per cell sees much less than there is

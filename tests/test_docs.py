@@ -37,12 +37,17 @@ def test_readme_table_is_true(float32: None):
     labels = {"uniform log-SNR": "log_snr", "Karras, rho = 7": "karras", "chosen": result.chosen}
     labels["Align Your Steps, stretched"] = "align_your_steps"
     rows = re.findall(
-        r"^\| ([^|]+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE
+        r"^\| ([^|]+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
+        README,
+        re.MULTILINE,
     )
     assert len(rows) == 7
     for label, *printed in rows:
         name = labels.get(str(label), str(label))
-        found = [result.comparison.statistic(kind)[name] for kind in ("rms", "median", "log_mean", "sliced_w2")]
+        found = [
+            result.comparison.statistic(kind)[name]
+            for kind in ("rms", "median", "geometric_mean", "sliced_w2")
+        ]
         found.append({**result.ratios, result.chosen: 1.0}[name])
         assert found == pytest.approx([float(value) for value in printed], rel=0.1)
 
@@ -52,5 +57,7 @@ def test_readme_table_is_true(float32: None):
 def test_notebook_runs(path: Path):
     """From the first cell to the last, in a fresh kernel."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
     assert all(cell.get("execution_count") for cell in notebook.cells if cell.cell_type == "code")

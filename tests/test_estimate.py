@@ -16,7 +16,11 @@ from jaxkernels.score_error import Tabulated
 PROCESS = jk.VP()
 TIMES = np.array([1.0, 0.7, 0.45, 0.2, 0.06])
 SCHEDULE = jk.Schedule([*TIMES, 1e-3])
-DATA = np.random.default_rng(0).standard_normal((40_000, 3)) * np.sqrt([2.0, 0.5, 0.1]) + [1.0, -0.5, 0.0]
+DATA = np.random.default_rng(0).standard_normal((40_000, 3)) * np.sqrt([2.0, 0.5, 0.1]) + [
+    1.0,
+    -0.5,
+    0.0,
+]
 TARGET = jk.Gaussian.fit(DATA, shrinkage=0.0)
 LAW = TARGET.in_eigenbasis()
 
@@ -33,20 +37,25 @@ class Network(eqx.Module):
         i = jnp.argmin(jnp.abs(jnp.asarray(TIMES) - t))
         z = (x - a * jnp.asarray(TARGET.mean)) @ basis
         level = jnp.sqrt(LAW.marginal_variance(PROCESS, t))
-        third = (z / level) ** 3 - 3.0 * z / level  # orthogonal to affine functions of a normal variable
+        third = (
+            z / level
+        ) ** 3 - 3.0 * z / level  # orthogonal to affine functions of a normal variable
         error = self.shift[i] - self.slope[i] * (x @ basis) + self.nonlinear * third / level
         return TARGET.score(PROCESS, x, t) + error @ basis.T
 
 
 def _ensemble(slope: np.ndarray, shift: np.ndarray, nonlinear: float = 0.1) -> list[Network]:
-    return [Network(jnp.asarray(a), jnp.asarray(b), nonlinear) for a, b in zip(slope, shift, strict=True)]
+    return [
+        Network(jnp.asarray(a), jnp.asarray(b), nonlinear)
+        for a, b in zip(slope, shift, strict=True)
+    ]
 
 
 def _planted(structure: str) -> jk.ScoreError:
     if structure == "ar1":
         return jk.ScoreError.diagonal(0.1, 0.15, jk.AR1(0.8))
     shapes = np.random.default_rng(5).standard_normal((2, 2, 5, 3)) * 0.1
-    return jk.ScoreError(Tabulated(TIMES, shapes[0], shapes[1]), jk.Shared())
+    return jk.ScoreError(Tabulated(TIMES, shapes[0], shapes[1]), jk.FullyCorrelated())
 
 
 @pytest.mark.parametrize("structure", ["ar1", "rank 2"])
@@ -60,7 +69,15 @@ def test_intervals_hold_the_planted_covariance(structure: str) -> None:
         draws = planted.sample(key, LAW, PROCESS, jnp.asarray(TIMES), 24)
         networks = _ensemble(np.asarray(draws.slope), np.asarray(draws.shift))
         estimate = jk.estimate_score_error(
-            networks, PROCESS, DATA, TIMES, key, target=TARGET, repetitions=2, batch=512, progress=False
+            networks,
+            PROCESS,
+            DATA,
+            TIMES,
+            key,
+            target=TARGET,
+            repetitions=2,
+            batch=512,
+            progress=False,
         )
         interval = estimate.predict(kernel)
         values.append(interval.value)
@@ -75,8 +92,15 @@ def _many(
     planted = _planted("ar1")
     errors = planted.sample(jax.random.key(7), LAW, PROCESS, jnp.asarray(TIMES), draws)
     networks = _ensemble(np.asarray(errors.slope), np.asarray(errors.shift), nonlinear)
-    setting: dict[str, Any] = {"target": TARGET, "repetitions": repetitions, "batch": batch, "progress": False}
-    return jk.estimate_score_error(networks, PROCESS, DATA, TIMES, jax.random.key(8), **setting), errors
+    setting: dict[str, Any] = {
+        "target": TARGET,
+        "repetitions": repetitions,
+        "batch": batch,
+        "progress": False,
+    }
+    return jk.estimate_score_error(
+        networks, PROCESS, DATA, TIMES, jax.random.key(8), **setting
+    ), errors
 
 
 def test_affine_errors_are_found_without_noise() -> None:
@@ -98,7 +122,9 @@ def test_noise_of_the_fit_is_not_taken_for_randomness() -> None:
     """Identical networks: repetitions scatter, the covariance between networks is 0 up to rounding."""
     same = np.zeros((6, 5, 3))
     setting: dict[str, Any] = {"target": TARGET, "repetitions": 4, "batch": 128, "progress": False}
-    estimate = jk.estimate_score_error(_ensemble(same, same), PROCESS, DATA, TIMES, jax.random.key(1), **setting)
+    estimate = jk.estimate_score_error(
+        _ensemble(same, same), PROCESS, DATA, TIMES, jax.random.key(1), **setting
+    )
     noise = np.einsum("apapi->api", estimate.noise())
     assert np.all(noise[:, 1] > 1e-6)
     assert np.abs(estimate.covariance()).max() < 1e-12
@@ -120,7 +146,7 @@ def test_structures_are_chosen_where_they_hold() -> None:
     truth = float(kernel.contract(independent))
     banded = float(kernel.contract(estimate.score_error("banded")))
     assert abs(banded - truth) < 0.6 * truth
-    common = jk.ScoreError.diagonal(0.0, 0.3, jk.Shared())
+    common = jk.ScoreError.diagonal(0.0, 0.3, jk.FullyCorrelated())
     draws = common.sample(jax.random.key(5), LAW, PROCESS, jnp.asarray(TIMES), 24)
     networks = _ensemble(np.asarray(draws.slope), np.asarray(draws.shift), 0.05)
     estimate = jk.estimate_score_error(networks, PROCESS, DATA, TIMES, jax.random.key(6), **setting)
@@ -151,7 +177,9 @@ def test_other_predictions_measure_the_same() -> None:
         return -PROCESS.noise(t) * network(x, t)
 
     setting: dict[str, Any] = {"target": TARGET, "repetitions": 2, "batch": 64, "progress": False}
-    estimate = jk.estimate_score_error(epsilon, PROCESS, DATA, TIMES, jax.random.key(0), kind="epsilon", **setting)
+    estimate = jk.estimate_score_error(
+        epsilon, PROCESS, DATA, TIMES, jax.random.key(0), kind="epsilon", **setting
+    )
     np.testing.assert_allclose(estimate.slope[0, 0], 0.2, atol=1e-8)
 
 
@@ -168,7 +196,9 @@ def test_linearised_error_is_that_of_changed_parameters() -> None:
         )
         for _ in range(2)
     ]
-    model = jk.linearised_score_error(network, directions, PROCESS, DATA, TIMES, jax.random.key(0), target=TARGET)
+    model = jk.linearised_score_error(
+        network, directions, PROCESS, DATA, TIMES, jax.random.key(0), target=TARGET
+    )
     found = model.directions(LAW, PROCESS, jnp.asarray(TIMES))
     assert found is not None
     for j, direction in enumerate(directions):
@@ -183,7 +213,9 @@ class Tilted(eqx.Module):
 
     def __call__(self, x: Array, t: Array) -> Array:
         known = jnp.log(PROCESS.sigma(jnp.asarray(TIMES)))[::-1]
-        return TARGET.score(PROCESS, x, t) * (1.0 + jnp.interp(jnp.log(PROCESS.sigma(t)), known, self.relative[::-1]))
+        return TARGET.score(PROCESS, x, t) * (
+            1.0 + jnp.interp(jnp.log(PROCESS.sigma(t)), known, self.relative[::-1])
+        )
 
 
 def test_a_schedule_that_knows_the_measured_error_is_better() -> None:
@@ -192,7 +224,9 @@ def test_a_schedule_that_knows_the_measured_error_is_better() -> None:
     The optimum without the errors starts with a long step, which multiplies what is wrong at the noise end.
     """
     lag = np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
-    relative = 0.03 * np.random.default_rng(0).standard_normal((24, 5)) @ np.linalg.cholesky(0.6**lag).T
+    relative = (
+        0.03 * np.random.default_rng(0).standard_normal((24, 5)) @ np.linalg.cholesky(0.6**lag).T
+    )
     networks = [Tilted(jnp.asarray(c)) for c in relative]
     setting: dict[str, Any] = {"target": TARGET, "repetitions": 2, "batch": 256, "progress": False}
     estimate = jk.estimate_score_error(networks, PROCESS, DATA, TIMES, jax.random.key(0), **setting)
@@ -203,9 +237,23 @@ def test_a_schedule_that_knows_the_measured_error_is_better() -> None:
         """Mean over networks of squared W2 to the data's Gaussian, from the moments of samples."""
         values = []
         for network in networks:
-            x = np.asarray(jk.sample(network, PROCESS, "ddim", schedule, jax.random.key(2), noise))
-            covariance, centre = np.cov(x @ np.asarray(TARGET.basis), rowvar=False), x.mean(0) - TARGET.mean
-            values.append(np.sum(centre**2) + np.sum((np.sqrt(np.diag(covariance)) - np.sqrt(LAW.eigenvalues)) ** 2))
+            x = np.asarray(
+                jk.sample(
+                    jk.Denoiser(network, PROCESS, "score"),
+                    "ddim",
+                    schedule,
+                    noise,
+                    key=jax.random.key(2),
+                )
+            )
+            covariance, centre = (
+                np.cov(x @ np.asarray(TARGET.basis), rowvar=False),
+                x.mean(0) - TARGET.mean,
+            )
+            values.append(
+                np.sum(centre**2)
+                + np.sum((np.sqrt(np.diag(covariance)) - np.sqrt(LAW.eigenvalues)) ** 2)
+            )
         return float(np.mean(values))
 
     plain, aware = (
@@ -228,7 +276,10 @@ def _not_a_number(x: Array, t: Array) -> Array:
     [
         ({"score_fns": []}, "score_fns is empty"),
         ({"score_fns": _wrong_shape}, r"shape \(16, 2\) for x of shape \(16, 3\)"),
-        ({"score_fns": [lambda x, t: -x, _not_a_number]}, "network 1 returned NaN or infinity at t = 0.2"),
+        (
+            {"score_fns": [lambda x, t: -x, _not_a_number]},
+            "network 1 returned NaN or infinity at t = 0.2",
+        ),
         ({"repetitions": 1}, "repetitions = 1 must be at least 2"),
         ({"batch": 2}, "batch = 2"),
         ({"ridge": -1.0}, "ridge = -1"),
@@ -242,10 +293,18 @@ def _not_a_number(x: Array, t: Array) -> Array:
     ],
 )
 def test_refusals(arguments: dict[str, Any], message: str) -> None:
-    setting: dict[str, Any] = {"score_fns": lambda x, t: -x, "data": DATA, "times": TIMES, "batch": 16, **arguments}
+    setting: dict[str, Any] = {
+        "score_fns": lambda x, t: -x,
+        "data": DATA,
+        "times": TIMES,
+        "batch": 16,
+        **arguments,
+    }
     fns, data, times = (setting.pop(name) for name in ("score_fns", "data", "times"))
     with pytest.raises(ValueError, match=message):
-        jk.estimate_score_error(fns, PROCESS, data, times, jax.random.key(0), progress=False, **setting)
+        jk.estimate_score_error(
+            fns, PROCESS, data, times, jax.random.key(0), progress=False, **setting
+        )
 
 
 @pytest.mark.parametrize(
@@ -254,11 +313,19 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
         (lambda e: e.chosen_size("banded"), "needs 4 of either; there are 2 and 2"),
         (lambda e: e.score_error("low rank"), "Did you mean 'low_rank'"),
         (lambda e: e.score_error("low_rank", 11), "rank 10 at most"),
-        (lambda e: e.predict(jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE)), "at least 3 repetitions"),
-        (lambda e: e.predict(jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE, dense=True)), "matrix slopes"),
+        (
+            lambda e: e.predict(jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE)),
+            "at least 3 repetitions",
+        ),
+        (
+            lambda e: e.predict(jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE, dense=True)),
+            "matrix slopes",
+        ),
     ],
 )
-def test_too_little_for_what_is_asked(ask: Callable[[jk.ScoreErrorEstimate], object], message: str) -> None:
+def test_too_little_for_what_is_asked(
+    ask: Callable[[jk.ScoreErrorEstimate], object], message: str
+) -> None:
     estimate, _ = _many(2, 2, nonlinear=0.1, batch=32)
     with pytest.raises(ValueError, match=message):
         ask(estimate)

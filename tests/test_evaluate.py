@@ -13,7 +13,7 @@ from scipy.integrate import quad
 
 import jaxkernels as jk
 from jaxkernels import metrics
-from jaxkernels.evaluate import check_setting
+from jaxkernels.recurrence import check_setting
 from jaxkernels.samplers import SAMPLERS, AbstractSampler
 
 MEAN, EIGENVALUES = np.array([1.5, -0.4, 0.3]), np.array([2.0, 0.3, 0.05])
@@ -72,7 +72,9 @@ def test_budget_adds_up(alpha: float, initialization: str) -> None:
 def test_exact_start_has_no_initialization_error(alpha: float) -> None:
     budget = _evaluation(alpha, "marginal").error_budget
     assert float(budget.initialization) == 0.0
-    assert float(budget.truncation) == pytest.approx(float(budget.truncation_alone), rel=1e-12, abs=0.0)
+    assert float(budget.truncation) == pytest.approx(
+        float(budget.truncation_alone), rel=1e-12, abs=0.0
+    )
 
 
 def _log_contraction(t: float, u: float, alpha: float, c: float) -> float:
@@ -93,7 +95,9 @@ def test_initialization_and_truncation_in_closed_form(alpha: float) -> None:
     Below the last time the last stochasticity is kept.
     """
     budget = _evaluation(alpha).error_budget
-    steps = zip(TIMES, np.append(TIMES[1:], 0.0), alpha * np.append(ALPHAS, ALPHAS[-1]), strict=True)
+    steps = zip(
+        TIMES, np.append(TIMES[1:], 0.0), alpha * np.append(ALPHAS, ALPHAS[-1]), strict=True
+    )
     logs = np.array([[_log_contraction(t, u, a, c) for c in EIGENVALUES] for t, u, a in steps])
     (a0, s0), (a1, s1) = _vp(TIMES[0]), _vp(TIMES[-1])
     whole, stopped = np.exp(logs.sum(0)), np.exp(logs[:-1].sum(0))
@@ -104,7 +108,9 @@ def test_initialization_and_truncation_in_closed_form(alpha: float) -> None:
     at_end = _w2_squared(stopped_law[0] - MEAN, stopped_law[1], EIGENVALUES)
     assert float(budget.initialization) == pytest.approx(at_zero, rel=1e-6, abs=1e-16)
     assert float(budget.truncation) == pytest.approx(at_end - at_zero, rel=1e-7)
-    assert float(budget.truncation_alone) == pytest.approx(_w2_squared((a1 - 1.0) * MEAN, last, EIGENVALUES), rel=1e-11)
+    assert float(budget.truncation_alone) == pytest.approx(
+        _w2_squared((a1 - 1.0) * MEAN, last, EIGENVALUES), rel=1e-11
+    )
 
 
 def test_discretization_vanishes_with_many_steps() -> None:
@@ -125,7 +131,9 @@ def test_weights_are_multiplicities() -> None:
     values, repeats = np.array([2.0, 0.3, 0.05]), np.array([1, 4, 2])
     weighted = jk.Gaussian(0.2, values, weights=repeats.astype(float))
     short = jk.evaluate_schedule(weighted, jk.VP(), "ddim", schedule)
-    long = jk.evaluate_schedule(jk.Gaussian(0.2, np.repeat(values, repeats)), jk.VP(), "ddim", schedule)
+    long = jk.evaluate_schedule(
+        jk.Gaussian(0.2, np.repeat(values, repeats)), jk.VP(), "ddim", schedule
+    )
     for field in ("w2_squared", "kl", "reverse_kl"):
         assert float(getattr(short, field)) == pytest.approx(float(getattr(long, field)), rel=1e-12)
     np.testing.assert_allclose(short.local_w2_squared, long.local_w2_squared, rtol=1e-9)
@@ -147,7 +155,7 @@ def test_number_of_network_evaluations(name: str, evaluations: int) -> None:
     evaluation = jax.eval_shape(
         lambda t: jk.evaluate_schedule(TARGET, jk.VP(), name, jk.Schedule(t)), jnp.asarray(TIMES)
     )
-    assert evaluation.num_evaluations == evaluations
+    assert evaluation.nfe == evaluations
 
 
 def test_repr_is_readable() -> None:
@@ -155,7 +163,12 @@ def test_repr_is_readable() -> None:
     assert f"w2={float(_evaluation(0.0).w2):.4g}" in text
     assert "truncation=" in text
     traced = []
-    jax.eval_shape(lambda t: traced.append(repr(jk.evaluate_schedule(TARGET, jk.VP(), "ddim", jk.Schedule(t)))), TIMES)
+    jax.eval_shape(
+        lambda t: traced.append(
+            repr(jk.evaluate_schedule(TARGET, jk.VP(), "ddim", jk.Schedule(t)))
+        ),
+        TIMES,
+    )
     assert "w2=traced" in traced[0]
 
 
@@ -186,10 +199,16 @@ def _evaluate(
     ("call", "message"),
     [
         (lambda: _evaluate(times=[0.2, 0.5]), r"times\[0\] = 0\.2 is followed by 0\.5"),
-        (lambda: _evaluate(times=[1.5, 0.5]), r"times\[0\] = 1\.5 lies beyond the process's t_max = 1"),
+        (
+            lambda: _evaluate(times=[1.5, 0.5]),
+            r"times\[0\] = 1\.5 lies beyond the process's t_max = 1",
+        ),
         (lambda: _evaluate(times=[1.0, -0.5]), r"times must end at t >= 0; the last is -0\.5"),
         (lambda: _evaluate(alpha=[1.0] * 4), r"stochasticity has shape \(4,\); .* shape \(3,\)"),
-        (lambda: _evaluate(sampler="heun", alpha=0.5), r"stochasticity = 0\.5 has no meaning for Heun"),
+        (
+            lambda: _evaluate(sampler="heun", alpha=0.5),
+            r"stochasticity = 0\.5 has no meaning for Heun",
+        ),
         (
             lambda: _evaluate(sampler="dpmpp_2m", alpha=[0.0, 2.0, 1.0]),
             r"stochasticity = 2 has no meaning for DPMSolverPP2M",
@@ -202,8 +221,14 @@ def _evaluate(
             r"GaussianMixture.* pass target\.gaussian\(\)",
         ),
         (lambda: check_setting("data", jk.VP(), "ddim"), r"target must be a Gaussian; got str"),
-        (lambda: check_setting(TARGET, "vp", "ddim"), r"process must be a forward process .*; got 'vp'"),
-        (lambda: _evaluate(initialization="marginals"), r"initialization='marginals'.* mean 'marginal'"),
+        (
+            lambda: check_setting(TARGET, "vp", "ddim"),
+            r"process must be a forward process .*; got 'vp'",
+        ),
+        (
+            lambda: _evaluate(initialization="marginals"),
+            r"initialization='marginals'.* mean 'marginal'",
+        ),
     ],
 )
 def test_bad_arguments(call: Callable[[], object], message: str) -> None:
@@ -226,7 +251,9 @@ def test_bad_schedule_inside_a_transformation_fails_when_run() -> None:
 
 @pytest.mark.usefixtures("float32")
 def test_result_is_that_of_float64_whatever_the_callers_flag() -> None:
-    evaluation = jk.evaluate_schedule(TARGET, jk.VP(), "ddim", jk.Schedule(TIMES.astype(np.float32), ALPHAS))
+    evaluation = jk.evaluate_schedule(
+        TARGET, jk.VP(), "ddim", jk.Schedule(TIMES.astype(np.float32), ALPHAS)
+    )
     assert evaluation.w2_squared.dtype == jnp.float32
     with jax.enable_x64(True):
         times = TIMES.astype(np.float32).astype(np.float64)
@@ -260,16 +287,16 @@ class Counting(AbstractSampler):
     """Euler on the flow, which counts how often it is traced."""
 
     order = 1
-    evaluations = 1
+    nfe_per_step = 1
     stochastic = False
     traces = [0]  # noqa: RUF012
 
-    def step(self, predict, noise, process, interval, x, memory):
+    def step(self, predict, noise, process, step, x, history):
         self.traces[0] += 1
-        p = predict(x, interval.time)
-        dt = interval.time - interval.next_time
-        slope = process.signal_rate(interval.time) * p.x0 + process.noise_rate(interval.time) * p.eps
-        return x - dt * slope, memory
+        p = predict(x, step.time)
+        dt = step.time - step.next_time
+        slope = process.signal_rate(step.time) * p.x0 + process.noise_rate(step.time) * p.eps
+        return x - dt * slope, history
 
 
 def test_compiled_once_when_only_numbers_change() -> None:
@@ -289,11 +316,18 @@ def test_compiled_once_when_only_numbers_change() -> None:
 SMOOTH = np.array([0.9, 0.6, 0.3, 0.1, 0.25, 1.0, 0.5])  # times, then alpha^2
 
 
-def _objective(name: str, kind: str, metric: str, variables: jax.Array, eigenvalues: jax.Array) -> jax.Array:
+def _objective(
+    name: str, kind: str, metric: str, variables: jax.Array, eigenvalues: jax.Array
+) -> jax.Array:
     """The terminal or the local objective as a function of (times, alpha^2)."""
     schedule = jk.Schedule.from_squared(variables[:4], variables[4:])
-    target, make = jk.Gaussian(MEAN, eigenvalues), {"terminal": jk.Terminal, "local": jk.Local}[kind]
-    return make(target, jk.VP(), SAMPLERS[name](), metrics.METRICS[metric], "standard_normal")(schedule)
+    target, make = (
+        jk.Gaussian(MEAN, eigenvalues),
+        {"terminal": jk.TerminalError, "local": jk.LocalError}[kind],
+    )
+    return make(target, jk.VP(), SAMPLERS[name](), metrics.METRICS[metric], "standard_normal")(
+        schedule
+    )
 
 
 Derivatives = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
@@ -325,7 +359,9 @@ def test_derivatives_of_an_evaluation() -> None:
 
     tolerances = {"rtol": 1e-4, "atol": 1e-4}
     check_grads(value, (jnp.asarray(SMOOTH),), order=1, modes=("fwd", "rev"), **tolerances)
-    check_grads(jax.jit(jax.grad(value)), (jnp.asarray(SMOOTH),), order=1, modes=("fwd",), **tolerances)
+    check_grads(
+        jax.jit(jax.grad(value)), (jnp.asarray(SMOOTH),), order=1, modes=("fwd",), **tolerances
+    )
 
 
 @pytest.mark.parametrize(
@@ -348,7 +384,9 @@ def test_derivatives_by_differences(name: str, metric: str, order: int) -> None:
         for k in range(order):
             difference = 8.0 * (near[1][k] - near[-1][k]) - (near[2][k] - near[-2][k])
             slope, scale = exact[k + 1], np.abs(exact[k + 1]).max()
-            np.testing.assert_allclose(slope[..., i], difference / (12.0 * step), rtol=1e-5, atol=1e-6 * scale)
+            np.testing.assert_allclose(
+                slope[..., i], difference / (12.0 * step), rtol=1e-5, atol=1e-6 * scale
+            )
 
 
 BENIGN = {
@@ -380,7 +418,9 @@ def test_derivatives_are_finite_at_benign_points(name: str, kind: str, order: in
     assert not bad
 
 
-@pytest.mark.parametrize("label", ["end at zero", "empty step", "repeated eigenvalues", "noise, end at zero"])
+@pytest.mark.parametrize(
+    "label", ["end at zero", "empty step", "repeated eigenvalues", "noise, end at zero"]
+)
 def test_kl_derivatives_are_finite_at_benign_points(label: str) -> None:
     times, squared, eigenvalues = BENIGN[label]
     fn = _derivatives("exponential_integrator", "terminal", "kl", 1)

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 
 import jaxkernels as jk
-from jaxkernels.export import SCHEDULERS, TOOLS, Export, export
+from jaxkernels.exports import SCHEDULERS, Export, export
+from jaxkernels.exports._export import TOOLS
 
 TABLE = jk.DiscreteVP.scaled_linear()
 TABLE_SIGMAS = np.exp(np.asarray(TABLE.log_sigmas))
@@ -39,7 +40,9 @@ def _at(times: Sequence[float], alpha: float | np.ndarray = 0.0) -> jk.Schedule:
 def _assigned(result: Export, name: str) -> list[float]:
     """The list that the exported Python text assigns to `name`."""
     for node in ast.walk(ast.parse(result.text)):
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == name for t in node.targets
+        ):
             lists = [n for n in ast.walk(node.value) if isinstance(n, ast.List)]
             return ast.literal_eval(lists[0])
     raise AssertionError(f"{name} is not assigned in the text")
@@ -58,7 +61,9 @@ class TestLevels:
     def test_appending_costs_one_step_more(self):
         schedule = _schedule([0.1, 0.5], 80.0, 0.002)
         result = export(schedule, jk.EDM(), "k-diffusion", end="append")
-        np.testing.assert_allclose(result.values["sigmas"], [*np.asarray(schedule.times), 0.0], rtol=RTOL)
+        np.testing.assert_allclose(
+            result.values["sigmas"], [*np.asarray(schedule.times), 0.0], rtol=RTOL
+        )
         assert any("appended: 4 steps" in note for note in result.notes)
 
     def test_a_replaced_level_is_a_warning(self):
@@ -68,9 +73,9 @@ class TestLevels:
         assert "the last level 0.5 is replaced by 0" in warning
         assert "end='keep' stops there" in warning
         (warning, *_) = export(schedule, jk.EDM(), "edm").warnings
-        assert "keep" not in warning.removeprefix("the last level 0.5 is replaced by 0 to keep 2 steps").replace(
-            "end='append' keeps", ""
-        )
+        assert "keep" not in warning.removeprefix(
+            "the last level 0.5 is replaced by 0 to keep 2 steps"
+        ).replace("end='append' keeps", "")
 
     @pytest.mark.parametrize("tool", ["k-diffusion", "comfyui"])
     def test_the_last_level_is_kept(self, tool: str):
@@ -83,10 +88,18 @@ class TestLevels:
 
     @pytest.mark.parametrize(
         ("tool", "options"),
-        [("edm", {}), *(("diffusers", {"scheduler": name}) for name in ("edm_euler", "flow_match_euler", "unipc"))],
+        [
+            ("edm", {}),
+            *(
+                ("diffusers", {"scheduler": name})
+                for name in ("edm_euler", "flow_match_euler", "unipc")
+            ),
+        ],
     )
     def test_tools_that_cannot_stop_above_zero(self, tool: str, options: dict):
-        with pytest.raises(ValueError, match=r"end='keep': .* cannot stop at the level 0\.\d+; use"):
+        with pytest.raises(
+            ValueError, match=r"end='keep': .* cannot stop at the level 0\.\d+; use"
+        ):
             export(_at([80.0, 3.0, 0.5]), jk.EDM(), tool, end="keep", **options)
         result = export(_at([80.0, 3.0, 0.5]), jk.EDM(), tool, **options)
         assert result == export(_at([80.0, 3.0, 0.5]), jk.EDM(), tool, end="replace", **options)
@@ -99,7 +112,9 @@ class TestLevels:
         ],
     )
     def test_the_first_noise_is_that_of_the_process(self, process, times: list[float], start: str):
-        assert f"x = torch.randn(shape) * {start}\n" in export(_at(times), process, "k-diffusion").text
+        assert (
+            f"x = torch.randn(shape) * {start}\n" in export(_at(times), process, "k-diffusion").text
+        )
 
     @pytest.mark.parametrize("end", ["replace", "append", "keep"])
     def test_a_schedule_that_ends_at_zero_is_kept(self, end: str):
@@ -164,11 +179,17 @@ class TestComfyUI:
         [
             (jk.FlowMatching(), [0.8, 0.5, 0.02], "0.8; the schedule starts from 1"),
             (jk.FlowMatching(), [1.0, 0.5, 0.02], None),
-            (jk.DiscreteVP.scaled_linear(), [500.0, 50.0, 1.0], "1.61.*; the schedule starts from 1.89"),
+            (
+                jk.DiscreteVP.scaled_linear(),
+                [500.0, 50.0, 1.0],
+                "1.61.*; the schedule starts from 1.89",
+            ),
             (jk.DiscreteVP.scaled_linear(), [1000.0, 50.0, 1.0], None),
         ],
     )
-    def test_the_first_noise_below_the_top_is_warned_of(self, process, times: list[float], scale: str | None):
+    def test_the_first_noise_below_the_top_is_warned_of(
+        self, process, times: list[float], scale: str | None
+    ):
         """ComfyUI multiplies unit noise by the level, and by sqrt(1 + sigma^2) only at the top of a table."""
         warnings = export(_at(times), process, "comfyui").warnings
         found = [text for text in warnings if "scales the first noise by" in text]
@@ -206,7 +227,9 @@ class TestDiffusers:
     @given(interior, st.floats(1.0, 12.0))
     def test_flow_levels_survive_the_shift(self, points: list[float], shift: float):
         schedule = _schedule(points, 1.0, 0.001)
-        given_ = np.array(export(schedule, jk.FlowMatching(), "diffusers", shift=shift).values["sigmas"])
+        given_ = np.array(
+            export(schedule, jk.FlowMatching(), "diffusers", shift=shift).values["sigmas"]
+        )
         shifted = shift * given_ / (1 + (shift - 1) * given_)
         np.testing.assert_allclose(shifted, np.asarray(schedule.times)[:-1], rtol=4 * RTOL)
         assert given_[-1] > 0, "the scheduler appends the 0"
@@ -229,7 +252,9 @@ class TestDiffusers:
         options = {"rho": rho, "sigma_max": sigma_max, "sigma_min": 0.002}
         ramp = np.array(export(schedule, jk.EDM(), "diffusers", **options).values["sigmas"])
         low, high = 0.002 ** (1 / rho), sigma_max ** (1 / rho)
-        np.testing.assert_allclose((high + ramp * (low - high)) ** rho, np.asarray(schedule.times)[:-1], rtol=1e-9)
+        np.testing.assert_allclose(
+            (high + ramp * (low - high)) ** rho, np.asarray(schedule.times)[:-1], rtol=1e-9
+        )
 
     def test_the_karras_grid_is_the_uniform_ramp(self):
         schedule = jk.schedules.karras(jk.EDM(), 6, 0.0, last_sigma=0.002)
@@ -253,7 +278,9 @@ class TestDiffusers:
 
     def test_two_levels_at_one_timestep(self):
         schedule = _at([1000.0, 700.3, 700.1, 1.0])
-        with pytest.raises(ValueError, match=r"levels 1 and 2 .* 699\.30 and 699\.10.*timestep 699"):
+        with pytest.raises(
+            ValueError, match=r"levels 1 and 2 .* 699\.30 and 699\.10.*timestep 699"
+        ):
             export(schedule, TABLE, "diffusers", sampler="dpmpp_2m")
 
     def test_multistep_ends_at_the_smallest_level_of_the_table(self):
@@ -268,20 +295,32 @@ class TestDiffusers:
         assert 'final_sigmas_type="zero"' in result.text
 
     def test_flow_models_have_a_multistep_scheduler(self):
-        result = export(_at([0.9956, 0.75, 0.001]), jk.FlowMatching(), "diffusers", sampler="dpmpp_2m")
+        result = export(
+            _at([0.9956, 0.75, 0.001]), jk.FlowMatching(), "diffusers", sampler="dpmpp_2m"
+        )
         np.testing.assert_allclose(result.values["sigmas"], [0.9956, 0.75], rtol=RTOL)
         assert "disable_corrector=list(range(2))" in result.text.replace("\n   ", "")
-        assert any("whole timesteps of 1000, up to 0.6 below" in warning for warning in result.warnings)
+        assert any(
+            "whole timesteps of 1000, up to 0.6 below" in warning for warning in result.warnings
+        )
         with pytest.raises(ValueError, match=r"levels 1 and 2 .* are one timestep, 750 of 1000"):
-            export(_at([0.9, 0.7503, 0.7501, 0.0]), jk.FlowMatching(), "diffusers", scheduler="unipc")
+            export(
+                _at([0.9, 0.7503, 0.7501, 0.0]), jk.FlowMatching(), "diffusers", scheduler="unipc"
+            )
 
     def test_the_first_noise_of_a_pipeline(self):
         """EDMEuler scales it for its own sigma_max, DPMSolverMultistep for a variance of 1 + sigma^2."""
         schedule = _at([3.0, 1.0, 0.0])
         for scheduler, scale in (("edm_euler", "80.0062"), ("dpm_multistep", "3.16228")):
             warnings = export(schedule, jk.EDM(), "diffusers", scheduler=scheduler).warnings
-            assert any(f"scales the first noise by {scale}; the schedule starts from 3" in w for w in warnings)
-        assert 'timestep_spacing="trailing"' in export(schedule, jk.EDM(), "diffusers", scheduler="euler").text
+            assert any(
+                f"scales the first noise by {scale}; the schedule starts from 3" in w
+                for w in warnings
+            )
+        assert (
+            'timestep_spacing="trailing"'
+            in export(schedule, jk.EDM(), "diffusers", scheduler="euler").text
+        )
         assert 'timestep_spacing="leading"' in export(_at([900.0, 0.0]), TABLE, "diffusers").text
 
     def test_heun_fractions_give_the_exact_levels(self):
@@ -302,13 +341,17 @@ class TestDiffusers:
     def test_levels_outside_the_table_are_refused(self, scheduler: str, level: float):
         """EulerDiscrete would take them and clip the timestep in silence."""
         schedule = jk.Schedule(np.array([level, 0.01, 0.0]))
-        with pytest.raises(ValueError, match=f"sigma = {level:g} of step 0 lies outside the levels of the table"):
+        with pytest.raises(
+            ValueError, match=f"sigma = {level:g} of step 0 lies outside the levels of the table"
+        ):
             export(schedule, jk.EDM(), "diffusers", scheduler=scheduler)
 
     def test_the_table_can_be_another(self):
         table = jk.DiscreteVP.scaled_linear(1e-4, 0.02)
         level = float(np.exp(np.asarray(table.log_sigmas)[500]))
-        result = export(_at([level, 0.0]), jk.EDM(), "diffusers", scheduler="dpm_multistep", table=table)
+        result = export(
+            _at([level, 0.0]), jk.EDM(), "diffusers", scheduler="dpm_multistep", table=table
+        )
         assert result.values["timesteps"] == (500,)
 
 
@@ -319,7 +362,9 @@ class TestStochasticity:
     @pytest.mark.parametrize("tool", ["k-diffusion", "diffusers"])
     def test_ancestral_split_of_the_next_level(self, tool: str):
         """sigma_up = eta sigma' sqrt(1 - r^2) and sigma_down = sigma' r^(alpha^2), r = sigma'/sigma."""
-        eta = np.array(export(jk.Schedule(self.TIMES, self.ALPHA), jk.EDM(), tool, end="replace").values["eta"])
+        eta = np.array(
+            export(jk.Schedule(self.TIMES, self.ALPHA), jk.EDM(), tool, end="replace").values["eta"]
+        )
         r = self.TIMES[1:] / self.TIMES[:-1]
         up = eta * self.TIMES[1:] * np.sqrt(1 - r**2)
         down = self.TIMES[1:] * r ** (self.ALPHA**2)
@@ -327,7 +372,9 @@ class TestStochasticity:
         assert eta[-1] == 0.0, "the step to 0 injects nothing"
 
     def test_churn_keeps_the_same_part_of_the_old_noise(self):
-        gamma = np.array(export(jk.Schedule(self.TIMES, self.ALPHA), jk.EDM(), "edm").values["gamma"])
+        gamma = np.array(
+            export(jk.Schedule(self.TIMES, self.ALPHA), jk.EDM(), "edm").values["gamma"]
+        )
         kept = (self.TIMES[1:] / self.TIMES[:-1]) ** (self.ALPHA**2)
         np.testing.assert_allclose(1 / (1 + gamma[:-1]), kept[:-1], rtol=1e-6)
         assert gamma[-1] == 0.0
@@ -355,13 +402,17 @@ class TestStochasticity:
         }
         loop = result.text[result.text.index("for i in") :]
         exec(loop, names)
-        exact = jk.evaluate_schedule(jk.Gaussian(0.0, np.array([variance])), jk.EDM(), "ddim", schedule)
+        exact = jk.evaluate_schedule(
+            jk.Gaussian(0.0, np.array([variance])), jk.EDM(), "ddim", schedule
+        )
         assert np.var(names["x"]) == pytest.approx(float(exact.variance[0]), rel=0.02)
 
     def test_flow_levels_are_split_as_the_scheduler_does(self):
         """l_down = l' (1 - eta (1 - l'/l)), rescaled to l', keeps (sigma'/sigma)^(alpha^2) of the old noise."""
         levels = np.array([0.99, 0.8, 0.5, 0.2, 0.01])
-        result = export(jk.Schedule(levels, self.ALPHA), jk.FlowMatching(), "diffusers", sampler="ddim")
+        result = export(
+            jk.Schedule(levels, self.ALPHA), jk.FlowMatching(), "diffusers", sampler="ddim"
+        )
         assert "LTXEulerAncestralRFScheduler" in result.text
         eta, odds = np.array(result.values["eta"]), levels / (1 - levels)
         down = levels[1:] * (1 - eta * (1 - levels[1:] / levels[:-1]))
@@ -374,7 +425,10 @@ class TestStochasticity:
         assert len(export(_at(times, 1.0), TABLE, "diffusers", scheduler="ddpm").warnings) == 1
         result = export(_at(times, np.array([0.5, 2.0, 1.0])), TABLE, "diffusers", scheduler="ddpm")
         assert result.values["timesteps"] == (999, 499, 99)
-        assert any("the schedule's, from 0.5 to 2, cannot be carried" in warning for warning in result.warnings)
+        assert any(
+            "the schedule's, from 0.5 to 2, cannot be carried" in warning
+            for warning in result.warnings
+        )
 
     def test_the_raised_level_of_churn_is_a_warning(self):
         result = export(jk.Schedule(self.TIMES, self.ALPHA), jk.EDM(), "edm")
@@ -401,10 +455,18 @@ class TestOptions:
             ("difusers", {}, "tool='difusers' is not known. Did you mean 'diffusers'"),
             ("edm", {"shift": 2.0}, "tool 'edm' has no option 'shift'; it takes end, sampler"),
             ("diffusers", {"shift": 2.0}, "scheduler 'edm_euler' has no option 'shift'"),
-            ("diffusers", {"scheduler": "heunn"}, "scheduler='heunn' is not known. Did you mean 'heun'"),
+            (
+                "diffusers",
+                {"scheduler": "heunn"},
+                "scheduler='heunn' is not known. Did you mean 'heun'",
+            ),
             ("k-diffusion", {"end": "drop"}, "end='drop' is not known"),
             ("diffusers", {"rho": 0.0}, "rho = 0 must be > 0"),
-            ("diffusers", {"scheduler": "flow_match_euler", "shift": -1.0}, "shift = -1 must be > 0"),
+            (
+                "diffusers",
+                {"scheduler": "flow_match_euler", "shift": -1.0},
+                "shift = -1 must be > 0",
+            ),
             ("diffusers", {"sigma_min": 90.0}, "sigma_max = 80 must be > 90"),
         ],
     )
@@ -413,7 +475,9 @@ class TestOptions:
             export(self.SCHEDULE, jk.EDM(), tool, **options)
 
     def test_a_schedule_of_another_process(self):
-        with pytest.raises(ValueError, match=r"times\[0\] = 80 lies beyond the process's t_max = 1"):
+        with pytest.raises(
+            ValueError, match=r"times\[0\] = 80 lies beyond the process's t_max = 1"
+        ):
             export(self.SCHEDULE, jk.VP(), "k-diffusion")
 
     @pytest.mark.parametrize(
@@ -438,9 +502,9 @@ class TestOptions:
         ast.parse(export(schedule, jk.EDM(), "diffusers", scheduler=scheduler).text)
 
     def test_the_sampler_is_checked(self):
-        assert export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler=jk.samplers.DPMSolverPP2M()) == export(
-            self.SCHEDULE, jk.EDM(), "k-diffusion", sampler="dpmpp_2m"
-        )
+        assert export(
+            self.SCHEDULE, jk.EDM(), "k-diffusion", sampler=jk.samplers.DPMSolverPP2M()
+        ) == export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler="dpmpp_2m")
         with pytest.raises(ValueError, match="Did you mean 'dpmpp_2m'"):
             export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler="dpmpp2m")
         with pytest.raises(ValueError, match="sampler must be a sampler or a name; got 3"):
@@ -455,7 +519,9 @@ class TestOptions:
 
 @pytest.fixture(scope="module")
 def result() -> jk.OptimizedSchedule:
-    return jk.optimize_schedule(jk.Gaussian(0.0, np.array([0.3, 1.0])), jk.EDM(14.0), "ddim", 4, t_min=0.05)
+    return jk.optimize_schedule(
+        jk.Gaussian(0.0, np.array([0.3, 1.0])), jk.EDM(14.0), "ddim", 4, t_min=0.05
+    )
 
 
 class TestResult:
@@ -471,7 +537,9 @@ class TestResult:
             ("to_diffusers", "diffusers", {"scheduler": "dpm_multistep", "table": TABLE}),
         ],
     )
-    def test_methods_export(self, result: jk.OptimizedSchedule, method: str, tool: str, options: dict):
+    def test_methods_export(
+        self, result: jk.OptimizedSchedule, method: str, tool: str, options: dict
+    ):
         exported = getattr(result, method)(**options)
         assert exported == export(result.schedule, result.process, tool, sampler="ddim", **options)
 

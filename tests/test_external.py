@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 import jaxkernels as jk
-import jaxkernels.export as exports
-from jaxkernels.export import SCHEDULERS, Export, export
+import jaxkernels.exports._export as exports
+from jaxkernels.exports import SCHEDULERS, Export, export
 from jaxkernels.schedules import Schedule
 
 with warnings.catch_warnings():
@@ -51,7 +51,9 @@ def one(x: Any, sigma: Any) -> Any:
     return torch.ones_like(x)
 
 
-def ours(process: Any, sampler: str, schedule: Schedule, noise: Any, point: bool = False) -> np.ndarray:
+def ours(
+    process: Any, sampler: str, schedule: Schedule, noise: Any, point: bool = False
+) -> np.ndarray:
     """The trajectory (K+1, batch, d) of `jk.sample` from the same noise, for `gaussian` or `one`."""
 
     def denoiser(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -62,7 +64,14 @@ def ours(process: Any, sampler: str, schedule: Schedule, noise: Any, point: bool
 
     start = jnp.sqrt(process.prior_variance(schedule.times[0]))
     x = jnp.asarray(noise.double().numpy()) * start
-    path = jk.sample(denoiser, process, sampler, schedule, jax.random.key(1), x, kind="x0", trajectory=True)
+    path = jk.sample(
+        jk.Denoiser(denoiser, process, "x0"),
+        sampler,
+        schedule,
+        x,
+        key=jax.random.key(1),
+        trajectory=True,
+    )
     return np.asarray(path)
 
 
@@ -121,7 +130,11 @@ def velocity(denoise: Denoiser) -> Callable[[Any, Any, Any], Any]:
         level = float(t) / 1000.0
         if level == 1.0:
             return x - denoise(x, math.inf)
-        return (x - denoise(x / (1.0 - level), level / (1.0 - level))) / level if level else torch.zeros_like(x)
+        return (
+            (x - denoise(x / (1.0 - level), level / (1.0 - level))) / level
+            if level
+            else torch.zeros_like(x)
+        )
 
     return network
 
@@ -145,7 +158,9 @@ def execute(result: Export, **names: Any) -> dict[str, Any]:
     return names
 
 
-def run(result: Export, scheduler: Any, network: Callable[[Any, Any, Any], Any], noise: Any) -> tuple[Pipeline, Any]:
+def run(
+    result: Export, scheduler: Any, network: Callable[[Any, Any, Any], Any], noise: Any
+) -> tuple[Pipeline, Any]:
     """Run the exported text for diffusers: the pipeline afterwards, and the samples."""
     pipe = Pipeline(scheduler, network, noise)
     names = execute(result, pipe=pipe, network=pipe.network, noise=noise)
@@ -184,7 +199,9 @@ def k_sampling() -> Any:
         return pytest.importorskip("k_diffusion.sampling")
 
 
-def run_k(result: Export, denoise: Denoiser, x: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], Any]:
+def run_k(
+    result: Export, denoise: Denoiser, x: Any, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Any], Any]:
     """Run the exported text for k-diffusion from noise x: the points where the model was asked, and the samples."""
     points: list[Any] = []
 
@@ -222,20 +239,28 @@ class TestDeterministic:
     @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
     def test_euler_is_ddim(self, end: str, spacing: str):
         result = export(FRACTIONAL, TABLE, "diffusers", sampler="ddim", end=end)
-        scheduler = stable_diffusion("EulerDiscreteScheduler", timestep_spacing=spacing, use_karras_sigmas=True)
+        scheduler = stable_diffusion(
+            "EulerDiscreteScheduler", timestep_spacing=spacing, use_karras_sigmas=True
+        )
         schedule, z = ended(FRACTIONAL, end), noise()
         pipe, last = run(result, scheduler, epsilon(gaussian), z)
         sigmas = np.asarray(schedule.sigmas(TABLE))
         np.testing.assert_allclose(pipe.scheduler.sigmas, sigmas, rtol=1e-5)
         np.testing.assert_allclose([level_at(t) for t in pipe.told], sigmas[:-1], rtol=1e-4)
-        follows([*pipe.points, last], in_data_units(ours(TABLE, "ddim", schedule, z), TABLE, schedule))
+        follows(
+            [*pipe.points, last], in_data_units(ours(TABLE, "ddim", schedule, z), TABLE, schedule)
+        )
         assert len(result.warnings) == (end != "keep")
 
     @pytest.mark.parametrize("steps", [8, 20])
     @pytest.mark.parametrize("end", ENDS)
     def test_dpm_multistep_is_dpmpp_2m(self, steps: int, end: str):
         """With fewer and more than the 15 steps at which it changes its last step by itself."""
-        times = np.asarray(WHOLE.times) if steps == 8 else np.append(np.arange(1000.0, 50.0, -49.0), 1.0)
+        times = (
+            np.asarray(WHOLE.times)
+            if steps == 8
+            else np.append(np.arange(1000.0, 50.0, -49.0), 1.0)
+        )
         assert times.size == steps + 1
         result = export(Schedule(times), TABLE, "diffusers", sampler="dpmpp_2m", end=end)
         schedule, z = ended(Schedule(times), end), noise()
@@ -251,7 +276,11 @@ class TestDeterministic:
         z = noise()
         pipe, last = run(result, stable_diffusion(), epsilon(gaussian), z)
         follows([*pipe.points, last], ours(TABLE, "dpmpp_2m", rounded, z))
-        moved = np.abs(np.log(np.asarray(pipe.scheduler.sigmas)[:-1] / np.asarray(FRACTIONAL.sigmas(TABLE))[:-1]))
+        moved = np.abs(
+            np.log(
+                np.asarray(pipe.scheduler.sigmas)[:-1] / np.asarray(FRACTIONAL.sigmas(TABLE))[:-1]
+            )
+        )
         assert any(f"at most {moved.max():.2g}" in warning for warning in result.warnings)
 
     def test_heun(self):
@@ -260,9 +289,13 @@ class TestDeterministic:
         process = jk.EDM(sigma_max=14.0)
         result = export(schedule, process, "diffusers", scheduler="heun", sampler="heun")
         z = noise()
-        pipe, last = run(result, stable_diffusion("EulerDiscreteScheduler"), epsilon(gaussian, linear=True), z)
+        pipe, last = run(
+            result, stable_diffusion("EulerDiscreteScheduler"), epsilon(gaussian, linear=True), z
+        )
         sigmas = np.asarray(schedule.times)
-        np.testing.assert_allclose(pipe.scheduler.sigmas, [sigmas[0], *np.repeat(sigmas[1:-1], 2), 0.0], rtol=1e-5)
+        np.testing.assert_allclose(
+            pipe.scheduler.sigmas, [sigmas[0], *np.repeat(sigmas[1:-1], 2), 0.0], rtol=1e-5
+        )
         told = [level_at(t, linear=True) for t in pipe.told]
         np.testing.assert_allclose(told, [sigmas[0], *np.repeat(sigmas[1:-1], 2)], rtol=1e-4)
         follows([*pipe.points[::2], last], ours(process, "heun", schedule, z))
@@ -271,9 +304,15 @@ class TestDeterministic:
     @pytest.mark.parametrize("shift", [1.0, 3.0])
     def test_flow_match_euler_is_ddim(self, shift: float):
         """Whatever the model's own shifting was."""
-        settings: dict[str, Any] = {"shift": 5.0, "use_dynamic_shifting": True, "stochastic_sampling": True}
+        settings: dict[str, Any] = {
+            "shift": 5.0,
+            "use_dynamic_shifting": True,
+            "stochastic_sampling": True,
+        }
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**settings, shift_terminal=0.1)
-        result = export(Schedule(FLOW_TIMES), jk.FlowMatching(), "diffusers", sampler="ddim", shift=shift)
+        result = export(
+            Schedule(FLOW_TIMES), jk.FlowMatching(), "diffusers", sampler="ddim", shift=shift
+        )
         schedule, z = ended(Schedule(FLOW_TIMES), "replace"), noise()
         pipe, last = run(result, scheduler, velocity(gaussian), z)
         np.testing.assert_allclose(pipe.scheduler.sigmas, schedule.times, rtol=1e-6)
@@ -283,12 +322,18 @@ class TestDeterministic:
     @pytest.mark.parametrize("end", ENDS)
     def test_ltx_euler_ancestral_without_noise_is_ddim(self, end: str):
         given = Schedule(FLOW_TIMES)
-        result = export(given, jk.FlowMatching(), "diffusers", scheduler="ltx_euler_ancestral", end=end)
+        result = export(
+            given, jk.FlowMatching(), "diffusers", scheduler="ltx_euler_ancestral", end=end
+        )
         schedule, z = ended(given, end), noise()
-        pipe, last = run(result, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), velocity(gaussian), z)
+        pipe, last = run(
+            result, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), velocity(gaussian), z
+        )
         np.testing.assert_allclose(pipe.scheduler.sigmas, schedule.times, rtol=1e-6)
         path = ours(jk.FlowMatching(), "ddim", schedule, z)
-        follows([*pipe.points, last], np.concatenate([path, path[-1:]]))  # and one evaluation to no effect
+        follows(
+            [*pipe.points, last], np.concatenate([path, path[-1:]])
+        )  # and one evaluation to no effect
 
     @pytest.mark.parametrize("top", [0.995, 1.0])
     def test_unipc_is_dpmpp_2m_for_flow_models(self, top: float):
@@ -300,7 +345,9 @@ class TestDeterministic:
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
         pipe, last = run(result, scheduler, velocity(gaussian), z)
         np.testing.assert_allclose(pipe.scheduler.sigmas, schedule.times, rtol=2e-6)
-        np.testing.assert_allclose(pipe.told, 1000.0 * np.asarray(schedule.times)[:-1], atol=1.01 * (top == 1.0))
+        np.testing.assert_allclose(
+            pipe.told, 1000.0 * np.asarray(schedule.times)[:-1], atol=1.01 * (top == 1.0)
+        )
         if top < 1.0:
             follows([*pipe.points, last], ours(jk.FlowMatching(), "dpmpp_2m", schedule, z))
         else:
@@ -310,7 +357,9 @@ class TestDeterministic:
     def test_unipc_tells_whole_timesteps_and_a_warning_says_so(self):
         schedule = Schedule(np.array([0.9956, 0.7503, 0.4009, 0.1001, 0.0]))
         result = export(schedule, jk.FlowMatching(), "diffusers", sampler="dpmpp_2m")
-        pipe, _ = run(result, diffusers.FlowMatchEulerDiscreteScheduler(), velocity(gaussian), noise())
+        pipe, _ = run(
+            result, diffusers.FlowMatchEulerDiscreteScheduler(), velocity(gaussian), noise()
+        )
         assert pipe.told == [995.0, 750.0, 400.0, 100.0]
         assert any("up to 0.9 below" in warning for warning in result.warnings)
 
@@ -321,23 +370,38 @@ class TestDeterministic:
         schedule = ended(given, "replace")
         start = math.hypot(sigma_max, 1.0) / 80.0
         z = noise()
-        pipe, last = run(result, diffusers.EDMEulerScheduler(sigma_schedule="exponential"), preconditioned(gaussian), z)
+        pipe, last = run(
+            result,
+            diffusers.EDMEulerScheduler(sigma_schedule="exponential"),
+            preconditioned(gaussian),
+            z,
+        )
         np.testing.assert_allclose(pipe.scheduler.sigmas, schedule.times, rtol=1e-6)
         np.testing.assert_allclose(np.exp(4.0 * np.array(pipe.told)), EDM_TIMES[:-1], rtol=1e-5)
         follows([*pipe.points, last], ours(jk.EDM(), "ddim", schedule, start * z))
         # a pipeline scales the first noise by the scheduler's own sigma_max
-        assert any("scales the first noise by 100.005" in warning for warning in result.warnings) == (sigma_max > 80)
+        assert any(
+            "scales the first noise by 100.005" in warning for warning in result.warnings
+        ) == (sigma_max > 80)
 
     @pytest.mark.parametrize("end", ENDS)
     @pytest.mark.parametrize(
         ("process", "sampler"),
         [
             *((jk.EDM(), sampler) for sampler in ("ddim", "dpmpp_2m", "heun")),
-            *((process, sampler) for process in (jk.VP(), TABLE) for sampler in ("ddim", "dpmpp_2m")),
+            *(
+                (process, sampler)
+                for process in (jk.VP(), TABLE)
+                for sampler in ("ddim", "dpmpp_2m")
+            ),
         ],
     )
-    def test_k_diffusion(self, process: Any, sampler: str, end: str, k_sampling: Any, monkeypatch: pytest.MonkeyPatch):
-        times = {jk.EDM: EDM_TIMES, jk.VP: FLOW_TIMES, jk.DiscreteVP: np.asarray(FRACTIONAL.times)}[type(process)]
+    def test_k_diffusion(
+        self, process: Any, sampler: str, end: str, k_sampling: Any, monkeypatch: pytest.MonkeyPatch
+    ):
+        times = {jk.EDM: EDM_TIMES, jk.VP: FLOW_TIMES, jk.DiscreteVP: np.asarray(FRACTIONAL.times)}[
+            type(process)
+        ]
         result = export(Schedule(times), process, "k-diffusion", sampler=sampler, end=end)
         schedule, z = ended(Schedule(times), end), noise()
         asked, last = run_k(result, gaussian, z, monkeypatch)
@@ -354,12 +418,16 @@ class TestDeterministic:
     def test_comfyui(self, sampler: str, k_sampling: Any):
         """Its node's reading of the string, and its samplers, which are those of k-diffusion."""
         result = export(FRACTIONAL, TABLE, "comfyui", sampler=sampler, end="append")
-        sigmas = torch.tensor([float(word) for word in re.findall(r"[-+]?(?:\d*\.*\d+)", result.text)])
+        sigmas = torch.tensor(
+            [float(word) for word in re.findall(r"[-+]?(?:\d*\.*\d+)", result.text)]
+        )
         schedule, z = ended(FRACTIONAL, "append"), noise()
         function = k_sampling.sample_euler if sampler == "ddim" else k_sampling.sample_dpmpp_2m
         # at the model's largest level the noise is scaled by sqrt(1 + sigma^2)
         assert math.isclose(float(sigmas[0]), float(np.exp(LOG_SIGMAS[-1])), rel_tol=1e-5)
-        last = function(lambda x, s: gaussian(x, s[:, None]), z * math.hypot(1.0, float(sigmas[0])), sigmas)
+        last = function(
+            lambda x, s: gaussian(x, s[:, None]), z * math.hypot(1.0, float(sigmas[0])), sigmas
+        )
         np.testing.assert_allclose(last, ours(TABLE, sampler, schedule, z)[-1], **CLOSE)
 
     def test_the_loop_of_edm(self, k_sampling: Any):
@@ -369,8 +437,12 @@ class TestDeterministic:
         steps = names["t_steps"]
         assert names["num_steps"] == len(steps) - 1
         assert names["S_churn"] == 0
-        last = k_sampling.sample_heun(lambda x, s: gaussian(x, s[:, None]), z.double() * steps[0], steps)
-        np.testing.assert_allclose(last, ours(jk.EDM(), "heun", schedule, z)[-1], rtol=1e-6, atol=1e-6)
+        last = k_sampling.sample_heun(
+            lambda x, s: gaussian(x, s[:, None]), z.double() * steps[0], steps
+        )
+        np.testing.assert_allclose(
+            last, ours(jk.EDM(), "heun", schedule, z)[-1], rtol=1e-6, atol=1e-6
+        )
 
 
 def injected(path: Sequence[Any] | np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -383,7 +455,9 @@ def injected(path: Sequence[Any] | np.ndarray, levels: np.ndarray) -> tuple[np.n
         x, y = np.ravel(x) - 1.0, np.ravel(y) - 1.0
         slope = x @ y / (x @ x)
         added = y - slope * x
-        assert abs(np.mean(added)) <= 6.0 * np.std(added) / math.sqrt(x.size) + 1e-3, "the denoised point is kept"
+        assert abs(np.mean(added)) <= 6.0 * np.std(added) / math.sqrt(x.size) + 1e-3, (
+            "the denoised point is kept"
+        )
         kept.append(slope * old / new if new > 0 else 0.0)
         fresh.append(np.std(added))
     return np.array(kept), np.array(fresh)
@@ -420,7 +494,9 @@ class TestStochastic:
         given = Schedule(EDM_TIMES, ALPHA)
         result = export(given, jk.EDM(), "diffusers", sampler="ddim")
         schedule, z = ended(given, "replace"), noise(1, self.SIZE, 1)
-        path = self.recorded(result, diffusers.EDMEulerScheduler(), preconditioned(one), z, schedule, jk.EDM())
+        path = self.recorded(
+            result, diffusers.EDMEulerScheduler(), preconditioned(one), z, schedule, jk.EDM()
+        )
         self.check(jk.EDM(), quiet_end(schedule), path)
 
     def recorded(
@@ -490,7 +566,9 @@ class TestStochastic:
         kept = (down / (1.0 - down))[:-1] / odds[1:-1]
         alpha = np.sqrt(np.log(kept) / np.log(odds[1:-1] / odds[:-2]))
         result = export(Schedule(levels, np.append(alpha, 0.0)), jk.FlowMatching(), "diffusers")
-        pipe, _ = run(result, diffusers.FlowMatchEulerDiscreteScheduler(), velocity(gaussian), noise())
+        pipe, _ = run(
+            result, diffusers.FlowMatchEulerDiscreteScheduler(), velocity(gaussian), noise()
+        )
         assert pipe.scheduler.config.eta == pytest.approx(eta, rel=1e-5)
         assert "pipe(prompt" in result.text
 
@@ -506,7 +584,9 @@ class TestStochastic:
 
     @pytest.mark.parametrize("end", ENDS)
     @pytest.mark.parametrize("constant", [False, True])
-    def test_k_diffusion(self, end: str, constant: bool, k_sampling: Any, monkeypatch: pytest.MonkeyPatch):
+    def test_k_diffusion(
+        self, end: str, constant: bool, k_sampling: Any, monkeypatch: pytest.MonkeyPatch
+    ):
         given = Schedule(EDM_TIMES, 1.0 if constant else ALPHA)
         result = export(given, jk.EDM(), "k-diffusion", sampler="ddim", end=end)
         assert ("for i in" in result.text) == (not constant)
@@ -525,7 +605,11 @@ class TestStochastic:
         assert max(gammas) < math.sqrt(2.0) - 1.0
         path = [z * steps[0]]
         for i, gamma in enumerate(gammas):
-            path.append(k_sampling.sample_euler(lambda x, s: one(x, s), path[-1], steps[i : i + 2], s_churn=gamma))
+            path.append(
+                k_sampling.sample_euler(
+                    lambda x, s: one(x, s), path[-1], steps[i : i + 2], s_churn=gamma
+                )
+            )
         self.check(jk.EDM(), quiet_end(ended(given, "replace")), path)
         assert any("raised level" in warning for warning in result.warnings)
 
@@ -539,7 +623,9 @@ def quiet_end(schedule: Schedule) -> Schedule:
 
 @pytest.fixture(scope="module")
 def result() -> jk.OptimizedSchedule:
-    return jk.optimize_schedule(jk.Gaussian(MEAN, VARIANCE), jk.EDM(sigma_max=14.0), "ddim", 6, t_min=0.05)
+    return jk.optimize_schedule(
+        jk.Gaussian(MEAN, VARIANCE), jk.EDM(sigma_max=14.0), "ddim", 6, t_min=0.05
+    )
 
 
 class TestResult:
@@ -552,7 +638,9 @@ class TestResult:
         follows([*pipe.points, last], ours(result.process, "ddim", result.schedule, z))
         assert exported.warnings == ()
 
-    def test_to_k_diffusion(self, result: jk.OptimizedSchedule, k_sampling: Any, monkeypatch: pytest.MonkeyPatch):
+    def test_to_k_diffusion(
+        self, result: jk.OptimizedSchedule, k_sampling: Any, monkeypatch: pytest.MonkeyPatch
+    ):
         z = noise()
         asked, last = run_k(result.to_k_diffusion(), gaussian, z, monkeypatch)
         follows([*(x for x, _ in asked), last], ours(result.process, "ddim", result.schedule, z))
@@ -568,7 +656,9 @@ class TestTable:
         """Name and whether it takes a grid, of every scheduler that can be imported."""
         for name in dir(diffusers):
             if name.endswith("Scheduler"):
-                parameters = inspect.signature(getattr(getattr(diffusers, name), "set_timesteps", lambda: 0)).parameters
+                parameters = inspect.signature(
+                    getattr(getattr(diffusers, name), "set_timesteps", lambda: 0)
+                ).parameters
                 yield (
                     name.removesuffix("Scheduler").removesuffix("Discrete"),
                     bool({"timesteps", "sigmas"} & {*parameters}),
@@ -583,13 +673,19 @@ class TestTable:
             pytest.skip("the table is of diffusers 0.42")
         named = self.section("What takes a grid", "and those that take none")
         missing = [
-            name for name, takes in self.schedulers() if takes and not re.search(rf"\b{name}(Discrete)?\b", named)
+            name
+            for name, takes in self.schedulers()
+            if takes and not re.search(rf"\b{name}(Discrete)?\b", named)
         ]
         assert not missing
 
     def test_those_that_take_none_take_none(self):
         named = self.section("and those that take none")
-        wrong = [name for name, takes in self.schedulers() if takes and re.search(rf"\b{name}(Discrete)?[,.]", named)]
+        wrong = [
+            name
+            for name, takes in self.schedulers()
+            if takes and re.search(rf"\b{name}(Discrete)?[,.]", named)
+        ]
         assert not wrong
 
     def test_every_supported_scheduler_exists(self):

@@ -17,8 +17,8 @@ from scipy.integrate import solve_ivp
 from scipy.special import erfcx
 
 import jaxkernels as jk
-from jaxkernels import fokker_planck
-from jaxkernels.fokker_planck import leading_order_1d
+from jaxkernels.reverse_sde import _fokker_planck as fokker_planck
+from jaxkernels.reverse_sde._fokker_planck import leading_order_1d
 
 # two components as in the others, so that one program serves all
 NORMAL = jk.GaussianMixture([0.3, 0.7], [[0.7], [0.7]], [0.25, 0.25])
@@ -75,13 +75,17 @@ def test_the_law_itself() -> None:
     z = (np.asarray(result.nodes) - 0.7) / 0.5
     slope = -math.sqrt(4 * _normal_score_error(1.0, 2.0, 0.25))
     inside = np.abs(z) < 4
-    np.testing.assert_allclose(result.u[inside], (0.5 * slope * (z**2 - 1))[inside], rtol=1e-3, atol=3e-3)
+    np.testing.assert_allclose(
+        result.u[inside], (0.5 * slope * (z**2 - 1))[inside], rtol=1e-3, atol=3e-3
+    )
 
 
 def _on_one_grid(h2: float, cells: int, steps: int) -> float:
     times, pieces = fokker_planck._time_grid(np.array([0.0, 2.0]), 1, steps, 0.25)
     by_score = fokker_planck._ERRORS["score"]
-    return float(fokker_planck._lagrangian(NORMAL, by_score, times, cells, jnp.array([h2]), pieces).value)
+    return float(
+        fokker_planck._lagrangian(NORMAL, by_score, times, cells, jnp.array([h2]), pieces).value
+    )
 
 
 @pytest.mark.parametrize("h2", [0.0, 2.0])
@@ -122,7 +126,9 @@ def _in_a_window(h2: jax.Array) -> jax.Array:
 
 def test_pieces_of_h_and_an_error_in_a_window() -> None:
     def value(h2: jax.Array) -> jax.Array:
-        return leading_order_1d(NORMAL, _window, h2, 2.0, breakpoints=[0.1, 0.4, 1.0], **COARSE).value
+        return leading_order_1d(
+            NORMAL, _window, h2, 2.0, breakpoints=[0.1, 0.4, 1.0], **COARSE
+        ).value
 
     h2 = jnp.array([3.0, 0.0, 0.5, 2.0])
     np.testing.assert_allclose(value(h2), _in_a_window(h2), rtol=1e-5)
@@ -169,7 +175,9 @@ def test_bimodal_table(h2: float) -> None:
 
 @pytest.mark.parametrize("h2", [4.0, 16.0])
 def test_the_eulerian_scheme_agrees(h2: float) -> None:
-    found = leading_order_1d(BIMODAL, "score", h2, 4.0, cells=6000, time_steps=160, scheme="eulerian")
+    found = leading_order_1d(
+        BIMODAL, "score", h2, 4.0, cells=6000, time_steps=160, scheme="eulerian"
+    )
     np.testing.assert_allclose(found.value, TABLE[h2][0], atol=1e-6)
     assert found.mass_defect < 1e-9  # of u p_0 where p_0 is not negligible
 
@@ -180,7 +188,9 @@ def test_the_schemes_agree_on_another_error() -> None:
     np.testing.assert_allclose(moving.value, fixed.value, rtol=3e-5)
 
 
-def _characteristics(weights: np.ndarray, means: np.ndarray, variances: np.ndarray, time: float) -> float:
+def _characteristics(
+    weights: np.ndarray, means: np.ndarray, variances: np.ndarray, time: float
+) -> float:
     """L at h = 0 for E = sin(2 x) e^{-tau}: u = -1/2 int (E' + E score) dtau along the flow, from points of p_0."""
 
     def score(x: np.ndarray, tau: float) -> np.ndarray:
@@ -194,9 +204,13 @@ def _characteristics(weights: np.ndarray, means: np.ndarray, variances: np.ndarr
     ends = [np.linspace(m - 7 * s, m + 7 * s, 5) for m, s in zip(means, np.sqrt(variances))]
     total = 0.0
     for m, (weight, mean, variance) in enumerate(zip(weights, means, variances)):
-        x = np.concatenate([(a + b) / 2 + (b - a) / 2 * nodes for a, b in zip(ends[m][:-1], ends[m][1:])])
+        x = np.concatenate(
+            [(a + b) / 2 + (b - a) / 2 * nodes for a, b in zip(ends[m][:-1], ends[m][1:])]
+        )
         dx = np.concatenate([(b - a) / 2 * quadrature for a, b in zip(ends[m][:-1], ends[m][1:])])
-        density = weight * np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+        density = (
+            weight * np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+        )
 
         def rate(tau: float, state: np.ndarray) -> np.ndarray:
             y = state[: len(state) // 2]
@@ -205,7 +219,9 @@ def _characteristics(weights: np.ndarray, means: np.ndarray, variances: np.ndarr
             return np.concatenate([-(y + s) / 2, -source / 2])
 
         start = np.concatenate([x, np.zeros_like(x)])
-        u = solve_ivp(rate, (0.0, time), start, rtol=1e-9, atol=1e-11, method="DOP853").y[len(x) :, -1]
+        u = solve_ivp(rate, (0.0, time), start, rtol=1e-9, atol=1e-11, method="DOP853").y[
+            len(x) :, -1
+        ]
         total += 0.5 * np.sum(dx * density * u**2)
     return total
 
@@ -213,7 +229,11 @@ def _characteristics(weights: np.ndarray, means: np.ndarray, variances: np.ndarr
 @pytest.mark.parametrize("narrow", [0.09, 0.0025])
 def test_the_ode_by_characteristics(narrow: float) -> None:
     """Unequal modes, the narrow one up to 30 of its standard deviations away: p_0 is 1e-90 between them."""
-    weights, means, variances = np.array([0.3, 0.7]), np.array([-1.0, 1.5]), np.array([narrow, 0.04])
+    weights, means, variances = (
+        np.array([0.3, 0.7]),
+        np.array([-1.0, 1.5]),
+        np.array([narrow, 0.04]),
+    )
     expected = _characteristics(weights, means, variances, 2.0)
 
     target = jk.GaussianMixture(weights, means[:, None], variances)
@@ -235,7 +255,9 @@ def test_particles() -> None:
         r = y[..., None] - np.exp(-tau / 2) * means
         p = weights * np.exp(-(r**2) / (2 * v)) / np.sqrt(v)
         score = -np.sum(p * r / v, -1) / np.sum(p, -1)
-        return y / 2 + (1 + h2) / 2 * (score + eps * np.array([[1.0], [-1.0]]) * np.sin(2 * y) * np.exp(-tau))
+        return y / 2 + (1 + h2) / 2 * (
+            score + eps * np.array([[1.0], [-1.0]]) * np.sin(2 * y) * np.exp(-tau)
+        )
 
     mode = rng.choice(2, size=count, p=weights)
     spread = np.sqrt(1 + (variances - 1) * np.exp(-time))
@@ -248,7 +270,12 @@ def test_particles() -> None:
         y = y + dt * (first + second) / 2 + noise
     result = leading_order_1d(SMOOTH, _wave, h2, time, **COARSE)
     x, u, masses = (np.asarray(a) for a in (result.nodes, result.u, result.masses))
-    tests = {"mean": lambda z: z, "square": lambda z: z**2, "sine": np.sin, "law": lambda z: np.interp(z, x, u)}
+    tests = {
+        "mean": lambda z: z,
+        "square": lambda z: z**2,
+        "sine": np.sin,
+        "law": lambda z: np.interp(z, x, u),
+    }
     for name, phi in tests.items():
         moved = (phi(y[0]) - phi(y[1])) / (2 * eps)
         expected, deviation = np.sum(masses * u * phi(x)), np.std(moved) / math.sqrt(count)
@@ -302,7 +329,9 @@ def test_elimination_keeps_small_masses() -> None:
     for j in reversed(range(6)):
         later = rows[j][j + 1] * exact[j + 1] if j < 5 else Fraction(0)
         exact[j] = (right[j] - later) / rows[j][j]
-    matrix = fokker_planck._eliminate(jnp.asarray(masses), jnp.asarray(rates)[None], jnp.asarray(rates)[None])
+    matrix = fokker_planck._eliminate(
+        jnp.asarray(masses), jnp.asarray(rates)[None], jnp.asarray(rates)[None]
+    )
     found = fokker_planck._substitute(jax.tree.map(lambda a: a[0], matrix), jnp.asarray(b))
     np.testing.assert_allclose(found, [float(x) for x in exact], rtol=1e-12)
 
@@ -356,9 +385,18 @@ def test_single_precision_callers_get_the_same_number() -> None:
         ({"scheme": "lagrange"}, r"scheme='lagrange' is not known. Did you mean 'lagrangian'"),
         ({"error": "scores"}, r"error='scores' is not known"),
         ({"error": lambda x, tau, score: jnp.log(x)}, r"error returned nan at x = -\d.*, tau = \d"),
-        ({"error": lambda x, tau, score: x[:, None]}, r"error returned shape \(\d+, 1\) for x of shape"),
-        ({"target": jk.GaussianMixture([1.0], [[0.0, 1.0]], [1.0])}, r"target has dimension 2; it must be 1"),
-        ({"target": jk.GaussianMixture([1.0], [[0.0]], [0.0])}, r"target has a component of variance 0"),
+        (
+            {"error": lambda x, tau, score: x[:, None]},
+            r"error returned shape \(\d+, 1\) for x of shape",
+        ),
+        (
+            {"target": jk.GaussianMixture([1.0], [[0.0, 1.0]], [1.0])},
+            r"target has dimension 2; it must be 1",
+        ),
+        (
+            {"target": jk.GaussianMixture([1.0], [[0.0]], [0.0])},
+            r"target has a component of variance 0",
+        ),
         (
             {"target": jk.GaussianMixture([1.0, 1e-320], [[0.0], [50.0]], [1.0, 1.0])},
             r"target has a density of 0 \(it underflows\) at x = \d",
@@ -366,6 +404,11 @@ def test_single_precision_callers_get_the_same_number() -> None:
     ],
 )
 def test_wrong_arguments(change: dict[str, Any], message: str) -> None:
-    setting: dict[str, Any] = {"target": NORMAL, "error": "score", "h_squared": 1.0, "final_time": 2.0} | COARSE
+    setting: dict[str, Any] = {
+        "target": NORMAL,
+        "error": "score",
+        "h_squared": 1.0,
+        "final_time": 2.0,
+    } | COARSE
     with pytest.raises(ValueError, match=message):
         leading_order_1d(**(setting | change))

@@ -17,8 +17,8 @@ from scipy.integrate import quad
 
 import jaxkernels as jk
 from jaxkernels import metrics
-from jaxkernels.optimize import Local
-from jaxkernels.recurrence import local_defects
+from jaxkernels.optimize import LocalError
+from jaxkernels.recurrence import local_errors
 from jaxkernels.score_error import Constant, GivenCorrelation, Relative, Tabulated
 
 PROCESS = jk.VP()
@@ -35,13 +35,23 @@ def _coefficients(times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _terminal(
-    name: str, times: np.ndarray, slope: np.ndarray, shift: np.ndarray, lam: np.ndarray, mean: np.ndarray, alpha=0.0
+    name: str,
+    times: np.ndarray,
+    slope: np.ndarray,
+    shift: np.ndarray,
+    lam: np.ndarray,
+    mean: np.ndarray,
+    alpha=0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the samples from N(0, I), per draw and mode, for errors (draws, evaluations, modes)."""
     a, v, beta = _coefficients(times)
     p = 1.0 + alpha**2
     spread = a[:, None] ** 2 * (lam + v[:, None])
-    gain, at_zero, noise = np.ones_like(slope[:, 0]), np.zeros_like(slope[:, 0]), np.zeros_like(slope[:, 0])
+    gain, at_zero, noise = (
+        np.ones_like(slope[:, 0]),
+        np.zeros_like(slope[:, 0]),
+        np.zeros_like(slope[:, 0]),
+    )
 
     def score(x: np.ndarray, k: int, e: int, linear: bool) -> np.ndarray:
         """The learned score at grid time k with error number e; its linear part only for a gain."""
@@ -70,7 +80,9 @@ def _terminal(
                 outs.append(x * ratio + p * (ratio - 1.0) * s)
                 nu2 = alpha**2 * (ratio**2 - 1.0)
             elif name == "ddim":
-                outs.append(x * ratio + a[k + 1] * a[k] * v[k] * (1.0 - (v[k + 1] / v[k]) ** (0.5 * p)) * s)
+                outs.append(
+                    x * ratio + a[k + 1] * a[k] * v[k] * (1.0 - (v[k + 1] / v[k]) ** (0.5 * p)) * s
+                )
                 nu2 = a[k + 1] ** 2 * v[k + 1] * (1.0 - (v[k + 1] / v[k]) ** alpha**2)
             else:  # dpmpp_2m
                 x0 = (x + a[k] ** 2 * v[k] * s) / a[k]
@@ -85,11 +97,15 @@ def _terminal(
     return at_zero, gain**2 + noise
 
 
-def _w2(mean: np.ndarray, variance: np.ndarray, lam: np.ndarray, target_mean: np.ndarray) -> np.ndarray:
+def _w2(
+    mean: np.ndarray, variance: np.ndarray, lam: np.ndarray, target_mean: np.ndarray
+) -> np.ndarray:
     return np.sum((mean - target_mean) ** 2 + (np.sqrt(variance) - np.sqrt(lam)) ** 2, -1)
 
 
-def _draw(correlation: np.ndarray, draws: int, scale: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _draw(
+    correlation: np.ndarray, draws: int, scale: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Slopes and shifts (draws, evaluations, 3), independent over modes and parameters."""
     values, vectors = np.linalg.eigh(correlation)
     root = vectors * np.sqrt(np.maximum(values, 0.0))
@@ -98,12 +114,20 @@ def _draw(correlation: np.ndarray, draws: int, scale: float, seed: int) -> tuple
     return slope, shift
 
 
-REGIMES: dict[str, tuple[jk.score_error.AbstractCorrelation, Callable[[np.ndarray], np.ndarray]]] = {
+REGIMES: dict[
+    str, tuple[jk.score_error.AbstractCorrelation, Callable[[np.ndarray], np.ndarray]]
+] = {
     "independent": (jk.Independent(), lambda lag: (lag == 0).astype(float)),
     "ar1": (jk.AR1(0.9), lambda lag: 0.9**lag),
-    "shared": (jk.Shared(), lambda lag: np.ones_like(lag, float)),
+    "shared": (jk.FullyCorrelated(), lambda lag: np.ones_like(lag, float)),
 }
-SAMPLERS = {"euler_maruyama": 1.0, "exponential_integrator": 0.5, "ddim": 0.0, "heun": 0.0, "dpmpp_2m": 0.0}
+SAMPLERS = {
+    "euler_maruyama": 1.0,
+    "exponential_integrator": 0.5,
+    "ddim": 0.0,
+    "heun": 0.0,
+    "dpmpp_2m": 0.0,
+}
 
 
 def _evaluation_index(name: str, steps: int) -> np.ndarray:
@@ -126,7 +150,10 @@ def _predicted_and_measured(name: str, regime: str, power: int) -> tuple[float, 
     predicted = jk.error_kernel(jk.Gaussian(MEAN, lam), PROCESS, name, schedule).contract(error)
     index = _evaluation_index(name, len(TIMES) - 1)
     slope, shift = _draw(of_lag(np.abs(index[:, None] - index)), pairs, scale, seed=power)
-    values = [_w2(*_terminal(name, TIMES, s * slope, s * shift, lam, MEAN, alpha), lam, MEAN) for s in (0.0, 1.0, -1.0)]
+    values = [
+        _w2(*_terminal(name, TIMES, s * slope, s * shift, lam, MEAN, alpha), lam, MEAN)
+        for s in (0.0, 1.0, -1.0)
+    ]
     excess = 0.5 * (values[1] + values[2]) - values[0]
     return float(predicted), float(excess.mean()), float(excess.std() / np.sqrt(pairs))
 
@@ -143,7 +170,9 @@ def test_prediction_against_simulation(name: str, regime: str, power: int) -> No
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_correlation_at_equal_marginals(name: str) -> None:
     """The same errors time by time, shared instead of independent, cost several times as much."""
-    shared, independent = (_predicted_and_measured(name, regime, 1) for regime in ("shared", "independent"))
+    shared, independent = (
+        _predicted_and_measured(name, regime, 1) for regime in ("shared", "independent")
+    )
     predicted, measured = shared[0] / independent[0], shared[1] / independent[1]
     assert predicted == pytest.approx(measured, rel=0.01)
     assert measured > 3.0
@@ -152,7 +181,9 @@ def test_correlation_at_equal_marginals(name: str) -> None:
 # --- the kernel itself -----------------------------------------------------------------------------------
 
 
-def _dense_error(theta: jax.Array, times: np.ndarray, covariance: np.ndarray, mean: np.ndarray) -> jax.Array:
+def _dense_error(
+    theta: jax.Array, times: np.ndarray, covariance: np.ndarray, mean: np.ndarray
+) -> jax.Array:
     """W2^2 of DDIM at stochasticity 0 on a dense Gaussian, theta (K, d, d + 1) = (Delta | delta), in plain JAX."""
     a, v, _ = _coefficients(times)
     d = len(mean)
@@ -165,16 +196,27 @@ def _dense_error(theta: jax.Array, times: np.ndarray, covariance: np.ndarray, me
         s = factor @ s @ factor.T
     root = jnp.asarray(np.linalg.cholesky(covariance))
     eigenvalues = jnp.linalg.eigvalsh(root.T @ s @ root)
-    return jnp.sum((m - mean) ** 2) + jnp.trace(s) + np.trace(covariance) - 2.0 * jnp.sum(jnp.sqrt(eigenvalues))
+    return (
+        jnp.sum((m - mean) ** 2)
+        + jnp.trace(s)
+        + np.trace(covariance)
+        - 2.0 * jnp.sum(jnp.sqrt(eigenvalues))
+    )
 
 
 def test_blocks_are_the_hessian_of_the_exact_error() -> None:
     """d = 3, K = 4, matrix slopes, against autodiff of an independent dense recurrence."""
     times, lam = TIMES[::3], np.array([2.0, 0.7, 0.2])
-    kernel = jk.error_kernel(jk.Gaussian(MEAN, lam), PROCESS, "ddim", jk.Schedule(times), dense=True)
+    kernel = jk.error_kernel(
+        jk.Gaussian(MEAN, lam), PROCESS, "ddim", jk.Schedule(times), dense=True
+    )
     theta = jnp.zeros((4, 3, 4))
     hessian = jax.hessian(lambda x: _dense_error(x, times, np.diag(lam), MEAN))(theta)
-    slope, shift, cross = hessian[:, :, :3, :, :, :3], hessian[:, :, 3, :, :, 3], hessian[:, :, 3, :, :, :3]
+    slope, shift, cross = (
+        hessian[:, :, :3, :, :, :3],
+        hessian[:, :, 3, :, :, 3],
+        hessian[:, :, 3, :, :, :3],
+    )
     scale = float(jnp.abs(hessian).max())
     blocks = kernel.blocks()
     np.testing.assert_allclose(2.0 * blocks.shift, shift, atol=1e-9 * scale)
@@ -182,7 +224,9 @@ def test_blocks_are_the_hessian_of_the_exact_error() -> None:
     np.testing.assert_allclose(blocks.cross, cross, atol=1e-9 * scale)
     # the diagonal of the matrices is the kernel mode by mode
     modes = jk.error_kernel(jk.Gaussian(MEAN, lam), PROCESS, "ddim", jk.Schedule(times)).blocks()
-    np.testing.assert_allclose(modes.slope, 0.5 * np.einsum("aiibii->abi", slope), atol=1e-9 * scale)
+    np.testing.assert_allclose(
+        modes.slope, 0.5 * np.einsum("aiibii->abi", slope), atol=1e-9 * scale
+    )
     np.testing.assert_allclose(modes.shift, 0.5 * np.einsum("aibi->abi", shift), atol=1e-9 * scale)
 
 
@@ -219,10 +263,16 @@ def test_blocks_contraction_and_pictures_of_it_agree(name: str) -> None:
     pairs += 0.5 * (cross + cross.T)
     total = float(kernel.contract(error))
     assert total == pytest.approx(pairs.sum(), rel=1e-11)
-    np.testing.assert_allclose(kernel.interaction_matrix(error), pairs, atol=1e-12 * np.abs(pairs).max())
+    np.testing.assert_allclose(
+        kernel.interaction_matrix(error), pairs, atol=1e-12 * np.abs(pairs).max()
+    )
     marginal = kernel.time_marginal()
-    np.testing.assert_allclose(marginal.shift, np.einsum("aam->am", blocks.shift), rtol=1e-9, atol=1e-13)
-    np.testing.assert_allclose(marginal.slope, np.einsum("aam->am", blocks.slope), rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(
+        marginal.shift, np.einsum("aam->am", blocks.shift), rtol=1e-9, atol=1e-13
+    )
+    np.testing.assert_allclose(
+        marginal.slope, np.einsum("aam->am", blocks.slope), rtol=1e-9, atol=1e-13
+    )
 
 
 def test_a_mean_error_enters_with_its_gradient() -> None:
@@ -235,24 +285,31 @@ def test_a_mean_error_enters_with_its_gradient() -> None:
     gaps = []
     for size in (0.1, 0.05):
         error = jk.ScoreError.deterministic(known, size)
-        slope, shift = (np.broadcast_to(size * np.asarray(a), (1, 12, 3)) for a in (known.slope, known.shift))
-        exact = _w2(*_terminal("ddim", TIMES, slope, shift, SPECTRA[1], MEAN), SPECTRA[1], MEAN)[0]
-        assert float(jk.evaluate_schedule(target, PROCESS, "ddim", SCHEDULE, score_error=error).w2_squared) == (
-            pytest.approx(exact, rel=1e-10)
+        slope, shift = (
+            np.broadcast_to(size * np.asarray(a), (1, 12, 3)) for a in (known.slope, known.shift)
         )
+        exact = _w2(*_terminal("ddim", TIMES, slope, shift, SPECTRA[1], MEAN), SPECTRA[1], MEAN)[0]
+        assert float(
+            jk.evaluate_schedule(target, PROCESS, "ddim", SCHEDULE, score_error=error).w2_squared
+        ) == (pytest.approx(exact, rel=1e-10))
         gaps.append(abs(float(kernel.baseline() + kernel.contract(error)) - exact))
     assert np.log2(gaps[0] / gaps[1]) == pytest.approx(3.0, abs=0.3)
 
 
 def test_a_kernel_about_known_errors() -> None:
-    target, known = jk.Gaussian(MEAN, SPECTRA[1]), Constant(jnp.full((1, 3), 0.3), jnp.full((1, 3), 0.1))
+    target, known = (
+        jk.Gaussian(MEAN, SPECTRA[1]),
+        Constant(jnp.full((1, 3), 0.3), jnp.full((1, 3), 0.1)),
+    )
     about = jk.ScoreError.deterministic(known).mean_at(target, PROCESS, SCHEDULE.times[:-1])
     assert about is not None
     kernel = jk.error_kernel(target, PROCESS, "ddim", SCHEDULE, about=about)
     slope, shift = np.full((1, 12, 3), 0.3), np.full((1, 12, 3), 0.1)
     exact = _w2(*_terminal("ddim", TIMES, slope, shift, SPECTRA[1], MEAN), SPECTRA[1], MEAN)[0]
     assert float(kernel.baseline()) == pytest.approx(exact, rel=1e-11)
-    assert float(kernel.contract(jk.ScoreError.deterministic(known))) == pytest.approx(0.0, abs=1e-15)
+    assert float(kernel.contract(jk.ScoreError.deterministic(known))) == pytest.approx(
+        0.0, abs=1e-15
+    )
 
 
 # --- expected errors -------------------------------------------------------------------------------------
@@ -263,13 +320,19 @@ def _shared_slope(size: float) -> tuple[jk.ExpectedError, float]:
     lam = np.array([0.5])
     target = jk.Gaussian(0.7, lam)
     error = jk.ScoreError.diagonal(slope=size)
-    ours = jk.expected_error(target, PROCESS, "ddim", SCHEDULE, score_error=error, method="quadrature", nodes=40)
+    ours = jk.expected_error(
+        target, PROCESS, "ddim", SCHEDULE, score_error=error, method="quadrature", nodes=40
+    )
 
     def density(z: float) -> float:
         mean, variance = _terminal(
             "ddim", TIMES, np.full((1, 12, 1), size * z), np.zeros((1, 12, 1)), lam, np.array([0.7])
         )
-        return float(_w2(mean, variance, lam, np.array([0.7]))[0]) * np.exp(-0.5 * z * z) / np.sqrt(2.0 * np.pi)
+        return (
+            float(_w2(mean, variance, lam, np.array([0.7]))[0])
+            * np.exp(-0.5 * z * z)
+            / np.sqrt(2.0 * np.pi)
+        )
 
     return ours, quad(density, -9.0, 9.0, epsabs=1e-13, epsrel=1e-12, limit=400)[0]
 
@@ -287,10 +350,14 @@ def test_remainder_is_of_fourth_order_for_normal_errors() -> None:
 @pytest.mark.parametrize("metric", ["w2_squared", "kl", "reverse_kl"])
 def test_simulation_and_quadrature_agree(metric: str) -> None:
     target = jk.Gaussian(MEAN, SPECTRA[2])
-    error = jk.ScoreError.diagonal(0.1, 0.1, jk.Shared())
+    error = jk.ScoreError.diagonal(0.1, 0.1, jk.FullyCorrelated())
     setting: dict[str, Any] = {"score_error": error, "metric": metric}
-    exact = jk.expected_error(target, PROCESS, "dpmpp_2m", SCHEDULE, method="quadrature", nodes=24, **setting)
-    drawn = jk.expected_error(target, PROCESS, "dpmpp_2m", SCHEDULE, method="monte_carlo", pairs=4000, **setting)
+    exact = jk.expected_error(
+        target, PROCESS, "dpmpp_2m", SCHEDULE, method="quadrature", nodes=24, **setting
+    )
+    drawn = jk.expected_error(
+        target, PROCESS, "dpmpp_2m", SCHEDULE, method="monte_carlo", pairs=4000, **setting
+    )
     assert abs(float(drawn.value - exact.value)) < 4.0 * float(drawn.standard_error)
     expansion = jk.expected_error(target, PROCESS, "dpmpp_2m", SCHEDULE, **setting)
     assert abs(float(expansion.remainder - exact.remainder)) < 4.0 * float(expansion.standard_error)
@@ -299,7 +366,10 @@ def test_simulation_and_quadrature_agree(metric: str) -> None:
 
 
 def test_evaluation_includes_the_expected_score_error() -> None:
-    target, error = jk.Gaussian(MEAN, SPECTRA[1]), jk.ScoreError.relative(0.02, jk.OrnsteinUhlenbeck(2.0))
+    target, error = (
+        jk.Gaussian(MEAN, SPECTRA[1]),
+        jk.ScoreError.relative(0.02, jk.OrnsteinUhlenbeck(2.0)),
+    )
     exact = jk.evaluate_schedule(target, PROCESS, "ddim", SCHEDULE)
     with_error = jk.evaluate_schedule(target, PROCESS, "ddim", SCHEDULE, score_error=error)
     expected = jk.expected_error(target, PROCESS, "ddim", SCHEDULE, score_error=error)
@@ -323,11 +393,14 @@ GRID = jnp.asarray([0.9, 0.6, 0.6, 0.3, 0.1])
 LAG = np.abs(np.array([0, 1, 1, 2, 3])[:, None] - np.array([0, 1, 1, 2, 3]))
 SNR = -np.log(_coefficients(np.asarray(GRID))[1])
 CORRELATIONS = {
-    "shared": (jk.Shared(), np.ones((5, 5))),
+    "shared": (jk.FullyCorrelated(), np.ones((5, 5))),
     "independent": (jk.Independent(), (LAG == 0) * 1.0),
     "ar1": (jk.AR1(0.7), 0.7**LAG),
     "ar1 of 0": (jk.AR1(0.0), (LAG == 0) * 1.0),
-    "time": (jk.OrnsteinUhlenbeck(0.4, "time"), np.exp(-np.abs(np.subtract.outer(GRID, GRID)) / 0.4)),
+    "time": (
+        jk.OrnsteinUhlenbeck(0.4, "time"),
+        np.exp(-np.abs(np.subtract.outer(GRID, GRID)) / 0.4),
+    ),
     "log_snr": (jk.OrnsteinUhlenbeck(1.3), np.exp(-np.abs(np.subtract.outer(SNR, SNR)) / 1.3)),
     "banded": (jk.Banded(3), np.maximum(0.0, 1.0 - LAG / 3.0)),
     "given": (GivenCorrelation(0.5 * np.eye(5) + 0.5), 0.5 * np.eye(5) + 0.5),
@@ -357,12 +430,16 @@ def test_a_covariance_comes_back() -> None:
     covariance = np.einsum("mij,mkj->ikm", roots, roots).reshape(4, 2, 4, 2, 3)
     mean = jk.AffineError(jnp.full((4, 3), 0.2), jnp.arange(12.0).reshape(4, 3))
     error = jk.ScoreError.from_covariance(times, covariance, mean)
-    np.testing.assert_allclose(_covariance(error, target, jnp.asarray(times)), covariance, atol=1e-12)
+    np.testing.assert_allclose(
+        _covariance(error, target, jnp.asarray(times)), covariance, atol=1e-12
+    )
     known = error.mean_at(target, PROCESS, jnp.asarray(times))
     assert known is not None
     np.testing.assert_allclose(known.shift, mean.shift, atol=1e-12)
     draws = error.sample(jax.random.key(0), target, PROCESS, jnp.asarray(times), 200_000)
-    stacked = np.stack([draws.slope - 0.2, draws.shift - np.asarray(mean.shift)], 2).reshape(-1, 8, 3)
+    stacked = np.stack([draws.slope - 0.2, draws.shift - np.asarray(mean.shift)], 2).reshape(
+        -1, 8, 3
+    )
     measured = np.einsum("nim,njm->ijm", stacked, stacked) / len(stacked)
     exact = covariance.reshape(8, 8, 3)
     scale = np.sqrt(np.einsum("iim,jjm->ijm", exact, exact))
@@ -377,7 +454,9 @@ def test_samples_give_mean_covariance_and_rank() -> None:
     centred = both - both.mean(0)
     exact = np.einsum("raPm,rbQm->aPbQm", centred, centred) / 5.0
     np.testing.assert_allclose(_covariance(error, target, jnp.asarray(times)), exact, atol=1e-12)
-    one = jk.ScoreError.from_samples(times, slope, shift, rank=1).directions(target, PROCESS, jnp.asarray(times))
+    one = jk.ScoreError.from_samples(times, slope, shift, rank=1).directions(
+        target, PROCESS, jnp.asarray(times)
+    )
     assert one is not None
     assert one.shift.shape == (1, 3, 3)
     flat = centred.reshape(6, -1) / np.sqrt(5.0)
@@ -385,7 +464,9 @@ def test_samples_give_mean_covariance_and_rank() -> None:
     assert float(jnp.sum(one.slope**2) + jnp.sum(one.shift**2)) == pytest.approx(largest**2)
     second = jk.ScoreError.from_samples(times, slope, shift, centred=False)
     uncentred = np.einsum("raPm,rbQm->aPbQm", both, both) / 6.0
-    np.testing.assert_allclose(_covariance(second, target, jnp.asarray(times)), uncentred, atol=1e-12)
+    np.testing.assert_allclose(
+        _covariance(second, target, jnp.asarray(times)), uncentred, atol=1e-12
+    )
 
 
 def test_tables_are_linear_in_log_sigma() -> None:
@@ -417,7 +498,9 @@ def test_random_features_have_the_stated_shapes() -> None:
     gram = u.T @ u
     slopes = np.einsum("rij,rkl->ijkl", w.slope[:, 0], w.slope[:, 0])
     np.testing.assert_allclose(slopes, 0.25 * np.einsum("ik,jl->ijkl", gram, gram), atol=1e-12)
-    np.testing.assert_allclose(np.einsum("ri,rj->ij", w.shift[:, 0], w.shift[:, 0]), 0.0625 * gram, atol=1e-12)
+    np.testing.assert_allclose(
+        np.einsum("ri,rj->ij", w.shift[:, 0], w.shift[:, 0]), 0.0625 * gram, atol=1e-12
+    )
 
 
 # --- schedules that know of errors -----------------------------------------------------------------------
@@ -429,8 +512,8 @@ def test_local_price_of_an_error_is_the_kernels_on_fine_grids(name: str) -> None
     schedule = jk.schedules.log_snr(PROCESS, 320, 1e-3)
     error = jk.ScoreError.diagonal(1e-3, 1e-3, jk.OrnsteinUhlenbeck(2.0))
     sampler = jk.samplers.SAMPLERS[name]()
-    objective = Local(target, PROCESS, sampler, metrics.w2_squared, "marginal", error)
-    carry = local_defects(target, PROCESS, sampler, schedule).carry
+    objective = LocalError(target, PROCESS, sampler, metrics.w2_squared, "marginal", error)
+    carry = local_errors(target, PROCESS, sampler, schedule).carry
     kernel = jk.error_kernel(target, PROCESS, name, schedule, initialization="marginal")
     assert float(eqx.filter_jit(objective.score)(schedule, carry)) == pytest.approx(
         float(kernel.contract(error)), rel=0.02
@@ -446,7 +529,10 @@ def test_knowing_the_error_pays() -> None:
     target = jk.Gaussian(0.0, lam)
     error = jk.ScoreError.relative(scale, jk.OrnsteinUhlenbeck(2.0))
     setting: dict[str, Any] = {"t_min": 1e-3, "starts": ["log_snr", "quadratic"]}
-    plain, aware = (jk.optimize_schedule(target, PROCESS, "ddim", 8, score_error=e, **setting) for e in (None, error))
+    plain, aware = (
+        jk.optimize_schedule(target, PROCESS, "ddim", 8, score_error=e, **setting)
+        for e in (None, error)
+    )
     assert aware.converged
 
     def measured(schedule: jk.Schedule) -> float:
@@ -456,7 +542,15 @@ def test_knowing_the_error_pays() -> None:
         rho = np.exp(-np.abs(clock[:, None] - clock) / 2.0)
         z = np.linalg.cholesky(rho) @ np.random.default_rng(0).standard_normal((8, 20_000))
         slope = scale * z.T[:, :, None] / (a[:-1, None] ** 2 * (lam + v[:-1, None]))
-        return float(np.mean(_w2(*_terminal("ddim", times, slope, 0.0 * slope, lam, np.zeros(3)), lam, np.zeros(3))))
+        return float(
+            np.mean(
+                _w2(
+                    *_terminal("ddim", times, slope, 0.0 * slope, lam, np.zeros(3)),
+                    lam,
+                    np.zeros(3),
+                )
+            )
+        )
 
     assert measured(aware.schedule) < 0.6 * measured(plain.schedule)
 
@@ -472,13 +566,27 @@ NEGATIVE[0, 0, 1, 0] = NEGATIVE[1, 0, 0, 0] = 1.0
     ("make", "message"),
     [
         (lambda: jk.ScoreError.from_covariance([1.0, 0.5], NEGATIVE), "negative eigenvalue -1"),
-        (lambda: jk.ScoreError.from_covariance([1.0], NEGATIVE), r"for 1 times it must be \(1, 2, 1, 2, modes\)"),
+        (
+            lambda: jk.ScoreError.from_covariance([1.0], NEGATIVE),
+            r"for 1 times it must be \(1, 2, 1, 2, modes\)",
+        ),
         (lambda: jk.ScoreError.from_covariance([0.5, 1.0], 0.0 * NEGATIVE), "strictly decreasing"),
-        (lambda: jk.ScoreError.from_samples([1.0], np.zeros((1, 1, 3)), np.zeros((1, 1, 3))), "at least 2"),
-        (lambda: jk.ScoreError.from_samples([1.0], np.zeros((3, 1, 3)), np.zeros((3, 1, 3)), rank=3), "rank = 3"),
+        (
+            lambda: jk.ScoreError.from_samples([1.0], np.zeros((1, 1, 3)), np.zeros((1, 1, 3))),
+            "at least 2",
+        ),
+        (
+            lambda: jk.ScoreError.from_samples(
+                [1.0], np.zeros((3, 1, 3)), np.zeros((3, 1, 3)), rank=3
+            ),
+            "rank = 3",
+        ),
         (lambda: jk.ScoreError.diagonal(slope=-1.0), "slope must be standard deviations"),
         (lambda: jk.ScoreError.diagonal(1.0, 1.0, cross=1.5), "cross = 1.5"),
-        (lambda: jk.ScoreError.dense(np.zeros((2, 3)), np.zeros((2, 3))), r"must be \(shapes, d, d\)"),
+        (
+            lambda: jk.ScoreError.dense(np.zeros((2, 3)), np.zeros((2, 3))),
+            r"must be \(shapes, d, d\)",
+        ),
         (lambda: jk.AR1(1.2), "rho = 1.2"),
         (lambda: jk.OrnsteinUhlenbeck(0.0), "length = 0"),
         (lambda: jk.OrnsteinUhlenbeck(1.0, "logsnr"), "Did you mean 'log_snr'"),
@@ -503,7 +611,10 @@ def test_projection_on_request() -> None:
     ("error", "message"),
     [
         (jk.ScoreError.diagonal(slope=np.ones(4)), "given for 4 modes; the target has 3"),
-        (jk.ScoreError.diagonal(slope=1.0, correlation=GivenCorrelation(np.eye(5))), "given for 5 evaluations"),
+        (
+            jk.ScoreError.diagonal(slope=1.0, correlation=GivenCorrelation(np.eye(5))),
+            "given for 5 evaluations",
+        ),
         (jk.ScoreError.random_features(np.eye(3), 1.0, 1.0), "dense=True"),
     ],
 )
@@ -517,9 +628,17 @@ def test_errors_that_do_not_fit(error: jk.ScoreError, message: str) -> None:
 def test_refusals_of_kernels_and_expectations() -> None:
     error = jk.ScoreError.relative(0.1, jk.Independent())
     with pytest.raises(ValueError, match="signal is 0"):
-        jk.error_kernel(TARGET, jk.FlowMatching(), "ddim", jk.schedules.uniform(jk.FlowMatching(), 4, 1e-3))
+        jk.error_kernel(
+            TARGET, jk.FlowMatching(), "ddim", jk.schedules.uniform(jk.FlowMatching(), 4, 1e-3)
+        )
     with pytest.raises(ValueError, match="about has slope"):
-        jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE, about=jk.AffineError(jnp.zeros((2, 3)), jnp.zeros((2, 3))))
+        jk.error_kernel(
+            TARGET,
+            PROCESS,
+            "ddim",
+            SCHEDULE,
+            about=jk.AffineError(jnp.zeros((2, 3)), jnp.zeros((2, 3))),
+        )
     with pytest.raises(ValueError, match="unit weights"):
         jk.error_kernel(jk.Gaussian.isotropic(3), PROCESS, "ddim", SCHEDULE, dense=True)
     with pytest.raises(ValueError, match="per mode"):
@@ -532,4 +651,11 @@ def test_refusals_of_kernels_and_expectations() -> None:
     with pytest.raises(ValueError, match="beyond the process"):
         jk.expected_error(TARGET, jk.VP(), "ddim", jk.Schedule([3.0, 1.0]), **setting)
     with pytest.raises(ValueError, match="by name only"):
-        jk.evaluate_schedule(TARGET, PROCESS, "ddim", SCHEDULE, initialization=jk.Gaussian(0.0, np.ones(3)), **setting)
+        jk.evaluate_schedule(
+            TARGET,
+            PROCESS,
+            "ddim",
+            SCHEDULE,
+            initialization=jk.Gaussian(0.0, np.ones(3)),
+            **setting,
+        )

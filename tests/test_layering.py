@@ -17,52 +17,47 @@ import jaxkernels
 
 ROOT = Path(jaxkernels.__file__).parent
 
-# Every room of the package, from left to right. A room may import from rooms on its left only, so a new
+# Every top-level module of the package. A module may import from modules on its left only, so a new
 # one has to be given its place here.
-ROOMS = [
+MODULES = [
     "_types",
     "_checks",
+    "_precision",
+    "_linalg",
     "_numerics",
+    "_derivatives",
     "_newton",
-    "_progress",
-    "process",
-    "prediction",
-    "adapters",
-    "metrics",
-    "quality",
-    "samplers",
-    "target",
-    "schedules",
     "_files",
-    "_setting",
+    "_progress",
+    "processes",
+    "prediction",
+    "schedules",
+    "samplers",
+    "distributions",
     "score_error",
+    "metrics",
     "recurrence",
-    "kernels",
-    "estimate",
+    "errors",
     "bounds",
-    "fokker_planck",
-    "record",
-    "evaluate",
-    "sample",
-    "compare",
-    "report",
-    "measure",
+    "trajectories",
+    "comparison",
+    "measurement",
     "data",
-    "export",
-    "plot",
+    "exports",
+    "_figures",
     "optimize",
-    "diffusion",
+    "reverse_sde",
     "__init__",
     "cli",
     "__main__",
 ]
-# What may be imported inside a function: packages that are extras, and these rooms.
+# What may be imported inside a function: packages that are extras, and these modules.
 OPTIONAL = {"matplotlib", "sklearn", "PIL", "typer", "rich"}
 LATE = {
-    ("optimize/_result.py", "plot"),
-    ("compare.py", "plot"),
-    ("report.py", "plot"),
-    ("measure/_measurement.py", "plot"),
+    ("optimize/_result.py", "_figures"),
+    ("comparison/_comparison.py", "_figures"),
+    ("comparison/_report.py", "_figures"),
+    ("measurement/_measurement.py", "_figures"),
     ("__main__.py", "cli"),
 }
 # Rooms that exist only for their extra and may import it at once.
@@ -73,9 +68,9 @@ class Import(NamedTuple):
     """An import statement of one name: where it stands and what it reaches."""
 
     file: str
-    room: str
+    module: str
     target: str
-    """A room of this package, a sibling file as "./name", or the first part of another package's name."""
+    """A module of this package, a sibling file as "./name", or the first part of another package's name."""
     own: bool
     late: bool
     """Inside a function."""
@@ -83,7 +78,7 @@ class Import(NamedTuple):
     """Inside `if TYPE_CHECKING`."""
 
 
-def _room(path: Path) -> str:
+def _module(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
@@ -93,16 +88,22 @@ def _resolve(path: Path, node: ast.Import | ast.ImportFrom) -> Iterator[tuple[st
         module = node.module if isinstance(node, ast.ImportFrom) else None
         for name in [module] if module else [alias.name for alias in node.names]:
             first, *rest = name.split(".")
-            yield (rest[0], True) if first == "jaxkernels" and rest else (first, first == "jaxkernels")
+            yield (
+                (rest[0], True)
+                if first == "jaxkernels" and rest
+                else (first, first == "jaxkernels")
+            )
         return
     inside = list(path.relative_to(ROOT).parts[:-1])
     base = inside[: len(inside) - (node.level - 1)]
     for alias in node.names:
         parts = base + (node.module.split(".") if node.module else [alias.name])
-        if not base and not node.module and parts[0] not in ROOMS:  # a name that the package itself defines
+        if (
+            not base and not node.module and parts[0] not in MODULES
+        ):  # a name that the package itself defines
             parts = ["__init__"]
-        same_room = len(inside) > 0 and len(parts) > 1 and parts[0] == inside[0]
-        yield (f"./{parts[1]}" if same_room else parts[0]), True
+        same_module = len(inside) > 0 and len(parts) > 1 and parts[0] == inside[0]
+        yield (f"./{parts[1]}" if same_module else parts[0]), True
 
 
 def _inside(nodes: Sequence[ast.AST]) -> set[int]:
@@ -115,13 +116,17 @@ def _imports() -> list[Import]:
         tree = ast.parse(path.read_text())
         outer = list(ast.walk(tree))
         late = _inside([n for n in outer if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)])
-        guards = [n for n in outer if isinstance(n, ast.If) and ast.unparse(n.test).endswith("TYPE_CHECKING")]
+        guards = [
+            n
+            for n in outer
+            if isinstance(n, ast.If) and ast.unparse(n.test).endswith("TYPE_CHECKING")
+        ]
         typing = _inside(guards)
         for node in ast.walk(tree):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 file = path.relative_to(ROOT).as_posix()
                 found += [
-                    Import(file, _room(path), target, own, id(node) in late, id(node) in typing)
+                    Import(file, _module(path), target, own, id(node) in late, id(node) in typing)
                     for target, own in _resolve(path, node)
                 ]
     return found
@@ -133,36 +138,38 @@ IMPORTS = _imports()
 def test_the_reader_of_imports_sees_them() -> None:
     """Known statements of each kind, so that the tests below cannot pass for want of input."""
     seen = set(IMPORTS)
-    assert Import("schedules/_grids.py", "schedules", "_checks", own=True, late=False) in seen
-    assert Import("schedules/_grids.py", "schedules", "process", own=True, late=False) in seen
-    assert Import("schedules/_grids.py", "schedules", "./_schedule", own=True, late=False) in seen
-    assert Import("metrics.py", "metrics", "_numerics", own=True, late=False) in seen
-    assert Import("metrics.py", "metrics", "jax", own=False, late=False) in seen
-    assert Import("optimize/_result.py", "optimize", "plot", own=True, late=True) in seen
+    assert Import("schedules/_baselines.py", "schedules", "_checks", own=True, late=False) in seen
+    assert Import("schedules/_baselines.py", "schedules", "processes", own=True, late=False) in seen
+    assert (
+        Import("schedules/_baselines.py", "schedules", "./_schedule", own=True, late=False) in seen
+    )
+    assert Import("metrics/_gaussian.py", "metrics", "_numerics", own=True, late=False) in seen
+    assert Import("metrics/_gaussian.py", "metrics", "jax", own=False, late=False) in seen
+    assert Import("optimize/_result.py", "optimize", "_figures", own=True, late=True) in seen
 
 
-def test_every_room_has_a_place() -> None:
-    rooms = {_room(path) for path in ROOT.rglob("*.py")}
-    assert rooms == set(ROOMS)
-    assert len(ROOMS) == len(set(ROOMS))
+def test_every_module_has_a_place() -> None:
+    modules = {_module(path) for path in ROOT.rglob("*.py")}
+    assert modules == set(MODULES)
+    assert len(MODULES) == len(set(MODULES))
 
 
 def test_imports_go_left() -> None:
-    place = {room: i for i, room in enumerate(ROOMS)}
+    place = {module: i for i, module in enumerate(MODULES)}
     wrong = [
         f"{i.file} imports {i.target}"
         for i in IMPORTS
-        if i.own and not i.target.startswith("./") and place[i.target] >= place[i.room]
+        if i.own and not i.target.startswith("./") and place[i.target] >= place[i.module]
         if not (i.late and (i.file, i.target) in LATE)
     ]
     assert not wrong
 
 
-def test_files_of_a_room_do_not_import_each_other_in_a_circle() -> None:
+def test_files_of_a_module_do_not_import_each_other_in_a_circle() -> None:
     edges: dict[str, set[str]] = {}
     for i in IMPORTS:
         if i.target.startswith("./") and not i.file.endswith("__init__.py"):
-            edges.setdefault(i.file, set()).add(f"{i.room}/{i.target[2:]}.py")
+            edges.setdefault(i.file, set()).add(f"{i.module}/{i.target[2:]}.py")
     assert edges
 
     def reachable(start: str) -> set[str]:
@@ -197,7 +204,7 @@ def test_other_packages_are_declared() -> None:
         f"{i.file} imports {i.target}"
         for i in IMPORTS
         if not (i.own or i.late or i.typing) and i.target not in allowed
-        if not (i.room in NEEDS_EXTRAS and i.target in OPTIONAL)
+        if not (i.module in NEEDS_EXTRAS and i.target in OPTIONAL)
     ]
     assert not wrong
 
@@ -209,8 +216,12 @@ def _modules() -> list[type]:
         if info.name.endswith("__main__"):
             continue
         module = importlib.import_module(info.name)
-        classes |= {c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, eqx.Module)}
-    return sorted((c for c in classes if c.__module__.startswith("jaxkernels")), key=lambda c: c.__qualname__)
+        classes |= {
+            c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, eqx.Module)
+        }
+    return sorted(
+        (c for c in classes if c.__module__.startswith("jaxkernels")), key=lambda c: c.__qualname__
+    )
 
 
 PARENTS = {

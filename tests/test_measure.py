@@ -13,14 +13,18 @@ from jaxtyping import Array, Float
 
 import jaxkernels as jk
 from jaxkernels import Measurement, measure
-from jaxkernels.measure import _measure
+from jaxkernels.measurement import _measure
 
 PROCESS = jk.VP()
 TIMES = np.array([1.0, 0.7, 0.45, 0.2, 0.06])
 ROTATION = np.linalg.qr(np.random.default_rng(1).standard_normal((3, 3)))[0]
-DATA = np.random.default_rng(0).standard_normal((3000, 3)) * np.sqrt([2.0, 0.5, 0.1]) @ ROTATION + [1.0, -0.5, 0.0]
+DATA = np.random.default_rng(0).standard_normal((3000, 3)) * np.sqrt([2.0, 0.5, 0.1]) @ ROTATION + [
+    1.0,
+    -0.5,
+    0.0,
+]
 TARGET = jk.Gaussian.fit(DATA, shrinkage=0.0)
-KINDS = ("score", "epsilon", "x0", "v", "velocity")
+KINDS = ("score", "epsilon", "x0", "v", "flow")
 QUIET: dict[str, Any] = {"progress": False, "lipschitz_points": 0}
 
 
@@ -40,22 +44,30 @@ def _mmse(times: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def gaussian() -> Measurement:
-    return measure(_exact, PROCESS, DATA, TIMES, jax.random.key(0), draws=4, batch=512, progress=False)
+    return measure(
+        _exact, PROCESS, DATA, TIMES, jax.random.key(0), draws=4, batch=512, progress=False
+    )
 
 
 def test_gaussian_data_and_exact_denoiser(gaussian: Measurement) -> None:
     law = gaussian.target
     np.testing.assert_allclose(law.eigenvalues, TARGET.eigenvalues, rtol=1e-10)
     np.testing.assert_allclose(law.mean, TARGET.mean, atol=1e-12)
-    assert float(np.asarray(law.kurtosis)) == pytest.approx(float(np.asarray(TARGET.kurtosis)), rel=1e-10)
+    assert float(np.asarray(law.kurtosis)) == pytest.approx(
+        float(np.asarray(TARGET.kurtosis)), rel=1e-10
+    )
     assert law.basis is not None
-    np.testing.assert_allclose(law.basis @ np.diag(law.eigenvalues) @ law.basis.T, np.cov(DATA.T, ddof=0), atol=1e-12)
+    np.testing.assert_allclose(
+        law.basis @ np.diag(law.eigenvalues) @ law.basis.T, np.cov(DATA.T, ddof=0), atol=1e-12
+    )
     # 12 000 chi-square variables: relative noise 1.3%
     np.testing.assert_allclose(gaussian.mode_error, _mmse(TIMES), rtol=0.06)
     np.testing.assert_allclose(gaussian.gaussian_error, _mmse(TIMES), rtol=1e-9)
     np.testing.assert_allclose(gaussian.error, np.sum(gaussian.mode_error, 1), rtol=1e-10)
     a, s = _levels(PROCESS, TIMES)
-    np.testing.assert_allclose(gaussian.gain, a[:, None] * _mmse(TIMES) / s[:, None] ** 2, atol=1e-10)
+    np.testing.assert_allclose(
+        gaussian.gain, a[:, None] * _mmse(TIMES) / s[:, None] ** 2, atol=1e-10
+    )
     np.testing.assert_allclose(gaussian.offset, 0.0, atol=1e-10)
     np.testing.assert_allclose(gaussian.residual, 0.0, atol=1e-15)
     np.testing.assert_allclose(gaussian.mode_residual_correlation, 0.0, atol=1e-15)
@@ -65,7 +77,9 @@ def _off_diagonal(values: np.ndarray) -> np.ndarray:
     return values[~np.eye(len(values), dtype=bool)]
 
 
-def test_increments_of_the_exact_denoiser_are_differences_of_its_error(gaussian: Measurement) -> None:
+def test_increments_of_the_exact_denoiser_are_differences_of_its_error(
+    gaussian: Measurement,
+) -> None:
     total = _mmse(TIMES).sum(1)
     wanted = np.abs(np.subtract.outer(total, total))
     np.testing.assert_allclose(gaussian.increments, wanted, atol=0.01 * total.max(), rtol=0.06)
@@ -77,10 +91,18 @@ def test_increments_of_the_exact_denoiser_are_differences_of_its_error(gaussian:
 
 def test_identity_holds_for_any_data() -> None:
     """A mixture, far from Gaussian: the nonlinear part is large and the exact denoiser still a martingale."""
-    mixture = jk.GaussianMixture([0.5, 0.3, 0.2], [[-2.0, 0.0], [1.5, 1.0], [1.5, -2.0]], [0.05, 0.1, 0.02])
+    mixture = jk.GaussianMixture(
+        [0.5, 0.3, 0.2], [[-2.0, 0.0], [1.5, 1.0], [1.5, -2.0]], [0.05, 0.1, 0.02]
+    )
     data = np.asarray(mixture.sample(jax.random.key(3), 3000))
     found = measure(
-        lambda x, t: mixture.score(PROCESS, x, t), PROCESS, data, TIMES, jax.random.key(4), draws=2, **QUIET
+        lambda x, t: mixture.score(PROCESS, x, t),
+        PROCESS,
+        data,
+        TIMES,
+        jax.random.key(4),
+        draws=2,
+        **QUIET,
     )
     assert np.all(np.abs(found.violation) <= 4.0 * found.violation_noise)
     bound = found.gaussian_error.sum(1)
@@ -92,7 +114,9 @@ def test_identity_holds_for_any_data() -> None:
 
 def test_wrong_network_violates_the_identity_by_what_it_is_wrong() -> None:
     """1.1 times the score: D - x0 = (D* - x0) + c z, c = -0.1 s^2 / (a v), whose products have closed forms."""
-    found = measure(lambda x, t: 1.1 * _exact(x, t), PROCESS, DATA, TIMES, jax.random.key(1), draws=4, **QUIET)
+    found = measure(
+        lambda x, t: 1.1 * _exact(x, t), PROCESS, DATA, TIMES, jax.random.key(1), draws=4, **QUIET
+    )
     a, s = _levels(PROCESS, TIMES)
     sigma, variance = s / a, np.asarray(TARGET.eigenvalues)
     wanted = np.zeros((5, 5))
@@ -100,10 +124,16 @@ def test_wrong_network_violates_the_identity_by_what_it_is_wrong() -> None:
         for j in range(5):
             for lam in variance:
                 # errors as linear forms of (x0, z_i, z_j), whose covariance the Brownian motion gives
-                cross = a[i] * a[j] * lam + s[i] * s[j] * min(sigma[i], sigma[j]) / max(sigma[i], sigma[j])
+                cross = a[i] * a[j] * lam + s[i] * s[j] * min(sigma[i], sigma[j]) / max(
+                    sigma[i], sigma[j]
+                )
                 own = a**2 * lam + s**2
                 covariance = np.array(
-                    [[lam, a[i] * lam, a[j] * lam], [a[i] * lam, own[i], cross], [a[j] * lam, cross, own[j]]]
+                    [
+                        [lam, a[i] * lam, a[j] * lam],
+                        [a[i] * lam, own[i], cross],
+                        [a[j] * lam, cross, own[j]],
+                    ]
                 )
                 forms = np.zeros((2, 3))
                 forms[:, 0] = -1.0
@@ -133,7 +163,15 @@ def test_affine_part_of_the_error_is_that_of_the_score() -> None:
     np.testing.assert_allclose(error.slope, np.tile([0.1, 0.0, -0.3], (5, 1)), atol=1e-7)
     np.testing.assert_allclose(error.shift, np.tile(0.2 * TIMES[:, None], 3), atol=1e-7)
     estimate = jk.estimate_score_error(
-        _planted, PROCESS, DATA, TIMES, jax.random.key(3), target=TARGET, repetitions=2, batch=64, progress=False
+        _planted,
+        PROCESS,
+        DATA,
+        TIMES,
+        jax.random.key(3),
+        target=TARGET,
+        repetitions=2,
+        batch=64,
+        progress=False,
     )
     np.testing.assert_allclose(error.slope, estimate.mean.slope, atol=1e-7)
     np.testing.assert_allclose(error.shift, estimate.mean.shift, atol=1e-7)
@@ -154,10 +192,18 @@ def test_correlation_of_a_planted_residual() -> None:
         a, s = PROCESS.signal(t), PROCESS.noise(t)
         u = (x - a * law.mean) @ ROTATION / jnp.sqrt(a**2 * law.eigenvalues + s**2)
         planted = sizes[jnp.argmin(jnp.abs(times - t))] * (u**2 - 1.0) + t * u  # the fit takes t u
-        return law.predictor(PROCESS)(x, t).x0 + planted @ ROTATION.T
+        return law.denoiser(PROCESS)(x, t).x0 + planted @ ROTATION.T
 
     found = measure(
-        network, PROCESS, data, TIMES, jax.random.key(6), kind="x0", target=law, batch=count, **QUIET
+        network,
+        PROCESS,
+        data,
+        TIMES,
+        jax.random.key(6),
+        kind="x0",
+        target=law,
+        batch=count,
+        **QUIET,
     ).mode_residual_correlation
     a, s = _levels(PROCESS, TIMES)
     shared = np.outer(s, s) * np.minimum.outer(s / a, s / a) / np.maximum.outer(s / a, s / a)
@@ -167,7 +213,9 @@ def test_correlation_of_a_planted_residual() -> None:
         # E(u^2 - 1)(v^2 - 1) = 2 rho^2; the product's variance, from E u^4 v^4 and less, is 20 rho^4 + 32 rho^2 + 4
         wanted, noise = 2.0 * rho**2, np.sqrt((20.0 * rho**4 + 32.0 * rho**2 + 4.0) / count)
         amplitudes = np.outer(size[:, k], size[:, k])
-        np.testing.assert_array_less(np.abs(found[k] - amplitudes * wanted), 4.0 * np.abs(amplitudes) * noise + 1e-14)
+        np.testing.assert_array_less(
+            np.abs(found[k] - amplitudes * wanted), 4.0 * np.abs(amplitudes) * noise + 1e-14
+        )
         assert np.max(_off_diagonal(wanted / noise)) > 10.0  # so that half of it would be seen
 
 
@@ -181,7 +229,15 @@ def test_residuals_are_those_of_least_squares_at_the_points_the_network_saw() ->
 
     count, batch, draws = 500, 150, 2
     found = measure(
-        network, PROCESS, DATA[:count], TIMES, jax.random.key(0), kind="x0", batch=batch, draws=draws, **QUIET
+        network,
+        PROCESS,
+        DATA[:count],
+        TIMES,
+        jax.random.key(0),
+        kind="x0",
+        batch=batch,
+        draws=draws,
+        **QUIET,
     )
     basis = np.asarray(found.target.basis)
     left = np.empty((5, count * draws, 3))
@@ -195,7 +251,9 @@ def test_residuals_are_those_of_least_squares_at_the_points_the_network_saw() ->
     wanted = np.einsum("imk,jmk->kij", left, left) / (count * draws)
     np.testing.assert_allclose(found.mode_residual_correlation, wanted, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(found.residual_correlation, wanted.sum(0), rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(found.residual, np.einsum("imk,imk->ik", left, left) / (count * draws), rtol=1e-9)
+    np.testing.assert_allclose(
+        found.residual, np.einsum("imk,imk->ik", left, left) / (count * draws), rtol=1e-9
+    )
 
 
 def test_lipschitz_constant_of_a_linear_denoiser(gaussian: Measurement) -> None:
@@ -214,9 +272,21 @@ def test_lipschitz_constant_of_a_nonlinear_denoiser() -> None:
         jax.debug.callback(lambda v: seen.append(np.asarray(v)), x)
         return jnp.tanh(x @ matrix) * t
 
-    found = measure(denoiser, PROCESS, DATA, [0.5], jax.random.key(0), kind="x0", progress=False, lipschitz_points=2)
+    found = measure(
+        denoiser,
+        PROCESS,
+        DATA,
+        [0.5],
+        jax.random.key(0),
+        kind="x0",
+        progress=False,
+        lipschitz_points=2,
+    )
     points = next(x for x in seen[::-1] if x.shape == (2, 3))
-    norms = [np.linalg.norm(0.5 * np.asarray(matrix) * (1 - np.tanh(x @ np.asarray(matrix)) ** 2), 2) for x in points]
+    norms = [
+        np.linalg.norm(0.5 * np.asarray(matrix) * (1 - np.tanh(x @ np.asarray(matrix)) ** 2), 2)
+        for x in points
+    ]
     np.testing.assert_allclose(found.lipschitz[0], norms, rtol=1e-3)
     assert norms[0] != pytest.approx(norms[1], rel=0.01)
 
@@ -232,7 +302,16 @@ def test_every_sample_counts_once() -> None:
 
     target = jk.Gaussian(0.5, np.ones(4))
     found = measure(
-        nothing, PROCESS, images, [0.5, 0.1], jax.random.key(0), kind="x0", target=target, batch=4, draws=3, **QUIET
+        nothing,
+        PROCESS,
+        images,
+        [0.5, 0.1],
+        jax.random.key(0),
+        kind="x0",
+        target=target,
+        batch=4,
+        draws=3,
+        **QUIET,
     )
     assert set(shapes) == {(12, 2, 2, 1)}
     second = np.mean(images.reshape(10, 4) ** 2, 0)
@@ -245,21 +324,25 @@ def test_every_sample_counts_once() -> None:
     np.testing.assert_allclose(found.increments, 0.0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["x0", "velocity", "v"])
+@pytest.mark.parametrize("kind", ["x0", "flow", "v"])
 def test_pure_noise_has_a_denoiser_too(kind: str) -> None:
     """Flow matching at t = 1, a = 0: the exact denoiser is the mean, and the identity holds up to that time."""
     process = jk.FlowMatching()
-    exact = TARGET.predictor(process)
+    exact = TARGET.denoiser(process)
 
     def network(x: Array, t: Array) -> Array:
         x0, eps = exact(x, t)
-        return {"x0": x0, "velocity": eps - x0, "v": (1.0 - t) * eps - t * x0}[kind]
+        return {"x0": x0, "flow": eps - x0, "v": (1.0 - t) * eps - t * x0}[kind]
 
-    found = measure(network, process, DATA, [1.0, 0.6, 0.2], jax.random.key(0), kind=kind, draws=2, **QUIET)
+    found = measure(
+        network, process, DATA, [1.0, 0.6, 0.2], jax.random.key(0), kind=kind, draws=2, **QUIET
+    )
     assert found.sigma[0] == np.inf
     assert found.error[0] == pytest.approx(float(np.sum(TARGET.eigenvalues)), rel=1e-9)
     assert np.all(np.abs(found.violation) <= 4.0 * found.violation_noise + 1e-9)
-    assert found.score_error().mean_at(TARGET.in_eigenbasis(), process, jnp.asarray([0.6])) is not None
+    assert (
+        found.score_error().mean_at(TARGET.in_eigenbasis(), process, jnp.asarray([0.6])) is not None
+    )
 
 
 class Flaky:
@@ -276,7 +359,9 @@ class Flaky:
             return np.asarray(value)
 
         score = _exact(x, t) + jnp.sin(x)
-        return jax.pure_callback(host, jax.ShapeDtypeStruct(score.shape, score.dtype), score, vmap_method="sequential")
+        return jax.pure_callback(
+            host, jax.ShapeDtypeStruct(score.shape, score.dtype), score, vmap_method="sequential"
+        )
 
 
 def _same(one: Measurement, two: Measurement) -> None:
@@ -331,7 +416,9 @@ def test_measurement_of_an_earlier_version_is_read(tmp_path: Path, gaussian: Mea
             ask()
 
 
-def test_interrupted_power_iterations_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_power_iterations_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, seen = tmp_path / "state.npz", []
     arguments = (_exact, PROCESS, DATA[:50], TIMES, jax.random.key(0))
     whole = measure(*arguments, progress=False)
@@ -372,10 +459,25 @@ class Scaled(eqx.Module):
         ({"draws": 2, "lipschitz_points": 1}, "draws, lipschitz_points"),
     ],
 )
-def test_state_of_another_measurement_is_refused(tmp_path: Path, changed: dict[str, Any], named: str) -> None:
+def test_state_of_another_measurement_is_refused(
+    tmp_path: Path, changed: dict[str, Any], named: str
+) -> None:
     def run(**changes: Any) -> Measurement:
-        setting = {"score_fn": Scaled(jnp.asarray(1.0)), "process": PROCESS, "data": DATA[:60], "times": TIMES}
-        return measure(**{**setting, "key": jax.random.key(0), **QUIET, "resume": tmp_path / "state.npz", **changes})
+        setting = {
+            "score_fn": Scaled(jnp.asarray(1.0)),
+            "process": PROCESS,
+            "data": DATA[:60],
+            "times": TIMES,
+        }
+        return measure(
+            **{
+                **setting,
+                "key": jax.random.key(0),
+                **QUIET,
+                "resume": tmp_path / "state.npz",
+                **changes,
+            }
+        )
 
     run()
     with pytest.raises(ValueError, match=f"begun with another {named};"):
@@ -398,7 +500,15 @@ def test_files(tmp_path: Path, gaussian: Measurement) -> None:
     with pytest.raises(ValueError, match="another kind of file"):
         Measurement.load(path)
     with pytest.raises(ValueError, match="cannot write"):
-        measure(_exact, PROCESS, DATA[:8], TIMES, jax.random.key(0), resume=tmp_path / "no" / "a.npz", **QUIET)
+        measure(
+            _exact,
+            PROCESS,
+            DATA[:8],
+            TIMES,
+            jax.random.key(0),
+            resume=tmp_path / "no" / "a.npz",
+            **QUIET,
+        )
 
 
 def test_from_data_alone(gaussian: Measurement, tmp_path: Path) -> None:
@@ -406,7 +516,12 @@ def test_from_data_alone(gaussian: Measurement, tmp_path: Path) -> None:
     np.testing.assert_allclose(found.gaussian_error, _mmse(TIMES), rtol=1e-9)
     np.testing.assert_array_equal(found.target.eigenvalues, gaussian.target.eigenvalues)
     assert "kurtosis" in repr(found)
-    for ask in (lambda: found.error, lambda: found.violation, lambda: found.increments, found.score_error):
+    for ask in (
+        lambda: found.error,
+        lambda: found.violation,
+        lambda: found.increments,
+        found.score_error,
+    ):
         with pytest.raises(ValueError, match="was not measured here"):
             ask()
     found.save(tmp_path / "data.npz")
@@ -416,13 +531,17 @@ def test_from_data_alone(gaussian: Measurement, tmp_path: Path) -> None:
 def test_fewer_samples_than_dimensions() -> None:
     data = np.random.default_rng(0).standard_normal((5, 12))
     found = Measurement.from_data(PROCESS, data, TIMES).target
-    np.testing.assert_allclose(found.eigenvalues, jk.Gaussian.fit(data, 0.0).eigenvalues, atol=1e-14)
+    np.testing.assert_allclose(
+        found.eigenvalues, jk.Gaussian.fit(data, 0.0).eigenvalues, atol=1e-14
+    )
 
 
 PROCESSES = {"vp": jk.VP(), "edm": jk.EDM(), "flow": jk.FlowMatching(), "cosine": jk.CosineVP()}
 
 
-def _values(process: jk.AbstractProcess, t: float, x0: np.ndarray, eps: np.ndarray) -> dict[str, np.ndarray]:
+def _values(
+    process: jk.AbstractProcess, t: float, x0: np.ndarray, eps: np.ndarray
+) -> dict[str, np.ndarray]:
     """Every kind of prediction by its definition; rates by central differences."""
     a, s = (float(v) for v in _levels(process, np.asarray(t)))
     ends = [np.array(_levels(process, np.asarray(t + h))) for h in (-1e-5, 1e-5)]
@@ -432,7 +551,7 @@ def _values(process: jk.AbstractProcess, t: float, x0: np.ndarray, eps: np.ndarr
         "epsilon": eps,
         "x0": x0,
         "v": a * eps - s * x0,
-        "velocity": a_rate * x0 + s_rate * eps,
+        "flow": a_rate * x0 + s_rate * eps,
     }
 
 
@@ -452,7 +571,9 @@ def test_losses_of_every_kind_are_denoising_errors(name: str, kind: str) -> None
         errors.append(np.mean(np.sum((denoised - x0) ** 2, 1)))
     found = Measurement.from_losses(process, times, losses, kind=kind, averaged_over=6)
     np.testing.assert_allclose(found.error, errors, rtol=1e-7)
-    total = Measurement.from_losses(process, times, np.multiply(losses, 6), kind=kind, averaged_over=1, target=TARGET)
+    total = Measurement.from_losses(
+        process, times, np.multiply(losses, 6), kind=kind, averaged_over=1, target=TARGET
+    )
     np.testing.assert_allclose(total.error, errors, rtol=1e-7)
     assert "best affine" in repr(total)
 
@@ -468,7 +589,7 @@ def test_predictions_convert_and_come_back(name: str, there: str, back: str) -> 
     a, s = (float(v) for v in _levels(process, np.asarray(t)))
     for kind in (there, back):
         value = jnp.asarray(_values(process, t, x0, eps)[kind])
-        read = jk.predictor(lambda x, t, value=value: value, process, kind)(
+        read = jk.Denoiser(lambda x, t, value=value: value, process, kind)(
             jnp.asarray(a * x0 + s * eps), jnp.asarray(t)
         )
         np.testing.assert_allclose(read.x0, x0, rtol=1e-6, atol=1e-8)
@@ -478,11 +599,19 @@ def test_predictions_convert_and_come_back(name: str, there: str, back: str) -> 
 
 @pytest.mark.parametrize(
     ("kind", "process", "t", "part"),
-    [("x0", jk.EDM(), 0.0, "x0"), ("epsilon", jk.FlowMatching(), 1.0, "eps"), ("score", jk.FlowMatching(), 1.0, "eps")],
+    [
+        ("x0", jk.EDM(), 0.0, "x0"),
+        ("epsilon", jk.FlowMatching(), 1.0, "eps"),
+        ("score", jk.FlowMatching(), 1.0, "eps"),
+    ],
 )
-def test_what_is_predicted_is_known_at_either_end(kind: str, process: Any, t: float, part: str) -> None:
+def test_what_is_predicted_is_known_at_either_end(
+    kind: str, process: Any, t: float, part: str
+) -> None:
     """x0 where no noise, and the noise where no signal is left; the other part is not known there."""
-    read = jk.predictor(lambda x, t: 2.0 * jnp.ones_like(x), process, kind)(jnp.ones(3), jnp.asarray(t))
+    read = jk.Denoiser(lambda x, t: 2.0 * jnp.ones_like(x), process, kind)(
+        jnp.ones(3), jnp.asarray(t)
+    )
     np.testing.assert_array_equal(getattr(read, part), -2.0 if kind == "score" else 2.0)
     assert not np.any(np.isfinite(read.eps if part == "x0" else read.x0))
 
@@ -492,7 +621,13 @@ def test_single_precision(gaussian: Measurement) -> None:
     # of this precision: JAX remembers that of arrays it has met
     target, process = jk.Gaussian.fit(DATA, shrinkage=0.0), jk.VP()
     found = measure(
-        lambda x, t: target.score(process, x, t), process, DATA, TIMES, jax.random.key(0), draws=4, progress=False
+        lambda x, t: target.score(process, x, t),
+        process,
+        DATA,
+        TIMES,
+        jax.random.key(0),
+        draws=4,
+        progress=False,
     )
     np.testing.assert_allclose(found.gain, gaussian.gain, atol=2e-5)
     np.testing.assert_allclose(found.mode_error, gaussian.gaussian_error, rtol=0.06)
@@ -503,7 +638,16 @@ def test_single_precision(gaussian: Measurement) -> None:
 
 def test_readable(gaussian: Measurement) -> None:
     lines = repr(gaussian).splitlines()
-    assert lines[0].split() == ["t", "sigma", "error", "best", "affine", "nonlinear", "Lipschitz", "largest"]
+    assert lines[0].split() == [
+        "t",
+        "sigma",
+        "error",
+        "best",
+        "affine",
+        "nonlinear",
+        "Lipschitz",
+        "largest",
+    ]
     assert len(lines) == 1 + 5 + 2
     assert "in 3 dimensions, kurtosis 2.9" in lines[-2]
     assert "standard errors" in lines[-1]
@@ -531,12 +675,20 @@ def _not_a_number(x: Array, t: Array) -> Array:
         ({"data": np.array([[0.0, 1.0], [np.nan, 0.0]])}, r"data\[0:2\]\[1, 0\] = nan"),
         ({"target": jk.Gaussian(0.0, np.ones(4))}, "target has 4 modes"),
         ({"kind": "noise"}, "kind='noise' is not known"),
-        ({"process": jk.FlowMatching(), "times": [1.0, 0.5]}, "leaves the denoised point open at t = 1:"),
+        (
+            {"process": jk.FlowMatching(), "times": [1.0, 0.5]},
+            "leaves the denoised point open at t = 1:",
+        ),
         ({"process": jk.FlowMatching(), "times": [1.0 - 1e-15]}, "too little for float64"),
     ],
 )
 def test_refusals(arguments: dict[str, Any], message: str) -> None:
-    setting: dict[str, Any] = {"score_fn": lambda x, t: -x, "process": PROCESS, "data": DATA, "times": TIMES}
+    setting: dict[str, Any] = {
+        "score_fn": lambda x, t: -x,
+        "process": PROCESS,
+        "data": DATA,
+        "times": TIMES,
+    }
     with pytest.raises(ValueError, match=message):
         measure(**{**setting, "key": jax.random.key(0), "batch": 16, **QUIET, **arguments})
 
@@ -552,22 +704,33 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
     ],
 )
 def test_refusals_of_losses(arguments: dict[str, Any], message: str) -> None:
-    setting: dict[str, Any] = {"times": [1.0, 0.5], "losses": [1.0, 1.0], "kind": "x0", "averaged_over": 1}
+    setting: dict[str, Any] = {
+        "times": [1.0, 0.5],
+        "losses": [1.0, 1.0],
+        "kind": "x0",
+        "averaged_over": 1,
+    }
     with pytest.raises(ValueError, match=message):
         Measurement.from_losses(jk.FlowMatching(), **{**setting, **arguments})
 
 
 def test_losses_say_nothing_without_signal() -> None:
     with pytest.raises(ValueError, match="signal is 0 at t = 1"):
-        Measurement.from_losses(jk.FlowMatching(), [1.0, 0.5], [1.0, 1.0], kind="epsilon", averaged_over=1)
-    found = Measurement.from_losses(jk.FlowMatching(), [1.0, 0.5], [1.0, 1.0], kind="v", averaged_over=1)
+        Measurement.from_losses(
+            jk.FlowMatching(), [1.0, 0.5], [1.0, 1.0], kind="epsilon", averaged_over=1
+        )
+    found = Measurement.from_losses(
+        jk.FlowMatching(), [1.0, 0.5], [1.0, 1.0], kind="v", averaged_over=1
+    )
     with pytest.raises(ValueError, match="law of the data is not known"):
         _ = found.gaussian_error
 
 
 def test_compressed_targets_are_not_kept(tmp_path: Path) -> None:
     target = jk.Gaussian(0.0, np.geomspace(1e-3, 1.0, 40)).compress(4)
-    found = Measurement.from_losses(PROCESS, TIMES, TIMES, kind="x0", averaged_over=1, target=target)
+    found = Measurement.from_losses(
+        PROCESS, TIMES, TIMES, kind="x0", averaged_over=1, target=target
+    )
     with pytest.raises(ValueError, match="target is compressed"):
         found.save(tmp_path / "m.npz")
 
@@ -596,19 +759,33 @@ def _torch_pair() -> tuple[Callable[[Array, Array], Array], Callable[[Array, Arr
 def test_torch_network_is_the_jax_network() -> None:
     ours, theirs = _torch_pair()
     x, t, dx = jnp.asarray(DATA[:4]), jnp.asarray(0.3), jnp.asarray(DATA[4:8])
-    close: Callable[[Any, Any], None] = eqx.Partial(jax.tree.map, eqx.Partial(np.testing.assert_allclose, atol=2e-6))
+    close: Callable[[Any, Any], None] = eqx.Partial(
+        jax.tree.map, eqx.Partial(np.testing.assert_allclose, atol=2e-6)
+    )
     close(jax.jit(ours)(x, t), theirs(x, t))
     assert ours(x, t).dtype == x.dtype
     close(jax.jvp(ours, (x, t), (dx, t)), jax.jvp(theirs, (x, t), (dx, t)))
-    close(*(jax.jit(jax.grad(lambda x, t, f=f: jnp.sum(f(x, t) ** 2), (0, 1)))(x, t) for f in (ours, theirs)))
+    close(
+        *(
+            jax.jit(jax.grad(lambda x, t, f=f: jnp.sum(f(x, t) ** 2), (0, 1)))(x, t)
+            for f in (ours, theirs)
+        )
+    )
     close(*(jax.vmap(jax.vjp(f, x, t)[1])(jnp.stack([x, dx])) for f in (ours, theirs)))
     close(*(jax.vmap(f, (0, None))(jnp.stack([x, dx]), t) for f in (ours, theirs)))
     with pytest.raises(NotImplementedError, match="second derivatives"):
         jax.hessian(lambda x: jnp.sum(ours(x, t)))(x)
     schedule = jk.schedules.uniform(PROCESS, 3, t_min=0.01)
-    close(*(jk.sample(f, PROCESS, "ddim", schedule, jax.random.key(0), x) for f in (ours, theirs)))
+    close(
+        *(
+            jk.sample(jk.Denoiser(f, PROCESS, "score"), "ddim", schedule, x, key=jax.random.key(0))
+            for f in (ours, theirs)
+        )
+    )
     settings: dict[str, Any] = {"kind": "x0", "progress": False, "lipschitz_points": 2}
-    one, two = (measure(f, PROCESS, DATA[:40], TIMES, jax.random.key(0), **settings) for f in (ours, theirs))
+    one, two = (
+        measure(f, PROCESS, DATA[:40], TIMES, jax.random.key(0), **settings) for f in (ours, theirs)
+    )
     np.testing.assert_allclose(one.error, two.error, rtol=1e-5)
     np.testing.assert_allclose(one.lipschitz, two.lipschitz, rtol=1e-3)
 
@@ -619,7 +796,9 @@ def test_torch_networks_that_are_refused() -> None:
     with pytest.raises(ValueError, match="training mode"):
         jk.from_torch(torch.nn.Linear(3, 3))
     with pytest.raises(Exception, match=r"shape \(4, 2\) for x of shape \(4, 3\)"):
-        jk.from_torch(lambda x, t: x[:, :2])(jnp.zeros((4, 3)), jnp.asarray(0.1)).block_until_ready()
+        jk.from_torch(lambda x, t: x[:, :2])(
+            jnp.zeros((4, 3)), jnp.asarray(0.1)
+        ).block_until_ready()
 
 
 def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,9 +48,13 @@ def test_w2_squared_is_the_distance_of_quantiles() -> None:
     """In one dimension W2^2 = int (F^-1 - G^-1)^2 over (0, 1), here over the normal variable z."""
 
     def integrand(z: float, e: float, v: float, c: float) -> float:
-        return (e + np.sqrt(v) * z - np.sqrt(c) * z) ** 2 * np.exp(-0.5 * z * z) / np.sqrt(2.0 * np.pi)
+        return (
+            (e + np.sqrt(v) * z - np.sqrt(c) * z) ** 2 * np.exp(-0.5 * z * z) / np.sqrt(2.0 * np.pi)
+        )
 
-    exact = [quad(integrand, -12, 12, args)[0] for args in zip(ERRORS, VARIANCES, TARGETS, strict=True)]
+    exact = [
+        quad(integrand, -12, 12, args)[0] for args in zip(ERRORS, VARIANCES, TARGETS, strict=True)
+    ]
     np.testing.assert_allclose(_mode("w2_squared", ERRORS, VARIANCES, TARGETS), exact, rtol=1e-9)
 
 
@@ -69,7 +73,9 @@ def test_kl_is_the_integral_of_the_log_ratio(name: str, data_first: bool) -> Non
             return np.exp(log_normal(x, *first)) * (log_normal(x, *first) - log_normal(x, *second))
 
         reach = 13.0 * np.sqrt(first[1])
-        exact.append(quad(integrand, first[0] - reach, first[0] + reach, epsabs=1e-12, limit=200)[0])
+        exact.append(
+            quad(integrand, first[0] - reach, first[0] + reach, epsabs=1e-12, limit=200)[0]
+        )
     np.testing.assert_allclose(_mode(name, ERRORS, VARIANCES, TARGETS), exact, rtol=1e-8)
 
 
@@ -109,7 +115,9 @@ def test_the_textbook_formulas_would_fail_that_test() -> None:
         (0.0, -1.0, 0.0, 1.0, np.inf, np.inf),
     ],
 )
-def test_degenerate_laws(e: float, v: float, c: float, w2_squared: float, kl: float, reverse_kl: float) -> None:
+def test_degenerate_laws(
+    e: float, v: float, c: float, w2_squared: float, kl: float, reverse_kl: float
+) -> None:
     expected = {"w2_squared": w2_squared, "kl": kl, "reverse_kl": reverse_kl}
     for name, value in expected.items():
         assert float(_mode(name, e, v, c)) == pytest.approx(value, rel=1e-14, abs=0.0), name
@@ -135,7 +143,9 @@ def test_derivatives() -> None:
 
 def test_derivatives_are_never_nan() -> None:
     """Points without variance on one side or both. (An infinite KL may have any slope but no NaN.)"""
-    points = jnp.array([(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 2.0), (0.0, 2.0, 0.0), (0.0, -1.0, 2.0)])
+    points = jnp.array(
+        [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 2.0), (0.0, 2.0, 0.0), (0.0, -1.0, 2.0)]
+    )
 
     def every(law: jax.Array) -> jax.Array:
         return jnp.stack([metric(*law) for metric in metrics.METRICS.values()])
@@ -185,7 +195,9 @@ def test_weights_and_names() -> None:
         return e + v + c
 
     assert metrics.resolve(own) is own
-    with pytest.raises(ValueError, match=r"metric='w2squared' is not known. Did you mean 'w2_squared'\?"):
+    with pytest.raises(
+        ValueError, match=r"metric='w2squared' is not known. Did you mean 'w2_squared'\?"
+    ):
         metrics.resolve("w2squared")
 
 
@@ -300,7 +312,10 @@ def _check_two_orders(fn: Callable[..., jax.Array], arguments: tuple[jax.Array, 
     check_grads(gradient, arguments, order=1, **tolerances)
 
 
-SIMPLE = [(_covariance(6), _covariance(7)), (_covariance(6), _covariance(6))]  # the second pair is equal
+SIMPLE = [
+    (_covariance(6), _covariance(7)),
+    (_covariance(6), _covariance(6)),
+]  # the second pair is equal
 DEGENERATE = [
     (2.0 * np.eye(3), 0.5 * np.eye(3)),
     (np.eye(3), np.eye(3)),

@@ -11,9 +11,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.test_util import check_grads
 
 import jaxkernels as jk
-from jaxkernels import _numerics as numerics, metrics
-from jaxkernels.estimate import _fit
-from jaxkernels.measure import _measure
+from jaxkernels import _linalg as linalg, _numerics as numerics, _precision as precision, metrics
+from jaxkernels.measurement import _measure
+from jaxkernels.measurement._score_error import _fit
 from jaxkernels.recurrence import to_the_end
 
 
@@ -67,7 +67,9 @@ def test_derivatives_inside() -> None:
 
 def test_log_ratio_excess_keeps_its_digits() -> None:
     """x - log(1 + x) against 60-digit arithmetic, from 1e-12 through the switch at 1e-2 up to 10."""
-    x = np.concatenate([np.geomspace(1e-12, 10.0, 60), -np.geomspace(1e-12, 0.999, 60), [0.00999, 0.01001]])
+    x = np.concatenate(
+        [np.geomspace(1e-12, 10.0, 60), -np.geomspace(1e-12, 0.999, 60), [0.00999, 0.01001]]
+    )
     with decimal.localcontext(prec=60):
         exact = [float(decimal.Decimal(v) - (1 + decimal.Decimal(v)).ln()) for v in x.tolist()]
     np.testing.assert_allclose(numerics.log_ratio_excess(jnp.asarray(x)), exact, rtol=2e-13)
@@ -79,7 +81,10 @@ def test_log_ratio_excess_in_float32() -> None:
     value = numerics.log_ratio_excess(x)
     assert value.dtype == jnp.float32
     with decimal.localcontext(prec=60):
-        exact = [float(decimal.Decimal(v) - (1 + decimal.Decimal(v)).ln()) for v in np.asarray(x).tolist()]
+        exact = [
+            float(decimal.Decimal(v) - (1 + decimal.Decimal(v)).ln())
+            for v in np.asarray(x).tolist()
+        ]
     np.testing.assert_allclose(value, exact, rtol=3e-5)
 
 
@@ -90,15 +95,19 @@ def test_small_matrix_products(size: int, batch: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     a, b, x = (rng.normal(size=(*shape, *batch)) for shape in ((3, size), (size, 2), (size,)))
     leading = np.moveaxis(a, (0, 1), (-2, -1)) @ np.moveaxis(b, (0, 1), (-2, -1))
-    ours = numerics.product(jnp.asarray(a), jnp.asarray(b))
-    np.testing.assert_allclose(np.moveaxis(np.asarray(ours), (0, 1), (-2, -1)), leading, rtol=1e-13, atol=1e-14)
+    ours = linalg.product(jnp.asarray(a), jnp.asarray(b))
+    np.testing.assert_allclose(
+        np.moveaxis(np.asarray(ours), (0, 1), (-2, -1)), leading, rtol=1e-13, atol=1e-14
+    )
     vector = np.moveaxis(a, (0, 1), (-2, -1)) @ np.moveaxis(x, 0, -1)[..., None]
-    ours = np.moveaxis(np.asarray(numerics.apply(jnp.asarray(a), jnp.asarray(x))), 0, -1)
+    ours = np.moveaxis(np.asarray(linalg.apply(jnp.asarray(a), jnp.asarray(x))), 0, -1)
     np.testing.assert_allclose(ours, vector[..., 0], rtol=1e-13, atol=1e-14)
-    assert numerics.transpose(jnp.asarray(a)).shape == (size, 3, *batch)
+    assert linalg.transpose(jnp.asarray(a)).shape == (size, 3, *batch)
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(1, float), (np.arange(3), float), (np.float32(1.5), np.float32)])
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(1, float), (np.arange(3), float), (np.float32(1.5), np.float32)]
+)
 def test_as_inexact(value: object, dtype: type) -> None:
     assert numerics.as_inexact(value).dtype == np.dtype(dtype)  # pyright: ignore[reportArgumentType]
 
@@ -108,7 +117,7 @@ def test_in_float64_computes_in_float64_and_returns_the_callers_precision() -> N
     """1 + 1e-12 - 1 is lost in float32; the flag is as it was afterwards, also if the function fails."""
     seen = []
 
-    @numerics.in_float64
+    @precision.in_float64
     def difference(x: jax.Array, small: np.ndarray) -> jax.Array:
         seen.append(jnp.asarray(x).dtype)
         return jnp.asarray((x + small) - x)
@@ -119,7 +128,7 @@ def test_in_float64_computes_in_float64_and_returns_the_callers_precision() -> N
     assert float(result) == pytest.approx(1e-12, rel=1e-3, abs=0.0)
     assert jnp.asarray(1.0).dtype == jnp.float32
 
-    @numerics.in_float64
+    @precision.in_float64
     def fails(x: jax.Array) -> jax.Array:
         raise RuntimeError("as it should")
 
@@ -132,7 +141,7 @@ def test_in_float64_computes_in_float64_and_returns_the_callers_precision() -> N
 def test_in_float64_leaves_transformations_alone() -> None:
     dtypes = []
 
-    @numerics.in_float64
+    @precision.in_float64
     def record(x: jax.Array) -> jax.Array:
         dtypes.append(x.dtype)
         return x * x
@@ -146,7 +155,9 @@ def _products(jaxpr: Jaxpr) -> Iterator[object]:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             yield equation.params["precision"]
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: isinstance(v, ClosedJaxpr)):
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda v: isinstance(v, ClosedJaxpr)
+        ):
             if isinstance(inner, ClosedJaxpr | Jaxpr):
                 yield from _products(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
 
@@ -167,22 +178,26 @@ def _score(x: jax.Array, t: jax.Array) -> jax.Array:
 def _measured(x: jax.Array) -> object:
     tables = _measure._tables(np.array([0.5]), np.array([0.8]), np.array([0.6]), LAW)
     level, weight = tuple(v[0] for v in tables.steps), jnp.ones(3)
-    _, sums, values = _measure._at(_score, "score", PROCESS, tables, level, x, x, (x, x), weight, jax.random.key(0))
+    _, sums, values = _measure._at(
+        _score, "score", PROCESS, tables, level, x, x, (x, x), weight, jax.random.key(0)
+    )
     return sums, _measure._products(*(v[None] for v in values), weight)
 
 
 @pytest.mark.parametrize(
     "fn",
     [
-        lambda x: LAW.predictor(PROCESS)(x, T),
+        lambda x: LAW.denoiser(PROCESS)(x, T),
         lambda x: LAW.score(PROCESS, x, T),
         lambda x: LAW.mode_mean + LAW.sample(jax.random.key(0), 3),
-        *(lambda x, m=m: m.predictor(PROCESS)(x, T) for m in MIXTURES),
+        *(lambda x, m=m: m.denoiser(PROCESS)(x, T) for m in MIXTURES),
         *(lambda x, m=m: (m.score(PROCESS, x, T), m.hessian(PROCESS, x, T)) for m in MIXTURES),
         *(lambda x, m=m: m.sample(jax.random.key(0), 3) for m in MIXTURES),
         lambda x: to_the_end(x),
-        lambda x: numerics.product(jnp.tile(x, (1, 3)), jnp.ones((6, 2))),
-        lambda x: jax.grad(lambda m: metrics.bures_squared(m, jnp.asarray(M)))(jnp.asarray(M) + 0.0 * x[:2]),
+        lambda x: linalg.product(jnp.tile(x, (1, 3)), jnp.ones((6, 2))),
+        lambda x: jax.grad(lambda m: metrics.bures_squared(m, jnp.asarray(M)))(
+            jnp.asarray(M) + 0.0 * x[:2]
+        ),
         _measured,
         lambda x: _fit(_score, "score", PROCESS, LAW, x, T[None], jax.random.key(0), 3, 0.0),
     ],

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import jaxkernels as jk
-from jaxkernels.plot import plot_optimized
+from jaxkernels._figures import plot_optimized
 
 TARGET = jk.Gaussian(0.0, np.array([1.0, 0.1, 0.0]))
 
@@ -38,11 +38,16 @@ def _settings() -> tuple[object, dict[str, object]]:
     return matplotlib.get_backend(auto_select=False), chosen
 
 
-def _result(process: jk.AbstractProcess, times: np.ndarray, alpha: np.ndarray | float = 0.0) -> _Result:
+def _result(
+    process: jk.AbstractProcess, times: np.ndarray, alpha: np.ndarray | float = 0.0
+) -> _Result:
     """What an optimisation gives, without running one."""
     schedule = jk.Schedule(times, alpha)
     steps, end = schedule.num_steps, float(times[-1])
-    grids = {name: jk.schedules.GRIDS[name](process, steps, end) for name in ("uniform", "karras", "quadratic")}
+    grids = {
+        name: jk.schedules.BASELINES[name](process, steps, end)
+        for name in ("uniform", "karras", "quadratic")
+    }
     return _Result(
         schedule=schedule,
         evaluation=jk.evaluate_schedule(TARGET, process, "ddim", schedule),
@@ -80,13 +85,17 @@ def _comparison(names: tuple[str, ...]) -> jk.Comparison:
 def measurement() -> jk.Measurement:
     """Of the exact denoiser of a Gaussian."""
     process, law = jk.FlowMatching(), jk.Gaussian(0.0, TARGET.eigenvalues)
-    samples = np.random.default_rng(0).standard_normal((64, 3)) * np.sqrt(np.asarray(law.eigenvalues))
+    samples = np.random.default_rng(0).standard_normal((64, 3)) * np.sqrt(
+        np.asarray(law.eigenvalues)
+    )
 
     def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
-        return law.predictor(process)(x, t).x0
+        return law.denoiser(process)(x, t).x0
 
     times = np.array([1.0, 0.7, 0.3, 0.1])
-    return jk.measure(denoise, process, samples, times, jax.random.key(0), kind="x0", target=law, progress=False)
+    return jk.measure(
+        denoise, process, samples, times, jax.random.key(0), kind="x0", target=law, progress=False
+    )
 
 
 def test_panels_and_their_labels(result: _Result):
@@ -115,10 +124,14 @@ def test_ends_at_zero_and_infinity_stay_in_the_picture(result: _Result):
 
 def test_what_was_chosen_on_a_network_says_its_error(result: _Result):
     comparison = _comparison(("recorded, mean", "karras"))
-    values = comparison.statistic("log_mean")
-    drawn = result._replace(comparison=comparison, criterion="log_mean", chosen="recorded, mean")
+    values = comparison.statistic("geometric_mean")
+    drawn = result._replace(
+        comparison=comparison, criterion="geometric_mean", chosen="recorded, mean"
+    )
     assert "W2 to the data law" in plot_optimized(result).get_suptitle()
-    expected = f"log mean error {values['recorded, mean']:.3g} optimised, {values['karras']:.3g} karras"
+    expected = (
+        f"log mean error {values['recorded, mean']:.3g} optimised, {values['karras']:.3g} karras"
+    )
     assert expected in plot_optimized(drawn).get_suptitle()
 
 
@@ -129,7 +142,9 @@ def test_deterministic_schedules_have_three_panels():
     assert figure.axes[0].get_title() == "Noise levels of the grids"
 
 
-@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+@pytest.mark.parametrize(
+    ("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")]
+)
 def test_file(result: _Result, tmp_path: Path, suffix: str, start: bytes):
     path = tmp_path / f"a{suffix}"
     plot_optimized(result, path)
@@ -164,26 +179,35 @@ def test_a_failed_write_leaves_the_old_file(result: _Result, tmp_path: Path):
 
 def test_comparison_has_a_panel_per_statistic():
     figure = _comparison(("ours", "karras", "uniform")).plot()
-    assert [axes.get_title().split(":")[0] for axes in figure.axes] == ["rms", "median", "log mean", "sliced W2"]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["ours", "karras", "uniform"]
+    assert [axes.get_title().split(":")[0] for axes in figure.axes] == [
+        "rms",
+        "median",
+        "log mean",
+        "sliced W2",
+    ]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "ours",
+        "karras",
+        "uniform",
+    ]
     dots = [np.asarray(line.get_xdata(), float) for line in figure.axes[2].get_lines()[1:]]
     np.testing.assert_allclose(dots, [[1.0], [2.0], [3.0]])
 
 
 def test_of_many_schedules_the_named_grids_and_the_best_are_shown():
     others = tuple(f"candidate {i}" for i in range(30))
-    figure = _comparison((*others, *jk.schedules.GRIDS)).plot()
+    figure = _comparison((*others, *jk.schedules.BASELINES)).plot()
     shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert shown == [*others[: 14 - len(jk.schedules.GRIDS)], *jk.schedules.GRIDS]
+    assert shown == [*others[: 14 - len(jk.schedules.BASELINES)], *jk.schedules.BASELINES]
     assert "14 of 36 schedules" in figure.get_suptitle()
 
 
-def _report() -> jk.Report:
+def _report() -> jk.SamplerReport:
     """The second schedule has twice the errors of the first; errors fall with the steps."""
     whole = _comparison(("ours", "karras"))
     settings = [(sampler, k) for sampler in ("heun", "ddim") for k in (20, 5)]
     sized = {(s, k): eqx.tree_at(lambda c: c.errors, whole, whole.errors / k) for s, k in settings}
-    return jk.Report(sized)
+    return jk.SamplerReport(sized)
 
 
 def test_a_report_has_a_panel_per_sampler_and_a_line_per_schedule():
@@ -194,11 +218,13 @@ def test_a_report_has_a_panel_per_sampler_and_a_line_per_schedule():
     for axes in figure.axes:
         for line, name in zip(axes.get_lines(), ("ours", "karras")):
             np.testing.assert_array_equal(line.get_xdata(), [5, 20])
-            errors = [report.statistic("log_mean")[axes.get_title(), k][name] for k in (5, 20)]
+            errors = [
+                report.statistic("geometric_mean")[axes.get_title(), k][name] for k in (5, 20)
+            ]
             np.testing.assert_allclose(np.asarray(line.get_ydata(), float), errors)
         assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "20"]
     assert report.plot(kind="rms").axes[0].get_ylabel().startswith("rms")
-    with pytest.raises(ValueError, match="Did you mean 'log_mean'"):
+    with pytest.raises(ValueError, match="Did you mean 'geometric_mean'"):
         report.plot(kind="logmean")
 
 
@@ -224,7 +250,11 @@ def test_the_exact_denoiser_keeps_the_identity(measurement: jk.Measurement):
 @pytest.mark.parametrize("kind", ["comparison", "report", "measurement"])
 def test_other_pictures_are_files_too(kind: str, measurement: jk.Measurement, tmp_path: Path):
     before = _settings()
-    drawn = {"measurement": measurement, "comparison": _comparison(("ours", "karras")), "report": _report()}[kind]
+    drawn = {
+        "measurement": measurement,
+        "comparison": _comparison(("ours", "karras")),
+        "report": _report(),
+    }[kind]
     drawn.plot(tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert _settings() == before

@@ -11,7 +11,7 @@ import pytest
 from scipy.integrate import quad, solve_ivp
 
 import jaxkernels as jk
-from jaxkernels.process import PROCESSES
+from jaxkernels.processes import PROCESSES
 
 Curve = Callable[[Any], np.ndarray]
 
@@ -60,7 +60,9 @@ def _inside(t_max: float) -> np.ndarray:
 
 
 CASES = {
-    "vp": Case(jk.VP(), *_preserving(lambda t: np.exp(-0.05 * t - 19.9 * t**2 / 4.0)), _inside(1.0)),
+    "vp": Case(
+        jk.VP(), *_preserving(lambda t: np.exp(-0.05 * t - 19.9 * t**2 / 4.0)), _inside(1.0)
+    ),
     "vp_constant_rate": Case(jk.VP(2.0, 2.0), *_preserving(lambda t: np.exp(-t)), _inside(1.0)),
     "ou": Case(jk.OU(rate=1.3, t_max=6.0), *_preserving(lambda t: np.exp(-0.65 * t)), _inside(6.0)),
     "ve": Case(jk.VE(rate=3.0, t_max=40.0), *_exploding(lambda t: np.sqrt(3.0 * t)), _inside(40.0)),
@@ -104,7 +106,9 @@ def test_coefficients_are_derivatives(case: Case) -> None:
     rate = jax.vmap(jax.grad(lambda t: jnp.log(p.signal(t))))(t)
     growth = jax.vmap(jax.grad(lambda t: p.noise(t) ** 2))(t)
     np.testing.assert_allclose(p.drift(t), rate, rtol=1e-11, atol=1e-14)
-    np.testing.assert_allclose(p.diffusion_squared(t), growth - 2.0 * rate * p.noise(t) ** 2, rtol=1e-10)
+    np.testing.assert_allclose(
+        p.diffusion_squared(t), growth - 2.0 * rate * p.noise(t) ** 2, rtol=1e-10
+    )
     np.testing.assert_allclose(p.signal_rate(t), rate * p.signal(t), rtol=1e-11, atol=1e-14)
     np.testing.assert_allclose(p.noise_rate(t), growth / (2.0 * p.noise(t)), rtol=1e-11)
 
@@ -239,7 +243,9 @@ def test_float32_stays_float32_and_close(case: Case) -> None:
 @EVERY
 def test_whole_numbers_are_times(case: Case) -> None:
     t = 1 if float(np.asarray(case.process.t_max)) > 1 else 0
-    assert float(case.process.signal(t)) == pytest.approx(float(case.signal(np.asarray(float(t)))), rel=1e-13)
+    assert float(case.process.signal(t)) == pytest.approx(
+        float(case.signal(np.asarray(float(t)))), rel=1e-13
+    )
 
 
 def test_conventions_of_the_sources() -> None:
@@ -252,7 +258,9 @@ def test_conventions_of_the_sources() -> None:
     np.testing.assert_allclose(jk.OU().diffusion_squared(t), np.ones(3), rtol=1e-14)
     np.testing.assert_allclose(jk.VE(rate=2.0).noise(t) ** 2, 2.0 * t, rtol=1e-14)
     np.testing.assert_allclose(jk.EDM().noise(t), t, rtol=0)
-    np.testing.assert_allclose(jk.VP().diffusion_squared(np.array([0.0, 1.0])), [0.1, 20.0], rtol=1e-14)
+    np.testing.assert_allclose(
+        jk.VP().diffusion_squared(np.array([0.0, 1.0])), [0.1, 20.0], rtol=1e-14
+    )
     # VP with a constant rate is an Ornstein-Uhlenbeck process
     np.testing.assert_allclose(jk.VP(1.0, 1.0).signal(t), jk.OU(rate=1.0).signal(t), rtol=1e-14)
 
@@ -263,13 +271,19 @@ def test_discrete_vp_reproduces_its_table() -> None:
     np.testing.assert_allclose(process.signal(n) ** 2, TABLE, rtol=1e-13)
     np.testing.assert_allclose(process.time_at_sigma(SIGMAS), n, rtol=1e-12)
     # half way between entries the level is the geometric mean, below the first entry a straight line
-    np.testing.assert_allclose(process.sigma(n[:-1] + 0.5), np.sqrt(SIGMAS[:-1] * SIGMAS[1:]), rtol=1e-13)
-    np.testing.assert_allclose(process.sigma(np.array([0.25, 0.75])), [0.25 * SIGMAS[0], 0.75 * SIGMAS[0]], rtol=1e-13)
+    np.testing.assert_allclose(
+        process.sigma(n[:-1] + 0.5), np.sqrt(SIGMAS[:-1] * SIGMAS[1:]), rtol=1e-13
+    )
+    np.testing.assert_allclose(
+        process.sigma(np.array([0.25, 0.75])), [0.25 * SIGMAS[0], 0.75 * SIGMAS[0]], rtol=1e-13
+    )
 
 
 def test_scaled_linear_table() -> None:
     """Stable Diffusion's table, built as its reference code does, whose levels run from 0.0292 to 14.6146."""
-    betas = np.array([(0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * i / 999) ** 2 for i in range(1000)])
+    betas = np.array(
+        [(0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * i / 999) ** 2 for i in range(1000)]
+    )
     table = np.exp(np.cumsum(np.log1p(-betas)))
     process, n = jk.DiscreteVP.scaled_linear(), np.arange(1, 1001)
     np.testing.assert_allclose(process.signal(n) ** 2, table, rtol=1e-11)
@@ -279,7 +293,9 @@ def test_scaled_linear_table() -> None:
 
 def test_cosine_offset() -> None:
     t = np.linspace(0.0, 0.98, 9)
-    np.testing.assert_allclose(jk.CosineVP(offset=0.05).signal(t), _cosine_signal(t, 0.05), rtol=1e-12)
+    np.testing.assert_allclose(
+        jk.CosineVP(offset=0.05).signal(t), _cosine_signal(t, 0.05), rtol=1e-12
+    )
 
 
 def test_variance_preserving_keeps_digits_near_the_data() -> None:
@@ -322,8 +338,14 @@ def test_derivatives_in_parameters() -> None:
             r"alphas_cumprod must be a list of at least 2 .* shape \(1,\)",
         ),
         (lambda: jk.DiscreteVP(np.array([[0.5, 0.4]])), r"alphas_cumprod .* shape \(1, 2\)"),
-        (lambda: jk.DiscreteVP(np.array([0.5, 0.0])), r"alphas_cumprod must lie strictly .* 0 \.\. 0\.5"),
-        (lambda: jk.DiscreteVP(np.array([1.0, 0.5])), r"alphas_cumprod must lie strictly .* 0\.5 \.\. 1"),
+        (
+            lambda: jk.DiscreteVP(np.array([0.5, 0.0])),
+            r"alphas_cumprod must lie strictly .* 0 \.\. 0\.5",
+        ),
+        (
+            lambda: jk.DiscreteVP(np.array([1.0, 0.5])),
+            r"alphas_cumprod must lie strictly .* 0\.5 \.\. 1",
+        ),
         (
             lambda: jk.DiscreteVP(np.array([0.9, 0.5, 0.6])),
             r"alphas_cumprod must decrease; entries 1 and 2 are 0\.5, 0\.6",

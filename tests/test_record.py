@@ -11,12 +11,14 @@ import pytest
 from jaxtyping import Array
 
 import jaxkernels as jk
-from jaxkernels.record import _spline_fit
+from jaxkernels.trajectories._record import _spline_fit
 
 PROCESS, T_MIN = jk.VP(), 1e-3
 MEAN, VARIANCE = np.array([0.2, -0.4, 0.1]), np.array([2.0, 0.3, 0.01])
 GAUSSIAN = jk.Gaussian(MEAN, VARIANCE)
-MIXTURE = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.stack([0.02 * np.eye(2)] * 2))
+MIXTURE = jk.GaussianMixture(
+    [0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.stack([0.02 * np.eye(2)] * 2)
+)
 NOISES = jnp.asarray(np.random.default_rng(0).standard_normal((64, 2)))
 
 
@@ -25,8 +27,8 @@ def _mixture(x: Array, t: Array) -> Array:
 
 
 @pytest.fixture(scope="module")
-def recorded() -> jk.Record:
-    return jk.record(_mixture, PROCESS, NOISES, t_min=T_MIN, progress=False)
+def recorded() -> jk.TrajectoryRecord:
+    return jk.record(jk.Denoiser(_mixture, PROCESS, "score"), NOISES, t_min=T_MIN, progress=False)
 
 
 def _first_order(sampler: str, times: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -50,19 +52,35 @@ def _first_order(sampler: str, times: np.ndarray, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 3), ("dpmpp_2m", 12)])
 def test_the_first_order_of_a_linear_network_is_exact(sampler: str, steps: int) -> None:
     x = jnp.asarray(np.random.default_rng(1).standard_normal((16, 3)))
-    found = jk.record(lambda x, t: GAUSSIAN.score(PROCESS, x, t), PROCESS, x, t_min=T_MIN, progress=False)
+    found = jk.record(
+        jk.Denoiser(lambda x, t: GAUSSIAN.score(PROCESS, x, t), PROCESS, "score"),
+        x,
+        t_min=T_MIN,
+        progress=False,
+    )
     schedule = jk.schedules.quadratic(PROCESS, steps, T_MIN)
     exact = np.linalg.norm(_first_order(sampler, np.asarray(schedule.times), np.asarray(x)), axis=1)
-    np.testing.assert_allclose(found.errors(sampler, schedule) * float(found.scale), exact, rtol=2e-3, atol=2e-5)
+    np.testing.assert_allclose(
+        found.errors(sampler, schedule) * float(found.scale), exact, rtol=2e-3, atol=2e-5
+    )
     assert "16 trajectories" in repr(found)
 
 
 @pytest.mark.parametrize(("steps", "tolerance"), [(12, 0.4), (60, 0.1)])
-def test_what_a_sampler_does_is_predicted(steps: int, tolerance: float, recorded: jk.Record) -> None:
+def test_what_a_sampler_does_is_predicted(
+    steps: int, tolerance: float, recorded: jk.TrajectoryRecord
+) -> None:
     """Against the trajectories that it really takes; what is left out is of second order in the defects."""
-    grids = {name: jk.schedules.GRIDS[name](PROCESS, steps, T_MIN) for name in ("quadratic", "uniform")}
-    real = jk.compare_schedules(_mixture, PROCESS, "ddim", grids, NOISES).statistic("log_mean")
-    predicted = {name: np.exp(np.mean(np.log(recorded.errors("ddim", s)))) for name, s in grids.items()}
+    grids = {
+        name: jk.schedules.BASELINES[name](PROCESS, steps, T_MIN)
+        for name in ("quadratic", "uniform")
+    }
+    real = jk.compare_schedules(
+        jk.Denoiser(_mixture, PROCESS, "score"), "ddim", grids, NOISES
+    ).statistic("geometric_mean")
+    predicted = {
+        name: np.exp(np.mean(np.log(recorded.errors("ddim", s)))) for name, s in grids.items()
+    }
     assert predicted["quadratic"] < predicted["uniform"]
     assert predicted["quadratic"] == pytest.approx(real["quadratic"], rel=tolerance)
 
@@ -76,8 +94,8 @@ def test_few_directions_estimate_the_distance_without_bias() -> None:
 
     def squared(directions: int, key: int = 0) -> float:
         found = jk.record(
-            lambda x, t: target.score(PROCESS, x, t),
-            *(PROCESS, x),
+            jk.Denoiser(lambda x, t: target.score(PROCESS, x, t), PROCESS, "score"),
+            x,
             t_min=T_MIN,
             nodes=16,
             directions=directions,
@@ -92,11 +110,13 @@ def test_few_directions_estimate_the_distance_without_bias() -> None:
 
 
 @pytest.mark.parametrize(("sampler", "power"), [("ddim", 1.0), ("dpmpp_2m", 0.0)])
-def test_derivatives(sampler: str, power: float, recorded: jk.Record) -> None:
+def test_derivatives(sampler: str, power: float, recorded: jk.TrajectoryRecord) -> None:
     """The windowed Hessian against JAX's differentiation of the whole; ends are held fixed."""
     objective = jk.RecordedError(recorded, sampler, power)
     times = jk.schedules.quadratic(PROCESS, 4, T_MIN).times
-    value, gradient, hessian = eqx.filter_jit(lambda t: objective.derivatives(jk.Schedule(t)))(times)
+    value, gradient, hessian = eqx.filter_jit(lambda t: objective.derivatives(jk.Schedule(t)))(
+        times
+    )
     inside = slice(1, -1)
 
     def plain(inner: Array) -> Array:
@@ -105,41 +125,60 @@ def test_derivatives(sampler: str, power: float, recorded: jk.Record) -> None:
     assert value == pytest.approx(float(plain(times[inside])), rel=1e-12)
     np.testing.assert_allclose(gradient[inside], jax.jit(jax.grad(plain))(times[inside]), rtol=1e-8)
     exact = jax.jit(jax.hessian(plain))(times[inside])
-    np.testing.assert_allclose(hessian[inside, inside], exact, rtol=1e-7, atol=1e-9 * float(jnp.abs(exact).max()))
+    np.testing.assert_allclose(
+        hessian[inside, inside], exact, rtol=1e-7, atol=1e-9 * float(jnp.abs(exact).max())
+    )
     assert not np.any(np.asarray(gradient)[[0, -1]])
 
 
-def test_the_value_is_the_stated_mean_of_the_errors(recorded: jk.Record) -> None:
+def test_the_value_is_the_stated_mean_of_the_errors(recorded: jk.TrajectoryRecord) -> None:
     schedule = jk.schedules.karras(PROCESS, 6, T_MIN)
     e = recorded.errors("dpmpp_2m", schedule)
     means = {0.0: np.exp(np.mean(np.log(e))), 1.0: e.mean(), 2.0: np.sqrt(np.mean(e**2))}
     for power, mean in means.items():
-        assert float(jk.RecordedError(recorded, "dpmpp_2m", power)(schedule)) == pytest.approx(mean, rel=2e-3)
+        assert float(jk.RecordedError(recorded, "dpmpp_2m", power)(schedule)) == pytest.approx(
+            mean, rel=2e-3
+        )
 
 
-def test_the_optimum_holds_on_fresh_noises(recorded: jk.Record, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_optimum_holds_on_fresh_noises(
+    recorded: jk.TrajectoryRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both ways to use a record, on noises that it has not seen."""
     law, grids = MIXTURE.gaussian(), ("quadratic", "log_snr", "cosine")
     objective = jk.RecordedError(recorded, "dpmpp_2m", 0.0)
     typical = jk.optimize_schedule(
-        law, PROCESS, "dpmpp_2m", 6, t_min=T_MIN, objective=objective, starts=["quadratic", "log_snr"]
+        law,
+        PROCESS,
+        "dpmpp_2m",
+        6,
+        t_min=T_MIN,
+        objective=objective,
+        starts=["quadratic", "log_snr"],
     )
     assert typical.converged
     fresh = jnp.asarray(np.random.default_rng(5).standard_normal((128, 2)))
-    named = {name: jk.schedules.GRIDS[name](PROCESS, 6, T_MIN) for name in grids}
-    found = jk.compare_schedules(_mixture, PROCESS, "dpmpp_2m", {**named, "ours": typical.schedule}, fresh)
-    errors = found.statistic("log_mean")
+    named = {name: jk.schedules.BASELINES[name](PROCESS, 6, T_MIN) for name in grids}
+    found = jk.compare_schedules(
+        jk.Denoiser(_mixture, PROCESS, "score"),
+        "dpmpp_2m",
+        {**named, "ours": typical.schedule},
+        fresh,
+    )
+    errors = found.statistic("geometric_mean")
     assert errors["ours"] < 0.3 * min(errors[name] for name in named)
 
     # with a record of the network no mixture is fitted to samples
     monkeypatch.setattr(jk.GaussianMixture, "fit", None)
     samples = np.asarray(MIXTURE.sample(jax.random.key(0), 500))
     options: dict[str, Any] = {"t_min": T_MIN, "verify": fresh, "starts": ["quadratic"]}
-    result = jk.optimize_schedule(samples, PROCESS, "dpmpp_2m", 6, score_fn=_mixture, record=recorded, **options)
+    result = jk.optimize_schedule(
+        samples, PROCESS, "dpmpp_2m", 6, score_fn=_mixture, record=recorded, **options
+    )
     found = result.comparison
     assert found is not None
     assert {"recorded, typical", "recorded, mean", "recorded, rms"} < set(found.names)
-    for kind in ("log_mean", "rms", "sliced_w2"):
+    for kind in ("geometric_mean", "rms", "sliced_w2"):
         best = min(result.baselines, key=found.statistic(kind).__getitem__)
         ratio, spread = found.ratio(kind, result.chosen, best)
         assert ratio < 1.0 + 2.0 * spread
@@ -157,9 +196,11 @@ def test_processes_that_start_without_signal() -> None:
         return process.signal_rate(t) * x0 + process.noise_rate(t) * eps
 
     x = jnp.asarray(np.random.default_rng(1).standard_normal((8, 3)))
-    found = jk.record(velocity, process, x, t_min=1e-2, kind="velocity", progress=False)
+    found = jk.record(jk.Denoiser(velocity, process, "flow"), x, t_min=1e-2, progress=False)
     grids = {"uniform": jk.schedules.uniform(process, 40, 1e-2)}
-    real = jk.compare_schedules(velocity, process, "ddim", grids, x, kind="velocity", progress=False)
+    real = jk.compare_schedules(
+        jk.Denoiser(velocity, process, "flow"), "ddim", grids, x, progress=False
+    )
     np.testing.assert_allclose(found.errors("ddim", grids["uniform"]), real.errors[0], rtol=0.15)
 
 
@@ -170,13 +211,15 @@ class Own(jk.VP):
         super().__init__(beta_max=beta_max)
 
 
-def _made(process: jk.AbstractProcess, dtype: str = "float64") -> jk.Record:
+def _made(process: jk.AbstractProcess, dtype: str = "float64") -> jk.TrajectoryRecord:
     """A record of what need not be a network."""
     x, t_min = jnp.asarray(NOISES[:6], dtype), float(np.asarray(process.time_at_sigma(0.1)))
-    return jk.record(lambda x, t: -x, process, x, t_min=t_min, kind="x0", nodes=8, progress=False)
+    return jk.record(
+        jk.Denoiser(lambda x, t: -x, process, "x0"), x, t_min=t_min, nodes=8, progress=False
+    )
 
 
-def _same(found: jk.Record, expected: jk.Record) -> None:
+def _same(found: jk.TrajectoryRecord, expected: jk.TrajectoryRecord) -> None:
     """The same structure and bits, and what is predicted from them."""
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -194,25 +237,31 @@ def _same(found: jk.Record, expected: jk.Record) -> None:
 def test_files(process: jk.AbstractProcess, tmp_path: Path) -> None:
     made = _made(process)
     made.save(tmp_path / "a.npz")
-    _same(jk.Record.load(tmp_path / "a.npz"), made)
+    _same(jk.TrajectoryRecord.load(tmp_path / "a.npz"), made)
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
 
-def test_files_keep_float64_whatever_the_precision_of_the_caller(float32: None, tmp_path: Path) -> None:
+def test_files_keep_float64_whatever_the_precision_of_the_caller(
+    float32: None, tmp_path: Path
+) -> None:
     made = _made(jk.VP(), "float32")
     made.save(tmp_path / "a.npz")
     assert made.products.dtype == np.float64
-    _same(jk.Record.load(tmp_path / "a.npz"), made)
+    _same(jk.TrajectoryRecord.load(tmp_path / "a.npz"), made)
 
 
 def test_a_process_of_ones_own_is_passed_again(tmp_path: Path) -> None:
     path, made = tmp_path / "a.npz", _made(Own())
     made.save(path)
-    _same(jk.Record.load(path, Own()), made)
-    with pytest.raises(ValueError, match=r"a\.npz holds no valid record: its process Own is not built in; pass it"):
-        jk.Record.load(path)
-    with pytest.raises(ValueError, match=r"process is not that of .*a\.npz: its signal or noise differs at t = 1"):
-        jk.Record.load(path, Own(19.0))
+    _same(jk.TrajectoryRecord.load(path, Own()), made)
+    with pytest.raises(
+        ValueError, match=r"a\.npz holds no valid record: its process Own is not built in; pass it"
+    ):
+        jk.TrajectoryRecord.load(path)
+    with pytest.raises(
+        ValueError, match=r"process is not that of .*a\.npz: its signal or noise differs at t = 1"
+    ):
+        jk.TrajectoryRecord.load(path, Own(19.0))
 
 
 def test_wrong_files_are_refused(tmp_path: Path) -> None:
@@ -224,21 +273,24 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     def load(message: str, **changes: Any) -> None:
         np.savez(path, **{k: v for k, v in {**content, **changes}.items() if v is not None})
         with pytest.raises(ValueError, match=rf"a\.npz {message}"):
-            jk.Record.load(path)
+            jk.TrajectoryRecord.load(path)
 
     load("is another kind of file", format="jaxkernels.measurement")
     load("is another kind of file", format=None)
     load("has version 7; this release reads version 1", version=7)
     load("has version None", version=None)
     load("holds no valid record: 'products", products=None)
-    load("holds no valid record: process='vq' is not known. Did you mean 'vp'", process='{"type": "vq"}')
+    load(
+        "holds no valid record: process='vq' is not known. Did you mean 'vp'",
+        process='{"type": "vq"}',
+    )
     load("holds no valid record: .*line 1", process="{")
     load("holds no valid record: .*expected 4", ends=content["ends"][:3])
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"a\.npz is damaged, cut off or no \.npz file"):
-        jk.Record.load(path)
+        jk.TrajectoryRecord.load(path)
     with pytest.raises(ValueError, match=r"cannot read .*nowhere\.npz: No such file"):
-        jk.Record.load(tmp_path / "nowhere.npz")
+        jk.TrajectoryRecord.load(tmp_path / "nowhere.npz")
     with pytest.raises(ValueError, match=r"cannot write .*no.*No such file"):
         _made(PROCESS).save(tmp_path / "no" / "a.npz")
 
@@ -268,10 +320,15 @@ def test_splines_are_exact_for_cubics() -> None:
 def test_refusals(arguments: dict[str, Any], message: str) -> None:
     setting: dict[str, Any] = {"score_fn": _mixture, "x_init": NOISES, "t_min": T_MIN, **arguments}
     with pytest.raises(ValueError, match=message):
-        jk.record(setting.pop("score_fn"), PROCESS, setting.pop("x_init"), **setting, progress=False)
+        jk.record(
+            jk.Denoiser(setting.pop("score_fn"), PROCESS, "score"),
+            setting.pop("x_init"),
+            progress=False,
+            **setting,
+        )
 
 
-def test_what_a_record_cannot_predict_is_refused(recorded: jk.Record) -> None:
+def test_what_a_record_cannot_predict_is_refused(recorded: jk.TrajectoryRecord) -> None:
     grid = jk.schedules.uniform(PROCESS, 4, T_MIN)
     with pytest.raises(ValueError, match="Heun evaluates the network 2 times"):
         recorded.errors("heun", grid)
@@ -279,8 +336,16 @@ def test_what_a_record_cannot_predict_is_refused(recorded: jk.Record) -> None:
         recorded.errors("ddim", jk.Schedule(grid.times, 1.0))
     with pytest.raises(ValueError, match=r"the record from 1 to 0\.001"):
         recorded.errors("ddim", jk.schedules.uniform(PROCESS, 4, 1e-2))
-    flow = jk.record(lambda x, t: 0.5 * x, jk.FlowMatching(), NOISES, t_min=0.01, kind="x0", nodes=16, progress=False)
-    with pytest.raises(ValueError, match=r"ExponentialIntegrator has no finite error .* which is 0 at t_max = 1"):
+    flow = jk.record(
+        jk.Denoiser(lambda x, t: 0.5 * x, jk.FlowMatching(), "x0"),
+        NOISES,
+        t_min=0.01,
+        nodes=16,
+        progress=False,
+    )
+    with pytest.raises(
+        ValueError, match=r"ExponentialIntegrator has no finite error .* which is 0 at t_max = 1"
+    ):
         flow.errors("exponential_integrator", jk.schedules.uniform(jk.FlowMatching(), 4, 0.01))
     with pytest.raises(ValueError, match="power = -1"):
         jk.RecordedError(recorded, "ddim", -1.0)
@@ -288,9 +353,13 @@ def test_what_a_record_cannot_predict_is_refused(recorded: jk.Record) -> None:
     with pytest.raises(ValueError, match="record needs score_fn"):
         jk.optimize_schedule(law, PROCESS, "ddim", 4, t_min=T_MIN, record=recorded)
     with pytest.raises(ValueError, match="record is of VP"):
-        jk.optimize_schedule(law, PROCESS, "ddim", 4, t_min=1e-2, record=recorded, score_fn=_mixture)
+        jk.optimize_schedule(
+            law, PROCESS, "ddim", 4, t_min=1e-2, record=recorded, score_fn=_mixture
+        )
     with pytest.raises(ValueError, match="Heun evaluates"):
-        jk.optimize_schedule(law, PROCESS, "heun", 4, t_min=T_MIN, record=recorded, score_fn=_mixture)
+        jk.optimize_schedule(
+            law, PROCESS, "heun", 4, t_min=T_MIN, record=recorded, score_fn=_mixture
+        )
     objective = jk.RecordedError(recorded, "ddim")
     setting: dict[str, Any] = {"objective": objective, "t_min": T_MIN}
     with pytest.raises(ValueError, match="objective is the RecordedError of DDIM"):

@@ -4,8 +4,8 @@ An affine map is known from its values at the origin and at the unit vectors, wh
 here read a step; the package differentiates it.
 """
 
+import doctest
 import itertools
-import textwrap
 from typing import ClassVar
 
 import jax
@@ -16,7 +16,8 @@ from scipy.integrate import quad
 
 import jaxkernels as jk
 from jaxkernels.recurrence import log_contraction
-from jaxkernels.samplers import SAMPLERS, AbstractSampler, Interval, _base
+from jaxkernels.samplers import SAMPLERS, AbstractSampler
+from jaxkernels.schedules import Step
 
 MEAN, EIGENVALUES = np.array([1.5, -0.4]), np.array([2.0, 0.05])
 TARGET = jk.Gaussian(MEAN, EIGENVALUES)
@@ -45,18 +46,18 @@ def _particles(
     """Particles after every step, moved by the sampler's own `step`; draws (K, calls, particles, d)."""
 
     @jax.jit
-    def take(interval: Interval, x: jax.Array, memory, draws: jax.Array):
+    def take(interval: Step, x: jax.Array, history, draws: jax.Array):
         fresh = iter(draws)
 
         def noise(variance: jax.Array) -> jax.Array:
             return jnp.sqrt(variance) * next(fresh)
 
-        return sampler.step(target.predictor(process), noise, process, interval, x, memory)
+        return sampler.step(target.denoiser(process), noise, process, interval, x, history)
 
-    x, intervals, points = jnp.asarray(start), schedule.intervals(), []
-    memory = sampler.memory(x)
+    x, steps, points = jnp.asarray(start), schedule.steps(), []
+    history = sampler.init_history(x)
     for k in range(schedule.num_steps):
-        x, memory = take(Interval(*(field[k] for field in intervals)), x, memory, jnp.asarray(draws[k]))
+        x, history = take(Step(*(field[k] for field in steps)), x, history, jnp.asarray(draws[k]))
         points.append(np.asarray(x))
     return points
 
@@ -65,10 +66,10 @@ def _particles(
 
 
 def _sampler_of_the_documentation() -> AbstractSampler:
-    """The example in the text on how to write a sampler, as it is printed there."""
-    text = _base.__doc__ or ""
+    """The example in the documentation of how to write a sampler."""
+    example = doctest.DocTestParser().get_examples(AbstractSampler.__doc__ or "")[0]
     namespace: dict = {"jk": jk, "__name__": __name__}
-    exec(textwrap.dedent(text[text.index("    class Euler") :]), namespace)
+    exec(example.source, namespace)
     return namespace["Euler"]()
 
 
@@ -80,7 +81,7 @@ def test_the_documented_sampler_is_euler() -> None:
     np.testing.assert_allclose(ours.means, theirs.means, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(ours.variances, theirs.variances, rtol=1e-12)
     np.testing.assert_allclose(ours.local_w2_squared, theirs.local_w2_squared, rtol=1e-7)
-    assert ours.num_evaluations == 4
+    assert ours.nfe == 4
 
 
 class Churn(AbstractSampler):
@@ -90,14 +91,14 @@ class Churn(AbstractSampler):
     """
 
     order: ClassVar[int] = 1
-    evaluations: ClassVar[int] = 1
+    nfe_per_step: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
 
-    def step(self, predict, noise, process, interval, x, memory):
-        t, u = interval.time, interval.next_time
+    def step(self, predict, noise, process, step, x, history):
+        t, u = step.time, step.next_time
         raised = 1.2 * t
         p = predict(x + noise(raised**2 - t**2), raised)
-        return p.x0 + 0.8 * u * p.eps + noise(0.36 * u**2), memory
+        return p.x0 + 0.8 * u * p.eps + noise(0.36 * u**2), history
 
 
 def test_noise_that_passes_through_the_network() -> None:
@@ -120,18 +121,18 @@ class Remembering(AbstractSampler):
     constant: float = 0.0
 
     order: ClassVar[int] = 1
-    evaluations: ClassVar[int] = 1
+    nfe_per_step: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
-    memory_steps: ClassVar[int] = 2
+    history_steps: ClassVar[int] = 2
 
-    def memory(self, x):
+    def init_history(self, x):
         return {"older": 0.5 * x, "old": jnp.zeros_like(x) + self.constant}
 
-    def step(self, predict, noise, process, interval, x, memory):
-        x0 = predict(x, interval.time).x0
-        mixed = 0.5 * x0 + 0.3 * memory["old"] + 0.2 * memory["older"]
-        x = process.signal(interval.next_time) * mixed + noise(process.noise(interval.next_time) ** 2)
-        return x, {"older": memory["old"], "old": x0 + noise(jnp.asarray(0.01))}
+    def step(self, predict, noise, process, step, x, history):
+        x0 = predict(x, step.time).x0
+        mixed = 0.5 * x0 + 0.3 * history["old"] + 0.2 * history["older"]
+        x = process.signal(step.next_time) * mixed + noise(process.noise(step.next_time) ** 2)
+        return x, {"older": history["old"], "old": x0 + noise(jnp.asarray(0.01))}
 
 
 @pytest.mark.parametrize("constant", [0.0, 1.0])
@@ -155,13 +156,17 @@ DENSE = jk.Gaussian.from_covariance(np.array([1.0, -0.5, 2.0]), (ROTATION * SPRE
 
 @pytest.mark.parametrize(("name", "alpha"), [("ddim", 0.7), ("dpmpp_2m", 0.0)])
 @pytest.mark.parametrize("initialization", ["standard_normal", "marginal"])
-def test_dense_path_is_the_mode_path_when_everything_commutes(name: str, alpha: float, initialization: str) -> None:
+def test_dense_path_is_the_mode_path_when_everything_commutes(
+    name: str, alpha: float, initialization: str
+) -> None:
     process, schedule = jk.VP(), jk.Schedule(TIMES, alpha)
     a, s = float(process.signal(TIMES[0])), float(process.noise(TIMES[0]))
     start = {
         "standard_normal": jk.Gaussian(np.zeros(3), np.ones(3)),
         "marginal": jk.Gaussian(
-            a * np.asarray(DENSE.mean), a * a * np.asarray(DENSE.eigenvalues) + s * s, basis=DENSE.basis
+            a * np.asarray(DENSE.mean),
+            a * a * np.asarray(DENSE.eigenvalues) + s * s,
+            basis=DENSE.basis,
         ),
     }[initialization]
     modes = jk.evaluate_schedule(DENSE, process, name, schedule, initialization=initialization)
@@ -210,7 +215,9 @@ def test_initial_law_that_does_not_commute(name: str, alpha: float) -> None:
 def test_dense_initial_law_of_the_wrong_size() -> None:
     schedule = jk.Schedule(TIMES)
     for wrong in (jk.Gaussian(0.0, np.ones(2)), jk.Gaussian(0.0, np.ones(3), weights=2.0)):
-        with pytest.raises(ValueError, match="initialization as a Gaussian needs the target's dimensions"):
+        with pytest.raises(
+            ValueError, match="initialization as a Gaussian needs the target's dimensions"
+        ):
             jk.evaluate_schedule(DENSE, jk.VP(), "ddim", schedule, initialization=wrong)
 
 
@@ -219,7 +226,9 @@ def test_dense_initial_law_of_the_wrong_size() -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
 @pytest.mark.parametrize("process", [jk.VP(), jk.EDM(20.0)], ids=["vp", "edm"])
-def test_contraction_of_the_exact_reverse_process(process: jk.AbstractProcess, alpha: float) -> None:
+def test_contraction_of_the_exact_reverse_process(
+    process: jk.AbstractProcess, alpha: float
+) -> None:
     """log rho = int (-f - (1 + alpha^2)/2 g^2 / Sigma) dt, from the drift of the reverse family."""
     u, t = 0.1, 0.8
 
@@ -239,30 +248,34 @@ def test_contraction_of_the_exact_reverse_process(process: jk.AbstractProcess, a
 Read = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _steps_by_probing(process: jk.AbstractProcess, sampler: AbstractSampler, schedule: jk.Schedule) -> list[Read]:
+def _steps_by_probing(
+    process: jk.AbstractProcess, sampler: AbstractSampler, schedule: jk.Schedule
+) -> list[Read]:
     """Every step for the exact score as z -> M z + m, noise variance q on x; z = (x, memory), per mode."""
-    leaves, tree = jax.tree.flatten(sampler.memory(jnp.zeros(2)))
+    leaves, tree = jax.tree.flatten(sampler.init_history(jnp.zeros(2)))
     size = 1 + len(leaves)
 
     @jax.jit
-    def at(interval: Interval, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def at(interval: Step, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         variances = [jnp.zeros(2)]
 
         def noise(variance: jax.Array) -> jax.Array:
             variances.append(jnp.broadcast_to(variance, (2,)))
             return jnp.zeros(2)
 
-        memory = jax.tree.unflatten(tree, list(z[1:]))
-        after = sampler.step(TARGET.predictor(process), noise, process, interval, z[0], memory)
+        history = jax.tree.unflatten(tree, list(z[1:]))
+        after = sampler.step(TARGET.denoiser(process), noise, process, interval, z[0], history)
         return jnp.stack(jax.tree.leaves(after)), variances[-1]
 
-    steps, intervals = [], schedule.intervals()
+    found, steps = [], schedule.steps()
     for k in range(schedule.num_steps):
-        interval = Interval(*(field[k] for field in intervals))
+        interval = Step(*(field[k] for field in steps))
         shift, injected = (np.asarray(v) for v in at(interval, jnp.zeros((size, 2))))
-        columns = [np.asarray(at(interval, jnp.tile(e[:, None], 2))[0]) - shift for e in jnp.eye(size)]
-        steps.append((np.stack(columns, axis=1), shift, injected))
-    return steps
+        columns = [
+            np.asarray(at(interval, jnp.tile(e[:, None], 2))[0]) - shift for e in jnp.eye(size)
+        ]
+        found.append((np.stack(columns, axis=1), shift, injected))
+    return found
 
 
 def _w2_squared(mean_error: np.ndarray, variance: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -288,12 +301,12 @@ def _local_by_hand(
         matrix, shift, injected = steps[k]
         deviation, base = np.ones((1, 2)), means[k][None]  # of z per unit of x - E x at t_k
         if len(matrix) == 2:
-            memory, center = np.zeros(2), np.zeros(2)
+            history, center = np.zeros(2), np.zeros(2)
             if k > 0:
                 before, offset, _ = steps[k - 1]
                 flow = np.sqrt(total[k] / total[k - 1])
-                memory, center = before[1, 0] / flow, before[1, 0] * means[k - 1] + offset[1]
-            deviation, base = np.stack([np.ones(2), memory]), np.stack([means[k], center])
+                history, center = before[1, 0] / flow, before[1, 0] * means[k - 1] + offset[1]
+            deviation, base = np.stack([np.ones(2), history]), np.stack([means[k], center])
         factor = np.sum(matrix[0] * deviation, 0)
         mean_error = np.sum(matrix[0] * base, 0) + shift[0] - means[k + 1]
         variance = np.sign(factor) * factor**2 * total[k] + injected

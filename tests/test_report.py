@@ -28,36 +28,46 @@ def _score(x: Array, t: Array) -> Array:
     return TARGET.score(PROCESS, x, t)
 
 
+DENOISER = jk.Denoiser(_score, PROCESS, "score")
+
+
 @pytest.fixture(scope="module")
-def report() -> jk.Report:
+def report() -> jk.SamplerReport:
     return jk.compare_samplers(
-        *(_score, PROCESS, ["ddim", jk.DPMSolverPP2M()], STEPS, NOISES),
+        *(DENOISER, ["ddim", jk.DPMSolverPP2M()], STEPS, NOISES),
         t_min=T_MIN,
         schedules=SCHEDULES,
         progress=False,
     )
 
 
-def _synthetic(rng: np.random.Generator, n: int) -> tuple[jk.Report, np.ndarray]:
+def _synthetic(rng: np.random.Generator, n: int) -> tuple[jk.SamplerReport, np.ndarray]:
     """Errors (settings, schedules, noises) whose noises matter alike in every setting, and a report of them."""
     settings = [("ddim", 5), ("ddim", 10), ("heun", 5), ("heun", 10)]
     names = ("a", "b", "c")
     # what the noises do to a schedule is nearly the same in all settings
     logs = 0.5 * rng.standard_normal((1, 3, n)) + 0.1 * rng.standard_normal((4, 3, n))
-    errors = np.array([[0.1, 0.2, 0.3], [0.1, 0.1, 0.1], [0.3, 0.1, 0.2], [0.2, 0.3, 0.1]])[..., None] * np.exp(logs)
+    errors = np.array([[0.1, 0.2, 0.3], [0.1, 0.1, 0.1], [0.3, 0.1, 0.2], [0.2, 0.3, 0.1]])[
+        ..., None
+    ] * np.exp(logs)
     reference = rng.standard_normal((n, 4))
     ends = reference + errors[..., None]
-    made = {s: jk.Comparison(names, e, x, reference, 1e-4) for s, e, x in zip(settings, errors, ends, strict=True)}
-    return jk.Report(made), errors
+    made = {
+        s: jk.Comparison(names, e, x, reference, 1e-4)
+        for s, e, x in zip(settings, errors, ends, strict=True)
+    }
+    return jk.SamplerReport(made), errors
 
 
-def test_every_entry_is_a_comparison_of_its_own(report: jk.Report) -> None:
+def test_every_entry_is_a_comparison_of_its_own(report: jk.SamplerReport) -> None:
     assert list(report.comparisons) == [("ddim", 3), ("ddim", 6), ("dpmpp_2m", 3), ("dpmpp_2m", 6)]
     for (sampler, k), found in report.comparisons.items():
         schedules = {name: SCHEDULES[name](PROCESS, k, T_MIN) for name in ("uniform", "quadratic")}
         schedules["ready"] = READY[sampler, k]
         # so few steps have the same reference on their own
-        alone = jk.compare_schedules(_score, PROCESS, sampler, schedules, NOISES, progress=False)
+        alone = jk.compare_schedules(
+            jk.Denoiser(_score, PROCESS, "score"), sampler, schedules, NOISES, progress=False
+        )
         assert found.names == alone.names
         np.testing.assert_allclose(found.errors, alone.errors, rtol=1e-9)
         np.testing.assert_allclose(found.ends, alone.ends, rtol=1e-9)
@@ -65,7 +75,9 @@ def test_every_entry_is_a_comparison_of_its_own(report: jk.Report) -> None:
         assert report.best()[sampler, k] == alone.best()
         assert report.best(["uniform"])[sampler, k] == alone.best(["uniform"])
         assert report.best(by="rms")[sampler, k] == alone.best(by="rms")
-        assert report.statistic("sliced_w2")[sampler, k] == pytest.approx(alone.statistic("sliced_w2"))
+        assert report.statistic("sliced_w2")[sampler, k] == pytest.approx(
+            alone.statistic("sliced_w2")
+        )
 
 
 def test_the_reference_is_computed_once() -> None:
@@ -80,10 +92,17 @@ def test_the_reference_is_computed_once() -> None:
         jax.debug.callback(count)
         return _score(x, t)
 
-    jk.compare_samplers(score, PROCESS, ["ddim", "rk4"], [2, 12], NOISES, t_min=T_MIN, progress=False)
+    jk.compare_samplers(
+        jk.Denoiser(score, PROCESS, "score"),
+        ["ddim", "rk4"],
+        [2, 12],
+        NOISES,
+        t_min=T_MIN,
+        progress=False,
+    )
     jax.effects_barrier()
     fine = 20 * 12
-    assert calls == fine + fine // 2 + len(jk.schedules.GRIDS) * (2 + 12) * (1 + 4)
+    assert calls == fine + fine // 2 + len(jk.schedules.BASELINES) * (2 + 12) * (1 + 4)
 
 
 class Own(jk.DDIM):
@@ -91,16 +110,18 @@ class Own(jk.DDIM):
 
 
 def test_named_grids_are_the_default_and_own_samplers_go_by_their_class() -> None:
-    found = jk.compare_samplers(_score, PROCESS, [Own()], [3], NOISES, t_min=T_MIN, progress=False)
+    found = jk.compare_samplers(
+        jk.Denoiser(_score, PROCESS, "score"), [Own()], [3], NOISES, t_min=T_MIN, progress=False
+    )
     assert list(found.comparisons) == [("Own", 3)]
-    assert found.names == tuple(jk.schedules.GRIDS)
+    assert found.names == tuple(jk.schedules.BASELINES)
 
 
 def test_ratios_are_geometric_means() -> None:
     found, errors = _synthetic(np.random.default_rng(0), 50)
     typical = np.exp(np.log(errors).mean(-1))
     root = np.sqrt((errors**2).mean(-1))
-    for kind, values in (("log_mean", typical), ("rms", root)):
+    for kind, values in (("geometric_mean", typical), ("rms", root)):
         # to the best of all, and to the best of two
         for baselines, chosen in ((None, values), (["c", "a"], values[:, [0, 2]])):
             expected = np.prod(values / chosen.min(1)[:, None], 0) ** (1.0 / 4.0)
@@ -114,13 +135,15 @@ def test_standard_errors_are_joint_over_settings() -> None:
     n = 300
     found, errors = _synthetic(np.random.default_rng(1), n)
     difference = np.log(errors[:, 1] / errors[:, 0]).mean(0)
-    value, spread = found.ratios("log_mean", ["a"])["b"]
+    value, spread = found.ratios("geometric_mean", ["a"])["b"]
     assert spread == pytest.approx(value * np.std(difference, ddof=1) / np.sqrt(n), rel=0.15)
     apart = np.sqrt(np.sum(np.var(np.log(errors[:, 1] / errors[:, 0]), axis=1)) / n) / 4.0
     assert spread > 1.6 * value * apart
     # one setting and one baseline are what a comparison knows by itself
     first = found.comparisons["ddim", 5]
-    assert jk.Report({("ddim", 5): first}).ratios("rms", ["a"])["b"] == pytest.approx(first.ratio("rms", "b", "a"))
+    assert jk.SamplerReport({("ddim", 5): first}).ratios("rms", ["a"])["b"] == pytest.approx(
+        first.ratio("rms", "b", "a")
+    )
 
 
 def test_standard_errors_are_those_of_repeated_experiments() -> None:
@@ -136,13 +159,15 @@ def test_standard_errors_are_those_of_repeated_experiments() -> None:
     assert np.mean(claimed) == pytest.approx(np.std(values, ddof=1), rel=0.15)
 
 
-def test_text(report: jk.Report) -> None:
+def test_text(report: jk.SamplerReport) -> None:
     """Rows by what they lose, the smallest of a column marked, and the numbers of `statistic`."""
     header, *rows, last = repr(report).splitlines()
     assert " ".join(header.split()) == "log mean ddim 3 ddim 6 dpmpp_2m 3 dpmpp_2m 6 to the best"
     assert "32 noises" in last
-    ratios, statistic = report.ratios("log_mean"), report.statistic("log_mean")
-    assert [row.split()[0] for row in rows] == sorted(report.names, key=lambda name: ratios[name][0])
+    ratios, statistic = report.ratios("geometric_mean"), report.statistic("geometric_mean")
+    assert [row.split()[0] for row in rows] == sorted(
+        report.names, key=lambda name: ratios[name][0]
+    )
     for row in rows:
         name, *cells, value, _, spread = row.split()
         for cell, column in zip(cells, statistic.values(), strict=True):
@@ -157,7 +182,7 @@ def test_text(report: jk.Report) -> None:
     assert f"{report.statistic('rms')['ddim', 3]['uniform']:.4g}" in report.to_markdown("rms")
 
 
-def test_the_precision_of_the_caller(report: jk.Report, float32: None) -> None:
+def test_the_precision_of_the_caller(report: jk.SamplerReport, float32: None) -> None:
     target, process = jk.Gaussian(0.2, np.array([2.0, 0.3, 0.05])), jk.VP()
     found = jk.compare_samplers(
         lambda x, t: target.score(process, x, t),
@@ -167,7 +192,9 @@ def test_the_precision_of_the_caller(report: jk.Report, float32: None) -> None:
         progress=False,
     )
     expected = report.comparisons["ddim", 3].take(["uniform"])
-    np.testing.assert_allclose(found.comparisons["ddim", 3].errors, expected.errors, rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(
+        found.comparisons["ddim", 3].errors, expected.errors, rtol=1e-2, atol=1e-4
+    )
 
 
 def test_a_stochastic_schedule_is_ranked_by_its_law() -> None:
@@ -186,13 +213,15 @@ def test_a_stochastic_schedule_is_ranked_by_its_law() -> None:
         assert rows == order == found.ranked("sliced_w2")
         assert "*" in repr(found).splitlines()[1]
         assert "sliced W2 to the data" in repr(found)
-        ratios = found.ratios("log_mean")
+        ratios = found.ratios("geometric_mean")
         assert np.isnan(ratios["sde"][0])
         assert min(ratios["uniform"][0], ratios["karras"][0]) == pytest.approx(1.0)
-        assert found.ranked("log_mean")[-1] == "sde"
+        assert found.ranked("geometric_mean")[-1] == "sde"
         figure = found.plot()
         assert figure.get_suptitle().startswith("Sliced W2 to the data")
-        shown = [line for line in figure.axes[0].get_lines() if np.all(np.isfinite(line.get_ydata()))]
+        shown = [
+            line for line in figure.axes[0].get_lines() if np.all(np.isfinite(line.get_ydata()))
+        ]
         assert len(shown) >= 3
         one = found.comparisons[("ddim", 3)].plot()
         assert len(one.axes) == 1
@@ -202,7 +231,10 @@ def test_a_stochastic_schedule_is_ranked_by_its_law() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"samplers": ["ddim", "dpmpp2m"]}, "samplers='dpmpp2m' is not known. Did you mean 'dpmpp_2m'"),
+        (
+            {"samplers": ["ddim", "dpmpp2m"]},
+            "samplers='dpmpp2m' is not known. Did you mean 'dpmpp_2m'",
+        ),
         ({"samplers": []}, r"samplers = \[\] must be a list"),
         ({"samplers": "ddim"}, "samplers = 'ddim' must be a list"),
         ({"samplers": ["ddim", jk.DDIM()]}, "samplers has 'ddim' twice"),
@@ -212,33 +244,59 @@ def test_a_stochastic_schedule_is_ranked_by_its_law() -> None:
         ({"steps": [2.5]}, r"steps\[0\] = 2.5 must be a whole number"),
         ({"t_min": 2.0}, "t_min = 2 must be"),
         ({"schedules": {}}, r"schedules = \{\} must be"),
-        ({"schedules": {"ready": READY}, "steps": [6, 12]}, r"\['ready'\] has no schedule for \('ddim', 12\); it has"),
-        ({"schedules": {"ready": {("ddim", 3): READY["ddim", 6]}}}, r"\['ready'\] has 6 steps for \('ddim', 3\)"),
-        ({"schedules": {"one": READY["ddim", 3]}}, r"\['one'\] must be a function or a table .* got Schedule"),
-        ({"schedules": {"late": lambda p, k, t: jk.schedules.uniform(p, k, 0.1)}}, r"\['late'\] runs from 1 to 0\.1"),
-        ({"schedules": {"none": lambda p, k, t: None}}, r"\['none'\] must give a Schedule for \('ddim', 3\); got"),
+        (
+            {"schedules": {"ready": READY}, "steps": [6, 12]},
+            r"\['ready'\] has no schedule for \('ddim', 12\); it has",
+        ),
+        (
+            {"schedules": {"ready": {("ddim", 3): READY["ddim", 6]}}},
+            r"\['ready'\] has 6 steps for \('ddim', 3\)",
+        ),
+        (
+            {"schedules": {"one": READY["ddim", 3]}},
+            r"\['one'\] must be a function or a table .* got Schedule",
+        ),
+        (
+            {"schedules": {"late": lambda p, k, t: jk.schedules.uniform(p, k, 0.1)}},
+            r"\['late'\] runs from 1 to 0\.1",
+        ),
+        (
+            {"schedules": {"none": lambda p, k, t: None}},
+            r"\['none'\] must give a Schedule for \('ddim', 3\); got",
+        ),
         ({"x_init": NOISES[:1]}, "at least 2 noises"),
         ({"kind": "scores"}, "Did you mean 'score'"),
     ],
 )
 def test_refusals(arguments: dict[str, Any], message: str) -> None:
-    setting: dict[str, Any] = {"samplers": ["ddim"], "steps": [3], "x_init": NOISES, "t_min": T_MIN, **arguments}
+    setting: dict[str, Any] = {
+        "samplers": ["ddim"],
+        "steps": [3],
+        "x_init": NOISES,
+        "t_min": T_MIN,
+        **arguments,
+    }
     # without the types that only tests check
     with pytest.raises(ValueError, match=message):
         inspect.unwrap(jk.compare_samplers)(_score, PROCESS, progress=False, **setting)
 
 
-def test_reports_that_make_no_table_are_refused(report: jk.Report) -> None:
+def test_reports_that_make_no_table_are_refused(report: jk.SamplerReport) -> None:
     first, second = (report.comparisons["ddim", k] for k in STEPS)
     with pytest.raises(ValueError, match="comparisons is empty"):
-        jk.Report({})
-    with pytest.raises(ValueError, match=r"\[\('ddim', 6\)\] is of uniform from 32 noises, comparisons\[\('ddim', 3\)"):
-        jk.Report({("ddim", 3): second, ("ddim", 6): first.take(["uniform"])})
+        jk.SamplerReport({})
+    with pytest.raises(
+        ValueError,
+        match=r"\[\('ddim', 6\)\] is of uniform from 32 noises, comparisons\[\('ddim', 3\)",
+    ):
+        jk.SamplerReport({("ddim", 3): second, ("ddim", 6): first.take(["uniform"])})
     with pytest.raises(ValueError, match="from 8 noises"):
-        jk.Report({("ddim", 3): second, ("ddim", 6): first.take(noises=slice(8))})
-    with pytest.raises(ValueError, match=r"baselines='uniforn' is not known\. Did you mean 'uniform'"):
+        jk.SamplerReport({("ddim", 3): second, ("ddim", 6): first.take(noises=slice(8))})
+    with pytest.raises(
+        ValueError, match=r"baselines='uniforn' is not known\. Did you mean 'uniform'"
+    ):
         report.ratios("rms", ["uniforn"])
     with pytest.raises(ValueError, match="baselines is empty"):
         report.ratios("rms", [])
-    with pytest.raises(ValueError, match="Did you mean 'log_mean'"):
+    with pytest.raises(ValueError, match="Did you mean 'geometric_mean'"):
         report.table("logmean")

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import jaxkernels as jk
-from jaxkernels.samplers import SAMPLERS, Interval, from_churn, from_eta, to_churn, to_eta
+from jaxkernels.samplers import SAMPLERS, from_churn, from_eta, to_churn, to_eta
+from jaxkernels.schedules import Step
 
 MEAN, EIGENVALUES = np.array([1.5, -0.4]), np.array([2.0, 0.05])
 TARGET = jk.Gaussian(MEAN, EIGENVALUES)
@@ -125,7 +126,9 @@ Map = tuple[np.ndarray, np.ndarray, float]
 """Matrix, shift and noise variance (on x) of z -> M z + m, for one mode; z is (x, memory)."""
 
 
-def _one_evaluation(law: Law, mean: float, c: float, t: float, ell: float, eta: float, nu2: float) -> Map:
+def _one_evaluation(
+    law: Law, mean: float, c: float, t: float, ell: float, eta: float, nu2: float
+) -> Map:
     """x' = ell x + eta score(x) + sqrt(nu2) z, the score -(x - a mean)/(a^2 c + s^2) at the start."""
     total = law.a(t) ** 2 * c + law.s(t) ** 2
     return np.array([[ell - eta / total]]), np.array([eta * law.a(t) * mean / total]), nu2
@@ -136,10 +139,14 @@ def _euler_maruyama(law: Law, mean: float, c: float, t: float, u: float, alpha: 
     if alpha == 0.0:  # Euler on the flow, which needs no signal
         v, w = _flow(law, mean, c, t)
         return np.array([[1.0 + h * v]]), np.array([h * w]), 0.0
-    return _one_evaluation(law, mean, c, t, 1.0 - h * law.f(t), 0.5 * p * h * law.g2(t), alpha**2 * h * law.g2(t))
+    return _one_evaluation(
+        law, mean, c, t, 1.0 - h * law.f(t), 0.5 * p * h * law.g2(t), alpha**2 * h * law.g2(t)
+    )
 
 
-def _exponential_integrator(law: Law, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
+def _exponential_integrator(
+    law: Law, mean: float, c: float, t: float, u: float, alpha: float
+) -> Map:
     """Linear part exact, score frozen: eta = (1 + alpha^2)/2 a' int a dv, v = sigma^2."""
     a, v, w = law.a(u), (law.s(t) / law.a(t)) ** 2, (law.s(u) / law.a(u)) ** 2
     eta = 0.5 * (1.0 + alpha**2) * a * (law.integral(t) - law.integral(u))
@@ -157,12 +164,18 @@ def _ddim(law: Law, mean: float, c: float, t: float, u: float, alpha: float) -> 
     if law.a(t) > 0.0 and law.s(u) > 0.0:
         a, b, v, w = law.a(t), law.a(u), (law.s(t) / law.a(t)) ** 2, (law.s(u) / law.a(u)) ** 2
         eta = b * a * v * (1.0 - (w / v) ** ((1.0 + alpha**2) / 2.0))
-        return _one_evaluation(law, mean, c, t, b / a, eta, b * b * w * (1.0 - (w / v) ** (alpha**2)))
+        return _one_evaluation(
+            law, mean, c, t, b / a, eta, b * b * w * (1.0 - (w / v) ** (alpha**2))
+        )
     # from pure noise, or to none: all old noise is kept for alpha = 0 and none of it otherwise
     gain, share, center = _denoiser(law, mean, c, t)
     kept = law.s(u) if alpha == 0.0 else 0.0
     slope = law.a(u) * gain + kept * share
-    return np.array([[slope]]), np.array([law.a(u) * mean - slope * center]), law.s(u) ** 2 - kept**2
+    return (
+        np.array([[slope]]),
+        np.array([law.a(u) * mean - slope * center]),
+        law.s(u) ** 2 - kept**2,
+    )
 
 
 def _flow(law: Law, mean: float, c: float, t: float) -> tuple[float, float]:
@@ -209,7 +222,9 @@ ONE_STEP: dict[str, Callable[[Law, float, float, float, float, float], Map]] = {
 }
 
 
-def _two_step(law: Law, mean: float, c: float, times: np.ndarray, k: int, lower_order_final: bool) -> Map:
+def _two_step(
+    law: Law, mean: float, c: float, times: np.ndarray, k: int, lower_order_final: bool
+) -> Map:
     """DPM-Solver++(2M), Algorithm 2: D = (1 + 1/(2r)) D_k - 1/(2r) D_(k-1), r = h_(k-1)/h_k, in log(a/s)."""
     t, u = times[k], times[k + 1]
     with np.errstate(divide="ignore"):
@@ -239,7 +254,9 @@ def _by_hand(
             if name == "dpmpp_2m":
                 matrix, shift, nu2 = _two_step(law, mean, c, times, k, lower_order_final)
             else:
-                matrix, shift, nu2 = ONE_STEP[name](law, mean, c, times[k], times[k + 1], alpha * VARYING[k])
+                matrix, shift, nu2 = ONE_STEP[name](
+                    law, mean, c, times[k], times[k + 1], alpha * VARYING[k]
+                )
             m, s = matrix @ m + shift, matrix @ s @ matrix.T
             s[0, 0] += nu2
             means[k + 1, i], variances[k + 1, i] = m[0], s[0, 0]
@@ -263,7 +280,11 @@ def test_moments_are_the_closed_form(law: str, name: str, alpha: float) -> None:
 @pytest.mark.parametrize(
     ("law", "name", "alpha"),
     [
-        *[(law, name, 0.0) for law in LAWS for name in ("ddim", "dpmpp_2m", "heun", "rk4", "euler_maruyama")],
+        *[
+            (law, name, 0.0)
+            for law in LAWS
+            for name in ("ddim", "dpmpp_2m", "heun", "rk4", "euler_maruyama")
+        ],
         *[(law, "ddim", alpha) for law in LAWS for alpha in (0.5, 1.0, 2.0)],
         ("vp", "euler_maruyama", 1.0),
         ("edm", "exponential_integrator", 1.0),
@@ -316,10 +337,12 @@ def _draws() -> np.ndarray:
 
 
 @functools.cache
-def _simulator(law: str, name: str) -> Callable[[jk.Schedule, jax.Array], tuple[jax.Array, jax.Array]]:
+def _simulator(
+    law: str, name: str
+) -> Callable[[jk.Schedule, jax.Array], tuple[jax.Array, jax.Array]]:
     """Sample mean and variance after every step, of particles moved by `step` with noise that is drawn."""
     process, sampler = LAWS[law].process, SAMPLERS[name]()
-    predict = TARGET.predictor(process)
+    predict = TARGET.denoiser(process)
 
     @jax.jit
     def run(schedule: jk.Schedule, draws: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -328,12 +351,16 @@ def _simulator(law: str, name: str) -> Callable[[jk.Schedule, jax.Array], tuple[
         def advance(carry, inputs):
             interval, z = inputs
             unused = [z]  # a second call would need a second array
-            x, memory = sampler.step(
-                predict, lambda variance: jnp.sqrt(variance) * unused.pop(), process, interval, *carry
+            x, history = sampler.step(
+                predict,
+                lambda variance: jnp.sqrt(variance) * unused.pop(),
+                process,
+                interval,
+                *carry,
             )
-            return (x, memory), (jnp.mean(x, 0), jnp.var(x, 0))
+            return (x, history), (jnp.mean(x, 0), jnp.var(x, 0))
 
-        return jax.lax.scan(advance, (x, sampler.memory(x)), (schedule.intervals(), draws[1:]))[1]
+        return jax.lax.scan(advance, (x, sampler.init_history(x)), (schedule.steps(), draws[1:]))[1]
 
     return run
 
@@ -356,7 +383,14 @@ def test_moments_are_those_of_simulated_particles(law: str, name: str, alpha: fl
 
 # --- order of convergence --------------------------------------------------------------------------------
 
-ORDERS = {"ddim": 1, "euler_maruyama": 1, "exponential_integrator": 1, "dpmpp_2m": 2, "heun": 2, "rk4": 4}
+ORDERS = {
+    "ddim": 1,
+    "euler_maruyama": 1,
+    "exponential_integrator": 1,
+    "dpmpp_2m": 2,
+    "heun": 2,
+    "rk4": 4,
+}
 
 
 def measured_order(name: str, alpha: float, steps: tuple[int, ...], t_min: float = 0.05) -> float:
@@ -366,13 +400,13 @@ def measured_order(name: str, alpha: float, steps: tuple[int, ...], t_min: float
     the same holds for every step, which adds the variance that it asks for.
     """
     process, sampler = jk.VP(), SAMPLERS[name]()
-    predict = TARGET.predictor(process)
+    predict = TARGET.denoiser(process)
     probes = jnp.array([[0.0, 0.0], [1.0, 1.0]])
 
     @jax.jit
     def run(schedule: jk.Schedule) -> tuple[jax.Array, jax.Array, jax.Array]:
         def advance(carry, interval):
-            x, memory, injected = carry
+            x, history, injected = carry
             asked = [jnp.zeros(())]
 
             def noise(variance: jax.Array) -> jax.Array:
@@ -380,13 +414,16 @@ def measured_order(name: str, alpha: float, steps: tuple[int, ...], t_min: float
                 return jnp.zeros_like(x)
 
             if not sampler.stochastic:
-                return (*sampler.step(predict, noise, process, interval, x, memory), injected), None
-            after, memory = sampler.step(predict, noise, process, interval, probes, memory)
+                return (
+                    *sampler.step(predict, noise, process, interval, x, history),
+                    injected,
+                ), None
+            after, history = sampler.step(predict, noise, process, interval, probes, history)
             factor, shift = after[1] - after[0], after[0]
-            return (factor * x + shift, memory, factor**2 * injected + asked[-1]), None
+            return (factor * x + shift, history, factor**2 * injected + asked[-1]), None
 
-        first = probes, sampler.memory(probes), jnp.zeros(2)
-        (ends, _, injected), _ = jax.lax.scan(advance, first, schedule.intervals())
+        first = probes, sampler.init_history(probes), jnp.zeros(2)
+        (ends, _, injected), _ = jax.lax.scan(advance, first, schedule.steps())
         return ends[1] - ends[0], ends[0], injected
 
     def law_at(t: float) -> tuple[np.ndarray, np.ndarray]:
@@ -398,7 +435,9 @@ def measured_order(name: str, alpha: float, steps: tuple[int, ...], t_min: float
         schedule = jk.Schedule(np.linspace(1.0, t_min, k + 1), alpha)
         factor, shift, injected = (np.asarray(r) for r in run(schedule))
         deviation = np.sqrt(factor**2 * v0 + injected)
-        errors.append(np.sqrt(np.sum((factor * m0 + shift - m1) ** 2 + (deviation - np.sqrt(v1)) ** 2)))
+        errors.append(
+            np.sqrt(np.sum((factor * m0 + shift - m1) ** 2 + (deviation - np.sqrt(v1)) ** 2))
+        )
     return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
 
 
@@ -431,13 +470,19 @@ def test_first_step_from_pure_noise() -> None:
 def test_straight_flow_from_pure_noise_to_a_point(name: str) -> None:
     """Data at one point m: flow lines are straight, x_t = m + t (x_1 - m), and all of these follow them."""
     times = np.array([1.0, 0.7, 0.45, 0.2, 0.02])
-    evaluation = jk.evaluate_schedule(jk.Gaussian(MEAN, np.zeros(2)), jk.FlowMatching(), name, jk.Schedule(times))
-    np.testing.assert_allclose(evaluation.means, np.outer(1.0 - times, MEAN), rtol=1e-12, atol=1e-14)
+    evaluation = jk.evaluate_schedule(
+        jk.Gaussian(MEAN, np.zeros(2)), jk.FlowMatching(), name, jk.Schedule(times)
+    )
+    np.testing.assert_allclose(
+        evaluation.means, np.outer(1.0 - times, MEAN), rtol=1e-12, atol=1e-14
+    )
     np.testing.assert_allclose(evaluation.variances, np.outer(times**2, np.ones(2)), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("name", "alpha"), [("exponential_integrator", 0.0), ("euler_maruyama", 1.0)], ids=["score", "diffusion"]
+    ("name", "alpha"),
+    [("exponential_integrator", 0.0), ("euler_maruyama", 1.0)],
+    ids=["score", "diffusion"],
 )
 def test_samplers_that_need_signal_say_so(name: str, alpha: float) -> None:
     schedule = jk.Schedule(np.array([1.0, 0.5, 0.3, 0.2, 0.1]), alpha)
@@ -448,11 +493,13 @@ def test_samplers_that_need_signal_say_so(name: str, alpha: float) -> None:
 # --- DDIM's knob under other names -----------------------------------------------------------------------
 
 
-def _ddim_coefficients(process: jk.AbstractProcess, times: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def _ddim_coefficients(
+    process: jk.AbstractProcess, times: np.ndarray, alpha: np.ndarray
+) -> np.ndarray:
     """Factors of x0, of eps and of fresh unit noise in every DDIM step, (3, K), read off `step` itself."""
     rows = []
     for x0, eps, z in np.eye(3):
-        interval = jk.Schedule(times, alpha).intervals()
+        interval = jk.Schedule(times, alpha).steps()
         rows.append(
             jax.vmap(
                 lambda interval, x0=x0, eps=eps, z=z: jk.DDIM().step(
@@ -485,7 +532,9 @@ def test_eta_injects_the_noise_of_song(eta: float | np.ndarray) -> None:
     np.testing.assert_allclose(x0, np.sqrt(later), rtol=1e-12)
     np.testing.assert_allclose(z, deviation, rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(eps, np.sqrt(1.0 - later - deviation**2), rtol=1e-10)
-    np.testing.assert_allclose(to_eta(process, TIMES, alpha), eta * np.ones(4), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        to_eta(process, TIMES, alpha), eta * np.ones(4), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -494,7 +543,9 @@ def test_eta_is_the_ancestral_step_of_exploding_noise(eta: float) -> None:
     sigma = np.array([20.0, 6.0, 2.0, 0.5, 0.03])
     now, later = sigma[:-1], sigma[1:]
     up = eta * np.sqrt(later**2 * (now**2 - later**2) / now**2)
-    x0, eps, z = _ddim_coefficients(jk.EDM(20.0), sigma, np.asarray(from_eta(jk.EDM(20.0), sigma, eta)))
+    x0, eps, z = _ddim_coefficients(
+        jk.EDM(20.0), sigma, np.asarray(from_eta(jk.EDM(20.0), sigma, eta))
+    )
     np.testing.assert_allclose(x0, np.ones(4), rtol=1e-14)
     np.testing.assert_allclose(z, up, rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(eps, np.sqrt(later**2 - up**2), rtol=1e-10)
@@ -510,7 +561,9 @@ def test_stochasticity_one_is_the_posterior_of_ddpm() -> None:
     # x = sqrt(A) x0 + sqrt(1 - A) eps in the posterior mean
     of_x = np.sqrt(one) * (1.0 - later) / (1.0 - now)
     np.testing.assert_allclose(eps, of_x * np.sqrt(1.0 - now), rtol=1e-10)
-    np.testing.assert_allclose(x0, np.sqrt(later) * b / (1.0 - now) + of_x * np.sqrt(now), rtol=1e-10)
+    np.testing.assert_allclose(
+        x0, np.sqrt(later) * b / (1.0 - now) + of_x * np.sqrt(now), rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.1, np.sqrt(2.0) - 1.0, 3.0])
@@ -522,8 +575,12 @@ def test_churn_keeps_the_share_of_old_noise_of_karras(gamma: float) -> None:
     alpha = np.asarray(from_churn(process, sigma, gamma))
     _, eps, z = _ddim_coefficients(process, sigma, alpha)
     np.testing.assert_allclose(eps, later / raised * now, rtol=1e-10)
-    np.testing.assert_allclose(z, later / raised * np.sqrt(raised**2 - now**2), rtol=1e-9, atol=1e-14)
-    np.testing.assert_allclose(to_churn(process, sigma, alpha), gamma * np.ones(4), rtol=1e-10, atol=1e-15)
+    np.testing.assert_allclose(
+        z, later / raised * np.sqrt(raised**2 - now**2), rtol=1e-9, atol=1e-14
+    )
+    np.testing.assert_allclose(
+        to_churn(process, sigma, alpha), gamma * np.ones(4), rtol=1e-10, atol=1e-15
+    )
 
 
 def test_knobs_at_a_last_step_to_zero() -> None:
@@ -548,8 +605,8 @@ def test_level_exact_steps_meet_the_level(alpha: float) -> None:
 
 def test_declared_evaluations_are_the_calls_of_a_step() -> None:
     """`evaluations` counts the network calls of a full step."""
-    interval = jk.Schedule(np.array([0.5, 0.3])).intervals()
-    interval = Interval(*(field[0] for field in interval))
+    interval = jk.Schedule(np.array([0.5, 0.3])).steps()
+    interval = Step(*(field[0] for field in interval))
     for sampler in SAMPLERS.values():
         calls = 0
 
@@ -560,5 +617,7 @@ def test_declared_evaluations_are_the_calls_of_a_step() -> None:
 
         x = jnp.zeros(2)
         with jax.disable_jit():
-            sampler().step(predict, lambda v: 0.0 * v, jk.VP(), interval, x, sampler().memory(x))
-        assert calls == sampler.evaluations
+            sampler().step(
+                predict, lambda v: 0.0 * v, jk.VP(), interval, x, sampler().init_history(x)
+            )
+        assert calls == sampler.nfe_per_step

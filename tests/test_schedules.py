@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from jax.test_util import check_grads
 
 import jaxkernels as jk
-from jaxkernels.schedules import GRIDS, Monotone
+from jaxkernels.schedules import BASELINES, TimeCoordinate
 
 PROCESSES: dict[str, jk.AbstractProcess] = {
     "vp": jk.VP(),
@@ -34,13 +34,13 @@ def _t_max(process: jk.AbstractProcess) -> float:
 # --- grids -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_every_grid_on_every_process(name: str, process: jk.AbstractProcess) -> None:
     """From t_max exactly to t_min exactly, strictly down, also where sigma is 0 or infinite at an end."""
     for num_steps in (1, 7):
         for t_min in (0.0, 0.02 * _t_max(process)):
-            schedule = GRIDS[name](process, num_steps, t_min)
+            schedule = BASELINES[name](process, num_steps, t_min)
             times = np.asarray(schedule.times)
             assert times.shape == (num_steps + 1,)
             assert (times[0], times[-1]) == (_t_max(process), t_min)
@@ -57,13 +57,18 @@ def test_grids_in_time(process: jk.AbstractProcess) -> None:
         "cosine": 2.0 * np.sin(0.25 * np.pi * (1 - u)) ** 2,
     }
     for name, curve in curves.items():
-        np.testing.assert_allclose(GRIDS[name](process, 5, low).times, low + (top - low) * curve, rtol=1e-12)
+        np.testing.assert_allclose(
+            BASELINES[name](process, 5, low).times, low + (top - low) * curve, rtol=1e-12
+        )
 
 
 def _karras(top: float, low: float, points: int, rho: float) -> np.ndarray:
     """sigma_i = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, eq. (5)."""
     return np.array(
-        [(top ** (1 / rho) + i / (points - 1) * (low ** (1 / rho) - top ** (1 / rho))) ** rho for i in range(points)]
+        [
+            (top ** (1 / rho) + i / (points - 1) * (low ** (1 / rho) - top ** (1 / rho))) ** rho
+            for i in range(points)
+        ]
     )
 
 
@@ -137,13 +142,22 @@ def test_align_your_steps_for_other_lengths() -> None:
     ("make", "message"),
     [
         (lambda: jk.schedules.uniform(jk.VP(), 0, 0.1), r"num_steps = 0 must be at least 1"),
-        (lambda: jk.schedules.uniform(jk.VP(), True, 0.1), r"num_steps = True must be a whole number"),
+        (
+            lambda: jk.schedules.uniform(jk.VP(), True, 0.1),
+            r"num_steps = True must be a whole number",
+        ),
         (lambda: jk.schedules.uniform(jk.VP(), 4, -0.1), r"t_min = -0\.1 must be >= 0"),
         (lambda: jk.schedules.karras(jk.VP(), 4, 1.0), r"t_min = 1 must be >= 0 and < 1"),
         (lambda: jk.schedules.karras(jk.VP(), 4, np.nan), r"t_min = nan"),
         (lambda: jk.schedules.karras(jk.VP(), 4, 0.1, rho=0.0), r"rho = 0 must be > 0"),
-        (lambda: jk.schedules.karras(jk.VP(), 4, 0.0, last_sigma=0.0), r"last_sigma = 0 must be > 0"),
-        (lambda: jk.schedules.log_snr(jk.EDM(2.0), 4, 0.0, last_sigma=3.0), r"last_sigma = 3 must be"),
+        (
+            lambda: jk.schedules.karras(jk.VP(), 4, 0.0, last_sigma=0.0),
+            r"last_sigma = 0 must be > 0",
+        ),
+        (
+            lambda: jk.schedules.log_snr(jk.EDM(2.0), 4, 0.0, last_sigma=3.0),
+            r"last_sigma = 3 must be",
+        ),
         (
             lambda: jk.schedules.align_your_steps(jk.VP(), 4, 0.1, model="sd51"),
             r"model='sd51' is not known. Did you mean 'sd15'",
@@ -188,7 +202,7 @@ def test_fields() -> None:
     np.testing.assert_array_equal(schedule.stochasticity, [0.0, 2.0])
     np.testing.assert_array_equal(schedule.stochasticity_squared, [0.0, 4.0])
     np.testing.assert_allclose(schedule.sigmas(jk.FlowMatching()), [np.inf, 1.0, 1.0 / 9.0])
-    intervals = schedule.intervals()
+    steps = schedule.steps()
     expected = {
         "time": [1.0, 0.5],
         "next_time": [0.5, 0.1],
@@ -198,7 +212,7 @@ def test_fields() -> None:
         "is_last": [False, True],
     }
     for name, value in expected.items():
-        np.testing.assert_array_equal(getattr(intervals, name), value, err_msg=name)
+        np.testing.assert_array_equal(getattr(steps, name), value, err_msg=name)
     np.testing.assert_array_equal(jk.Schedule(np.array([1, 0]), 1).stochasticity, [1.0])
 
 
@@ -213,7 +227,12 @@ def test_no_infinite_slope_at_stochasticity_zero() -> None:
 
 @pytest.mark.parametrize(
     ("times", "stochasticity"),
-    [([1.0, 0.5, 0.6], 0.0), ([1.0, 0.5, -0.1], 0.0), ([1.0, 0.5, 0.5], 0.0), ([1.0, np.nan, 0.1], 0.0)],
+    [
+        ([1.0, 0.5, 0.6], 0.0),
+        ([1.0, 0.5, -0.1], 0.0),
+        ([1.0, 0.5, 0.5], 0.0),
+        ([1.0, np.nan, 0.1], 0.0),
+    ],
 )
 def test_traced_values_are_checked_when_run(times: list[float], stochasticity: float) -> None:
     @jax.jit
@@ -230,11 +249,15 @@ increasing = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=30)
 
 @given(increments=increasing, end=st.floats(0.0, 5.0), alpha=st.just(0.0) | st.floats(1e-6, 50.0))
 @settings(max_examples=60)
-def test_any_decreasing_times_make_a_schedule(increments: list[float], end: float, alpha: float) -> None:
+def test_any_decreasing_times_make_a_schedule(
+    increments: list[float], end: float, alpha: float
+) -> None:
     times = end + np.append(np.cumsum(increments)[::-1], 0.0)
     schedule = jk.Schedule(times, alpha)
     np.testing.assert_array_equal(schedule.times, times)
-    np.testing.assert_allclose(np.sqrt(schedule.stochasticity_squared), np.full(len(increments), alpha), rtol=1e-14)
+    np.testing.assert_allclose(
+        np.sqrt(schedule.stochasticity_squared), np.full(len(increments), alpha), rtol=1e-14
+    )
 
 
 @given(times=st.lists(st.floats(-2.0, 2.0), min_size=2, max_size=6))
@@ -252,10 +275,14 @@ def test_only_decreasing_times_make_a_schedule(times: list[float]) -> None:
 
 @given(increments=increasing, data=st.data())
 @settings(max_examples=30)
-def test_save_and_load(tmp_path_factory: pytest.TempPathFactory, increments: list[float], data) -> None:
+def test_save_and_load(
+    tmp_path_factory: pytest.TempPathFactory, increments: list[float], data
+) -> None:
     """Every float64 comes back bit for bit."""
     steps = len(increments)
-    alpha = data.draw(st.lists(st.sampled_from([0.0, 0.1, 1.0, 3.0]), min_size=steps, max_size=steps))
+    alpha = data.draw(
+        st.lists(st.sampled_from([0.0, 0.1, 1.0, 3.0]), min_size=steps, max_size=steps)
+    )
     path = tmp_path_factory.mktemp("round") / "schedule.json"
     schedule = jk.Schedule(np.append(np.cumsum(increments)[::-1], 0.0), np.array(alpha))
     schedule.save(path)
@@ -296,14 +323,29 @@ def _rewrite(path: Path, change: Callable[[dict], object]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: _rewrite(p, lambda c: c.update(version=99)), r"version 99; this release reads version 1"),
+        (
+            lambda p: _rewrite(p, lambda c: c.update(version=99)),
+            r"version 99; this release reads version 1",
+        ),
         (lambda p: _rewrite(p, lambda c: c.pop("version")), r"has version None"),
         (lambda p: _rewrite(p, lambda c: c.update(format="x")), r"is not a schedule file"),
         (lambda p: _rewrite(p, lambda c: c.pop("times")), r"no valid schedule: 'times'"),
-        (lambda p: _rewrite(p, lambda c: c.pop("stochasticity")), r"no valid schedule: 'stochasticity'"),
-        (lambda p: _rewrite(p, lambda c: c.update(times=[0.0, 1.0])), r"no valid schedule: times must"),
-        (lambda p: _rewrite(p, lambda c: c.update(times="soon")), r"no valid schedule: times must be"),
-        (lambda p: _rewrite(p, lambda c: c.update(times=[1.0, None])), r"schedule: times\[1\] = nan"),
+        (
+            lambda p: _rewrite(p, lambda c: c.pop("stochasticity")),
+            r"no valid schedule: 'stochasticity'",
+        ),
+        (
+            lambda p: _rewrite(p, lambda c: c.update(times=[0.0, 1.0])),
+            r"no valid schedule: times must",
+        ),
+        (
+            lambda p: _rewrite(p, lambda c: c.update(times="soon")),
+            r"no valid schedule: times must be",
+        ),
+        (
+            lambda p: _rewrite(p, lambda c: c.update(times=[1.0, None])),
+            r"schedule: times\[1\] = nan",
+        ),
         (
             lambda p: _rewrite(p, lambda c: c.update(stochasticity=[0.0])),
             r"no valid schedule: stochasticity has",
@@ -335,7 +377,9 @@ def test_unwritable_paths(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["replace", "chmod"])
-def test_a_failed_write_leaves_the_existing_file(saved: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+def test_a_failed_write_leaves_the_existing_file(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     before = saved.read_bytes()
 
     def fail(*args: object) -> None:
@@ -352,18 +396,18 @@ def test_a_failed_write_leaves_the_existing_file(saved: Path, monkeypatch: pytes
 # --- monotone coordinates --------------------------------------------------------------------------------
 
 MONOTONE = {
-    "vp": (Monotone(jk.VP(), 1.0, 0.0, np.inf), 0.02),
-    "vp to zero": (Monotone(jk.VP(), 1.0, 0.05, np.inf), 0.0),
-    "edm": (Monotone(jk.EDM(), 80.0, 0.0, np.inf), 0.002),
-    "edm to zero": (Monotone(jk.EDM(), 80.0, 0.1, 50.0), 0.0),
-    "flow": (Monotone(jk.FlowMatching(), 1.0, 0.1, 20.0), 0.0),
-    "cosine": (Monotone(jk.CosineVP(), 1.0, 0.1, 20.0), 0.0),
+    "vp": (TimeCoordinate(jk.VP(), 1.0, 0.0, np.inf), 0.02),
+    "vp to zero": (TimeCoordinate(jk.VP(), 1.0, 0.05, np.inf), 0.0),
+    "edm": (TimeCoordinate(jk.EDM(), 80.0, 0.0, np.inf), 0.002),
+    "edm to zero": (TimeCoordinate(jk.EDM(), 80.0, 0.1, 50.0), 0.0),
+    "flow": (TimeCoordinate(jk.FlowMatching(), 1.0, 0.1, 20.0), 0.0),
+    "cosine": (TimeCoordinate(jk.CosineVP(), 1.0, 0.1, 20.0), 0.0),
 }
 EVERY_MONOTONE = pytest.mark.parametrize(("monotone", "end"), MONOTONE.values(), ids=MONOTONE)
 
 
 @EVERY_MONOTONE
-def test_monotone_round_trip(monotone: Monotone, end: float) -> None:
+def test_monotone_round_trip(monotone: TimeCoordinate, end: float) -> None:
     """Any numbers give decreasing times between exact ends, and come back from them."""
     z = np.random.default_rng(0).normal(size=6) * 1.5
     times = np.asarray(monotone.times(jnp.asarray(z), end))
@@ -374,7 +418,7 @@ def test_monotone_round_trip(monotone: Monotone, end: float) -> None:
 
 
 @EVERY_MONOTONE
-def test_monotone_cuts_its_coordinate_by_softmax(monotone: Monotone, end: float) -> None:
+def test_monotone_cuts_its_coordinate_by_softmax(monotone: TimeCoordinate, end: float) -> None:
     """u = log((sigma + low) / (1 + sigma / high)) falls by the shares softmax(0, z) of its range."""
     z = np.array([0.4, -1.0, 0.7])
     times = np.asarray(monotone.times(jnp.asarray(z), end))
@@ -391,7 +435,9 @@ def test_monotone_cuts_its_coordinate_by_softmax(monotone: Monotone, end: float)
 def test_monotone_gradient(name: str, order: int) -> None:
     monotone, end = MONOTONE[name]
     fn = jax.jit(lambda z: monotone.times(z, end))
-    check_grads(fn, (jnp.array([0.4, -1.0, 0.7]),), order=order, modes=("fwd", "rev"), rtol=1e-4, atol=1e-4)
+    check_grads(
+        fn, (jnp.array([0.4, -1.0, 0.7]),), order=order, modes=("fwd", "rev"), rtol=1e-4, atol=1e-4
+    )
 
 
 @given(z=st.lists(st.floats(-15.0, 15.0), min_size=1, max_size=12))

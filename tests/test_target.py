@@ -13,7 +13,7 @@ from scipy import stats
 from sklearn.covariance import LedoitWolf
 
 import jaxkernels as jk
-from jaxkernels.target import Compression
+from jaxkernels.distributions import Compression
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -63,7 +63,9 @@ def test_fit_with_a_given_shrinkage(amount: float, n: int, dim: int) -> None:
     assert np.sum(np.asarray(fitted.eigenvalues) > 1e-10) == rank
 
 
-@pytest.mark.parametrize(("name", "kurtosis"), [("normal", 3.0), ("uniform", 1.8), ("laplace", 6.0)])
+@pytest.mark.parametrize(
+    ("name", "kurtosis"), [("normal", 3.0), ("uniform", 1.8), ("laplace", 6.0)]
+)
 def test_fit_measures_kurtosis(name: str, kurtosis: float) -> None:
     """Textbook kurtosis of each law; standard error of the estimate is below 0.06 at 1e5 samples."""
     samples = getattr(np.random.default_rng(0), name)(size=(100_000, 3)) * np.array([1.0, 5.0, 0.2])
@@ -106,12 +108,18 @@ def test_isotropic() -> None:
         (lambda: jk.Gaussian(0.0, np.zeros((2, 2))), r"eigenvalues .* shape \(2, 2\)"),
         (lambda: jk.Gaussian(0.0, np.array([1.0, np.inf])), r"eigenvalues\[1\] = inf"),
         (lambda: jk.Gaussian(np.nan, np.ones(2)), r"mean = nan"),
-        (lambda: jk.Gaussian(0.0, np.ones(2), weights=np.array([1.0, -1.0])), r"weights .* smallest is -1"),
+        (
+            lambda: jk.Gaussian(0.0, np.ones(2), weights=np.array([1.0, -1.0])),
+            r"weights .* smallest is -1",
+        ),
         (lambda: jk.Gaussian(0.0, np.ones(2), weights=np.zeros(2)), r"weights .* not all zero"),
         (lambda: jk.Gaussian(0.0, np.ones(2), basis=np.ones((2, 2))), r"basis is not orthonormal"),
         (lambda: jk.Gaussian.isotropic(0), r"dim = 0 must be at least 1"),
         (lambda: jk.Gaussian.isotropic(2, -1.0), r"variance = -1 must be >= 0"),
-        (lambda: jk.Gaussian.from_covariance(0.0, np.ones((2, 3))), r"covariance has shape \(2, 3\)"),
+        (
+            lambda: jk.Gaussian.from_covariance(0.0, np.ones((2, 3))),
+            r"covariance has shape \(2, 3\)",
+        ),
         (
             lambda: jk.Gaussian.from_covariance(0.0, np.array([[1.0, 0.5], [0.0, 1.0]])),
             r"covariance is not symmetric: .* 0\.5",
@@ -122,16 +130,31 @@ def test_isotropic() -> None:
         (lambda: jk.Gaussian.fit(np.ones((4, 3))), r"samples are all equal"),
         (lambda: jk.Gaussian.fit(np.array([[0.0, np.nan], [1.0, 2.0]])), r"samples\[0, 1\] = nan"),
         (lambda: jk.Gaussian.fit(np.eye(3), shrinkage=1.5), r"shrinkage = 1.5 must be"),
-        (lambda: jk.Gaussian.fit(np.eye(3), shrinkage="ledoit_wulf"), r"Did you mean 'ledoit_wolf'"),
+        (
+            lambda: jk.Gaussian.fit(np.eye(3), shrinkage="ledoit_wulf"),
+            r"Did you mean 'ledoit_wolf'",
+        ),
         (lambda: jk.Gaussian(0.0, np.ones(2)).compress(0), r"nodes = 0 must be at least 1"),
         (
             lambda: jk.Gaussian(0.0, np.ones(2), weights=2.0).sample(jax.random.key(0), 3),
             r"weights other than 1",
         ),
-        (lambda: jk.GaussianMixture(np.array([0.5, 0.4]), np.zeros((2, 1)), np.ones(2)), r"sum to 0\.9"),
-        (lambda: jk.GaussianMixture(np.array([1.5, -0.5]), np.zeros((2, 1)), np.ones(2)), r"weights .*-0\.5"),
-        (lambda: jk.GaussianMixture(np.ones(1), np.zeros((2, 1)), np.ones(2)), r"means has shape \(2, 1\)"),
-        (lambda: jk.GaussianMixture(np.ones(1), np.zeros((1, 2)), np.ones((1, 3))), r"covariances has shape"),
+        (
+            lambda: jk.GaussianMixture(np.array([0.5, 0.4]), np.zeros((2, 1)), np.ones(2)),
+            r"sum to 0\.9",
+        ),
+        (
+            lambda: jk.GaussianMixture(np.array([1.5, -0.5]), np.zeros((2, 1)), np.ones(2)),
+            r"weights .*-0\.5",
+        ),
+        (
+            lambda: jk.GaussianMixture(np.ones(1), np.zeros((2, 1)), np.ones(2)),
+            r"means has shape \(2, 1\)",
+        ),
+        (
+            lambda: jk.GaussianMixture(np.ones(1), np.zeros((1, 2)), np.ones((1, 3))),
+            r"covariances has shape",
+        ),
         (
             lambda: jk.GaussianMixture(np.ones(1), np.zeros((1, 2)), -np.eye(2)[None]),
             r"covariances\[0\] has the negative eigenvalue -1",
@@ -171,7 +194,7 @@ def test_predictor_is_the_conditional_expectation(process: jk.AbstractProcess, t
     x = np.random.default_rng(0).normal(size=(6, 4))
     marginal = a * a * covariance + s * s * np.eye(4)
     pulled = np.linalg.solve(marginal, (x - a * mean).T)
-    x0, eps = target.predictor(process)(jnp.asarray(x), jnp.asarray(t))
+    x0, eps = target.denoiser(process)(jnp.asarray(x), jnp.asarray(t))
     np.testing.assert_allclose(x0, mean + (a * covariance @ pulled).T, rtol=1e-10)
     np.testing.assert_allclose(eps, s * pulled.T, rtol=1e-10)
     np.testing.assert_allclose(a * x0 + s * eps, x, rtol=1e-11)
@@ -183,20 +206,22 @@ def test_predictor_is_the_conditional_expectation(process: jk.AbstractProcess, t
 def test_predictor_at_the_ends_of_time() -> None:
     target = jk.Gaussian(np.array([1.0, 2.0]), np.array([3.0, 0.0]))
     x = jnp.array([0.3, 2.0])
-    x0, eps = target.predictor(jk.FlowMatching())(x, jnp.asarray(1.0))
+    x0, eps = target.denoiser(jk.FlowMatching())(x, jnp.asarray(1.0))
     np.testing.assert_allclose(x0, [1.0, 2.0])  # nothing is known: the mean
     np.testing.assert_allclose(eps, x)
-    x0, eps = target.predictor(jk.FlowMatching())(x, jnp.asarray(0.0))
+    x0, eps = target.denoiser(jk.FlowMatching())(x, jnp.asarray(0.0))
     np.testing.assert_allclose(x0, x)  # nothing is hidden
     np.testing.assert_allclose(eps, [0.0, 0.0])
-    slope = jax.jacfwd(lambda t: target.predictor(jk.VP())(x, t))(0.0)
+    slope = jax.jacfwd(lambda t: target.denoiser(jk.VP())(x, t))(0.0)
     assert np.all(np.isfinite(slope.x0))
     assert np.all(np.isfinite(slope.eps))
 
 
 def test_gaussian_sampling_moments() -> None:
     covariance, mean = _covariance(6, 3), np.array([1.0, -2.0, 0.5])
-    draws = np.asarray(jk.Gaussian.from_covariance(mean, covariance).sample(jax.random.key(0), 400_000))
+    draws = np.asarray(
+        jk.Gaussian.from_covariance(mean, covariance).sample(jax.random.key(0), 400_000)
+    )
     _assert_moments(draws, mean, covariance)
 
 
@@ -255,7 +280,9 @@ def test_compression_keeps_the_mean(psi: Function) -> None:
     assert _total(small, _zero, psi) == pytest.approx(_total(target, _zero, psi), rel=1e-10)
     phi = SMOOTH["entropy"]
     assert _total(small, phi, psi) == pytest.approx(_total(target, phi, psi), rel=1e-10)
-    assert _total(target.compress(6), _zero, psi) == pytest.approx(_total(target, _zero, psi), rel=0.1)
+    assert _total(target.compress(6), _zero, psi) == pytest.approx(
+        _total(target, _zero, psi), rel=0.1
+    )
 
 
 def test_compression_in_a_basis() -> None:
@@ -360,14 +387,18 @@ def test_compression_bound_limits() -> None:
     assert Compression(nodes=5, modes=10, log_range=0.0).relative_bound() == 0.0
     wide, narrow = (Compression(8, 100, r).relative_bound() for r in (20.0, 1.0))
     assert narrow < 1e-10 < wide
-    assert Compression(8, 100, 5.0).relative_bound(1.0) > Compression(8, 100, 5.0).relative_bound(3.0)
+    assert Compression(8, 100, 5.0).relative_bound(1.0) > Compression(8, 100, 5.0).relative_bound(
+        3.0
+    )
 
 
 # --- mixtures --------------------------------------------------------------------------------------------
 
 WEIGHTS = np.array([0.2, 0.5, 0.3])
 MEANS = np.array([[0.0, 1.0], [2.0, -1.0], [-3.0, 0.5]])
-COVARIANCES = np.stack([_covariance(20, 2), _covariance(21, 2, 0.3), np.array([[0.5, 0.2], [0.2, 0.4]])])
+COVARIANCES = np.stack(
+    [_covariance(20, 2), _covariance(21, 2, 0.3), np.array([[0.5, 0.2], [0.2, 0.4]])]
+)
 MIXTURE = jk.GaussianMixture(WEIGHTS, MEANS, COVARIANCES)
 POINTS = np.random.default_rng(3).normal(size=(5, 2)) * 2.0
 
@@ -386,7 +417,9 @@ def test_mixture_density_score_and_hessian(process: jk.AbstractProcess, t: float
     def log_density(x: jax.Array) -> jax.Array:
         return MIXTURE.log_density(process, x, t)
 
-    score, hessian = jax.jit(jax.vmap(lambda x: (jax.grad(log_density)(x), jax.hessian(log_density)(x))))(x)
+    score, hessian = jax.jit(
+        jax.vmap(lambda x: (jax.grad(log_density)(x), jax.hessian(log_density)(x)))
+    )(x)
     np.testing.assert_allclose(MIXTURE.score(process, x, t), score, rtol=1e-9)
     np.testing.assert_allclose(MIXTURE.hessian(process, x, t), hessian, rtol=1e-8, atol=1e-10)
 
@@ -398,26 +431,33 @@ def test_mixture_predictor_obeys_tweedie(process: jk.AbstractProcess) -> None:
     a, s = float(process.signal(t)), float(process.noise(t))
     log_density = jax.jit(lambda x: MIXTURE.log_density(process, x, t))
     score = np.stack(
-        [(log_density(POINTS + step * e) - log_density(POINTS - step * e)) / (2 * step) for e in np.eye(2)],
+        [
+            (log_density(POINTS + step * e) - log_density(POINTS - step * e)) / (2 * step)
+            for e in np.eye(2)
+        ],
         axis=-1,
     )
-    x0, eps = MIXTURE.predictor(process)(jnp.asarray(POINTS), jnp.asarray(t))
+    x0, eps = MIXTURE.denoiser(process)(jnp.asarray(POINTS), jnp.asarray(t))
     np.testing.assert_allclose(x0, (POINTS + s * s * score) / a, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(eps, -s * score, rtol=1e-6, atol=1e-8)
 
 
 def test_mixture_predictor_without_noise_or_signal() -> None:
-    predict = MIXTURE.predictor(jk.FlowMatching())
+    predict = MIXTURE.denoiser(jk.FlowMatching())
     x = jnp.asarray(POINTS)
     np.testing.assert_allclose(predict(x, jnp.asarray(0.0)).x0, POINTS, atol=1e-12)
-    np.testing.assert_allclose(predict(x, jnp.asarray(1.0)).x0, np.tile(WEIGHTS @ MEANS, (5, 1)), rtol=1e-12)
+    np.testing.assert_allclose(
+        predict(x, jnp.asarray(1.0)).x0, np.tile(WEIGHTS @ MEANS, (5, 1)), rtol=1e-12
+    )
 
 
 def test_mixture_of_one_is_gaussian() -> None:
     mixture = jk.GaussianMixture(np.ones(1), MEANS[:1], COVARIANCES[:1])
     target = jk.Gaussian.from_covariance(MEANS[0], COVARIANCES[0])
     x, t = jnp.asarray(POINTS), jnp.asarray(0.3)
-    for ours, theirs in zip(mixture.predictor(jk.VP())(x, t), target.predictor(jk.VP())(x, t), strict=True):
+    for ours, theirs in zip(
+        mixture.denoiser(jk.VP())(x, t), target.denoiser(jk.VP())(x, t), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-11)
 
 
@@ -444,14 +484,18 @@ def test_short_forms_of_covariances(short: np.ndarray, full: np.ndarray) -> None
     weights, means = np.array([0.4, 0.6]), np.array([[0.0, 1.0], [2.0, 0.0]])
     x = jnp.asarray(POINTS)
     ours = jk.GaussianMixture(weights, means, short).log_density(jk.VP(), x, 0.2)
-    np.testing.assert_allclose(ours, jk.GaussianMixture(weights, means, full).log_density(jk.VP(), x, 0.2))
+    np.testing.assert_allclose(
+        ours, jk.GaussianMixture(weights, means, full).log_density(jk.VP(), x, 0.2)
+    )
 
 
 def test_broadened_variances_average_over_log_lambda():
     """Five variances per mode, equally spaced in the logarithm, sharing its weight and mean."""
     target = jk.Gaussian(np.array([1.0, -2.0]), np.array([3.0, 0.1]), weights=np.array([1.0, 4.0]))
     wide = target.broadened(4.0)
-    np.testing.assert_allclose(np.asarray(wide.eigenvalues)[:5], 3.0 * 4.0 ** np.array([-1.0, -0.5, 0.0, 0.5, 1.0]))
+    np.testing.assert_allclose(
+        np.asarray(wide.eigenvalues)[:5], 3.0 * 4.0 ** np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+    )
     np.testing.assert_allclose(wide.weights, np.repeat([0.2, 0.8], 5))
     np.testing.assert_allclose(wide.mean, np.repeat([1.0, -2.0], 5))
     assert target.broadened(1.0) is target
@@ -481,19 +525,28 @@ def test_a_mixture_with_one_basis_is_the_same_law() -> None:
     variances = np.array([[1.0, 0.2, 0.05], [0.3, 0.6, 0.01]])
     full = np.einsum("ij,mj,kj->mik", basis, variances, basis)
     own = jk.GaussianMixture([0.3, 0.7], MEANS[:2, :1] * np.ones(3), full)
-    shared = eqx.tree_at(lambda m: (m.eigenvalues, m.bases), own, (variances, basis), is_leaf=lambda leaf: leaf is None)
+    shared = eqx.tree_at(
+        lambda m: (m.eigenvalues, m.bases),
+        own,
+        (variances, basis),
+        is_leaf=lambda leaf: leaf is None,
+    )
     x, t = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3))), jnp.asarray(0.3)
     turned = shared.in_eigenbasis()
     assert turned.bases is None
     for name in ("log_density", "score", "hessian"):
         exact = getattr(own, name)(jk.VP(), x, t)
-        np.testing.assert_allclose(getattr(shared, name)(jk.VP(), x, t), exact, rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(
+            getattr(shared, name)(jk.VP(), x, t), exact, rtol=1e-9, atol=1e-10
+        )
     for law, points in ((shared, x), (turned, x @ basis)):
-        there = [jnp.asarray(v) for v in law.predictor(jk.VP())(points, t)]
+        there = [jnp.asarray(v) for v in law.denoiser(jk.VP())(points, t)]
         back = there if law is shared else [v @ basis.T for v in there]
-        for ours, theirs in zip(back, own.predictor(jk.VP())(x, t), strict=True):
+        for ours, theirs in zip(back, own.denoiser(jk.VP())(x, t), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-10)
-    np.testing.assert_allclose(_reconstructed(shared.gaussian()), _reconstructed(own.gaussian()), rtol=1e-9)
+    np.testing.assert_allclose(
+        _reconstructed(shared.gaussian()), _reconstructed(own.gaussian()), rtol=1e-9
+    )
     np.testing.assert_allclose(turned.gaussian().eigenvalues, own.gaussian().eigenvalues, rtol=1e-9)
     draws = np.asarray(shared.sample(jax.random.key(0), 200_000))
     # 200000 draws: the largest standard error of an entry is 0.004
@@ -507,9 +560,17 @@ def test_fitted_mixture_finds_the_clusters() -> None:
     truth = jk.GaussianMixture(
         [0.25, 0.75],
         np.array([[3.0, 0.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0]]) @ turn.T,
-        np.stack([(turn * v) @ turn.T for v in (np.array([0.1, 0.5, 0.02, 0.3]), np.array([0.2, 0.1, 0.3, 0.01]))]),
+        np.stack(
+            [
+                (turn * v) @ turn.T
+                for v in (np.array([0.1, 0.5, 0.02, 0.3]), np.array([0.2, 0.1, 0.3, 0.01]))
+            ]
+        ),
     )
-    x, fresh = np.asarray(truth.sample(jax.random.key(0), 8000)), truth.sample(jax.random.key(1), 4000)
+    x, fresh = (
+        np.asarray(truth.sample(jax.random.key(0), 8000)),
+        truth.sample(jax.random.key(1), 4000),
+    )
     fitted = jk.GaussianMixture.fit(x, 2)
     best, found = (np.asarray(law.log_density(jk.VP(), fresh)) for law in (truth, fitted))
     spread: Any = np.cov(x.T)
@@ -552,7 +613,11 @@ def test_fitting_a_mixture_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -
         (np.ones((4, 2)), {"components": 2}, "all equal"),
         (np.eye(3), {"components": 4}, "components = 4 is more than the 3 samples"),
         (np.eye(3), {"components": 0}, "components = 0"),
-        (np.eye(3)[np.arange(60) % 3], {"components": 4}, "components = 4 is more than the 3 different samples"),
+        (
+            np.eye(3)[np.arange(60) % 3],
+            {"components": 4},
+            "components = 4 is more than the 3 different samples",
+        ),
         (np.eye(3), {"components": 2, "seed": -1}, "seed = -1"),
         (np.eye(3), {"components": 2, "floor": 0.0}, "floor = 0"),
     ],

@@ -10,28 +10,27 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import metrics
-from .._newton import dense_derivatives
-from .._numerics import forward_derivatives
-from ..kernels import ErrorKernel, second_order
-from ..process import AbstractProcess
+from .._derivatives import dense_derivatives, forward_derivatives
+from ..distributions import Gaussian
+from ..errors import ErrorKernel, second_order
+from ..processes import AbstractProcess
 from ..recurrence import (
     carried,
     evaluation_times,
     initial_moments,
-    local_defects,
+    local_errors,
     log_contraction,
     log_contractions,
     mode_maps,
     propagate_modes,
     score_responses,
     to_the_end,
-    window_defect,
+    window_moments,
     windows,
 )
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..score_error import AffineError, ScoreError
-from ..target import Gaussian
 
 
 @runtime_checkable
@@ -74,7 +73,7 @@ class AbstractGaussianObjective(eqx.Module):
         return initial_moments(self.target, self.process, schedule.times[0], self.initialization)
 
 
-class Terminal(AbstractGaussianObjective):
+class TerminalError(AbstractGaussianObjective):
     """metric(p_0, q): the exact error of the whole run. Errors of different steps may cancel in it.
 
     With a score error, its expectation to second order (`kernels`).
@@ -85,33 +84,43 @@ class Terminal(AbstractGaussianObjective):
     def __call__(self, schedule: Schedule, /) -> Float[Array, ""]:
         if self.score_error is not None:
             still = AffineError(
-                *[jnp.zeros((schedule.num_steps * self.sampler.evaluations, self.target.eigenvalues.shape[0]))] * 2
+                *[
+                    jnp.zeros(
+                        (
+                            schedule.num_steps * self.sampler.nfe_per_step,
+                            self.target.eigenvalues.shape[0],
+                        )
+                    )
+                ]
+                * 2
             )
             run = (self.target, self.process, self.sampler, schedule)
-            return second_order(ErrorKernel(*run, still, self.metric, self.initialization), self.score_error)
+            return second_order(
+                ErrorKernel(*run, still, self.metric, self.initialization), self.score_error
+            )
         maps = mode_maps(self.target, self.process, self.sampler, schedule)
         means, variances = propagate_modes(maps, self.sampler, *self.start(schedule))
         error = means[-1] - jnp.asarray(self.target.mean)
         return self.total(error, variances[-1], jnp.asarray(self.target.eigenvalues))
 
 
-class Local(AbstractGaussianObjective):
+class LocalError(AbstractGaussianObjective):
     """The sum over error sources of the terminal error that each source alone would cause:
 
         metric(p_K, q_init) + metric(p_0, p_K) + sum_k metric(p_K, q_k)
 
     where p_K is the exact law at t_K, q_init the exact reverse process from the law sampling starts with,
-    and q_k takes only step k with the sampler (`recurrence.local_defects`), plus the expected cost of a score
+    and q_k takes only step k with the sampler (`recurrence.local_errors`), plus the expected cost of a score
     error along the exact process, if there is one. Nothing cancels between steps.
     The structure is that of accumulation theorems for orthogonal score errors, with discretisation defects
     as the errors.
     """
 
     def __call__(self, schedule: Schedule, /) -> Float[Array, ""]:
-        defects = local_defects(self.target, self.process, self.sampler, schedule)
-        steps = self.total(defects.mean_error, defects.variance, defects.target_variance)
-        value = jnp.sum(steps) + self.ends(schedule, defects.carry[0])
-        return value if self.score_error is None else value + self.score(schedule, defects.carry)
+        moments = local_errors(self.target, self.process, self.sampler, schedule)
+        steps = self.total(moments.mean_error, moments.variance, moments.target_variance)
+        value = jnp.sum(steps) + self.ends(schedule, moments.carry[0])
+        return value if self.score_error is None else value + self.score(schedule, moments.carry)
 
     def score(self, schedule: Schedule, carry: Float[Array, "points modes"]) -> Float[Array, ""]:
         """What the score error alone would cost along the exact process: the sum over its directions w of
@@ -135,7 +144,9 @@ class Local(AbstractGaussianObjective):
             shift = jnp.sum(responses.mean * (w.shift - w.slope * mean), 0)
             first = -jnp.sum(responses.variance * w.slope, 0)
             second = jnp.sum(responses.mean * w.slope * size, 0) ** 2
-            there, back = (self.total(shift, variance + s + second, variance) for s in (first, -first))
+            there, back = (
+                self.total(shift, variance + s + second, variance) for s in (first, -first)
+            )
             return 0.5 * (there + back)
 
         value = jnp.zeros((), times.dtype)
@@ -154,8 +165,12 @@ class Local(AbstractGaussianObjective):
         mean, variance = self.start(schedule)
         change = contraction**2 * (variance - target.marginal_variance(process, first))
         p_last = target.marginal_variance(process, last)
-        initialization = self.total(contraction * (mean - process.signal(first) * target.mean), p_last + change, p_last)
-        truncation = self.total((process.signal(last) - 1.0) * target.mean, p_last, jnp.asarray(target.eigenvalues))
+        initialization = self.total(
+            contraction * (mean - process.signal(first) * target.mean), p_last + change, p_last
+        )
+        truncation = self.total(
+            (process.signal(last) - 1.0) * target.mean, p_last, jnp.asarray(target.eigenvalues)
+        )
         return initialization + truncation
 
     def derivatives(self, schedule: Schedule) -> tuple[Array, Array, Array]:
@@ -168,15 +183,15 @@ class Local(AbstractGaussianObjective):
         """
         target, process, sampler = self.target, self.process, self.sampler
         times = schedule.times
-        points, steps = windows(schedule, sampler.memory_steps)
+        points, steps = windows(schedule, sampler.history_steps)
         end, still = times[-1], jnp.zeros(steps.shape[1], times.dtype)
         p_last = target.marginal_variance(process, end)
 
         def term(t: Array, k: Array) -> Array:
-            defect = window_defect(target, process, sampler, t, still, k, schedule.num_steps)
+            local_error = window_moments(target, process, sampler, t, still, k, schedule.num_steps)
             carry = jnp.exp(log_contraction(target, process, t[-1], end, still[0]))
             exact = target.marginal_variance(process, t[-1])
-            return self.total(*carried(defect, carry, exact, p_last), p_last)
+            return self.total(*carried(local_error, carry, exact, p_last), p_last)
 
         def pieces(t: Array, k: Array) -> tuple[Array, Array, Array]:
             return forward_derivatives(lambda t: term(t, k), t)
@@ -202,4 +217,7 @@ class Local(AbstractGaussianObjective):
         return value + more, slope.at[1:-1].add(along), curvature.at[1:-1, 1:-1].add(bend)
 
 
-OBJECTIVES: dict[str, type[Local] | type[Terminal]] = {"local": Local, "terminal": Terminal}
+OBJECTIVES: dict[str, type[LocalError] | type[TerminalError]] = {
+    "local": LocalError,
+    "terminal": TerminalError,
+}

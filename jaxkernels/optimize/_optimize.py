@@ -12,40 +12,65 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks, metrics
-from .._newton import NewtonState, certificate, dense_derivatives, newton_advance, newton_start
-from .._numerics import to_float64
+from .._derivatives import dense_derivatives
+from .._newton import NewtonState, certificate, newton_advance, newton_start
+from .._precision import to_float64
 from .._progress import Progress
-from .._setting import NAMED_INITIALIZATIONS, check_sampler
-from .._types import AnyArray, Numbers, ScoreFn, constant
-from ..compare import BALANCED, STATISTICS, is_stochastic
-from ..evaluate import Evaluation, evaluate_schedule
-from ..kernels import error_kernel, factored
-from ..process import AbstractProcess
-from ..record import Record, RecordedError
-from ..samplers import AbstractSampler
-from ..schedules import GRIDS, Monotone, Schedule, check_range, sigma_range
+from .._types import AnyArray, Network, Numbers, constant
+from ..comparison import BALANCED, STATISTICS
+from ..distributions import Gaussian, GaussianMixture
+from ..errors import Evaluation, error_kernel, evaluate_schedule, factored
+from ..processes import AbstractProcess, check_process, check_range, sigma_range
+from ..recurrence import NAMED_INITIALIZATIONS
+from ..samplers import AbstractSampler, as_sampler
+from ..schedules import BASELINES, Schedule, TimeCoordinate
 from ..score_error import ScoreError
-from ..target import Gaussian, GaussianMixture
+from ..trajectories import RecordedError, TrajectoryRecord
 from ._objective import OBJECTIVES, Objective, Windowed
 from ._refine import REFINED
 from ._result import OptimizedSchedule
 from ._trust import model_warnings, unproven, unresolved, violations
-from ._verify import HALFWAY, NOISY, OPTIMUM, candidates as verification_candidates, recorded, refinement, verification
+from ._verify import (
+    HALFWAY,
+    NOISY,
+    OPTIMUM,
+    candidates as verification_candidates,
+    recorded,
+    refinement,
+    verification,
+)
 
 Starts: TypeAlias = Sequence[str] | Mapping[str, Schedule] | None
 
+
 _COMPRESS_ABOVE, _NODES = 64, 32
+
+
 RECORDED_POWERS = {"recorded, typical": 0.0, "recorded, mean": 1.0, "recorded, rms": 2.0}
+
+
 # statistics of a hundred trajectories are not worth more digits
 _RECORDED_STARTS, _RECORDED_TOLERANCE = 3, 1e-5
+
+
 SPREAD = 3.0
 """By how much each mode's variance is varied in the "local" objective by default, either way."""
+
+
 _LARGEST_STOCHASTICITY = 10.0
+
+
 # |z| <= 20 keeps every step longer than e^-40 of the whole range, still distinct in float64
 _LARGEST_LOGIT = 20.0
+
+
 _CHUNK = 25
+
+
 # a relative gradient that cancellation in float64 cannot be expected to go below
 _ROUNDING_FLOOR = 1e-9
+
+
 _TERMINAL_RISK = (
     "the terminal objective lets errors of different steps cancel, which a network does not reproduce; "
     "the default objective 'local' forbids it"
@@ -62,7 +87,7 @@ class _Problem(eqx.Module):
     """
 
     objective: Objective
-    monotone: Monotone
+    monotone: TimeCoordinate
     stochasticity_squared: Float[ArrayLike, " steps"] | None
     end: Float[ArrayLike, ""] | None
     windowed: bool = eqx.field(static=True)
@@ -123,12 +148,12 @@ def optimize_schedule(
     compress: bool | int | None = None,
     max_iterations: int = 200,
     tolerance: float = 1e-8,
-    score_fn: ScoreFn | None = None,
+    score_fn: Network | None = None,
     kind: str = "score",
     verify: int | AnyArray | None = None,
     data: Numbers | None = None,
     choose: str = BALANCED,
-    record: Record | None = None,
+    record: TrajectoryRecord | None = None,
     refine: int | None = None,
     key: Array | None = None,
     progress: bool = True,
@@ -150,7 +175,7 @@ def optimize_schedule(
     - `stochasticity`: alpha = h/g, a number or (K,), kept as it is; or "optimize" for one per step.
       `DDIM` is the family in which an optimised stochasticity was seen to hold on networks.
     - `objective`: "local" (default), the sum over steps of each step's own terminal error, in which
-      nothing cancels (`Local`); "terminal", the exact error of the whole run (`Terminal`), which a
+      nothing cancels (`LocalError`); "terminal", the exact error of the whole run (`TerminalError`), which a
       network need not reproduce; or a jittable, differentiable, positive function of
       a `Schedule`.
     - `metric`: "w2_squared", "kl" = KL(p_data || q), "reverse_kl", or a function
@@ -162,7 +187,7 @@ def optimize_schedule(
       ratio of steps for one variance, and an optimum for exact variances puts a long step there, which data that
       are not Gaussian do not bear out: on trained networks the spread made DPM-Solver++(2M) 1.7 times better and
       left DDIM as it was (benchmarks/README.md). Not for other objectives, nor for a score error given mode by mode.
-    - `starts`: names of grids in `schedules.GRIDS`, or {name: Schedule}; default every named grid. With
+    - `starts`: names of grids in `schedules.BASELINES`, or {name: Schedule}; default every named grid. With
       "optimize", each is started at stochasticity 0 and 1. All starts run at once.
     - `compress`: number of quadrature nodes for the spectrum, False for none; by default 32 when there
       are more than 64 modes. A metric of your own is not compressed by default.
@@ -177,7 +202,7 @@ def optimize_schedule(
       stochastic schedule is chosen by that alone, so that it needs them; by default the target's, if that is samples.
     - `choose`: what is best among the candidates, see `Comparison.best`: "balanced" (default), good for typical
       samples, in the mean square and in law, and on the noises that choose worse than the named grids in none of the
-      three; or the smallest "log_mean", "median", "rms" or "sliced_w2". On networks the smallest log_mean was another
+      three; or the smallest "geometric_mean", "median", "rms" or "sliced_w2". On networks the smallest log_mean was another
       14 % lower, and up to 2.5 times worse than the grids in rms.
     - `record`: of the same network (`jaxkernels.record`). The optima of `RecordedError` for typical samples, for the
       mean and for the root mean square join the candidates: on trained networks by far the best ones. Needs
@@ -197,9 +222,9 @@ def optimize_schedule(
     caller's precision. The first call for a K, sampler and kind of process compiles.
     """
     began = time.perf_counter()
-    if not _checks.concrete((target, process, sampler)):
+    if not _checks.is_concrete((target, process, sampler)):
         raise ValueError("optimize_schedule must be called outside jit, grad and vmap.")
-    process, sampler = check_sampler(process, sampler)
+    process, sampler = check_process(process), as_sampler(sampler)
     num_steps = _checks.count("num_steps", num_steps)
     max_iterations = _checks.count("max_iterations", max_iterations)
     tolerance = float(_checks.scalar("tolerance", tolerance, at_least=0.0))
@@ -216,7 +241,9 @@ def optimize_schedule(
     if isinstance(objective, str):
         _checks.lookup("objective", objective, OBJECTIVES)
     elif not callable(objective):
-        raise ValueError(f"objective must be a name or a function of a schedule; got {objective!r}.")
+        raise ValueError(
+            f"objective must be a name or a function of a schedule; got {objective!r}."
+        )
     spread = _resolved_spread(spread, objective, score_error)
     on_gaussian = score_fn is None and isinstance(target, Gaussian)
     if on_gaussian:
@@ -231,7 +258,9 @@ def optimize_schedule(
         }
         for name, value in given.items():
             if value is not None:
-                raise ValueError(f"{name} needs score_fn, the network that it is for, or a mixture as target.")
+                raise ValueError(
+                    f"{name} needs score_fn, the network that it is for, or a mixture as target."
+                )
     else:
         if low < high:
             raise ValueError(
@@ -243,10 +272,14 @@ def optimize_schedule(
                 "score_error is for a Gaussian target or for score_fn; a mixture is run with its exact score."
             )
         if refine and stochastic:
-            raise ValueError(f"refine = {refine} is for deterministic schedules: stochasticity must be 0.")
+            raise ValueError(
+                f"refine = {refine} is for deterministic schedules: stochasticity must be 0."
+            )
     if record is not None:
         if fixed is not None and stochastic:
-            raise ValueError("record is of deterministic trajectories: stochasticity must be 0 or 'optimize'.")
+            raise ValueError(
+                "record is of deterministic trajectories: stochasticity must be 0 or 'optimize'."
+            )
         _check_record(record, process, sampler, low)
     if isinstance(objective, RecordedError):
         _check_recorded_error(objective, process, sampler, low, deterministic)
@@ -263,9 +296,15 @@ def optimize_schedule(
         if samples is not None and score_fn is not None:
             shape = samples.shape[1:]
             data = samples if stochastic and data is None else data
-        tried = verification(target, mixture, process, stochastic, score_fn, kind, verify, data, shape, key)
+        tried = verification(
+            target, mixture, process, stochastic, score_fn, kind, verify, data, shape, key
+        )
 
-    recordable = sampler.evaluations == 1 and (deterministic or fixed is None) and sigma_range(process, low)[1] > 0
+    recordable = (
+        sampler.nfe_per_step == 1
+        and (deterministic or fixed is None)
+        and sigma_range(process, low)[1] > 0
+    )
     if record is None and mixture is not None and recordable:
         record = recorded(target, mixture, process, low, key, progress)
     precision = jax.enable_x64(jnp.result_type(float) == jnp.float64)
@@ -274,7 +313,9 @@ def optimize_schedule(
         ThreadPoolExecutor(1) as beside,
         jax.enable_x64(True),
     ):
-        target64, process64, sampler64, error64 = to_float64((target, process, sampler, score_error))
+        target64, process64, sampler64, error64 = to_float64(
+            (target, process, sampler, score_error)
+        )
         whole = target64.in_eigenbasis()
         law = whole.broadened(spread)
         named = isinstance(metric, str) and isinstance(objective, str)
@@ -283,14 +324,20 @@ def optimize_schedule(
 
         def make(target: Gaussian) -> Objective:
             if isinstance(objective, str):
-                return OBJECTIVES[objective](target, process64, sampler64, metric_fn, initialization, error64)
+                return OBJECTIVES[objective](
+                    target, process64, sampler64, metric_fn, initialization, error64
+                )
             # a module's arrays are arguments of what is compiled, a function's are constants in it
-            return to_float64(objective) if isinstance(objective, eqx.Module) else _UserObjective(objective)
+            return (
+                to_float64(objective)
+                if isinstance(objective, eqx.Module)
+                else _UserObjective(objective)
+            )
 
         monotone = _monotone(whole, process64, low)
         ends = np.asarray(_coordinate(monotone, np.asarray([low, high])))
         end = low if low == high else float(monotone.time(jnp.asarray(ends.mean())))
-        grids = {name: grid(process64, num_steps, end) for name, grid in GRIDS.items()}
+        grids = {name: grid(process64, num_steps, end) for name, grid in BASELINES.items()}
         given = _starts(starts, grids, num_steps, float(np.asarray(process64.t_max)), low, high)
         baselines = _with_stochasticity({**grids, **given}, fixed)
         first = _with_stochasticity(given, fixed)
@@ -339,11 +386,18 @@ def optimize_schedule(
             optima = {OPTIMUM: candidates[chosen]}
             if record is not None:
                 likely = {OPTIMUM: candidates[chosen], **baselines}
-                likely = {name: s for name, s in likely.items() if not is_stochastic(s)}
-                optima |= _recorded_optima(record, sampler64, likely, monotone, low, max_iterations, line)
+                likely = {name: s for name, s in likely.items() if not s.is_stochastic}
+                optima |= _recorded_optima(
+                    record, sampler64, likely, monotone, low, max_iterations, line
+                )
             pool = verification_candidates(monotone, optima, baselines)
 
-    picked, best_schedule, value, criterion = OPTIMUM, candidates[chosen], float(values[chosen]), "objective"
+    picked, best_schedule, value, criterion = (
+        OPTIMUM,
+        candidates[chosen],
+        float(values[chosen]),
+        "objective",
+    )
     comparison, spent, doubts = None, 0, ()
     if tried is not None:
         run = {name: _outside(s) for name, s in pool.items()}
@@ -388,7 +442,7 @@ def optimize_schedule(
         chosen=picked,
         comparison=comparison,
         candidates={name: _outside(s) for name, s in pool.items()},
-        evaluations_spent=spent,
+        nfe=spent,
         compression=small.compression,
         compression_error=abs(float(reached[best]) / float(values[best]) - 1.0),
         seconds=time.perf_counter() - began,
@@ -412,17 +466,19 @@ def _solve(
     limit = max_iterations if z.shape[1] else 0
     while int(state.iteration) < limit and not np.all(state.done):
         until = min(int(state.iteration) + _CHUNK, limit)
-        state = newton_advance(problem, state, lower, upper, np.asarray(tolerance), np.asarray(until))
+        state = newton_advance(
+            problem, state, lower, upper, np.asarray(tolerance), np.asarray(until)
+        )
         value = float(np.exp(np.min(state.value)))
         line.update(f"optimising: iteration {int(state.iteration)}, objective {value:.6g}")
     return state
 
 
 def _recorded_optima(
-    record: Record,
+    record: TrajectoryRecord,
     sampler: AbstractSampler,
     starts: dict[str, Schedule],
-    monotone: Monotone,
+    monotone: TimeCoordinate,
     t_min: float,
     max_iterations: int,
     line: Progress,
@@ -437,7 +493,15 @@ def _recorded_optima(
         first = [list(starts.values())[i] for i in np.argsort(values)[:_RECORDED_STARTS]]
         problem = _Problem(objective, monotone, np.zeros(steps), np.asarray(t_min), windowed=True)
         bound = constant(np.full(steps - 1, _LARGEST_LOGIT))
-        state = _solve(problem, _variables(problem, first), -bound, bound, _RECORDED_TOLERANCE, max_iterations, line)
+        state = _solve(
+            problem,
+            _variables(problem, first),
+            -bound,
+            bound,
+            _RECORDED_TOLERANCE,
+            max_iterations,
+            line,
+        )
         result[name] = _schedules(problem, state.z)[int(np.argmin(state.value))]
     return result
 
@@ -460,7 +524,9 @@ def _model(
         if samples.ndim < 2:
             raise ValueError(f"its shape is {samples.shape}.")
     except ValueError as error:
-        raise ValueError(f"target must be samples (n, ...), a Gaussian or a GaussianMixture: {error}") from None
+        raise ValueError(
+            f"target must be samples (n, ...), a Gaussian or a GaussianMixture: {error}"
+        ) from None
     if has_record:
         return Gaussian.fit(samples), None, samples
     with Progress("fitting a mixture to the samples", progress):
@@ -477,9 +543,13 @@ def _choice(choose: str, stochastic: bool) -> str:
     return choose
 
 
-def _check_record(record: object, process: AbstractProcess, sampler: AbstractSampler, t_min: float) -> None:
-    if not isinstance(record, Record):
-        raise ValueError(f"record must be a Record, of jaxkernels.record; got {type(record).__name__}.")
+def _check_record(
+    record: object, process: AbstractProcess, sampler: AbstractSampler, t_min: float
+) -> None:
+    if not isinstance(record, TrajectoryRecord):
+        raise ValueError(
+            f"record must be a Record, of jaxkernels.record; got {type(record).__name__}."
+        )
     RecordedError(record, sampler)  # refuses a sampler that a record cannot predict
     times = np.linspace(t_min, float(np.asarray(process.t_max)), 7)[1:-1]
     same = np.allclose(record.process.sigma(times), process.sigma(times), rtol=1e-4)
@@ -491,13 +561,21 @@ def _check_record(record: object, process: AbstractProcess, sampler: AbstractSam
 
 
 def _check_recorded_error(
-    objective: RecordedError, process: AbstractProcess, sampler: AbstractSampler, t_min: float, deterministic: bool
+    objective: RecordedError,
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    t_min: float,
+    deterministic: bool,
 ) -> None:
     _check_record(objective.record, process, sampler, t_min)
     if not eqx.tree_equal(objective.sampler, sampler):
-        raise ValueError(f"objective is the RecordedError of {objective.sampler}; sampler is {sampler}.")
+        raise ValueError(
+            f"objective is the RecordedError of {objective.sampler}; sampler is {sampler}."
+        )
     if not deterministic:
-        raise ValueError("a RecordedError is of deterministic trajectories: stochasticity must be 0, and t_min fixed.")
+        raise ValueError(
+            "a RecordedError is of deterministic trajectories: stochasticity must be 0, and t_min fixed."
+        )
 
 
 def _end_range(process: AbstractProcess, t_min: object) -> tuple[float, float]:
@@ -513,7 +591,9 @@ def _end_range(process: AbstractProcess, t_min: object) -> tuple[float, float]:
     return low, high
 
 
-def _resolved_spread(spread: float | None, objective: object, score_error: ScoreError | None) -> float:
+def _resolved_spread(
+    spread: float | None, objective: object, score_error: ScoreError | None
+) -> float:
     by_mode = score_error is not None and not score_error.any_spectrum
     if spread is None:
         return SPREAD if objective == "local" and not by_mode else 1.0
@@ -526,15 +606,19 @@ def _resolved_spread(spread: float | None, objective: object, score_error: Score
     return spread
 
 
-def _check_score_error(target, process, sampler, num_steps: int, t_min: float, score_error: object) -> None:
+def _check_score_error(
+    target, process, sampler, num_steps: int, t_min: float, score_error: object
+) -> None:
     """Whether an error fits the target and any schedule of so many steps: seen on one of them."""
     if not isinstance(score_error, ScoreError):
         raise ValueError(f"score_error must be a ScoreError; got {type(score_error).__name__}.")
-    kernel = error_kernel(target, process, sampler, GRIDS["uniform"](process, num_steps, t_min))
+    kernel = error_kernel(target, process, sampler, BASELINES["uniform"](process, num_steps, t_min))
     factored(kernel, score_error)
 
 
-def _fixed_stochasticity(sampler: AbstractSampler, num_steps: int, stochasticity: object) -> np.ndarray | None:
+def _fixed_stochasticity(
+    sampler: AbstractSampler, num_steps: int, stochasticity: object
+) -> np.ndarray | None:
     """Squared stochasticity of every step, or None if it is to be optimised."""
     if isinstance(stochasticity, str):
         _checks.one_of("stochasticity", stochasticity, ("optimize",))
@@ -568,13 +652,13 @@ def _nodes(compress: bool | int | None, target: Gaussian, named: bool) -> int:
     return 0 if compress is False else _checks.count("compress", compress)
 
 
-def _monotone(target: Gaussian, process: AbstractProcess, low: float) -> Monotone:
+def _monotone(target: Gaussian, process: AbstractProcess, low: float) -> TimeCoordinate:
     """The coordinate of the times: log sigma, bent only where an end of sigma is 0 or infinite."""
     eigenvalues = np.asarray(target.eigenvalues)
     scale = eigenvalues[eigenvalues > 1e-10 * eigenvalues.max()] if eigenvalues.max() > 0 else [1.0]
     to_zero = low == 0.0
     to_infinity = not np.isfinite(sigma_range(process, low)[0])
-    return Monotone(
+    return TimeCoordinate(
         process,
         np.asarray(process.t_max),
         np.asarray(0.1 * np.sqrt(np.min(scale)) if to_zero else 0.0),
@@ -594,17 +678,27 @@ def _starts(
     if starts is None:
         return grids
     if isinstance(starts, str) or not starts:
-        raise ValueError(f"starts = {starts!r} must be a list of names or a dict of schedules, not empty.")
+        raise ValueError(
+            f"starts = {starts!r} must be a list of names or a dict of schedules, not empty."
+        )
     if not isinstance(starts, Mapping):
         return {name: _checks.lookup("starts", name, grids) for name in starts}
     given = {}
     for name, schedule in starts.items():
         if not isinstance(schedule, Schedule):
             raise ValueError(f"starts[{name!r}] must be a Schedule; got {type(schedule).__name__}.")
-        if name in (OPTIMUM, REFINED, *RECORDED_POWERS, *GRIDS) or HALFWAY in name or name.endswith(NOISY):
-            raise ValueError(f"starts[{name!r}] has the name of another candidate; give it one of its own.")
+        if (
+            name in (OPTIMUM, REFINED, *RECORDED_POWERS, *BASELINES)
+            or HALFWAY in name
+            or name.endswith(NOISY)
+        ):
+            raise ValueError(
+                f"starts[{name!r}] has the name of another candidate; give it one of its own."
+            )
         if schedule.num_steps != num_steps:
-            raise ValueError(f"starts[{name!r}] has {schedule.num_steps} steps; num_steps is {num_steps}.")
+            raise ValueError(
+                f"starts[{name!r}] has {schedule.num_steps} steps; num_steps is {num_steps}."
+            )
         times = np.asarray(schedule.times, np.float64).copy()
         slack = 1e-6 * t_max
         if abs(times[0] - t_max) > slack or not low - slack <= times[-1] <= high + slack:
@@ -617,7 +711,9 @@ def _starts(
     return given
 
 
-def _with_stochasticity(schedules: dict[str, Schedule], fixed: np.ndarray | None) -> dict[str, Schedule]:
+def _with_stochasticity(
+    schedules: dict[str, Schedule], fixed: np.ndarray | None
+) -> dict[str, Schedule]:
     """Each schedule with the fixed stochasticity, or with both 0 and 1 when it is optimised."""
     if fixed is not None:
         return {name: Schedule.from_squared(s.times, fixed) for name, s in schedules.items()}
@@ -629,7 +725,7 @@ def _with_stochasticity(schedules: dict[str, Schedule], fixed: np.ndarray | None
 
 
 @jax.jit
-def _coordinate(monotone: Monotone, t: Array) -> Array:
+def _coordinate(monotone: TimeCoordinate, t: Array) -> Array:
     return monotone.coordinate(t)
 
 
@@ -667,7 +763,10 @@ def _schedules(problem: _Problem, z: Array) -> list[Schedule]:
 
 def _bounds(problem: _Problem, num_steps: int, ends: np.ndarray) -> tuple[AnyArray, AnyArray]:
     """Box of the flat vector."""
-    lower, upper = [np.full(num_steps - 1, -_LARGEST_LOGIT)], [np.full(num_steps - 1, _LARGEST_LOGIT)]
+    lower, upper = (
+        [np.full(num_steps - 1, -_LARGEST_LOGIT)],
+        [np.full(num_steps - 1, _LARGEST_LOGIT)],
+    )
     if problem.stochasticity_squared is None:
         lower.append(np.zeros(num_steps))
         upper.append(np.full(num_steps, _LARGEST_STOCHASTICITY**2))
@@ -693,9 +792,13 @@ def _evaluate_all(objective: Objective, schedules: list[Schedule]) -> np.ndarray
     return np.where(np.isnan(values), np.inf, values)
 
 
-def _reason(converged: bool, iterations: int, max_iterations: int, gradient: float, tolerance: float) -> str:
+def _reason(
+    converged: bool, iterations: int, max_iterations: int, gradient: float, tolerance: float
+) -> str:
     if converged:
         return "the gradient met the tolerance"
     if iterations >= max_iterations:
-        return f"max_iterations = {max_iterations} was reached with relative gradient {gradient:.1e}"
+        return (
+            f"max_iterations = {max_iterations} was reached with relative gradient {gradient:.1e}"
+        )
     return f"no step lowers the objective; relative gradient {gradient:.1e} > tolerance {tolerance:.1e}"

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._numerics import in_float64
-from ..compare import Comparison
-from ..evaluate import Evaluation
-from ..export import Export, export
-from ..process import PROCESSES, AbstractProcess, to_config
+from .._precision import in_float64
+from ..comparison import Comparison
+from ..distributions import Compression, Gaussian
+from ..errors import Evaluation
+from ..exports import Export, export
+from ..processes import PROCESSES, AbstractProcess, to_config
 from ..samplers import AbstractSampler, sampler_name
 from ..schedules import Schedule
-from ..target import Compression, Gaussian
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,14 +50,14 @@ class OptimizedSchedule:
     """Whether it was compared with the named grids on a network. Without one, also on a mixture: False."""
     criterion: str
     """What the baselines are compared with this schedule by: "objective"; or, if candidates were run on a network or a
-    mixture, the statistic that chose. For "balanced" that is "log_mean", or "sliced_w2" if any is stochastic."""
+    mixture, the statistic that chose. For "balanced" that is "geometric_mean", or "sliced_w2" if any is stochastic."""
     chosen: str
     """Which candidate it is: "optimised", or, after a comparison on the network, another one's name."""
     comparison: Comparison | None
     """Errors of all candidates on the network or the mixture, from noises that did not decide the choice."""
     candidates: dict[str, Schedule]
     """The schedules of `comparison`, by name; empty without one."""
-    evaluations_spent: int
+    nfe: int
     """Of the network or the mixture, one point each: for the choice, its evidence and the refinement, where a gradient
     counts as four. A record, given or of a mixture, is not in it: see `jaxkernels.record` for what that costs."""
     compression: Compression | None
@@ -98,7 +98,7 @@ class OptimizedSchedule:
 
         Needs matplotlib. Saved to `path` if given.
         """
-        from ..plot import plot_optimized
+        from .._figures import plot_optimized
 
         return plot_optimized(self, path)
 
@@ -127,7 +127,9 @@ class OptimizedSchedule:
             ratios={name: _json_number(value) for name, value in self.ratios.items()},
         )
 
-    def to_diffusers(self, *, scheduler: str | None = None, end: str | None = None, **options: object) -> Export:
+    def to_diffusers(
+        self, *, scheduler: str | None = None, end: str | None = None, **options: object
+    ) -> Export:
         """The schedule for a scheduler of diffusers, as `Export`: `.text` sets a pipeline's scheduler and runs it.
 
         **Arguments:** `scheduler` is a name in `jaxkernels.export.SCHEDULERS`, by default the one that does what
@@ -173,7 +175,11 @@ class OptimizedSchedule:
     def __repr__(self) -> str:
         name = self.best_baseline
         state = "converged" if self.converged else f"not converged ({self.reason})"
-        against = "" if self.comparison is not None else f"; best baseline {name}: {self.ratios[name]:.3g} times that"
+        against = (
+            ""
+            if self.comparison is not None
+            else f"; best baseline {name}: {self.ratios[name]:.3g} times that"
+        )
         lines = [
             f"OptimizedSchedule({type(self.sampler).__name__}, {self.schedule.num_steps} steps, {state}",
             f"  objective {self.objective:.6g}{against}",
@@ -185,10 +191,13 @@ class OptimizedSchedule:
         if self.comparison is not None:
             kind = self.criterion
             ratio, spread = self.comparison.ratio(kind, self.chosen, name)
-            where, what = "network" if self.verified else "mixture", "sliced W2" if kind == "sliced_w2" else "error"
+            where, what = (
+                "network" if self.verified else "mixture",
+                "sliced W2" if kind == "sliced_w2" else "error",
+            )
             lines.append(
                 f"  on the {where}: {self.chosen}, {ratio:.3f} ± {spread:.3f} of the {what} of {name}, the best grid "
-                f"({self.evaluations_spent:.2g} evaluations)"
+                f"({self.nfe:.2g} evaluations)"
             )
         lines += [f"  warning: {text}" for text in self.warnings]
         lines.append(f"  trusted={self.trusted}, verified={self.verified}, {self.seconds:.2f} s)")

@@ -7,16 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..compare import WEIGHED, Comparison
-from ..process import AbstractProcess
-from ..recurrence import local_defects
+from ..comparison import WEIGHED, Comparison
+from ..distributions import Gaussian
+from ..processes import AbstractProcess
+from ..recurrence import local_errors
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
-from ..target import Gaussian
 
 # A flipped sign matters when the flipped modes hold this share of the variance after the step.
 _SHARE = 0.01
+
+
 _HEAVY_TAIL = 9.0
+
+
 # errors below this many times the distance between the reference and one of half its steps are not told apart
 _RESOLVED = 2.0
 
@@ -26,10 +30,10 @@ def _step_facts(
     target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
 ) -> tuple[Array, Array, Array]:
     """Per step: share of the variance in flipped modes, largest injected variance, squared noise level."""
-    defects = local_defects(target, process, sampler, schedule).defects
+    moments = local_errors(target, process, sampler, schedule).moments
     weighted = target.weights * target.marginal_variance(process, schedule.times[1:])
-    share = jnp.sum(jnp.where(defects.factor < 0, weighted, 0.0), -1) / jnp.sum(weighted, -1)
-    return share, jnp.max(defects.injected, -1), process.noise(schedule.times[1:]) ** 2
+    share = jnp.sum(jnp.where(moments.factor < 0, weighted, 0.0), -1) / jnp.sum(weighted, -1)
+    return share, jnp.max(moments.injected, -1), process.noise(schedule.times[1:]) ** 2
 
 
 def violations(
@@ -84,7 +88,7 @@ def unproven(comparison: Comparison, chosen: str, baselines: Iterable[str]) -> t
 
     There a network was seen to reverse the order: where few trajectories decide, those that change between clusters.
     """
-    if comparison.criterion != "log_mean":
+    if comparison.criterion != "geometric_mean":
         return ()
     found = []
     for kind in WEIGHED:

@@ -10,30 +10,48 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
-from .._numerics import as_inexact, matmul
+from .._linalg import matmul
+from .._numerics import as_inexact
 from .._progress import Progress
-from .._types import AnyArray, Numbers, ScoreFn
-from ..compare import Comparison, Reference, check_schedules, compare_to, evaluations, fine_steps, reference
-from ..process import AbstractProcess
-from ..record import Record, record
+from .._types import AnyArray, Network, Numbers
+from ..comparison import (
+    Comparison,
+    Reference,
+    check_schedules,
+    compare_to,
+    comparison_nfe,
+    reference_steps,
+    solve_reference,
+)
+from ..distributions import Gaussian, GaussianMixture
+from ..prediction import Denoiser
+from ..processes import AbstractProcess
 from ..samplers import AbstractSampler
-from ..schedules import Monotone, Schedule
-from ..target import Gaussian, GaussianMixture
+from ..schedules import Schedule, TimeCoordinate
+from ..trajectories import TrajectoryRecord, record
 from ._refine import REFINED, refined
 
 OPTIMUM, HALFWAY, NOISY = "optimised", ", halfway to ", ", stochasticity 1"
+
+
 # of a mixture, whose evaluations are cheap
 _DRAWS, _TRAJECTORIES, _NODES = 8192, 256, 48
+
+
 # noises of a choice by default: on a network; on a mixture, where the tail of few dimensions needs many
 _VERIFY, _VERIFY_MIXTURE, _VERIFY_MOST = 256, 8000, 8192
+
+
 # gradient steps through a mixture by default: fewer where each takes seconds
 _REFINE, _REFINE_LEAST, _REFINE_WHOLE = 40, 8, 256
 
 
-def candidates(monotone: Monotone, optima: dict[str, Schedule], named: dict[str, Schedule]) -> dict[str, Schedule]:
+def candidates(
+    monotone: TimeCoordinate, optima: dict[str, Schedule], named: dict[str, Schedule]
+) -> dict[str, Schedule]:
     """The optima, the named grids, and the schedules halfway between each of the two: a model is rarely all wrong.
 
-    Halfway in the coordinate of `Monotone`, log sigma where that is finite, and in the squared stochasticity.
+    Halfway in the coordinate of `TimeCoordinate`, log sigma where that is finite, and in the squared stochasticity.
     """
     middle = {}
     for label, optimum in optima.items():
@@ -41,7 +59,9 @@ def candidates(monotone: Monotone, optima: dict[str, Schedule], named: dict[str,
             level = 0.5 * (monotone.coordinate(optimum.times) + monotone.coordinate(grid.times))
             times = np.array(monotone.time(level))
             times[[0, -1]] = np.asarray(optimum.times)[[0, -1]]
-            squared = 0.5 * (np.asarray(optimum.stochasticity_squared) + np.asarray(grid.stochasticity_squared))
+            squared = 0.5 * (
+                np.asarray(optimum.stochasticity_squared) + np.asarray(grid.stochasticity_squared)
+            )
             middle[f"{label}{HALFWAY}{name}"] = Schedule.from_squared(times, squared)
     return {**optima, **middle, **named}
 
@@ -58,7 +78,7 @@ class Choice(NamedTuple):
 class Verification(NamedTuple):
     """What candidates are run through. Half of the noises chooses, the rest is evidence."""
 
-    score_fn: ScoreFn
+    score_fn: Network
     kind: str
     on_network: bool
     """False for the exact score of a mixture."""
@@ -70,7 +90,7 @@ class Verification(NamedTuple):
         self,
         process: AbstractProcess,
         sampler: AbstractSampler,
-        monotone: Monotone,
+        monotone: TimeCoordinate,
         schedules: dict[str, Schedule],
         baselines: list[str],
         by: str,
@@ -80,32 +100,34 @@ class Verification(NamedTuple):
         """The best of the schedules (`Comparison.best`), and of what so many gradient steps from there make of it."""
         middle = self.x_init.shape[0] // 2
         halves = self.x_init[:middle], self.x_init[middle:]
-        steps = fine_steps(max(schedule.num_steps for schedule in schedules.values()))
+        steps = reference_steps(max(schedule.num_steps for schedule in schedules.values()))
         ends = check_schedules(process, sampler, schedules, stochastic=self.data is not None)
         with Progress("comparing: fine reference", progress) as line:
 
             def fine(half: int) -> Reference:
-                line.update("comparing: fine reference")
-                x = halves[half]
-                return reference(self.score_fn, process, x, steps, *ends, kind=self.kind, data=self.data)
+                line.update("comparing: reference solution")
+                denoiser = Denoiser(self.score_fn, process, self.kind)
+                return solve_reference(denoiser, halves[half], steps, ends, self.data)
 
             def compared(half: int, exact: Reference, some: dict[str, Schedule]) -> Comparison:
-                run, key = (self.score_fn, process, sampler), jax.random.fold_in(self.key, half)
-                return compare_to(exact, *run, some, halves[half], kind=self.kind, key=key, line=line)
+                key = jax.random.fold_in(self.key, half)
+                return compare_to(exact, sampler, some, key=key, line=line)
 
             exact = fine(0)
             found = compared(0, exact, schedules)
-            name, spent = found.best(baselines, by), evaluations(sampler, schedules, middle)
+            name, spent = found.best(baselines, by), comparison_nfe(sampler, schedules, middle)
             start = schedules[name]
             if refine and start.num_steps > 1:
                 run = self.score_fn, self.kind, process, sampler, monotone
-                better, more = refined(*run, start, exact, found.take(baselines), halves[0], by, refine, line)
+                better, more = refined(
+                    *run, start, exact, found.take(baselines), halves[0], by, refine, line
+                )
                 schedules = {**schedules, REFINED: better}
                 name = found.joined(compared(0, exact, {REFINED: better})).best(baselines, by)
-                spent += more + middle * sampler.evaluations * better.num_steps
+                spent += more + middle * sampler.nfe_per_step * better.num_steps
             # the evidence comes from noises that decided nothing
             comparison = compared(1, fine(1), schedules)
-            spent += evaluations(sampler, schedules, len(halves[1]))
+            spent += comparison_nfe(sampler, schedules, len(halves[1]))
         return Choice(name, schedules, dataclasses.replace(comparison, chosen=name), spent)
 
 
@@ -114,7 +136,7 @@ def verification(
     mixture: GaussianMixture | None,
     process: AbstractProcess,
     stochastic: bool,
-    score_fn: ScoreFn | None,
+    score_fn: Network | None,
     kind: str,
     verify: int | AnyArray | None,
     data: Numbers | None,
@@ -134,7 +156,9 @@ def verification(
         if law is not None and (law.shape[1:] != x_init.shape[1:] or len(law) < 2):
             raise ValueError(f"data has shape {law.shape}; it must be (n, {expected}) with n >= 2.")
         if stochastic and law is None:
-            raise ValueError("score_fn with a stochasticity needs data: samples with whose law to compare, (n, ...).")
+            raise ValueError(
+                "score_fn with a stochasticity needs data: samples with whose law to compare, (n, ...)."
+            )
         return Verification(score_fn, kind, True, x_init, law, steps_key)
     assert mixture is not None
     if data is not None:
@@ -154,12 +178,23 @@ def verification(
 
 
 def recorded(
-    target: Gaussian, mixture: GaussianMixture, process: AbstractProcess, t_min: float, key: Array, progress: bool
-) -> Record:
+    target: Gaussian,
+    mixture: GaussianMixture,
+    process: AbstractProcess,
+    t_min: float,
+    key: Array,
+    progress: bool,
+) -> TrajectoryRecord:
     """Trajectories of the mixture's exact denoiser, from noises of their own; `target` has its mean and covariance."""
     x = noises(target, process, _TRAJECTORIES // 2, jax.random.fold_in(key, 3))
-    fn = _Denoiser(mixture.in_eigenbasis(), process)
-    return record(fn, process, x, t_min=t_min, kind="x0", nodes=_NODES, batch=_TRAJECTORIES // 4, progress=progress)
+    return record(
+        mixture.in_eigenbasis().denoiser(process),
+        x,
+        t_min=t_min,
+        nodes=_NODES,
+        batch=_TRAJECTORIES // 4,
+        progress=progress,
+    )
 
 
 def refinement(dim: int) -> int:
@@ -174,8 +209,10 @@ class _Denoiser(eqx.Module):
     process: AbstractProcess
 
     def __call__(self, x: Array, t: Array) -> Array:
-        mixture, process = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), (self.mixture, self.process))
-        return mixture.predictor(process)(x, t).x0
+        mixture, process = jax.tree.map(
+            lambda a: jnp.asarray(a, x.dtype), (self.mixture, self.process)
+        )
+        return mixture.predict(process, x, t).x0
 
 
 def noises(target: Gaussian, process: AbstractProcess, verify: int | AnyArray, key: Array) -> Array:
@@ -189,6 +226,8 @@ def noises(target: Gaussian, process: AbstractProcess, verify: int | AnyArray, k
         return as_inexact(verify)
     count = _checks.count("verify", verify, at_least=4)
     if np.any(np.asarray(target.weights) != 1):
-        raise ValueError("target's modes have weights, so the network's input shape is unknown: pass verify=noises.")
+        raise ValueError(
+            "target's modes have weights, so the network's input shape is unknown: pass verify=noises."
+        )
     scale = jnp.sqrt(process.prior_variance(jnp.asarray(process.t_max, float)))
     return scale * jax.random.normal(key, (2 * count, target.eigenvalues.shape[0]))

@@ -12,13 +12,13 @@ from ._exact import (
     to_the_end as to_the_end,
 )
 from ._local import (
-    LocalDefects as LocalDefects,
+    LocalErrors as LocalErrors,
     ScoreResponses as ScoreResponses,
     carried as carried,
-    local_defects as local_defects,
+    local_errors as local_errors,
     score_responses as score_responses,
-    window_defect as window_defect,
-    window_interval as window_interval,
+    window_moments as window_moments,
+    window_step as window_step,
     windows as windows,
 )
 from ._moments import (
@@ -28,4 +28,8 @@ from ._moments import (
     mode_maps as mode_maps,
     propagate_dense as propagate_dense,
     propagate_modes as propagate_modes,
+)
+from ._setting import (
+    NAMED_INITIALIZATIONS as NAMED_INITIALIZATIONS,
+    check_setting as check_setting,
 )

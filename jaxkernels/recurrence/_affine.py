@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from .._numerics import apply, product, transpose
+from .._linalg import apply, product, transpose
 from ..prediction import Prediction
-from ..process import AbstractProcess
-from ..samplers import AbstractSampler, Interval
+from ..processes import AbstractProcess
+from ..samplers import AbstractSampler
+from ..schedules import Step
 from ..score_error import AffineError
 
 Block = TypeVar("Block", bound=PyTree)
@@ -35,7 +36,7 @@ class AffineMaps(eqx.Module):
 def linearise(
     sampler: AbstractSampler,
     process: AbstractProcess,
-    intervals: Interval,
+    steps: Step,
     predict: Callable[[Block, Array, Array], Prediction],
     blocks: Block,
     size: int,
@@ -46,18 +47,18 @@ def linearise(
     The step is differentiated in x, in its memory and in each of its noises; a noise enters with the
     variance the sampler states, not its square root, so that derivatives stay finite for empty steps.
 
-    **Arguments:** `intervals` with fields (K,); `predict(block, x, t)` the denoiser of one block, x of
+    **Arguments:** `steps` with fields (K,); `predict(block, x, t)` the denoiser of one block, x of
     shape (size,); `blocks` its parameters with a leading axis over blocks. `errors` are added to the score,
     one at each evaluation of every step: slope (K, blocks, evaluations, size, size), shift (K, blocks,
     evaluations, size).
     """
 
-    def one(interval: Interval, block: Block, error: AffineError | None) -> tuple[Array, Array, Array]:
+    def one(interval: Step, block: Block, error: AffineError | None) -> tuple[Array, Array, Array]:
         x = jnp.zeros((size,), interval.time.dtype)
-        memory, unravel = ravel_pytree(sampler.memory(x))
-        memory = jnp.zeros_like(memory)
+        history, unravel = ravel_pytree(sampler.init_history(x))
+        history = jnp.zeros_like(history)
 
-        def run(x: Array, memory: Array, *drawn: Array) -> tuple[Array, list[Array]]:
+        def run(x: Array, history: Array, *drawn: Array) -> tuple[Array, list[Array]]:
             variances: list[Array] = []
 
             def noise(variance: Array) -> Array:
@@ -74,14 +75,18 @@ def linearise(
                 e = AffineError(error.slope[i], error.shift[i])(x)
                 return prediction.with_score_error(e, process.signal(t), process.noise(t))
 
-            step = sampler.step(learned, noise, process, interval, x, unravel(memory))
+            step = sampler.step(learned, noise, process, interval, x, unravel(history))
             return ravel_pytree(step)[0], variances
 
         # one derivative per argument: what an argument does not touch is then not even traced
-        count = len(jax.eval_shape(run, x, memory)[1])
-        arguments = (x, memory, *[x] * count)
+        count = len(jax.eval_shape(run, x, history)[1])
+        arguments = (x, history, *[x] * count)
         shift, variances = run(*arguments)
-        columns = [jax.jacfwd(run, j, has_aux=True)(*arguments)[0] for j in range(len(arguments)) if arguments[j].size]
+        columns = [
+            jax.jacfwd(run, j, has_aux=True)(*arguments)[0]
+            for j in range(len(arguments))
+            if arguments[j].size
+        ]
         state, gains = columns[: len(columns) - count], columns[len(columns) - count :]
         covariance = jnp.zeros((shift.size,) * 2, shift.dtype)
         for gain, variance in zip(gains, variances, strict=True):
@@ -90,7 +95,7 @@ def linearise(
 
     over_blocks = jax.vmap(one, in_axes=(None, 0, 0), out_axes=-1)
     over_steps = jax.vmap(over_blocks, in_axes=(0, None, 0), out_axes=-2)
-    return AffineMaps(*over_steps(intervals, blocks, errors))
+    return AffineMaps(*over_steps(steps, blocks, errors))
 
 
 def initial_state(
@@ -101,7 +106,7 @@ def initial_state(
     """Mean and covariance of (x, memory) before the first step."""
 
     def state(x: Array) -> Array:
-        return ravel_pytree((x, sampler.memory(x)))[0]
+        return ravel_pytree((x, sampler.init_history(x)))[0]
 
     origin = jnp.zeros_like(mean[:, 0])
     jacobian, blocks = jax.jacfwd(state)(origin), mean.shape[-1]

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._numerics import floored_log, full_precision
-from ..process import AbstractProcess
+from .._linalg import full_precision
+from .._numerics import floored_log
+from ..distributions import Gaussian
+from ..processes import AbstractProcess
 from ..schedules import Schedule
-from ..target import Gaussian
 
 
 def log_contraction(
@@ -29,11 +30,17 @@ def log_contraction(
     (Sigma' = 0, or a = 0 with alpha > 0) is represented by a very negative, finite logarithm.
     """
     alpha2 = stochasticity_squared
-    spread = floored_log(target.marginal_variance(process, u)) - floored_log(target.marginal_variance(process, t))
-    return 0.5 * (1.0 + alpha2) * spread + alpha2 * (floored_log(process.signal(t)) - floored_log(process.signal(u)))
+    spread = floored_log(target.marginal_variance(process, u)) - floored_log(
+        target.marginal_variance(process, t)
+    )
+    return 0.5 * (1.0 + alpha2) * spread + alpha2 * (
+        floored_log(process.signal(t)) - floored_log(process.signal(u))
+    )
 
 
-def log_contractions(target: Gaussian, process: AbstractProcess, schedule: Schedule) -> Float[Array, "steps modes"]:
+def log_contractions(
+    target: Gaussian, process: AbstractProcess, schedule: Schedule
+) -> Float[Array, "steps modes"]:
     """`log_contraction` of every step of a schedule."""
     one = partial(log_contraction, target, process)
     return jax.vmap(one)(schedule.times[:-1], schedule.times[1:], schedule.stochasticity_squared)

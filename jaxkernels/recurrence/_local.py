@@ -11,15 +11,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._numerics import floored_log, safe_divide, safe_sqrt
-from ..prediction import Prediction, Predictor
-from ..process import AbstractProcess
-from ..samplers import AbstractSampler, Interval
-from ..schedules import Schedule
-from ..target import Gaussian, gaussian_prediction
+from ..distributions import Gaussian, gaussian_prediction
+from ..prediction import Predict, Prediction
+from ..processes import AbstractProcess
+from ..samplers import AbstractSampler
+from ..schedules import Schedule, Step
 from ._exact import log_contraction, log_contractions, to_the_end
 
 
-class Defect(eqx.Module):
+class StepMoments(eqx.Module):
     """The law after one step that starts from the exact law: `mean_error` against a' mu, and `variance`.
 
     `factor` is the step's own factor on x - E x. If it is negative the part of the variance that it explains
@@ -33,7 +33,7 @@ class Defect(eqx.Module):
     injected: Float[Array, "*steps modes"]
 
 
-def window_defect(
+def window_moments(
     target: Gaussian,
     process: AbstractProcess,
     sampler: AbstractSampler,
@@ -41,7 +41,7 @@ def window_defect(
     stochasticity_squared: Float[Array, " steps"],
     step: Int[Array, ""],
     num_steps: int,
-) -> Defect:
+) -> StepMoments:
     """Defect of step number `step`, which is the last of a window of memory_steps + 1 steps.
 
     The earlier steps of the window fill the sampler's memory from an exact trajectory: the sampler takes
@@ -54,7 +54,7 @@ def window_defect(
 
     The target is in its eigenbasis; every array runs along its modes.
     """
-    depth = sampler.memory_steps
+    depth = sampler.history_steps
     # point by point, so that the sampler's own evaluations of the process are these same ones
     exact_mean = [process.signal(t) * target.mean for t in times]
     exact_variance = [target.marginal_variance(process, t) for t in times]
@@ -62,25 +62,29 @@ def window_defect(
     def predict(x: Array, t: Array) -> Prediction:
         return gaussian_prediction(process, target.mean, target.eigenvalues, None, x, t)
 
-    def interval(j: int) -> Interval:
-        return window_interval(times, stochasticity_squared, step - depth, j, num_steps)
+    def interval(j: int) -> Step:
+        return window_step(times, stochasticity_squared, step - depth, j, num_steps)
 
     start = jnp.zeros_like(exact_mean[0])
-    state = (exact_mean[0], sampler.memory(exact_mean[0]))
+    state = (exact_mean[0], sampler.init_history(exact_mean[0]))
     first = safe_sqrt(exact_variance[0])
-    columns = [(first, jax.jvp(sampler.memory, (start,), (first,))[1])]
+    columns = [(first, jax.jvp(sampler.init_history, (start,), (first,))[1])]
     for j in range(depth):
         after, moved, noises = _take(sampler, predict, process, interval(j), state, columns)
-        rho = jnp.exp(log_contraction(target, process, times[j], times[j + 1], stochasticity_squared[j]))
+        rho = jnp.exp(
+            log_contraction(target, process, times[j], times[j + 1], stochasticity_squared[j])
+        )
         if_real = partial(_choose, step - depth + j >= 0)
         # back onto the exact process: x shrinks by rho and gains fresh noise, independent of what came before
-        columns = [(rho * old[0], if_real(new[1], old[1])) for new, old in zip(moved, columns, strict=True)]
+        columns = [
+            (rho * old[0], if_real(new[1], old[1])) for new, old in zip(moved, columns, strict=True)
+        ]
         if sampler.stochastic:
             fresh = safe_sqrt(exact_variance[j + 1] - rho**2 * exact_variance[j])
             columns.append((fresh, jax.tree.map(jnp.zeros_like, state[1])))
             columns += [(start, _scaled(safe_sqrt(v), gain[1])) for v, gain in noises]
-        memory = if_real(after[1], state[1])
-        state = (exact_mean[j + 1], memory)
+        history = if_real(after[1], state[1])
+        state = (exact_mean[j + 1], history)
 
     after, moved, noises = _take(sampler, predict, process, interval(depth), state, columns)
     injected = sum((v * gain[0] ** 2 for v, gain in noises), start=start)
@@ -89,14 +93,16 @@ def window_defect(
     correlated = sum(products, start=start)
     factor = safe_divide(correlated, exact_variance[depth])
     flipped = jnp.minimum(factor, 0.0) ** 2 * exact_variance[depth]
-    return Defect(after[0] - exact_mean[-1], variance - 2.0 * flipped, factor, injected)
+    return StepMoments(after[0] - exact_mean[-1], variance - 2.0 * flipped, factor, injected)
 
 
-def window_interval(times: Array, stochasticity_squared: Array, first: Array, j: int, num_steps: int) -> Interval:
+def window_step(
+    times: Array, stochasticity_squared: Array, first: Array, j: int, num_steps: int
+) -> Step:
     """Step j of a window whose own first step has number `first`, negative before the schedule begins."""
     index = first + j
     ends = index <= 0, index == num_steps - 1
-    return Interval(times[j], times[j + 1], times[max(j - 1, 0)], stochasticity_squared[j], *ends)
+    return Step(times[j], times[j + 1], times[max(j - 1, 0)], stochasticity_squared[j], *ends)
 
 
 def _choose(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
@@ -109,9 +115,9 @@ def _scaled(factor: Array, tree: PyTree) -> PyTree:
 
 def _take(
     sampler: AbstractSampler,
-    predict: Predictor,
+    predict: Predict,
     process: AbstractProcess,
-    interval: Interval,
+    interval: Step,
     state: PyTree,
     columns: list[PyTree],
 ) -> tuple[PyTree, list[PyTree], list[tuple[Array, PyTree]]]:
@@ -145,11 +151,11 @@ def windows(schedule: Schedule, depth: int) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(points, 0), np.maximum(points[:, :-1], 0)
 
 
-class LocalDefects(eqx.Module):
+class LocalErrors(eqx.Module):
     """Law at t_K when the sampler takes step k and the exact reverse process all others.
 
-    `mean_error` is against the exact mean, `variance` is signed as in `Defect`, `target_variance` the exact
-    one at t_K, and `carry` the factor that carries a perturbation at each grid time to t_K. `defects`
+    `mean_error` is against the exact mean, `variance` is signed as in `StepMoments`, `target_variance` the exact
+    one at t_K, and `carry` the factor that carries a perturbation at each grid time to t_K. `moments`
     are the defects themselves, right after each step.
     """
 
@@ -157,13 +163,13 @@ class LocalDefects(eqx.Module):
     variance: Float[Array, "steps modes"]
     target_variance: Float[Array, " modes"]
     carry: Float[Array, "points modes"]
-    defects: Defect
+    moments: StepMoments
 
 
-def local_defects(
+def local_errors(
     target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
-) -> LocalDefects:
-    """Every step's `window_defect`, carried to the end by a contraction R:
+) -> LocalErrors:
+    """Every step's `window_moments`, carried to the end by a contraction R:
 
         variance = Sigma_K + R^2 (V - Sigma'),       mean_error = R (mean after the step - a' mu).
 
@@ -174,22 +180,22 @@ def local_defects(
     All steps are computed at once. The target is in its eigenbasis.
     """
     times, squared = schedule.times, schedule.stochasticity_squared
-    points, steps = windows(schedule, sampler.memory_steps)
+    points, steps = windows(schedule, sampler.history_steps)
     count = schedule.num_steps
 
-    def one(t: Array, w: Array, k: Array) -> Defect:
-        return window_defect(target, process, sampler, t, w, k, count)
+    def one(t: Array, w: Array, k: Array) -> StepMoments:
+        return window_moments(target, process, sampler, t, w, k, count)
 
-    defects = jax.vmap(one)(times[points], squared[steps], jnp.arange(count))
+    moments = jax.vmap(one)(times[points], squared[steps], jnp.arange(count))
     logs = log_contractions(target, process, Schedule.from_squared(times, jnp.zeros_like(squared)))
     if sampler.stochastic:
         still = jax.vmap(one)(times[points], jnp.zeros_like(squared)[steps], jnp.arange(count))
-        ratio = safe_divide(jnp.abs(defects.factor), jnp.abs(still.factor))
+        ratio = safe_divide(jnp.abs(moments.factor), jnp.abs(still.factor))
         logs = logs + floored_log(ratio)
     carry = to_the_end(logs)
     variance = target.marginal_variance(process, times)
-    mean_error, final = carried(defects, carry[1:], variance[1:], variance[-1])
-    return LocalDefects(mean_error, final, variance[-1], carry, defects)
+    mean_error, final = carried(moments, carry[1:], variance[1:], variance[-1])
+    return LocalErrors(mean_error, final, variance[-1], carry, moments)
 
 
 class ScoreResponses(eqx.Module):
@@ -213,10 +219,10 @@ def score_responses(
     """Responses to the score errors of every evaluation, along the exact reverse process.
 
     An error at evaluation a enters the step that makes it and, through the sampler's memory, the steps after. Each
-    entry is carried to the end by `carry` (of `local_defects`); the covariance of x at the evaluation with x
+    entry is carried to the end by `carry` (of `local_errors`); the covariance of x at the evaluation with x
     after the step is the exact one, rho Sigma. The target is in its eigenbasis.
     """
-    depth, count, per_step = sampler.memory_steps, schedule.num_steps, sampler.evaluations
+    depth, count, per_step = sampler.history_steps, schedule.num_steps, sampler.nfe_per_step
     points, steps = windows(schedule, depth)
 
     def one(times: Array, squared: Array, step: Array) -> Array:
@@ -224,7 +230,7 @@ def score_responses(
 
     times, squared = schedule.times[points], schedule.stochasticity_squared[steps]
     response = jax.vmap(one)(times, squared, jnp.arange(count))
-    at = jnp.stack(sampler.evaluation_times(process, schedule.intervals()), axis=1)
+    at = jnp.stack(sampler.evaluation_times(process, schedule.steps()), axis=1)
     variance = target.marginal_variance(process, at)
     mean_total = jnp.zeros((count, per_step, target.mean.shape[0]), at.dtype)
     variance_total = jnp.zeros_like(mean_total)
@@ -233,7 +239,9 @@ def score_responses(
         entry = response[later:, depth - later] * carry[1 + later :, None]
         end, alpha2 = schedule.times[1 + later :], schedule.stochasticity_squared[later:]
         contraction = jax.vmap(partial(log_contraction, target, process))
-        rho = jnp.stack([jnp.exp(contraction(t, end, alpha2)) for t in at[: count - later].T], axis=1)
+        rho = jnp.stack(
+            [jnp.exp(contraction(t, end, alpha2)) for t in at[: count - later].T], axis=1
+        )
         correlated = 2.0 * carry[1 + later :, None] * rho * variance[: count - later]
         mean_total = mean_total.at[: count - later].add(entry)
         variance_total = variance_total.at[: count - later].add(entry * correlated)
@@ -253,32 +261,38 @@ def _window_response(
 
     x is put back onto the exact mean before every step: what an earlier step does to x itself belongs there.
     """
-    depth = sampler.memory_steps
+    depth = sampler.history_steps
     exact_mean = [process.signal(t) * target.mean for t in times]
 
     def run(errors: Float[Array, "window_steps evaluations modes"]) -> Float[Array, " modes"]:
-        memory = sampler.memory(exact_mean[0])
+        history = sampler.init_history(exact_mean[0])
         x = exact_mean[0]
         for j in range(depth + 1):
             calls = itertools.count()
 
             def learned(x: Array, t: Array, j: int = j, calls: Iterator[int] = calls) -> Prediction:
                 exact = gaussian_prediction(process, target.mean, target.eigenvalues, None, x, t)
-                return exact.with_score_error(errors[j, next(calls)], process.signal(t), process.noise(t))
+                return exact.with_score_error(
+                    errors[j, next(calls)], process.signal(t), process.noise(t)
+                )
 
-            interval = window_interval(times, stochasticity_squared, step - depth, j, num_steps)
-            x, new = sampler.step(learned, jnp.zeros_like, process, interval, exact_mean[j], memory)
-            memory = _choose(step - depth + j >= 0, new, memory)
+            interval = window_step(times, stochasticity_squared, step - depth, j, num_steps)
+            x, new = sampler.step(
+                learned, jnp.zeros_like, process, interval, exact_mean[j], history
+            )
+            history = _choose(step - depth + j >= 0, new, history)
         return x
 
-    shape = (depth + 1, sampler.evaluations)
+    shape = (depth + 1, sampler.nfe_per_step)
     units = jnp.eye(shape[0] * shape[1], dtype=times.dtype).reshape(-1, *shape, 1)
     ones = jnp.ones((*shape, target.mean.shape[0]), times.dtype)
     columns = jax.vmap(lambda unit: jax.jvp(run, (0.0 * ones,), (unit * ones,))[1])(units)
     return columns.reshape(*shape, -1)
 
 
-def carried(defect: Defect, contraction: Array, exact_variance: Array, end_variance: Array) -> tuple[Array, Array]:
+def carried(
+    local_error: StepMoments, contraction: Array, exact_variance: Array, end_variance: Array
+) -> tuple[Array, Array]:
     """Mean error and signed variance at the end when a defect is carried there by the exact process."""
-    change = contraction**2 * (defect.variance - exact_variance)
-    return contraction * defect.mean_error, end_variance + change
+    change = contraction**2 * (local_error.variance - exact_variance)
+    return contraction * local_error.mean_error, end_variance + change

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..distributions import Gaussian, gaussian_prediction
 from ..prediction import Prediction
-from ..process import AbstractProcess
+from ..processes import AbstractProcess
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..score_error import AffineError
-from ..target import Gaussian, gaussian_prediction
 from ._affine import AffineMaps, initial_state, linearise, propagate
 
 
@@ -19,7 +19,7 @@ def evaluation_times(
     process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
 ) -> Float[Array, " evaluations"]:
     """The times of all network evaluations of a run, in their order."""
-    return jnp.stack(sampler.evaluation_times(process, schedule.intervals()), axis=1).reshape(-1)
+    return jnp.stack(sampler.evaluation_times(process, schedule.steps()), axis=1).reshape(-1)
 
 
 def _predict(process: AbstractProcess):
@@ -49,7 +49,7 @@ def mode_maps(
             return steps.reshape(*steps.shape, *extra)
 
         error = AffineError(by_step(error.slope, 1, 1), by_step(error.shift, 1))
-    return linearise(sampler, process, schedule.intervals(), _predict(process), blocks, 1, error)
+    return linearise(sampler, process, schedule.steps(), _predict(process), blocks, 1, error)
 
 
 def dense_maps(
@@ -64,7 +64,7 @@ def dense_maps(
     if error is not None:
         error = jax.tree.map(lambda a: a.reshape(schedule.num_steps, 1, -1, *a.shape[1:]), error)
     size = blocks[0].shape[1]
-    return linearise(sampler, process, schedule.intervals(), _predict(process), blocks, size, error)
+    return linearise(sampler, process, schedule.steps(), _predict(process), blocks, size, error)
 
 
 @partial(jax.jit, static_argnames="initialization")
@@ -98,5 +98,7 @@ def propagate_dense(
 ) -> tuple[Float[Array, "points modes"], Float[Array, "points modes modes"]]:
     """Mean and covariance at every time of the schedule, from the sampler's `dense_maps`."""
     size = mean.shape[0]
-    means, covariances = propagate(maps, *initial_state(sampler, mean[:, None], covariance[..., None]))
+    means, covariances = propagate(
+        maps, *initial_state(sampler, mean[:, None], covariance[..., None])
+    )
     return means[:, :size, 0], covariances[:, :size, :size, 0]

@@ -3,12 +3,13 @@
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PyTree, Real
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from .._numerics import power, safe_divide, safe_log
-from ..prediction import Predictor
-from ..process import AbstractProcess
-from ._base import AbstractSampler, Interval, Noise
+from ..prediction import Predict
+from ..processes import AbstractProcess
+from ..schedules import Step
+from ._base import AbstractSampler, History, Noise, X
 
 
 class DDIM(AbstractSampler):
@@ -28,25 +29,25 @@ class DDIM(AbstractSampler):
     """
 
     order: ClassVar[int] = 1
-    evaluations: ClassVar[int] = 1
+    nfe_per_step: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
-    level_exact: ClassVar[bool] = True
+    marginal_preserving: ClassVar[bool] = True
 
     def step(
         self,
-        predict: Predictor,
+        predict: Predict,
         noise: Noise,
         process: AbstractProcess,
-        interval: Interval,
-        x: Float[Array, "..."],
-        memory: PyTree[Float[Array, "..."]],
-    ) -> tuple[Float[Array, "..."], PyTree[Float[Array, "..."]]]:
-        t, u = interval.time, interval.next_time
+        step: Step,
+        x: X,
+        history: History,
+    ) -> tuple[X, History]:
+        t, u = step.time, step.next_time
         p = predict(x, t)
-        keep = power(level_ratio(process, t, u), interval.stochasticity_squared)
+        keep = power(level_ratio(process, t, u), step.stochasticity_squared)
         s = process.noise(u)
         x = process.signal(u) * p.x0 + s * keep * p.eps + noise(s**2 * (1.0 - keep**2))
-        return x, memory
+        return x, history
 
 
 def level_ratio(process: AbstractProcess, t: Array, u: Array) -> Array:

@@ -4,12 +4,13 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array
 
 from .._numerics import safe_divide
-from ..prediction import Predictor
-from ..process import AbstractProcess
-from ._base import AbstractSampler, Interval, Noise
+from ..prediction import Predict
+from ..processes import AbstractProcess
+from ..schedules import Step
+from ._base import AbstractSampler, History, Noise, X
 
 
 class DPMSolverPP2M(AbstractSampler):
@@ -26,36 +27,36 @@ class DPMSolverPP2M(AbstractSampler):
     lower_order_final: bool = eqx.field(static=True, default=False)
 
     order: ClassVar[int] = 2
-    evaluations: ClassVar[int] = 1
+    nfe_per_step: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
-    memory_steps: ClassVar[int] = 1
+    history_steps: ClassVar[int] = 1
 
-    def memory(self, x: Float[Array, "..."]) -> PyTree[Float[Array, "..."]]:
+    def init_history(self, x: X) -> History:
         """The denoised point of the step before (unused in the first step)."""
         return jnp.zeros_like(x)
 
     def step(
         self,
-        predict: Predictor,
+        predict: Predict,
         noise: Noise,
         process: AbstractProcess,
-        interval: Interval,
-        x: Float[Array, "..."],
-        memory: PyTree[Float[Array, "..."]],
-    ) -> tuple[Float[Array, "..."], PyTree[Float[Array, "..."]]]:
+        step: Step,
+        x: X,
+        history: History,
+    ) -> tuple[X, History]:
         del noise
-        t, u = interval.time, interval.next_time
+        t, u = step.time, step.next_time
         p = predict(x, t)
         ratio = process.noise(u) / process.noise(t)
-        extrapolated = p.x0 + self._weight(process, interval) * (p.x0 - memory)
+        extrapolated = p.x0 + self._weight(process, step) * (p.x0 - history)
         x = ratio * x + (process.signal(u) - process.signal(t) * ratio) * extrapolated
         return x, p.x0
 
-    def _weight(self, process: AbstractProcess, interval: Interval) -> Array:
-        t, u, before = interval.time, interval.next_time, interval.previous_time
-        usable = ~interval.is_first & (process.noise(u) > 0) & (process.signal(before) > 0)
+    def _weight(self, process: AbstractProcess, step: Step) -> Array:
+        t, u, before = step.time, step.next_time, step.previous_time
+        usable = ~step.is_first & (process.noise(u) > 0) & (process.signal(before) > 0)
         if self.lower_order_final:
-            usable = usable & ~interval.is_last
+            usable = usable & ~step.is_last
         # values are replaced before dividing: an infinite or empty step must not reach derivatives
         now = process.log_snr(t)
         h = jnp.where(usable, process.log_snr(u) - now, 0.0)

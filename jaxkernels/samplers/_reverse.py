@@ -3,11 +3,11 @@
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
 
-from ..prediction import Predictor
-from ..process import AbstractProcess
-from ._base import AbstractSampler, Interval, Noise
+from ..prediction import Predict
+from ..processes import AbstractProcess
+from ..schedules import Step
+from ._base import AbstractSampler, History, Noise, X
 
 
 class EulerMaruyama(AbstractSampler):
@@ -21,28 +21,28 @@ class EulerMaruyama(AbstractSampler):
     """
 
     order: ClassVar[int] = 1
-    evaluations: ClassVar[int] = 1
+    nfe_per_step: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
 
     def step(
         self,
-        predict: Predictor,
+        predict: Predict,
         noise: Noise,
         process: AbstractProcess,
-        interval: Interval,
-        x: Float[Array, "..."],
-        memory: PyTree[Float[Array, "..."]],
-    ) -> tuple[Float[Array, "..."], PyTree[Float[Array, "..."]]]:
-        t, dt = interval.time, interval.time - interval.next_time
-        alpha2 = interval.stochasticity_squared
+        step: Step,
+        x: X,
+        history: History,
+    ) -> tuple[X, History]:
+        t, dt = step.time, step.time - step.next_time
+        alpha2 = step.stochasticity_squared
         p = predict(x, t)
         # at signal 0, where g^2 may be infinite, the deterministic step is still well defined
         usable = (process.signal(t) > 0) | (alpha2 > 0)
-        rate = process.diffusion_squared(jnp.where(usable, t, interval.next_time))
+        rate = process.diffusion_squared(jnp.where(usable, t, step.next_time))
         injected = alpha2 * dt * jnp.where(usable, rate, 0.0)
         flow = process.signal_rate(t) * p.x0 + process.noise_rate(t) * p.eps
         x = x - dt * flow - 0.5 * injected / process.noise(t) * p.eps + noise(injected)
-        return x, memory
+        return x, history
 
 
 class ExponentialIntegrator(AbstractSampler):
@@ -58,23 +58,23 @@ class ExponentialIntegrator(AbstractSampler):
     """
 
     order: ClassVar[int] = 1
-    evaluations: ClassVar[int] = 1
+    nfe_per_step: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
 
     def step(
         self,
-        predict: Predictor,
+        predict: Predict,
         noise: Noise,
         process: AbstractProcess,
-        interval: Interval,
-        x: Float[Array, "..."],
-        memory: PyTree[Float[Array, "..."]],
-    ) -> tuple[Float[Array, "..."], PyTree[Float[Array, "..."]]]:
-        t, u, alpha2 = interval.time, interval.next_time, interval.stochasticity_squared
+        step: Step,
+        x: X,
+        history: History,
+    ) -> tuple[X, History]:
+        t, u, alpha2 = step.time, step.next_time, step.stochasticity_squared
         p = predict(x, t)
         a = process.signal(u)
         eta = 0.5 * (1.0 + alpha2) * a
         eta = eta * (process.integrated_signal(t) - process.integrated_signal(u))
         injected = alpha2 * a**2 * (process.sigma(t) ** 2 - process.sigma(u) ** 2)
         x = a / process.signal(t) * x - eta / process.noise(t) * p.eps + noise(injected)
-        return x, memory
+        return x, history

@@ -6,11 +6,12 @@ from typing import ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array
 
-from ..prediction import Predictor
-from ..process import AbstractProcess
-from ._base import AbstractSampler, Interval, Noise
+from ..prediction import Predict
+from ..processes import AbstractProcess
+from ..schedules import Step
+from ._base import AbstractSampler, History, Noise, Times, X
 
 Velocity: TypeAlias = Callable[[Array, Array], Array]
 
@@ -28,22 +29,22 @@ class AbstractRungeKutta(AbstractSampler):
     def advance(self, velocity: Velocity, first: Array, x: Array, t: Array, u: Array) -> Array:
         """x at u from x at t by the method's full formula, from the velocity `first` at (x, t)."""
 
-    def evaluation_times(self, process: AbstractProcess, interval: Interval) -> tuple[Float[Array, "*steps"], ...]:
-        t, u = interval.time, interval.next_time
+    def evaluation_times(self, process: AbstractProcess, step: Step) -> tuple[Times, ...]:
+        t, u = step.time, step.next_time
         dt = t - jnp.where(process.noise(u) > 0, u, t)
         return tuple(t - node * dt for node in self.nodes)
 
     def step(
         self,
-        predict: Predictor,
+        predict: Predict,
         noise: Noise,
         process: AbstractProcess,
-        interval: Interval,
-        x: Float[Array, "..."],
-        memory: PyTree[Float[Array, "..."]],
-    ) -> tuple[Float[Array, "..."], PyTree[Float[Array, "..."]]]:
+        step: Step,
+        x: X,
+        history: History,
+    ) -> tuple[X, History]:
         del noise
-        t, u = interval.time, interval.next_time
+        t, u = step.time, step.next_time
 
         def velocity(x: Array, t: Array) -> Array:
             p = predict(x, t)
@@ -57,7 +58,7 @@ class AbstractRungeKutta(AbstractSampler):
             return self.advance(velocity, first, x, t, jnp.where(process.noise(u) > 0, u, t))
 
         # the evaluation that both need stands outside, so that the others are always the same calls
-        return jax.lax.cond(process.noise(u) > 0, full, euler, x, velocity(x, t)), memory
+        return jax.lax.cond(process.noise(u) > 0, full, euler, x, velocity(x, t)), history
 
 
 class Heun(AbstractRungeKutta):
@@ -68,7 +69,7 @@ class Heun(AbstractRungeKutta):
 
     order: ClassVar[int] = 2
     nodes: ClassVar[tuple[float, ...]] = (0.0, 1.0)
-    evaluations: ClassVar[int] = 2
+    nfe_per_step: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False
 
     def advance(self, velocity: Velocity, first: Array, x: Array, t: Array, u: Array) -> Array:
@@ -82,7 +83,7 @@ class RK4(AbstractRungeKutta):
 
     order: ClassVar[int] = 4
     nodes: ClassVar[tuple[float, ...]] = (0.0, 0.5, 0.5, 1.0)
-    evaluations: ClassVar[int] = 4
+    nfe_per_step: ClassVar[int] = 4
     stochastic: ClassVar[bool] = False
 
     def advance(self, velocity: Velocity, first: Array, x: Array, t: Array, u: Array) -> Array:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import cast
 
@@ -12,10 +11,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .. import _checks
-from .._numerics import as_inexact, is_traced, safe_sqrt
+from .._files import write_atomically
+from .._numerics import as_inexact, safe_sqrt
+from .._precision import is_traced
 from .._types import Numbers
-from ..process import AbstractProcess
-from ..samplers import Interval
+from ..processes import AbstractProcess
+from ._step import Step
 
 _FORMAT, _VERSION = "jaxkernels.schedule", 1
 
@@ -39,7 +40,9 @@ class Schedule(eqx.Module):
         if not is_traced(stochasticity):
             stochasticity = _checks.array("stochasticity", stochasticity)
             if np.any(stochasticity < 0):
-                raise ValueError(f"stochasticity must be >= 0; its smallest entry is {stochasticity.min():g}.")
+                raise ValueError(
+                    f"stochasticity must be >= 0; its smallest entry is {stochasticity.min():g}."
+                )
         steps = (np.shape(times)[0] - 1,)
         if np.shape(stochasticity) not in ((), steps):
             raise ValueError(
@@ -55,12 +58,19 @@ class Schedule(eqx.Module):
     @classmethod
     def from_squared(cls, times: Numbers, stochasticity_squared: ArrayLike) -> "Schedule":
         """From times (K+1,) and alpha^2 (K,), for derivatives in alpha^2 at alpha = 0."""
-        return eqx.tree_at(lambda s: s.stochasticity_squared, cls(times), jnp.asarray(stochasticity_squared))
+        return eqx.tree_at(
+            lambda s: s.stochasticity_squared, cls(times), jnp.asarray(stochasticity_squared)
+        )
 
     @property
     def stochasticity(self) -> Float[Array, " steps"]:
         """alpha_k = h/g of every step."""
         return safe_sqrt(self.stochasticity_squared)
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether any step injects noise; for a concrete schedule."""
+        return bool(np.any(np.asarray(self.stochasticity_squared) > 0))
 
     @property
     def num_steps(self) -> int:
@@ -71,11 +81,11 @@ class Schedule(eqx.Module):
         """Noise levels s/a at the times, in units of the data."""
         return process.sigma(self.times)
 
-    def intervals(self) -> Interval:
+    def steps(self) -> Step:
         """All steps at once: every field has shape (K,)."""
         t, k = self.times, np.arange(self.num_steps)
         before = jnp.concatenate([t[:1], t[:-2]])
-        return Interval(
+        return Step(
             t[:-1],
             t[1:],
             before,
@@ -87,7 +97,9 @@ class Schedule(eqx.Module):
     def error_if_invalid(self) -> "Schedule":
         """This schedule, which raises at run time if its (traced) values are not a schedule's."""
         t: Array = self.times
-        bad: Bool[Array, ""] = jnp.any(~(t[1:] < t[:-1])) | ~(t[-1] >= 0) | jnp.any(~(self.stochasticity_squared >= 0))
+        bad: Bool[Array, ""] = (
+            jnp.any(~(t[1:] < t[:-1])) | ~(t[-1] >= 0) | jnp.any(~(self.stochasticity_squared >= 0))
+        )
         message = "times must decrease to t >= 0, and stochasticity be >= 0."
         return eqx.tree_at(lambda s: s.times, self, eqx.error_if(t, bad, message))
 
@@ -145,29 +157,7 @@ def read_json(path: str | os.PathLike[str]) -> dict:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{name} is not a schedule file (no format {_FORMAT!r} in it).")
     if content.get("version") != _VERSION:
-        raise ValueError(f"{name} has version {content.get('version')!r}; this release reads version {_VERSION}.")
+        raise ValueError(
+            f"{name} has version {content.get('version')!r}; this release reads version {_VERSION}."
+        )
     return content
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write to a temporary file beside `path`, then rename it into place."""
-    path = Path(path)
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise ValueError(f"cannot write {path}: {error.strerror}.") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,16 +1,20 @@
-"""Score errors: random affine functions of x, correlated in time."""
+"""Models of the score error of a network."""
 
-from ._affine import AffineError as AffineError
+from ._affine import (
+    AffineError as AffineError,
+)
 from ._correlation import (
     AR1 as AR1,
     AbstractCorrelation as AbstractCorrelation,
     Banded as Banded,
+    FullyCorrelated as FullyCorrelated,
     GivenCorrelation as GivenCorrelation,
     Independent as Independent,
     OrnsteinUhlenbeck as OrnsteinUhlenbeck,
-    Shared as Shared,
 )
-from ._model import ScoreError as ScoreError
+from ._model import (
+    ScoreError as ScoreError,
+)
 from ._profile import (
     AbstractProfile as AbstractProfile,
     Constant as Constant,

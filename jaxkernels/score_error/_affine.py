@@ -31,4 +31,7 @@ class AffineError(eqx.Module):
         """The same error with a matrix for its slope."""
         if self.dense:
             return self
-        return AffineError(self.slope[..., None] * jnp.eye(self.slope.shape[-1], dtype=self.slope.dtype), self.shift)
+        return AffineError(
+            self.slope[..., None] * jnp.eye(self.slope.shape[-1], dtype=self.slope.dtype),
+            self.shift,
+        )

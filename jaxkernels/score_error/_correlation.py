@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from .. import _checks
 from .._numerics import safe_sqrt
 from .._types import AnyArray, Numbers, constant
-from ..process import AbstractProcess
+from ..processes import AbstractProcess
 
 
 class AbstractCorrelation(eqx.Module):
@@ -36,7 +36,7 @@ class AbstractCorrelation(eqx.Module):
         return factor @ factor.T
 
 
-class Shared(AbstractCorrelation):
+class FullyCorrelated(AbstractCorrelation):
     """The same error at all times: correlation 1."""
 
     def factor(
@@ -50,7 +50,9 @@ class AbstractMarkov(AbstractCorrelation):
     """x_{n+1} = r_n x_n + sqrt(1 - r_n^2) z_{n+1}: correlation is the product of the r between two times."""
 
     @abc.abstractmethod
-    def lag_one(self, process: AbstractProcess, times: Float[Array, " evaluations"]) -> Float[Array, " lags"]:
+    def lag_one(
+        self, process: AbstractProcess, times: Float[Array, " evaluations"]
+    ) -> Float[Array, " lags"]:
         """log r_n between consecutive times, -inf for r = 0; it is replaced by 0 between equal times."""
 
     def factor(
@@ -70,7 +72,9 @@ class AbstractMarkov(AbstractCorrelation):
 class Independent(AbstractMarkov):
     """A fresh error at every time."""
 
-    def lag_one(self, process: AbstractProcess, times: Float[Array, " evaluations"]) -> Float[Array, " lags"]:
+    def lag_one(
+        self, process: AbstractProcess, times: Float[Array, " evaluations"]
+    ) -> Float[Array, " lags"]:
         del process
         return jnp.full(times.shape[0] - 1, -jnp.inf, times.dtype)
 
@@ -87,7 +91,9 @@ class AR1(AbstractMarkov):
     def __init__(self, rho: Numbers):
         self.rho = _checks.parameter("rho", rho, at_least=0.0, at_most=1.0)
 
-    def lag_one(self, process: AbstractProcess, times: Float[Array, " evaluations"]) -> Float[Array, " lags"]:
+    def lag_one(
+        self, process: AbstractProcess, times: Float[Array, " evaluations"]
+    ) -> Float[Array, " lags"]:
         del process
         return jnp.full(times.shape[0] - 1, jnp.log(jnp.asarray(self.rho, times.dtype)))
 
@@ -102,7 +108,9 @@ class OrnsteinUhlenbeck(AbstractMarkov):
         self.length = _checks.parameter("length", length, above=0.0)
         self.clock = _checks.one_of("clock", clock, ("time", "log_snr"))  # pyright: ignore[reportAttributeAccessIssue]
 
-    def lag_one(self, process: AbstractProcess, times: Float[Array, " evaluations"]) -> Float[Array, " lags"]:
+    def lag_one(
+        self, process: AbstractProcess, times: Float[Array, " evaluations"]
+    ) -> Float[Array, " lags"]:
         same = times[1:] == times[:-1]
         clock = times if self.clock == "time" else process.log_snr(times)
         return -jnp.abs(jnp.where(same, 0.0, clock[1:] - clock[:-1])) / self.length
@@ -146,7 +154,9 @@ class GivenCorrelation(AbstractCorrelation):
             raise ValueError("matrix must have 1 on its diagonal: it is a correlation.")
         values, vectors = np.linalg.eigh(m)
         if values[0] < -1e-8:
-            raise ValueError(f"matrix has the negative eigenvalue {values[0]:.3g}: it is no correlation.")
+            raise ValueError(
+                f"matrix has the negative eigenvalue {values[0]:.3g}: it is no correlation."
+            )
         self.root = constant(vectors * np.sqrt(np.maximum(values, 0.0)))
 
     def factor(

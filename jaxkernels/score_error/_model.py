@@ -10,10 +10,10 @@ from jaxtyping import Array, Float
 
 from .. import _checks
 from .._types import Numbers, constant
-from ..process import AbstractProcess
-from ..target import Gaussian
+from ..distributions import Gaussian
+from ..processes import AbstractProcess
 from ._affine import AffineError
-from ._correlation import AbstractCorrelation, Shared
+from ._correlation import AbstractCorrelation, FullyCorrelated
 from ._profile import AbstractProfile, Constant, Relative, Scaled, Tabulated, Uniform
 
 # eigenvalues below this fraction of the largest are rounding, not directions
@@ -54,13 +54,15 @@ class ScoreError(eqx.Module):
     ) -> "ScoreError":
         """Standard deviations of Delta_ii and delta_i: numbers for all modes, or (modes,).
 
-        `correlation` between times (default `Shared`), `cross` the correlation of Delta_ii with delta_i,
+        `correlation` between times (default `FullyCorrelated`), `cross` the correlation of Delta_ii with delta_i,
         `amplitude` a factor or a function of time on both.
         """
         slope, shift = (_checks.array(n, v) for n, v in (("slope", slope), ("shift", shift)))
         for name, value in (("slope", slope), ("shift", shift)):
             if value.ndim > 1 or np.any(value < 0):
-                raise ValueError(f"{name} must be standard deviations >= 0, a number or (modes,); got {value}.")
+                raise ValueError(
+                    f"{name} must be standard deviations >= 0, a number or (modes,); got {value}."
+                )
         cross = float(_checks.scalar("cross", cross, at_least=-1.0, at_most=1.0))
         shape = np.broadcast_shapes(slope.shape, shift.shape)
         slope, shift = np.broadcast_to(slope, shape), np.broadcast_to(shift, shape)
@@ -69,7 +71,7 @@ class ScoreError(eqx.Module):
         kept = [i for i in range(2) if np.any(slopes[i] != 0) or np.any(shifts[i] != 0)] or [0]
         fields = (constant(np.stack([v[i] for i in kept])) for v in (slopes, shifts))
         profile = Uniform(*fields) if shape == () else Constant(*fields)
-        return cls(Scaled(profile, amplitude), correlation or Shared())
+        return cls(Scaled(profile, amplitude), correlation or FullyCorrelated())
 
     @classmethod
     def relative(
@@ -78,14 +80,14 @@ class ScoreError(eqx.Module):
         correlation: AbstractCorrelation | None = None,
     ) -> "ScoreError":
         """e = c(t) times the exact score, c normal with standard deviation `amplitude` (number or function of t)."""
-        return cls(Scaled(Relative(), amplitude), correlation or Shared())
+        return cls(Scaled(Relative(), amplitude), correlation or FullyCorrelated())
 
     @classmethod
     def deterministic(
         cls, profile: AbstractProfile, amplitude: Numbers | Callable[[Array], Array] = 1.0
     ) -> "ScoreError":
         """A known error: a profile with one shape, such as `Relative()`, times a number or function of time."""
-        return cls(None, Shared(), Scaled(profile, amplitude))
+        return cls(None, FullyCorrelated(), Scaled(profile, amplitude))
 
     @classmethod
     def dense(
@@ -102,7 +104,10 @@ class ScoreError(eqx.Module):
             raise ValueError(
                 f"slope has shape {slope.shape} and shift {shift.shape}; they must be (shapes, d, d) and (shapes, d)."
             )
-        return cls(Scaled(Constant(constant(slope), constant(shift)), amplitude), correlation or Shared())
+        return cls(
+            Scaled(Constant(constant(slope), constant(shift)), amplitude),
+            correlation or FullyCorrelated(),
+        )
 
     @classmethod
     def random_features(
@@ -132,7 +137,12 @@ class ScoreError(eqx.Module):
 
     @classmethod
     def from_covariance(
-        cls, times: Numbers, covariance: Numbers, mean: AffineError | None = None, *, project: bool = False
+        cls,
+        times: Numbers,
+        covariance: Numbers,
+        mean: AffineError | None = None,
+        *,
+        project: bool = False,
     ) -> "ScoreError":
         """From the joint covariance of (Delta, delta) at n decreasing times, mode by mode.
 
@@ -146,11 +156,15 @@ class ScoreError(eqx.Module):
         times, c = _checks.array("times", times), _checks.array("covariance", covariance)
         n = times.size
         if c.ndim != 5 or c.shape[:4] != (n, 2, n, 2):
-            raise ValueError(f"covariance has shape {c.shape}; for {n} times it must be ({n}, 2, {n}, 2, modes).")
+            raise ValueError(
+                f"covariance has shape {c.shape}; for {n} times it must be ({n}, 2, {n}, 2, modes)."
+            )
         matrices = np.moveaxis(np.reshape(c, (2 * n, 2 * n, -1)), -1, 0)
         asymmetry = np.abs(matrices - np.swapaxes(matrices, 1, 2)).max()
         if asymmetry > 1e-8 * np.abs(matrices).max():
-            raise ValueError(f"covariance is not symmetric: its halves differ by up to {asymmetry:.3g}.")
+            raise ValueError(
+                f"covariance is not symmetric: its halves differ by up to {asymmetry:.3g}."
+            )
         values, vectors = np.linalg.eigh(matrices)
         i = int(np.argmin(values[:, 0]))
         if values[i, 0] < -1e-8 * max(values[i, -1], 0.0) - 1e-300 and not project:
@@ -163,11 +177,17 @@ class ScoreError(eqx.Module):
         shapes = np.moveaxis(roots, 0, -1).swapaxes(0, 1)
         shapes = shapes.reshape(shapes.shape[0], n, 2, -1)
         known = None if mean is None else Tabulated(times, mean.slope[None], mean.shift[None])
-        return cls(Tabulated(times, shapes[:, :, 0], shapes[:, :, 1]), Shared(), known)
+        return cls(Tabulated(times, shapes[:, :, 0], shapes[:, :, 1]), FullyCorrelated(), known)
 
     @classmethod
     def from_samples(
-        cls, times: Numbers, slope: Numbers, shift: Numbers, *, rank: int | None = None, centred: bool = True
+        cls,
+        times: Numbers,
+        slope: Numbers,
+        shift: Numbers,
+        *,
+        rank: int | None = None,
+        centred: bool = True,
     ) -> "ScoreError":
         """From R draws of an error at n decreasing times, such as R networks or checkpoints.
 
@@ -188,16 +208,20 @@ class ScoreError(eqx.Module):
         rows = (flat - mean) / np.sqrt(draws - centred)
         most = draws - centred if rank is None else _checks.count("rank", rank)
         if most > draws - centred:
-            raise ValueError(f"rank = {rank} needs more than {draws} draws: they span {draws - centred} directions.")
+            raise ValueError(
+                f"rank = {rank} needs more than {draws} draws: they span {draws - centred} directions."
+            )
         _, singular, right = np.linalg.svd(rows, full_matrices=False)
         kept = singular[:most, None] * right[:most]
 
         def split(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             cut = slope[0].size
-            return rows[:, :cut].reshape(-1, *slope.shape[1:]), rows[:, cut:].reshape(-1, *shift.shape[1:])
+            return rows[:, :cut].reshape(-1, *slope.shape[1:]), rows[:, cut:].reshape(
+                -1, *shift.shape[1:]
+            )
 
         known = Tabulated(times, *split(mean[None])) if centred else None
-        return cls(Tabulated(times, *split(kept)), Shared(), known)
+        return cls(Tabulated(times, *split(kept)), FullyCorrelated(), known)
 
     @property
     def any_spectrum(self) -> bool:
@@ -229,10 +253,18 @@ class ScoreError(eqx.Module):
         return jax.tree.map(spread, error)
 
     def sample(
-        self, key: Array, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"], num: int
+        self,
+        key: Array,
+        target: Gaussian,
+        process: AbstractProcess,
+        times: Float[Array, " evaluations"],
+        num: int,
     ) -> AffineError:
         """`num` independent error trajectories, fields (num, evaluations, modes[, modes])."""
-        mean, directions = self.mean_at(target, process, times), self.directions(target, process, times)
+        mean, directions = (
+            self.mean_at(target, process, times),
+            self.directions(target, process, times),
+        )
         if directions is None:
             if mean is None:
                 raise ValueError("this score error has neither a mean nor shapes.")

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from .. import _checks
 from .._types import AnyArray, Numbers, constant
-from ..process import AbstractProcess
-from ..target import Gaussian
+from ..distributions import Gaussian
+from ..processes import AbstractProcess
 from ._affine import AffineError
 
 
@@ -27,7 +27,9 @@ class AbstractProfile(eqx.Module):
     any_spectrum: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def __call__(self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]) -> AffineError:
+    def __call__(
+        self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
+    ) -> AffineError:
         """The errors with leading axes (shapes, evaluations), along the modes of the target."""
 
 
@@ -45,10 +47,14 @@ class Constant(AbstractProfile):
     slope: Float[AnyArray, "shapes modes ..."]
     shift: Float[AnyArray, "shapes modes"]
 
-    def __call__(self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]) -> AffineError:
+    def __call__(
+        self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
+    ) -> AffineError:
         del process
         error = _check_modes(AffineError(self.slope, self.shift), target, "score_error")
-        return jax.tree.map(lambda a: jnp.repeat(jnp.asarray(a, times.dtype)[:, None], times.shape[0], 1), error)
+        return jax.tree.map(
+            lambda a: jnp.repeat(jnp.asarray(a, times.dtype)[:, None], times.shape[0], 1), error
+        )
 
 
 class Uniform(AbstractProfile):
@@ -58,10 +64,15 @@ class Uniform(AbstractProfile):
     shift: Float[AnyArray, " shapes"]
     any_spectrum: ClassVar[bool] = True
 
-    def __call__(self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]) -> AffineError:
+    def __call__(
+        self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
+    ) -> AffineError:
         del process
         one = jnp.ones((times.shape[0], target.eigenvalues.shape[0]), times.dtype)
-        return AffineError(jnp.asarray(self.slope)[:, None, None] * one, jnp.asarray(self.shift)[:, None, None] * one)
+        return AffineError(
+            jnp.asarray(self.slope)[:, None, None] * one,
+            jnp.asarray(self.shift)[:, None, None] * one,
+        )
 
 
 class Relative(AbstractProfile):
@@ -72,9 +83,13 @@ class Relative(AbstractProfile):
 
     any_spectrum: ClassVar[bool] = True
 
-    def __call__(self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]) -> AffineError:
+    def __call__(
+        self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
+    ) -> AffineError:
         slope = 1.0 / target.marginal_variance(process, times)
-        return AffineError(slope[None], (slope * process.signal(times)[:, None] * target.mean)[None])
+        return AffineError(
+            slope[None], (slope * process.signal(times)[:, None] * target.mean)[None]
+        )
 
 
 class Scaled(AbstractProfile):
@@ -94,7 +109,9 @@ class Scaled(AbstractProfile):
     def any_spectrum(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.profile.any_spectrum
 
-    def __call__(self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]) -> AffineError:
+    def __call__(
+        self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
+    ) -> AffineError:
         variation = 1.0 if self.variation is None else self.variation(times)
         amplitude = jnp.broadcast_to(self.factor * variation, times.shape)
         error = self.profile(target, process, times)
@@ -126,14 +143,18 @@ class Tabulated(AbstractProfile):
             )
         self.times, self.slope, self.shift = constant(times), constant(slope), constant(shift)
 
-    def __call__(self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]) -> AffineError:
+    def __call__(
+        self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
+    ) -> AffineError:
         if self.times.shape[0] == 1:
             weights = jnp.ones((times.shape[0], 1), times.dtype)
         else:
             # growing abscissae; hat functions give the weight of every tabulated time
             known, wanted = jnp.log(process.sigma(self.times))[::-1], jnp.log(process.sigma(times))
             hats = jnp.eye(self.times.shape[0], dtype=times.dtype)
-            weights = jax.vmap(lambda hat: jnp.interp(wanted, known, hat), out_axes=1)(hats)[:, ::-1]
+            weights = jax.vmap(lambda hat: jnp.interp(wanted, known, hat), out_axes=1)(hats)[
+                :, ::-1
+            ]
         error = AffineError(
             jnp.einsum("en,rn...->re...", weights, jnp.asarray(self.slope, times.dtype)),
             jnp.einsum("en,rn...->re...", weights, jnp.asarray(self.shift, times.dtype)),

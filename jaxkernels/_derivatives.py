@@ -1,0 +1,36 @@
+"""Value, gradient and Hessian of a function of one vector."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def forward_derivatives(
+    fn: Callable[[Array], Array], x: Float[Array, " n"]
+) -> tuple[Array, Array, Array]:
+    """Value, gradient and Hessian by two forward passes: for few variables, without a reverse pass."""
+    units = jnp.eye(x.shape[0], dtype=x.dtype)
+
+    def along(first: Array):
+        def directional(x: Array):
+            return jax.jvp(fn, (x,), (first,))
+
+        return jax.vmap(
+            lambda second: jax.jvp(directional, (x,), (second,)), out_axes=((None, None), 0)
+        )(units)
+
+    (value, slope), (_, curvature) = jax.vmap(along, out_axes=((None, 0), 0))(units)
+    return value, slope, curvature
+
+
+def dense_derivatives(fn: Callable[[Array], Array], z: Array) -> tuple[Array, Array, Array]:
+    """Value, gradient and Hessian in one forward-over-reverse pass with n tangents."""
+
+    def gradient(z: Array):
+        value, g = jax.value_and_grad(fn)(z)
+        return g, (value, g)
+
+    hessian, (value, g) = jax.jacfwd(gradient, has_aux=True)(z)
+    return value, g, hessian

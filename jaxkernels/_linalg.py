@@ -1,0 +1,50 @@
+"""Matrix products of small matrices, in full precision on every device."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+P = ParamSpec("P")
+
+
+R = TypeVar("R")
+
+
+def full_precision(fn: Callable[P, R]) -> Callable[P, R]:
+    """Matrix products of `fn` in all digits of their arguments: by default GPUs round float32 to 11 bits for them.
+
+    For this library's own algebra, where small modes stand beside large ones; how a network multiplies is its user's
+    choice.
+    """
+
+    @wraps(fn)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.default_matmul_precision("highest"):
+            return fn(*args, **kwargs)
+
+    return wrapper
+
+
+matmul = full_precision(jnp.matmul)
+
+
+@full_precision
+def product(a: Float[Array, "i j *b"], b: Float[Array, "j k *b"]) -> Float[Array, "i k *b"]:
+    """Matrix product over the two leading axes. Tiny matrices are multiplied elementwise, which fuses."""
+    if a.shape[1] <= 4:
+        return jnp.sum(a[:, :, None] * b[None], axis=1)
+    return jnp.einsum("ij...,jk...->ik...", a, b)
+
+
+def apply(a: Float[Array, "i j *b"], x: Float[Array, "j *b"]) -> Float[Array, "i *b"]:
+    """Matrix times vector, by the same rule as `product`."""
+    return product(a, x[:, None])[:, 0]
+
+
+def transpose(a: Float[Array, "i j *b"]) -> Float[Array, "j i *b"]:
+    """The transpose of the two leading axes."""
+    return jnp.swapaxes(a, 0, 1)

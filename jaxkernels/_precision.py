@@ -1,0 +1,57 @@
+"""The boundary between the caller's precision and float64, in which small optimisations run."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import PyTree
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+def is_traced(tree: PyTree) -> bool:
+    """Whether any leaf is an abstract value of a surrounding transformation."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def to_float64(tree: T) -> T:
+    """The same tree with every floating array as a NumPy array in float64."""
+
+    def convert(leaf: object) -> object:
+        if isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating):
+            # a copy: JAX remembers the precision in which it first met a NumPy array
+            return np.array(leaf, np.float64)
+        return leaf
+
+    return jax.tree.map(convert, tree)
+
+
+def _to_default(leaf: object) -> object:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating):
+        return jnp.asarray(np.asarray(leaf), float)
+    return leaf
+
+
+def in_float64(fn: Callable[P, R]) -> Callable[P, R]:
+    """Compute `fn` in float64 whatever the caller's precision, and return the caller's default float.
+
+    The global flag is changed inside the call only. Under a transformation of the caller (jit, grad,
+    vmap) precision is the caller's business, and `fn` runs as it is.
+    """
+
+    @wraps(fn)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        if is_traced((args, kwargs)):
+            return fn(*args, **kwargs)
+        with jax.enable_x64(True):
+            args, kwargs = to_float64((args, kwargs))
+            result = fn(*args, **kwargs)
+        return jax.tree.map(_to_default, result)
+
+    return wrapper

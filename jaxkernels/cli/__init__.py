@@ -1,0 +1,3 @@
+"""The command line."""
+
+from ._commands import run as run

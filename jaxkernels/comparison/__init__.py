@@ -1,0 +1,23 @@
+"""Schedules and samplers compared on a network."""
+
+from ._compare import (
+    check_noise as check_noise,
+    check_schedules as check_schedules,
+    compare_schedules as compare_schedules,
+    compare_to as compare_to,
+    comparison_nfe as comparison_nfe,
+)
+from ._comparison import Comparison as Comparison
+from ._reference import (
+    Reference as Reference,
+    reference_steps as reference_steps,
+    solve_reference as solve_reference,
+)
+from ._report import SamplerReport as SamplerReport, compare_samplers as compare_samplers
+from ._statistics import (
+    BALANCED as BALANCED,
+    STATISTICS as STATISTICS,
+    WEIGHED as WEIGHED,
+    balance as balance,
+    statistic as statistic,
+)

@@ -1,0 +1,144 @@
+"""Schedules compared on a network: the distance of their samples to a reference solution."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._progress import Progress
+from .._types import AnyArray, Numbers
+from ..prediction import AbstractDenoiser, check_denoiser
+from ..processes import AbstractProcess
+from ..samplers import AbstractSampler, as_sampler, check_schedule
+from ..schedules import Schedule
+from ._comparison import Comparison
+from ._reference import Reference, reference_steps, sample_ends, solve_reference
+
+
+def compare_schedules(
+    denoiser: AbstractDenoiser,
+    sampler: AbstractSampler | str,
+    schedules: Mapping[str, Schedule],
+    noise: Float[AnyArray, "n *shape"],
+    *,
+    data: Numbers | None = None,
+    key: Array | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Compare schedules by the distance of their samples to a reference solution.
+
+    The reference starts from the same initial noise and takes max(200, 20 K) steps of
+    DPM-Solver++(2M), uniform in log-SNR (`schedules.log_snr`, with its rules where log-SNR is infinite
+    at an end), K the largest number of steps of `schedules`.
+
+    **Arguments:**
+
+    - `denoiser`, `sampler`, `noise`: as for `sample`; `noise` (n, ...) with n >= 2.
+    - `schedules`: {name: Schedule}, all with the same first and last time.
+    - `data`: samples (n, ...) to whose distribution sliced W2 is measured, instead of to that of the
+      reference. The reference has the network's errors, some of which noise may repair: stochastic
+      schedules need data.
+    - `key`: for the noise of stochastic steps, the same for all schedules; fixed by default.
+    - `progress`: show a status line on a terminal.
+
+    **Returns:** a `Comparison`.
+
+    **Raises:** ValueError naming the argument; also if samples become non-finite.
+
+    **Example:**
+
+    ```python
+    >>> denoiser = jk.Gaussian([0.0, 1.0], [1.0, 0.1]).denoiser(jk.VP())
+    >>> grids = {name: make(jk.VP(), 5, 1e-3) for name, make in jk.schedules.BASELINES.items()}
+    >>> noise = jax.random.normal(jax.random.key(0), (32, 2))
+    >>> jk.compare_schedules(denoiser, "ddim", grids, noise).best()
+    'align_your_steps'
+    ```
+    """
+    process = check_denoiser(denoiser).process
+    sampler = as_sampler(sampler)
+    span = check_schedules(process, sampler, schedules, stochastic=data is not None)
+    noise = check_noise(noise)
+    steps = reference_steps(max(schedule.num_steps for schedule in schedules.values()))
+    with Progress("comparing: reference solution", progress) as line:
+        reference = solve_reference(denoiser, noise, steps, span, data)
+        return compare_to(reference, sampler, schedules, key=key, line=line)
+
+
+def check_schedules(
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    schedules: Mapping[str, Schedule],
+    span: tuple[float, float] | None = None,
+    *,
+    stochastic: bool,
+) -> tuple[float, float]:
+    """First and last time of schedules that can be compared: `span`, or those of the first schedule."""
+    if not isinstance(schedules, Mapping) or not schedules:
+        raise ValueError(f"schedules = {schedules!r} must be {{name: Schedule}}, not empty.")
+    for name, schedule in schedules.items():
+        check_schedule(process, sampler, schedule)
+        times = np.asarray(schedule.times, np.float64)
+        if span is None:
+            span = float(times[0]), float(times[-1])
+        if not stochastic and schedule.is_stochastic:
+            raise ValueError(
+                f"schedules[{name!r}] is stochastic: its samples have no reference from the same "
+                "noise; pass data, to compare distributions."
+            )
+        if not np.allclose(times[[0, -1]], span, rtol=1e-5):
+            raise ValueError(
+                f"schedules[{name!r}] runs from {times[0]:g} to {times[-1]:g}, the others from "
+                f"{span[0]:g} to {span[1]:g}; they must agree."
+            )
+    assert span is not None
+    return span
+
+
+def check_noise(noise: Float[AnyArray, "n *shape"]) -> Float[Array, "n *shape"]:
+    """Initial noise of at least two samples."""
+    x = jnp.asarray(noise)
+    if x.ndim < 2 or x.shape[0] < 2:
+        raise ValueError(f"noise has shape {x.shape}; it must be (n, ...) with n >= 2.")
+    if not jnp.all(jnp.isfinite(x)):
+        raise ValueError("noise holds NaN or infinity; it must be finite.")
+    return x
+
+
+def compare_to(
+    reference: Reference,
+    sampler: AbstractSampler,
+    schedules: Mapping[str, Schedule],
+    *,
+    key: Array | None,
+    line: Progress,
+) -> Comparison:
+    """Compare checked schedules with a given reference solution."""
+    key = jax.random.key(0) if key is None else key
+    errors, projections = [], []
+    for name, schedule in schedules.items():
+        line.update(f"comparing: {type(sampler).__name__}, {schedule.num_steps} steps, {name}")
+        ends = sample_ends(reference.denoiser, sampler, schedule, reference.noise, key)
+        error = np.linalg.norm(ends - reference.ends, axis=1) / reference.scale
+        errors.append(np.full_like(error, np.nan) if schedule.is_stochastic else error)
+        projections.append(ends @ reference.directions)
+    return Comparison(
+        tuple(schedules),
+        np.stack(errors),
+        np.stack(projections),
+        reference.ends @ reference.directions,
+        reference.error,
+        reference.data,
+    )
+
+
+def comparison_nfe(sampler: AbstractSampler, schedules: Mapping[str, Schedule], n: int) -> int:
+    """NFE of a comparison of schedules from n initial noises, its reference included.
+
+    An upper bound: a last step to sigma = 0 takes one evaluation, whatever the sampler.
+    """
+    steps = [schedule.num_steps for schedule in schedules.values()]
+    fine = reference_steps(max(steps))
+    return n * (fine + fine // 2 + sampler.nfe_per_step * sum(steps))

@@ -1,0 +1,21 @@
+"""The terminal error of a sampler on a Gaussian: its budget, its kernels in the score error, its expectation."""
+
+from ._evaluate import (
+    ErrorBudget as ErrorBudget,
+    Evaluation as Evaluation,
+    evaluate_schedule as evaluate_schedule,
+)
+from ._expected import (
+    ExpectedError as ExpectedError,
+    centred as centred,
+    expected_error as expected_error,
+    finite_second_order as finite_second_order,
+    second_order as second_order,
+)
+from ._kernel import (
+    Blocks as Blocks,
+    ErrorKernel as ErrorKernel,
+    contract as contract,
+    error_kernel as error_kernel,
+    factored as factored,
+)

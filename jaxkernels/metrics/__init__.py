@@ -1,0 +1,24 @@
+"""Distances between distributions: of Gaussians in closed form, of samples by estimators."""
+
+from ._gaussian import (
+    DENSE_METRICS as DENSE_METRICS,
+    METRICS as METRICS,
+    Metric as Metric,
+    bures_squared as bures_squared,
+    dense_kl as dense_kl,
+    dense_w2_squared as dense_w2_squared,
+    kl as kl,
+    per_mode as per_mode,
+    resolve as resolve,
+    reverse_kl as reverse_kl,
+    sqrtm as sqrtm,
+    sylvester as sylvester,
+    transport_map as transport_map,
+    w2_squared as w2_squared,
+)
+from ._samples import (
+    Estimate as Estimate,
+    frechet as frechet,
+    quantiles as quantiles,
+    sliced_w2 as sliced_w2,
+)

@@ -1,0 +1,147 @@
+"""Denoisers: what samplers ask at a noisy point, by a network or by a distribution's exact score.
+
+Every network in use predicts one linear combination c0 x0 + c1 eps of the split x = a x0 + s eps.
+Together with x itself that is two equations for the two unknowns, so one table of rows (c0, c1)
+converts every prediction type into the split:
+
+    prediction_type   value                                c0      c1
+    "score"           grad log p_t(x), multiplied by s      0      -1
+    "epsilon"         the noise                             0       1
+    "x0"              the denoised point                    1       0
+    "v"               a eps - s x0                         -s       a
+    "flow"            dx/dt of the probability flow         a'      s'
+
+    x0 = (c1 x - s value) / (a c1 - s c0),     eps = (a value - c0 x) / (a c1 - s c0)
+"""
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float
+
+from .. import _checks
+from .._types import Network
+from ..processes import AbstractProcess, check_process
+
+
+class Prediction(NamedTuple):
+    """The split x = a(t) x0 + s(t) eps of a noisy point; both arrays have the shape of x."""
+
+    x0: Float[Array, "..."]
+    eps: Float[Array, "..."]
+
+    def with_score_error(self, error: Array, signal: Array, noise: Array) -> "Prediction":
+        """The prediction when `error` is added to the score: x0 + (s^2 / a) e and eps - s e."""
+        return Prediction(self.x0 + noise**2 / signal * error, self.eps - noise * error)
+
+
+Predict: TypeAlias = Callable[[Array, Array], Prediction]
+"""(x, t) -> Prediction, with a scalar time t."""
+
+_Row: TypeAlias = tuple[ArrayLike, ArrayLike]
+_ROWS: dict[str, Callable[[AbstractProcess, Array], _Row]] = {
+    "score": lambda process, t: (0.0, -1.0),
+    "epsilon": lambda process, t: (0.0, 1.0),
+    "x0": lambda process, t: (1.0, 0.0),
+    "v": lambda process, t: (-process.noise(t), process.signal(t)),
+    "flow": lambda process, t: (process.signal_rate(t), process.noise_rate(t)),
+}
+PREDICTION_TYPES = tuple(_ROWS)
+
+
+class AbstractDenoiser(eqx.Module):
+    """Splits a noisy point of `process` into its denoised point and its noise."""
+
+    process: eqx.AbstractVar[AbstractProcess]
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Array, "..."], t: Float[ArrayLike, ""]) -> Prediction:
+        """The split of x at the scalar time t."""
+
+    @abc.abstractmethod
+    def astype(self, dtype: DTypeLike) -> "AbstractDenoiser":
+        """This denoiser with the parameters of its formulas in `dtype`; a network keeps its own."""
+
+
+class Denoiser(AbstractDenoiser):
+    """A network together with the process that it was trained for and what it predicts.
+
+    **Arguments:**
+
+    - `fn`: the network, `fn(x, t)` with x of shape (batch, ...) and a scalar time t of `process`,
+      returning an array of x's shape. The weights of an Equinox module are arguments of what is
+      compiled, so that new weights do not recompile. Wrap a PyTorch module by `jk.from_torch`.
+    - `process`: the forward process of training, such as `jk.VP()`.
+    - `prediction_type`: "score", "epsilon", "x0", "v" (a eps - s x0) or "flow" (dx/dt, with t
+      increasing with noise).
+
+    **Returns:** a module; `denoiser(x, t)` is a `Prediction(x0, eps)`.
+
+    **Raises:** ValueError for an unknown prediction type or a process that is none; when called, for
+    an output of another shape than x.
+
+    **Example:**
+
+    ```python
+    >>> denoiser = jk.Denoiser(lambda x, t: -x, jk.VP(), "score")
+    >>> denoiser(jnp.ones((1, 2)), 0.5).x0.shape
+    (1, 2)
+    ```
+
+    A score or epsilon does not determine x0 where a(t) = 0, and x0 does not determine eps where
+    s(t) = 0: there the other part is infinite or NaN, and both parts of a flow are where a rate is
+    infinite (VP at t = 0). Start and stop away from those points.
+    """
+
+    fn: Network
+    process: AbstractProcess
+    prediction_type: str = eqx.field(static=True)
+
+    def __init__(self, fn: Network, process: AbstractProcess, prediction_type: str):
+        if not callable(fn):
+            raise ValueError(f"fn must be a function of (x, t); got {fn!r}.")
+        self.fn = fn
+        self.process = check_process(process)
+        self.prediction_type = _checks.one_of("prediction_type", prediction_type, PREDICTION_TYPES)
+
+    def __call__(self, x: Float[Array, "..."], t: Float[ArrayLike, ""]) -> Prediction:
+        value = self.fn(x, jnp.asarray(t))
+        if jnp.shape(value) != jnp.shape(x):
+            raise ValueError(
+                f"the network returned shape {jnp.shape(value)} for x of shape {jnp.shape(x)}; "
+                "it must return one value per entry of x."
+            )
+        a, s = self.process.signal(t), self.process.noise(t)
+        c0, c1 = map(jnp.asarray, _ROWS[self.prediction_type](self.process, jnp.asarray(t)))
+        if self.prediction_type == "score":
+            value = s * value
+        determinant = a * c1 - s * c0
+        # what the network predicts is kept as it is, which is defined at either end too
+        if self.prediction_type == "x0":
+            return Prediction(value, (a * value - c0 * x) / determinant)
+        x0 = (c1 * x - s * value) / determinant
+        if self.prediction_type in ("score", "epsilon"):
+            return Prediction(x0, c1 * value)
+        return Prediction(x0, (a * value - c0 * x) / determinant)
+
+    def astype(self, dtype: DTypeLike) -> "Denoiser":
+        return Denoiser(self.fn, _cast(self.process, dtype), self.prediction_type)
+
+
+def check_denoiser(denoiser: object) -> AbstractDenoiser:
+    """A denoiser, or an error that says how to make one."""
+    if not isinstance(denoiser, AbstractDenoiser):
+        raise ValueError(
+            "denoiser must be a Denoiser(fn, process, prediction_type) or target.denoiser(process); "
+            f"got {denoiser!r}."
+        )
+    return denoiser
+
+
+def _cast(process: AbstractProcess, dtype: DTypeLike) -> AbstractProcess:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), process)

@@ -1,0 +1,88 @@
+"""Forward processes as JSON values and back."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .. import _checks
+from ._base import AbstractProcess
+from ._flow import FlowMatching
+from ._ve import EDM, VE
+from ._vp import OU, VP, CosineVP, DiscreteVP
+
+PROCESSES: dict[str, type[AbstractProcess]] = {
+    "vp": VP,
+    "ou": OU,
+    "ve": VE,
+    "edm": EDM,
+    "cosine_vp": CosineVP,
+    "flow_matching": FlowMatching,
+    "discrete_vp": DiscreteVP,
+}
+
+
+def parameters(name: str) -> tuple[str, ...]:
+    """The constructor arguments of the process that is called `name` in `PROCESSES`."""
+    cls = _checks.lookup("process", name, PROCESSES)
+    return tuple(inspect.signature(cls).parameters)
+
+
+def to_config(process: AbstractProcess) -> dict[str, object]:
+    """{"type": its name in `PROCESSES`, argument: value, ...}, all JSON values.
+
+    `from_config` gives back the same numbers to the last bit, also through JSON text. Raises ValueError
+    for a process that is not built in, or whose parameters are traced.
+    """
+    name = next((name for name, cls in PROCESSES.items() if cls is type(process)), None)
+    if name is None:
+        raise ValueError(
+            f"process {type(process).__name__} is not built in, so it has no configuration; "
+            f"built in are {', '.join(PROCESSES)}."
+        )
+    if not _checks.is_concrete(process):
+        raise ValueError(f"process {name!r} is traced; call to_config outside jit, grad and vmap.")
+    return {"type": name, **{key: _value(process, key) for key in parameters(name)}}
+
+
+def from_config(config: Mapping[str, Any]) -> AbstractProcess:
+    """The process of a configuration made by `to_config`; arguments left out take their defaults.
+
+    Raises ValueError naming the entry that is missing, unknown or out of range.
+    """
+    if not isinstance(config, Mapping) or "type" not in config:
+        raise ValueError(f"process must be a configuration with a 'type'; got {config!r}.")
+    name = str(config["type"])
+    arguments = {key: value for key, value in config.items() if key != "type"}
+    known = parameters(name)
+    for key in arguments:
+        if key not in known:
+            raise ValueError(
+                f"process {name!r} has no parameter {key!r}; it takes {', '.join(known) or 'none'}."
+            )
+    if name == "discrete_vp" and "alphas_cumprod" not in arguments:
+        raise ValueError("process 'discrete_vp' needs the parameter 'alphas_cumprod'.")
+    return PROCESSES[name](**arguments)
+
+
+def _value(process: AbstractProcess, key: str) -> object:
+    """One constructor argument as a JSON value."""
+    if isinstance(process, DiscreteVP):
+        return process.name if key == "name" else _alphas_cumprod(process).tolist()
+    # the one argument that is stored under another name: EDM's time is its noise level
+    return float(np.asarray(getattr(process, "t_max" if key == "sigma_max" else key)))
+
+
+def _alphas_cumprod(process: DiscreteVP) -> np.ndarray:
+    """The table whose constructor gives exactly the log sigmas of `process`.
+
+    1 / (1 + sigma^2) recovers an entry up to rounding; among its neighbours one gives the same bits back.
+    """
+    log_sigmas = np.asarray(process.log_sigmas)
+    near = 1.0 / (1.0 + np.exp(2.0 * log_sigmas.astype(np.float64)))
+    candidates = near + np.spacing(near) * np.array([0, 1, -1, 2, -2, 3, -3, 4, -4])[:, None]
+    candidates = np.clip(candidates, np.finfo(float).tiny, 1.0 - np.finfo(float).epsneg)
+    again = 0.5 * (np.log1p(-candidates) - np.log(candidates))
+    distance = np.abs(again.astype(log_sigmas.dtype) - log_sigmas)
+    return np.take_along_axis(candidates, np.argmin(distance, axis=0)[None], axis=0)[0]

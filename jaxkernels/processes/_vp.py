@@ -1,0 +1,226 @@
+"""Variance-preserving processes, a^2 + s^2 = 1."""
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Real
+
+from .. import _checks
+from .._numerics import as_inexact, safe_sqrt
+from .._types import AnyArray, Numbers, constant
+from ._base import AbstractProcess
+
+
+class AbstractVariancePreserving(AbstractProcess):
+    """a^2 + s^2 = 1, so that g^2 = -2 f, sigma^2 = 1/a^2 - 1 and I = 2 (1/a - 1)."""
+
+    def diffusion_squared(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return -2.0 * self.drift(t)
+
+    def integrated_signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        # 1/a - 1 = s^2 / (a (1 + a)), which keeps its digits for small t
+        a, s = self.signal(t), self.noise(t)
+        return 2.0 * s * s / (a * (1.0 + a))
+
+    def prior_variance(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return jnp.ones_like(as_inexact(t))
+
+
+class AbstractExponential(AbstractVariancePreserving):
+    """dX = -beta(t)/2 X dt + sqrt(beta(t)) dW: a = exp(-B/2), s^2 = 1 - exp(-B), B = int_0^t beta."""
+
+    @abc.abstractmethod
+    def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        """Rate beta(t) per unit of time."""
+
+    @abc.abstractmethod
+    def integrated_beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        """B(t) = int_0^t beta."""
+
+    @abc.abstractmethod
+    def time_at_integrated_beta(self, b: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        """The inverse of B."""
+
+    def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return jnp.exp(-self.integrated_beta(t) / 2.0)
+
+    def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return safe_sqrt(-jnp.expm1(-self.integrated_beta(t)))
+
+    def time_at_sigma(self, sigma: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return self.time_at_integrated_beta(jnp.log1p(as_inexact(sigma) ** 2))
+
+    def drift(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return -self.beta(t) / 2.0
+
+
+class VP(AbstractExponential):
+    """dX = -beta/2 X dt + sqrt(beta) dW with beta(t) = beta_min + (beta_max - beta_min) t, t in [0, 1].
+
+    Song et al., "Score-Based Generative Modeling through SDEs" (2021), eq. (11). A constant beta
+    is `OU`.
+
+    **Arguments:** `beta_min` > 0 and `beta_max` >= `beta_min`, per unit of time. Otherwise ValueError.
+    """
+
+    beta_min: AnyArray
+    beta_max: AnyArray
+    t_max: AnyArray
+
+    def __init__(self, beta_min: Numbers = 0.1, beta_max: Numbers = 20.0):
+        self.beta_min = _checks.parameter("beta_min", beta_min, above=0.0)
+        least = float(self.beta_min) if _checks.is_concrete(self.beta_min) else 0.0
+        self.beta_max = _checks.parameter("beta_max", beta_max, at_least=least)
+        self.t_max = constant(1.0)
+
+    def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return self.beta_min + (self.beta_max - self.beta_min) * as_inexact(t)
+
+    def integrated_beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        t = as_inexact(t)
+        return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
+
+    def time_at_integrated_beta(self, b: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        # the root of the quadratic without cancellation
+        slope = self.beta_max - self.beta_min
+        b = as_inexact(b)
+        return 2.0 * b / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * b))
+
+
+class OU(AbstractExponential):
+    """dX = -rate/2 X dt + sqrt(rate) dW on [0, t_max]. rate = 1 and rate = 2 are both called VP in papers."""
+
+    rate: AnyArray
+    t_max: AnyArray
+
+    def __init__(self, rate: Numbers = 1.0, t_max: Numbers = 10.0):
+        self.rate = _checks.parameter("rate", rate, above=0.0)
+        self.t_max = _checks.parameter("t_max", t_max, above=0.0)
+
+    def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return self.rate * jnp.ones_like(as_inexact(t))
+
+    def integrated_beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return self.rate * as_inexact(t)
+
+    def time_at_integrated_beta(self, b: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return as_inexact(b) / self.rate
+
+
+class CosineVP(AbstractVariancePreserving):
+    """a(t) = cos(theta(t)) / cos(theta(0)) with theta = pi/2 (t + offset) / (1 + offset), t in [0, t_max].
+
+    Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2021), eq. (17). At t = 1
+    the signal is exactly 0 and g^2 is infinite: samplers that use the score or g^2 must start below it
+    (their usual choice is t_max = 0.9946); the denoiser-based ones may start at 1.
+
+    **Arguments:** `offset` >= 0; 0 < `t_max` <= 1.
+    """
+
+    offset: AnyArray
+    t_max: AnyArray
+
+    def __init__(self, offset: Numbers = 0.008, t_max: Numbers = 1.0):
+        self.offset = _checks.parameter("offset", offset, at_least=0.0)
+        self.t_max = _checks.parameter("t_max", t_max, above=0.0, at_most=1.0)
+
+    @property
+    def _speed(self) -> Array:
+        return jnp.asarray(0.5 * np.pi / (1.0 + self.offset))
+
+    def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        # theta = pi/2 - speed (1 - t): written with sines so that both ends are exact
+        c = self._speed
+        return jnp.sin(c * (1.0 - as_inexact(t))) / jnp.sin(c)
+
+    def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        # cos^2 theta_0 - cos^2 theta = sin(theta - theta_0) sin(theta + theta_0)
+        c, t = self._speed, as_inexact(t)
+        return safe_sqrt(jnp.sin(c * t) * jnp.sin(c * (t + 2.0 * self.offset))) / jnp.sin(c)
+
+    def time_at_sigma(self, sigma: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        # tan^2 theta = (sigma^2 + sin^2 theta_0) / cos^2 theta_0
+        c, sigma = self._speed, as_inexact(sigma)
+        opposite = safe_sqrt(sigma**2 + jnp.sin(c * self.offset) ** 2)
+        return jnp.arctan2(opposite, jnp.sin(c) * jnp.ones_like(sigma)) / c - self.offset
+
+    def drift(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        c = self._speed
+        return -c / jnp.tan(c * (1.0 - as_inexact(t)))
+
+
+class DiscreteVP(AbstractVariancePreserving):
+    """The process of a trained table `alphas_cumprod` (N,), in continuous time t in [0, N].
+
+    t = n is the n-th entry of the table, counted from 1: a(n)^2 = alphas_cumprod[n - 1], so a timestep
+    of a discrete sampler is t - 1. Between entries log sigma (so log_snr) is linear; from the first
+    entry down to the data, sigma = sigma(1) t. Hence sigma(0) = 0 exactly.
+
+    **Arguments:** `alphas_cumprod` strictly decreasing, every entry in (0, 1), at least 2 of them.
+    """
+
+    log_sigmas: Float[AnyArray, " entries"]
+    t_max: AnyArray
+    name: str | None = eqx.field(static=True)
+
+    def __init__(self, alphas_cumprod: Numbers, name: str | None = None):
+        table = _checks.array("alphas_cumprod", alphas_cumprod)
+        if table.ndim != 1 or table.size < 2:
+            raise ValueError(
+                f"alphas_cumprod must be a list of at least 2 numbers; got shape {table.shape}."
+            )
+        if not (np.all(table > 0) and np.all(table < 1)):
+            raise ValueError(
+                "alphas_cumprod must lie strictly between 0 and 1 (an entry 0 has no signal at all); "
+                f"found {table.min():g} .. {table.max():g}."
+            )
+        if not np.all(np.diff(table) < 0):
+            n = int(np.argmax(np.diff(table) >= 0))
+            raise ValueError(
+                f"alphas_cumprod must decrease; entries {n} and {n + 1} are {table[n]:g}, {table[n + 1]:g}."
+            )
+        self.log_sigmas = constant(0.5 * (np.log1p(-table) - np.log(table)))
+        self.t_max = constant(table.size)
+        self.name = name
+
+    @classmethod
+    def scaled_linear(
+        cls, beta_start: float = 0.00085, beta_end: float = 0.012, num_train_timesteps: int = 1000
+    ) -> "DiscreteVP":
+        """The table of Stable Diffusion 1.x, 2.x and XL: sqrt(beta) linear over the training steps."""
+        betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
+        return cls(np.cumprod(1.0 - betas), name="scaled_linear")
+
+    @property
+    def _knots(self) -> Array:
+        return jnp.asarray(np.arange(1.0, self.log_sigmas.shape[0] + 1))
+
+    def sigma(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        t = as_inexact(t)
+        table = jnp.exp(jnp.interp(t, self._knots, self.log_sigmas))
+        return jnp.where(t < 1.0, jnp.exp(self.log_sigmas[0]) * t, table)
+
+    def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return 1.0 / jnp.sqrt(1.0 + self.sigma(t) ** 2)
+
+    def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return self.sigma(t) * self.signal(t)
+
+    def time_at_sigma(self, sigma: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        sigma = as_inexact(sigma)
+        first = jnp.exp(self.log_sigmas[0])
+        inside = sigma >= first
+        log_sigma = jnp.log(jnp.where(inside, sigma, first))
+        return jnp.where(inside, jnp.interp(log_sigma, self.log_sigmas, self._knots), sigma / first)
+
+    def drift(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        # f = (log a)' = -a^2 sigma sigma'; the slope of log sigma is constant between entries
+        t, size = as_inexact(t), self.log_sigmas.shape[0]
+        cell = jnp.clip(jnp.floor(t).astype(int) - 1, 0, size - 2)
+        log_sigmas = jnp.asarray(self.log_sigmas)
+        slope = log_sigmas[cell + 1] - log_sigmas[cell]
+        sigma = self.sigma(t)
+        rate = jnp.where(t < 1.0, jnp.exp(log_sigmas[0]), sigma * slope)
+        return -sigma * rate / (1.0 + sigma**2)

@@ -1,0 +1,61 @@
+"""Samplers by name, and checks of a sampler with its process and schedule."""
+
+import numpy as np
+
+from .. import _checks
+from .._precision import is_traced
+from ..processes import AbstractProcess, check_process
+from ..schedules import Schedule
+from ._base import AbstractSampler
+from ._ddim import DDIM
+from ._multistep import DPMSolverPP2M
+from ._reverse import EulerMaruyama, ExponentialIntegrator
+from ._runge_kutta import RK4, Heun
+
+SAMPLERS: dict[str, type[AbstractSampler]] = {
+    "ddim": DDIM,
+    "dpmpp_2m": DPMSolverPP2M,
+    "heun": Heun,
+    "rk4": RK4,
+    "euler_maruyama": EulerMaruyama,
+    "exponential_integrator": ExponentialIntegrator,
+}
+
+
+def sampler_name(sampler: AbstractSampler) -> str:
+    """The name in `SAMPLERS`, or the class of one of the user's own."""
+    names = {cls: name for name, cls in SAMPLERS.items()}
+    return names.get(type(sampler), type(sampler).__name__)
+
+
+def as_sampler(sampler: object) -> AbstractSampler:
+    """A sampler, given as one or by its name in `SAMPLERS`."""
+    if isinstance(sampler, str):
+        sampler = _checks.lookup("sampler", sampler, SAMPLERS)()
+    if not isinstance(sampler, AbstractSampler):
+        raise ValueError(f"sampler must be a sampler or a name; got {sampler!r}.")
+    return sampler
+
+
+def check_schedule(
+    process: AbstractProcess, sampler: AbstractSampler, schedule: object
+) -> Schedule:
+    """A schedule that this process and this sampler can use."""
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule must be a Schedule; got {type(schedule).__name__}.")
+    check_process(process)
+    if is_traced((process, schedule)):
+        return schedule.error_if_invalid()
+    t_max, first = float(np.asarray(process.t_max)), float(np.asarray(schedule.times)[0])
+    if first > t_max * (1.0 + 1e-6):
+        raise ValueError(
+            f"times[0] = {first:g} lies beyond the process's t_max = {t_max:g}; is the schedule meant "
+            "for another process?"
+        )
+    largest = float(np.sqrt(np.max(np.asarray(schedule.stochasticity_squared))))
+    if largest > 0 and not sampler.stochastic:
+        raise ValueError(
+            f"stochasticity = {largest:g} has no meaning for {type(sampler).__name__}, which is "
+            "deterministic; use 0 or a stochastic sampler such as DDIM."
+        )
+    return schedule

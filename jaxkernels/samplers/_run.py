@@ -1,0 +1,106 @@
+"""Running a sampler with a network, or with the exact denoiser of a distribution."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from .._numerics import safe_sqrt
+from .._precision import is_traced
+from ..prediction import AbstractDenoiser, check_denoiser
+from ..schedules import Schedule, Step
+from ._base import AbstractSampler
+from ._names import as_sampler, check_schedule
+
+
+def sample(
+    denoiser: AbstractDenoiser,
+    sampler: AbstractSampler | str,
+    schedule: Schedule,
+    noise: Float[Array, "batch *shape"],
+    *,
+    key: PRNGKeyArray | Array | None = None,
+    trajectory: bool = False,
+) -> Float[Array, "batch *shape"] | Float[Array, "points batch *shape"]:
+    """Run a sampler from initial noise at the schedule's first time to its last.
+
+    **Arguments:**
+
+    - `denoiser`: a `Denoiser`, or `target.denoiser(process)` for the exact one of a distribution.
+    - `sampler`: a sampler or its name, such as "ddim" or "dpmpp_2m".
+    - `schedule`: times of the denoiser's process, and stochasticities.
+    - `noise`: (batch, ...), usually sqrt(process.prior_variance(t_0)) times unit normal noise.
+    - `key`: a random key, required if the schedule is stochastic.
+    - `trajectory`: return x at every time, (K+1, batch, ...), instead of the last.
+
+    **Returns:** samples in the shape and precision of `noise`. Works under jit, grad and vmap.
+
+    **Raises:** ValueError for a wrong argument, an output of another shape, or if x becomes
+    non-finite, naming the step.
+
+    **Example:**
+
+    ```python
+    >>> denoiser = jk.Gaussian([0.0, 1.0], [1.0, 0.1]).denoiser(jk.VP())
+    >>> schedule = jk.schedules.log_snr(jk.VP(), 8, 1e-3)
+    >>> jk.sample(denoiser, "dpmpp_2m", schedule, jnp.ones((4, 2))).shape
+    (4, 2)
+    ```
+    """
+    process = check_denoiser(denoiser).process
+    sampler = as_sampler(sampler)
+    schedule = check_schedule(process, sampler, schedule)
+    noise = jnp.asarray(noise)
+    if not jnp.issubdtype(noise.dtype, jnp.floating):
+        raise ValueError(f"noise has dtype {noise.dtype}; it must be floating.")
+    if key is None:
+        if not is_traced(schedule) and schedule.is_stochastic:
+            raise ValueError("key: a stochastic schedule draws noise and needs a random key.")
+        key = jax.random.key(0)
+    points, finite = _run(denoiser, sampler, schedule, key, noise, trajectory)
+    if not is_traced(finite) and not np.all(finite):
+        _raise_not_finite(noise, schedule, int(np.argmin(finite)))
+    return points
+
+
+def _raise_not_finite(noise: Array, schedule: Schedule, k: int) -> None:
+    if not np.all(np.isfinite(np.asarray(noise, np.float64))):
+        raise ValueError("noise holds NaN or infinity; it must be finite.")
+    times = np.asarray(schedule.times)
+    raise ValueError(
+        f"x is no longer finite after step {k}, from t = {times[k]:g} to {times[k + 1]:g}: the "
+        "network returned NaN or infinity there, or the step divides by a signal or noise level "
+        "that is 0."
+    )
+
+
+@eqx.filter_jit
+def _run(
+    denoiser: AbstractDenoiser,
+    sampler: AbstractSampler,
+    schedule: Schedule,
+    key: Array,
+    x: Array,
+    trajectory: bool,
+) -> tuple[Array, Bool[Array, " steps"]]:
+    denoiser = denoiser.astype(x.dtype)
+    schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
+
+    def step(carry: tuple[Array, PyTree], inputs: tuple[Step, Array]):
+        step, key = inputs
+        drawn = 0
+
+        def noise(variance: Array) -> Array:
+            nonlocal drawn
+            drawn += 1
+            z = jax.random.normal(jax.random.fold_in(key, drawn), x.shape, x.dtype)
+            return safe_sqrt(variance) * z  # a deterministic step has derivatives too
+
+        new, history = sampler.step(denoiser, noise, denoiser.process, step, *carry)
+        return (new, history), (new if trajectory else None, jnp.all(jnp.isfinite(new)))
+
+    keys = jax.random.split(key, schedule.num_steps)
+    start = x, sampler.init_history(x)
+    (last, _), (path, finite) = jax.lax.scan(step, start, (schedule.steps(), keys))
+    return last if path is None else jnp.concatenate([x[None], path]), finite
