@@ -30,6 +30,8 @@ from .errors import (
     ErrorKernel as ErrorKernel,
     Evaluation as Evaluation,
     ExpectedError as ExpectedError,
+    LocalError as LocalError,
+    TerminalError as TerminalError,
     error_kernel as error_kernel,
     evaluate_schedule as evaluate_schedule,
     expected_error as expected_error,
@@ -40,12 +42,6 @@ from .measurement import (
     estimate_score_error as estimate_score_error,
     linearised_score_error as linearised_score_error,
     measure as measure,
-)
-from .optimize import (
-    LocalError as LocalError,
-    OptimizedSchedule as OptimizedSchedule,
-    TerminalError as TerminalError,
-    optimize_schedule as optimize_schedule,
 )
 from .prediction import (
     AbstractDenoiser as AbstractDenoiser,

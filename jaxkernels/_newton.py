@@ -37,8 +37,9 @@ class NewtonState(eqx.Module):
 
 
 def _free(z: AnyArray, gradient: AnyArray, lower: AnyArray, upper: AnyArray) -> AnyArray:
-    """Variables that are not held at a bound by the sign of their gradient."""
-    return ~(((z <= lower) & (gradient > 0)) | ((z >= upper) & (gradient < 0)))
+    """Variables that are not held at a bound by the sign of their gradient, nor by an empty box."""
+    held = ((z <= lower) & (gradient > 0)) | ((z >= upper) & (gradient < 0))
+    return ~held & (lower < upper)
 
 
 def newton_start(z: Float[np.ndarray, "starts n"], iterations: int) -> NewtonState:
@@ -76,23 +77,14 @@ def newton_advance(
     value of order 1 (the values are logarithms).
     """
     rounding = 4.0 * jnp.finfo(state.z.dtype).eps
+    derivatives = jax.vmap(problem.derivatives)
 
-    def one(z, value, gradient, hessian, radius, done):
+    def judge(z, value, gradient, hessian, radius, done, step, trial, new):
         free = _free(z, gradient, lower, upper)
         g = jnp.where(free, gradient, 0.0)
-        h = jnp.where(free[:, None] & free, hessian, 0.0)
-        curvature, directions = jnp.linalg.eigh(h)
-        curvature = jnp.abs(curvature)
-        curvature = jnp.maximum(curvature, 1e-12 * jnp.max(curvature, initial=0.0) + 1e-300)
-        step = jnp.where(free, -directions @ ((directions.T @ g) / curvature), 0.0)
-        step = step * jnp.minimum(1.0, radius / jnp.maximum(jnp.linalg.norm(step), 1e-300))
-        trial = jnp.clip(z + step, lower, upper)
-        step = trial - z
-        predicted = -(g @ step + 0.5 * step @ h @ step)
-        new = problem.derivatives(trial)
-        usable = (
-            jnp.isfinite(new[0]) & jnp.all(jnp.isfinite(new[1])) & jnp.all(jnp.isfinite(new[2]))
-        )
+        predicted = -(g @ step + 0.5 * step @ jnp.where(free[:, None] & free, hessian, 0.0) @ step)
+        usable = jnp.isfinite(new[0]) & jnp.all(jnp.isfinite(new[1]))
+        usable = usable & jnp.all(jnp.isfinite(new[2]))
         first = jnp.isinf(value)
         gain = jnp.where(usable, (value - new[0]) / jnp.maximum(predicted, 1e-300), -1.0)
         # within rounding of the value the gradient is the better judge
@@ -104,23 +96,60 @@ def newton_advance(
         grown = jnp.where((gain > _GOOD) & (norm > 0.9 * radius), 2.0 * radius, radius)
         grown = jnp.where(gain < _POOR, 0.25 * norm, jnp.minimum(grown, _LARGEST_RADIUS))
         radius = jnp.where(first, radius, grown)
-        old, new = (z, value, gradient, hessian), (trial, *new)
+        old = (z, value, gradient, hessian)
         z, value, gradient, hessian = (
-            jnp.where(accepted, a, b) for a, b in zip(new, old, strict=True)
+            jnp.where(accepted, a, b) for a, b in zip((trial, *new), old, strict=True)
         )
         free = _free(z, gradient, lower, upper)
         flat = jnp.max(jnp.where(free, jnp.abs(gradient), 0.0), initial=0.0) <= tolerance
         # a start without a finite value cannot be improved by derivatives
         exhausted = ~accepted & (predicted <= rounding) | (radius <= 1e-12)
         exhausted = jnp.where(first, ~usable, exhausted)
-        return z, value, gradient, hessian, radius, done | (flat & ~jnp.isinf(value)) | exhausted
+        done = done | (flat & ~jnp.isinf(value)) | exhausted
+        return z, value, gradient, hessian, radius, done
 
     def body(s: NewtonState) -> NewtonState:
-        rows = jax.vmap(one)(s.z, s.value, s.gradient, s.hessian, s.radius, s.done)
+        step = _newton_steps(s, lower, upper)
+        trial = jnp.clip(s.z + step, lower, upper)
+        rows = jax.vmap(judge)(
+            s.z, s.value, s.gradient, s.hessian, s.radius, s.done,
+            trial - s.z, trial, derivatives(trial),
+        )  # fmt: skip
         history = s.history.at[s.iteration].set(rows[1])
         return NewtonState(*rows, history, s.iteration + 1)
 
     return jax.lax.while_loop(lambda s: (s.iteration < until) & ~jnp.all(s.done), body, state)
+
+
+def _newton_steps(state: NewtonState, lower: AnyArray, upper: AnyArray) -> Array:
+    """The Newton step of every start on its free variables, within its trust radius.
+
+    Cholesky where all Hessians are positive definite, which is the rule near an optimum; else by
+    eigenvalues, replaced by their absolute values.
+    """
+    free = _free(state.z, state.gradient, lower, upper)
+    g = jnp.where(free, state.gradient, 0.0)
+    h = jnp.where(free[:, :, None] & free[:, None], state.hessian, 0.0)
+    h = h + jnp.eye(g.shape[1], dtype=g.dtype) * jnp.where(free, 0.0, 1.0)[:, None]
+
+    def by_eigenvalues() -> Array:
+        curvature, directions = jnp.linalg.eigh(h)
+        curvature = jnp.abs(curvature)
+        largest = jnp.max(curvature, axis=-1, initial=0.0, keepdims=True)
+        curvature = jnp.maximum(curvature, 1e-12 * largest + 1e-300)
+        along = jnp.einsum("sij,si->sj", directions, g) / curvature
+        return -jnp.einsum("sij,sj->si", directions, along)
+
+    factor = jnp.linalg.cholesky(h)
+    definite = jnp.all(jnp.isfinite(factor), axis=(1, 2))
+    step = jax.lax.cond(
+        jnp.all(definite | state.done),
+        lambda: -jax.vmap(lambda c, g: jax.scipy.linalg.cho_solve((c, True), g))(factor, g),
+        by_eigenvalues,
+    )
+    step = jnp.where(free & jnp.isfinite(step), step, 0.0)
+    norm = jnp.linalg.norm(step, axis=-1, keepdims=True)
+    return step * jnp.minimum(1.0, state.radius[:, None] / jnp.maximum(norm, 1e-300))
 
 
 def certificate(

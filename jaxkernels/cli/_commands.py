@@ -597,7 +597,9 @@ def _local(
 ) -> float:
     """The default objective of `optimize` for a covariance."""
     step = check_setting(target, process, sampler)[2]
-    objective = LocalError(target.broadened(SPREAD), process, step, resolve("w2_squared"), how)
+    objective = LocalError(
+        target.with_variance_factor(SPREAD), process, step, resolve("w2_squared"), how
+    )
     return float(_call(objective, schedule))
 
 

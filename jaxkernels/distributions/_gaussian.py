@@ -187,7 +187,7 @@ class Gaussian(AbstractDistribution):
         z = z * jnp.sqrt(jnp.asarray(self.eigenvalues))
         return self.mean + (z if self.basis is None else z @ jnp.asarray(self.basis).T)
 
-    def broadened(self, spread: float) -> "Gaussian":
+    def with_variance_factor(self, spread: float) -> "Gaussian":
         """The same modes with uncertain variances: each eigenvalue becomes five, from lambda / spread to lambda spread.
 
         They are equally spaced in log lambda and share the mode's weight, so that any total over modes becomes

@@ -19,3 +19,9 @@ from ._kernel import (
     error_kernel as error_kernel,
     factored as factored,
 )
+from ._objective import (
+    BoundLocalError as BoundLocalError,
+    BoundTerminalError as BoundTerminalError,
+    LocalError as LocalError,
+    TerminalError as TerminalError,
+)

@@ -1,18 +1,22 @@
-"""Optimal schedules."""
+"""Optimal schedules: an objective, a space of schedules, a solver and a selection."""
 
-from ._objective import (
-    LocalError as LocalError,
-    Objective as Objective,
-    TerminalError as TerminalError,
+from ._candidates import Candidate as Candidate, Origin as Origin
+from ._optimize import optimize_schedule as optimize_schedule
+from ._problem import ScheduleProblem as ScheduleProblem, make_problem as make_problem
+from ._result import OptimizedSchedule as OptimizedSchedule
+from ._selection import (
+    BoundSelection as BoundSelection,
+    Selected as Selected,
+    Selection as Selection,
 )
-from ._optimize import (
-    SPREAD as SPREAD,
-    optimize_schedule as optimize_schedule,
+from ._solve import Solution as Solution, solve as solve
+from ._solver import (
+    AbstractSolver as AbstractSolver,
+    Newton as Newton,
+    Optax as Optax,
 )
-from ._result import (
-    OptimizedSchedule as OptimizedSchedule,
+from ._space import (
+    AbstractProblem as AbstractProblem,
+    ScheduleSpace as ScheduleSpace,
 )
-from ._trust import (
-    model_warnings as model_warnings,
-    violations as violations,
-)
+from ._trust import model_warnings as model_warnings, violations as violations

@@ -21,7 +21,7 @@ _SHARE = 0.01
 _HEAVY_TAIL = 9.0
 
 
-# errors below this many times the distance between the reference and one of half its steps are not told apart
+# smaller errors than this many times the reference's own are not resolved
 _RESOLVED = 2.0
 
 
@@ -72,34 +72,38 @@ def model_warnings(target: Gaussian) -> tuple[str, ...]:
     )
 
 
-def unresolved(comparison: Comparison, chosen: str) -> tuple[str, ...]:
-    """Whether the chosen schedule is about as accurate as the reference it was chosen by."""
-    error = comparison.statistic("rms")[chosen]
+def unresolved(comparison: Comparison) -> tuple[str, ...]:
+    """Whether the selected schedule is about as accurate as the reference it was compared with."""
+    error = comparison.statistic("rms")[comparison.leader]
     if not error < _RESOLVED * comparison.reference_error:
         return ()
     return (
-        f"the chosen schedule is {error:.2g} from the fine reference, which itself is accurate to "
-        f"{comparison.reference_error:.2g}: which schedule is best is not resolved; a larger t_min may help",
+        f"the selected schedule is {error:.2g} from the reference solution, which itself is accurate "
+        f"to {comparison.reference_error:.2g}: which schedule is best is not resolved; a larger t_min "
+        "may help",
     )
 
 
-def unproven(comparison: Comparison, chosen: str, baselines: Iterable[str]) -> tuple[str, ...]:
-    """In which statistics a mixture's choice is no better than the best baseline beyond the standard error.
+def unproven(comparison: Comparison, baselines: Iterable[str]) -> tuple[str, ...]:
+    """In which statistics the selection on a mixture gains nothing beyond the standard error.
 
-    There a network was seen to reverse the order: where few trajectories decide, those that change between clusters.
+    There a network was seen to reverse the order: where few trajectories decide, those that change
+    between clusters.
     """
-    if comparison.criterion != "geometric_mean":
+    if comparison.ranking_statistic != "geometric_mean":
         return ()
     found = []
-    for kind in WEIGHED:
-        values = comparison.statistic(kind)
-        grid = min(baselines, key=values.__getitem__)
-        ratio, spread = comparison.ratio(kind, chosen, grid)
-        if not ratio + spread < 1.0:
-            found.append(f"{kind} ({ratio:.2f} ± {spread:.2f} of that of {grid})")
+    for statistic in WEIGHED:
+        values = comparison.statistic(statistic)
+        name = min(baselines, key=values.__getitem__)
+        ratio = comparison.ratio(statistic, comparison.leader, name)
+        if not ratio.value + ratio.standard_error < 1.0:
+            label = f"{ratio.value:.2f} ± {ratio.standard_error:.2f} of that of {name}"
+            found.append(f"{statistic} ({label})")
     if not found:
         return ()
     return (
-        f"on fresh noises of the mixture it gains nothing beyond the standard error in {', '.join(found)}: the data "
-        "alone do not decide; compare on the network, by score_fn",
+        "on other noise, the mixture shows no gain beyond the standard error in "
+        f"{', '.join(found)}: the data alone do not decide; compare on the network, with "
+        "selection=Selection(denoiser=...)",
     )

@@ -14,12 +14,10 @@ from ._exact import (
 from ._local import (
     LocalErrors as LocalErrors,
     ScoreResponses as ScoreResponses,
-    carried as carried,
     local_errors as local_errors,
+    propagate_error as propagate_error,
     score_responses as score_responses,
     window_moments as window_moments,
-    window_step as window_step,
-    windows as windows,
 )
 from ._moments import (
     dense_maps as dense_maps,
@@ -32,4 +30,9 @@ from ._moments import (
 from ._setting import (
     NAMED_INITIALIZATIONS as NAMED_INITIALIZATIONS,
     check_setting as check_setting,
+)
+from ._windows import (
+    window_coefficients as window_coefficients,
+    window_indices as window_indices,
+    window_step as window_step,
 )

@@ -7,7 +7,6 @@ from functools import partial
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._numerics import floored_log, safe_divide, safe_sqrt
@@ -17,6 +16,7 @@ from ..processes import AbstractProcess
 from ..samplers import AbstractSampler
 from ..schedules import Schedule, Step
 from ._exact import log_contraction, log_contractions, to_the_end
+from ._windows import window_indices, window_step
 
 
 class StepMoments(eqx.Module):
@@ -96,15 +96,6 @@ def window_moments(
     return StepMoments(after[0] - exact_mean[-1], variance - 2.0 * flipped, factor, injected)
 
 
-def window_step(
-    times: Array, stochasticity_squared: Array, first: Array, j: int, num_steps: int
-) -> Step:
-    """Step j of a window whose own first step has number `first`, negative before the schedule begins."""
-    index = first + j
-    ends = index <= 0, index == num_steps - 1
-    return Step(times[j], times[j + 1], times[max(j - 1, 0)], stochasticity_squared[j], *ends)
-
-
 def _choose(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
@@ -145,24 +136,18 @@ def _take(
     return after, moved, noises
 
 
-def windows(schedule: Schedule, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (K, depth + 2) into times and (K, depth + 1) into steps of every step's window."""
-    points = np.arange(schedule.num_steps)[:, None] - depth + np.arange(depth + 2)
-    return np.maximum(points, 0), np.maximum(points[:, :-1], 0)
-
-
 class LocalErrors(eqx.Module):
     """Law at t_K when the sampler takes step k and the exact reverse process all others.
 
     `mean_error` is against the exact mean, `variance` is signed as in `StepMoments`, `target_variance` the exact
-    one at t_K, and `carry` the factor that carries a perturbation at each grid time to t_K. `moments`
+    one at t_K, and `contraction` the factor of a perturbation from each time to t_K. `moments`
     are the defects themselves, right after each step.
     """
 
     mean_error: Float[Array, "steps modes"]
     variance: Float[Array, "steps modes"]
     target_variance: Float[Array, " modes"]
-    carry: Float[Array, "points modes"]
+    contraction: Float[Array, "points modes"]
     moments: StepMoments
 
 
@@ -180,7 +165,7 @@ def local_errors(
     All steps are computed at once. The target is in its eigenbasis.
     """
     times, squared = schedule.times, schedule.stochasticity_squared
-    points, steps = windows(schedule, sampler.history_steps)
+    points, steps = window_indices(schedule.num_steps, sampler.history_steps)
     count = schedule.num_steps
 
     def one(t: Array, w: Array, k: Array) -> StepMoments:
@@ -192,10 +177,10 @@ def local_errors(
         still = jax.vmap(one)(times[points], jnp.zeros_like(squared)[steps], jnp.arange(count))
         ratio = safe_divide(jnp.abs(moments.factor), jnp.abs(still.factor))
         logs = logs + floored_log(ratio)
-    carry = to_the_end(logs)
+    contraction = to_the_end(logs)
     variance = target.marginal_variance(process, times)
-    mean_error, final = carried(moments, carry[1:], variance[1:], variance[-1])
-    return LocalErrors(mean_error, final, variance[-1], carry, moments)
+    mean_error, final = propagate_error(moments, contraction[1:], variance[1:], variance[-1])
+    return LocalErrors(mean_error, final, variance[-1], contraction, moments)
 
 
 class ScoreResponses(eqx.Module):
@@ -214,16 +199,16 @@ def score_responses(
     process: AbstractProcess,
     sampler: AbstractSampler,
     schedule: Schedule,
-    carry: Float[Array, "points modes"],
+    contraction: Float[Array, "points modes"],
 ) -> ScoreResponses:
     """Responses to the score errors of every evaluation, along the exact reverse process.
 
     An error at evaluation a enters the step that makes it and, through the sampler's memory, the steps after. Each
-    entry is carried to the end by `carry` (of `local_errors`); the covariance of x at the evaluation with x
+    entry is carried to the end by `contraction` (of `local_errors`); the covariance of x at the evaluation with x
     after the step is the exact one, rho Sigma. The target is in its eigenbasis.
     """
     depth, count, per_step = sampler.history_steps, schedule.num_steps, sampler.nfe_per_step
-    points, steps = windows(schedule, depth)
+    points, steps = window_indices(schedule.num_steps, depth)
 
     def one(times: Array, squared: Array, step: Array) -> Array:
         return _window_response(target, process, sampler, times, squared, step, count)
@@ -236,13 +221,13 @@ def score_responses(
     variance_total = jnp.zeros_like(mean_total)
     for later in range(min(depth + 1, count)):
         # evaluations of step k, seen by step k + later
-        entry = response[later:, depth - later] * carry[1 + later :, None]
+        entry = response[later:, depth - later] * contraction[1 + later :, None]
         end, alpha2 = schedule.times[1 + later :], schedule.stochasticity_squared[later:]
         contraction = jax.vmap(partial(log_contraction, target, process))
         rho = jnp.stack(
             [jnp.exp(contraction(t, end, alpha2)) for t in at[: count - later].T], axis=1
         )
-        correlated = 2.0 * carry[1 + later :, None] * rho * variance[: count - later]
+        correlated = 2.0 * contraction[1 + later :, None] * rho * variance[: count - later]
         mean_total = mean_total.at[: count - later].add(entry)
         variance_total = variance_total.at[: count - later].add(entry * correlated)
     return ScoreResponses(*(a.reshape(count * per_step, -1) for a in (mean_total, variance_total)))
@@ -290,7 +275,7 @@ def _window_response(
     return columns.reshape(*shape, -1)
 
 
-def carried(
+def propagate_error(
     local_error: StepMoments, contraction: Array, exact_variance: Array, end_variance: Array
 ) -> tuple[Array, Array]:
     """Mean error and signed variance at the end when a defect is carried there by the exact process."""

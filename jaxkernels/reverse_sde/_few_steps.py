@@ -33,8 +33,9 @@ from .. import _checks
 from .._precision import in_float64
 from .._types import AnyArray, Numbers, constant
 from ..distributions import Gaussian
+from ..errors import BoundTerminalError as TerminalError
 from ..metrics import METRICS
-from ..optimize import TerminalError, model_warnings, violations
+from ..optimize import model_warnings, violations
 from ..processes import AbstractProcess
 from ..recurrence import check_setting, evaluation_times
 from ..samplers import AbstractSampler, check_schedule

@@ -64,6 +64,9 @@ class AbstractSampler(eqx.Module):
     marginal_preserving: ClassVar[bool] = False
     """Whether the injected noise makes the noise level of every time exact."""
 
+    sigma_only: ClassVar[bool] = False
+    """Whether its steps are the same in every process with the same sigmas, up to the scale of x."""
+
     def init_history(self, x: X) -> History:
         """Solver state besides x before the first step. Default: none."""
         del x

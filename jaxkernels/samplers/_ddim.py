@@ -32,6 +32,7 @@ class DDIM(AbstractSampler):
     nfe_per_step: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
     marginal_preserving: ClassVar[bool] = True
+    sigma_only: ClassVar[bool] = True
 
     def step(
         self,

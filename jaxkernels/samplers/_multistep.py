@@ -30,6 +30,7 @@ class DPMSolverPP2M(AbstractSampler):
     nfe_per_step: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
     history_steps: ClassVar[int] = 1
+    sigma_only: ClassVar[bool] = True
 
     def init_history(self, x: X) -> History:
         """The denoised point of the step before (unused in the first step)."""

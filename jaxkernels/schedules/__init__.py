@@ -9,6 +9,7 @@ from ._baselines import (
     quadratic as quadratic,
     uniform as uniform,
 )
+from ._canonical import CoordinateProcess as CoordinateProcess
 from ._coordinate import (
     TimeCoordinate as TimeCoordinate,
 )

@@ -30,7 +30,7 @@ from .._progress import Progress
 from .._types import AnyArray, Numbers, constant
 from ..prediction import AbstractDenoiser, Predict, Prediction, check_denoiser
 from ..processes import PROCESSES, AbstractProcess, check_range, from_config, sigma_range, to_config
-from ..recurrence import window_step, windows
+from ..recurrence import window_indices, window_step
 from ..samplers import RK4, AbstractSampler, as_sampler, check_schedule
 from ..schedules import Schedule, Step, TimeCoordinate
 
@@ -193,7 +193,7 @@ class RecordedError(eqx.Module):
         the part of the Hessian that bends them a sum of small blocks.
         """
         times = schedule.times
-        points, _ = windows(schedule, self.sampler.history_steps)
+        points, _ = window_indices(schedule.num_steps, self.sampler.history_steps)
         count = schedule.num_steps
         # the ends are fixed, and before the first step a window repeats the first time
         inner = jnp.asarray((points > 0) & (points < count), times.dtype)
@@ -455,7 +455,7 @@ def _components(
 ) -> Float[Array, "trajectories directions"]:
     """(1) in units of the scale, for every trajectory and direction."""
     schedule = Schedule(times)
-    points, _ = windows(schedule, sampler.history_steps)
+    points, _ = window_indices(schedule.num_steps, sampler.history_steps)
     count = schedule.num_steps
     return jnp.sum(
         jax.vmap(lambda t, k: _window_components(record, sampler, t, k, count))(

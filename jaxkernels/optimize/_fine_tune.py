@@ -1,0 +1,231 @@
+"""Gradient steps on the selection criterion through the network, with early stopping."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .._linalg import matmul
+from ..comparison import BALANCED, WEIGHED, Comparison, Reference, balance, statistic
+from ..prediction import AbstractDenoiser, Prediction
+from ..processes import AbstractProcess
+from ..samplers import AbstractSampler, sample
+from ..schedules import Schedule, TimeCoordinate
+from ._solver import Optax
+
+# NFE of a gradient per evaluation: a forward pass, the same again since only the points of a
+# trajectory are kept of it, and a backward pass of twice its cost
+_GRADIENT = 4
+# largest change of the logarithm of a step relative to the first: the start is good, and a step much
+# shorter than its neighbours, from which a multistep sampler extrapolates far, would hold for an exact
+# score only
+_REACH = 1.0
+_LEARNING_RATE = 0.1
+# calls of the compiled loop, between which progress is shown
+_CHUNKS = 8
+
+
+class FineTuned(NamedTuple):
+    """The schedule with the lowest held-out criterion, and the NFE of finding it."""
+
+    schedule: Schedule
+    nfe: int
+
+
+def default_fine_tuning(steps: int) -> Optax:
+    """Adam in the logits of step lengths with a cosine decay of its learning rate."""
+    return Optax(optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, steps)), steps)
+
+
+def fine_tune(
+    reference: Reference,
+    sampler: AbstractSampler,
+    coordinate: TimeCoordinate,
+    schedule: Schedule,
+    baselines: Comparison,
+    criterion: str,
+    solver: Optax,
+    report: Callable[[str], None] = lambda text: None,
+) -> FineTuned:
+    """Minimise the selection criterion through the network.
+
+    Half of the reference's noise gives gradients; the other half is held out, and the schedule with
+    the lowest criterion there is returned, the given one among them.
+
+    **Arguments:** `reference`, a solution on the noise that selects; `coordinate` of the times;
+    `schedule`, deterministic; `baselines`, compared on the same noise; `criterion` as for
+    `Comparison.best`; `solver`, its transformation and number of steps; `report`, called with a line
+    of progress.
+
+    **Returns:** a `FineTuned`. A gradient counts as four evaluations.
+
+    **Raises:** ValueError if a gradient is not finite.
+    """
+    dtype = reference.noise.dtype
+    half = reference.noise.shape[0] // 2
+    names = WEIGHED if criterion == BALANCED else (criterion,)
+    objective = _Criterion.of(reference, sampler, coordinate, schedule, names)
+    train = _batch(reference, baselines, names, slice(None, half))
+    held_out = _batch(reference, baselines, names, slice(half, None))
+    z = jnp.asarray(_logits(coordinate, schedule), dtype)
+    loop = _Loop(
+        z=z,
+        transformation_state=solver.transformation.init(z),
+        best=z,
+        lowest=jnp.asarray(jnp.inf, dtype),
+        finite=jnp.asarray(True),
+        step=jnp.asarray(0),
+    )
+    per_run = schedule.num_steps * sampler.nfe_per_step
+    watch = per_run * (reference.noise.shape[0] - half)
+    each = watch + _GRADIENT * per_run * half
+    steps = solver.max_iterations
+    chunk = -(-steps // _CHUNKS)
+    for until in range(chunk, steps + chunk, chunk):
+        last = jnp.asarray(min(until, steps))
+        loop = _advance(solver, objective, z, train, held_out, loop, last)
+        report(
+            f"fine-tuning: step {int(loop.step)} of {steps}, NFE {watch + int(loop.step) * each:.3g} "
+            f"of {watch + steps * each:.3g}, held-out {criterion} {float(jnp.exp(loop.lowest)):.4g} "
+            "of the best baseline's"
+        )
+    if not bool(loop.finite):
+        raise ValueError(
+            "fine_tune: the gradient of the error in the times is not finite; is the network "
+            "differentiable?"
+        )
+    times = np.array(objective.coordinate.times(loop.best, objective.t_min), np.float64)
+    times[[0, -1]] = np.asarray(schedule.times)[[0, -1]]
+    return FineTuned(Schedule(times), watch + int(loop.step) * each)
+
+
+class _Batch(NamedTuple):
+    """Initial noise, its reference solution, and logarithms of the baselines' smallest statistics."""
+
+    noise: Float[Array, "n *shape"]
+    ends: Float[Array, "n d"]
+    quantiles: Float[Array, "n directions"]
+    floor: Float[Array, " statistics"]
+
+
+class _Checkpointed(AbstractDenoiser):
+    """A denoiser whose activations are recomputed in the backward pass instead of stored."""
+
+    denoiser: AbstractDenoiser
+
+    @property
+    def process(self) -> AbstractProcess:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.denoiser.process
+
+    def __call__(self, x: Array, t: Array) -> Prediction:
+        return eqx.filter_checkpoint(self.denoiser)(x, t)
+
+    def astype(self, dtype: DTypeLike) -> "_Checkpointed":
+        return _Checkpointed(self.denoiser.astype(dtype))
+
+
+class _Criterion(eqx.Module):
+    """log of the selection criterion of logits z on a batch, relative to the best baseline."""
+
+    denoiser: AbstractDenoiser
+    sampler: AbstractSampler
+    coordinate: TimeCoordinate
+    t_min: Float[Array, ""]
+    scale: Float[Array, ""]
+    directions: Float[Array, "d directions"]
+    statistics: tuple[str, ...] = eqx.field(static=True)
+
+    @classmethod
+    def of(
+        cls,
+        reference: Reference,
+        sampler: AbstractSampler,
+        coordinate: TimeCoordinate,
+        schedule: Schedule,
+        statistics: tuple[str, ...],
+    ) -> "_Criterion":
+        """The criterion in the precision of the reference's noise."""
+        t_min = np.asarray(schedule.times)[-1]
+        arrays = (coordinate, t_min, reference.scale, reference.directions)
+        arrays = jax.tree.map(lambda a: jnp.asarray(a, reference.noise.dtype), arrays)
+        return cls(reference.denoiser, sampler, *arrays, statistics)
+
+    def __call__(self, z: Float[Array, " interior"], batch: _Batch) -> Float[Array, ""]:
+        schedule = Schedule(self.coordinate.times(z, self.t_min))
+        denoiser = _Checkpointed(self.denoiser)
+        samples = sample(denoiser, self.sampler, schedule, batch.noise).reshape(batch.ends.shape)
+        squared = jnp.sum((samples - batch.ends) ** 2, -1) / self.scale**2
+        errors = jnp.sqrt(jnp.maximum(squared, jnp.finfo(z.dtype).tiny))
+        projections = matmul(samples, self.directions)
+        values = [
+            statistic(jnp, name, errors, projections, batch.quantiles) for name in self.statistics
+        ]
+        return balance(jnp, jnp.log(jnp.stack(values)) - batch.floor)
+
+
+class _Loop(NamedTuple):
+    """State of the compiled loop; `best` has the lowest held-out criterion of all points so far."""
+
+    z: Float[Array, " interior"]
+    transformation_state: PyTree
+    best: Float[Array, " interior"]
+    lowest: Float[Array, ""]
+    finite: Bool[Array, ""]
+    step: Int[Array, ""]
+
+
+@eqx.filter_jit
+def _advance(
+    solver: Optax,
+    objective: _Criterion,
+    start: Float[Array, " interior"],
+    train: _Batch,
+    held_out: _Batch,
+    loop: _Loop,
+    until: Int[Array, ""],
+) -> _Loop:
+    """Steps until number `until`, or until a gradient is not finite."""
+    transformation = optax.with_extra_args_support(solver.transformation)
+
+    def fn(z: Array) -> Array:
+        return objective(z, train)
+
+    def body(s: _Loop) -> _Loop:
+        value, gradient = jax.value_and_grad(fn)(s.z)
+        updates, inner = transformation.update(
+            gradient, s.transformation_state, s.z, value=value, grad=gradient, value_fn=fn
+        )
+        watched = objective(s.z, held_out)
+        better = watched < s.lowest
+        return _Loop(
+            z=jnp.clip(s.z + updates, start - _REACH, start + _REACH),
+            transformation_state=inner,
+            best=jnp.where(better, s.z, s.best),
+            lowest=jnp.where(better, watched, s.lowest),
+            finite=jnp.all(jnp.isfinite(gradient)),
+            step=s.step + 1,
+        )
+
+    return jax.lax.while_loop(lambda s: (s.step < until) & s.finite, body, loop)
+
+
+def _batch(
+    reference: Reference, baselines: Comparison, names: tuple[str, ...], rows: slice
+) -> _Batch:
+    dtype = reference.noise.dtype
+    lowest = np.array([baselines.statistic_values(name, rows).min() for name in names])
+    floor = np.log(np.maximum(lowest, np.finfo(dtype).tiny))
+    arrays = (reference.ends[rows], baselines.target_quantiles(rows), floor)
+    return _Batch(reference.noise[rows], *(jnp.asarray(a, dtype) for a in arrays))
+
+
+def _logits(coordinate: TimeCoordinate, schedule: Schedule) -> Float[np.ndarray, " interior"]:
+    with jax.enable_x64(True):
+        times = jnp.asarray(np.asarray(schedule.times, np.float64))
+        return np.asarray(coordinate.unconstrained(times))

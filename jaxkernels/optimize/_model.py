@@ -1,0 +1,93 @@
+"""What is known of the data: the Gaussian that is solved for, and what else the target says."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .. import _checks
+from .._types import AnyArray, Numbers
+from ..distributions import AbstractDistribution, ExactDenoiser, Gaussian, GaussianMixture
+from ..prediction import AbstractDenoiser
+from ..processes import AbstractProcess
+from ..samplers import sample
+from ..schedules import log_snr
+
+# of a network that is the target itself: steps of the samples whose covariance is taken
+_SAMPLE_STEPS = 64
+
+
+class Model(NamedTuple):
+    """A target, resolved.
+
+    `gaussian` has the mean and covariance of the data; `mixture` is run where there is no network;
+    `samples` are the data, if given; `denoiser` is the network, if that is the target.
+    """
+
+    gaussian: Gaussian
+    mixture: GaussianMixture | None = None
+    samples: AnyArray | None = None
+    denoiser: AbstractDenoiser | None = None
+
+
+def as_model(target: object, has_record: bool) -> Model:
+    """Resolve a distribution or samples, to which a mixture is fitted.
+
+    Where a network was recorded, a mixture would have nothing to add to samples.
+    """
+    if isinstance(target, ExactDenoiser):
+        target = target.distribution
+    if isinstance(target, Gaussian):
+        return Model(target)
+    if isinstance(target, GaussianMixture):
+        return Model(target.gaussian(), target)
+    samples = _check_samples(target)
+    if has_record:
+        return Model(Gaussian.fit(samples), samples=samples)
+    mixture = GaussianMixture.fit(samples)
+    return Model(mixture.gaussian(), mixture, samples)
+
+
+def model_of_network(denoiser: AbstractDenoiser, noise: Array, t_min: float) -> Model:
+    """The Gaussian of a network's own samples from `noise`."""
+    schedule = log_snr(denoiser.process, _SAMPLE_STEPS, t_min)
+    samples = np.asarray(sample(denoiser, "dpmpp_2m", schedule, noise), np.float64)
+    return Model(Gaussian.fit(samples), denoiser=denoiser)
+
+
+def draw_noise(
+    gaussian: Gaussian, process: AbstractProcess, count: int, key: Array, shape: tuple[int, ...] | None
+) -> Array:
+    """Initial noise of `count` samples, in `shape` or as vectors along the target's coordinates."""
+    if shape is None:
+        if np.any(np.asarray(gaussian.weights) != 1):
+            raise ValueError(
+                "target's modes have weights, so the network's input shape is unknown: pass "
+                "Selection(noise=...) as an array."
+            )
+        shape = (gaussian.eigenvalues.shape[0],)
+    scale = jnp.sqrt(process.prior_variance(jnp.asarray(process.t_max, float)))
+    return scale * jax.random.normal(key, (count, *shape))
+
+
+def check_target(target: object) -> None:
+    """A quick look before anything slow is done."""
+    if not isinstance(target, AbstractDistribution | AbstractDenoiser):
+        _check_samples(target)
+
+
+def _check_samples(target: object) -> AnyArray:
+    try:
+        if np.asarray(target).dtype.kind not in "biufc":
+            raise ValueError(f"got {type(target).__name__}.")
+        samples = _checks.array("target", target)
+        if samples.ndim < 2:
+            raise ValueError(f"its shape is {samples.shape}.")
+    except ValueError as error:
+        raise ValueError(
+            "target must be samples (n, ...), a Gaussian, a GaussianMixture or a Denoiser: "
+            f"{error}"
+        ) from None
+    return samples

@@ -1,0 +1,295 @@
+"""The problem of an optimisation: its objective, its space of schedules, its starts and baselines."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from .. import _checks
+from .._objective import (
+    AbstractBoundObjective,
+    AbstractCoordinateObjective,
+    AbstractObjective,
+    ScheduleFunction,
+)
+from .._precision import to_float64
+from .._types import Numbers
+from ..distributions import Compression, Gaussian
+from ..errors import LocalError
+from ..processes import AbstractProcess, check_range
+from ..samplers import AbstractSampler
+from ..schedules import BASELINES, Schedule
+from ._candidates import RESERVED, Candidate, Origin
+from ._space import (
+    AbstractProblem,
+    DenseProblem,
+    ScheduleSpace,
+    TimesProblem,
+    bucket,
+    time_coordinate,
+)
+
+Starts: TypeAlias = Sequence[str] | Mapping[str, Schedule] | None
+_STOCHASTIC = " with stochasticity 1"
+
+
+class CustomObjective(AbstractObjective):
+    """A user-defined function of a schedule as an objective.
+
+    The arrays of a module are arguments of what is compiled, those of a function constants in it.
+    """
+
+    fn: ScheduleFunction
+
+    def bind(
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
+    ) -> "BoundCustomObjective":
+        del target, process, sampler
+        return BoundCustomObjective(to_float64(self.fn))
+
+
+class BoundCustomObjective(AbstractBoundObjective):
+    """A user-defined function of a schedule."""
+
+    fn: ScheduleFunction
+
+    def __call__(self, schedule: Schedule) -> Float[Array, ""]:
+        return self.fn(schedule)
+
+
+def as_objective(objective: object) -> AbstractObjective:
+    """An objective, a function of a schedule, or None for `LocalError()`."""
+    if objective is None:
+        return LocalError()
+    if isinstance(objective, AbstractObjective):
+        return objective
+    if isinstance(objective, type) or not callable(objective):
+        raise ValueError(
+            "objective must be an objective such as jk.LocalError(), or a function of a schedule; got "
+            f"{objective!r}."
+        )
+    is_module = isinstance(objective, eqx.Module)
+    return CustomObjective(objective if is_module else jax.tree_util.Partial(objective))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleProblem:
+    """Everything that a solver and a selection need of an optimisation. All arrays are float64.
+
+    `objective` is on the full spectrum, `problem` on the compressed one; `baselines` and `starts` are
+    candidates.
+    """
+
+    objective: AbstractBoundObjective
+    problem: AbstractProblem
+    space: ScheduleSpace
+    baselines: tuple[Candidate, ...]
+    starts: tuple[Candidate, ...]
+    compression: Compression | None
+
+    def vectors(self) -> Float[np.ndarray, "starts n"]:
+        """The starts as vectors of `problem`, padded with zeros."""
+        z = self.space.vectors([start.schedule for start in self.starts])
+        padding = np.shape(self.problem.lower)[0] - z.shape[1]
+        return np.pad(z, ((0, 0), (0, padding)))
+
+    def evaluate(self, schedules: Sequence[Schedule]) -> Float[np.ndarray, " schedules"]:
+        """The objective of schedules on the full spectrum; infinite where it is not a number."""
+        values = self._in_coordinate(schedules)
+        if values is None:
+            times = np.stack([np.asarray(s.times) for s in schedules])
+            squared = np.stack([np.asarray(s.stochasticity_squared) for s in schedules])
+            values = _values(self.objective, times, squared)
+        values = np.asarray(values)
+        return np.where(np.isnan(values), np.inf, values)
+
+    def _in_coordinate(self, schedules: Sequence[Schedule]) -> Array | None:
+        space = self.space
+        if not space.only_times or any(s.is_stochastic for s in schedules):
+            return None
+        assert space.t_min is not None
+        objective = self.objective.in_coordinate(space.coordinate, float(space.t_min))
+        if objective is None:
+            return None
+        u = space.coordinates(np.stack([np.asarray(s.times, np.float64) for s in schedules]))
+        if objective.padded:
+            padding = bucket(space.num_steps) - space.num_steps
+            u = np.pad(u, ((0, 0), (0, padding)), mode="edge")
+        return _coordinate_values(objective, u, np.asarray(space.num_steps))
+
+
+def make_problem(
+    target: Gaussian,
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    num_steps: int,
+    t_min: tuple[float, float],
+    objective: AbstractObjective,
+    stochasticity_squared: Float[np.ndarray, " steps"] | None,
+    starts: Starts,
+) -> ScheduleProblem:
+    """The problem of checked arguments, in float64: call it where that is enabled."""
+    target, process, sampler, objective = to_float64((target, process, sampler, objective))
+    full = objective.bind(target, process, sampler)
+    reduced = objective.reduce(full)
+    low, high = t_min
+    coordinate = time_coordinate(process, np.asarray(target.eigenvalues), low)
+    space = ScheduleSpace(
+        coordinate,
+        num_steps,
+        stochasticity_squared,
+        np.asarray(low) if low == high else None,
+        np.zeros(2),
+    )
+    if low < high:
+        ends = space.coordinates(np.asarray([[low, high]]))[0]
+        space = eqx.tree_at(lambda s: s.end_range, space, ends)
+        end = float(coordinate.time(ends.mean()))
+    else:
+        end = low
+    known = {name: make(process, num_steps, end) for name, make in BASELINES.items()}
+    given = _given_starts(starts, known, num_steps, float(np.asarray(process.t_max)), low, high)
+    every = _with_stochasticity({**known, **given}, stochasticity_squared)
+    first = _with_stochasticity(given, stochasticity_squared)
+    by_name = {candidate.label: candidate for candidate in every}
+    return ScheduleProblem(
+        objective=full,
+        problem=problem_in(space, reduced),
+        space=space,
+        baselines=tuple(every),
+        starts=tuple(by_name[candidate.label] for candidate in first),
+        compression=getattr(getattr(reduced, "target", None), "compression", None),
+    )
+
+
+def problem_in(space: ScheduleSpace, objective: AbstractBoundObjective) -> AbstractProblem:
+    """The problem of an objective in a space, with its cheapest derivatives."""
+    if space.only_times:
+        assert space.t_min is not None
+        inner = objective.in_coordinate(space.coordinate, float(space.t_min))
+        if inner is not None:
+            return TimesProblem.of(inner, space)
+    return DenseProblem.of(objective, space)
+
+
+def check_end(process: AbstractProcess, t_min: object) -> tuple[float, float]:
+    """Bounds of the last time; equal when it is fixed."""
+    if not isinstance(t_min, tuple):
+        low = check_range(process, 1, t_min)  # pyright: ignore[reportArgumentType]
+        return low, low
+    if len(t_min) != 2:
+        raise ValueError(f"t_min = {t_min} must be a number or a pair (low, high).")
+    low, high = (check_range(process, 1, t) for t in t_min)
+    if not low < high:
+        raise ValueError(f"t_min = {t_min} must have its lower bound first.")
+    return low, high
+
+
+def check_stochasticity(
+    sampler: AbstractSampler, num_steps: int, stochasticity: str | Numbers
+) -> Float[np.ndarray, " steps"] | None:
+    """Squared stochasticity of every step, or None if it is to be optimised."""
+    name = type(sampler).__name__
+    if isinstance(stochasticity, str):
+        _checks.one_of("stochasticity", stochasticity, ("optimize",))
+        if not sampler.stochastic:
+            raise ValueError(
+                f"stochasticity='optimize' has no meaning for {name}, which is deterministic; use "
+                "DDIM or another stochastic sampler."
+            )
+        return None
+    alpha = _checks.array("stochasticity", stochasticity)
+    if alpha.shape not in ((), (num_steps,)):
+        raise ValueError(
+            f"stochasticity has shape {alpha.shape}; for num_steps = {num_steps} it must be a single "
+            f"number or have shape ({num_steps},)."
+        )
+    if np.any(alpha < 0):
+        raise ValueError(f"stochasticity must be >= 0; its smallest entry is {alpha.min():g}.")
+    if np.any(alpha > 0) and not sampler.stochastic:
+        raise ValueError(
+            f"stochasticity = {alpha.max():g} has no meaning for {name}, which is deterministic; "
+            "use 0."
+        )
+    return np.broadcast_to(np.asarray(alpha) ** 2, (num_steps,))
+
+
+def _given_starts(
+    starts: Starts,
+    known: dict[str, Schedule],
+    num_steps: int,
+    t_max: float,
+    low: float,
+    high: float,
+) -> dict[str, Schedule]:
+    """The schedules to start from, by name."""
+    if starts is None:
+        return known
+    if isinstance(starts, str) or not starts:
+        raise ValueError(
+            f"starts = {starts!r} must be a list of names or a dict of schedules, not empty."
+        )
+    if not isinstance(starts, Mapping):
+        return {name: _checks.lookup("starts", name, known) for name in starts}
+    return {
+        name: _given_start(name, schedule, num_steps, t_max, low, high)
+        for name, schedule in starts.items()
+    }
+
+
+def _given_start(
+    name: str, schedule: object, num_steps: int, t_max: float, low: float, high: float
+) -> Schedule:
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"starts[{name!r}] must be a Schedule; got {type(schedule).__name__}.")
+    if name in (*RESERVED, *BASELINES) or name.endswith(_STOCHASTIC):
+        raise ValueError(
+            f"starts[{name!r}] has the name of another candidate; give it one of its own."
+        )
+    if schedule.num_steps != num_steps:
+        raise ValueError(
+            f"starts[{name!r}] has {schedule.num_steps} steps; num_steps is {num_steps}."
+        )
+    times = np.asarray(schedule.times, np.float64).copy()
+    slack = 1e-6 * t_max
+    if abs(times[0] - t_max) > slack or not low - slack <= times[-1] <= high + slack:
+        end = f"{low:g}" if low == high else f"{low:g} .. {high:g}"
+        raise ValueError(
+            f"starts[{name!r}] runs from {times[0]:g} to {times[-1]:g}; it must run from t_max = "
+            f"{t_max:g} to t_min = {end}."
+        )
+    times[0] = t_max
+    times[-1] = np.clip(times[-1], low, high)
+    return Schedule(times, np.asarray(schedule.stochasticity))
+
+
+def _with_stochasticity(
+    schedules: dict[str, Schedule], squared: Float[np.ndarray, " steps"] | None
+) -> list[Candidate]:
+    """Each schedule with the fixed stochasticity, or with both 0 and 1 when it is optimised."""
+    found = []
+    for alpha in (None,) if squared is not None else (0.0, 1.0):
+        for name, schedule in schedules.items():
+            origin = Origin.BASELINE if name in BASELINES else Origin.START
+            label = f"{name}{_STOCHASTIC}" if alpha == 1.0 else name
+            times = np.asarray(schedule.times, np.float64)
+            level = squared if alpha is None else np.full(schedule.num_steps, alpha)
+            found.append(Candidate(label, Schedule.from_squared(times, level), origin))
+    return found
+
+
+@eqx.filter_jit
+def _values(objective: AbstractBoundObjective, times: Array, squared: Array) -> Array:
+    return jax.vmap(lambda t, w: objective(Schedule.from_squared(t, w)))(times, squared)
+
+
+@eqx.filter_jit
+def _coordinate_values(
+    objective: AbstractCoordinateObjective, u: Array, num_steps: Array
+) -> Float[Array, " schedules"]:
+    # one after another: a full spectrum is large
+    return jax.lax.map(lambda u: objective.value(u, num_steps), u)

@@ -1,0 +1,107 @@
+"""Solving a problem from its starts, with a certificate."""
+
+import dataclasses
+from collections.abc import Callable
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._newton import NewtonState, certificate
+from .._objective import Derivatives
+from ._solver import AbstractSolver
+from ._space import AbstractProblem
+
+# iterations per call of the compiled loop, between which progress is shown
+_CHUNK = 25
+# a relative gradient that cancellation in float64 cannot be expected to go below
+_ROUNDING_FLOOR = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """Where every start of a solver ended.
+
+    `z` (starts, n); `values` (starts,), the objective there; `history` (iterations, starts), the
+    objective per iteration; `converged`, `reason`, `gradient_norm` and `smallest_curvature` belong to
+    the best start.
+    """
+
+    z: Float[np.ndarray, "starts n"]
+    values: Float[np.ndarray, " starts"]
+    history: Float[np.ndarray, "iterations starts"]
+    converged: bool
+    reason: str
+    gradient_norm: float
+    """Largest entry of the objective's relative gradient in the unconstrained variables."""
+    smallest_curvature: float
+    """Smallest eigenvalue of the relative Hessian; > 0 certifies a strict local minimum."""
+
+    @property
+    def best(self) -> int:
+        """Index of the start with the lowest objective."""
+        return int(np.argmin(self.values))
+
+
+def solve(
+    problem: AbstractProblem,
+    z: Float[np.ndarray, "starts n"],
+    solver: AbstractSolver,
+    report: Callable[[str], None] = lambda text: None,
+) -> Solution:
+    """Minimise a problem from all starts.
+
+    **Arguments:** `problem`; `z` (starts, n), clipped to the problem's box; `solver`, such as
+    `Newton()`; `report`, called with a line of progress between chunks of iterations.
+
+    **Returns:** a `Solution`. Failing to converge is reported in it, not raised.
+    """
+    z = np.clip(z, np.asarray(problem.lower), np.asarray(problem.upper))
+    state = solver.init(problem, z)
+    while not solver.terminate(state):
+        until = min(int(state.iteration) + _CHUNK, solver.max_iterations)
+        state = solver.advance(problem, state, until)
+        value = float(np.exp(np.min(state.value)))
+        report(f"optimising: iteration {int(state.iteration)}, objective {value:.6g}")
+    values = np.exp(np.asarray(state.value))
+    values = np.where(np.isnan(values), np.inf, values)
+    norm, curvature = _certificate(problem, state, int(np.argmin(values)))
+    iterations = int(state.iteration)
+    converged = norm <= max(solver.tolerance, _ROUNDING_FLOOR)
+    return Solution(
+        z=np.asarray(state.z),
+        values=values,
+        history=np.exp(np.asarray(state.history)[:iterations]),
+        converged=converged,
+        reason=_reason(converged, iterations, norm, solver),
+        gradient_norm=norm,
+        smallest_curvature=curvature,
+    )
+
+
+def _certificate(problem: AbstractProblem, state: object, best: int) -> tuple[float, float]:
+    """Gradient norm and smallest curvature on the free variables at the best start."""
+    if not isinstance(state, NewtonState):
+        z = np.asarray(state.z)[[best]]  # pyright: ignore[reportAttributeAccessIssue]
+        value, gradient, hessian = _derivatives(problem, z[0])
+        state = NewtonState(
+            z, value[None], gradient[None], hessian[None], *[np.zeros(1)] * 3, np.asarray(0)
+        )  # pyright: ignore[reportArgumentType]
+        best = 0
+    return certificate(state, best, problem.lower, problem.upper)
+
+
+@eqx.filter_jit
+def _derivatives(problem: AbstractProblem, z: Array) -> Derivatives:
+    return problem.derivatives(z)
+
+
+def _reason(converged: bool, iterations: int, norm: float, solver: AbstractSolver) -> str:
+    if converged:
+        return "the gradient met the tolerance"
+    if iterations >= solver.max_iterations:
+        return f"{iterations} iterations were used up with relative gradient {norm:.1e}"
+    return (
+        f"no step lowers the objective; relative gradient {norm:.1e} > tolerance "
+        f"{solver.tolerance:.1e}"
+    )

@@ -1,0 +1,197 @@
+"""Solvers: how a problem is minimised, from many starts at once in one compiled loop."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .. import _checks
+from .._newton import NewtonState, newton_advance, newton_start
+from ._space import AbstractProblem
+
+
+class AbstractSolver(eqx.Module):
+    """An iterative minimiser of an `AbstractProblem`, from all starts at once.
+
+    A state has the fields `z` (starts, n), `value` (starts,), `gradient` (starts, n), `done` (starts,),
+    `history` (iterations, starts) and `iteration`. A loop by hand is
+
+        state = solver.init(problem, z)
+        while not solver.terminate(state):
+            state = solver.step(problem, state)
+    """
+
+    max_iterations: eqx.AbstractVar[int]
+    tolerance: eqx.AbstractVar[float]
+
+    @abc.abstractmethod
+    def init(self, problem: AbstractProblem, z: Float[np.ndarray, "starts n"]) -> PyTree:
+        """The state before the first iteration, at vectors within the problem's box."""
+
+    @abc.abstractmethod
+    def advance(self, problem: AbstractProblem, state: PyTree, until: int) -> PyTree:
+        """Iterate in one compiled loop until all starts are done or iteration `until` is reached."""
+
+    def step(self, problem: AbstractProblem, state: PyTree) -> PyTree:
+        """One iteration of every start."""
+        return self.advance(problem, state, int(state.iteration) + 1)
+
+    def terminate(self, state: PyTree) -> bool:
+        """Whether all starts are done or the iterations are used up."""
+        return bool(np.all(state.done)) or int(state.iteration) >= self.max_iterations
+
+
+class Newton(AbstractSolver):
+    """Newton's method with exact second derivatives in a trust region and a box.
+
+    **Arguments:**
+
+    - `max_iterations`: at least 1.
+    - `tolerance`: a start has converged when the largest entry of the objective's relative gradient in
+      the unconstrained variables is at most this.
+
+    **Raises:** ValueError for a value out of range.
+
+    The default for objectives with small Hessians, such as those on a Gaussian or on a trajectory
+    record. Source: Nocedal and Wright, "Numerical Optimization" (2006), Algorithm 4.1.
+
+    **Example:**
+
+    ```python
+    >>> jk.Newton(tolerance=1e-6)
+    Newton(max_iterations=200, tolerance=1e-06)
+    ```
+    """
+
+    max_iterations: int = eqx.field(static=True)
+    tolerance: float = eqx.field(static=True)
+
+    def __init__(self, max_iterations: int = 200, tolerance: float = 1e-8):
+        self.max_iterations = _checks.count("max_iterations", max_iterations)
+        self.tolerance = float(_checks.scalar("tolerance", tolerance, at_least=0.0))
+
+    def init(self, problem: AbstractProblem, z: Float[np.ndarray, "starts n"]) -> NewtonState:
+        return newton_start(z, self.max_iterations)
+
+    def advance(self, problem: AbstractProblem, state: NewtonState, until: int) -> NewtonState:
+        tolerance = np.asarray(self.tolerance)
+        return newton_advance(
+            problem, state, problem.lower, problem.upper, tolerance, np.asarray(until)
+        )
+
+
+class OptaxState(eqx.Module):
+    """One row per start: the best point so far with its value and gradient, and the current one."""
+
+    z: Float[Array, "starts n"]
+    value: Float[Array, " starts"]
+    gradient: Float[Array, "starts n"]
+    current: Float[Array, "starts n"]
+    transformation_state: PyTree
+    done: Bool[Array, " starts"]
+    history: Float[Array, "iterations starts"]
+    iteration: Int[Array, ""]
+
+
+class Optax(AbstractSolver):
+    """Any optax transformation, as a compiled loop over all starts.
+
+    **Arguments:**
+
+    - `transformation`: an `optax.GradientTransformation`, such as `optax.adam(schedule)`,
+      `optax.lbfgs()` or a chain. Line searches are given the value, the gradient and the function.
+    - `steps`: the largest number of iterations, at least 1.
+    - `tolerance`: a start has converged when the largest entry of the objective's relative gradient is
+      at most this.
+
+    The objective is its logarithm, so that learning rates are relative; points are kept in the
+    problem's box by clipping. The best point of every start is returned.
+
+    **Raises:** ValueError for a value out of range, or a transformation that is none.
+
+    **Example:**
+
+    ```python
+    >>> import optax
+    >>> solver = jk.Optax(optax.lbfgs(), steps=100)
+    ```
+    """
+
+    transformation: optax.GradientTransformation = eqx.field(static=True)
+    max_iterations: int = eqx.field(static=True)
+    tolerance: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        transformation: optax.GradientTransformation,
+        steps: int = 1000,
+        tolerance: float = 1e-8,
+    ):
+        if not isinstance(transformation, optax.GradientTransformation):
+            raise ValueError(
+                "transformation must be an optax.GradientTransformation such as optax.lbfgs(); got "
+                f"{transformation!r}."
+            )
+        self.transformation = transformation
+        self.max_iterations = _checks.count("steps", steps)
+        self.tolerance = float(_checks.scalar("tolerance", tolerance, at_least=0.0))
+
+    def init(self, problem: AbstractProblem, z: Float[np.ndarray, "starts n"]) -> OptaxState:
+        starts = z.shape[0]
+        at = jnp.asarray(z)
+        return OptaxState(
+            z=at,
+            value=jnp.full(starts, jnp.inf),
+            gradient=jnp.zeros_like(at),
+            current=at,
+            transformation_state=jax.vmap(self.transformation.init)(at),
+            done=jnp.zeros(starts, bool),
+            history=jnp.full((self.max_iterations, starts), jnp.nan),
+            iteration=jnp.asarray(0),
+        )
+
+    def advance(self, problem: AbstractProblem, state: OptaxState, until: int) -> OptaxState:
+        return _optax_advance(self, problem, state, jnp.asarray(until))
+
+
+@eqx.filter_jit
+def _optax_advance(
+    solver: Optax, problem: AbstractProblem, state: OptaxState, until: Int[Array, ""]
+) -> OptaxState:
+    transformation = optax.with_extra_args_support(solver.transformation)
+
+    def one(z: Array, inner: PyTree) -> tuple[Array, Array, Array, PyTree]:
+        value, gradient = jax.value_and_grad(problem.value)(z)
+        updates, inner = transformation.update(
+            gradient, inner, z, value=value, grad=gradient, value_fn=problem.value
+        )
+        moved = jnp.clip(z + updates, problem.lower, problem.upper)
+        return value, gradient, moved, inner
+
+    def body(s: OptaxState) -> OptaxState:
+        value, gradient, moved, inner = jax.vmap(one)(s.current, s.transformation_state)
+        usable = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient), -1)
+        better = usable & (value < s.value) & ~s.done
+        at_bound = ((s.current <= problem.lower) & (gradient > 0)) | (
+            (s.current >= problem.upper) & (gradient < 0)
+        )
+        largest = jnp.max(jnp.where(at_bound, 0.0, jnp.abs(gradient)), -1, initial=0.0)
+        stuck = ~jnp.all(jnp.isfinite(moved), -1) | ~usable
+        done = s.done | stuck | (largest <= solver.tolerance)
+        best = jnp.where(better, value, s.value)
+        return OptaxState(
+            z=jnp.where(better[:, None], s.current, s.z),
+            value=best,
+            gradient=jnp.where(better[:, None], gradient, s.gradient),
+            current=jnp.where(done[:, None], s.current, moved),
+            transformation_state=inner,
+            done=done,
+            history=s.history.at[s.iteration].set(best),
+            iteration=s.iteration + 1,
+        )
+
+    return jax.lax.while_loop(lambda s: (s.iteration < until) & ~jnp.all(s.done), body, state)

@@ -1,0 +1,278 @@
+"""The unconstrained variables that schedules are optimised in."""
+
+import abc
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .._derivatives import dense_derivatives
+from .._objective import AbstractBoundObjective, AbstractCoordinateObjective, Derivatives
+from .._types import AnyArray, constant
+from ..processes import AbstractProcess, sigma_range
+from ..schedules import Schedule, TimeCoordinate
+
+# |z| <= 20 keeps every step longer than e^-40 of the whole range, still distinct in float64
+LARGEST_LOGIT = 20.0
+LARGEST_STOCHASTICITY = 10.0
+_SMALLEST_BUCKET = 16
+_SMALLEST_ARRAY = 128
+
+
+class ScheduleSpace(eqx.Module):
+    """Schedules of K steps as flat vectors z, and what is held fixed.
+
+    z holds the interior times (K-1 logits of step lengths in the coordinate), then the squared
+    stochasticities (K) and the coordinate of the last time, the latter two only if they are optimised.
+    """
+
+    coordinate: TimeCoordinate
+    num_steps: int = eqx.field(static=True)
+    stochasticity_squared: Float[AnyArray, " steps"] | None
+    """Fixed squared stochasticity; None if it is optimised."""
+    t_min: Float[AnyArray, ""] | None
+    """Fixed last time; None if it is optimised."""
+    end_range: Float[AnyArray, " 2"]
+    """Smallest and largest coordinate of the last time."""
+
+    @property
+    def only_times(self) -> bool:
+        """Whether the interior times are all that varies, without noise."""
+        fixed = self.stochasticity_squared
+        return self.t_min is not None and fixed is not None and not np.any(np.asarray(fixed) > 0)
+
+    def schedule(self, z: Float[Array, " n"]) -> Schedule:
+        """The schedule of a vector."""
+        squared, end = self.stochasticity_squared, self.t_min
+        if end is None:
+            end = self.coordinate.time(z[-1])
+            z = z[:-1]
+        interior = self.num_steps - 1
+        if squared is None:
+            squared = z[interior:]
+        return Schedule.from_squared(self.coordinate.times(z[:interior], end), squared)
+
+    def vectors(self, schedules: Sequence[Schedule]) -> Float[np.ndarray, "starts n"]:
+        """The vectors of concrete schedules, the inverse of `schedules`."""
+        times = np.stack([np.asarray(s.times, np.float64) for s in schedules])
+        u = self.coordinates(times)
+        logs = np.log(-np.diff(u, axis=1))
+        parts = [logs[:, 1:] - logs[:, :1]]
+        if self.stochasticity_squared is None:
+            parts.append(np.stack([np.asarray(s.stochasticity_squared) for s in schedules]))
+        if self.t_min is None:
+            parts.append(u[:, -1:])
+        return np.concatenate(parts, axis=1)
+
+    def schedules(self, z: Float[np.ndarray, "starts n"]) -> list[Schedule]:
+        """The schedules of vectors; entries of z beyond this space's are padding."""
+        interior = self.num_steps - 1
+        logits = np.concatenate([np.zeros((len(z), 1)), z[:, :interior]], axis=1)
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        first = np.asarray(self.coordinate.start, np.float64)
+        top = self.coordinates(first[None, None])
+        if self.t_min is None:
+            bottom = z[:, -1:]
+        else:
+            bottom = self.coordinates(np.asarray(self.t_min, np.float64)[None, None])
+        u = top - (top - bottom) * np.cumsum(shares, axis=1)
+        times = self._times(u)
+        if self.t_min is not None:
+            times[:, -1] = self.t_min
+        times = np.concatenate([np.broadcast_to(first, (len(z), 1)), times], axis=1)
+        squared = self.stochasticity_squared
+        if squared is None:
+            squares = z[:, interior : interior + self.num_steps]
+        else:
+            squares = np.broadcast_to(np.asarray(squared), (len(z), self.num_steps))
+        return [Schedule.from_squared(t, w) for t, w in zip(times, squares, strict=True)]
+
+    def interpolate(self, first: Schedule, second: Schedule) -> Schedule:
+        """Halfway between two schedules in the coordinate and in the squared stochasticity."""
+        times = np.stack([np.asarray(s.times, np.float64) for s in (first, second)])
+        middle = self._times(self.coordinates(times).mean(axis=0, keepdims=True))[0]
+        middle[[0, -1]] = times[0, [0, -1]]
+        squares = [np.asarray(s.stochasticity_squared) for s in (first, second)]
+        return Schedule.from_squared(middle, 0.5 * (squares[0] + squares[1]))
+
+    def coordinates(self, times: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, "rows n"]:
+        """The coordinates of times."""
+        return _on_grid(_coordinate_of, self.coordinate, times)
+
+    def _times(self, u: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, "rows n"]:
+        return _on_grid(_time_of, self.coordinate, u)
+
+    def bounds(self) -> tuple[Float[AnyArray, " n"], Float[AnyArray, " n"]]:
+        """The box that vectors are kept in."""
+        logits = np.full(self.num_steps - 1, LARGEST_LOGIT)
+        lower = [-logits]
+        upper = [logits]
+        if self.stochasticity_squared is None:
+            lower.append(np.zeros(self.num_steps))
+            upper.append(np.full(self.num_steps, LARGEST_STOCHASTICITY**2))
+        if self.t_min is None:
+            lower.append(np.asarray(self.end_range[:1]))
+            upper.append(np.asarray(self.end_range[1:]))
+        return constant(np.concatenate(lower)), constant(np.concatenate(upper))
+
+
+class AbstractProblem(eqx.Module):
+    """The logarithm of an objective as a function of a flat vector z, and the box of z.
+
+    The logarithm makes tolerances relative, and turns an objective that is a sum of powers of step
+    lengths into one that Newton's method walks through in large steps.
+    """
+
+    lower: eqx.AbstractVar[Float[AnyArray, " n"]]
+    upper: eqx.AbstractVar[Float[AnyArray, " n"]]
+
+    @abc.abstractmethod
+    def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
+        """log objective at z."""
+
+    @abc.abstractmethod
+    def derivatives(self, z: Float[Array, " n"]) -> Derivatives:
+        """log objective, its gradient and its Hessian at z."""
+
+
+class DenseProblem(AbstractProblem):
+    """An objective that is differentiated as a whole, in any space of schedules."""
+
+    objective: AbstractBoundObjective
+    space: ScheduleSpace
+    lower: Float[AnyArray, " n"]
+    upper: Float[AnyArray, " n"]
+
+    @classmethod
+    def of(cls, objective: AbstractBoundObjective, space: ScheduleSpace) -> "DenseProblem":
+        return cls(objective, space, *space.bounds())
+
+    def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
+        return jnp.log(self.objective(self.space.schedule(z)))
+
+    def derivatives(self, z: Float[Array, " n"]) -> Derivatives:
+        return _of_logarithm(
+            *dense_derivatives(lambda z: self.objective(self.space.schedule(z)), z)
+        )
+
+
+class TimesProblem(AbstractProblem):
+    """An objective with derivatives in the coordinates u of the times, in logits z of step lengths.
+
+        u_i = top - length P_i,      P_i = p_0 + ... + p_{i-1},      p = softmax(0, z)
+
+    The numbers of steps and of logits differ: logits beyond `num_steps` are padding, held at 0.
+    """
+
+    objective: AbstractCoordinateObjective
+    top: Float[AnyArray, ""]
+    length: Float[AnyArray, ""]
+    num_steps: Int[AnyArray, ""]
+    lower: Float[AnyArray, " n"]
+    upper: Float[AnyArray, " n"]
+
+    @classmethod
+    def of(cls, objective: AbstractCoordinateObjective, space: ScheduleSpace) -> "TimesProblem":
+        assert space.t_min is not None
+        num_steps = space.num_steps
+        size = bucket(num_steps) if objective.padded else num_steps
+        ends = np.asarray([[space.coordinate.start, space.t_min]], np.float64)
+        top, bottom = space.coordinates(ends)[0]
+        free = np.arange(size - 1) < num_steps - 1
+        upper = constant(np.where(free, LARGEST_LOGIT, 0.0))
+        length = constant(top - bottom)
+        return cls(objective, constant(top), length, np.asarray(num_steps), -upper, upper)
+
+    def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
+        u, _ = self._coordinates(z)
+        return jnp.log(self.objective.value(u, self.num_steps))
+
+    def derivatives(self, z: Float[Array, " n"]) -> Derivatives:
+        u, p = self._coordinates(z)
+        value, slope, curvature = self.objective.derivatives(u, self.num_steps)
+        slope, curvature = slope[1:-1], curvature[1:-1, 1:-1]
+        # q = dF/dp, from which the gradient and the bend of softmax follow
+        q = -self.length * jnp.concatenate([_sum_after(slope), jnp.zeros(1, slope.dtype)])
+        centered = q - jnp.sum(p * q)
+        gradient = (p * centered)[1:]
+        pulled = self._pull(self._pull(curvature, p).T, p)
+        bend = jnp.diag(p * centered) - p[:, None] * p * (centered[:, None] + centered)
+        return _of_logarithm(value, gradient, pulled + bend[1:, 1:])
+
+    def _coordinates(self, z: Array) -> tuple[Float[Array, " points"], Float[Array, " steps"]]:
+        """u, constant in the padding, and the shares p of the steps."""
+        size = z.shape[0] + 1
+        logits = jnp.concatenate([jnp.zeros(1, z.dtype), z])
+        logits = jnp.where(jnp.arange(size) < self.num_steps, logits, -jnp.inf)
+        p = jax.nn.softmax(logits)
+        ends = jnp.asarray(self.top, z.dtype), jnp.asarray(self.top - self.length, z.dtype)
+        inside = self.top - self.length * jnp.cumsum(p)
+        inside = jnp.where(jnp.arange(1, size + 1) < self.num_steps, inside, ends[1])
+        return jnp.concatenate([ends[0][None], inside]), p
+
+    def _pull(self, rows: Float[Array, "points n"], p: Float[Array, " steps"]) -> Array:
+        """J^T rows for J = du/dz over interior points: -length p_j (sum_{i > j} rows_i - sum_i P_i rows_i)."""
+        share = jnp.cumsum(p)[:-1]
+        total = share @ rows
+        later = jnp.concatenate([_sum_after(rows)[1:], jnp.zeros_like(rows[:1])])
+        return -self.length * p[1:, None] * (later - total)
+
+
+def bucket(num_steps: int) -> int:
+    """The smallest power of two, at least 16, that is >= num_steps."""
+    return max(_SMALLEST_BUCKET, 1 << (num_steps - 1).bit_length())
+
+
+def time_coordinate(
+    process: AbstractProcess, eigenvalues: Float[np.ndarray, " modes"], t_min: float
+) -> TimeCoordinate:
+    """The coordinate of the times: log sigma, bent only where an end of sigma is 0 or infinite."""
+    largest = eigenvalues.max()
+    scale = eigenvalues[eigenvalues > 1e-10 * largest] if largest > 0 else np.ones(1)
+    to_zero = t_min == 0.0
+    to_infinity = not np.isfinite(sigma_range(process, t_min)[0])
+    return TimeCoordinate(
+        process,
+        np.asarray(process.t_max),
+        np.asarray(0.1 * np.sqrt(np.min(scale)) if to_zero else 0.0),
+        np.asarray(10.0 * np.sqrt(np.max(scale)) if to_infinity else np.inf),
+    )
+
+
+@jax.jit
+def _coordinate_of(coordinate: TimeCoordinate, times: Array) -> Array:
+    return coordinate.coordinate(times)
+
+
+@jax.jit
+def _time_of(coordinate: TimeCoordinate, u: Array) -> Array:
+    return coordinate.time(u)
+
+
+def _on_grid(
+    fn: Callable[[TimeCoordinate, Array], Array],
+    coordinate: TimeCoordinate,
+    values: Float[np.ndarray, "rows n"],
+) -> Float[np.ndarray, "rows n"]:
+    """fn of an array that is padded to a power of two entries, so that few shapes are compiled."""
+    flat = values.reshape(-1)
+    size = max(_SMALLEST_ARRAY, 1 << (flat.size - 1).bit_length())
+    padded = np.full(size, flat[0])
+    padded[: flat.size] = flat
+    found = np.array(fn(coordinate, padded))[: flat.size]  # pyright: ignore[reportArgumentType]
+    return found.reshape(values.shape)
+
+
+def _sum_after(rows: Float[Array, "points *n"]) -> Float[Array, "points *n"]:
+    """Sum of row i and all later ones, for every i."""
+    return jnp.cumsum(rows[::-1], axis=0)[::-1]
+
+
+def _of_logarithm(value: Array, gradient: Array, hessian: Array) -> Derivatives:
+    """Derivatives of log f from those of f."""
+    gradient = gradient / value
+    return jnp.log(value), gradient, hessian / value - gradient[:, None] * gradient

@@ -1,0 +1,55 @@
+"""The process whose time is the coordinate that schedules are optimised in."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Real
+
+from .._numerics import as_inexact
+from .._types import AnyArray
+from ..processes import AbstractProcess
+
+
+class CoordinateProcess(AbstractProcess):
+    """The process with time u = log((sigma + low) / (1 + sigma / high)), see `TimeCoordinate`.
+
+        a(u) = 1 - e^u / high,      s(u) = e^u - low
+
+    A sampler that depends on its process through sigma alone takes the same steps in every process,
+    up to the scale of x. Its schedules can be optimised in this process, where a and s cost one
+    exponential, whatever the process they are meant for. sigma = 0 and sigma = infinity are finite u.
+    Its times are any real numbers, so they are not those of a `Schedule`.
+
+    **Arguments:** `t_max`, the largest u; `low` >= 0 and `high` > low in units of sigma.
+    """
+
+    t_max: AnyArray
+    low: AnyArray
+    high: AnyArray
+
+    def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return 1.0 - jnp.exp(as_inexact(t)) / self.high
+
+    def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return jnp.exp(as_inexact(t)) - self.low
+
+    def time_at_sigma(self, sigma: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        sigma = as_inexact(sigma)
+        return jnp.log((sigma + self.low) / (1.0 + sigma / self.high))
+
+    def drift(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        y = jnp.exp(as_inexact(t))
+        return -(y / self.high) / (1.0 - y / self.high)
+
+    def diffusion_squared(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        s = self.noise(t)
+        return 2.0 * s * jnp.exp(as_inexact(t)) - 2.0 * self.drift(t) * s**2
+
+    def integrated_signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        # with a = (1 - low / high) / (1 + sigma / high); sigma^2 where high is infinite
+        sigma = self.sigma(t)
+        finite = jnp.isfinite(self.high)
+        high = jnp.where(finite, self.high, 1.0)
+        bent = 2.0 * (1.0 - self.low / high) * high * (sigma - high * jnp.log1p(sigma / high))
+        return jnp.where(finite, bent, sigma**2)
+
+    def prior_variance(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return self.noise(t) ** 2
