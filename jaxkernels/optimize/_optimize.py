@@ -406,7 +406,7 @@ def optimize_schedule(
         )
         pool = {**run, **pool}
         best_schedule = pool[picked]
-        criterion = comparison.criterion if choose == BALANCED else choose
+        criterion = comparison.ranking_statistic if choose == BALANCED else choose
         errors = comparison.statistic(criterion)
         nearest = _outside(baselines[min(baselines, key=errors.__getitem__)])
         baseline_evaluation = evaluate_schedule(target, process, sampler, nearest, **options)

@@ -81,10 +81,10 @@ def refined(
     each = look + _GRADIENT * schedule.num_steps * sampler.nfe_per_step * half
 
     def noises(rows: slice) -> _Noises:
-        lowest = np.array([rivals.values(kind, rows).min() for kind in kinds])
+        lowest = np.array([rivals.statistic_values(kind, rows).min() for kind in kinds])
         parts = (
             exact.ends[rows],
-            rivals.law(rows),
+            rivals.target_quantiles(rows),
             np.log(np.maximum(lowest, np.finfo(x.dtype).tiny)),
         )
         return _Noises(x[rows], *(jnp.asarray(part, x.dtype) for part in parts))

@@ -88,7 +88,7 @@ def unproven(comparison: Comparison, chosen: str, baselines: Iterable[str]) -> t
 
     There a network was seen to reverse the order: where few trajectories decide, those that change between clusters.
     """
-    if comparison.criterion != "geometric_mean":
+    if comparison.ranking_statistic != "geometric_mean":
         return ()
     found = []
     for kind in WEIGHED:

@@ -128,7 +128,7 @@ class Verification(NamedTuple):
             # the evidence comes from noises that decided nothing
             comparison = compared(1, fine(1), schedules)
             spent += comparison_nfe(sampler, schedules, len(halves[1]))
-        return Choice(name, schedules, dataclasses.replace(comparison, chosen=name), spent)
+        return Choice(name, schedules, dataclasses.replace(comparison, selected=name), spent)
 
 
 def verification(
