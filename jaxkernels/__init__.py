@@ -43,6 +43,13 @@ from .measurement import (
     linearised_score_error as linearised_score_error,
     measure as measure,
 )
+from .optimize import (
+    Newton as Newton,
+    Optax as Optax,
+    OptimizedSchedule as OptimizedSchedule,
+    Selection as Selection,
+    optimize_schedule as optimize_schedule,
+)
 from .prediction import (
     AbstractDenoiser as AbstractDenoiser,
     Denoiser as Denoiser,

@@ -127,7 +127,7 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str] | None 
     `plot_optimized`.
     """
     kind = None if path is None else check_path(path)
-    statistics = STATISTICS if comparison.criterion == "geometric_mean" else ("sliced_w2",)
+    statistics = STATISTICS if comparison.ranking_statistic == "geometric_mean" else ("sliced_w2",)
     best, names = comparison.leader, comparison.shown()
     grids = [name for name in names if name in BASELINES and name != best]
     colour = dict.fromkeys(names, _OTHER) | dict.fromkeys(grids[:1], _BASELINE) | {best: _OPTIMUM}
@@ -165,13 +165,13 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str] | None 
 def plot_report(
     report: SamplerReport, path: str | os.PathLike[str] | None = None, statistic: str | None = None
 ) -> "Figure":
-    """A statistic (default: `report.criterion`) of schedules against the number of steps, one panel per sampler.
+    """A statistic (default: `report.ranking_statistic`) of schedules against the number of steps, one panel per sampler.
 
     Schedules are sorted by `report.ratios`, the best one first. Below the dotted line, where it is in reach,
     values mean nothing: it is the reference's own error. Errors and `path` as for `plot_optimized`.
     """
     kind = None if path is None else check_path(path)
-    statistic = report.criterion if statistic is None else statistic
+    statistic = report.ranking_statistic if statistic is None else statistic
     values, names = report.statistic(statistic), report.ranked(statistic)
     samplers = list(dict.fromkeys(sampler for sampler, _ in values))
     figure = _figure((4.2 * len(samplers) + 1.8, 4.0))
@@ -204,7 +204,7 @@ def plot_report(
         *panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False
     )
     first = next(iter(report.comparisons.values()))
-    figure.suptitle(f"{_distance((statistic,), first)}; {report.num_noises} noises", fontsize=11)
+    figure.suptitle(f"{_distance((statistic,), first)}; {report.num_samples} noises", fontsize=11)
     return _saved(figure, path, kind)
 
 
@@ -379,7 +379,7 @@ def _plot_stochasticity(axes: "Axes", schedule: Schedule) -> None:
 def _distance(statistics: Sequence[str], comparison: Comparison) -> str:
     """What the statistics are distances to."""
     solver, data = "Distance to the fine solver's end points", "sliced W2 to the data"
-    if comparison.data_ends is None or "sliced_w2" not in statistics:
+    if comparison.data_projections is None or "sliced_w2" not in statistics:
         return solver
     return "Sliced W2 to the data" if len(statistics) == 1 else f"{solver}, {data}"
 

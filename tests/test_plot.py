@@ -223,9 +223,9 @@ def test_a_report_has_a_panel_per_sampler_and_a_line_per_schedule():
             ]
             np.testing.assert_allclose(np.asarray(line.get_ydata(), float), errors)
         assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "20"]
-    assert report.plot(kind="rms").axes[0].get_ylabel().startswith("rms")
+    assert report.plot(statistic="rms").axes[0].get_ylabel().startswith("rms")
     with pytest.raises(ValueError, match="Did you mean 'geometric_mean'"):
-        report.plot(kind="logmean")
+        report.plot(statistic="logmean")
 
 
 def test_measurement_draws_what_is_known(measurement: jk.Measurement):

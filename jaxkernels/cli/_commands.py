@@ -673,7 +673,7 @@ def _show_objective(result: OptimizedSchedule, title: str, how: FirstLaw) -> dic
 
 def _show_comparison(result: OptimizedSchedule, comparison: Comparison) -> None:
     """What was chosen on a mixture, beside the named grids."""
-    ranking = comparison.criterion
+    ranking = comparison.ranking_statistic
     deterministic = ranking == "geometric_mean"
     columns = {
         kind: comparison.statistic(kind)

@@ -8,6 +8,11 @@ from ._compare import (
     comparison_nfe as comparison_nfe,
 )
 from ._comparison import Comparison as Comparison
+from ._criteria import (
+    BALANCED as BALANCED,
+    WEIGHED as WEIGHED,
+    balance as balance,
+)
 from ._reference import (
     Reference as Reference,
     reference_steps as reference_steps,
@@ -15,9 +20,7 @@ from ._reference import (
 )
 from ._report import SamplerReport as SamplerReport, compare_samplers as compare_samplers
 from ._statistics import (
-    BALANCED as BALANCED,
     STATISTICS as STATISTICS,
-    WEIGHED as WEIGHED,
-    balance as balance,
     statistic as statistic,
+    statistic_label as statistic_label,
 )

@@ -35,8 +35,10 @@ def compare_schedules(
 
     **Arguments:**
 
-    - `denoiser`, `sampler`, `noise`: as for `sample`; `noise` (n, ...) with n >= 2.
+    - `denoiser`: a `Denoiser`, or `target.denoiser(process)` for the exact one of a distribution.
+    - `sampler`: a sampler or its name, such as "ddim".
     - `schedules`: {name: Schedule}, all with the same first and last time.
+    - `noise`: initial noise (n, ...) with n >= 2, as for `sample`.
     - `data`: samples (n, ...) to whose distribution sliced W2 is measured, instead of to that of the
       reference. The reference has the network's errors, some of which noise may repair: stochastic
       schedules need data.
@@ -51,9 +53,8 @@ def compare_schedules(
 
     ```python
     >>> denoiser = jk.Gaussian([0.0, 1.0], [1.0, 0.1]).denoiser(jk.VP())
-    >>> grids = {name: make(jk.VP(), 5, 1e-3) for name, make in jk.schedules.BASELINES.items()}
-    >>> noise = jax.random.normal(jax.random.key(0), (32, 2))
-    >>> jk.compare_schedules(denoiser, "ddim", grids, noise).best()
+    >>> schedules = {n: make(jk.VP(), 5, 1e-3) for n, make in jk.schedules.BASELINES.items()}
+    >>> jk.compare_schedules(denoiser, "ddim", schedules, np.eye(2)).best()
     'align_your_steps'
     ```
     """
@@ -75,7 +76,20 @@ def check_schedules(
     *,
     stochastic: bool,
 ) -> tuple[float, float]:
-    """First and last time of schedules that can be compared: `span`, or those of the first schedule."""
+    """Check that schedules can be compared.
+
+    **Arguments:**
+
+    - `process`: that the schedules are for.
+    - `sampler`: that is to run them.
+    - `schedules`: {name: Schedule}.
+    - `span`: first and last time that all must have. Default: those of the first schedule.
+    - `stochastic`: whether schedules may be stochastic.
+
+    **Returns:** the first and the last time.
+
+    **Raises:** ValueError naming the schedule.
+    """
     if not isinstance(schedules, Mapping) or not schedules:
         raise ValueError(f"schedules = {schedules!r} must be {{name: Schedule}}, not empty.")
     for name, schedule in schedules.items():
@@ -98,7 +112,7 @@ def check_schedules(
 
 
 def check_noise(noise: Float[AnyArray, "n *shape"]) -> Float[Array, "n *shape"]:
-    """Initial noise of at least two samples."""
+    """Finite initial noise of at least two samples, as a JAX array."""
     x = jnp.asarray(noise)
     if x.ndim < 2 or x.shape[0] < 2:
         raise ValueError(f"noise has shape {x.shape}; it must be (n, ...) with n >= 2.")
@@ -115,13 +129,26 @@ def compare_to(
     key: Array | None,
     line: Progress,
 ) -> Comparison:
-    """Compare checked schedules with a given reference solution."""
+    """Compare checked schedules with a given reference solution.
+
+    **Arguments:**
+
+    - `reference`: of the denoiser and the initial noise to compare with.
+    - `sampler`: runs all schedules.
+    - `schedules`: {name: Schedule}, as `check_schedules` accepts them.
+    - `key`: for the noise of stochastic steps, the same for all schedules; None for a fixed one.
+    - `line`: the status line.
+
+    **Returns:** a `Comparison`.
+    """
     key = jax.random.key(0) if key is None else key
-    errors, projections = [], []
+    errors = []
+    projections = []
     for name, schedule in schedules.items():
         line.update(f"comparing: {type(sampler).__name__}, {schedule.num_steps} steps, {name}")
         ends = sample_ends(reference.denoiser, sampler, schedule, reference.noise, key)
         error = np.linalg.norm(ends - reference.ends, axis=1) / reference.scale
+        # a stochastic schedule has no reference from the same noise
         errors.append(np.full_like(error, np.nan) if schedule.is_stochastic else error)
         projections.append(ends @ reference.directions)
     return Comparison(
@@ -130,15 +157,23 @@ def compare_to(
         np.stack(projections),
         reference.ends @ reference.directions,
         reference.error,
-        reference.data,
+        reference.data_projections,
     )
 
 
 def comparison_nfe(sampler: AbstractSampler, schedules: Mapping[str, Schedule], n: int) -> int:
-    """NFE of a comparison of schedules from n initial noises, its reference included.
+    """Count the NFE of a comparison of schedules from n samples of noise, its reference included.
 
     An upper bound: a last step to sigma = 0 takes one evaluation, whatever the sampler.
+
+    **Arguments:**
+
+    - `sampler`: runs all schedules.
+    - `schedules`: {name: Schedule}.
+    - `n`: number of samples.
+
+    **Returns:** evaluations of the network at one point each.
     """
     steps = [schedule.num_steps for schedule in schedules.values()]
-    fine = reference_steps(max(steps))
-    return n * (fine + fine // 2 + sampler.nfe_per_step * sum(steps))
+    reference = reference_steps(max(steps))
+    return n * (reference + reference // 2 + sampler.nfe_per_step * sum(steps))

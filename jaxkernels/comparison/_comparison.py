@@ -6,189 +6,282 @@ from typing import TYPE_CHECKING
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from .. import _checks
-from ..metrics import quantiles
+from ..metrics import Estimate, quantiles
 from ..schedules import BASELINES
-from ._statistics import BALANCED, RESAMPLES, STATISTICS, TINY, WEIGHED, balance, statistic
+from ._criteria import BALANCED, WEIGHED, select_balanced, select_significant, select_smallest
+from ._statistics import STATISTICS, TINY, bootstrap_rows, statistic, statistic_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
+# rows of a table or a figure
 _SHOWN = 14
 
 
 class Comparison(eqx.Module):
-    """Where several schedules take the same noises with one network, against where a fine solver takes them.
+    """Errors of several schedules on one network, from the same initial noise.
 
-    `errors` (schedules, noises): distance of each end point from the reference's. `ends` (schedules, noises,
-    directions) and `reference_ends` (noises, directions): components of the end points along random unit
-    directions. `reference_error`: the root mean square distance between the reference and one of half its steps:
-    errors below it mean nothing. All in units of the root of the reference's total variance.
+    All in units of the reference's standard deviation, the root of the total variance of its
+    samples. There are four statistics, as no single one is the truth: of the errors, "rms" (decided
+    by few bad samples), "median" and "geometric_mean" (decided by typical ones); and "sliced_w2", the
+    distance between the distributions of the projections, which forgives errors that leave the
+    distribution as it is. It is measured to the reference, or to data if these were given.
 
-    Four statistics, as no one of them is the truth: of the errors, "rms" (a few bad samples decide), "median", and
-    "geometric_mean", exp(mean log error) (typical samples decide); and "sliced_w2", the root mean over directions of the
-    squared W2 distance between the laws of the components, which forgives errors that leave the law as it is: to the
-    reference's law, or to that of data where they were given (`data_ends` (samples, directions), sorted).
+    A stochastic schedule has no reference from the same noise: its errors are NaN, and "sliced_w2" is
+    its only statistic.
 
-    A stochastic schedule has no reference from the same noise: its errors are NaN, and sliced W2 is all there is.
+    **Arguments:**
+
+    - `names`: of the schedules.
+    - `errors`: distance of every sample to the reference solution from the same noise.
+    - `projections`: components of the samples along random unit directions.
+    - `reference_projections`: components of the reference's samples along the same directions.
+    - `reference_error`: root mean square distance between the reference and one of half its steps;
+      smaller errors are not resolved.
+    - `data_projections`: components of data, each direction in ascending order; None without data.
+    - `selected`: the schedule that was selected on other noise, if any.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
-    errors: Float[np.ndarray, "schedules noises"]
-    ends: Float[np.ndarray, "schedules noises directions"]
-    reference_ends: Float[np.ndarray, "noises directions"]
+    errors: Float[np.ndarray, "schedules samples"]
+    projections: Float[np.ndarray, "schedules samples directions"]
+    reference_projections: Float[np.ndarray, "samples directions"]
     reference_error: float
-    data_ends: Float[np.ndarray, "samples directions"] | None = None
-    chosen: str | None = eqx.field(static=True, default=None)
-    """The schedule that `optimize_schedule` chose, from other noises."""
+    data_projections: Float[np.ndarray, "samples_of_data directions"] | None = None
+    selected: str | None = eqx.field(static=True, default=None)
 
     @property
     def leader(self) -> str:
-        """What tables and pictures compare with: `chosen`, or `best()` where nothing was chosen."""
-        return self.best() if self.chosen is None else self.chosen
-
-    def statistic(self, kind: str) -> dict[str, float]:
-        """One of the four statistics, of every schedule."""
-        _checks.one_of("kind", kind, STATISTICS)
-        return dict(zip(self.names, self.values(kind).tolist(), strict=True))
-
-    def ratio(self, kind: str, name: str, to: str) -> tuple[float, float]:
-        """A statistic of one schedule over that of another, and its standard error by resampling noises in pairs."""
-        _checks.one_of("kind", kind, STATISTICS)
-        both = self.take([name, to])
-        n = self.errors.shape[1]
-        draws = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
-        # of two schedules without any error neither is better
-        value, *again = (
-            np.maximum(both.values(kind, rows), TINY) for rows in (slice(None), *draws)
-        )
-        again = np.stack(again, 1)
-        return float(value[0] / value[1]), float(np.std(again[0] / again[1], ddof=1))
+        """The schedule that tables and figures compare with: `selected`, or `best()`."""
+        return self.best() if self.selected is None else self.selected
 
     @property
-    def criterion(self) -> str:
-        """The statistic to rank by: "geometric_mean", or "sliced_w2" where a schedule is stochastic."""
-        return "sliced_w2" if np.any(np.isnan(self.errors)) else "geometric_mean"
+    def ranking_statistic(self) -> str:
+        """The statistic of tables: "geometric_mean", or "sliced_w2" if a schedule is stochastic."""
+        return "sliced_w2" if self._stochastic.any() else "geometric_mean"
 
-    def best(self, baselines: Sequence[str] | None = None, by: str = BALANCED) -> str:
-        """The best schedule by one of the four statistics, or by the typical sample, the tail and the law together.
+    def statistic(self, name: str) -> dict[str, float]:
+        """Evaluate a statistic of every schedule.
 
-        "balanced" (default): log_mean, rms and sliced_w2 are divided by their smallest values among `baselines`
-        (default: all schedules); the smallest `balance` of the three ratios is best, among those in which none is above
-        1. If there is none, the one with the smallest harm, the product of the ratios above 1. A statistic: its
-        smallest value, whatever becomes of the others.
+        **Arguments:**
 
-        If any schedule is stochastic, sliced_w2 is all there is; but noise must pay: the best of m stochastic ones is
-        best only if it is lower than the best deterministic one by more than max(1, sqrt(2 log m)) standard errors.
-        Its noise is another draw, and the luckiest of m normal draws is expected at most sqrt(2 log m) standard
-        deviations from their mean, however they depend on each other. `baselines` are for deterministic ones alone.
+        - `name`: "rms", "median", "geometric_mean" or "sliced_w2".
 
-        **Raises:** ValueError for an unknown name, no baselines, or another statistic where a schedule is stochastic.
+        **Returns:** {schedule: value}; NaN for a stochastic schedule, "sliced_w2" excepted.
+
+        **Raises:** ValueError for an unknown name.
         """
-        if baselines is not None and not len(baselines):
-            raise ValueError(f"baselines is empty; known are {', '.join(self.names)}.")
-        known = [self._index(name) for name in (self.names if baselines is None else baselines)]
-        _checks.one_of("by", by, (BALANCED, *STATISTICS))
-        if self.criterion == "sliced_w2":
-            if by not in (BALANCED, "sliced_w2"):
-                raise ValueError(
-                    f"by = {by!r} needs deterministic schedules; stochastic ones have sliced_w2 only."
-                )
-            order = np.argsort(self.values("sliced_w2"))
-            noisy = np.isnan(self.errors[order, 0])
-            leader = self.names[order[0]]
-            if not noisy[0] or noisy.all():
-                return leader
-            calm = self.names[order[np.argmin(noisy)]]
-            ratio, spread = self.ratio("sliced_w2", leader, calm)
-            luck = max(1.0, np.sqrt(2.0 * np.log(noisy.sum())))
-            return leader if ratio + luck * spread < 1.0 else calm
-        if by != BALANCED:
-            return self.names[int(np.argmin(self.values(by)))]
-        logs = np.stack([np.log(np.maximum(self.values(kind), TINY)) for kind in WEIGHED], -1)
-        excess = logs - logs[known].min(0)
-        harm = np.sum(np.maximum(excess, 0.0), -1)
-        return self.names[np.lexsort((balance(np, excess), harm))[0]]
+        _checks.one_of("statistic", name, STATISTICS)
+        return dict(zip(self.names, self.statistic_values(name).tolist(), strict=True))
 
-    def take(self, names: Sequence[str] | None = None, noises: slice = slice(None)) -> "Comparison":
-        """Some of the schedules, from some of the noises."""
+    def statistic_values(
+        self, name: str, samples: slice | np.ndarray = slice(None)
+    ) -> Float[np.ndarray, " schedules"]:
+        """Evaluate a statistic of every schedule on some of the samples, or on a resample of them.
+
+        **Arguments:**
+
+        - `name`: "rms", "median", "geometric_mean" or "sliced_w2".
+        - `samples`: a slice or indices.
+
+        **Returns:** values in the order of `names`.
+        """
+        target = self.target_quantiles(samples) if name == "sliced_w2" else None
+        return statistic(np, name, self.errors[:, samples], self.projections[:, samples], target)
+
+    def target_quantiles(
+        self, samples: slice | np.ndarray = slice(None)
+    ) -> Float[np.ndarray, "samples directions"]:
+        """Quantiles of the distribution that sliced W2 is measured to, as many as samples.
+
+        **Arguments:**
+
+        - `samples`: a slice or indices. Without data, the reference's samples from the same noise.
+
+        **Returns:** projections in ascending order along every direction.
+        """
+        reference = self.reference_projections[samples]
+        if self.data_projections is None:
+            return np.sort(reference, 0)
+        return quantiles(self.data_projections, len(reference))
+
+    def ratio(self, statistic: str, name: str, to: str) -> Estimate:
+        """Estimate the ratio of a statistic of two schedules.
+
+        **Arguments:**
+
+        - `statistic`: "rms", "median", "geometric_mean" or "sliced_w2".
+        - `name`: the schedule in the numerator.
+        - `to`: the schedule in the denominator.
+
+        **Returns:** the ratio with the standard error of resampling both from the same noise.
+
+        **Raises:** ValueError for an unknown name.
+        """
+        _checks.one_of("statistic", statistic, STATISTICS)
+        both = self.take([name, to])
+
+        def ratio_on(samples: slice | np.ndarray) -> float:
+            # of two schedules without any error neither is better
+            values = np.maximum(both.statistic_values(statistic, samples), TINY)
+            return float(values[0] / values[1])
+
+        resampled = [ratio_on(rows) for rows in bootstrap_rows(self.errors.shape[1])]
+        return Estimate(ratio_on(slice(None)), float(np.std(resampled, ddof=1)))
+
+    def best(self, baselines: Sequence[str] | None = None, criterion: str = BALANCED) -> str:
+        """Select the best schedule.
+
+        - "balanced": "geometric_mean", "rms" and "sliced_w2" are divided by their smallest values
+          among the baselines, and the smooth maximum of the three ratios is smallest. Schedules with
+          a ratio above 1 rank behind those without, by the product of such ratios.
+        - a statistic: its smallest value, whatever the others.
+
+        If any schedule is stochastic, "sliced_w2" is the only criterion, and the best of m stochastic
+        schedules is selected only if it is better than the best deterministic one by more than
+        max(1, sqrt(2 log m)) standard errors.
+
+        **Arguments:**
+
+        - `baselines`: names of schedules, for "balanced" only. Default: all.
+        - `criterion`: "balanced" or a statistic.
+
+        **Returns:** the name of a schedule.
+
+        **Raises:** ValueError for an unknown name, no baselines, or a criterion that stochastic
+        schedules do not have.
+
+        **Example:**
+
+        ```python
+        >>> z = np.zeros((3, 1))
+        >>> jk.Comparison(("a", "b"), np.array([[2.0] * 3, [1.0] * 3]), np.stack([z, z]), z, 0.0).best()
+        'b'
+        ```
+        """
+        rows = self._baseline_rows(baselines)
+        _checks.one_of("criterion", criterion, (BALANCED, *STATISTICS))
+        if self._stochastic.any():
+            return self.names[self._best_distribution(criterion)]
+        if criterion == BALANCED:
+            values = np.stack([self.statistic_values(name) for name in WEIGHED])
+            return self.names[select_balanced(values, rows)]
+        return self.names[select_smallest(self.statistic_values(criterion))]
+
+    def take(
+        self, names: Sequence[str] | None = None, samples: slice = slice(None)
+    ) -> "Comparison":
+        """Take some of the schedules and some of the samples.
+
+        **Arguments:**
+
+        - `names`: of schedules. Default: all.
+        - `samples`: a slice.
+
+        **Returns:** a `Comparison`; `selected` is dropped if it is not taken.
+
+        **Raises:** ValueError for an unknown name.
+        """
         names = self.names if names is None else tuple(names)
-        rows = [self._index(name) for name in names]
-        ends = self.ends[rows, noises], self.reference_ends[noises]
-        chosen = self.chosen if self.chosen in names else None
+        rows = [self._row(name) for name in names]
         return Comparison(
-            names, self.errors[rows, noises], *ends, self.reference_error, self.data_ends, chosen
+            names,
+            self.errors[rows, samples],
+            self.projections[rows, samples],
+            self.reference_projections[samples],
+            self.reference_error,
+            self.data_projections,
+            self.selected if self.selected in names else None,
         )
 
     def joined(self, other: "Comparison") -> "Comparison":
-        """These schedules and those of another comparison with the same noises and the same reference."""
-        ends = np.concatenate([self.ends, other.ends])
-        errors, names = np.concatenate([self.errors, other.errors]), self.names + other.names
+        """Join the schedules of two comparisons from the same noise with the same reference.
+
+        **Arguments:**
+
+        - `other`: has other names.
+
+        **Returns:** a `Comparison` of both, with this one's `selected`.
+        """
         return Comparison(
-            names,
-            errors,
-            ends,
-            self.reference_ends,
+            self.names + other.names,
+            np.concatenate([self.errors, other.errors]),
+            np.concatenate([self.projections, other.projections]),
+            self.reference_projections,
             self.reference_error,
-            self.data_ends,
-            self.chosen,
+            self.data_projections,
+            self.selected,
         )
 
     def shown(self) -> list[str]:
-        """What a table or a picture of many schedules shows: the leader, the named grids, others up to 14, ranked."""
-        column = self.statistic(self.criterion)
-        ranked = sorted(self.names, key=column.__getitem__)
+        """Names in a table or a figure: the leader, baseline schedules, and others up to 14, ranked."""
+        values = self.statistic(self.ranking_statistic)
+        ranked = sorted(self.names, key=values.__getitem__)
         needed = {self.leader, *(name for name in ranked if name in BASELINES)}
         others = [name for name in ranked if name not in needed]
-        chosen = needed | set(others[: max(0, _SHOWN - len(needed))])
-        return [name for name in ranked if name in chosen]
+        shown = needed | set(others[: max(0, _SHOWN - len(needed))])
+        return [name for name in ranked if name in shown]
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """The four statistics of every schedule against the leader's; see `jaxkernels.plot.plot_comparison`.
+        """Plot the statistics of every schedule relative to the leader's; needs matplotlib.
 
-        Needs matplotlib. Saved to `path` if given.
+        **Arguments:**
+
+        - `path`: where to save the figure. Default: nowhere.
+
+        **Returns:** a matplotlib figure.
         """
         from .._figures import plot_comparison
 
         return plot_comparison(self, path)
 
-    def _index(self, name: str) -> int:
+    @property
+    def _stochastic(self) -> Bool[np.ndarray, " schedules"]:
+        """Which schedules have no reference from the same noise."""
+        return np.isnan(self.errors).any(1)
+
+    def _row(self, name: str) -> int:
+        """Index of a schedule."""
         return _checks.lookup("name", name, {n: i for i, n in enumerate(self.names)})
 
-    def values(
-        self, kind: str, noises: slice | np.ndarray = slice(None)
-    ) -> Float[np.ndarray, " schedules"]:
-        """One of the four statistics of every schedule, from some of the noises or from a resample of them."""
-        exact = self.law(noises) if kind == "sliced_w2" else None
-        return statistic(np, kind, self.errors[:, noises], self.ends[:, noises], exact)
+    def _baseline_rows(self, baselines: Sequence[str] | None) -> list[int]:
+        """Indices of the baselines, all by default."""
+        if baselines is not None and not len(baselines):
+            raise ValueError(f"baselines is empty; known are {', '.join(self.names)}.")
+        return [self._row(name) for name in (self.names if baselines is None else baselines)]
 
-    def law(
-        self, noises: slice | np.ndarray = slice(None)
-    ) -> Float[np.ndarray, "noises directions"]:
-        """As many components of the law as there are noises, ascending: the reference's there, or the data's."""
-        own = self.reference_ends[noises]
-        return np.sort(own, 0) if self.data_ends is None else quantiles(self.data_ends, len(own))
+    def _best_distribution(self, criterion: str) -> int:
+        """Index of the best schedule by sliced W2, where a schedule is stochastic."""
+        if criterion not in (BALANCED, "sliced_w2"):
+            raise ValueError(
+                f"criterion = {criterion!r} needs deterministic schedules; stochastic ones have "
+                "sliced_w2 only."
+            )
+
+        def ratio(row: int, to: int) -> Estimate:
+            return self.ratio("sliced_w2", self.names[row], self.names[to])
+
+        return select_significant(self.statistic_values("sliced_w2"), self._stochastic, ratio)
 
     def __repr__(self) -> str:
-        best = self.leader
         shown = self.shown()
         width = max(map(len, shown))
-        lines = [
-            f"{'schedule':{width}} {'rms':>10} {'median':>10} {'log mean':>10} {'sliced W2':>10}   against {best}"
-        ]
-        columns = {kind: self.statistic(kind) for kind in STATISTICS}
+        labels = "".join(f"{statistic_label(name):>15}" for name in STATISTICS)
+        lines = [f"{'schedule':{width}}{labels}   relative to {self.leader}"]
+        columns = {name: self.statistic(name) for name in STATISTICS}
         for name in shown:
-            ratio, spread = self.ratio(self.criterion, name, best)
-            numbers = " ".join(f"{column[name]:10.4g}" for column in columns.values())
-            lines.append(f"{name:{width}} {numbers}   {ratio:.3f} ± {spread:.3f}")
+            ratio = self.ratio(self.ranking_statistic, name, self.leader)
+            numbers = "".join(f"{column[name]:15.4g}" for column in columns.values())
+            lines.append(
+                f"{name:{width}}{numbers}   {ratio.value:.3f} ± {ratio.standard_error:.3f}"
+            )
         hidden = len(self.names) - len(shown)
         if hidden:
-            lines.append(f"and {hidden} more: statistic(kind) has all")
-        noises = self.errors.shape[1]
-        law = "" if self.data_ends is None else "; sliced W2 to the data"
-        return "\n".join(
-            [*lines, f"{noises} noises; reference accurate to {self.reference_error:.1g}{law}"]
-        )
+            lines.append(f"and {hidden} more: statistic(name) has all")
+        data = "" if self.data_projections is None else "; sliced W2 to the data"
+        count = self.errors.shape[1]
+        lines.append(f"{count} samples; reference accurate to {self.reference_error:.1g}{data}")
+        return "\n".join(lines)

@@ -12,18 +12,24 @@ from ..prediction import AbstractDenoiser
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, DPMSolverPP2M, sample
 from ..schedules import Schedule, log_snr
-from ._statistics import DIRECTIONS
 
-_STEPS_FACTOR, _LEAST_STEPS = 20, 200
+_STEPS_FACTOR = 20
+_LEAST_STEPS = 200
+_DIRECTIONS = 64
 
 
 class Reference(NamedTuple):
-    """The reference solution from given initial noise, and the units and directions of distances to it.
+    """The reference solution from given initial noise, with the units and directions of distances.
 
-    `denoiser`; `noise` (n, ...), where the solution starts; `ends` (n, d), where it ends; `scale`, the
-    root of the total variance of `ends`; `directions` (d, directions), unit vectors divided by `scale`;
-    `error`, the root mean square distance to the solution with half the steps, divided by `scale`;
-    `data`, sorted projections of data, or None.
+    **Arguments:**
+
+    - `denoiser`: what it was solved with.
+    - `noise`: (n, ...), where the solution starts.
+    - `ends`: (n, d), where it ends.
+    - `scale`: the root of the total variance of `ends`.
+    - `directions`: (d, directions), unit vectors divided by `scale`.
+    - `error`: root mean square distance to the solution with half the steps, divided by `scale`.
+    - `data_projections`: of data along `directions`, each in ascending order; None without data.
     """
 
     denoiser: AbstractDenoiser
@@ -32,7 +38,7 @@ class Reference(NamedTuple):
     scale: float
     directions: Float[np.ndarray, "d directions"]
     error: float
-    data: Float[np.ndarray, "samples directions"] | None
+    data_projections: Float[np.ndarray, "samples directions"] | None
 
 
 def solve_reference(
@@ -42,28 +48,35 @@ def solve_reference(
     span: tuple[float, float],
     data: Numbers | None = None,
 ) -> Reference:
-    """Solve from `noise` in `steps` steps of DPM-Solver++(2M), uniform in log-SNR.
+    """Solve from initial noise by DPM-Solver++(2M), uniform in log-SNR.
 
-    **Arguments:** `span`, the first and last time of the schedules to be compared; `data`, samples
-    (n, ...) to whose distribution sliced W2 is measured instead of to the reference's.
+    **Arguments:**
+
+    - `denoiser`: a network or the exact denoiser of a distribution.
+    - `noise`: (n, ...) with n >= 2.
+    - `steps`: number of steps; half as many are taken again for `Reference.error`.
+    - `span`: first and last time of the schedules to be compared.
+    - `data`: samples (m, ...) to whose distribution sliced W2 is measured, m >= 2. Default: the
+      reference's.
+
+    **Returns:** a `Reference`.
 
     **Raises:** ValueError for data of another shape, or if all samples coincide.
     """
     data = _check_data(data, noise)
-    fine, half = (
-        sample_ends(denoiser, DPMSolverPP2M(), _schedule(denoiser.process, n, span), noise)
-        for n in (steps, steps // 2)
-    )
-    scale = float(np.sqrt(np.sum(fine.var(0))))
+    solver = DPMSolverPP2M()
+    ends = sample_ends(denoiser, solver, _schedule(denoiser.process, steps, span), noise)
+    coarse = sample_ends(denoiser, solver, _schedule(denoiser.process, steps // 2, span), noise)
+    scale = float(np.sqrt(np.sum(ends.var(0))))
     if scale == 0.0:
         raise ValueError(
             "noise: all samples coincide, so that errors have no unit; are all rows the same?"
         )
-    directions = np.random.default_rng(0).standard_normal((fine.shape[1], DIRECTIONS))
+    directions = np.random.default_rng(0).standard_normal((ends.shape[1], _DIRECTIONS))
     directions /= np.linalg.norm(directions, axis=0) * scale
-    error = np.sqrt(np.mean(np.sum((fine - half) ** 2, 1))) / scale
-    projected = None if data is None else np.sort(data @ directions, 0)
-    return Reference(denoiser, noise, fine, scale, directions, float(error), projected)
+    error = float(np.sqrt(np.mean(np.sum((ends - coarse) ** 2, 1))) / scale)
+    projections = None if data is None else np.sort(data @ directions, 0)
+    return Reference(denoiser, noise, ends, scale, directions, error, projections)
 
 
 def reference_steps(num_steps: int) -> int:
@@ -84,13 +97,15 @@ def sample_ends(
 
 
 def _schedule(process: AbstractProcess, steps: int, span: tuple[float, float]) -> Schedule:
+    """Uniform in log-SNR over the span, which may start below t_max."""
     first, last = span
-    if first != float(np.asarray(process.t_max)):  # schedules may start below t_max
+    if first != float(np.asarray(process.t_max)):
         process = eqx.tree_at(lambda p: p.t_max, process, constant(first))
     return log_snr(process, steps, last)
 
 
-def _check_data(data: Numbers | None, noise: Array) -> np.ndarray | None:
+def _check_data(data: Numbers | None, noise: Array) -> Float[np.ndarray, "samples d"] | None:
+    """Data as vectors of the noise's dimension."""
     if data is None:
         return None
     data = _checks.array("data", data)

@@ -1,4 +1,4 @@
-"""Samplers, numbers of steps and schedules compared on a network: one table, from the same noises, one reference."""
+"""Several samplers, numbers of steps and schedules compared on a network with one reference."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +11,16 @@ from jaxtyping import Array, ArrayLike, Float
 from .. import _checks
 from .._progress import Progress
 from .._types import AnyArray, Numbers
+from ..metrics import Estimate
 from ..prediction import AbstractDenoiser, check_denoiser
 from ..processes import AbstractProcess, check_range
 from ..samplers import SAMPLERS, AbstractSampler, sampler_name
 from ..schedules import BASELINES, Schedule
 from ._compare import check_noise, check_schedules, compare_to
 from ._comparison import Comparison
+from ._criteria import BALANCED
 from ._reference import reference_steps, solve_reference
-from ._statistics import BALANCED, STATISTICS
+from ._statistics import STATISTICS, TINY, bootstrap_rows, statistic_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,19 +31,18 @@ Setting: TypeAlias = tuple[str, int]
 
 
 MakeSchedule: TypeAlias = Callable[[AbstractProcess, int, float], Schedule]
-"""(process, number of steps, t_min) -> Schedule, as the named grids are."""
-
-
-_RESAMPLES = 200
+"""(process, number of steps, t_min) -> Schedule, as the baseline schedules are made."""
 
 
 class SamplerReport(eqx.Module):
-    """The same schedules compared in several settings, a sampler and a number of steps each.
+    """The same schedules compared in several settings, each a sampler and a number of steps.
 
-    `comparisons`: the `Comparison` of every setting (sampler, steps). All are from the same noises against the same
-    reference and in the same unit, so that errors of different settings can be compared too.
+    **Arguments:**
 
-    **Raises:** ValueError if there is none, or if they differ in schedules or in the number of noises.
+    - `comparisons`: {(sampler, steps): Comparison}, all from the same initial noise with the same
+      reference and unit, so that errors of different settings can be compared too.
+
+    **Raises:** ValueError if there is none, or if they differ in schedules or in the number of samples.
     """
 
     comparisons: dict[Setting, Comparison]
@@ -51,10 +52,12 @@ class SamplerReport(eqx.Module):
             raise ValueError("comparisons is empty; pass {(sampler, steps): Comparison}.")
         first = next(iter(self.comparisons))
         for setting, comparison in self.comparisons.items():
-            if comparison.names != self.names or comparison.errors.shape[1] != self.num_noises:
+            count = comparison.errors.shape[1]
+            if comparison.names != self.names or count != self.num_samples:
                 raise ValueError(
-                    f"comparisons[{setting}] is of {', '.join(comparison.names)} from {comparison.errors.shape[1]} "
-                    f"noises, comparisons[{first}] of {', '.join(self.names)} from {self.num_noises}; they must agree."
+                    f"comparisons[{setting}] is of {', '.join(comparison.names)} from {count} "
+                    f"samples, comparisons[{first}] of {', '.join(self.names)} from "
+                    f"{self.num_samples}; they must agree."
                 )
 
     @property
@@ -63,135 +66,191 @@ class SamplerReport(eqx.Module):
         return next(iter(self.comparisons.values())).names
 
     @property
-    def num_noises(self) -> int:
-        """How many noises all schedules start from."""
+    def num_samples(self) -> int:
+        """Number of samples of every schedule, each from its own initial noise."""
         return next(iter(self.comparisons.values())).errors.shape[1]
 
     @property
     def reference_error(self) -> float:
-        """See `Comparison`: errors below it mean nothing."""
+        """The reference's own error; smaller errors are not resolved."""
         return max(comparison.reference_error for comparison in self.comparisons.values())
 
-    def statistic(self, kind: str) -> dict[Setting, dict[str, float]]:
-        """One of the four statistics of `Comparison`, by setting and schedule."""
-        return {
-            setting: comparison.statistic(kind) for setting, comparison in self.comparisons.items()
-        }
-
     @property
-    def criterion(self) -> str:
-        """The statistic that is shown by default: "geometric_mean", or "sliced_w2" where a schedule is stochastic."""
-        found = {comparison.criterion for comparison in self.comparisons.values()}
+    def ranking_statistic(self) -> str:
+        """The statistic of tables: "geometric_mean", or "sliced_w2" if a schedule is stochastic."""
+        found = {comparison.ranking_statistic for comparison in self.comparisons.values()}
         return "sliced_w2" if "sliced_w2" in found else "geometric_mean"
 
-    def best(
-        self, baselines: Sequence[str] | None = None, by: str = BALANCED
-    ) -> dict[Setting, str]:
-        """`Comparison.best` of every setting."""
+    def statistic(self, name: str) -> dict[Setting, dict[str, float]]:
+        """Evaluate a statistic of every schedule in every setting.
+
+        **Arguments:**
+
+        - `name`: "rms", "median", "geometric_mean" or "sliced_w2".
+
+        **Returns:** {(sampler, steps): {schedule: value}}, as `Comparison.statistic`.
+
+        **Raises:** ValueError for an unknown name.
+        """
         return {
-            setting: comparison.best(baselines, by)
+            setting: comparison.statistic(name) for setting, comparison in self.comparisons.items()
+        }
+
+    def best(
+        self, baselines: Sequence[str] | None = None, criterion: str = BALANCED
+    ) -> dict[Setting, str]:
+        """Select the best schedule of every setting.
+
+        **Arguments:**
+
+        - `baselines`: names of schedules, for "balanced" only. Default: all.
+        - `criterion`: "balanced" or a statistic, as for `Comparison.best`.
+
+        **Returns:** {(sampler, steps): schedule}.
+
+        **Raises:** ValueError as `Comparison.best`.
+        """
+        return {
+            setting: comparison.best(baselines, criterion)
             for setting, comparison in self.comparisons.items()
         }
 
-    def ratios(
-        self, kind: str, baselines: Sequence[str] | None = None
-    ) -> dict[str, tuple[float, float]]:
-        """What every schedule loses over all settings to the best baseline of each, and its standard error.
+    def ratios(self, statistic: str, baselines: Sequence[str] | None = None) -> dict[str, Estimate]:
+        """Estimate the ratio of every schedule to the best baseline, averaged over settings.
 
-            exp( mean over settings of log( statistic / smallest statistic among `baselines` ) )
+            exp( mean over settings of log( statistic / smallest statistic among baselines ) )
 
-        `baselines`: all schedules by default, so that 1 is best in every setting. The standard error is that of
-        resampled noises, the same ones for all schedules and settings, with the best baselines found anew. A schedule
-        that is stochastic in any setting has NaN for all statistics but sliced_w2.
+        **Arguments:**
+
+        - `statistic`: "rms", "median", "geometric_mean" or "sliced_w2".
+        - `baselines`: names of schedules. Default: all, so that 1 is best in every setting.
+
+        **Returns:** {schedule: estimate}. The standard error is that of resampled noise, the same for
+        all schedules and settings, with the best baselines found anew. A schedule that is stochastic
+        in any setting has NaN for all statistics but "sliced_w2".
+
+        **Raises:** ValueError for an unknown name, or no baselines.
         """
-        _checks.one_of("kind", kind, STATISTICS)
-        known = {name: row for row, name in enumerate(self.names)}
-        rows = [
-            _checks.lookup("baselines", name, known)
-            for name in (self.names if baselines is None else baselines)
+        _checks.one_of("statistic", statistic, STATISTICS)
+        rows = self._baseline_rows(baselines)
+        found = self._mean_ratios(statistic, rows, slice(None))
+        resampled = [
+            self._mean_ratios(statistic, rows, samples)
+            for samples in bootstrap_rows(self.num_samples)
         ]
-        if not rows:
-            raise ValueError(f"baselines is empty; known are {', '.join(self.names)}.")
+        errors = np.std(resampled, axis=0, ddof=1)
+        estimates = map(Estimate, found.tolist(), errors.tolist())
+        return dict(zip(self.names, estimates, strict=True))
 
-        def means(noises: slice | np.ndarray) -> Float[np.ndarray, " schedules"]:
-            values = np.stack(
-                [comparison.values(kind, noises) for comparison in self.comparisons.values()]
-            )
-            logs = np.log(np.maximum(values, 1e-300))
-            return np.exp(np.mean(logs - np.nanmin(logs[:, rows], 1, keepdims=True), 0))
+    def ranked(self, statistic: str) -> list[str]:
+        """Rank the schedules by `ratios`.
 
-        n = self.num_noises
-        draws = np.random.default_rng(0).integers(n, size=(_RESAMPLES, n))
-        spread = np.std([means(draw) for draw in draws], axis=0, ddof=1)
-        return dict(
-            zip(
-                self.names,
-                zip(means(slice(None)).tolist(), spread.tolist(), strict=True),
-                strict=True,
-            )
-        )
+        **Arguments:**
 
-    def ranked(self, kind: str) -> list[str]:
-        """Names by `ratios`, the best one first; those without a number last."""
-        ratios = self.ratios(kind)
-        return sorted(self.names, key=lambda name: (np.isnan(ratios[name][0]), ratios[name]))
+        - `statistic`: "rms", "median", "geometric_mean" or "sliced_w2".
 
-    def table(self, kind: str | None = None) -> str:
-        """A statistic (default: `criterion`) as text: a row per schedule, a column per setting, then `ratios`.
+        **Returns:** names, the best one first; those without a value last.
 
-        * marks the smallest of a column.
+        **Raises:** ValueError for an unknown statistic.
         """
-        rows = self._rows(kind, "{}*", "{} ")
+        ratios = self.ratios(statistic)
+        return sorted(self.names, key=lambda name: (np.isnan(ratios[name].value), ratios[name]))
+
+    def table(self, statistic: str | None = None) -> str:
+        """Print a statistic as text: a row per schedule, a column per setting, and `ratios`.
+
+        **Arguments:**
+
+        - `statistic`: default: `ranking_statistic`.
+
+        **Returns:** lines of text. * marks the smallest value of a column.
+
+        **Raises:** ValueError for an unknown statistic.
+        """
+        rows = self._cells(statistic, "{}*", "{} ")
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
             for row in rows
         ]
-        law = (
-            ""
-            if next(iter(self.comparisons.values())).data_ends is None
-            else "; sliced W2 to the data"
+        has_data = next(iter(self.comparisons.values())).data_projections is not None
+        data = "; sliced W2 to the data" if has_data else ""
+        lines.append(
+            f"{self.num_samples} samples; reference accurate to {self.reference_error:.1g}{data}; "
+            "last column: geometric mean of the ratios to a column's best"
         )
-        noises = f"{self.num_noises} noises; reference accurate to {self.reference_error:.1g}{law}"
-        return "\n".join(
-            [*lines, f"{noises}; last column: geometric mean of the ratios to a column's best"]
-        )
+        return "\n".join(lines)
 
-    def to_markdown(self, kind: str | None = None) -> str:
-        """The same table in Markdown, the smallest of a column in bold."""
-        header, *rows = ["| " + " | ".join(row) + " |" for row in self._rows(kind, "**{}**", "{}")]
-        return "\n".join([header, "|:--" + "|--:" * (len(self.comparisons) + 1) + "|", *rows])
+    def to_markdown(self, statistic: str | None = None) -> str:
+        """Print a statistic as a Markdown table, the smallest value of a column in bold.
 
-    def plot(self, path: str | os.PathLike[str] | None = None, kind: str | None = None) -> "Figure":
-        """A statistic against the number of steps, a panel per sampler; see `jaxkernels.plot.plot_report`.
+        **Arguments:**
 
-        Needs matplotlib. Saved to `path` if given.
+        - `statistic`: default: `ranking_statistic`.
+
+        **Returns:** lines of text.
+
+        **Raises:** ValueError for an unknown statistic.
+        """
+        cells = self._cells(statistic, "**{}**", "{}")
+        header, *rows = ["| " + " | ".join(row) + " |" for row in cells]
+        rule = "|:--" + "|--:" * (len(self.comparisons) + 1) + "|"
+        return "\n".join([header, rule, *rows])
+
+    def plot(
+        self, path: str | os.PathLike[str] | None = None, statistic: str | None = None
+    ) -> "Figure":
+        """Plot a statistic against the number of steps, a panel per sampler; needs matplotlib.
+
+        **Arguments:**
+
+        - `path`: where to save the figure. Default: nowhere.
+        - `statistic`: default: `ranking_statistic`.
+
+        **Returns:** a matplotlib figure.
+
+        **Raises:** ValueError for an unknown statistic.
         """
         from .._figures import plot_report
 
-        return plot_report(self, path, kind)
+        return plot_report(self, path, statistic)
 
-    def _rows(self, kind: str | None, smallest: str, other: str) -> list[list[str]]:
-        """Cells of the table, the header first; schedules by their ratio. The smallest of a column has its format."""
-        kind = self.criterion if kind is None else kind
-        ratios, columns = self.ratios(kind), self.statistic(kind)
+    def _baseline_rows(self, baselines: Sequence[str] | None) -> list[int]:
+        """Indices of the baselines, all by default."""
+        if baselines is None:
+            return list(range(len(self.names)))
+        if not len(baselines):
+            raise ValueError(f"baselines is empty; known are {', '.join(self.names)}.")
+        known = {name: row for row, name in enumerate(self.names)}
+        return [_checks.lookup("baselines", name, known) for name in baselines]
+
+    def _mean_ratios(
+        self, statistic: str, baselines: list[int], samples: slice | np.ndarray
+    ) -> Float[np.ndarray, " schedules"]:
+        """Geometric mean over settings of the ratio to the best baseline, on some of the samples."""
+        values = np.stack(
+            [found.statistic_values(statistic, samples) for found in self.comparisons.values()]
+        )
+        logs = np.log(np.maximum(values, TINY))
+        return np.exp(np.mean(logs - np.nanmin(logs[:, baselines], 1, keepdims=True), 0))
+
+    def _cells(self, statistic: str | None, smallest: str, other: str) -> list[list[str]]:
+        """Cells of a table, the header first, with a format for the smallest value of a column."""
+        statistic = self.ranking_statistic if statistic is None else statistic
+        ratios = self.ratios(statistic)
+        columns = self.statistic(statistic)
         least = {setting: np.nanmin(list(values.values())) for setting, values in columns.items()}
-        rows = [
-            [
-                kind.replace("_", " "),
-                *(f"{sampler} {steps}" for sampler, steps in columns),
-                "to the best",
-            ]
-        ]
-        for name in self.ranked(kind):
+        settings = [f"{sampler} {steps}" for sampler, steps in columns]
+        rows = [[statistic_label(statistic), *settings, "to the best"]]
+        for name in self.ranked(statistic):
             cells = [
                 (smallest if values[name] == least[setting] else other).format(
                     f"{values[name]:.4g}"
                 )
                 for setting, values in columns.items()
             ]
-            value, spread = ratios[name]
-            rows.append([name, *cells, f"{value:.3f} ± {spread:.3f}"])
+            ratio = ratios[name]
+            rows.append([name, *cells, f"{ratio.value:.3f} ± {ratio.standard_error:.3f}"])
         return rows
 
     def __repr__(self) -> str:
@@ -214,17 +273,22 @@ def compare_samplers(
 
     **Arguments:**
 
-    - `denoiser`, `noise`: as for `sample`; `data`, `key`: as for `compare_schedules`.
-    - `samplers`: names or samplers; `num_steps`: numbers of steps. Every pair of both is a setting.
-    - `t_min`: where all schedules end; they start at the process's t_max.
+    - `denoiser`: a `Denoiser`, or `target.denoiser(process)` for the exact one of a distribution.
+    - `samplers`: names or samplers, at most one of each class.
+    - `num_steps`: numbers of steps, each >= 1. Every pair (sampler, number of steps) is a setting.
+    - `noise`: initial noise (n, ...) with n >= 2, as for `sample`.
+    - `t_min`: last time of all schedules, in [0, t_max); they start at the process's t_max.
     - `schedules`: for every name a function (process, num_steps, t_min) -> Schedule, or a table
       {(sampler, num_steps): Schedule}. Default: the baseline schedules. With optimised results:
       `{**jk.schedules.BASELINES, "optimised": {("ddim", 10): result.schedule, ...}}`. In a table, a
       sampler's key is its name, or the class name of a user-defined sampler.
+    - `data`: samples (m, ...) to whose distribution sliced W2 is measured, m >= 2. Default: the
+      reference's; stochastic schedules need data.
+    - `key`: for the noise of stochastic steps, the same for all schedules; fixed by default.
     - `progress`: show a status line on a terminal.
 
-    NFE: one reference solution of max(200, 20 K) steps, half of that for its check, and the steps of
-    all schedules, times n.
+    One reference solution serves all settings. NFE per sample: max(200, 20 K) for it, K the largest
+    number of steps, half of that for its error, and those of all schedules.
 
     **Returns:** a `SamplerReport`.
 
@@ -234,37 +298,43 @@ def compare_samplers(
 
     ```python
     >>> denoiser = jk.Gaussian([0.0, 1.0], [1.0, 0.1]).denoiser(jk.VP())
-    >>> noise = jax.random.normal(jax.random.key(0), (32, 2))
-    >>> report = jk.compare_samplers(denoiser, ["ddim"], [4, 8], noise, t_min=1e-3)
+    >>> jk.compare_samplers(denoiser, ["ddim"], [4, 8], np.eye(2), t_min=1e-3).num_samples
+    2
     ```
     """
     process = check_denoiser(denoiser).process
-    named = _named(samplers)
-    counts = _counts(num_steps)
-    span = float(np.asarray(process.t_max)), check_range(process, 1, t_min)
+    by_name = _by_name(samplers)
+    counts = _check_counts(num_steps)
+    t_max = float(np.asarray(process.t_max))
+    span = (t_max, check_range(process, 1, t_min))
     makers = BASELINES if schedules is None else schedules
     made: dict[Setting, dict[str, Schedule]] = {}
-    for setting in [(name, count) for name in named for count in counts]:
-        made[setting] = {n: _made(n, m, process, setting, span[1]) for n, m in makers.items()}
-        sampler = named[setting[0]]
+    for setting in [(name, count) for name in by_name for count in counts]:
+        made[setting] = {
+            name: _make_schedule(name, maker, process, setting, span[1])
+            for name, maker in makers.items()
+        }
+        sampler = by_name[setting[0]]
         check_schedules(process, sampler, made[setting], span, stochastic=data is not None)
     noise = check_noise(noise)
     with Progress("comparing: reference solution", progress) as line:
         reference = solve_reference(denoiser, noise, reference_steps(counts[-1]), span, data)
         comparisons = {
-            setting: compare_to(reference, named[setting[0]], found, key=key, line=line)
+            setting: compare_to(reference, by_name[setting[0]], found, key=key, line=line)
             for setting, found in made.items()
         }
     return SamplerReport(comparisons)
 
 
-def _counts(num_steps: Sequence[int]) -> list[int]:
+def _check_counts(num_steps: Sequence[int]) -> list[int]:
+    """Numbers of steps, each once, in ascending order."""
     if np.ndim(num_steps) != 1 or not len(num_steps):
         raise ValueError(f"num_steps = {num_steps!r} must be a list of numbers of steps.")
     return sorted({_checks.count(f"num_steps[{i}]", n) for i, n in enumerate(num_steps)})
 
 
-def _named(samplers: Sequence[AbstractSampler | str]) -> dict[str, AbstractSampler]:
+def _by_name(samplers: Sequence[AbstractSampler | str]) -> dict[str, AbstractSampler]:
+    """Samplers by their names."""
     if isinstance(samplers, str) or not samplers:
         raise ValueError(f"samplers = {samplers!r} must be a list of names or samplers.")
     found: dict[str, AbstractSampler] = {}
@@ -272,29 +342,27 @@ def _named(samplers: Sequence[AbstractSampler | str]) -> dict[str, AbstractSampl
         sampler = _checks.lookup("samplers", given, SAMPLERS)() if isinstance(given, str) else given
         name = sampler_name(sampler)
         if name in found:
-            raise ValueError(
-                f"samplers has {name!r} twice; a report has room for one of each kind."
-            )
+            raise ValueError(f"samplers has {name!r} twice; a report holds one of each class.")
         found[name] = sampler
     return found
 
 
-def _made(
-    name: str, grid: object, process: AbstractProcess, setting: Setting, t_min: float
+def _make_schedule(
+    name: str, maker: object, process: AbstractProcess, setting: Setting, t_min: float
 ) -> Schedule:
     """The schedule that an entry of `schedules` has for a setting."""
-    if callable(grid):
-        schedule = grid(process, setting[1], t_min)
-    elif not isinstance(grid, Mapping):
+    if callable(maker):
+        schedule = maker(process, setting[1], t_min)
+    elif not isinstance(maker, Mapping):
         raise ValueError(
             f"schedules[{name!r}] must be a function or a table {{(sampler, steps): Schedule}}; got "
-            f"{type(grid).__name__}."
+            f"{type(maker).__name__}."
         )
-    elif setting not in grid:
-        known = ", ".join(map(str, grid)) or "none"
+    elif setting not in maker:
+        known = ", ".join(map(str, maker)) or "none"
         raise ValueError(f"schedules[{name!r}] has no schedule for {setting}; it has {known}.")
     else:
-        schedule = grid[setting]
+        schedule = maker[setting]
     if not isinstance(schedule, Schedule):
         raise ValueError(
             f"schedules[{name!r}] must give a Schedule for {setting}; got {type(schedule).__name__}."

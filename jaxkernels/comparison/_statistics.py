@@ -1,54 +1,88 @@
-"""Statistics of the errors of samples, and the criterion that combines them."""
+"""Statistics of the errors of samples, in NumPy or, with derivatives, in jax.numpy.
 
+Four are used, as no single one is the truth: few bad samples decide the root mean square, typical
+samples decide the median and the geometric mean, and sliced W2 forgives errors that leave the
+distribution of the samples as it is.
+"""
+
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-STATISTICS = ("rms", "median", "geometric_mean", "sliced_w2")
+from ..metrics import projected_w2_squared
 
-
-BALANCED, WEIGHED = "balanced", ("geometric_mean", "rms", "sliced_w2")
-
-
-RESAMPLES, DIRECTIONS = 200, 64
-
-
-# of the power mean that stands for the largest of the three ratios, with derivatives
-POWER = 6.0
-
-
+# stands for 0 where a logarithm or a ratio is taken
 TINY = 1e-300
 
-
+_RESAMPLES = 200
 _A = TypeVar("_A", np.ndarray, Array)
+
+
+def rms(xp: Any, errors: Float[_A, "*schedules samples"]) -> Float[_A, "*schedules"]:
+    """Root mean square over samples."""
+    return xp.sqrt(xp.mean(errors**2, -1))
+
+
+def median(xp: Any, errors: Float[_A, "*schedules samples"]) -> Float[_A, "*schedules"]:
+    """Median over samples."""
+    return xp.median(errors, -1)
+
+
+def geometric_mean(xp: Any, errors: Float[_A, "*schedules samples"]) -> Float[_A, "*schedules"]:
+    """exp(mean log error) over samples; an error of 0 counts as the smallest normal number."""
+    return xp.exp(xp.mean(xp.log(xp.maximum(errors, xp.finfo(errors.dtype).tiny)), -1))
+
+
+def sliced_w2(
+    xp: Any,
+    projections: Float[_A, "*schedules samples directions"],
+    quantiles: Float[_A, "samples directions"],
+) -> Float[_A, "*schedules"]:
+    """Root of the mean over directions of W2^2 to the distribution with these quantiles."""
+    return xp.sqrt(projected_w2_squared(xp, projections, quantiles))
+
+
+_OF_ERRORS: dict[str, Callable[[Any, Any], Any]] = {
+    "rms": rms,
+    "median": median,
+    "geometric_mean": geometric_mean,
+}
+STATISTICS = (*_OF_ERRORS, "sliced_w2")
 
 
 def statistic(
     xp: Any,
-    kind: str,
-    errors: Float[_A, "*schedules noises"],
-    ends: Float[_A, "*schedules noises directions"],
-    exact: Float[_A, "noises directions"] | None,
+    name: str,
+    errors: Float[_A, "*schedules samples"],
+    projections: Float[_A, "*schedules samples directions"],
+    quantiles: Float[_A, "samples directions"] | None,
 ) -> Float[_A, "*schedules"]:
-    """One of the four statistics of `Comparison`, in NumPy or, with derivatives, jax.numpy.
+    """Evaluate one of the `STATISTICS`.
 
-    `exact`, the law's components in ascending order, is for sliced W2.
+    **Arguments:**
+
+    - `xp`: numpy, or jax.numpy for derivatives.
+    - `name`: one of `STATISTICS`.
+    - `errors`: distance of every sample to its reference, for all but "sliced_w2".
+    - `projections`: components of the samples along unit directions, for "sliced_w2".
+    - `quantiles`: of the distribution to compare with along these directions, as many as samples,
+      in ascending order, for "sliced_w2"; None otherwise.
+
+    **Returns:** one value per schedule, in the units of `errors` or `projections`.
     """
-    if kind == "rms":
-        return xp.sqrt(xp.mean(errors**2, -1))
-    if kind == "median":
-        return xp.median(errors, -1)
-    if kind == "geometric_mean":
-        return xp.exp(xp.mean(xp.log(xp.maximum(errors, xp.finfo(errors.dtype).tiny)), -1))
-    # W2 in one dimension couples the sorted values
-    return xp.sqrt(xp.mean((xp.sort(ends, -2) - exact) ** 2, (-2, -1)))
+    if name == "sliced_w2":
+        assert quantiles is not None
+        return sliced_w2(xp, projections, quantiles)
+    return _OF_ERRORS[name](xp, errors)
 
 
-def balance(xp: Any, logs: Float[_A, "*schedules ratios"]) -> Float[_A, "*schedules"]:
-    """log of the power mean of n ratios r_i, from log r_i: (sum r_i^6 / n)^(1/6), the largest but smooth.
+def statistic_label(name: str) -> str:
+    """The name of a statistic as tables print it."""
+    return name.replace("_", " ").replace("w2", "W2")
 
-    A product would trade the tail and the law for typical samples, which some data let grow better without end.
-    """
-    top = logs.max(-1, keepdims=True)
-    return xp.log(xp.mean(xp.exp(POWER * (logs - top)), -1)) / POWER + top[..., 0]
+
+def bootstrap_rows(count: int) -> Int[np.ndarray, "resamples count"]:
+    """Indices of resamples of `count` samples with replacement, always the same ones."""
+    return np.random.default_rng(0).integers(count, size=(_RESAMPLES, count))

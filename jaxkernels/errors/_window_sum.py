@@ -62,8 +62,7 @@ class WindowSum(AbstractCoordinateObjective):
         if not sampler.sigma_only:
             one = np.ones(())
             return cls(target, process, coordinate, sampler, constant, one, bound.metric)
-        top = np.asarray(coordinate.start)
-        canonical = CoordinateProcess(top, coordinate.low, coordinate.high)
+        canonical = CoordinateProcess.of(coordinate)
         return cls(target, canonical, None, sampler, constant, scale, bound.metric)
 
     def value(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Float[Array, ""]:

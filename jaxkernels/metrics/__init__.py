@@ -19,6 +19,7 @@ from ._gaussian import (
 from ._samples import (
     Estimate as Estimate,
     frechet as frechet,
+    projected_w2_squared as projected_w2_squared,
     quantiles as quantiles,
     sliced_w2 as sliced_w2,
 )

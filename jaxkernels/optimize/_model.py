@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import _checks
-from .._types import AnyArray, Numbers
+from .._types import AnyArray
 from ..distributions import AbstractDistribution, ExactDenoiser, Gaussian, GaussianMixture
 from ..prediction import AbstractDenoiser
 from ..processes import AbstractProcess
@@ -58,7 +58,11 @@ def model_of_network(denoiser: AbstractDenoiser, noise: Array, t_min: float) -> 
 
 
 def draw_noise(
-    gaussian: Gaussian, process: AbstractProcess, count: int, key: Array, shape: tuple[int, ...] | None
+    gaussian: Gaussian,
+    process: AbstractProcess,
+    count: int,
+    key: Array,
+    shape: tuple[int, ...] | None,
 ) -> Array:
     """Initial noise of `count` samples, in `shape` or as vectors along the target's coordinates."""
     if shape is None:
@@ -87,7 +91,6 @@ def _check_samples(target: object) -> AnyArray:
             raise ValueError(f"its shape is {samples.shape}.")
     except ValueError as error:
         raise ValueError(
-            "target must be samples (n, ...), a Gaussian, a GaussianMixture or a Denoiser: "
-            f"{error}"
+            f"target must be samples (n, ...), a Gaussian, a GaussianMixture or a Denoiser: {error}"
         ) from None
     return samples

@@ -20,7 +20,13 @@ from ..prediction import AbstractDenoiser
 from ..processes import AbstractProcess, check_process, sigma_range
 from ..samplers import AbstractSampler, as_sampler
 from ..schedules import Schedule
-from ..trajectories import RecordedError, TrajectoryRecord, check_record, record
+from ..trajectories import (
+    RecordedError,
+    TrajectoryRecord,
+    bind_record,
+    check_record,
+    record,
+)
 from ._candidates import OPTIMISED, RECORDED, Candidate, Origin, interpolate_candidates
 from ._model import Model, as_model, check_target, draw_noise, model_of_network
 from ._problem import (
@@ -237,9 +243,7 @@ def _check_same_process(name: str, process: AbstractProcess, request: _Request) 
         raise ValueError(f"{name} is a network of {process}; process is {request.process}.")
 
 
-def _resolve(
-    target: object, request: _Request, progress: bool
-) -> tuple[Model, Selection | None]:
+def _resolve(target: object, request: _Request, progress: bool) -> tuple[Model, Selection | None]:
     """The model of the target, and the selection with a trajectory record where one is made."""
     selection = request.selection
     if isinstance(target, Gaussian):
@@ -283,9 +287,7 @@ def _resolve_network(
         data = _checks.array("data", selection.data)
         model = model._replace(samples=data, gaussian=Gaussian.fit(data))
     if selection.record is None and _recordable(request):
-        made = record(
-            target, noise[:count], t_min=t_min, nodes=_NETWORK_NODES, progress=progress
-        )
+        made = record(target, noise[:count], t_min=t_min, nodes=_NETWORK_NODES, progress=progress)
         selection = dataclasses.replace(selection, record=made)
     return model, selection
 
@@ -315,9 +317,7 @@ def _recordable(request: _Request) -> bool:
     return request.sampler.nfe_per_step == 1 and maybe_deterministic and not reaches_zero
 
 
-def _best(
-    problem: ScheduleProblem, solution: Solution
-) -> tuple[Schedule, float, np.ndarray]:
+def _best(problem: ScheduleProblem, solution: Solution) -> tuple[Schedule, float, np.ndarray]:
     """The best schedule and its objective on the full spectrum, and the baselines' objectives."""
     found = problem.space.schedules(solution.z)
     baselines = [candidate.schedule for candidate in problem.baselines]
@@ -363,7 +363,7 @@ def _recorded_optima(
     found = []
     for power, label in RECORDED.items():
         report(f"optimising: {label}")
-        objective = RecordedError(made, power).bind_record(sampler)
+        objective = bind_record(made, sampler, power)
         inner = dataclasses.replace(problem, objective=objective, space=space)
         order = np.argsort(inner.evaluate([s.schedule for s in starts]))[:_RECORDED_STARTS]
         schedules = [starts[i].schedule for i in order]

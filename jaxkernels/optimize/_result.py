@@ -216,9 +216,7 @@ class OptimizedSchedule:
         if self.selection is not None:
             lines.append(f"  {self._evidence(self.selection.comparison)}")
         lines += [f"  warning: {text}" for text in self.warnings]
-        lines.append(
-            f"  trusted={self.trusted}, verified={self.verified}, {self.seconds:.2f} s)"
-        )
+        lines.append(f"  trusted={self.trusted}, verified={self.verified}, {self.seconds:.2f} s)")
         return "\n".join(lines)
 
     def _against(self) -> str:

@@ -1,7 +1,7 @@
 """Selecting among candidate schedules by running them through a network."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -104,9 +104,7 @@ class Selection:
         key = jax.random.key(0) if self.key is None else self.key
         return key if number == 0 else jax.random.fold_in(key, number)
 
-    def bind(
-        self, model: Model, process: AbstractProcess, stochastic: bool
-    ) -> "BoundSelection":
+    def bind(self, model: Model, process: AbstractProcess, stochastic: bool) -> "BoundSelection":
         """This selection with its network, initial noise and data."""
         network = self.denoiser or model.denoiser
         if network is None:

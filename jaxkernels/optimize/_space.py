@@ -149,7 +149,8 @@ class DenseProblem(AbstractProblem):
 
     @classmethod
     def of(cls, objective: AbstractBoundObjective, space: ScheduleSpace) -> "DenseProblem":
-        return cls(objective, space, *space.bounds())
+        lower, upper = space.bounds()
+        return cls(objective=objective, space=space, lower=lower, upper=upper)
 
     def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
         return jnp.log(self.objective(self.space.schedule(z)))
@@ -185,7 +186,14 @@ class TimesProblem(AbstractProblem):
         free = np.arange(size - 1) < num_steps - 1
         upper = constant(np.where(free, LARGEST_LOGIT, 0.0))
         length = constant(top - bottom)
-        return cls(objective, constant(top), length, np.asarray(num_steps), -upper, upper)
+        return cls(
+            objective=objective,
+            top=constant(top),
+            length=length,
+            num_steps=np.asarray(num_steps),
+            lower=-upper,
+            upper=upper,
+        )
 
     def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
         u, _ = self._coordinates(z)

@@ -223,9 +223,9 @@ def score_responses(
         # evaluations of step k, seen by step k + later
         entry = response[later:, depth - later] * contraction[1 + later :, None]
         end, alpha2 = schedule.times[1 + later :], schedule.stochasticity_squared[later:]
-        contraction = jax.vmap(partial(log_contraction, target, process))
+        log_factor = jax.vmap(partial(log_contraction, target, process))
         rho = jnp.stack(
-            [jnp.exp(contraction(t, end, alpha2)) for t in at[: count - later].T], axis=1
+            [jnp.exp(log_factor(t, end, alpha2)) for t in at[: count - later].T], axis=1
         )
         correlated = 2.0 * contraction[1 + later :, None] * rho * variance[: count - later]
         mean_total = mean_total.at[: count - later].add(entry)

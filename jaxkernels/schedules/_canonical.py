@@ -1,11 +1,13 @@
 """The process whose time is the coordinate that schedules are optimised in."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .._numerics import as_inexact
-from .._types import AnyArray
+from .._types import AnyArray, constant
 from ..processes import AbstractProcess
+from ._coordinate import TimeCoordinate
 
 
 class CoordinateProcess(AbstractProcess):
@@ -24,6 +26,12 @@ class CoordinateProcess(AbstractProcess):
     t_max: AnyArray
     low: AnyArray
     high: AnyArray
+
+    @classmethod
+    def of(cls, coordinate: TimeCoordinate) -> "CoordinateProcess":
+        """The process whose time is a coordinate; its t_max is left open."""
+        low, high = (constant(v) for v in (coordinate.low, coordinate.high))
+        return cls(constant(np.inf), low, high)
 
     def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return 1.0 - jnp.exp(as_inexact(t)) / self.high

@@ -1,7 +1,9 @@
-"""Recorded trajectories of a network and the error of any schedule on them."""
+"""Recorded trajectories of a network, and the error of any schedule on them."""
 
-from ._record import (
+from ._objective import (
+    BoundRecordedError as BoundRecordedError,
     RecordedError as RecordedError,
-    TrajectoryRecord as TrajectoryRecord,
-    record as record,
+    bind_record as bind_record,
 )
+from ._record import TrajectoryRecord as TrajectoryRecord, check_record as check_record
+from ._recording import record as record

@@ -1,0 +1,228 @@
+"""The error of a schedule on a record, as an objective of an optimisation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from .. import _checks
+from .._derivatives import forward_derivatives
+from .._objective import AbstractBoundObjective, AbstractCoordinateObjective, AbstractObjective
+from .._types import Numbers
+from ..processes import AbstractProcess
+from ..recurrence import window_indices
+from ..samplers import AbstractSampler
+from ..schedules import CoordinateProcess, Schedule, TimeCoordinate
+from ._record import (
+    TrajectoryRecord,
+    check_record,
+    check_sampler,
+    first_order_components,
+    window_local_error,
+)
+
+_FLOOR = 1e-6
+
+
+class RecordedError(AbstractObjective):
+    """Error of a schedule on the trajectories of a record, to first order.
+
+        ( mean over trajectories of |e|^power )^(1 / power),      power = 0: exp(mean log |e|)
+
+    power = 2 is the root mean square, which a few trajectories can decide; power = 0 is decided by
+    typical ones. |e|^2 has 1e-6 of its mean added, so that no logarithm diverges.
+
+    **Arguments:**
+
+    - `record`: of a network, or of the exact denoiser of a distribution.
+    - `power`: >= 0.
+
+    **Raises:** ValueError for another record or power.
+
+    **Example:**
+
+    ```python
+    >>> exact = jk.Gaussian([0.0, 1.0], [1.0, 0.1]).denoiser(jk.VP())
+    >>> objective = jk.RecordedError(jk.record(exact, np.eye(2), t_min=1e-3, nodes=16), power=0.0)
+    >>> bound = objective.bind(None, jk.VP(), "ddim")
+    ```
+    """
+
+    record: TrajectoryRecord
+    power: ArrayLike
+
+    def __init__(self, record: TrajectoryRecord, power: Numbers = 2.0):
+        if not isinstance(record, TrajectoryRecord):
+            raise ValueError(
+                f"record must be a TrajectoryRecord, of jk.record; got {type(record).__name__}."
+            )
+        self.record = record
+        self.power = _checks.parameter("power", power, at_least=0.0)
+
+    def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
+        check_sampler(sampler)
+        if not (deterministic and fixed_end):
+            raise ValueError(
+                "a RecordedError is of deterministic trajectories: stochasticity must be 0, and t_min "
+                "fixed."
+            )
+
+    def bind(
+        self, target: object, process: AbstractProcess, sampler: AbstractSampler | str
+    ) -> "BoundRecordedError":
+        """Bind the objective to a sampler.
+
+        **Arguments:**
+
+        - `target`: without effect here, as the record is of one network; all objectives are bound alike.
+        - `process`: that of the record.
+        - `sampler`: a sampler with one evaluation per step, or its name.
+
+        **Returns:** a `BoundRecordedError`, to be called on schedules.
+
+        **Raises:** ValueError for another process than the record's, or a sampler with several
+        evaluations per step.
+        """
+        del target
+        check_record(self.record, process, sampler)
+        return bind_record(self.record, sampler, self.power)
+
+
+def bind_record(
+    record: TrajectoryRecord, sampler: AbstractSampler | str, power: Numbers = 2.0
+) -> "BoundRecordedError":
+    """The bound objective of a record and a sampler, for the record's own process."""
+    power = _checks.parameter("power", power, at_least=0.0)
+    return BoundRecordedError(record, check_sampler(sampler), power)
+
+
+class BoundRecordedError(AbstractBoundObjective):
+    """`RecordedError` of a sampler: a differentiable function of a schedule.
+
+    Made by `RecordedError.bind`.
+
+    **Arguments:**
+
+    - `record`: a `TrajectoryRecord`.
+    - `sampler`: has one evaluation per step.
+    - `power`: >= 0.
+    """
+
+    record: TrajectoryRecord
+    sampler: AbstractSampler
+    power: ArrayLike
+
+    def __call__(self, schedule: Schedule) -> Float[Array, ""]:
+        """Evaluate the error of a schedule.
+
+        **Arguments:**
+
+        - `schedule`: deterministic, from t_max to the record's t_min.
+
+        **Returns:** the error in units of the record's `scale`.
+        """
+        components = first_order_components(self.record, self.sampler, schedule.times)
+        return power_mean(components, self.power)
+
+    def in_coordinate(self, coordinate: TimeCoordinate, t_min: float) -> "RecordedSum":
+        del t_min
+        process = self.record.process
+        times = coordinate
+        if self.sampler.sigma_only:
+            process = CoordinateProcess.of(coordinate)
+            times = None
+        return RecordedSum(self.record, process, times, coordinate, self.sampler, self.power)
+
+
+class RecordedSum(AbstractCoordinateObjective):
+    """`RecordedError` as a function of the coordinates of the times.
+
+    The components of the end point are sums over steps of functions of the step's window, so that their
+    Jacobian is banded, and what their curvature adds to the Hessian is a sum of small blocks.
+    """
+
+    record: TrajectoryRecord
+    process: AbstractProcess
+    times: TimeCoordinate | None
+    """How to find times of `process`; None if its times are the coordinates."""
+    coordinate: TimeCoordinate
+    sampler: AbstractSampler
+    power: ArrayLike
+
+    def value(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Float[Array, ""]:
+        points, steps = self._windows(u)
+        terms = jax.vmap(self._term, (0, 0, None))(u[points], steps, num_steps)
+        return power_mean(_sum_of(terms, num_steps), self.power)
+
+    def derivatives(
+        self, u: Float[Array, " points"], num_steps: Int[Array, ""]
+    ) -> tuple[Float[Array, ""], Float[Array, " points"], Float[Array, "points points"]]:
+        points, steps = self._windows(u)
+        windows = u[points]
+        terms = jax.vmap(self._term, (0, 0, None))(windows, steps, num_steps)
+        components = _sum_of(terms, num_steps)
+        value, pull = jax.value_and_grad(power_mean)(components, self.power)
+
+        # the ends are fixed, and before the first step a window repeats the first coordinate
+        inner = (points > 0) & (points < num_steps) & (steps < num_steps)[:, None]
+        slopes = jax.vmap(jax.jacfwd(self._term), (0, 0, None))(windows, steps, num_steps)
+        slopes = jnp.where(inner[:, None, None], slopes, 0.0)
+        jacobian = jnp.zeros((u.shape[0], *components.shape), u.dtype)
+        jacobian = jacobian.at[points].add(jnp.moveaxis(slopes, -1, 1))
+
+        def along(direction: Array) -> Array:
+            gradient = jax.grad(power_mean)
+            return jax.jvp(lambda c: gradient(c, self.power), (components,), (direction,))[1]
+
+        def bend(window: Array, k: Array) -> Array:
+            def pulled(v: Array) -> Array:
+                return jnp.sum(pull * self._term(v, k, num_steps))
+
+            return forward_derivatives(pulled, window)[2]
+
+        curved = jax.vmap(bend)(windows, steps)
+        curved = jnp.where(inner[:, :, None] & inner[:, None], curved, 0.0)
+        hessian = jnp.einsum("tmp,ump->tu", jacobian, jax.vmap(along)(jacobian))
+        hessian = hessian.at[points[:, :, None], points[:, None]].add(curved)
+        return value, jnp.einsum("tmp,mp->t", jacobian, pull), hessian
+
+    def _windows(self, u: Array) -> tuple[np.ndarray, Array]:
+        points, _ = window_indices(u.shape[0] - 1, self.sampler.history_steps)
+        return points, jnp.arange(u.shape[0] - 1)
+
+    def _term(
+        self, u: Float[Array, " window"], step: Int[Array, ""], num_steps: Int[Array, ""]
+    ) -> Float[Array, "trajectories directions"]:
+        """What the step at the end of a window adds to the components."""
+        process = self.process
+        times = u if self.times is None else self.times.time(u)
+        local_error = window_local_error(process, self.sampler, times, step, num_steps)
+        if self.times is None:
+            # x of the record's process over x of the process whose time is the coordinate
+            signal = self.record.process.signal(self.coordinate.time(u[-1]))
+            local_error = local_error * signal / process.signal(times[-1])
+        own = self.record.time_coordinate
+        a, s = process.signal(times), process.noise(times)
+        place = jnp.log((s + own.low * a) / (a + s / own.high))
+        return self.record.contract(place, local_error)
+
+
+def power_mean(
+    components: Float[Array, "trajectories directions"], power: ArrayLike
+) -> Float[Array, ""]:
+    """(mean over trajectories of |e|^power)^(1/power); exp(mean log |e|) for power 0."""
+    squared = jnp.mean(components**2, -1)
+    logs = 0.5 * jnp.log(squared + _FLOOR * jnp.mean(squared))
+    # traced: one program serves every power
+    power = jnp.asarray(power)
+    positive = jnp.where(power > 0, power, 1.0)
+    largest = jax.lax.stop_gradient(jnp.max(logs))
+    mean = largest + jnp.log(jnp.mean(jnp.exp(positive * (logs - largest)))) / positive
+    return jnp.exp(jnp.where(power > 0, mean, jnp.mean(logs)))
+
+
+def _sum_of(
+    terms: Float[Array, "steps trajectories directions"], num_steps: Int[Array, ""]
+) -> Float[Array, "trajectories directions"]:
+    used = jnp.arange(terms.shape[0]) < num_steps
+    return jnp.sum(jnp.where(used[:, None, None], terms, 0.0), 0)
