@@ -24,6 +24,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # oracles need float64; what users run in float32 is tested through the fixture below
 jax.config.update("jax_enable_x64", True)
+# a float32 that meets a float64 is an error, so that no result has a dtype by accident
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 # LLVM's optimizations cost more than they gain; notebooks, in processes of their own, keep them
 jax.config.update("jax_disable_most_optimizations", True)
 
