@@ -1,14 +1,32 @@
-"""Settings of the whole suite: float64, reproducible property-based tests, programs that compile quickly."""
+"""Settings of the whole suite: float64, reproducible property tests, compiling little and once."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
-import hypothesis
-import jax
-import pytest
+# Compiling is most of the suite's time, so that programs are kept from one run to the next. The
+# environment takes the setting to notebook kernels and to the command line's subprocesses too.
+CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+for _name, _value in CACHE.items():
+    os.environ.setdefault(_name, _value)
 
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+# a plugin may have imported JAX already, which reads the environment only once
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # oracles need float64; what users run in float32 is tested through the fixture below
 jax.config.update("jax_enable_x64", True)
-# nearly all of the suite's time is LLVM's; notebooks, in processes of their own, compile as for users
+# a float32 that meets a float64 is an error, so that no result has a dtype by accident
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+# LLVM's optimizations cost more than they gain; notebooks, in processes of their own, keep them
 jax.config.update("jax_disable_most_optimizations", True)
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
@@ -24,6 +42,6 @@ def float32() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _bounded_memory() -> Iterator[None]:
-    """Compiled programs are kept for one module only: those of the whole suite would fill many gigabytes."""
+    """Keep compiled programs for one module only: those of the whole suite fill many gigabytes."""
     yield
     jax.clear_caches()
