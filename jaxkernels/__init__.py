@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from . import (
     data as data,
+    exports as exports,
     metrics as metrics,
     reverse_sde as reverse_sde,
     samplers as samplers,
@@ -35,6 +36,10 @@ from .errors import (
     error_kernel as error_kernel,
     evaluate_schedule as evaluate_schedule,
     expected_error as expected_error,
+)
+from .exports import (
+    Export as Export,
+    export as export,
 )
 from .measurement import (
     Measurement as Measurement,

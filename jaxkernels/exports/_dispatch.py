@@ -1,0 +1,204 @@
+"""The export of a schedule: one engine for every tool."""
+
+import dataclasses
+
+import numpy as np
+
+from .. import _checks
+from ..processes import AbstractProcess
+from ..samplers import DDIM, AbstractSampler, as_sampler, check_schedule, sampler_name
+from ..schedules import Schedule
+from ._comfyui import COMFYUI
+from ._diffusers import DIFFUSERS
+from ._edm import EDM
+from ._export import Export
+from ._k_diffusion import K_DIFFUSION
+from ._levels import AbstractLevels, AbstractTableLevels
+from ._plan import Levels, Plan, schedule_levels
+from ._render import Text, assignment, decimals, from_config, written
+from ._scheduler import Scheduler, Tool
+
+TOOLS: dict[str, Tool] = {tool.name: tool for tool in (DIFFUSERS, K_DIFFUSION, COMFYUI, EDM)}
+"""The tools that `export` knows by name."""
+
+
+def export(
+    schedule: Schedule,
+    process: AbstractProcess,
+    tool: str | Tool,
+    *,
+    sampler: AbstractSampler | str | None = None,
+    scheduler: str | None = None,
+    end: str | None = None,
+    **options: object,
+) -> Export:
+    """Write a schedule in the form that another tool takes.
+
+    **Arguments:**
+
+    - `schedule`: the schedule.
+    - `process`: the process that its times belong to.
+    - `tool`: "diffusers", "k-diffusion", "comfyui" or "edm", or a `Tool` of your own.
+    - `sampler`: the sampler that the schedule is for, or its name. A warning says where the tool
+      differs from it; for diffusers and k-diffusion it selects what the text runs.
+    - `scheduler`: diffusers only: a name in `exports.SCHEDULERS`, by default the one that takes the
+      steps of `sampler` for this process.
+    - `end`: what becomes of a last level above 0: "keep" it (the default where the tool can stop
+      there), "replace" it by 0 (the default elsewhere), or "append" a step to 0, which raises NFE.
+    - `options`: those of the scheduler. euler, dpm_multistep, ddpm and heun: `table`, the network's
+      `DiscreteVP`. flow_match_euler: `shift`. edm_euler: `sigma_min`, `sigma_max`, `rho`.
+
+    **Returns:** an `Export`: the numbers, the text to paste, warnings and remarks.
+
+    **Raises:** ValueError for a tool, scheduler, option or sampler that is unknown or unsupported,
+    and for a schedule that the sampler cannot take or the tool cannot represent.
+
+    **Example:**
+
+    ```python
+    >>> schedule = jk.schedules.karras(jk.EDM(), 4, 0.1)
+    >>> jk.export(schedule, jk.EDM(), "k-diffusion", sampler="dpmpp_2m").values["sigmas"]
+    (80.0, 24.407389, 5.7979326, 0.9497131, 0.1)
+    ```
+    """
+    as_given = as_sampler(DDIM() if sampler is None else sampler)
+    check_schedule(process, as_given, schedule)
+    name = None if sampler is None else sampler_name(as_given)
+    if not isinstance(tool, Tool):
+        tool = _checks.lookup("tool", tool, TOOLS)
+    selected = tool.select(schedule, process, name, scheduler)
+    label = f"scheduler {selected!r}" if tool.selectable else f"tool {tool.name!r}"
+    record = tool.schedulers[selected]
+    levels = _configured(record.levels, options, label).for_process(process)
+    record = dataclasses.replace(record, levels=levels)
+    plan, warnings = _planned(record, schedule, process, end)
+    return _exported(tool.name, record, plan, name, warnings)
+
+
+def _configured(levels: AbstractLevels, options: dict[str, object], label: str) -> AbstractLevels:
+    """The levels with the user's options."""
+    for option in options:
+        if option not in levels.options:
+            known = ", ".join(("end", "sampler", *levels.options))
+            raise ValueError(f"{label} has no option {option!r}; it takes {known}.")
+    return dataclasses.replace(levels, **options)  # pyright: ignore[reportArgumentType]
+
+
+def _planned(
+    record: Scheduler, schedule: Schedule, process: AbstractProcess, end: str | None
+) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, and warnings on its levels."""
+    rule = record.levels
+    given = schedule_levels(schedule, process, rule.unit, record.name)
+    levels, end_warnings = _ended(record, given, end)
+    plan = Plan(
+        name=record.name,
+        schedule=schedule,
+        process=process,
+        unit=rule.unit,
+        levels=levels,
+        strength=record.noise.strength(schedule, process, levels),
+        options={name: getattr(rule, name) for name in rule.options},
+    )
+    return plan, end_warnings + rule.check(levels[:-1], record.name)
+
+
+def _ended(record: Scheduler, levels: Levels, end: str | None) -> tuple[Levels, tuple[str, ...]]:
+    """The levels with the requested end, by default the schedule's own where the tool can stop."""
+    last = float(levels[-1])
+    keeps = _can_stop(record, last)
+    if end is None:
+        end = "keep" if keeps else "replace"
+    _checks.one_of("end", end, ("replace", "append", "keep"))
+    _check_distinct(levels)
+    if last == 0.0:
+        return levels, ()
+    if end == "keep":
+        if not keeps:
+            raise ValueError(
+                f"end='keep': {record.name} cannot stop at the level {last:.4g}; use 'replace' or "
+                "'append'."
+            )
+        return levels, ()
+    if end == "append":
+        warning = f"a step from the last level {last:.4g} to 0 is appended: {levels.size} steps"
+        return np.append(levels, 0.0), (warning,)
+    stops = ", end='keep' stops there" if keeps else ""
+    warning = (
+        f"the last level {last:.4g} is replaced by 0 to keep {levels.size - 1} steps, so the last "
+        "step is not the one that was evaluated; end='append' keeps the level at the price of one "
+        f"step{stops}"
+    )
+    return np.append(levels[:-1], 0.0), (warning,)
+
+
+def _can_stop(record: Scheduler, last: float) -> bool:
+    """Whether the scheduler can stop at this level above 0."""
+    if isinstance(record.levels, AbstractTableLevels) and record.stops == "table_minimum":
+        return record.levels.is_smallest(last)
+    return record.stops == "anywhere"
+
+
+def _check_distinct(levels: Levels) -> None:
+    """Raise if neighbouring levels are one number to the tools."""
+    same = np.diff(np.float32(levels)) >= 0
+    if same.any():
+        k = int(np.argmax(same))
+        raise ValueError(
+            f"levels {k} and {k + 1} of the schedule, {levels[k]:.9g} and {levels[k + 1]:.9g}, are "
+            "equal in float32, in which the tools compute."
+        )
+
+
+def _exported(
+    tool: str, record: Scheduler, plan: Plan, sampler: str | None, warnings: tuple[str, ...]
+) -> Export:
+    """The numbers and the text of a plan, with all that there is to say."""
+    shown = plan.levels if record.final_zero == "written" else plan.levels[:-1]
+    values = {record.keyword: record.levels.write(shown)}
+    noisy = record.noise.text(plan)
+    if noisy is not None:
+        values[record.noise.parameter] = written(plan.strength)
+    text = record.text if noisy is None else noisy
+    parts = _parts(record, plan, values, sampler)
+    warnings += record.initial_noise.warnings(plan)
+    warnings += record.noise.warnings(plan)
+    warnings += record.sampler_warnings(sampler, plan.process)
+    remarks = _filled(text, parts).remarks + record.initial_noise.remarks(plan)
+    return Export(tool, values, _filled(text, parts).template, warnings, remarks)
+
+
+def _parts(
+    record: Scheduler,
+    plan: Plan,
+    values: dict[str, tuple[float | int, ...]],
+    sampler: str | None,
+) -> dict[str, object]:
+    """What stands for the placeholders of a scheduler's texts."""
+    numbers = values[record.keyword]
+    noise = record.noise
+    emulation = record.emulation(sampler) or record.emulates[0]
+    parts: dict[str, object] = {
+        "name": record.name,
+        "keyword": record.keyword,
+        "variable": record.variable,
+        "numbers": assignment(record.variable, numbers, record.form),
+        "decimals": decimals(numbers),
+        "num_steps": plan.levels.size - 1,
+        "function": emulation.function,
+        "parameters": assignment(noise.variable, values.get(noise.parameter, ())),
+        "constant": plan.constant,
+        **plan.options,
+        **record.initial_noise.parts(plan),
+    }
+    settings = record.settings
+    if record.settings_above_zero and not plan.ends_at_zero:
+        settings = record.settings_above_zero
+    parts["config"] = from_config(record.name, [s.format_map(parts) for s in settings])
+    return parts
+
+
+def _filled(text: Text, parts: dict[str, object]) -> Text:
+    """The text with its placeholders filled."""
+    remarks = tuple(remark.format_map(parts) for remark in text.remarks)
+    return Text(text.template.format_map(parts), remarks)

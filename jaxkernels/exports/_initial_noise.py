@@ -1,0 +1,185 @@
+"""How tools scale the initial noise."""
+
+import abc
+import dataclasses
+import math
+from typing import Literal
+
+from ..processes import DiscreteVP, sigma_range
+from ._plan import Plan
+
+
+class AbstractInitialNoise(abc.ABC):
+    """Define how a tool scales the initial noise.
+
+    A subclass is a frozen dataclass.
+    """
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """Names of the placeholders that `parts` fills."""
+        return ()
+
+    def parts(self, plan: Plan) -> dict[str, str]:
+        """Return what texts and settings say of the initial noise, by placeholder."""
+        return {}
+
+    @abc.abstractmethod
+    def warnings(self, plan: Plan) -> tuple[str, ...]:
+        """Return a warning if the tool scales it otherwise than the schedule assumes."""
+
+    def remarks(self, plan: Plan) -> tuple[str, ...]:
+        """Return how to make the tool scale it as the schedule assumes."""
+        return ()
+
+
+def _scaled(plan: Plan, scale: float) -> tuple[str, ...]:
+    """A warning if `scale` is not what the schedule was evaluated with."""
+    if math.isclose(scale, plan.initial_deviation, rel_tol=1e-3):
+        return ()
+    warning = f"{plan.name} scales the initial noise by {scale:.6g}; the schedule starts from "
+    return (f"{warning}{plan.initial_deviation:.6g}",)
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenOut(AbstractInitialNoise):
+    """Declare that the text scales the initial noise, by the placeholder {initial_deviation}.
+
+    **Example:**
+
+    ```python
+    >>> jk.exports.WrittenOut().placeholders
+    ('initial_deviation',)
+    ```
+    """
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The standard deviation as an expression in `sigmas`."""
+        return ("initial_deviation",)
+
+    def parts(self, plan: Plan) -> dict[str, str]:
+        """Return the standard deviation as an expression in `sigmas`, or as a number."""
+        deviation = plan.initial_deviation
+        if math.isclose(deviation, float(plan.levels[0]), rel_tol=1e-6):
+            return {"initial_deviation": "sigmas[0]"}
+        if plan.preserves_variance:
+            return {"initial_deviation": "(1 + sigmas[0] ** 2) ** 0.5"}
+        return {"initial_deviation": repr(deviation)}
+
+    def warnings(self, plan: Plan) -> tuple[str, ...]:
+        """Return nothing: the text is exact."""
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class SpacingSetting(AbstractInitialNoise):
+    """Declare that a scheduler scales by sqrt(1 + sigma^2) or by sigma, as a setting says.
+
+    The setting is called `timestep_spacing`, and has no other effect on a custom schedule.
+
+    **Example:**
+
+    ```python
+    >>> jk.exports.SpacingSetting().placeholders
+    ('timestep_spacing',)
+    ```
+    """
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The value of the setting."""
+        return ("timestep_spacing",)
+
+    def parts(self, plan: Plan) -> dict[str, str]:
+        """Return the value of the setting."""
+        return {"timestep_spacing": "leading" if plan.preserves_variance else "trailing"}
+
+    def warnings(self, plan: Plan) -> tuple[str, ...]:
+        """Return nothing: the setting follows the schedule."""
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled(AbstractInitialNoise):
+    """Declare that a scheduler scales unit noise by itself.
+
+    **Arguments:**
+
+    - `by`: "level", its first level; "variance_preserving", sqrt(1 + sigma^2) at its first level;
+      "sigma_max", sqrt(1 + sigma_max^2) of its own option sigma_max.
+
+    **Example:**
+
+    ```python
+    >>> jk.exports.Scaled("level").by
+    'level'
+    ```
+    """
+
+    by: Literal["level", "variance_preserving", "sigma_max"]
+
+    def warnings(self, plan: Plan) -> tuple[str, ...]:
+        """Return a warning if the schedule starts from another standard deviation."""
+        scales = {
+            "level": lambda: float(plan.levels[0]),
+            "variance_preserving": lambda: math.hypot(plan.levels[0], 1.0),
+            "sigma_max": lambda: math.hypot(float(str(plan.options["sigma_max"])), 1.0),
+        }
+        return _scaled(plan, scales[self.by]())
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledAtTableTop(AbstractInitialNoise):
+    """Declare that a tool scales by sqrt(1 + sigma^2) at the largest level of its model's table.
+
+    Below that level it scales by sigma. Whether the level is the largest is known only for a process
+    that has the table.
+
+    **Example:**
+
+    ```python
+    >>> jk.exports.ScaledAtTableTop().placeholders
+    ()
+    ```
+    """
+
+    def warnings(self, plan: Plan) -> tuple[str, ...]:
+        """Return a warning if the schedule starts below the top of its table."""
+        if not isinstance(plan.process, DiscreteVP):
+            return ()
+        first = float(plan.levels[0])
+        at_top = math.isclose(first, sigma_range(plan.process, 0.0)[0], rel_tol=1e-5)
+        return _scaled(plan, math.hypot(first, 1.0) if at_top else first)
+
+    def remarks(self, plan: Plan) -> tuple[str, ...]:
+        """Return the rule, for a process without the table."""
+        if isinstance(plan.process, DiscreteVP):
+            return ()
+        return (
+            "ComfyUI scales the initial noise by sqrt(1 + sigma^2) only if the first number is the "
+            "model's own largest level to 5 digits; make the schedule for the model's own table",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitVariance(AbstractInitialNoise):
+    """Declare that a pipeline for flow models starts from level 1, noise of variance 1.
+
+    **Example:**
+
+    ```python
+    >>> jk.exports.UnitVariance().placeholders
+    ()
+    ```
+    """
+
+    def warnings(self, plan: Plan) -> tuple[str, ...]:
+        """Return a warning if the schedule starts elsewhere."""
+        if math.isclose(plan.initial_deviation, 1.0, rel_tol=1e-3):
+            return ()
+        return (
+            f"levels s/(a + s) of {type(plan.process).__name__}: a flow model starts from level 1, "
+            f"pure noise of standard deviation 1; this schedule starts at {plan.levels[0]:.6g}, "
+            f"with standard deviation {plan.initial_deviation:.6g}",
+        )

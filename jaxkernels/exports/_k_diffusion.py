@@ -1,0 +1,64 @@
+"""k-diffusion: `sigmas` (K+1,), decreasing; it stops at the last of them."""
+
+from ..processes import EDM
+from ._initial_noise import WrittenOut
+from ._levels import Sigmas
+from ._noise import Eta
+from ._render import Text
+from ._scheduler import Emulation, Scheduler, Tool
+
+HEUN_IN_SIGMA = (
+    "{name} takes Heun steps in sigma, jaxkernels in the process's time; they agree for EDM"
+)
+
+_DETERMINISTIC = """\
+import torch
+from k_diffusion.sampling import {function}
+
+{numbers}
+x = torch.randn(shape) * {initial_deviation}
+x = {function}(model, x, sigmas)"""
+
+_CONSTANT_ETA = """\
+import torch
+from k_diffusion.sampling import sample_euler_ancestral
+
+{numbers}
+x = torch.randn(shape) * {initial_deviation}
+x = sample_euler_ancestral(model, x, sigmas, eta={constant})"""
+
+_ETA_PER_STEP = """\
+import torch
+from k_diffusion.sampling import sample_euler_ancestral
+
+{numbers}
+x = torch.randn(shape) * {initial_deviation}
+{parameters}
+for i in range(len(eta)):
+    x = sample_euler_ancestral(model, x, sigmas[i : i + 2], eta=eta[i])"""
+
+_SAMPLING = Scheduler(
+    name="k-diffusion",
+    keyword="sigmas",
+    levels=Sigmas(),
+    final_zero="written",
+    stops="anywhere",
+    noise=Eta(constant=Text(_CONSTANT_ETA), per_step=Text(_ETA_PER_STEP)),
+    emulates=(
+        Emulation("ddim", "sample_euler"),
+        Emulation("dpmpp_2m", "sample_dpmpp_2m"),
+        Emulation("heun", "sample_heun", exact_for=(EDM,), difference=HEUN_IN_SIGMA),
+    ),
+    initial_noise=WrittenOut(),
+    text=Text(_DETERMINISTIC),
+    form="torch.tensor({})",
+)
+
+K_DIFFUSION = Tool(
+    "k-diffusion",
+    {"sampling": _SAMPLING},
+    unsupported={
+        "sample_dpm_fast": "takes no custom noise levels",
+        "sample_dpm_adaptive": "takes no custom noise levels",
+    },
+)

@@ -1,0 +1,317 @@
+"""How schedulers write noise levels."""
+
+import abc
+import dataclasses
+import math
+from typing import ClassVar, TypeVar
+
+import numpy as np
+
+from .. import _checks
+from ..processes import AbstractProcess, DiscreteVP
+from ._plan import Levels, Unit
+from ._render import written
+
+Self = TypeVar("Self", bound="AbstractLevels")
+OnTable = TypeVar("OnTable", bound="AbstractTableLevels")
+
+
+class AbstractLevels(abc.ABC):
+    """Define how a scheduler writes the noise levels of a schedule.
+
+    A subclass is a frozen dataclass. Its `unit` is that of the levels; the fields named in `options`
+    are what a user may set in the call of `export`.
+    """
+
+    unit: ClassVar[Unit]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the fields that are options of `export`."""
+        return ()
+
+    def for_process(self: Self, process: AbstractProcess) -> Self:
+        """Return these levels with what follows from the process filled in."""
+        return self
+
+    def check(self, levels: Levels, name: str) -> tuple[str, ...]:
+        """Return warnings on levels at which the scheduler `name` evaluates the network.
+
+        **Arguments:**
+
+        - `levels`: (K,), without the level at which sampling ends.
+        - `name`: the scheduler's name, for messages.
+
+        **Returns:** warnings on what the scheduler changes.
+
+        **Raises:** ValueError for levels that it cannot represent.
+        """
+        return ()
+
+    @abc.abstractmethod
+    def write(self, levels: Levels) -> tuple[float | int, ...]:
+        """Return the numbers that stand for these levels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmas(AbstractLevels):
+    """Write levels as sigma = s/a, in units of the data.
+
+    **Example:**
+
+    ```python
+    >>> jk.exports.Sigmas().write(np.array([80.0, 0.1]))
+    (80.0, 0.1)
+    ```
+    """
+
+    unit: ClassVar[Unit] = "sigma"
+
+    def write(self, levels: Levels) -> tuple[float | int, ...]:
+        """Return sigma."""
+        return written(levels)
+
+
+@dataclasses.dataclass(frozen=True)
+class KarrasRamp(AbstractLevels):
+    """Write levels as positions on a ramp, which the scheduler maps to levels by
+
+        sigma = (sigma_max^(1/rho) + ramp (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
+
+    The inverse of that map is applied. The ramp leaves [0, 1] where a level lies outside
+    [sigma_min, sigma_max].
+
+    **Arguments:**
+
+    - `sigma_min`, `sigma_max`: the scheduler's own, 0 < sigma_min < sigma_max.
+    - `rho`: the scheduler's own, > 0.
+
+    **Raises:** ValueError for values out of range.
+
+    **Example:**
+
+    ```python
+    >>> jk.exports.KarrasRamp(rho=1.0).write(np.array([80.0, 0.002]))
+    (0.0, 1.0)
+    ```
+
+    Source: Karras et al., "Elucidating the design space of diffusion-based generative models"
+    (2022), equation (5), https://arxiv.org/abs/2206.00364.
+    """
+
+    unit: ClassVar[Unit] = "sigma"
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self):
+        rho = _checks.scalar("rho", self.rho, above=0.0)
+        sigma_min = _checks.scalar("sigma_min", self.sigma_min, above=0.0)
+        sigma_max = _checks.scalar("sigma_max", self.sigma_max, above=float(sigma_min))
+        object.__setattr__(self, "rho", float(rho))
+        object.__setattr__(self, "sigma_min", float(sigma_min))
+        object.__setattr__(self, "sigma_max", float(sigma_max))
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The parameters of the scheduler's map."""
+        return ("sigma_min", "sigma_max", "rho")
+
+    def write(self, levels: Levels) -> tuple[float | int, ...]:
+        """Return positions on the ramp."""
+        low = self.sigma_min ** (1.0 / self.rho)
+        high = self.sigma_max ** (1.0 / self.rho)
+        # all digits: the scheduler computes in float64, and a power rho amplifies what is cut off
+        return tuple(((high - levels ** (1.0 / self.rho)) / (high - low)).tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowSigmas(AbstractLevels):
+    """Write levels as l = s/(a + s), in [0, 1], as flow models take them.
+
+    **Arguments:**
+
+    - `shift`: that of a scheduler which maps what it is given by x -> shift x / (1 + (shift - 1) x);
+      the inverse of that map is applied. None for a scheduler that maps nothing.
+    - `integer_timesteps`: the network is told floor(1000 l) instead of 1000 l.
+
+    **Raises:** ValueError for a shift that is not > 0.
+
+    **Example:**
+
+    ```python
+    >>> jk.exports.FlowSigmas(shift=3.0).write(np.array([1.0, 0.75]))
+    (1.0, 0.5)
+    ```
+    """
+
+    unit: ClassVar[Unit] = "flow"
+    shift: float | None = None
+    integer_timesteps: bool = False
+
+    def __post_init__(self):
+        if self.shift is not None:
+            shift = float(_checks.scalar("shift", self.shift, above=0.0))
+            object.__setattr__(self, "shift", shift)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The shift, if the scheduler has one."""
+        return () if self.shift is None else ("shift",)
+
+    def check(self, levels: Levels, name: str) -> tuple[str, ...]:
+        """Return a warning on the timesteps that the network is told."""
+        if not self.integer_timesteps:
+            return ()
+        told = np.array(written(levels))
+        # the scheduler moves level 1 to 1 - 1e-6
+        told = np.floor(1000.0 * np.where(np.abs(told - 1.0) < 1e-6, told - 1e-6, told))
+        same = np.flatnonzero(np.diff(told) >= 0)
+        if same.size:
+            k = int(same[0])
+            raise ValueError(
+                f"levels {k} and {k + 1} of the schedule, {levels[k]:.6g} and {levels[k + 1]:.6g}, "
+                f"are one timestep, {told[k]:.0f} of 1000, to {name}; use fewer steps, or the "
+                "scheduler 'flow_match_euler'."
+            )
+        lag = float(np.max(1000.0 * levels - told))
+        warning = f"the network is told integer timesteps of 1000, up to {lag:.2g} below those of "
+        return (warning + "the levels between which it steps",)
+
+    def write(self, levels: Levels) -> tuple[float | int, ...]:
+        """Return the levels before the scheduler's shift."""
+        if self.shift is None:
+            return written(levels)
+        return written(levels / (self.shift - (self.shift - 1.0) * levels))
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractTableLevels(AbstractLevels):
+    """Define levels of a network that was trained at the levels of a table.
+
+    **Arguments:**
+
+    - `table`: a `DiscreteVP`; by default the process if it is one, else Stable Diffusion's.
+
+    **Raises:** ValueError for another type.
+    """
+
+    unit: ClassVar[Unit] = "sigma"
+    table: DiscreteVP | None = None
+
+    def __post_init__(self):
+        if self.table is not None and not isinstance(self.table, DiscreteVP):
+            raise ValueError(f"table must be a DiscreteVP; got {type(self.table).__name__}.")
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The table."""
+        return ("table",)
+
+    def for_process(self: OnTable, process: AbstractProcess) -> OnTable:
+        """Return these levels with the table filled in."""
+        if self.table is not None:
+            return self
+        own = process if isinstance(process, DiscreteVP) else DiscreteVP.scaled_linear()
+        return dataclasses.replace(self, table=own)
+
+    @property
+    def log_sigmas(self) -> np.ndarray:
+        """log sigma of the table, ascending."""
+        table = DiscreteVP.scaled_linear() if self.table is None else self.table
+        return np.asarray(table.log_sigmas)
+
+    def is_smallest(self, sigma: float) -> bool:
+        """Whether this is the smallest level of the table."""
+        return math.isclose(sigma, math.exp(float(self.log_sigmas[0])), rel_tol=1e-5)
+
+    def positions(self, sigmas: Levels) -> np.ndarray:
+        """Return fractional timesteps, counted from 0, with log sigma linear in between.
+
+        **Raises:** ValueError for levels outside the table.
+        """
+        low, high = np.exp(self.log_sigmas[[0, -1]])
+        outside = (sigmas > high * (1.0 + 1e-6)) | (sigmas < low * (1.0 - 1e-6))
+        if outside.any():
+            k = int(np.argmax(outside))
+            raise ValueError(
+                f"sigma = {sigmas[k]:.6g} of step {k} lies outside the levels of the table, "
+                f"{low:.6g} .. {high:.6g}, on which the network was trained; make the schedule for "
+                "DiscreteVP with the network's table, or pass that table."
+            )
+        return np.interp(np.log(sigmas), self.log_sigmas, np.arange(self.log_sigmas.size))
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSigmas(AbstractTableLevels):
+    """Write levels as sigma = s/a, all within a table, from which the scheduler finds the timesteps.
+
+    **Arguments:**
+
+    - `table`: as in `AbstractTableLevels`.
+
+    **Example:**
+
+    ```python
+    >>> jk.exports.TableSigmas().write(np.array([14.0, 0.1]))
+    (14.0, 0.1)
+    ```
+    """
+
+    def check(self, levels: Levels, name: str) -> tuple[str, ...]:
+        """Raise for a level beyond the table, which the scheduler would silently clip."""
+        self.positions(levels)
+        return ()
+
+    def write(self, levels: Levels) -> tuple[float | int, ...]:
+        """Return sigma."""
+        return written(levels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timesteps(AbstractTableLevels):
+    """Write levels as timesteps of a table, counted from 0.
+
+    **Arguments:**
+
+    - `table`: as in `AbstractTableLevels`.
+    - `integer`: the scheduler truncates fractions, so the nearest integers are written and the
+      levels move. Otherwise it interpolates sigma (not log sigma) between integer timesteps, and the
+      fractions are those that give exactly the schedule's levels.
+
+    **Example:**
+
+    ```python
+    >>> sigmas = np.exp(np.asarray(jk.DiscreteVP.scaled_linear().log_sigmas))
+    >>> jk.exports.Timesteps(integer=True).write(sigmas[[999, 20]])
+    (999, 20)
+    ```
+    """
+
+    integer: bool = False
+
+    def check(self, levels: Levels, name: str) -> tuple[str, ...]:
+        """Return a warning on how far rounding moves the levels."""
+        exact = self.positions(levels)
+        if not self.integer:
+            return ()
+        timesteps = np.rint(exact).astype(int)
+        same = np.flatnonzero(np.diff(timesteps) >= 0)
+        if same.size:
+            k = int(same[0])
+            raise ValueError(
+                f"levels {k} and {k + 1} of the schedule, at timesteps {exact[k]:.2f} and "
+                f"{exact[k + 1]:.2f}, are both rounded to timestep {timesteps[k]}, which {name} "
+                "would run twice; use fewer steps, or the scheduler 'euler', which takes sigmas."
+            )
+        moved = float(np.max(np.abs(self.log_sigmas[timesteps] - np.log(levels))))
+        if moved < 1e-6:
+            return ()
+        return (f"rounding to integer timesteps moves log sigma by at most {moved:.2g}",)
+
+    def write(self, levels: Levels) -> tuple[float | int, ...]:
+        """Return the timesteps."""
+        if self.integer:
+            return tuple(np.rint(self.positions(levels)).astype(int).tolist())
+        sigmas = np.exp(self.log_sigmas)
+        return written(np.interp(levels, sigmas, np.arange(sigmas.size)))
