@@ -19,3 +19,7 @@ from ._kernel import (
     error_kernel as error_kernel,
     factored as factored,
 )
+from ._trust import (
+    model_warnings as model_warnings,
+    violations as violations,
+)
