@@ -17,8 +17,11 @@ from scipy.integrate import solve_ivp
 from scipy.special import erfcx
 
 import jaxkernels as jk
-from jaxkernels.reverse_sde import _fokker_planck as fokker_planck
-from jaxkernels.reverse_sde._fokker_planck import leading_order_1d
+from jaxkernels.reverse_sde import leading_order_1d
+from jaxkernels.reverse_sde._fokker_planck import divide_time
+from jaxkernels.reverse_sde._lagrangian import integrate_density, solve_lagrangian
+from jaxkernels.reverse_sde._perturbation import NAMED_ERRORS
+from jaxkernels.reverse_sde._tridiagonal import eliminate, substitute
 
 # two components as in the others, so that one program serves all
 NORMAL = jk.GaussianMixture([0.3, 0.7], [[0.7], [0.7]], [0.25, 0.25])
@@ -28,13 +31,13 @@ SMOOTH = jk.GaussianMixture([0.4, 0.6], [[-0.8], [0.9]], [0.3, 0.4])
 COARSE: dict[str, Any] = {"cells": 256, "time_steps": 128}
 
 
-def _wave(x: jax.Array, tau: jax.Array, score: jax.Array) -> jax.Array:
-    return jnp.sin(2 * x) * jnp.exp(-tau)
+def _wave(x: jax.Array, theta: jax.Array, score: jax.Array) -> jax.Array:
+    return jnp.sin(2 * x) * jnp.exp(-theta)
 
 
-def _log_w(tau: float, variance: float) -> float:
-    """-y(tau): the logarithm of the squared correlation of X_0 and X_tau."""
-    return -math.log((math.exp(tau) + variance - 1.0) / variance)
+def _log_w(theta: float, variance: float) -> float:
+    """-y(theta): the logarithm of the squared correlation of X_0 and X_theta."""
+    return -math.log((math.exp(theta) + variance - 1.0) / variance)
 
 
 def _normal_score_error(h2: float, time: float, variance: float) -> float:
@@ -45,11 +48,11 @@ def _normal_score_error(h2: float, time: float, variance: float) -> float:
 
 
 def _normal_constant_error(h2: float, time: float, variance: float) -> float:
-    """L = 1/2 (1/2 (1 + h^2) int w^{h^2 / 2} dtau / sqrt(s))^2, by quadrature."""
+    """L = 1/2 (1/2 (1 + h^2) int w^{h^2 / 2} dtheta / sqrt(s))^2, by quadrature."""
     nodes, weights = np.polynomial.legendre.leggauss(200)
-    tau = time * (nodes + 1) / 2
-    s = 1 + (variance - 1) * np.exp(-tau)
-    mean = (variance * np.exp(-tau) / s) ** (h2 / 2) / np.sqrt(s)
+    theta = time * (nodes + 1) / 2
+    s = 1 + (variance - 1) * np.exp(-theta)
+    mean = (variance * np.exp(-theta) / s) ** (h2 / 2) / np.sqrt(s)
     return float(0.5 * (1 + h2) * time / 2 * weights @ mean) ** 2 / 2
 
 
@@ -65,7 +68,7 @@ def test_normal_data(h2: float, variance: float) -> None:
     constant = leading_order_1d(target, "constant", h2, 2.0, **COARSE)
     np.testing.assert_allclose(constant.value, _normal_constant_error(h2, 2.0, variance), rtol=3e-6)
     for result in (by_score, constant):
-        assert result.mass_defect < 1e-12
+        assert result.mass_imbalance < 1e-12
         np.testing.assert_allclose(np.sum(result.masses), 1.0, atol=1e-11)
 
 
@@ -76,16 +79,14 @@ def test_the_law_itself() -> None:
     slope = -math.sqrt(4 * _normal_score_error(1.0, 2.0, 0.25))
     inside = np.abs(z) < 4
     np.testing.assert_allclose(
-        result.u[inside], (0.5 * slope * (z**2 - 1))[inside], rtol=1e-3, atol=3e-3
+        result.density_response[inside], (0.5 * slope * (z**2 - 1))[inside], rtol=1e-3, atol=3e-3
     )
 
 
 def _on_one_grid(h2: float, cells: int, steps: int) -> float:
-    times, pieces = fokker_planck._time_grid(np.array([0.0, 2.0]), 1, steps, 0.25)
-    by_score = fokker_planck._ERRORS["score"]
-    return float(
-        fokker_planck._lagrangian(NORMAL, by_score, times, cells, jnp.array([h2]), pieces).value
-    )
+    times, pieces = divide_time(np.array([0.0, 2.0]), 1, steps, 0.25)
+    by_score = NAMED_ERRORS["score"]
+    return float(solve_lagrangian(NORMAL, by_score, times, cells, jnp.array([h2]), pieces).value)
 
 
 @pytest.mark.parametrize("h2", [0.0, 2.0])
@@ -107,8 +108,8 @@ def test_estimated_error_without_extrapolation() -> None:
     assert miss < found.discretization_error < 10 * miss
 
 
-def _window(x: jax.Array, tau: jax.Array, score: jax.Array) -> jax.Array:
-    return jnp.where((tau >= 0.1) & (tau < 1.0), score, 0.0)
+def _window(x: jax.Array, theta: jax.Array, score: jax.Array) -> jax.Array:
+    return jnp.where((theta >= 0.1) & (theta < 1.0), score, 0.0)
 
 
 def _in_a_window(h2: jax.Array) -> jax.Array:
@@ -170,7 +171,7 @@ def test_bimodal_table(h2: float) -> None:
         np.testing.assert_allclose(found.value, expected, rtol=1e-6)
         assert abs(found.value - expected) < 2 * found.discretization_error + 3e-8
         assert found.discretization_error < 2e-6 * max(1.0, 10 * expected)
-        assert found.mass_defect < 1e-12
+        assert found.mass_imbalance < 1e-12
 
 
 @pytest.mark.parametrize("h2", [4.0, 16.0])
@@ -179,7 +180,7 @@ def test_the_eulerian_scheme_agrees(h2: float) -> None:
         BIMODAL, "score", h2, 4.0, cells=6000, time_steps=160, scheme="eulerian"
     )
     np.testing.assert_allclose(found.value, TABLE[h2][0], atol=1e-6)
-    assert found.mass_defect < 1e-9  # of u p_0 where p_0 is not negligible
+    assert found.mass_imbalance < 1e-9  # of u p_0 where p_0 is not negligible
 
 
 def test_the_schemes_agree_on_another_error() -> None:
@@ -191,11 +192,11 @@ def test_the_schemes_agree_on_another_error() -> None:
 def _characteristics(
     weights: np.ndarray, means: np.ndarray, variances: np.ndarray, time: float
 ) -> float:
-    """L at h = 0 for E = sin(2 x) e^{-tau}: u = -1/2 int (E' + E score) dtau along the flow, from points of p_0."""
+    """L at h = 0 for E = sin(2 x) e^{-theta}: u = -1/2 int (E' + E score) dtheta along the flow, from points of p_0."""
 
-    def score(x: np.ndarray, tau: float) -> np.ndarray:
-        v = 1 + (variances - 1) * np.exp(-tau)
-        r = x[:, None] - np.exp(-tau / 2) * means
+    def score(x: np.ndarray, theta: float) -> np.ndarray:
+        v = 1 + (variances - 1) * np.exp(-theta)
+        r = x[:, None] - np.exp(-theta / 2) * means
         logs = np.log(weights) - r**2 / (2 * v) - np.log(v) / 2
         p = np.exp(logs - logs.max(1, keepdims=True))
         return -np.sum(p * r / v, 1) / np.sum(p, 1)
@@ -212,10 +213,10 @@ def _characteristics(
             weight * np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
         )
 
-        def rate(tau: float, state: np.ndarray) -> np.ndarray:
+        def rate(theta: float, state: np.ndarray) -> np.ndarray:
             y = state[: len(state) // 2]
-            s = score(y, tau)
-            source = np.exp(-tau) * (2 * np.cos(2 * y) + np.sin(2 * y) * s)
+            s = score(y, theta)
+            source = np.exp(-theta) * (2 * np.cos(2 * y) + np.sin(2 * y) * s)
             return np.concatenate([-(y + s) / 2, -source / 2])
 
         start = np.concatenate([x, np.zeros_like(x)])
@@ -250,13 +251,13 @@ def test_particles() -> None:
     h2, time, steps, eps, count = 1.0, 1.0, 60, 0.02, 40000
     rng = np.random.default_rng(3)
 
-    def drift(y: np.ndarray, tau: float) -> np.ndarray:
-        v = 1 + (variances - 1) * np.exp(-tau)
-        r = y[..., None] - np.exp(-tau / 2) * means
+    def drift(y: np.ndarray, theta: float) -> np.ndarray:
+        v = 1 + (variances - 1) * np.exp(-theta)
+        r = y[..., None] - np.exp(-theta / 2) * means
         p = weights * np.exp(-(r**2) / (2 * v)) / np.sqrt(v)
         score = -np.sum(p * r / v, -1) / np.sum(p, -1)
         return y / 2 + (1 + h2) / 2 * (
-            score + eps * np.array([[1.0], [-1.0]]) * np.sin(2 * y) * np.exp(-tau)
+            score + eps * np.array([[1.0], [-1.0]]) * np.sin(2 * y) * np.exp(-theta)
         )
 
     mode = rng.choice(2, size=count, p=weights)
@@ -269,7 +270,7 @@ def test_particles() -> None:
         second = drift(y + dt * first + noise, time - (k + 1) * dt)
         y = y + dt * (first + second) / 2 + noise
     result = leading_order_1d(SMOOTH, _wave, h2, time, **COARSE)
-    x, u, masses = (np.asarray(a) for a in (result.nodes, result.u, result.masses))
+    x, u, masses = (np.asarray(a) for a in (result.nodes, result.density_response, result.masses))
     tests = {
         "mean": lambda z: z,
         "square": lambda z: z**2,
@@ -329,10 +330,8 @@ def test_elimination_keeps_small_masses() -> None:
     for j in reversed(range(6)):
         later = rows[j][j + 1] * exact[j + 1] if j < 5 else Fraction(0)
         exact[j] = (right[j] - later) / rows[j][j]
-    matrix = fokker_planck._eliminate(
-        jnp.asarray(masses), jnp.asarray(rates)[None], jnp.asarray(rates)[None]
-    )
-    found = fokker_planck._substitute(jax.tree.map(lambda a: a[0], matrix), jnp.asarray(b))
+    matrix = eliminate(jnp.asarray(masses), jnp.asarray(rates)[None], jnp.asarray(rates)[None])
+    found = substitute(jax.tree.map(lambda a: a[0], matrix), jnp.asarray(b))
     np.testing.assert_allclose(found, [float(x) for x in exact], rtol=1e-12)
 
 
@@ -343,7 +342,7 @@ def test_cell_masses_keep_their_digits_in_the_tails() -> None:
         return 0.5 * math.exp(-z * z / 2) * float(erfcx(z / math.sqrt(2)))
 
     outer = tail(6.5) - tail(6.6)
-    found = fokker_planck._masses(jk.GaussianMixture([1.0], [[0.0]], [1.0]), edges)
+    found = integrate_density(jk.GaussianMixture([1.0], [[0.0]], [1.0]), edges)
     np.testing.assert_allclose(found[[0, -1]], outer, rtol=1e-12)
     np.testing.assert_allclose(found.sum(), 1 - 2 * tail(6.6), rtol=1e-14)
 
@@ -351,7 +350,7 @@ def test_cell_masses_keep_their_digits_in_the_tails() -> None:
 def test_new_numbers_do_not_compile_again() -> None:
     traces = 0
 
-    def error(x: jax.Array, tau: jax.Array, score: jax.Array) -> jax.Array:
+    def error(x: jax.Array, theta: jax.Array, score: jax.Array) -> jax.Array:
         nonlocal traces
         traces += 1
         return x
@@ -368,25 +367,37 @@ def test_single_precision_callers_get_the_same_number() -> None:
     found = leading_order_1d(NORMAL, "score", 1.0, 2.0, **COARSE)
     assert found.value.dtype == jnp.float32
     np.testing.assert_allclose(found.value, _normal_score_error(1.0, 2.0, 0.25), rtol=3e-6)
-    with pytest.raises(ValueError, match=r"h_squared is traced without 64-bit"):
+    with pytest.raises(ValueError, match=r"stochasticity_squared is traced without 64-bit"):
         jax.grad(lambda h2: leading_order_1d(NORMAL, "score", h2, 2.0, **COARSE).value)(1.0)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"h_squared": -0.5}, r"h_squared must be >= 0; its smallest entry is -0.5"),
-        ({"h_squared": [1.0, 2.0]}, r"h_squared has shape \(2,\); with 0 breakpoints"),
-        ({"h_squared": 0.0, "scheme": "eulerian"}, r"h_squared = 0 has no eulerian scheme"),
+        (
+            {"stochasticity_squared": -0.5},
+            r"stochasticity_squared must be >= 0; its smallest entry is -0.5",
+        ),
+        (
+            {"stochasticity_squared": [1.0, 2.0]},
+            r"stochasticity_squared has shape \(2,\); with 0 breakpoints",
+        ),
+        (
+            {"stochasticity_squared": 0.0, "scheme": "eulerian"},
+            r"stochasticity_squared = 0 has no eulerian scheme",
+        ),
         ({"final_time": 0.0}, r"final_time = 0 must be > 0"),
         ({"breakpoints": [0.5, 0.5]}, r"breakpoints = \[0.5, 0.5\] must increase inside \(0, 2\)"),
         ({"breakpoints": [3.0]}, r"breakpoints = \[3.0\] must increase inside"),
         ({"cells": 8}, r"cells = 8 must be at least 16"),
         ({"scheme": "lagrange"}, r"scheme='lagrange' is not known. Did you mean 'lagrangian'"),
         ({"error": "scores"}, r"error='scores' is not known"),
-        ({"error": lambda x, tau, score: jnp.log(x)}, r"error returned nan at x = -\d.*, tau = \d"),
         (
-            {"error": lambda x, tau, score: x[:, None]},
+            {"error": lambda x, theta, score: jnp.log(x)},
+            r"error returned nan at x = -\d.*, theta = \d",
+        ),
+        (
+            {"error": lambda x, theta, score: x[:, None]},
             r"error returned shape \(\d+, 1\) for x of shape",
         ),
         (
@@ -407,7 +418,7 @@ def test_wrong_arguments(change: dict[str, Any], message: str) -> None:
     setting: dict[str, Any] = {
         "target": NORMAL,
         "error": "score",
-        "h_squared": 1.0,
+        "stochasticity_squared": 1.0,
         "final_time": 2.0,
     } | COARSE
     with pytest.raises(ValueError, match=message):

@@ -25,3 +25,7 @@ from ._objective import (
     LocalError as LocalError,
     TerminalError as TerminalError,
 )
+from ._trust import (
+    model_warnings as model_warnings,
+    violations as violations,
+)

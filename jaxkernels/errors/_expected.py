@@ -143,7 +143,6 @@ def finite_second_order(kernel: ErrorKernel, directions: AffineError) -> Array:
 
     Where it differs from the contraction, errors of this size are beyond second order.
     """
-
     batch = min(_BATCH, directions.shift.shape[0])
     return jnp.sum(jax.lax.map(lambda w: _even_part(kernel, w), directions, batch_size=batch))
 

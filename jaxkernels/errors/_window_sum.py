@@ -16,6 +16,7 @@ from .. import metrics
 from .._derivatives import dense_derivatives, forward_derivatives
 from .._numerics import safe_divide, safe_sqrt
 from .._objective import AbstractCoordinateObjective
+from .._padding import bucket
 from .._types import AnyArray
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
@@ -29,8 +30,7 @@ from ..recurrence import (
 from ..samplers import AbstractSampler
 from ..schedules import CoordinateProcess, Schedule, TimeCoordinate
 
-# spectra are padded with modes of weight 0 to multiples of this, so that few programs serve all
-_MODES = 64
+_SMALLEST_MODES = 64
 
 
 class WindowSum(AbstractCoordinateObjective):
@@ -58,7 +58,7 @@ class WindowSum(AbstractCoordinateObjective):
     def of(cls, bound, coordinate: TimeCoordinate, t_min: float) -> "WindowSum":
         """The sum for a bound `LocalError`, of schedules from the coordinate's start to `t_min`."""
         constant, scale = _constants(bound, coordinate, jnp.asarray(t_min))
-        target, process, sampler = _padded(bound.target), bound.process, bound.sampler
+        target, process, sampler = pad_modes(bound.target), bound.process, bound.sampler
         if not sampler.sigma_only:
             one = np.ones(())
             return cls(target, process, coordinate, sampler, constant, one, bound.metric)
@@ -118,15 +118,9 @@ class WindowSum(AbstractCoordinateObjective):
             moments = window_moments(target, process, self.sampler, times, still, step, num_steps)
             exact = target.marginal_variance(process, times[-1])
             return moments.mean_error, moments.variance, exact
-        c = window_coefficients(process, self.sampler, times, step, num_steps)
-        a, s = process.signal(times), process.noise(times)
-        eigenvalues = jnp.asarray(target.eigenvalues)
-        deviation = safe_sqrt(a[:, None] ** 2 * eigenvalues + s[:, None] ** 2)
-        weight = (c[:, 0] * a)[:, None] * eigenvalues + (c[:, 1] * s)[:, None]
-        amplitude = jnp.sum(safe_divide(weight, deviation), 0)
-        mean_error = (jnp.sum(c[:, 0]) - a[-1]) * target.mean
-        # a negative amplitude puts every sample on the wrong side: its variance counts as negative
-        return mean_error, amplitude * jnp.abs(amplitude), deviation[-1] ** 2
+        moments = flow_moments(target, process, self.sampler, times, step, num_steps)
+        mean_error, amplitude, deviation = moments
+        return mean_error, amplitude * jnp.abs(amplitude), deviation**2
 
 
 class ScoredWindowSum(AbstractCoordinateObjective):
@@ -189,10 +183,10 @@ def assemble(
     return value, gradient, hessian
 
 
-def _padded(target: Gaussian) -> Gaussian:
-    """The target with modes of weight 0, up to a multiple of `_MODES`."""
+def pad_modes(target: Gaussian) -> Gaussian:
+    """The target with modes of weight 0, up to a power of two."""
     size = np.shape(target.eigenvalues)[0]
-    extra = -size % _MODES
+    extra = bucket(size, _SMALLEST_MODES) - size
     fields = (target.mean, target.eigenvalues, target.weights)
     arrays = [
         np.concatenate([np.asarray(values), np.full(extra, fill)])
@@ -201,6 +195,28 @@ def _padded(target: Gaussian) -> Gaussian:
     # weights of quadrature nodes may be negative, which is checked where a user gives them
     plain = Gaussian(np.zeros(size + extra), np.ones(size + extra))
     return eqx.tree_at(lambda g: (g.mean, g.eigenvalues, g.weights), plain, arrays)
+
+
+def flow_moments(
+    target: Gaussian,
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    times: Float[Array, " window"],
+    step: Int[Array, ""],
+    num_steps: Int[Array, ""],
+) -> tuple[Float[Array, " modes"], Float[Array, " modes"], Float[Array, " modes"]]:
+    """Mean error, amplitude and exact standard deviation per mode after a deterministic step.
+
+    For a sampler with one evaluation per step that starts on the probability flow. A negative amplitude
+    puts every sample on the wrong side of the mean.
+    """
+    c = window_coefficients(process, sampler, times, step, num_steps)
+    a, s = process.signal(times), process.noise(times)
+    eigenvalues = jnp.asarray(target.eigenvalues)
+    deviation = safe_sqrt(a[:, None] ** 2 * eigenvalues + s[:, None] ** 2)
+    weight = (c[:, 0] * a)[:, None] * eigenvalues + (c[:, 1] * s)[:, None]
+    amplitude = jnp.sum(safe_divide(weight, deviation), 0)
+    return (jnp.sum(c[:, 0]) - a[-1]) * target.mean, amplitude, deviation[-1]
 
 
 @eqx.filter_jit

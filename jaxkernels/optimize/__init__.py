@@ -19,4 +19,3 @@ from ._space import (
     AbstractProblem as AbstractProblem,
     ScheduleSpace as ScheduleSpace,
 )
-from ._trust import model_warnings as model_warnings, violations as violations

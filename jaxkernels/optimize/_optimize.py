@@ -15,7 +15,7 @@ from .._precision import is_traced, to_float64
 from .._progress import Progress
 from .._types import Numbers
 from ..distributions import AbstractDistribution, Gaussian
-from ..errors import LocalError, TerminalError
+from ..errors import LocalError, TerminalError, model_warnings, violations
 from ..prediction import AbstractDenoiser
 from ..processes import AbstractProcess, check_process, sigma_range
 from ..samplers import AbstractSampler, as_sampler
@@ -42,7 +42,7 @@ from ._result import OptimizedSchedule
 from ._selection import Selected, Selection
 from ._solve import Solution, solve
 from ._solver import AbstractSolver, Newton
-from ._trust import model_warnings, unproven, unresolved, violations
+from ._trust import unproven, unresolved
 
 # of a mixture, whose evaluations are cheap; of a network that is the target itself
 _MIXTURE_TRAJECTORIES, _MIXTURE_NODES = 256, 48

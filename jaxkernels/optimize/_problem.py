@@ -16,6 +16,7 @@ from .._objective import (
     AbstractObjective,
     ScheduleFunction,
 )
+from .._padding import bucket, pad_last
 from .._precision import to_float64
 from .._types import Numbers
 from ..distributions import Compression, Gaussian
@@ -29,7 +30,6 @@ from ._space import (
     DenseProblem,
     ScheduleSpace,
     TimesProblem,
-    bucket,
     time_coordinate,
 )
 
@@ -117,8 +117,7 @@ class ScheduleProblem:
             return None
         u = space.coordinates(np.stack([np.asarray(s.times, np.float64) for s in schedules]))
         if objective.padded:
-            padding = bucket(space.num_steps) - space.num_steps
-            u = np.pad(u, ((0, 0), (0, padding)), mode="edge")
+            u = pad_last(u, bucket(space.num_steps) + 1)
         return _coordinate_values(objective, u, np.asarray(space.num_steps))
 
 

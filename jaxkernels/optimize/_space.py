@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from .._derivatives import dense_derivatives
 from .._objective import AbstractBoundObjective, AbstractCoordinateObjective, Derivatives
+from .._padding import bucket, pad_last
 from .._types import AnyArray, constant
 from ..processes import AbstractProcess, sigma_range
 from ..schedules import Schedule, TimeCoordinate
@@ -18,7 +19,6 @@ from ..schedules import Schedule, TimeCoordinate
 # |z| <= 20 keeps every step longer than e^-40 of the whole range, still distinct in float64
 LARGEST_LOGIT = 20.0
 LARGEST_STOCHASTICITY = 10.0
-_SMALLEST_BUCKET = 16
 _SMALLEST_ARRAY = 128
 
 
@@ -101,10 +101,10 @@ class ScheduleSpace(eqx.Module):
 
     def coordinates(self, times: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, "rows n"]:
         """The coordinates of times."""
-        return _on_grid(_coordinate_of, self.coordinate, times)
+        return _on_padded(_coordinate_of, self.coordinate, times)
 
     def _times(self, u: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, "rows n"]:
-        return _on_grid(_time_of, self.coordinate, u)
+        return _on_padded(_time_of, self.coordinate, u)
 
     def bounds(self) -> tuple[Float[AnyArray, " n"], Float[AnyArray, " n"]]:
         """The box that vectors are kept in."""
@@ -230,11 +230,6 @@ class TimesProblem(AbstractProblem):
         return -self.length * p[1:, None] * (later - total)
 
 
-def bucket(num_steps: int) -> int:
-    """The smallest power of two, at least 16, that is >= num_steps."""
-    return max(_SMALLEST_BUCKET, 1 << (num_steps - 1).bit_length())
-
-
 def time_coordinate(
     process: AbstractProcess, eigenvalues: Float[np.ndarray, " modes"], t_min: float
 ) -> TimeCoordinate:
@@ -261,16 +256,14 @@ def _time_of(coordinate: TimeCoordinate, u: Array) -> Array:
     return coordinate.time(u)
 
 
-def _on_grid(
+def _on_padded(
     fn: Callable[[TimeCoordinate, Array], Array],
     coordinate: TimeCoordinate,
     values: Float[np.ndarray, "rows n"],
 ) -> Float[np.ndarray, "rows n"]:
     """fn of an array that is padded to a power of two entries, so that few shapes are compiled."""
     flat = values.reshape(-1)
-    size = max(_SMALLEST_ARRAY, 1 << (flat.size - 1).bit_length())
-    padded = np.full(size, flat[0])
-    padded[: flat.size] = flat
+    padded = pad_last(flat, bucket(flat.size, _SMALLEST_ARRAY))
     found = np.array(fn(coordinate, padded))[: flat.size]  # pyright: ignore[reportArgumentType]
     return found.reshape(values.shape)
 

@@ -1,49 +1,53 @@
-"""The reverse diffusion coefficient h(t): what a score error costs for a given h, and the h that minimises it."""
+"""The reverse diffusion coefficient h(t): what a score error costs for a given h, and the best h."""
 
+from ._affine import affine_leading_order as affine_leading_order
 from ._bound import (
-    density_information as density_information,
     diffusion_bound as diffusion_bound,
     gaussian_bound as gaussian_bound,
 )
-from ._clock import (
-    clock as clock,
-    time_at_clock as time_at_clock,
+from ._continuous import (
+    OptimalDiffusion as OptimalDiffusion,
+    optimize_diffusion as optimize_diffusion,
 )
-from ._few_steps import (
-    EvenKL as EvenKL,
-    FewSteps as FewSteps,
-    optimize_few_steps as optimize_few_steps,
+from ._density import (
+    density_information as density_information,
+    density_tail_constant as density_tail_constant,
+)
+from ._discrete import (
+    DiscreteStochasticity as DiscreteStochasticity,
+    optimize_discrete_stochasticity as optimize_discrete_stochasticity,
 )
 from ._fokker_planck import (
     FokkerPlanckResult as FokkerPlanckResult,
     leading_order_1d as leading_order_1d,
 )
+from ._infimum import (
+    Infimum as Infimum,
+    diffusion_infimum as diffusion_infimum,
+)
 from ._leading_order import (
     CellResponses as CellResponses,
-    affine_leading_order as affine_leading_order,
     cell_responses as cell_responses,
     leading_order as leading_order,
 )
 from ._limits import (
-    Statement as Statement,
     affine_tail_constant as affine_tail_constant,
-    density_tail_constant as density_tail_constant,
+    pulse_bound as pulse_bound,
     pulse_leading_order as pulse_leading_order,
-    pulse_statement as pulse_statement,
     tail_constant as tail_constant,
-    tail_statement as tail_statement,
-    window_statement as window_statement,
+    tail_leading_order as tail_leading_order,
+    window_leading_order as window_leading_order,
 )
-from ._moments import (
-    TerminalLaw as TerminalLaw,
-    affine_terminal_law as affine_terminal_law,
-    terminal_law as terminal_law,
+from ._search import BestConstant as BestConstant
+from ._symmetrized_kl import SymmetrizedKL as SymmetrizedKL
+from ._terminal_distribution import (
+    TerminalDistribution as TerminalDistribution,
+    affine_terminal_distribution as affine_terminal_distribution,
+    terminal_distribution as terminal_distribution,
 )
-from ._optimal import (
-    Infimum as Infimum,
-    OptimalDiffusion as OptimalDiffusion,
-    diffusion_infimum as diffusion_infimum,
-    optimize_diffusion as optimize_diffusion,
+from ._time_change import (
+    inverse_time_change as inverse_time_change,
+    time_change as time_change,
 )
 from ._weights import (
     TerminalKernel as TerminalKernel,

@@ -1,22 +1,16 @@
-"""Weights of the training loss over time, and the weight for which the predicted terminal error is least.
+"""Weights of the training loss over time, and the weight of least predicted terminal error.
 
-The loss is int w(theta) E |S - grad log p_theta|^2 d theta, S the learned score. The source compares, with
-varpi^2 = 1 - e^{-theta} the variance of X_theta given X_0,
+The loss is int w(theta) E |S - grad log p_theta|^2 d theta, S the learned score.
 
-    default  varpi^2,     noise  varpi^3,     data  varpi^2 / (1/4 + varpi),                               (1)
+MODEL of training: the error of the learned score is independent from time to time and relative,
+eps E = c grad log p with c of mean 0, and a loss of a given capacity spends it by the weight,
 
-Cao, Chen, Luo, Zhou (2023), (5) and (45), without a derivation. They are not normalised: compare their profiles only.
-Here is what (3) of `_leading_order` adds. MODEL of training: the error of the learned score is independent from time
-to time and relative, eps E = c grad log p with c of mean 0, and a loss of a given capacity spends it by the weight,
+    E |c grad log p|^2 (theta) delta(theta - theta') = delta(theta - theta') / w(theta),
+    int w d theta = 1.
 
-    E |c grad log p|^2 (theta) delta(theta - theta') = delta(theta - theta') / w(theta),     int w d theta = 1.   (2)
-
-Then the expected KL at the data end is int k / w d theta with the kernel
-
-    k(theta) = 1/4 sum_i ((1 + h^2) e^{-H_i} / s_i)^2 / sum_i (1 / s_i),                                   (3)
-
-and by the Cauchy-Schwarz inequality it is least for w = sqrt(k) / int sqrt(k), with the value (int sqrt(k))^2. How a
-network distributes its error in truth is for an experiment to say.
+Then the expected KL at the data end is int k / w d theta, with the kernel k of `terminal_kernel`,
+and by the Cauchy-Schwarz inequality it is least for w = sqrt(k) / int sqrt(k), where it is
+(int sqrt(k))^2. How a network distributes its error in practice is a question for an experiment.
 """
 
 from collections.abc import Callable
@@ -32,18 +26,12 @@ from .._precision import in_float64, is_traced
 from .._types import AnyArray, Numbers
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
-from ._clock import (
-    checked_edges,
-    checked_h_squared,
-    checked_variances,
-    clock,
-    mode_variance,
-    quadrature,
-    resolve,
-)
-from ._leading_order import accumulated
+from ._cells import check_edges, check_stochasticity, check_variances
+from ._leading_order import integrated_decay
+from ._quadrature import place_nodes, resolve_panels
+from ._time_change import mode_variance, time_change
 
-_SHAPES: dict[str, Callable[[Array], Array]] = {
+_WEIGHTINGS: dict[str, Callable[[Array], Array]] = {
     "default": lambda v: v**2,
     "noise": lambda v: v**3,
     "data": lambda v: v**2 / (0.25 + v),
@@ -52,51 +40,98 @@ _SHAPES: dict[str, Callable[[Array], Array]] = {
 
 @in_float64
 def training_weight(
-    process: AbstractProcess, t: AnyArray | float, kind: str = "default"
+    process: AbstractProcess, t: AnyArray | float, weighting: str = "default"
 ) -> Float[Array, "..."]:
-    """A weight of (1), `kind` "default", "noise" or "data", at times t of any process through its clock.
+    """Compute a weight of the training loss at times of a process.
 
-    For a variance-preserving process varpi is its noise s(t). **Raises:** ValueError for an unknown kind.
+        default  varpi^2,     noise  varpi^3,     data  varpi^2 / (1/4 + varpi)
+
+    with varpi^2 = 1 - e^{-theta}, the variance of X_theta given X_0; for a variance-preserving
+    process varpi is its noise s(t). The weights are not normalised: compare their profiles only.
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `t`: times of the process, any shape.
+    - `weighting`: "default", "noise" or "data".
+
+    **Returns:** the weight, of the shape of `t`.
+
+    **Raises:** ValueError for an unknown weighting.
+
+    **Example:**
+
+    ```python
+    >>> weight = jk.reverse_sde.training_weight(jk.VP(), 1.0, "data")
+    >>> print(f"{float(weight):.3f}")
+    0.800
+    ```
+
+    Source: Cao, Chen, Luo, Zhou, "Exploring the optimal choice for generative processes in diffusion
+    models: ordinary vs stochastic differential equations" (2023), (5) and (45), given there without
+    a derivation.
     """
-    shape = _checks.lookup("kind", kind, _SHAPES)
-    return shape(safe_sqrt(-jnp.expm1(-clock(process, t))))
+    shape = _checks.lookup("weighting", weighting, _WEIGHTINGS)
+    return shape(safe_sqrt(-jnp.expm1(-time_change(process, t))))
 
 
 class TerminalKernel(eqx.Module):
-    """k of (3) on quadrature nodes: what a unit of squared score error at each time costs at the end."""
+    """The cost at the data end of a unit of squared score error at each time, on quadrature nodes.
+
+    `terminal_kernel` computes it.
+    """
 
     time: Float[Array, "cells nodes"]
-    """theta."""
+    """theta of the nodes."""
     size: Float[Array, "cells nodes"]
     """d theta of the nodes."""
     kernel: Float[Array, "cells nodes"]
+    """k at the nodes."""
 
     @property
     def optimal_weight(self) -> Float[Array, "cells nodes"]:
-        """The normalised weight of least predicted error, in units of 1 / theta, at `time`."""
+        """The normalised weight of least predicted error, sqrt(k) / int sqrt(k), in 1 / theta."""
         root = jnp.sqrt(jnp.asarray(self.kernel))
         return root / jnp.sum(self.size * root)
 
     @property
     def optimal_error(self) -> Float[Array, ""]:
-        """(int sqrt(k))^2, the predicted error of that weight."""
+        """The predicted error of the optimal weight, (int sqrt(k))^2."""
         return jnp.sum(self.size * jnp.sqrt(jnp.asarray(self.kernel))) ** 2
 
     @in_float64
-    def predicted_error(self, weight: Numbers | Callable[[Array], Array]) -> Float[Array, ""]:
-        """int k / w for the normalised `weight`, a function of theta or its values at `time`.
+    def predict_error(self, weight: Numbers | Callable[[Array], Array]) -> Float[Array, ""]:
+        """Predict the expected KL of a training weight.
 
-        Weights that vanish at the data like theta or faster, as all of (1), give an infinite integral, of which the
-        quadrature sees a part: cut them off at the time where sampling stops.
+            int k / w dtheta,     w = weight / int weight
+
+        Weights that vanish at the data like theta or faster, as all of `training_weight`, give an
+        infinite integral, of which the quadrature sees a part: cut them off at the time at which
+        sampling stops.
+
+        **Arguments:**
+
+        - `weight`: > 0, a function of theta or its values at `time`.
+
+        **Returns:** the predicted error, in nats.
 
         **Raises:** ValueError for a wrong shape or a weight that is not positive.
+
+        **Example:**
+
+        ```python
+        >>> kernel = jk.reverse_sde.terminal_kernel(jk.Gaussian(0.0, [0.04]), [0.0, 2.0], 1.0)
+        >>> bool(kernel.predict_error(jnp.ones_like) > kernel.optimal_error)
+        True
+        ```
         """
         w = weight(jnp.asarray(self.time)) if callable(weight) else weight
         if not is_traced(w):
             w = _checks.array("weight", w)
             if w.shape != self.time.shape:
                 raise ValueError(
-                    f"weight has shape {w.shape}; it must have that of the times, {self.time.shape}."
+                    f"weight has shape {w.shape}; it must have that of the times, "
+                    f"{self.time.shape}."
                 )
             if jnp.any(jnp.asarray(w) <= 0):
                 raise ValueError(f"weight must be > 0; its smallest value is {w.min():g}.")
@@ -106,21 +141,51 @@ class TerminalKernel(eqx.Module):
 
 @in_float64
 def terminal_kernel(
-    target: Gaussian, edges: Numbers, h_squared: Numbers, *, panels: int | None = None
+    target: Gaussian,
+    edges: Numbers,
+    stochasticity_squared: Numbers,
+    *,
+    panels: int | None = None,
 ) -> TerminalKernel:
-    """The kernel (3) for Gaussian data and h^2 constant on cells; arguments and errors as in `leading_order`."""
-    edges, variances = checked_edges(edges), checked_variances(target)
-    k = checked_h_squared(h_squared, edges.shape[0] - 1)
+    """Compute what a unit of squared score error at each time costs at the data end.
+
+        k(theta) = 1/4 sum_i ((1 + alpha^2) e^{-H_i} / s_i)^2 / sum_i (1 / s_i)
+
+    for a relative error that is independent from time to time.
+
+    **Arguments:**
+
+    - `target`, `edges`, `stochasticity_squared`, `panels`: as in `leading_order`.
+
+    **Returns:** a `TerminalKernel` on (cells, nodes).
+
+    **Raises:** ValueError as `leading_order`.
+
+    **Example:**
+
+    ```python
+    >>> kernel = jk.reverse_sde.terminal_kernel(jk.Gaussian(0.0, [0.04]), [0.0, 2.0], 1.0)
+    >>> print(f"{float(jnp.sum(kernel.size * kernel.optimal_weight)):.4f}")
+    1.0000
+    ```
+    """
+    edges = check_edges(edges)
+    variances = check_variances(target)
+    alpha2 = check_stochasticity(stochasticity_squared, edges.shape[0] - 1)
     if panels is None:
-        panels, k = resolve(edges, variances, k, rate=2.0)
-    edges, lam, k = jnp.asarray(edges), jnp.asarray(variances), jnp.asarray(k)
-    theta, size = quadrature(edges, jnp.min(lam), panels)
-    return TerminalKernel(theta, size, _kernel(edges, lam, jnp.asarray(target.weights), k, theta))
+        panels, alpha2 = resolve_panels(edges, variances, alpha2, rate=2.0)
+    edges = jnp.asarray(edges)
+    variances = jnp.asarray(variances)
+    theta, size = place_nodes(edges, jnp.min(variances), panels)
+    weights = jnp.asarray(target.weights)
+    kernel = _evaluate_kernel(edges, variances, weights, jnp.asarray(alpha2), theta)
+    return TerminalKernel(theta, size, kernel)
 
 
 @jax.jit
-def _kernel(edges: Array, lam: Array, w: Array, k: Array, theta: Array) -> Array:
+def _evaluate_kernel(edges: Array, lam: Array, w: Array, alpha2: Array, theta: Array) -> Array:
+    """k at the nodes."""
     precision = 1.0 / mode_variance(theta[..., None], lam)
-    passed = accumulated(edges, lam, k, theta)
-    squares = jnp.sum(w * ((1.0 + k[:, None, None]) * jnp.exp(-passed) * precision) ** 2, -1)
+    decay = jnp.exp(-integrated_decay(edges, lam, alpha2, theta))
+    squares = jnp.sum(w * ((1.0 + alpha2[:, None, None]) * decay * precision) ** 2, -1)
     return 0.25 * squares / jnp.sum(w * precision, -1)

@@ -1,0 +1,113 @@
+"""Whether a schedule relies on something that holds for the Gaussian model only."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .._padding import bucket, pad_last
+from ..distributions import Gaussian
+from ..processes import AbstractProcess
+from ..recurrence import local_errors, window_indices
+from ..samplers import AbstractSampler
+from ..schedules import Schedule
+from ._window_sum import flow_moments, pad_modes
+
+# A flipped sign matters when the flipped modes hold this share of the variance after the step.
+_SHARE = 0.01
+
+
+_HEAVY_TAIL = 9.0
+
+
+def violations(
+    target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
+) -> tuple[str, ...]:
+    """Reasons not to trust a schedule outside the Gaussian model; empty if there is none.
+
+    A step must not flip the sign of modes that matter, nor inject more noise than the marginal at its
+    end holds. Networks were seen to punish both, by factors, where the Gaussian model promised a gain.
+
+    **Arguments:**
+
+    - `target`: in its eigenbasis; in the precision of the optimisation, as all arguments.
+    - `process`, `sampler`, `schedule`: the run.
+
+    **Returns:** sentences that name the step and the numbers.
+    """
+    if schedule.is_stochastic or sampler.nfe_per_step > 1:
+        share, excess = _noisy_facts(target, process, sampler, schedule)
+    else:
+        num_steps = schedule.num_steps
+        times = pad_last(np.asarray(schedule.times), bucket(num_steps) + 1)
+        run = (pad_modes(target), process, sampler, times, np.asarray(num_steps))
+        share = np.asarray(_flow_facts(*run))[:num_steps]
+        excess = None
+    name = type(sampler).__name__
+    reasons = []
+    if np.any(share > _SHARE):
+        k = int(np.argmax(share))
+        reasons.append(
+            f"step {k} flips the sign of modes that hold {share[k]:.0%} of the variance (it is too "
+            f"long for {name})"
+        )
+    if excess is not None:
+        reasons.append(excess)
+    return tuple(reasons)
+
+
+def _noisy_facts(
+    target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
+) -> tuple[np.ndarray, str | None]:
+    """Share of the variance in flipped modes per step, and what is wrong with the injected noise."""
+    facts = _local_facts(target, process, sampler, schedule)
+    share, injected, level = (np.asarray(fact) for fact in facts)
+    if not np.any(injected > level * (1.0 + 1e-6)):
+        return share, None
+    k = int(np.argmax(injected - level))
+    return share, (
+        f"step {k} injects noise of variance {injected[k]:.3g}, more than the marginal's "
+        f"{level[k]:.3g} at its end"
+    )
+
+
+@jax.jit
+def _local_facts(
+    target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
+) -> tuple[Array, Array, Array]:
+    """Per step: share of the variance in flipped modes, largest injected variance, squared noise."""
+    moments = local_errors(target, process, sampler, schedule).moments
+    weighted = target.weights * target.marginal_variance(process, schedule.times[1:])
+    share = jnp.sum(jnp.where(moments.factor < 0, weighted, 0.0), -1) / jnp.sum(weighted, -1)
+    return share, jnp.max(moments.injected, -1), process.noise(schedule.times[1:]) ** 2
+
+
+@jax.jit
+def _flow_facts(
+    target: Gaussian,
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    times: Float[Array, " points"],
+    num_steps: Int[Array, ""],
+) -> Float[Array, " steps"]:
+    """Share of the variance in flipped modes per step, without noise; steps may be padding."""
+    points, _ = window_indices(times.shape[0] - 1, sampler.history_steps)
+
+    def share(window: Array, k: Array) -> Array:
+        run = (target, process, sampler, window, k, num_steps)
+        _, amplitude, deviation = flow_moments(*run)
+        weighted = target.weights * deviation**2
+        return jnp.sum(jnp.where(amplitude < 0, weighted, 0.0)) / jnp.sum(weighted)
+
+    return jax.vmap(share)(times[points], jnp.arange(times.shape[0] - 1))
+
+
+def model_warnings(target: Gaussian) -> tuple[str, ...]:
+    """What is known about the data that the Gaussian model leaves out."""
+    if target.kurtosis is None or float(target.kurtosis) < _HEAVY_TAIL:
+        return ()
+    return (
+        f"the data have kurtosis {float(target.kurtosis):.0f} (3 for Gaussian data): a few samples carry "
+        "most of the squared error, and schedules for the Gaussian model have lost to hand-made ones on "
+        "such data; compare both on the network before use",
+    )

@@ -1,0 +1,250 @@
+"""The reverse diffusion coefficient h(t) for which a given relative score error costs least.
+
+The objective is L of `_leading_order` for E = c(theta) grad log p, Gaussian data and alpha^2 =
+h^2 / g^2 constant on cells. `_infimum` has the exact infimum in one dimension.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from .. import _checks
+from .._precision import in_float64
+from .._types import AnyArray, Numbers
+from ..distributions import Gaussian
+from ..processes import AbstractProcess
+from ._cells import TimeProfile, check_edges, check_profile, check_variances
+from ._infimum import Infimum, find_known_infimum
+from ._leading_order import CellResponses, ErrorMeasure, measure_error, sum_responses
+from ._quadrature import count_panels
+from ._search import (
+    SDE,
+    AbstractCost,
+    BestConstant,
+    Minimum,
+    evaluate_costs,
+    minimise,
+    move_inside,
+    search_constant,
+)
+from ._time_change import time_change
+
+# how many of the best starts are followed
+_FOLLOWED = 6
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class OptimalDiffusion:
+    """The best alpha^2 = h^2 / g^2 found on cells, beside what it is compared with.
+
+    Values are L = KL / eps^2 in nats. `optimize_diffusion` computes it.
+    """
+
+    edges: np.ndarray
+    """Of the cells, (cells + 1,), rescaled times theta from 0 (data)."""
+    stochasticity_squared: np.ndarray
+    """alpha^2 = h^2 / g^2 on the cells, (cells,)."""
+    value: float
+    """L of this alpha^2."""
+    best_constant: BestConstant
+    """L and alpha^2 of the best constant alpha^2 below the cap."""
+    ode: float
+    """L of alpha = 0."""
+    sde: float
+    """L of alpha = 1."""
+    infimum: Infimum | None
+    """Over all h(t), where it is known: coherent errors of one sign, and isotropic data."""
+    cap: float
+    """The bound on alpha^2."""
+    signs: str
+    """"coherent" or "independent"."""
+    converged: bool
+    """Whether the best start has met the tolerance: every derivative is 0, or points out of the box."""
+    optima: np.ndarray
+    """L that each start has reached; they differ where there are several local minima."""
+
+    @property
+    def gain(self) -> float:
+        """L of the best constant over the optimum: at least 1."""
+        return self.best_constant.value / self.value if self.value > 0 else float("nan")
+
+    @in_float64
+    def stochasticity(self, process: AbstractProcess, t: AnyArray) -> Float[Array, "..."]:
+        """Evaluate alpha = h / g at the times of a process.
+
+        **Arguments:**
+
+        - `process`: the forward process.
+        - `t`: times of the process, any shape.
+
+        **Returns:** alpha, of the shape of `t`; that of the last cell beyond the final time.
+
+        **Example:**
+
+        ```python
+        >>> found = jk.reverse_sde.optimize_diffusion(jk.Gaussian(0.0, [0.04]), 1.0, 2.0, cells=2)
+        >>> found.stochasticity(jk.VP(), jnp.asarray([0.1, 0.9])).shape
+        (2,)
+        ```
+        """
+        theta = time_change(process, t)
+        cell = jnp.searchsorted(jnp.asarray(self.edges), theta, side="right") - 1
+        last = self.stochasticity_squared.size - 1
+        return jnp.sqrt(jnp.asarray(self.stochasticity_squared))[jnp.clip(cell, 0, last)]
+
+    def __repr__(self) -> str:
+        value, constant = self.best_constant
+        lines = [
+            f"OptimalDiffusion({self.stochasticity_squared.size} cells, {self.signs} signs, "
+            f"{'converged' if self.converged else 'not converged'}",
+            f"  L {self.value:.6g}; best constant {value:.6g} (alpha^2 = {constant:.4g}): "
+            f"{self.gain:.3g} times that",
+            f"  alpha = 0: {self.ode:.6g}, alpha = 1: {self.sde:.6g}",
+        ]
+        if self.infimum is not None:
+            lines.append(
+                f"  infimum over all h(t) {self.infimum.value:.6g}, noise for theta > "
+                f"{self.infimum.time:.4g}"
+            )
+        lines += format_arrays(self, "edges", "stochasticity_squared")
+        return "\n".join(lines) + ")"
+
+
+def format_arrays(result: object, *names: str) -> list[str]:
+    """One line of text per named array of a result, for its `repr`."""
+    lines = []
+    for name in names:
+        array = getattr(result, name)
+        text = np.array2string(array, precision=4, suppress_small=True, max_line_width=88)
+        lines.append(f"  {name} {text}".replace("\n", "\n   "))
+    return lines
+
+
+class _LeadingOrder(AbstractCost):
+    """L at u = log(1 + alpha^2); a single u stands for a constant alpha^2."""
+
+    error: ErrorMeasure
+    weights: Float[Array, " modes"]
+    coherent: Bool[Array, ""]
+
+    def value(self, u: Float[Array, " n"], /) -> Float[Array, ""]:
+        change = self.error.respond(jnp.broadcast_to(jnp.expm1(u), self.error.width.shape[:1]))
+        responses = CellResponses(change, jnp.zeros_like(change), self.weights)
+        return sum_responses(responses, self.coherent)
+
+
+@in_float64
+def optimize_diffusion(
+    target: Gaussian,
+    error: TimeProfile,
+    final_time: Numbers,
+    *,
+    cells: int | Numbers = 16,
+    cap: float = 100.0,
+    signs: str = "coherent",
+) -> OptimalDiffusion:
+    """Minimise L(h) over h(t) with h^2 / g^2 constant on cells, for a relative score error.
+
+        min L(alpha),     0 <= alpha^2 <= cap,     E = c(theta) grad log p
+
+    by projected Newton iterations from several starts: the best constant, noise only beyond each
+    edge (the shape of the exact infimum), and noise only below it. The result is never worse than
+    the best constant. Where noise nearer to the data has already removed the influence of a cell, L
+    does not depend on its alpha^2, which then stays where the search has left it.
+
+    **Arguments:**
+
+    - `target`: Gaussian data with eigenvalues > 0.
+    - `error`: c, a `TimeProfile` on the cells, dimensionless.
+    - `final_time`: theta > 0 at the start of sampling, `time_change(process, t_max)`.
+    - `cells`: their number n, with edges 0 and geomspace(final_time / 1000, final_time, n), or the
+      edges.
+    - `cap`: bound > 0 on alpha^2; more noise needs shorter steps.
+    - `signs`: "coherent", or "independent" for the expectation over an independent random sign of
+      the error on every cell.
+
+    **Returns:** an `OptimalDiffusion`.
+
+    **Raises:** ValueError as `leading_order`, and for an unknown `signs`, `cap` <= 0, or an error
+    that vanishes.
+
+    **Example:**
+
+    ```python
+    >>> found = jk.reverse_sde.optimize_diffusion(jk.Gaussian(0.0, [0.04]), lambda r: jnp.exp(-50 * r), 2.0)
+    >>> print(f"{found.best_constant.stochasticity_squared:.2f}")  # an error at the data only: no noise
+    0.00
+    ```
+
+    Source: the question is that of Cao, Chen, Luo, Zhou (2023), Section 5; the answer is derived here.
+    """
+    _checks.one_of("signs", signs, ("coherent", "independent"))
+    final_time = float(_checks.scalar("final_time", final_time, above=0.0))
+    cap = float(_checks.scalar("cap", cap, above=0.0))
+    edges = _place_edges(cells, final_time)
+    modes = check_variances(target).shape[0]
+    error = check_profile("error", error, edges.size - 1, modes)
+    cost = _pose(target, error, edges, cap, signs)
+    top = float(np.log1p(cap))
+    constant_u, constant = search_constant(cost, top)
+    if not constant > 0:
+        raise ValueError("error is 0 at every time: there is nothing to minimise.")
+    found = _solve(cost, edges.size - 1, constant_u, constant, top)
+    ode, sde = (
+        float(evaluate_costs(cost, jnp.full((1, edges.size - 1), u))[0]) for u in (0.0, SDE)
+    )
+    return OptimalDiffusion(
+        edges=edges,
+        stochasticity_squared=np.expm1(found.u),
+        value=found.value,
+        best_constant=BestConstant(constant, float(np.expm1(constant_u))),
+        ode=ode,
+        sde=sde,
+        infimum=find_known_infimum(target, error, edges, signs),
+        cap=cap,
+        signs=signs,
+        converged=found.converged,
+        optima=found.optima,
+    )
+
+
+def _place_edges(cells: int | Numbers, final_time: float) -> np.ndarray:
+    """The edges, from their number or as they are given."""
+    if isinstance(cells, int):
+        count = _checks.count("cells", cells)
+        if count == 1:
+            return np.array([0.0, final_time])
+        return np.append(0.0, np.geomspace(final_time / 1000.0, final_time, count))
+    edges = np.asarray(check_edges(cells))
+    if not np.isclose(edges[-1], final_time):
+        raise ValueError(
+            f"cells end at {edges[-1]:g}; they must end at final_time = {final_time:g}."
+        )
+    return edges
+
+
+def _pose(
+    target: Gaussian, error: TimeProfile, edges: np.ndarray, cap: float, signs: str
+) -> _LeadingOrder:
+    """The cost to be minimised."""
+    variances = check_variances(target)
+    panels = count_panels(edges, variances, cap) if callable(error) else 1
+    measure = measure_error(jnp.asarray(edges), jnp.asarray(variances), error, panels)
+    return _LeadingOrder(measure, jnp.asarray(target.weights), jnp.asarray(signs == "coherent"))
+
+
+def _solve(
+    cost: _LeadingOrder, cells: int, constant_u: float, constant: float, top: float
+) -> Minimum:
+    """The best of the starts that promise most, never worse than the best constant."""
+    below = np.tri(cells + 1, cells, -1)  # row j: 1 on the cells below edge j
+    flat = np.full((1, cells), constant_u)
+    starts = np.concatenate([flat, top * (1.0 - below), top * below, np.full((1, cells), SDE)])
+    order = np.argsort(np.asarray(evaluate_costs(cost, jnp.asarray(starts))))
+    followed = move_inside(starts[order[:_FOLLOWED]], top)
+    found = minimise(cost, np.concatenate([flat, followed]), top)
+    if found.value > constant:
+        return found._replace(value=constant, u=flat[0])
+    return found
