@@ -25,7 +25,7 @@ from ..recurrence import NAMED_INITIALIZATIONS
 from ..samplers import AbstractSampler, as_sampler
 from ..schedules import BASELINES, Schedule, TimeCoordinate
 from ..score_error import ScoreError
-from ..trajectories import RecordedError, TrajectoryRecord
+from ..trajectories import RecordedError, TrajectoryRecord, bind_record, check_record
 from ._objective import OBJECTIVES, Objective, Windowed
 from ._refine import REFINED
 from ._result import OptimizedSchedule
@@ -280,9 +280,13 @@ def optimize_schedule(
             raise ValueError(
                 "record is of deterministic trajectories: stochasticity must be 0 or 'optimize'."
             )
-        _check_record(record, process, sampler, low)
+        check_record(record, process, sampler, low)
     if isinstance(objective, RecordedError):
-        _check_recorded_error(objective, process, sampler, low, deterministic)
+        if not deterministic:
+            raise ValueError(
+                "a RecordedError is of deterministic trajectories: stochasticity must be 0, and t_min fixed."
+            )
+        objective = objective.bind(target, process, sampler, t_min=low)
     target, mixture, samples = _model(target, score_fn is not None and record is not None, progress)
     options: dict[str, Any] = {"initialization": initialization, "score_error": score_error}
     if score_error is not None:
@@ -488,7 +492,7 @@ def _recorded_optima(
     result, record = {}, to_float64(record)
     for name, power in RECORDED_POWERS.items():
         line.update(f"optimising: {name}")
-        objective = RecordedError(record, sampler, power)
+        objective = bind_record(record, sampler, power)
         values = _evaluate_all(objective, list(starts.values()))
         first = [list(starts.values())[i] for i in np.argsort(values)[:_RECORDED_STARTS]]
         problem = _Problem(objective, monotone, np.zeros(steps), np.asarray(t_min), windowed=True)
@@ -541,41 +545,6 @@ def _choice(choose: str, stochastic: bool) -> str:
             f"choose = {choose!r} is for deterministic schedules; stochastic ones are chosen by sliced_w2."
         )
     return choose
-
-
-def _check_record(
-    record: object, process: AbstractProcess, sampler: AbstractSampler, t_min: float
-) -> None:
-    if not isinstance(record, TrajectoryRecord):
-        raise ValueError(
-            f"record must be a Record, of jaxkernels.record; got {type(record).__name__}."
-        )
-    RecordedError(record, sampler)  # refuses a sampler that a record cannot predict
-    times = np.linspace(t_min, float(np.asarray(process.t_max)), 7)[1:-1]
-    same = np.allclose(record.process.sigma(times), process.sigma(times), rtol=1e-4)
-    if not same or not np.isclose(float(record.t_min), t_min, rtol=1e-5):
-        raise ValueError(
-            f"record is of {record.process} down to t_min = {float(record.t_min):g}; here process is {process}, "
-            f"t_min = {t_min:g}."
-        )
-
-
-def _check_recorded_error(
-    objective: RecordedError,
-    process: AbstractProcess,
-    sampler: AbstractSampler,
-    t_min: float,
-    deterministic: bool,
-) -> None:
-    _check_record(objective.record, process, sampler, t_min)
-    if not eqx.tree_equal(objective.sampler, sampler):
-        raise ValueError(
-            f"objective is the RecordedError of {objective.sampler}; sampler is {sampler}."
-        )
-    if not deterministic:
-        raise ValueError(
-            "a RecordedError is of deterministic trajectories: stochasticity must be 0, and t_min fixed."
-        )
 
 
 def _end_range(process: AbstractProcess, t_min: object) -> tuple[float, float]:
