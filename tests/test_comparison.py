@@ -114,7 +114,7 @@ def test_ratios_come_with_the_standard_error_of_paired_samples() -> None:
     assert found.statistic("sliced_w2") == pytest.approx({"a": 0.1, "b": 0.2, "c": 0.0})
     assert found.ratio("sliced_w2", "b", "a")[0] == pytest.approx(2.0)
     with pytest.raises(ValueError, match="Did you mean 'geometric_mean'"):
-        found.ratio("logmean", "a", "b")
+        found.ratio("geometricmean", "a", "b")
     # to data of another number, here each entry twice, the distribution is the same
     doubled = eqx.tree_at(
         lambda c: c.data_projections,
@@ -206,7 +206,7 @@ def test_the_best_by_one_statistic() -> None:
         "sliced_w2": "near",
     }
     with pytest.raises(ValueError, match="Did you mean 'geometric_mean'"):
-        found.best(criterion="logmean")
+        found.best(criterion="geometricmean")
     noisy = eqx.tree_at(lambda c: c.errors, found, np.full((3, 40), np.nan))
     assert noisy.best(criterion="sliced_w2") == "near"
     with pytest.raises(ValueError, match="criterion = 'rms' needs deterministic schedules"):

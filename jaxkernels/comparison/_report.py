@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import equinox as eqx
 import numpy as np
@@ -326,7 +326,7 @@ def compare_samplers(
     return SamplerReport(comparisons)
 
 
-def _check_counts(num_steps: Sequence[int]) -> list[int]:
+def _check_counts(num_steps: Any) -> list[int]:
     """Numbers of steps, each once, in ascending order."""
     if np.ndim(num_steps) != 1 or not len(num_steps):
         raise ValueError(f"num_steps = {num_steps!r} must be a list of numbers of steps.")
