@@ -395,7 +395,7 @@ def test_nfe_counts_the_reference_and_every_schedule() -> None:
 
 
 def test_comparisons_are_joined_and_taken_apart() -> None:
-    found = jk.compare_schedules(DENOISER, "ddim", _baselines(3), NOISE, progress=False)
+    found = jk.compare_schedules(DENOISER, "ddim", _baselines(3), jnp.asarray(NOISE), progress=False)
     parts = found.take(["uniform"]).joined(found.take(["quadratic", "log_snr"]))
     assert parts.names == found.names
     np.testing.assert_array_equal(parts.errors, found.errors)

@@ -326,9 +326,13 @@ def test_splines_are_exact_for_cubics() -> None:
 def test_refusals(arguments: dict[str, Any], message: str) -> None:
     setting = {"fn": _mixture, "prediction_type": "score", "t_min": T_MIN, **arguments}
     noise: Any = setting.pop("noise", NOISE)
-    with pytest.raises(ValueError, match=message):
+
+    def refused() -> None:
         denoiser = jk.Denoiser(setting.pop("fn"), PROCESS, setting.pop("prediction_type"))
         jk.record(denoiser, noise, progress=False, **setting)
+
+    with pytest.raises(ValueError, match=message):
+        refused()
 
 
 def test_what_a_record_cannot_predict_is_refused(recorded: jk.TrajectoryRecord) -> None:
@@ -398,9 +402,10 @@ def test_records_of_parts_are_the_record_of_the_whole(
 ) -> None:
     """Three workers with parts of different sizes; with another key the directions differ."""
     options: dict[str, Any] = {"t_min": T_MIN, "progress": False}
-    keys = {} if key is None else {"key": jax.random.key(key)}
+    if key is not None:
+        options["key"] = jax.random.key(key)
     parts = [
-        jk.record(DENOISER, NOISE[rows], **options, **keys)
+        jk.record(DENOISER, NOISE[rows], **options)
         for rows in (slice(0, 32), slice(32, 37), slice(37, 64))
     ]
     found = jk.TrajectoryRecord.concatenate(parts)
@@ -430,7 +435,7 @@ def test_a_concatenated_record_is_saved(tmp_path: Path) -> None:
 def test_records_that_differ_are_not_concatenated() -> None:
     def made(process: jk.AbstractProcess = PROCESS, dim: int = 2, **options: Any):
         options = {"t_min": 0.1, "nodes": 8, "progress": False, **options}
-        x = np.random.default_rng(0).standard_normal((4, dim))
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((4, dim)))
         return jk.record(jk.Denoiser(lambda x, t: -x, process, "x0"), x, **options)
 
     first = made()
@@ -475,7 +480,7 @@ def test_the_nfe_of_a_record_counts_what_is_run() -> None:
 
     network.defvjp(lambda x: (network(x), None), pull_back)
     denoiser = jk.Denoiser(lambda x, t: network(x), PROCESS, "x0")
-    x = np.random.default_rng(0).standard_normal((6, 3))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 3)))
     found = jk.record(denoiser, x, t_min=0.1, nodes=9, directions=2, batch=3, progress=False)
     jax.effects_barrier()
     assert forward == 6 * (9 + 4 * 8 + 4 * 8)
@@ -493,7 +498,7 @@ def test_pieces_share_one_program() -> None:
         return -x
 
     denoiser = jk.Denoiser(network, PROCESS, "x0")
-    x = np.random.default_rng(0).standard_normal((20, 2))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((20, 2)))
     options: dict[str, Any] = {"t_min": 0.1, "nodes": 8, "batch": 4, "progress": False}
     # 10 rows in batches of at most 4: 4, 4 and 2 that are filled up
     pieces = [jk.record(denoiser, x[:10], **options)]

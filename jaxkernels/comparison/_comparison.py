@@ -241,7 +241,7 @@ class Comparison(eqx.Module):
     @property
     def _stochastic(self) -> Bool[np.ndarray, " schedules"]:
         """Which schedules have no reference from the same noise."""
-        return np.isnan(self.errors).any(1)
+        return np.any(np.isnan(self.errors), axis=1, keepdims=True)[:, 0]
 
     def _row(self, name: str) -> int:
         """Index of a schedule."""

@@ -140,7 +140,7 @@ def optimize_schedule(
     t_min: Numbers,
     score_error: ScoreError | None = None,
     stochasticity: Numbers = 0.0,
-    objective: str | Objective = "local",
+    objective: str | Objective | RecordedError = "local",
     metric: str | metrics.Metric = "w2_squared",
     initialization: str = "standard_normal",
     spread: float | None = None,

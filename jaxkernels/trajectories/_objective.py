@@ -1,9 +1,12 @@
 """The error of a schedule on a record, as an objective of an optimisation."""
 
+from typing import TypeVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
@@ -22,6 +25,7 @@ from ._record import (
 )
 
 _FLOOR = 1e-6
+T = TypeVar("T")
 
 
 class RecordedError(eqx.Module):
@@ -119,7 +123,8 @@ class BoundRecordedError(eqx.Module):
 
         **Returns:** the error in units of the record's `scale`.
         """
-        return self._statistic(first_order_components(self.record, self.sampler, schedule.times))
+        record, sampler = _constants((self.record, self.sampler), schedule.times.dtype)
+        return self._statistic(first_order_components(record, sampler, schedule.times))
 
     def derivatives(
         self, schedule: Schedule
@@ -143,8 +148,10 @@ class BoundRecordedError(eqx.Module):
         inner = jnp.asarray((points > 0) & (points < count), times.dtype)
         place = inner[..., None] * (points[..., None] == np.arange(count + 1))
 
+        record, sampler = _constants((self.record, self.sampler), times.dtype)
+
         def term(t: Array, k: Array) -> Array:
-            return window_components(self.record, self.sampler, t, k, count)
+            return window_components(record, sampler, t, k, count)
 
         steps = jnp.arange(count)
         components = jnp.sum(jax.vmap(term)(times[points], steps), 0)
@@ -167,8 +174,18 @@ class BoundRecordedError(eqx.Module):
         squared = jnp.mean(components**2, -1)
         logs = 0.5 * jnp.log(squared + _FLOOR * jnp.mean(squared))
         # traced: one program serves every power
-        power = jnp.asarray(self.power)
+        power = _constants(self.power, components.dtype)
         positive = jnp.where(power > 0, power, 1.0)
         largest = jax.lax.stop_gradient(jnp.max(logs))
         mean = largest + jnp.log(jnp.mean(jnp.exp(positive * (logs - largest)))) / positive
         return jnp.exp(jnp.where(power > 0, mean, jnp.mean(logs)))
+
+
+def _constants(tree: T, dtype: DTypeLike) -> T:
+    """The same tree with its numbers as JAX arrays of a precision."""
+
+    def convert(leaf: ArrayLike) -> Array:
+        # a copy: JAX remembers the precision in which it first met a NumPy array
+        return jnp.asarray(np.array(leaf) if isinstance(leaf, np.ndarray) else leaf, dtype)
+
+    return jax.tree.map(convert, tree)
