@@ -273,10 +273,11 @@ def test_the_luckiest_of_many_draws_is_not_selected() -> None:
 
 
 def test_distributions_are_compared_with_the_data() -> None:
-    """Sliced W2 of a stochastic schedule, with a known Gaussian of samples, to data from a Gaussian.
+    """Sliced W2 of a stochastic schedule, whose samples are Gaussian, to data from a Gaussian.
 
-    In direction u both are Gaussian: W2^2 is the squared difference of means plus that of standard deviations. What
-    4000 samples add to the square is of the order of 1 / 4000, an error of 0.01 for distances of 0.05 to 0.2.
+    In direction u both are Gaussian: W2^2 is the squared difference of means plus that of standard
+    deviations. What 4000 samples add to the square is of the order of 1 / 4000, an error of 0.01
+    for distances of 0.05 to 0.2.
     """
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((4000, 3)))
@@ -286,7 +287,8 @@ def test_distributions_are_compared_with_the_data() -> None:
         "sde": jk.Schedule([1.0, 0.5, 0.2, 1e-3], 1.0),
     }
     found = jk.compare_schedules(DENOISER, "ddim", schedules, x, data=data)
-    # the directions are the same for a network of the same dimension: read them off points that are known
+    # the directions are the same for a network of the same dimension: read them off points that are
+    # known
     scaled = jk.compare_schedules(
         jk.Denoiser(_scaling, PROCESS, "score"), "ddim", {"ode": schedules["ode"]}, x
     ).projections[0]
@@ -395,7 +397,9 @@ def test_nfe_counts_the_reference_and_every_schedule() -> None:
 
 
 def test_comparisons_are_joined_and_taken_apart() -> None:
-    found = jk.compare_schedules(DENOISER, "ddim", _baselines(3), jnp.asarray(NOISE), progress=False)
+    found = jk.compare_schedules(
+        DENOISER, "ddim", _baselines(3), jnp.asarray(NOISE), progress=False
+    )
     parts = found.take(["uniform"]).joined(found.take(["quadratic", "log_snr"]))
     assert parts.names == found.names
     np.testing.assert_array_equal(parts.errors, found.errors)

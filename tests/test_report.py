@@ -1,4 +1,4 @@
-"""Samplers and numbers of steps compared in one report: its entries, its means and their errors, its one reference."""
+"""Reports: their entries, their means with standard errors, and their single reference."""
 
 import inspect
 from typing import Any
@@ -42,7 +42,7 @@ def report() -> jk.SamplerReport:
 
 
 def _synthetic(rng: np.random.Generator, n: int) -> tuple[jk.SamplerReport, np.ndarray]:
-    """Errors (settings, schedules, samples) whose noise matters alike in every setting, and a report of them."""
+    """A report and its errors (settings, schedules, samples), from the same noise everywhere."""
     settings = [("ddim", 5), ("ddim", 10), ("heun", 5), ("heun", 10)]
     names = ("a", "b", "c")
     # what the noise does to a schedule is nearly the same in all settings
@@ -81,7 +81,7 @@ def test_every_entry_is_a_comparison(report: jk.SamplerReport) -> None:
 
 
 def test_the_reference_is_computed_once() -> None:
-    """The network is evaluated as often as the schedules and one reference ask, by a count at run time."""
+    """The network is evaluated for the schedules and one reference, by a count at run time."""
     calls = 0
 
     def count() -> None:
@@ -149,7 +149,7 @@ def test_standard_errors_are_joint_over_settings() -> None:
 
 
 def test_standard_errors_are_those_of_repeated_experiments() -> None:
-    """With best baselines that are near each other, and so change from one experiment to the next."""
+    """With best baselines that are close, and so change from one experiment to the next."""
     rng, n = np.random.default_rng(2), 100
     values, claimed = [], []
     for repeat in range(400):
@@ -202,7 +202,7 @@ def test_the_precision_of_the_caller(report: jk.SamplerReport, float32: None) ->
 
 
 def test_a_stochastic_schedule_is_ranked_by_its_distribution() -> None:
-    """By sliced W2 to the data; the deterministic schedules beside it keep their other statistics."""
+    """By sliced W2 to the data; deterministic schedules beside it keep their other statistics."""
     data = 0.2 + np.random.default_rng(1).standard_normal((500, 3)) * np.sqrt([2.0, 0.3, 0.05])
     noisy = {("ddim", 3): jk.Schedule([1.0, 0.5, 0.2, T_MIN], 1.0)}
     for names in (("sde", "uniform", "karras"), ("uniform", "sde", "karras")):

@@ -1,4 +1,4 @@
-"""Recorded trajectories: predicted errors of schedules, their derivatives, and what optimising them gives."""
+"""Trajectory records: predicted errors of schedules, their derivatives, and their optima."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def recorded() -> jk.TrajectoryRecord:
 
 
 def _first_order(sampler: str, times: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Sum of the local errors on the exact flow of `GAUSSIAN`, each propagated by it, in closed form."""
+    """Sum of the propagated local errors on the exact flow of `GAUSSIAN`, in closed form."""
     a, s = (np.asarray(f(jnp.asarray(times)))[:, None] for f in (PROCESS.signal, PROCESS.noise))
     v = a**2 * VARIANCE + s**2
     z = (x - a[0] * MEAN) / np.sqrt(v[0])
@@ -74,7 +74,7 @@ def test_the_first_order_of_a_linear_network_is_exact(sampler: str, steps: int) 
 def test_what_a_sampler_does_is_predicted(
     steps: int, tolerance: float, recorded: jk.TrajectoryRecord
 ) -> None:
-    """Against the trajectories that it really takes; what is left out is of second order in the local errors."""
+    """Against the real trajectories; what is left out is of second order in the local errors."""
     schedules = {
         name: jk.schedules.BASELINES[name](PROCESS, steps, T_MIN)
         for name in ("quadratic", "uniform")
@@ -306,7 +306,8 @@ def test_splines_are_exact_for_cubics() -> None:
     place = np.arange(-1, nodes + 1.0)
     u = np.arange(nodes)
     coefficients = spline_fit(nodes) @ (0.3 - u + 0.2 * u**2 - 0.05 * u**3)
-    # a B-spline with coefficients from a cubic's blossom is that cubic: x^3 has coefficients i^3 - i, x^2 has i^2 - 1/3
+    # a B-spline with coefficients from a cubic's blossom is that cubic:
+    # x^3 has coefficients i^3 - i, x^2 has i^2 - 1/3
     blossom = 0.3 - place + 0.2 * (place**2 - 1.0 / 3.0) - 0.05 * (place**3 - place)
     np.testing.assert_allclose(coefficients, blossom, atol=1e-10)
 
@@ -489,7 +490,7 @@ def test_the_nfe_of_a_record_counts_what_is_run() -> None:
 
 
 def test_pieces_share_one_program() -> None:
-    """Batches of one size, the last one filled up, and calls with as many rows trace the network once."""
+    """Batches of one size, the last one filled up, and equal calls trace the network once."""
     traced = 0
 
     def network(x: Array, t: Array) -> Array:
@@ -512,7 +513,7 @@ def test_pieces_share_one_program() -> None:
 
 
 def test_spline_weights_interpolate() -> None:
-    """With the coefficients of a cubic's values at the nodes, the spline is that cubic everywhere."""
+    """With the coefficients of a cubic's values, the spline is that cubic everywhere."""
     nodes = 9
     u = np.arange(nodes)
     coefficients = spline_fit(nodes) @ (0.3 - u + 0.2 * u**2 - 0.05 * u**3)

@@ -240,7 +240,7 @@ def optimize_schedule(
     key = jax.random.key(0) if key is None else key
     if isinstance(objective, str):
         _checks.lookup("objective", objective, OBJECTIVES)
-    elif not callable(objective):
+    elif not (callable(objective) or isinstance(objective, RecordedError)):
         raise ValueError(
             f"objective must be a name or a function of a schedule; got {objective!r}."
         )

@@ -138,8 +138,8 @@ class BoundRecordedError(eqx.Module):
 
         - `schedule`: as for a call.
 
-        **Returns:** value, gradient and Hessian in the times. The two end times are held fixed: their
-        entries are 0.
+        **Returns:** value, gradient and Hessian in the times. The two end times are held fixed:
+        their entries are 0.
         """
         times = schedule.times
         count = schedule.num_steps
@@ -174,7 +174,7 @@ class BoundRecordedError(eqx.Module):
         squared = jnp.mean(components**2, -1)
         logs = 0.5 * jnp.log(squared + _FLOOR * jnp.mean(squared))
         # traced: one program serves every power
-        power = _constants(self.power, components.dtype)
+        power = jnp.asarray(_constants(self.power, components.dtype))
         positive = jnp.where(power > 0, power, 1.0)
         largest = jax.lax.stop_gradient(jnp.max(logs))
         mean = largest + jnp.log(jnp.mean(jnp.exp(positive * (logs - largest)))) / positive
