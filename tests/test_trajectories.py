@@ -202,11 +202,13 @@ def test_processes_that_start_without_signal() -> None:
 
     x = jnp.asarray(np.random.default_rng(1).standard_normal((8, 3)))
     found = jk.record(jk.Denoiser(velocity, process, "flow"), x, t_min=1e-2, progress=False)
-    grids = {"uniform": jk.schedules.uniform(process, 40, 1e-2)}
+    schedules = {"uniform": jk.schedules.uniform(process, 40, 1e-2)}
     real = jk.compare_schedules(
-        jk.Denoiser(velocity, process, "flow"), "ddim", grids, x, progress=False
+        jk.Denoiser(velocity, process, "flow"), "ddim", schedules, x, progress=False
     )
-    np.testing.assert_allclose(found.errors("ddim", grids["uniform"]), real.errors[0], rtol=0.15)
+    np.testing.assert_allclose(
+        found.errors("ddim", schedules["uniform"]), real.errors[0], rtol=0.15
+    )
 
 
 class UserDefined(jk.VP):
@@ -230,8 +232,10 @@ def _same(found: jk.TrajectoryRecord, expected: jk.TrajectoryRecord) -> None:
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert (np.asarray(a).dtype, np.shape(a)) == (np.asarray(b).dtype, np.shape(b))
         np.testing.assert_array_equal(a, b)
-    grid = jk.schedules.uniform(expected.process, 4, expected.t_min)
-    np.testing.assert_array_equal(found.errors("dpmpp_2m", grid), expected.errors("dpmpp_2m", grid))
+    schedule = jk.schedules.uniform(expected.process, 4, expected.t_min)
+    np.testing.assert_array_equal(
+        found.errors("dpmpp_2m", schedule), expected.errors("dpmpp_2m", schedule)
+    )
 
 
 @pytest.mark.parametrize(
@@ -337,11 +341,11 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_what_a_record_cannot_predict_is_refused(recorded: jk.TrajectoryRecord) -> None:
-    grid = jk.schedules.uniform(PROCESS, 4, T_MIN)
+    schedule = jk.schedules.uniform(PROCESS, 4, T_MIN)
     with pytest.raises(ValueError, match="Heun evaluates the network 2 times"):
-        recorded.errors("heun", grid)
+        recorded.errors("heun", schedule)
     with pytest.raises(ValueError, match="stochastic"):
-        recorded.errors("ddim", jk.Schedule(grid.times, 1.0))
+        recorded.errors("ddim", jk.Schedule(schedule.times, 1.0))
     with pytest.raises(ValueError, match=r"the record from 1 to 0\.001"):
         recorded.errors("ddim", jk.schedules.uniform(PROCESS, 4, 1e-2))
     flow = jk.record(
