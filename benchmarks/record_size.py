@@ -40,7 +40,7 @@ def study(problem: Problem) -> list[dict[str, Any]]:
             directions=directions,
         )
         for name, power in POWERS.items():
-            objective = jk.RecordedError(kept, SAMPLER, power)
+            objective = jk.RecordedError(kept, power)
             result = jk.optimize_schedule(
                 law,
                 PROCESS,

@@ -1,4 +1,4 @@
-"""Distances between samples and data, against closed forms for normal laws."""
+"""Distances between samples and data, against closed forms for Gaussians."""
 
 from typing import Any
 
@@ -12,21 +12,24 @@ DATA = RNG.standard_normal((4000, 3)) * [1.0, 2.0, 0.5]
 
 
 def test_sliced_w2_of_a_shift_and_of_a_scale() -> None:
-    """A shift by m is at |u . m| in direction u, on average |m|^2 / d; a scale by c at (c - 1) times each deviation."""
+    """A shift by m is at |u . m| in direction u, on average |m|^2 / d.
+
+    A scale by c is at (c - 1) times each standard deviation.
+    """
     shift = np.array([0.3, 0.0, -0.4])
     found = jk.metrics.sliced_w2(DATA + shift, DATA, directions=400)
     assert found.value == pytest.approx(0.5 / np.sqrt(3.0), rel=0.08)
-    centred = DATA - DATA.mean(0)
-    scaled = jk.metrics.sliced_w2(1.5 * centred, centred, directions=400)
-    assert scaled.value == pytest.approx(0.5 * np.sqrt(np.mean(centred.var(0))), rel=0.08)
+    centered = DATA - DATA.mean(0)
+    scaled = jk.metrics.sliced_w2(1.5 * centered, centered, directions=400)
+    assert scaled.value == pytest.approx(0.5 * np.sqrt(np.mean(centered.var(0))), rel=0.08)
     images = jk.metrics.sliced_w2(
         (DATA + shift).reshape(-1, 3, 1), DATA.reshape(-1, 3, 1), directions=400
     )
     assert images == found
 
 
-def test_frechet_is_the_distance_of_the_fitted_laws() -> None:
-    """Axis-aligned normal laws: |m|^2 + sum (s - s')^2, of the sample moments."""
+def test_frechet_is_the_distance_of_the_fitted_gaussians() -> None:
+    """Axis-aligned Gaussians: |m|^2 + sum (s - s')^2, of the sample moments."""
     samples = RNG.standard_normal((3000, 3)) @ np.diag([1.2, 1.0, 0.5]) + [0.1, 0.0, 0.0]
     found = jk.metrics.frechet(samples, DATA)
     exact = np.sqrt(0.1**2 + 0.2**2 + 1.0**2)
@@ -70,7 +73,7 @@ def test_refusals(samples: Any, data: Any, message: str) -> None:
 
 
 def test_samples_are_at_no_distance_from_themselves() -> None:
-    """Entry j of m stands for the level (j + 1/2) / m; also against NumPy's quantiles of that definition."""
+    """Entry j of m stands for the level (j + 1/2) / m, as in NumPy's method "hazen"."""
     x = np.random.default_rng(0).lognormal(size=(100, 3))
     assert jk.metrics.sliced_w2(x, x).value < 1e-12
     y, levels = np.sort(x, 0), (np.arange(37) + 0.5) / 37

@@ -1,4 +1,4 @@
-"""Samplers and numbers of steps compared in one report: its entries, its means and their errors, its one reference."""
+"""Reports: their entries, their means with standard errors, and their single reference."""
 
 import inspect
 from typing import Any
@@ -13,7 +13,7 @@ import jaxkernels as jk
 
 PROCESS, T_MIN = jk.VP(), 1e-3
 TARGET = jk.Gaussian(0.2, np.array([2.0, 0.3, 0.05]))
-NOISES: Any = np.random.default_rng(0).standard_normal((32, 3))
+NOISE: Any = np.random.default_rng(0).standard_normal((32, 3))
 STEPS = (6, 3)
 # ready schedules, one per setting
 READY = {
@@ -34,7 +34,7 @@ DENOISER = jk.Denoiser(_score, PROCESS, "score")
 @pytest.fixture(scope="module")
 def report() -> jk.SamplerReport:
     return jk.compare_samplers(
-        *(DENOISER, ["ddim", jk.DPMSolverPP2M()], STEPS, NOISES),
+        *(DENOISER, ["ddim", jk.DPMSolverPP2M()], STEPS, NOISE),
         t_min=T_MIN,
         schedules=SCHEDULES,
         progress=False,
@@ -42,10 +42,10 @@ def report() -> jk.SamplerReport:
 
 
 def _synthetic(rng: np.random.Generator, n: int) -> tuple[jk.SamplerReport, np.ndarray]:
-    """Errors (settings, schedules, noises) whose noises matter alike in every setting, and a report of them."""
+    """A report and its errors (settings, schedules, samples), from the same noise everywhere."""
     settings = [("ddim", 5), ("ddim", 10), ("heun", 5), ("heun", 10)]
     names = ("a", "b", "c")
-    # what the noises do to a schedule is nearly the same in all settings
+    # what the noise does to a schedule is nearly the same in all settings
     logs = 0.5 * rng.standard_normal((1, 3, n)) + 0.1 * rng.standard_normal((4, 3, n))
     errors = np.array([[0.1, 0.2, 0.3], [0.1, 0.1, 0.1], [0.3, 0.1, 0.2], [0.2, 0.3, 0.1]])[
         ..., None
@@ -59,29 +59,29 @@ def _synthetic(rng: np.random.Generator, n: int) -> tuple[jk.SamplerReport, np.n
     return jk.SamplerReport(made), errors
 
 
-def test_every_entry_is_a_comparison_of_its_own(report: jk.SamplerReport) -> None:
+def test_every_entry_is_a_comparison(report: jk.SamplerReport) -> None:
     assert list(report.comparisons) == [("ddim", 3), ("ddim", 6), ("dpmpp_2m", 3), ("dpmpp_2m", 6)]
     for (sampler, k), found in report.comparisons.items():
         schedules = {name: SCHEDULES[name](PROCESS, k, T_MIN) for name in ("uniform", "quadratic")}
         schedules["ready"] = READY[sampler, k]
         # so few steps have the same reference on their own
-        alone = jk.compare_schedules(
-            jk.Denoiser(_score, PROCESS, "score"), sampler, schedules, NOISES, progress=False
-        )
+        alone = jk.compare_schedules(DENOISER, sampler, schedules, NOISE, progress=False)
         assert found.names == alone.names
         np.testing.assert_allclose(found.errors, alone.errors, rtol=1e-9)
-        np.testing.assert_allclose(found.ends, alone.ends, rtol=1e-9)
-        np.testing.assert_allclose(found.reference_ends, alone.reference_ends, rtol=1e-9)
+        np.testing.assert_allclose(found.projections, alone.projections, rtol=1e-9)
+        np.testing.assert_allclose(
+            found.reference_projections, alone.reference_projections, rtol=1e-9
+        )
         assert report.best()[sampler, k] == alone.best()
         assert report.best(["uniform"])[sampler, k] == alone.best(["uniform"])
-        assert report.best(by="rms")[sampler, k] == alone.best(by="rms")
+        assert report.best(criterion="rms")[sampler, k] == alone.best(criterion="rms")
         assert report.statistic("sliced_w2")[sampler, k] == pytest.approx(
             alone.statistic("sliced_w2")
         )
 
 
 def test_the_reference_is_computed_once() -> None:
-    """The network is evaluated as often as the schedules and one reference ask, by a count at run time."""
+    """The network is evaluated for the schedules and one reference, by a count at run time."""
     calls = 0
 
     def count() -> None:
@@ -96,7 +96,7 @@ def test_the_reference_is_computed_once() -> None:
         jk.Denoiser(score, PROCESS, "score"),
         ["ddim", "rk4"],
         [2, 12],
-        NOISES,
+        NOISE,
         t_min=T_MIN,
         progress=False,
     )
@@ -105,15 +105,13 @@ def test_the_reference_is_computed_once() -> None:
     assert calls == fine + fine // 2 + len(jk.schedules.BASELINES) * (2 + 12) * (1 + 4)
 
 
-class Own(jk.DDIM):
+class UserDefined(jk.DDIM):
     """A sampler that the package does not know."""
 
 
-def test_named_grids_are_the_default_and_own_samplers_go_by_their_class() -> None:
-    found = jk.compare_samplers(
-        jk.Denoiser(_score, PROCESS, "score"), [Own()], [3], NOISES, t_min=T_MIN, progress=False
-    )
-    assert list(found.comparisons) == [("Own", 3)]
+def test_baselines_are_the_default_and_user_defined_samplers_go_by_their_class() -> None:
+    found = jk.compare_samplers(DENOISER, [UserDefined()], [3], NOISE, t_min=T_MIN, progress=False)
+    assert list(found.comparisons) == [("UserDefined", 3)]
     assert found.names == tuple(jk.schedules.BASELINES)
 
 
@@ -121,24 +119,28 @@ def test_ratios_are_geometric_means() -> None:
     found, errors = _synthetic(np.random.default_rng(0), 50)
     typical = np.exp(np.log(errors).mean(-1))
     root = np.sqrt((errors**2).mean(-1))
-    for kind, values in (("geometric_mean", typical), ("rms", root)):
+    for name, values in (("geometric_mean", typical), ("rms", root)):
         # to the best of all, and to the best of two
-        for baselines, chosen in ((None, values), (["c", "a"], values[:, [0, 2]])):
-            expected = np.prod(values / chosen.min(1)[:, None], 0) ** (1.0 / 4.0)
-            ratios = found.ratios(kind, baselines)
-            np.testing.assert_allclose([ratios[name][0] for name in "abc"], expected, rtol=1e-12)
+        for baselines, compared in ((None, values), (["c", "a"], values[:, [0, 2]])):
+            expected = np.prod(values / compared.min(1)[:, None], 0) ** (1.0 / 4.0)
+            ratios = found.ratios(name, baselines)
+            np.testing.assert_allclose(
+                [ratios[schedule].value for schedule in "abc"], expected, rtol=1e-12
+            )
     assert found.ratios("rms", ["a"])["a"] == (1.0, 0.0)
 
 
 def test_standard_errors_are_joint_over_settings() -> None:
-    """Settings share their noises: four of them tell hardly more than one, by the spread of means of logs."""
+    """Settings share their noise: four of them tell hardly more than one."""
     n = 300
     found, errors = _synthetic(np.random.default_rng(1), n)
     difference = np.log(errors[:, 1] / errors[:, 0]).mean(0)
-    value, spread = found.ratios("geometric_mean", ["a"])["b"]
-    assert spread == pytest.approx(value * np.std(difference, ddof=1) / np.sqrt(n), rel=0.15)
+    value, standard_error = found.ratios("geometric_mean", ["a"])["b"]
+    assert standard_error == pytest.approx(
+        value * np.std(difference, ddof=1) / np.sqrt(n), rel=0.15
+    )
     apart = np.sqrt(np.sum(np.var(np.log(errors[:, 1] / errors[:, 0]), axis=1)) / n) / 4.0
-    assert spread > 1.6 * value * apart
+    assert standard_error > 1.6 * value * apart
     # one setting and one baseline are what a comparison knows by itself
     first = found.comparisons["ddim", 5]
     assert jk.SamplerReport({("ddim", 5): first}).ratios("rms", ["a"])["b"] == pytest.approx(
@@ -147,7 +149,7 @@ def test_standard_errors_are_joint_over_settings() -> None:
 
 
 def test_standard_errors_are_those_of_repeated_experiments() -> None:
-    """With best baselines that are near each other, and so change from one experiment to the next."""
+    """With best baselines that are close, and so change from one experiment to the next."""
     rng, n = np.random.default_rng(2), 100
     values, claimed = [], []
     for repeat in range(400):
@@ -162,18 +164,20 @@ def test_standard_errors_are_those_of_repeated_experiments() -> None:
 def test_text(report: jk.SamplerReport) -> None:
     """Rows by what they lose, the smallest of a column marked, and the numbers of `statistic`."""
     header, *rows, last = repr(report).splitlines()
-    assert " ".join(header.split()) == "log mean ddim 3 ddim 6 dpmpp_2m 3 dpmpp_2m 6 to the best"
-    assert "32 noises" in last
+    assert (
+        " ".join(header.split()) == "geometric mean ddim 3 ddim 6 dpmpp_2m 3 dpmpp_2m 6 to the best"
+    )
+    assert "32 samples" in last
     ratios, statistic = report.ratios("geometric_mean"), report.statistic("geometric_mean")
     assert [row.split()[0] for row in rows] == sorted(
         report.names, key=lambda name: ratios[name][0]
     )
     for row in rows:
-        name, *cells, value, _, spread = row.split()
+        name, *cells, value, _, standard_error = row.split()
         for cell, column in zip(cells, statistic.values(), strict=True):
             assert float(cell.strip("*")) == pytest.approx(column[name], rel=1e-3)
             assert cell.endswith("*") == (column[name] == min(column.values()))
-        assert (float(value), float(spread)) == pytest.approx(ratios[name], abs=6e-4)
+        assert (float(value), float(standard_error)) == pytest.approx(ratios[name], abs=6e-4)
 
     header, rule, *rows = report.to_markdown("rms").splitlines()
     assert {line.count("|") for line in (header, rule, *rows)} == {7}
@@ -185,8 +189,8 @@ def test_text(report: jk.SamplerReport) -> None:
 def test_the_precision_of_the_caller(report: jk.SamplerReport, float32: None) -> None:
     target, process = jk.Gaussian(0.2, np.array([2.0, 0.3, 0.05])), jk.VP()
     found = jk.compare_samplers(
-        lambda x, t: target.score(process, x, t),
-        *(process, ["ddim"], [3], jnp.asarray(NOISES, jnp.float32)),
+        jk.Denoiser(lambda x, t: target.score(process, x, t), process, "score"),
+        *(["ddim"], [3], jnp.asarray(NOISE, jnp.float32)),
         t_min=T_MIN,
         schedules={"uniform": jk.schedules.uniform},
         progress=False,
@@ -197,16 +201,18 @@ def test_the_precision_of_the_caller(report: jk.SamplerReport, float32: None) ->
     )
 
 
-def test_a_stochastic_schedule_is_ranked_by_its_law() -> None:
-    """By sliced W2 to the data; the deterministic schedules beside it keep their other statistics."""
+def test_a_stochastic_schedule_is_ranked_by_its_distribution() -> None:
+    """By sliced W2 to the data; deterministic schedules beside it keep their other statistics."""
     data = 0.2 + np.random.default_rng(1).standard_normal((500, 3)) * np.sqrt([2.0, 0.3, 0.05])
     noisy = {("ddim", 3): jk.Schedule([1.0, 0.5, 0.2, T_MIN], 1.0)}
     for names in (("sde", "uniform", "karras"), ("uniform", "sde", "karras")):
-        grids = {"sde": noisy, "uniform": jk.schedules.uniform, "karras": jk.schedules.karras}
-        grids = {name: grids[name] for name in names}
-        run = (_score, PROCESS, ["ddim"], [3], NOISES)
-        found = jk.compare_samplers(*run, t_min=T_MIN, schedules=grids, data=data, progress=False)
-        assert found.criterion == "sliced_w2"
+        schedules = {"sde": noisy, "uniform": jk.schedules.uniform, "karras": jk.schedules.karras}
+        schedules = {name: schedules[name] for name in names}
+        run = (DENOISER, ["ddim"], [3], NOISE)
+        found = jk.compare_samplers(
+            *run, t_min=T_MIN, schedules=schedules, data=data, progress=False
+        )
+        assert found.ranking_statistic == "sliced_w2"
         values = found.statistic("sliced_w2")[("ddim", 3)]
         order = sorted(values, key=values.__getitem__)
         rows = [line.split()[0] for line in repr(found).splitlines()[1:4]]
@@ -238,14 +244,14 @@ def test_a_stochastic_schedule_is_ranked_by_its_law() -> None:
         ({"samplers": []}, r"samplers = \[\] must be a list"),
         ({"samplers": "ddim"}, "samplers = 'ddim' must be a list"),
         ({"samplers": ["ddim", jk.DDIM()]}, "samplers has 'ddim' twice"),
-        ({"steps": []}, r"steps = \[\] must be a list"),
-        ({"steps": 3}, "steps = 3 must be a list"),
-        ({"steps": [3, 0]}, r"steps\[1\] = 0 must be at least 1"),
-        ({"steps": [2.5]}, r"steps\[0\] = 2.5 must be a whole number"),
+        ({"num_steps": []}, r"num_steps = \[\] must be a list"),
+        ({"num_steps": 3}, "num_steps = 3 must be a list"),
+        ({"num_steps": [3, 0]}, r"num_steps\[1\] = 0 must be at least 1"),
+        ({"num_steps": [2.5]}, r"num_steps\[0\] = 2.5 must be an? (whole number|integer)"),
         ({"t_min": 2.0}, "t_min = 2 must be"),
         ({"schedules": {}}, r"schedules = \{\} must be"),
         (
-            {"schedules": {"ready": READY}, "steps": [6, 12]},
+            {"schedules": {"ready": READY}, "num_steps": [6, 12]},
             r"\['ready'\] has no schedule for \('ddim', 12\); it has",
         ),
         (
@@ -264,21 +270,20 @@ def test_a_stochastic_schedule_is_ranked_by_its_law() -> None:
             {"schedules": {"none": lambda p, k, t: None}},
             r"\['none'\] must give a Schedule for \('ddim', 3\); got",
         ),
-        ({"x_init": NOISES[:1]}, "at least 2 noises"),
-        ({"kind": "scores"}, "Did you mean 'score'"),
+        ({"noise": NOISE[:1]}, r"noise has shape \(1, 3\); it must be .* n >= 2"),
     ],
 )
 def test_refusals(arguments: dict[str, Any], message: str) -> None:
     setting: dict[str, Any] = {
         "samplers": ["ddim"],
-        "steps": [3],
-        "x_init": NOISES,
+        "num_steps": [3],
+        "noise": NOISE,
         "t_min": T_MIN,
         **arguments,
     }
     # without the types that only tests check
     with pytest.raises(ValueError, match=message):
-        inspect.unwrap(jk.compare_samplers)(_score, PROCESS, progress=False, **setting)
+        inspect.unwrap(jk.compare_samplers)(DENOISER, progress=False, **setting)
 
 
 def test_reports_that_make_no_table_are_refused(report: jk.SamplerReport) -> None:
@@ -287,11 +292,11 @@ def test_reports_that_make_no_table_are_refused(report: jk.SamplerReport) -> Non
         jk.SamplerReport({})
     with pytest.raises(
         ValueError,
-        match=r"\[\('ddim', 6\)\] is of uniform from 32 noises, comparisons\[\('ddim', 3\)",
+        match=r"\[\('ddim', 6\)\] is of uniform from 32 samples, comparisons\[\('ddim', 3\)",
     ):
         jk.SamplerReport({("ddim", 3): second, ("ddim", 6): first.take(["uniform"])})
-    with pytest.raises(ValueError, match="from 8 noises"):
-        jk.SamplerReport({("ddim", 3): second, ("ddim", 6): first.take(noises=slice(8))})
+    with pytest.raises(ValueError, match="from 8 samples"):
+        jk.SamplerReport({("ddim", 3): second, ("ddim", 6): first.take(samples=slice(8))})
     with pytest.raises(
         ValueError, match=r"baselines='uniforn' is not known\. Did you mean 'uniform'"
     ):
@@ -299,4 +304,4 @@ def test_reports_that_make_no_table_are_refused(report: jk.SamplerReport) -> Non
     with pytest.raises(ValueError, match="baselines is empty"):
         report.ratios("rms", [])
     with pytest.raises(ValueError, match="Did you mean 'geometric_mean'"):
-        report.table("logmean")
+        report.table("geometricmean")

@@ -1,4 +1,4 @@
-"""Recorded trajectories: predicted errors of schedules, their derivatives, and what optimising them gives."""
+"""Trajectory records: predicted errors of schedules, their derivatives, and their optima."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import pytest
 from jaxtyping import Array
 
 import jaxkernels as jk
-from jaxkernels.trajectories._record import _spline_fit
+from jaxkernels.trajectories import bind_record
+from jaxkernels.trajectories._spline import spline_fit, spline_weights
 
 PROCESS, T_MIN = jk.VP(), 1e-3
 MEAN, VARIANCE = np.array([0.2, -0.4, 0.1]), np.array([2.0, 0.3, 0.01])
@@ -19,20 +20,23 @@ GAUSSIAN = jk.Gaussian(MEAN, VARIANCE)
 MIXTURE = jk.GaussianMixture(
     [0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.stack([0.02 * np.eye(2)] * 2)
 )
-NOISES = jnp.asarray(np.random.default_rng(0).standard_normal((64, 2)))
+NOISE = jnp.asarray(np.random.default_rng(0).standard_normal((64, 2)))
 
 
 def _mixture(x: Array, t: Array) -> Array:
     return MIXTURE.score(PROCESS, x, t)
 
 
+DENOISER = jk.Denoiser(_mixture, PROCESS, "score")
+
+
 @pytest.fixture(scope="module")
 def recorded() -> jk.TrajectoryRecord:
-    return jk.record(jk.Denoiser(_mixture, PROCESS, "score"), NOISES, t_min=T_MIN, progress=False)
+    return jk.record(DENOISER, NOISE, t_min=T_MIN, progress=False)
 
 
 def _first_order(sampler: str, times: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Sum of the local defects on the exact flow of `GAUSSIAN`, each carried by it, from its closed form."""
+    """Sum of the propagated local errors on the exact flow of `GAUSSIAN`, in closed form."""
     a, s = (np.asarray(f(jnp.asarray(times)))[:, None] for f in (PROCESS.signal, PROCESS.noise))
     v = a**2 * VARIANCE + s**2
     z = (x - a[0] * MEAN) / np.sqrt(v[0])
@@ -70,16 +74,14 @@ def test_the_first_order_of_a_linear_network_is_exact(sampler: str, steps: int) 
 def test_what_a_sampler_does_is_predicted(
     steps: int, tolerance: float, recorded: jk.TrajectoryRecord
 ) -> None:
-    """Against the trajectories that it really takes; what is left out is of second order in the defects."""
-    grids = {
+    """Against the real trajectories; what is left out is of second order in the local errors."""
+    schedules = {
         name: jk.schedules.BASELINES[name](PROCESS, steps, T_MIN)
         for name in ("quadratic", "uniform")
     }
-    real = jk.compare_schedules(
-        jk.Denoiser(_mixture, PROCESS, "score"), "ddim", grids, NOISES
-    ).statistic("geometric_mean")
+    real = jk.compare_schedules(DENOISER, "ddim", schedules, NOISE).statistic("geometric_mean")
     predicted = {
-        name: np.exp(np.mean(np.log(recorded.errors("ddim", s)))) for name, s in grids.items()
+        name: np.exp(np.mean(np.log(recorded.errors("ddim", s)))) for name, s in schedules.items()
     }
     assert predicted["quadratic"] < predicted["uniform"]
     assert predicted["quadratic"] == pytest.approx(real["quadratic"], rel=tolerance)
@@ -112,7 +114,7 @@ def test_few_directions_estimate_the_distance_without_bias() -> None:
 @pytest.mark.parametrize(("sampler", "power"), [("ddim", 1.0), ("dpmpp_2m", 0.0)])
 def test_derivatives(sampler: str, power: float, recorded: jk.TrajectoryRecord) -> None:
     """The windowed Hessian against JAX's differentiation of the whole; ends are held fixed."""
-    objective = jk.RecordedError(recorded, sampler, power)
+    objective = bind_record(recorded, sampler, power)
     times = jk.schedules.quadratic(PROCESS, 4, T_MIN).times
     value, gradient, hessian = eqx.filter_jit(lambda t: objective.derivatives(jk.Schedule(t)))(
         times
@@ -136,19 +138,19 @@ def test_the_value_is_the_stated_mean_of_the_errors(recorded: jk.TrajectoryRecor
     e = recorded.errors("dpmpp_2m", schedule)
     means = {0.0: np.exp(np.mean(np.log(e))), 1.0: e.mean(), 2.0: np.sqrt(np.mean(e**2))}
     for power, mean in means.items():
-        assert float(jk.RecordedError(recorded, "dpmpp_2m", power)(schedule)) == pytest.approx(
+        assert float(bind_record(recorded, "dpmpp_2m", power)(schedule)) == pytest.approx(
             mean, rel=2e-3
         )
 
 
-def test_the_optimum_holds_on_fresh_noises(
+def test_the_optimum_holds_on_fresh_noise(
     recorded: jk.TrajectoryRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both ways to use a record, on noises that it has not seen."""
-    law, grids = MIXTURE.gaussian(), ("quadratic", "log_snr", "cosine")
-    objective = jk.RecordedError(recorded, "dpmpp_2m", 0.0)
+    """Both ways to use a record, on initial noise that it has not seen."""
+    target = MIXTURE.gaussian()
+    objective = jk.RecordedError(recorded, 0.0)
     typical = jk.optimize_schedule(
-        law,
+        target,
         PROCESS,
         "dpmpp_2m",
         6,
@@ -158,15 +160,18 @@ def test_the_optimum_holds_on_fresh_noises(
     )
     assert typical.converged
     fresh = jnp.asarray(np.random.default_rng(5).standard_normal((128, 2)))
-    named = {name: jk.schedules.BASELINES[name](PROCESS, 6, T_MIN) for name in grids}
+    baselines = {
+        name: jk.schedules.BASELINES[name](PROCESS, 6, T_MIN)
+        for name in ("quadratic", "log_snr", "cosine")
+    }
     found = jk.compare_schedules(
-        jk.Denoiser(_mixture, PROCESS, "score"),
+        DENOISER,
         "dpmpp_2m",
-        {**named, "ours": typical.schedule},
+        {**baselines, "ours": typical.schedule},
         fresh,
     )
     errors = found.statistic("geometric_mean")
-    assert errors["ours"] < 0.3 * min(errors[name] for name in named)
+    assert errors["ours"] < 0.3 * min(errors[name] for name in baselines)
 
     # with a record of the network no mixture is fitted to samples
     monkeypatch.setattr(jk.GaussianMixture, "fit", None)
@@ -178,14 +183,14 @@ def test_the_optimum_holds_on_fresh_noises(
     found = result.comparison
     assert found is not None
     assert {"recorded, typical", "recorded, mean", "recorded, rms"} < set(found.names)
-    for kind in ("geometric_mean", "rms", "sliced_w2"):
-        best = min(result.baselines, key=found.statistic(kind).__getitem__)
-        ratio, spread = found.ratio(kind, result.chosen, best)
-        assert ratio < 1.0 + 2.0 * spread
+    for name in ("geometric_mean", "rms", "sliced_w2"):
+        best = min(result.baselines, key=found.statistic(name).__getitem__)
+        ratio, standard_error = found.ratio(name, result.chosen, best)
+        assert ratio < 1.0 + 2.0 * standard_error
 
 
 def test_processes_that_start_without_signal() -> None:
-    """Flow matching, where sigma is infinite at t_max: the velocity of a Gaussian, from its closed form."""
+    """Flow matching, where sigma is infinite at t_max: the flow of a Gaussian, in closed form."""
     process = jk.FlowMatching()
 
     def velocity(x: Array, t: Array) -> Array:
@@ -197,14 +202,16 @@ def test_processes_that_start_without_signal() -> None:
 
     x = jnp.asarray(np.random.default_rng(1).standard_normal((8, 3)))
     found = jk.record(jk.Denoiser(velocity, process, "flow"), x, t_min=1e-2, progress=False)
-    grids = {"uniform": jk.schedules.uniform(process, 40, 1e-2)}
+    schedules = {"uniform": jk.schedules.uniform(process, 40, 1e-2)}
     real = jk.compare_schedules(
-        jk.Denoiser(velocity, process, "flow"), "ddim", grids, x, progress=False
+        jk.Denoiser(velocity, process, "flow"), "ddim", schedules, x, progress=False
     )
-    np.testing.assert_allclose(found.errors("ddim", grids["uniform"]), real.errors[0], rtol=0.15)
+    np.testing.assert_allclose(
+        found.errors("ddim", schedules["uniform"]), real.errors[0], rtol=0.15
+    )
 
 
-class Own(jk.VP):
+class UserDefined(jk.VP):
     """A process that the package does not know."""
 
     def __init__(self, beta_max: float = 20.0):
@@ -213,7 +220,7 @@ class Own(jk.VP):
 
 def _made(process: jk.AbstractProcess, dtype: str = "float64") -> jk.TrajectoryRecord:
     """A record of what need not be a network."""
-    x, t_min = jnp.asarray(NOISES[:6], dtype), float(np.asarray(process.time_at_sigma(0.1)))
+    x, t_min = jnp.asarray(NOISE[:6], dtype), float(np.asarray(process.time_at_sigma(0.1)))
     return jk.record(
         jk.Denoiser(lambda x, t: -x, process, "x0"), x, t_min=t_min, nodes=8, progress=False
     )
@@ -225,8 +232,10 @@ def _same(found: jk.TrajectoryRecord, expected: jk.TrajectoryRecord) -> None:
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert (np.asarray(a).dtype, np.shape(a)) == (np.asarray(b).dtype, np.shape(b))
         np.testing.assert_array_equal(a, b)
-    grid = jk.schedules.uniform(expected.process, 4, expected.t_min)
-    np.testing.assert_array_equal(found.errors("dpmpp_2m", grid), expected.errors("dpmpp_2m", grid))
+    schedule = jk.schedules.uniform(expected.process, 4, expected.t_min)
+    np.testing.assert_array_equal(
+        found.errors("dpmpp_2m", schedule), expected.errors("dpmpp_2m", schedule)
+    )
 
 
 @pytest.mark.parametrize(
@@ -250,18 +259,19 @@ def test_files_keep_float64_whatever_the_precision_of_the_caller(
     _same(jk.TrajectoryRecord.load(tmp_path / "a.npz"), made)
 
 
-def test_a_process_of_ones_own_is_passed_again(tmp_path: Path) -> None:
-    path, made = tmp_path / "a.npz", _made(Own())
+def test_a_user_defined_process_is_passed_again(tmp_path: Path) -> None:
+    path, made = tmp_path / "a.npz", _made(UserDefined())
     made.save(path)
-    _same(jk.TrajectoryRecord.load(path, Own()), made)
+    _same(jk.TrajectoryRecord.load(path, UserDefined()), made)
     with pytest.raises(
-        ValueError, match=r"a\.npz holds no valid record: its process Own is not built in; pass it"
+        ValueError,
+        match=r"a\.npz holds no valid record: its process UserDefined is not built in; pass it",
     ):
         jk.TrajectoryRecord.load(path)
     with pytest.raises(
         ValueError, match=r"process is not that of .*a\.npz: its signal or noise differs at t = 1"
     ):
-        jk.TrajectoryRecord.load(path, Own(19.0))
+        jk.TrajectoryRecord.load(path, UserDefined(19.0))
 
 
 def test_wrong_files_are_refused(tmp_path: Path) -> None:
@@ -285,7 +295,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         process='{"type": "vq"}',
     )
     load("holds no valid record: .*line 1", process="{")
-    load("holds no valid record: .*expected 4", ends=content["ends"][:3])
+    load("holds no valid record: .*expected 3", coordinate=content["coordinate"][:2])
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"a\.npz is damaged, cut off or no \.npz file"):
         jk.TrajectoryRecord.load(path)
@@ -299,8 +309,9 @@ def test_splines_are_exact_for_cubics() -> None:
     nodes = 12
     place = np.arange(-1, nodes + 1.0)
     u = np.arange(nodes)
-    coefficients = _spline_fit(nodes) @ (0.3 - u + 0.2 * u**2 - 0.05 * u**3)
-    # a B-spline with coefficients from a cubic's blossom is that cubic: x^3 has coefficients i^3 - i, x^2 has i^2 - 1/3
+    coefficients = spline_fit(nodes) @ (0.3 - u + 0.2 * u**2 - 0.05 * u**3)
+    # a B-spline with coefficients from a cubic's blossom is that cubic:
+    # x^3 has coefficients i^3 - i, x^2 has i^2 - 1/3
     blossom = 0.3 - place + 0.2 * (place**2 - 1.0 / 3.0) - 0.05 * (place**3 - place)
     np.testing.assert_allclose(coefficients, blossom, atol=1e-10)
 
@@ -308,37 +319,38 @@ def test_splines_are_exact_for_cubics() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"x_init": NOISES[:1]}, "trajectories >= 2"),
+        ({"noise": NOISE[:1]}, "trajectories >= 2"),
         ({"nodes": 3}, "nodes = 3 must be at least 8"),
         ({"directions": 0}, "directions = 0 must be at least 1"),
         ({"t_min": 2.0}, "t_min"),
         ({"t_min": 0.0}, "t_min = 0 has no noise"),
-        ({"score_fn": lambda x, t: x * jnp.nan}, "are not finite"),
-        ({"kind": "scores"}, "Did you mean 'score'"),
+        ({"fn": lambda x, t: x * jnp.nan}, "are not finite"),
+        ({"prediction_type": "scores"}, "Did you mean 'score'"),
     ],
 )
 def test_refusals(arguments: dict[str, Any], message: str) -> None:
-    setting: dict[str, Any] = {"score_fn": _mixture, "x_init": NOISES, "t_min": T_MIN, **arguments}
+    setting = {"fn": _mixture, "prediction_type": "score", "t_min": T_MIN, **arguments}
+    noise: Any = setting.pop("noise", NOISE)
+
+    def refused() -> None:
+        denoiser = jk.Denoiser(setting.pop("fn"), PROCESS, setting.pop("prediction_type"))
+        jk.record(denoiser, noise, progress=False, **setting)
+
     with pytest.raises(ValueError, match=message):
-        jk.record(
-            jk.Denoiser(setting.pop("score_fn"), PROCESS, "score"),
-            setting.pop("x_init"),
-            progress=False,
-            **setting,
-        )
+        refused()
 
 
 def test_what_a_record_cannot_predict_is_refused(recorded: jk.TrajectoryRecord) -> None:
-    grid = jk.schedules.uniform(PROCESS, 4, T_MIN)
+    schedule = jk.schedules.uniform(PROCESS, 4, T_MIN)
     with pytest.raises(ValueError, match="Heun evaluates the network 2 times"):
-        recorded.errors("heun", grid)
+        recorded.errors("heun", schedule)
     with pytest.raises(ValueError, match="stochastic"):
-        recorded.errors("ddim", jk.Schedule(grid.times, 1.0))
+        recorded.errors("ddim", jk.Schedule(schedule.times, 1.0))
     with pytest.raises(ValueError, match=r"the record from 1 to 0\.001"):
         recorded.errors("ddim", jk.schedules.uniform(PROCESS, 4, 1e-2))
     flow = jk.record(
         jk.Denoiser(lambda x, t: 0.5 * x, jk.FlowMatching(), "x0"),
-        NOISES,
+        NOISE,
         t_min=0.01,
         nodes=16,
         progress=False,
@@ -348,23 +360,189 @@ def test_what_a_record_cannot_predict_is_refused(recorded: jk.TrajectoryRecord) 
     ):
         flow.errors("exponential_integrator", jk.schedules.uniform(jk.FlowMatching(), 4, 0.01))
     with pytest.raises(ValueError, match="power = -1"):
-        jk.RecordedError(recorded, "ddim", -1.0)
-    law = MIXTURE.gaussian()
+        jk.RecordedError(recorded, -1.0)
+
+
+def test_what_cannot_be_bound_is_refused(recorded: jk.TrajectoryRecord) -> None:
+    """Another process or t_min than the record's, or a sampler that it cannot predict."""
+    objective = jk.RecordedError(recorded)
+    with pytest.raises(ValueError, match="Heun evaluates the network 2 times"):
+        objective.bind(None, PROCESS, "heun")
+    with pytest.raises(ValueError, match="Heun evaluates the network 2 times"):
+        bind_record(recorded, "heun")
+    with pytest.raises(ValueError, match=r"record is of VP.* down to t_min = 0\.001; here process"):
+        objective.bind(None, jk.VP(beta_max=10.0), "ddim")
+    with pytest.raises(ValueError, match=r"record is of VP.*; here process is FlowMatching"):
+        objective.bind(None, jk.FlowMatching(), "ddim")
+    with pytest.raises(ValueError, match=r"record is of VP.* t_min = 0\.01"):
+        objective.bind(None, PROCESS, "ddim", t_min=1e-2)
+    with pytest.raises(ValueError, match="power = -1"):
+        bind_record(recorded, "ddim", -1.0)
+
+
+def test_a_bound_objective_is_that_of_its_record(recorded: jk.TrajectoryRecord) -> None:
+    schedule = jk.schedules.karras(PROCESS, 6, T_MIN)
+    bound = jk.RecordedError(recorded, 1.0).bind(MIXTURE, PROCESS, "dpmpp_2m", t_min=T_MIN)
+    assert float(bound(schedule)) == float(bind_record(recorded, "dpmpp_2m", 1.0)(schedule))
+    assert bound.sampler == jk.DPMSolverPP2M()
+
+
+def test_a_bound_objective_works_in_float32_after_float64(recorded: jk.TrajectoryRecord) -> None:
+    """A record is kept in NumPy, of which JAX must not remember the precision it first met."""
+    bound = bind_record(recorded, "dpmpp_2m", 0.0)
+    times = np.asarray(jk.schedules.karras(PROCESS, 5, T_MIN).times)
+    expected = float(jax.jit(lambda t: bound(jk.Schedule(t)))(times))
+    with jax.enable_x64(False):
+        single = jnp.asarray(times, jnp.float32)
+        value, gradient = jax.jit(jax.value_and_grad(lambda t: bound(jk.Schedule(t))))(single)
+        assert gradient.dtype == jnp.float32
+        assert np.all(np.isfinite(gradient[1:-1]))
+        # the error is a small difference, which float32 knows to few digits
+        assert float(value) == pytest.approx(expected, rel=2e-2)
+
+
+@pytest.mark.parametrize("key", [None, 5])
+def test_records_of_parts_are_the_record_of_the_whole(
+    key: int | None, recorded: jk.TrajectoryRecord
+) -> None:
+    """Three workers with parts of different sizes; with another key the directions differ."""
+    options: dict[str, Any] = {"t_min": T_MIN, "progress": False}
+    if key is not None:
+        options["key"] = jax.random.key(key)
+    parts = [
+        jk.record(DENOISER, NOISE[rows], **options)
+        for rows in (slice(0, 32), slice(32, 37), slice(37, 64))
+    ]
+    found = jk.TrajectoryRecord.concatenate(parts)
+    assert found.num_trajectories == 64
+    assert found.nfe == recorded.nfe == sum(part.nfe for part in parts)
+    np.testing.assert_allclose(found.scale, recorded.scale, rtol=1e-12)
+    np.testing.assert_allclose(found.end_mean, recorded.end_mean, rtol=1e-10, atol=1e-12)
+    if key is None:
+        size = np.abs(recorded.products).max()
+        np.testing.assert_allclose(found.products, recorded.products, rtol=1e-8, atol=1e-11 * size)
+    # as many directions as dimensions: the errors do not depend on them
+    schedule = jk.schedules.karras(PROCESS, 6, T_MIN)
+    np.testing.assert_allclose(
+        found.errors("dpmpp_2m", schedule), recorded.errors("dpmpp_2m", schedule), rtol=1e-6
+    )
+
+
+def test_a_concatenated_record_is_saved(tmp_path: Path) -> None:
+    made = _made(PROCESS)
+    found = jk.TrajectoryRecord.concatenate([made, made])
+    np.testing.assert_allclose(found.scale, made.scale, rtol=1e-12)
+    found.save(tmp_path / "a.npz")
+    _same(jk.TrajectoryRecord.load(tmp_path / "a.npz"), found)
+    _same(jk.TrajectoryRecord.concatenate([made]), made)
+
+
+def test_records_that_differ_are_not_concatenated() -> None:
+    def made(process: jk.AbstractProcess = PROCESS, dim: int = 2, **options: Any):
+        options = {"t_min": 0.1, "nodes": 8, "progress": False, **options}
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((4, dim)))
+        return jk.record(jk.Denoiser(lambda x, t: -x, process, "x0"), x, **options)
+
+    first = made()
+    for other, message in (
+        (
+            made(nodes=9),
+            r"records\[1\] has 9 nodes, 2 directions and 2 dimensions; .* has 8, 2 and 2",
+        ),
+        (made(directions=1), r"records\[1\] has 8 nodes, 1 directions and 2 dimensions"),
+        (made(dim=3), r"records\[1\] has 8 nodes, 3 directions and 3 dimensions"),
+        (made(t_min=0.2), r"records\[1\] runs from 1 to t_min = 0\.2; records\[0\] from 1 to 0\.1"),
+        (made(jk.VP(beta_max=10.0)), r"records\[1\] is of VP.*differs at t = 1"),
+        (made(jk.OU(t_max=1.0)), r"records\[1\] is of OU.*signal or noise differs at t"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jk.TrajectoryRecord.concatenate([first, other])
+    with pytest.raises(ValueError, match="must be a list of records, not empty"):
+        jk.TrajectoryRecord.concatenate([])
+
+
+def test_the_nfe_of_a_record_counts_what_is_run() -> None:
+    """Forward passes of every point and, twice, backward passes, by counts at run time."""
+    forward = 0
+    backward = 0
+
+    def count_forward(x: Array) -> None:
+        nonlocal forward
+        forward += x.shape[0]
+
+    def count_backward(x: Array) -> None:
+        nonlocal backward
+        backward += int(np.prod(x.shape[:-1]))
+
+    @jax.custom_vjp
+    def network(x: Array) -> Array:
+        jax.debug.callback(count_forward, x)
+        return -x
+
+    def pull_back(_: None, g: Array) -> tuple[Array]:
+        jax.debug.callback(count_backward, g)
+        return (-g,)
+
+    network.defvjp(lambda x: (network(x), None), pull_back)
+    denoiser = jk.Denoiser(lambda x, t: network(x), PROCESS, "x0")
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 3)))
+    found = jk.record(denoiser, x, t_min=0.1, nodes=9, directions=2, batch=3, progress=False)
+    jax.effects_barrier()
+    assert forward == 6 * (9 + 4 * 8 + 4 * 8)
+    assert backward == 6 * (4 * 8) * 2
+    assert found.nfe == forward + 2 * backward
+
+
+def test_pieces_share_one_program() -> None:
+    """Batches of one size, the last one filled up, and equal calls trace the network once."""
+    traced = 0
+
+    def network(x: Array, t: Array) -> Array:
+        nonlocal traced
+        traced += 1
+        return -x
+
+    denoiser = jk.Denoiser(network, PROCESS, "x0")
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((20, 2)))
+    options: dict[str, Any] = {"t_min": 0.1, "nodes": 8, "batch": 4, "progress": False}
+    # 10 rows in batches of at most 4: 4, 4 and 2 that are filled up
+    pieces = [jk.record(denoiser, x[:10], **options)]
+    once = traced
+    pieces.append(jk.record(denoiser, x[10:], **options))
+    assert traced == once
+    whole = jk.record(denoiser, x, **{**options, "batch": 20})
+    found = jk.TrajectoryRecord.concatenate(pieces)
+    np.testing.assert_allclose(found.scale, whole.scale, rtol=1e-12)
+    np.testing.assert_allclose(found.products, whole.products, rtol=1e-9, atol=1e-11)
+
+
+def test_spline_weights_interpolate() -> None:
+    """With the coefficients of a cubic's values, the spline is that cubic everywhere."""
+    nodes = 9
+    u = np.arange(nodes)
+    coefficients = spline_fit(nodes) @ (0.3 - u + 0.2 * u**2 - 0.05 * u**3)
+    for place in (0.0, 0.4, 3.0, 5.7, 8.0):
+        first, weights = spline_weights(place, nodes)
+        value = np.asarray(weights) @ coefficients[int(first) : int(first) + 4]
+        assert value == pytest.approx(0.3 - place + 0.2 * place**2 - 0.05 * place**3, abs=1e-10)
+
+
+def test_what_an_optimiser_refuses_of_a_record(recorded: jk.TrajectoryRecord) -> None:
+    target = MIXTURE.gaussian()
     with pytest.raises(ValueError, match="record needs score_fn"):
-        jk.optimize_schedule(law, PROCESS, "ddim", 4, t_min=T_MIN, record=recorded)
+        jk.optimize_schedule(target, PROCESS, "ddim", 4, t_min=T_MIN, record=recorded)
     with pytest.raises(ValueError, match="record is of VP"):
         jk.optimize_schedule(
-            law, PROCESS, "ddim", 4, t_min=1e-2, record=recorded, score_fn=_mixture
+            target, PROCESS, "ddim", 4, t_min=1e-2, record=recorded, score_fn=_mixture
         )
     with pytest.raises(ValueError, match="Heun evaluates"):
         jk.optimize_schedule(
-            law, PROCESS, "heun", 4, t_min=T_MIN, record=recorded, score_fn=_mixture
+            target, PROCESS, "heun", 4, t_min=T_MIN, record=recorded, score_fn=_mixture
         )
-    objective = jk.RecordedError(recorded, "ddim")
-    setting: dict[str, Any] = {"objective": objective, "t_min": T_MIN}
-    with pytest.raises(ValueError, match="objective is the RecordedError of DDIM"):
-        jk.optimize_schedule(law, PROCESS, "dpmpp_2m", 4, **setting)
+    setting: dict[str, Any] = {"objective": jk.RecordedError(recorded), "t_min": T_MIN}
+    with pytest.raises(ValueError, match="Heun evaluates"):
+        jk.optimize_schedule(target, PROCESS, "heun", 4, **setting)
     with pytest.raises(ValueError, match="of deterministic trajectories"):
-        jk.optimize_schedule(law, PROCESS, "ddim", 4, stochasticity="optimize", **setting)
+        jk.optimize_schedule(target, PROCESS, "ddim", 4, stochasticity="optimize", **setting)
     with pytest.raises(ValueError, match="record is of VP"):
-        jk.optimize_schedule(law, PROCESS, "ddim", 4, **{**setting, "t_min": 1e-2})
+        jk.optimize_schedule(target, PROCESS, "ddim", 4, **{**setting, "t_min": 1e-2})

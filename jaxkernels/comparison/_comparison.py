@@ -25,13 +25,13 @@ class Comparison(eqx.Module):
     """Errors of several schedules on one network, from the same initial noise.
 
     All in units of the reference's standard deviation, the root of the total variance of its
-    samples. There are four statistics, as no single one is the truth: of the errors, "rms" (decided
-    by few bad samples), "median" and "geometric_mean" (decided by typical ones); and "sliced_w2", the
-    distance between the distributions of the projections, which forgives errors that leave the
+    samples. There are four statistics, as no single one is the truth. Of the errors: "rms" (decided
+    by few bad samples), "median" and "geometric_mean" (decided by typical ones). And "sliced_w2",
+    the distance between the distributions of the projections, which forgives errors that leave the
     distribution as it is. It is measured to the reference, or to data if these were given.
 
-    A stochastic schedule has no reference from the same noise: its errors are NaN, and "sliced_w2" is
-    its only statistic.
+    A stochastic schedule has no reference from the same noise: its errors are NaN, and "sliced_w2"
+    is its only statistic.
 
     **Arguments:**
 
@@ -136,13 +136,13 @@ class Comparison(eqx.Module):
         """Select the best schedule.
 
         - "balanced": "geometric_mean", "rms" and "sliced_w2" are divided by their smallest values
-          among the baselines, and the smooth maximum of the three ratios is smallest. Schedules with
-          a ratio above 1 rank behind those without, by the product of such ratios.
+          among the baselines, and the smooth maximum of the three ratios is smallest. Schedules
+          with a ratio above 1 rank behind those without, by the product of such ratios.
         - a statistic: its smallest value, whatever the others.
 
-        If any schedule is stochastic, "sliced_w2" is the only criterion, and the best of m stochastic
-        schedules is selected only if it is better than the best deterministic one by more than
-        max(1, sqrt(2 log m)) standard errors.
+        If any schedule is stochastic, "sliced_w2" is the only criterion, and the best of m
+        stochastic schedules is selected only if it is better than the best deterministic one by
+        more than max(1, sqrt(2 log m)) standard errors.
 
         **Arguments:**
 
@@ -157,8 +157,8 @@ class Comparison(eqx.Module):
         **Example:**
 
         ```python
-        >>> z = np.zeros((3, 1))
-        >>> jk.Comparison(("a", "b"), np.array([[2.0] * 3, [1.0] * 3]), np.stack([z, z]), z, 0.0).best()
+        >>> errors = np.array([[2.0, 2.0], [1.0, 1.0]])
+        >>> jk.Comparison(("a", "b"), errors, np.zeros((2, 2, 1)), np.zeros((2, 1)), 0.0).best()
         'b'
         ```
         """
@@ -217,7 +217,7 @@ class Comparison(eqx.Module):
         )
 
     def shown(self) -> list[str]:
-        """Names in a table or a figure: the leader, baseline schedules, and others up to 14, ranked."""
+        """Names in a table or figure, ranked: the leader, baselines, and others up to 14."""
         values = self.statistic(self.ranking_statistic)
         ranked = sorted(self.names, key=values.__getitem__)
         needed = {self.leader, *(name for name in ranked if name in BASELINES)}
@@ -241,7 +241,7 @@ class Comparison(eqx.Module):
     @property
     def _stochastic(self) -> Bool[np.ndarray, " schedules"]:
         """Which schedules have no reference from the same noise."""
-        return np.isnan(self.errors).any(1)
+        return np.any(np.isnan(self.errors), axis=1, keepdims=True)[:, 0]
 
     def _row(self, name: str) -> int:
         """Index of a schedule."""

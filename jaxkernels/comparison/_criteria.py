@@ -82,9 +82,11 @@ def select_significant(
 
 
 def required_gain(count: int) -> float:
-    """Standard errors that the best of `count` stochastic schedules must gain: max(1, sqrt(2 log m)).
+    """Standard errors that the best of m = `count` stochastic schedules must gain.
 
-    Their noise is another draw. The smallest of m normal draws lies on average at most sqrt(2 log m)
-    standard deviations below their mean, however they depend on each other.
+        max(1, sqrt(2 log m))
+
+    Their noise is another draw. The smallest of m normal draws lies on average at most
+    sqrt(2 log m) standard deviations below their mean, however they depend on each other.
     """
     return max(1.0, float(np.sqrt(2.0 * np.log(count))))

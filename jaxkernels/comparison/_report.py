@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import equinox as eqx
 import numpy as np
@@ -42,7 +42,8 @@ class SamplerReport(eqx.Module):
     - `comparisons`: {(sampler, steps): Comparison}, all from the same initial noise with the same
       reference and unit, so that errors of different settings can be compared too.
 
-    **Raises:** ValueError if there is none, or if they differ in schedules or in the number of samples.
+    **Raises:** ValueError if there is none, or if they differ in schedules or in the number of
+    samples.
     """
 
     comparisons: dict[Setting, Comparison]
@@ -125,9 +126,9 @@ class SamplerReport(eqx.Module):
         - `statistic`: "rms", "median", "geometric_mean" or "sliced_w2".
         - `baselines`: names of schedules. Default: all, so that 1 is best in every setting.
 
-        **Returns:** {schedule: estimate}. The standard error is that of resampled noise, the same for
-        all schedules and settings, with the best baselines found anew. A schedule that is stochastic
-        in any setting has NaN for all statistics but "sliced_w2".
+        **Returns:** {schedule: estimate}. The standard error is that of resampled noise, the same
+        for all schedules and settings, with the best baselines found anew. A schedule that is
+        stochastic in any setting has NaN for all statistics but "sliced_w2".
 
         **Raises:** ValueError for an unknown name, or no baselines.
         """
@@ -227,7 +228,7 @@ class SamplerReport(eqx.Module):
     def _mean_ratios(
         self, statistic: str, baselines: list[int], samples: slice | np.ndarray
     ) -> Float[np.ndarray, " schedules"]:
-        """Geometric mean over settings of the ratio to the best baseline, on some of the samples."""
+        """Geometric mean over settings of the ratio to the best baseline, on some samples."""
         values = np.stack(
             [found.statistic_values(statistic, samples) for found in self.comparisons.values()]
         )
@@ -326,7 +327,7 @@ def compare_samplers(
     return SamplerReport(comparisons)
 
 
-def _check_counts(num_steps: Sequence[int]) -> list[int]:
+def _check_counts(num_steps: Any) -> list[int]:
     """Numbers of steps, each once, in ascending order."""
     if np.ndim(num_steps) != 1 or not len(num_steps):
         raise ValueError(f"num_steps = {num_steps!r} must be a list of numbers of steps.")
@@ -355,8 +356,8 @@ def _make_schedule(
         schedule = maker(process, setting[1], t_min)
     elif not isinstance(maker, Mapping):
         raise ValueError(
-            f"schedules[{name!r}] must be a function or a table {{(sampler, steps): Schedule}}; got "
-            f"{type(maker).__name__}."
+            f"schedules[{name!r}] must be a function or a table {{(sampler, steps): Schedule}}; "
+            f"got {type(maker).__name__}."
         )
     elif setting not in maker:
         known = ", ".join(map(str, maker)) or "none"
@@ -365,7 +366,8 @@ def _make_schedule(
         schedule = maker[setting]
     if not isinstance(schedule, Schedule):
         raise ValueError(
-            f"schedules[{name!r}] must give a Schedule for {setting}; got {type(schedule).__name__}."
+            f"schedules[{name!r}] must give a Schedule for {setting}; got "
+            f"{type(schedule).__name__}."
         )
     if schedule.num_steps != setting[1]:
         raise ValueError(f"schedules[{name!r}] has {schedule.num_steps} steps for {setting}.")

@@ -68,7 +68,7 @@ def sliced_w2(samples: Numbers, data: Numbers, *, directions: int = 128, seed: i
 
     def squared(rows: np.ndarray) -> float:
         exact = quantiles(of_data, len(rows))
-        return float(projected_w2_squared(np, projections[rows], exact))
+        return float(projected_w2_squared(np, projections[rows][None], exact)[0])
 
     return _jackknife(squared, len(x))
 

@@ -1,8 +1,11 @@
 """The error of a schedule on a record, as an objective of an optimisation."""
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from .. import _checks
@@ -22,6 +25,7 @@ from ._record import (
 )
 
 _FLOOR = 1e-6
+T = TypeVar("T")
 
 
 class RecordedError(AbstractObjective):
@@ -121,8 +125,10 @@ class BoundRecordedError(AbstractBoundObjective):
 
         **Returns:** the error in units of the record's `scale`.
         """
-        components = first_order_components(self.record, self.sampler, schedule.times)
-        return power_mean(components, self.power)
+        dtype = schedule.times.dtype
+        record, sampler, power = _constants((self.record, self.sampler, self.power), dtype)
+        components = first_order_components(record, sampler, schedule.times)
+        return power_mean(components, power)
 
     def in_coordinate(self, coordinate: TimeCoordinate, t_min: float) -> "RecordedSum":
         del t_min
@@ -226,3 +232,13 @@ def _sum_of(
 ) -> Float[Array, "trajectories directions"]:
     used = jnp.arange(terms.shape[0]) < num_steps
     return jnp.sum(jnp.where(used[:, None, None], terms, 0.0), 0)
+
+
+def _constants(tree: T, dtype: DTypeLike) -> T:
+    """The same tree with its numbers as JAX arrays of a precision."""
+
+    def convert(leaf: ArrayLike) -> Array:
+        # a copy: JAX remembers the precision in which it first met a NumPy array
+        return jnp.asarray(np.array(leaf) if isinstance(leaf, np.ndarray) else leaf, dtype)
+
+    return jax.tree.map(convert, tree)

@@ -9,11 +9,11 @@ point then moves by
     e = sum_k  (dx_end / dx(t_{k+1}))  local_error_k,                                       (1)
 
 and its component along a direction u is sum_k <A_u(t_{k+1}), local_error_k>. The sensitivity
-A_u(t) = (dx_end/dx(t))^T u is found at all times by one backward sweep along the trajectory. What is
-kept are the inner products of A_u with D and eps between all pairs of nodes in time; cubic splines in
-log sigma interpolate them. (1) keeps the sign of every local error and the sensitivity of every
-trajectory, and needs no model of the data. It leaves out what is of second order in the local errors:
-it is accurate for many steps, and ranks schedules of few steps.
+A_u(t) = (dx_end/dx(t))^T u is found at all times by one backward sweep along the trajectory. What
+is kept are the inner products of A_u with D and eps between all pairs of nodes in time; cubic
+splines in log sigma interpolate them. (1) keeps the sign of every local error and the sensitivity
+of every trajectory, and needs no model of the data. It leaves out what is of second order in the
+local errors: it is accurate for many steps, and ranks schedules of few steps.
 """
 
 import json
@@ -49,8 +49,9 @@ class TrajectoryRecord(eqx.Module):
     **Arguments:**
 
     - `time_coordinate`: in which the nodes are evenly spaced, from t_max to `t_min`.
-    - `products`: [j, i, c, m, p], spline coefficients over nodes j and i in time of <A_p(t_j), D(t_i)>
-      (c = 0) and <A_p(t_j), eps(t_i)> (c = 1) on trajectory m for direction p, divided by `scale`.
+    - `products`: [j, i, c, m, p], spline coefficients over nodes j and i in time of <A_p(t_j),
+      D(t_i)> (c = 0) and <A_p(t_j), eps(t_i)> (c = 1) on trajectory m for direction p, divided by
+      `scale`.
     - `t_min`: last time of the trajectories.
     - `scale`: the root of the total variance of the end points.
     - `end_mean`: (d,), the mean of the end points.
@@ -100,8 +101,8 @@ class TrajectoryRecord(eqx.Module):
     ) -> Float[np.ndarray, " trajectories"]:
         """Predict the distance of each trajectory's end from the exact one, to first order.
 
-        The root of the mean over directions of squared components: an unbiased estimate of the squared
-        distance, exact if there are as many directions as dimensions.
+        The root of the mean over directions of squared components: an unbiased estimate of the
+        squared distance, exact if there are as many directions as dimensions.
 
         **Arguments:**
 
@@ -110,8 +111,8 @@ class TrajectoryRecord(eqx.Module):
 
         **Returns:** one distance per trajectory, in units of `scale`.
 
-        **Raises:** ValueError for a sampler with several evaluations per step, a stochastic schedule,
-        one with other end times, or a sampler that divides by a signal of 0 at t_max.
+        **Raises:** ValueError for a sampler with several evaluations per step, a stochastic
+        schedule, one with other end times, or a sampler that divides by a signal of 0 at t_max.
 
         **Example:**
 
@@ -239,7 +240,8 @@ class TrajectoryRecord(eqx.Module):
             config = json.loads(str(content["process"]))
             if process is None and "user_defined" in config:
                 raise ValueError(
-                    f"its process {config['user_defined']} is not built in; pass it to load as process"
+                    f"its process {config['user_defined']} is not built in; pass it to load as "
+                    "process"
                 )
             process = from_config(config) if process is None else process
             start, low, high = map(constant, content["coordinate"])
@@ -308,8 +310,8 @@ def check_sampler(sampler: AbstractSampler | str) -> AbstractSampler:
     sampler = as_sampler(sampler)
     if sampler.nfe_per_step != 1:
         raise ValueError(
-            f"{type(sampler).__name__} evaluates the network {sampler.nfe_per_step} times per step; "
-            "a record predicts samplers with one evaluation per step."
+            f"{type(sampler).__name__} evaluates the network {sampler.nfe_per_step} times per "
+            "step; a record predicts samplers with one evaluation per step."
         )
     return sampler
 
@@ -348,7 +350,8 @@ def check_record(
     ):
         here = "" if t_min is None else f", t_min = {expected:g}"
         raise ValueError(
-            f"record is of {record.process} down to t_min = {own:g}; here process is {process}{here}."
+            f"record is of {record.process} down to t_min = {own:g}; here process is "
+            f"{process}{here}."
         )
     return record
 

@@ -37,10 +37,10 @@ def record(
 ) -> TrajectoryRecord:
     """Record trajectories of a denoiser and their sensitivities.
 
-    A solver runs forward from `noise` and back with vector-Jacobian products. To record in pieces, or
-    on several workers, call it with parts of the noise and pass the records to
-    `TrajectoryRecord.concatenate`: calls with the same denoiser and the same number of rows share one
-    compiled program.
+    A solver runs forward from `noise` and back with vector-Jacobian products. To record in pieces,
+    or on several workers, call it with parts of the noise and pass the records to
+    `TrajectoryRecord.concatenate`: calls with the same denoiser and the same number of rows share
+    one compiled program.
 
     **Arguments:**
 
