@@ -80,9 +80,8 @@ def child(name: str, path: str) -> None:
     network = NETWORKS[name](jax.random.key(0))
     started = int(np.load(path)["done"]) if Path(path).exists() else 0
     before, began = _peak(), time.perf_counter()
-    found = jk.measure(
-        network, PROCESS, data, TIMES, jax.random.key(1), kind="x0", batch=BATCH, resume=path
-    )
+    denoiser = jk.Denoiser(network, PROCESS, "x0")
+    found = jk.measure(denoiser, data, TIMES, key=jax.random.key(1), batch=BATCH, resume=path)
     figures = {
         "seconds": time.perf_counter() - began,
         "gibibytes": _peak(),

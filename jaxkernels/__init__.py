@@ -35,6 +35,7 @@ from .errors import (
     expected_error as expected_error,
 )
 from .measurement import (
+    ConfidenceInterval as ConfidenceInterval,
     Measurement as Measurement,
     ScoreErrorEstimate as ScoreErrorEstimate,
     estimate_score_error as estimate_score_error,

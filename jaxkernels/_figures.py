@@ -426,13 +426,13 @@ def _noise_label(measurement: Measurement) -> str:
 def _plot_denoising(axes: "Axes", measurement: Measurement) -> None:
     sigma, known = _noise_axis(axes, measurement), measurement.statistics
     small: dict[str, Any] = {"markersize": 4.0, "linewidth": 1.2}
-    if measurement.law is not None:
-        bound = measurement.gaussian_error @ np.asarray(measurement.law.weights, np.float64)
+    if measurement.distribution is not None:
+        bound = measurement.gaussian_error @ np.asarray(measurement.distribution.weights, np.float64)
         axes.plot(
             sigma, _positive(bound), color=_SPECTRUM, label="best affine denoiser", linewidth=1.2
         )
     if "error" in known:
-        noise = known.get("error_noise")
+        noise = known.get("standard_error")
         style = {"color": _OPTIMUM, "label": "this denoiser"}
         axes.errorbar(sigma, _positive(measurement.error), yerr=noise, fmt="o-", **style, **small)
     if "residual" in known:
@@ -450,8 +450,8 @@ def _plot_denoising(axes: "Axes", measurement: Measurement) -> None:
 def _plot_martingale(axes: "Axes", measurement: Measurement) -> None:
     sigma = _noise_axis(axes, measurement)
     violation, noise, increment = (
-        measurement.violation,
-        measurement.violation_noise,
+        measurement.martingale_violation,
+        measurement.martingale_standard_error,
         measurement.increments,
     )
     last = sigma.size - 1
@@ -493,7 +493,7 @@ def _plot_lipschitz(axes: "Axes", measurement: Measurement) -> None:
         label="single points",
     )
     axes.plot(sigma, np.median(found, -1), color=_OPTIMUM, linewidth=1.2, label="median")
-    if measurement.law is not None:
+    if measurement.distribution is not None:
         gain = (measurement.signal / measurement.noise**2)[:, None] * measurement.gaussian_error
         axes.plot(sigma, gain.max(-1), color=_SPECTRUM, linewidth=1.2, label="best affine denoiser")
     axes.set_yscale("log")

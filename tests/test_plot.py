@@ -89,13 +89,9 @@ def measurement() -> jk.Measurement:
         np.asarray(law.eigenvalues)
     )
 
-    def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
-        return law.denoiser(process)(x, t).x0
-
     times = np.array([1.0, 0.7, 0.3, 0.1])
-    return jk.measure(
-        denoise, process, samples, times, jax.random.key(0), kind="x0", target=law, progress=False
-    )
+    denoiser = law.denoiser(process)
+    return jk.measure(denoiser, samples, times, key=jax.random.key(0), target=law, progress=False)
 
 
 def test_panels_and_their_labels(result: _Result):
@@ -234,7 +230,7 @@ def test_measurement_draws_what_is_known(measurement: jk.Measurement):
     assert [axes.get_title() for axes in figure.axes] == titles
     assert "infinite at the edge" in figure.axes[0].get_xlabel()
     data = np.random.default_rng(0).standard_normal((20, 2))
-    known = jk.Measurement.from_data(jk.EDM(), data, np.array([80.0, 1.0, 0.1])).plot()
+    known = jk.Measurement.from_samples(jk.EDM(), data, np.array([80.0, 1.0, 0.1])).plot()
     assert [axes.get_title() for axes in known.axes] == titles[:1]
 
 
