@@ -26,14 +26,17 @@ MODES = TARGET.in_eigenbasis()
 
 
 class Network(eqx.Module):
-    """The Gaussian score, an affine error at the times of `TIMES`, and a part that no affine function fits."""
+    """The Gaussian score, an affine error at the times of `TIMES`, and a part that no affine
+    function fits.
+    """
 
     slope: Float[Array, "n d"]
     shift: Float[Array, "n d"]
     nonlinear: float
 
     def __call__(self, x: Array, t: Array) -> Array:
-        a, basis = PROCESS.signal(t), jnp.asarray(TARGET.basis)
+        a = PROCESS.signal(t)
+        basis = jnp.asarray(TARGET.basis)
         i = jnp.argmin(jnp.abs(jnp.asarray(TIMES) - t))
         z = (x - a * jnp.asarray(TARGET.mean)) @ basis
         level = jnp.sqrt(MODES.marginal_variance(PROCESS, t))
@@ -69,7 +72,9 @@ def test_intervals_hold_the_synthetic_covariance(structure: str) -> None:
     """50 ensembles of 24 networks: the expected error is in at least 90% of the 95% intervals."""
     synthetic = _synthetic(structure)
     kernel = jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE)
-    truth, hits, values = float(kernel.contract(synthetic)), 0, []
+    truth = float(kernel.contract(synthetic))
+    hits = 0
+    values = []
     for trial in range(50):
         key = jax.random.key(trial)
         draws = synthetic.sample(key, MODES, PROCESS, jnp.asarray(TIMES), 24)
@@ -122,7 +127,7 @@ def test_affine_errors_are_found_exactly() -> None:
 
 
 def test_variance_of_the_fit_is_not_taken_for_randomness() -> None:
-    """Identical networks: repetitions scatter, the covariance between networks is 0 up to rounding."""
+    """Identical networks: repetitions scatter, the covariance between them is 0 up to rounding."""
     same = np.zeros((6, 5, 3))
     setting: dict[str, Any] = {"target": TARGET, "repetitions": 4, "batch": 128, "progress": False}
     estimate = jk.estimate_score_error(
@@ -131,14 +136,16 @@ def test_variance_of_the_fit_is_not_taken_for_randomness() -> None:
     variance = np.einsum("apapi->api", estimate.estimation_covariance())
     assert np.all(variance[:, 1] > 1e-6)
     assert np.abs(estimate.covariance()).max() < 1e-12
-    # the uncentred second moment is 0 in the mean only: smaller than what naive averaging would find
+    # the uncentred second moment is 0 in the mean only: smaller than what naive averaging finds
     naive = np.mean(np.asarray(estimate.shift) ** 2, (0, 1))
     assert abs(np.einsum("apapi->api", estimate.second_moment())[:, 1].mean()) < 0.5 * naive.mean()
     assert np.all(np.asarray(estimate.residual) > 0)
 
 
 def test_structures_are_selected_where_they_hold() -> None:
-    """Independent times: bandwidth 0. One common direction: rank 1 beats higher ranks on held-out networks."""
+    """Independent times: bandwidth 0. One common direction: rank 1 beats higher ranks on held-out
+    networks.
+    """
     kernel = jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE)
     independent = jk.ScoreError.diagonal(0.0, 0.3, jk.Independent())
     draws = independent.sample(jax.random.key(3), MODES, PROCESS, jnp.asarray(TIMES), 24)
@@ -224,7 +231,8 @@ class Tilted(eqx.Module):
 def test_a_schedule_that_knows_the_measured_error_is_better() -> None:
     """24 networks with relative errors of 3%, correlated in time: measured, optimised for, and run.
 
-    The optimum without the errors starts with a long step, which multiplies what is wrong at the noise end.
+    The optimum without the errors starts with a long step, which multiplies what is wrong at the
+    noise end.
     """
     lag = np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
     relative = (
@@ -249,10 +257,8 @@ def test_a_schedule_that_knows_the_measured_error_is_better() -> None:
                     key=jax.random.key(2),
                 )
             )
-            covariance, centre = (
-                np.cov(x @ np.asarray(TARGET.basis), rowvar=False),
-                x.mean(0) - TARGET.mean,
-            )
+            covariance = np.cov(x @ np.asarray(TARGET.basis), rowvar=False)
+            centre = x.mean(0) - TARGET.mean
             values.append(
                 np.sum(centre**2)
                 + np.sum((np.sqrt(np.diag(covariance)) - np.sqrt(MODES.eigenvalues)) ** 2)

@@ -1,4 +1,6 @@
-"""What is measured of a network is what closed forms say, and an interrupted measurement goes on to the same."""
+"""What is measured of a network is what closed forms say, and an interrupted measurement goes on to
+the same.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jaxtyping import Array, Float
@@ -43,7 +46,7 @@ def _levels(process: jk.AbstractProcess, times: np.ndarray) -> tuple[np.ndarray,
 
 
 def _mmse(times: np.ndarray) -> np.ndarray:
-    """Posterior variance 1 / (1/lambda + a^2/s^2) of a normal variable seen through normal noise."""
+    """Posterior variance 1 / (1/lambda + a^2/s^2) of a normal variable seen in normal noise."""
     a, s = _levels(PROCESS, times)
     return 1.0 / (1.0 / np.asarray(TARGET.eigenvalues) + (a**2 / s**2)[:, None])
 
@@ -96,7 +99,9 @@ def test_increments_of_the_exact_denoiser_are_differences_of_its_error(
 
 
 def test_identity_holds_for_any_data() -> None:
-    """A mixture, far from Gaussian: the nonlinear part is large and the exact denoiser still a martingale."""
+    """A mixture, far from Gaussian: the nonlinear part is large and the exact denoiser still a
+    martingale.
+    """
     mixture = jk.GaussianMixture(
         [0.5, 0.3, 0.2], [[-2.0, 0.0], [1.5, 1.0], [1.5, -2.0]], [0.05, 0.1, 0.02]
     )
@@ -112,22 +117,25 @@ def test_identity_holds_for_any_data() -> None:
     assert np.all(np.abs(found.martingale_violation) <= 4.0 * found.martingale_standard_error)
     bound = found.gaussian_error.sum(1)
     assert found.error[3] < 0.4 * bound[3]
-    # Pythagoras: the best affine error is the exact one plus what the denoiser has beyond its affine part
+    # Pythagoras: the best affine error is the exact one plus the denoiser's nonlinear part
     np.testing.assert_allclose(found.error + found.residual.sum(1), bound, rtol=0.05)
     assert "lipschitz" not in found.statistics
 
 
 def test_wrong_network_violates_the_identity_by_what_it_is_wrong() -> None:
-    """1.1 times the score: D - x0 = (D* - x0) + c z, c = -0.1 s^2 / (a v), whose products have closed forms."""
+    """1.1 times the score: D - x0 = (D* - x0) + c z, c = -0.1 s^2 / (a v), whose products have
+    closed forms.
+    """
     wrong = _denoiser(lambda x, t: 1.1 * _exact(x, t))
     found = measure(wrong, DATA, TIMES, key=jax.random.key(1), draws=4, **QUIET)
     a, s = _levels(PROCESS, TIMES)
-    sigma, variance = s / a, np.asarray(TARGET.eigenvalues)
+    sigma = s / a
+    variance = np.asarray(TARGET.eigenvalues)
     wanted = np.zeros((5, 5))
     for i in range(5):
         for j in range(5):
             for lam in variance:
-                # errors as linear forms of (x0, z_i, z_j), whose covariance the Brownian motion gives
+                # errors as linear forms of (x0, z_i, z_j), covariance from the Brownian motion
                 cross = a[i] * a[j] * lam + s[i] * s[j] * min(sigma[i], sigma[j]) / max(
                     sigma[i], sigma[j]
                 )
@@ -188,15 +196,19 @@ def test_affine_part_of_the_error_is_that_of_the_score() -> None:
 
 
 def test_correlation_of_a_synthetic_residual() -> None:
-    """u^2 - 1 of the whitened coordinate u, which no affine function fits: its correlation is that of u, squared."""
+    """u^2 - 1 of the whitened coordinate u, which no affine function fits: its correlation is that
+    of u, squared.
+    """
     count = 20_000
     target = jk.Gaussian([1.0, -0.5, 0.0], [2.0, 0.5, 0.1], basis=ROTATION)
     data = np.asarray(target.sample(jax.random.key(5), count))
     size = np.outer([1.0, -2.0, 0.5, 0.3, 0.7], [0.4, 0.0, -1.0])
-    times, sizes = jnp.asarray(TIMES), jnp.asarray(size)
+    times = jnp.asarray(TIMES)
+    sizes = jnp.asarray(size)
 
     def network(x: Array, t: Array) -> Array:
-        a, s = PROCESS.signal(t), PROCESS.noise(t)
+        a = PROCESS.signal(t)
+        s = PROCESS.noise(t)
         u = (x - a * target.mean) @ ROTATION / jnp.sqrt(a**2 * target.eigenvalues + s**2)
         residual = sizes[jnp.argmin(jnp.abs(times - t))] * (u**2 - 1.0) + t * u  # the fit takes t u
         return target.denoiser(PROCESS)(x, t).x0 + residual @ ROTATION.T
@@ -215,8 +227,10 @@ def test_correlation_of_a_synthetic_residual() -> None:
     for k, lam in enumerate([2.0, 0.5, 0.1]):
         own = np.sqrt(a**2 * lam + s**2)
         rho = (np.outer(a, a) * lam + shared) / np.outer(own, own)
-        # E(u^2 - 1)(v^2 - 1) = 2 rho^2; the product's variance, from E u^4 v^4 and less, is 20 rho^4 + 32 rho^2 + 4
-        wanted, noise = 2.0 * rho**2, np.sqrt((20.0 * rho**4 + 32.0 * rho**2 + 4.0) / count)
+        # E(u^2 - 1)(v^2 - 1) = 2 rho^2; the product's variance, from E u^4 v^4 and less, is
+        # 20 rho^4 + 32 rho^2 + 4
+        wanted = 2.0 * rho**2
+        noise = np.sqrt((20.0 * rho**4 + 32.0 * rho**2 + 4.0) / count)
         amplitudes = np.outer(size[:, k], size[:, k])
         np.testing.assert_array_less(
             np.abs(found[k] - amplitudes * wanted), 4.0 * np.abs(amplitudes) * noise + 1e-14
@@ -225,14 +239,17 @@ def test_correlation_of_a_synthetic_residual() -> None:
 
 
 def test_residuals_are_those_of_least_squares_at_the_points_the_network_saw() -> None:
-    """A network that mixes modes, in batches, one not full, and with several draws of each sample."""
-    seen, matrix = [], np.random.default_rng(2).standard_normal((3, 3))
+    """A network that mixes modes, in batches, one not full, with several draws of each sample."""
+    seen = []
+    matrix = np.random.default_rng(2).standard_normal((3, 3))
 
     def network(x: Array, t: Array) -> Array:
         jax.debug.callback(lambda x, t: seen.append((float(t), np.asarray(x))), x, t, ordered=True)
         return jnp.tanh(x @ matrix) * t + jnp.cos(3.0 * x)
 
-    count, batch, draws = 500, 150, 2
+    count = 500
+    batch = 150
+    draws = 2
     found = measure(
         _denoiser(network, "x0"),
         DATA[:count],
@@ -267,7 +284,9 @@ def test_lipschitz_constant_of_a_linear_denoiser(gaussian: Measurement) -> None:
 
 
 def test_lipschitz_constant_of_a_nonlinear_denoiser() -> None:
-    """Against a singular value decomposition of the Jacobian at the same points, found from what was evaluated."""
+    """Against a singular value decomposition of the Jacobian at the same points, found from what
+    was evaluated.
+    """
     matrix = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3)))
     seen = []
 
@@ -293,7 +312,9 @@ def test_lipschitz_constant_of_a_nonlinear_denoiser() -> None:
 
 
 def test_every_sample_counts_once() -> None:
-    """D = 0 has the error |x0|^2 whatever the noise: exact also when the last batch is not full, and for images."""
+    """D = 0 has the error |x0|^2 whatever the noise: exact also when the last batch is not full,
+    and for images.
+    """
     images = np.random.default_rng(0).standard_normal((10, 2, 2, 1)) + 0.5
     shapes = []
 
@@ -325,7 +346,9 @@ def test_every_sample_counts_once() -> None:
 
 @pytest.mark.parametrize("prediction_type", ["x0", "flow", "v"])
 def test_pure_noise_has_a_denoiser_too(prediction_type: str) -> None:
-    """Flow matching at t = 1, a = 0: the exact denoiser is the mean, and the identity holds up to that time."""
+    """Flow matching at t = 1, a = 0: the exact denoiser is the mean, and the identity holds up to
+    that time.
+    """
     process = jk.FlowMatching()
     exact = TARGET.denoiser(process)
 
@@ -346,10 +369,11 @@ def test_pure_noise_has_a_denoiser_too(prediction_type: str) -> None:
 
 
 class Flaky:
-    """A nonlinear score that counts its evaluations on the host and can break down at one of them."""
+    """A nonlinear score that counts its evaluations on the host and can fail at one of them."""
 
     def __init__(self) -> None:
-        self.calls, self.breaks_at = 0, -1
+        self.calls = 0
+        self.breaks_at = -1
 
     def __call__(self, x: Array, t: Array) -> Array:
         def host(value: np.ndarray) -> np.ndarray:
@@ -370,15 +394,18 @@ def _same(one: Measurement, two: Measurement) -> None:
 
 
 def test_interrupted_measurement_goes_on(tmp_path: Path) -> None:
-    network, path = Flaky(), tmp_path / "state.npz"
+    network = Flaky()
+    path = tmp_path / "state.npz"
     setting: dict[str, Any] = {"key": jax.random.key(0), "batch": 100, **QUIET}
     arguments = (_denoiser(network), DATA[:550], TIMES)
     whole = measure(*arguments, **setting)
     assert network.calls == 6 * 5
-    network.calls, network.breaks_at = 0, 2 * 5 + 3  # in the third batch
+    network.calls = 0
+    network.breaks_at = 2 * 5 + 3  # in the third batch
     with pytest.raises(Exception, match="switched off"):
         measure(*arguments, resume=path, **setting)
-    network.calls, network.breaks_at = 0, -1
+    network.calls = 0
+    network.breaks_at = -1
     _same(measure(*arguments, resume=path, **setting), whole)
     assert network.calls == 4 * 5  # batches 3 to 6
     # finished: it is read, and nothing is run
@@ -419,7 +446,8 @@ def test_measurement_of_an_earlier_version_is_read(tmp_path: Path, gaussian: Mea
 def test_interrupted_power_iterations_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, seen = tmp_path / "state.npz", []
+    path = tmp_path / "state.npz"
+    seen = []
     arguments = (EXACT, DATA[:50], TIMES)
     setting: dict[str, Any] = {"key": jax.random.key(0), "progress": False}
     whole = measure(*arguments, **setting)
@@ -483,7 +511,7 @@ def test_state_of_another_measurement_is_refused(
 
 
 def test_exact_denoisers_are_measured_and_resumed(tmp_path: Path) -> None:
-    """A distribution's denoiser is the network of its score, and another one is not taken for it."""
+    """A distribution's denoiser is the network of its score; another one is not taken for it."""
     setting: dict[str, Any] = {"key": jax.random.key(0), "resume": tmp_path / "a.npz", **QUIET}
     found = measure(TARGET.denoiser(PROCESS), DATA[:60], TIMES, **setting)
     score = measure(EXACT, DATA[:60], TIMES, key=jax.random.key(0), **QUIET)
@@ -570,8 +598,11 @@ def test_losses_of_every_prediction_type_are_denoising_errors(
     name: str, prediction_type: str
 ) -> None:
     """The same draws and the same (bad) denoiser: each type's loss, averaged, against its error."""
-    process, rng = PROCESSES[name], np.random.default_rng(0)
-    times, losses, errors = np.array([0.8, 0.3]), [], []
+    process = PROCESSES[name]
+    rng = np.random.default_rng(0)
+    times = np.array([0.8, 0.3])
+    losses = []
+    errors = []
     x0, eps = rng.standard_normal((2, 50, 6))
     for t in times:
         a, s = (float(v) for v in _levels(process, np.asarray(t)))
@@ -602,7 +633,8 @@ def test_losses_of_every_prediction_type_are_denoising_errors(
 @pytest.mark.parametrize("name", PROCESSES)
 def test_predictions_convert_and_come_back(name: str, there: str, back: str) -> None:
     """A network of one type, read as x0 and eps, written as another type and read again."""
-    process, t = PROCESSES[name], 0.4
+    process = PROCESSES[name]
+    t = 0.4
     rng = np.random.default_rng(0)
     x0, eps = rng.standard_normal((2, 3, 2))
     a, s = (float(v) for v in _levels(process, np.asarray(t)))
@@ -613,7 +645,8 @@ def test_predictions_convert_and_come_back(name: str, there: str, back: str) -> 
         )
         np.testing.assert_allclose(read.x0, x0, rtol=1e-6, atol=1e-8)
         np.testing.assert_allclose(read.eps, eps, rtol=1e-6, atol=1e-8)
-        x0, eps = np.asarray(read.x0), np.asarray(read.eps)
+        x0 = np.asarray(read.x0)
+        eps = np.asarray(read.eps)
 
 
 @pytest.mark.parametrize(
@@ -627,7 +660,7 @@ def test_predictions_convert_and_come_back(name: str, there: str, back: str) -> 
 def test_what_is_predicted_is_known_at_either_end(
     prediction_type: str, process: Any, t: float, part: str
 ) -> None:
-    """x0 where no noise, and the noise where no signal is left; the other part is not known there."""
+    """x0 where no noise, and the noise where no signal is left; the other part is not known."""
     read = jk.Denoiser(lambda x, t: 2.0 * jnp.ones_like(x), process, prediction_type)(
         jnp.ones(3), jnp.asarray(t)
     )
@@ -639,7 +672,8 @@ def test_what_is_predicted_is_known_at_either_end(
 @pytest.mark.usefixtures("float32")
 def test_single_precision(gaussian: Measurement) -> None:
     # of this precision: JAX remembers that of arrays it has met
-    target, process = jk.Gaussian.fit(DATA, shrinkage=0.0), jk.VP()
+    target = jk.Gaussian.fit(DATA, shrinkage=0.0)
+    process = jk.VP()
     denoiser = jk.Denoiser(lambda x, t: target.score(process, x, t), process, "score")
     found = measure(denoiser, DATA, TIMES, key=jax.random.key(0), draws=4, progress=False)
     np.testing.assert_allclose(found.gain, gaussian.gain, atol=2e-5)
@@ -715,6 +749,20 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         measure(**{**setting, **QUIET, **arguments})
+
+
+def test_networks_without_a_process_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this suite's type checks would catch, and a user meets without them."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    network: Any = _exact
+    message = r"must be a Denoiser\(fn, process"
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match=message):
+        measure(network, DATA, TIMES, key=key, **QUIET)
+    with pytest.raises(ValueError, match=message):
+        jk.estimate_score_error(network, DATA, TIMES, key=key, progress=False)
+    with pytest.raises(ValueError, match=message):
+        jk.linearised_score_error(network, [], DATA, TIMES, key=key)
 
 
 def test_unknown_predictions_are_refused() -> None:

@@ -43,7 +43,9 @@ def _torch_pair() -> tuple[Callable[[Array, Array], Array], Callable[[Array, Arr
 @pytest.mark.filterwarnings("ignore")
 def test_torch_network_is_the_jax_network() -> None:
     ours, theirs = _torch_pair()
-    x, t, dx = jnp.asarray(DATA[:4]), jnp.asarray(0.3), jnp.asarray(DATA[4:8])
+    x = jnp.asarray(DATA[:4])
+    t = jnp.asarray(0.3)
+    dx = jnp.asarray(DATA[4:8])
     close: Callable[[Any, Any], None] = eqx.Partial(
         jax.tree.map, eqx.Partial(np.testing.assert_allclose, atol=2e-6)
     )

@@ -104,7 +104,8 @@ def estimate_score_error(
     with Progress("measuring the score error", progress) as line:
         for m, r in np.ndindex(*shape[:2]):
             line.update(
-                f"measuring the score error: network {m + 1}/{shape[0]}, repetition {r + 1}/{shape[1]}"
+                f"measuring the score error: network {m + 1}/{shape[0]}, "
+                f"repetition {r + 1}/{shape[1]}"
             )
             fit = fit_affine(several[m], *data, keys[r], batch, ridge)
             slope[m, r] = np.asarray(fit.slope)

@@ -77,7 +77,8 @@ def _pseudo_values(
     count = first.shape[1]
     if count < 3:
         raise ValueError(
-            f"an interval for fewer than 4 networks needs at least 3 repetitions; there are {count}."
+            "an interval for fewer than 4 networks needs at least 3 repetitions; there are "
+            f"{count}."
         )
 
     def mean_effect(kept: np.ndarray) -> float:

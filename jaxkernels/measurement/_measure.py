@@ -171,9 +171,9 @@ def _add_lipschitz(
     points = draw_points(rows, key, sizes.lipschitz_points)
     for j in range(first, num_times):
         line.update(f"measuring: Lipschitz constant, time {j + 1}/{num_times}")
-        level = (jnp.asarray(values[j], float) for values in levels)
+        time, signal, noise = (jnp.asarray(values[j], float) for values in levels)
         key_here = jax.random.fold_in(key, j)
-        norms, iterations = lipschitz_constants(denoiser, points, *level, key_here)
+        norms, iterations = lipschitz_constants(denoiser, points, time, signal, noise, key_here)
         here = np.arange(num_times) == j
         found = {
             "lipschitz": np.where(here[:, None], norms, 0.0),

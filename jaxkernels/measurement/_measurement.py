@@ -373,7 +373,7 @@ class Measurement(eqx.Module):
         return "\n".join([*_table(self._columns()), *self._data_line(), *self._martingale_line()])
 
     def _columns(self) -> dict[str, np.ndarray]:
-        """The columns of the printed table, one value per time."""
+        """The columns of the table, one value per time."""
         columns = {"t": self.times, "sigma": self.sigma}
         if "error" in self.statistics:
             columns["error"] = self.error
@@ -427,7 +427,7 @@ def _check_losses(losses: Numbers, num_times: int) -> np.ndarray:
 def _denoising_rate(
     process: AbstractProcess, times: np.ndarray, prediction_type: str
 ) -> Float[np.ndarray, " n"]:
-    """The derivative of the denoised point in the predicted value; an error where it is infinite."""
+    """The derivative of the denoised point in the prediction; an error where it is infinite."""
     with jax.enable_x64(True):
         # the denoised point is affine in the predicted value: at x = 0 one unit shows the rate
         unit = Denoiser(lambda x, t: jnp.ones_like(x), to_float64(process), prediction_type)

@@ -57,8 +57,8 @@ def read_batch(samples: np.ndarray, start: int, size: int) -> tuple[Array, Array
 
 def draw_points(samples: np.ndarray, key: Array, num: int) -> Float[Array, "num *sample"]:
     """`num` different samples, in the order of the data."""
-    chosen = jax.random.choice(key, samples.shape[0], (num,), replace=False)
-    rows = samples[np.sort(np.asarray(chosen))]
+    index = jax.random.choice(key, samples.shape[0], (num,), replace=False)
+    rows = samples[np.sort(np.asarray(index))]
     return jnp.asarray(_checks.array("samples", rows), float)
 
 

@@ -200,7 +200,7 @@ class ScoreErrorEstimate(eqx.Module):
 
         The mean over networks m of grad F . theta_m + F2(theta_m), F2 the kernel's quadratic form,
         with products between different repetitions only; no covariance is formed. The interval is a
-        studentised bootstrap over networks: it covers a new ensemble of the same kind. For fewer
+        studentised bootstrap over networks: it covers a new ensemble like this one. For fewer
         than 4 networks it resamples repetitions: it covers new draws for the same networks.
 
         **Arguments:**
@@ -217,9 +217,9 @@ class ScoreErrorEstimate(eqx.Module):
         **Example:**
 
         ```python
-        >>> kernel = jk.error_kernel(jk.Gaussian(0.0, [1.0]), jk.VP(), "ddim", jk.Schedule([1, 0.1]))
-        >>> estimate = jk.ScoreErrorEstimate(np.ones(1), *np.zeros((2, 5, 2, 1, 1)), np.zeros((1, 1)))
-        >>> estimate.predict(kernel).value
+        >>> setting = (jk.Gaussian(0.0, [1.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.1]))
+        >>> zero = jk.ScoreErrorEstimate(np.ones(1), *np.zeros((2, 5, 2, 1, 1)), np.zeros((1, 1)))
+        >>> zero.predict(jk.error_kernel(*setting)).value
         0.0
         ```
         """

@@ -282,8 +282,8 @@ class ScoreError(eqx.Module):
         - `times`: (n,) strictly decreasing.
         - `slope`: (R, n, modes) or (R, n, modes, modes).
         - `shift`: (R, n, modes).
-        - `rank`: keep this number of largest directions, over all times and modes together; default:
-          all.
+        - `rank`: keep this number of largest directions, over all times and modes together;
+          default: all.
         - `centred`: if False, use the second moment about 0 (divisor R), the mean being part of it.
 
         **Returns:** a `ScoreError`.
@@ -302,8 +302,8 @@ class ScoreError(eqx.Module):
         draws = shift.shape[0] if shift.ndim else 0
         if draws < 1 + centred or slope.ndim == 0 or slope.shape[0] != draws:
             raise ValueError(
-                f"slope and shift hold {slope.shape[:1]} and {shift.shape[:1]} draws; both need the "
-                f"same number, at least {1 + centred}."
+                f"slope and shift hold {slope.shape[:1]} and {shift.shape[:1]} draws; both need "
+                f"the same number, at least {1 + centred}."
             )
         size = draws - centred if rank is None else _checks.count("rank", rank)
         if size > draws - centred:
@@ -355,8 +355,8 @@ class ScoreError(eqx.Module):
         - `process`: the process of the evaluations.
         - `times`: (evaluations,) their times, not increasing.
 
-        **Returns:** an `AffineError` with fields (directions, evaluations, modes[, modes]); None for
-        a known error.
+        **Returns:** an `AffineError` with fields (directions, evaluations, modes[, modes]); None
+        for a known error.
 
         **Example:**
 

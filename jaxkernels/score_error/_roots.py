@@ -32,9 +32,9 @@ def covariance_roots(
     i = int(np.argmin(values[:, 0]))
     if values[i, 0] < -1e-8 * max(values[i, -1], 0.0) - 1e-300 and not project:
         raise ValueError(
-            f"covariance of mode {i} has the negative eigenvalue {values[i, 0]:.3g} (its largest is "
-            f"{values[i, -1]:.3g}): it is not positive semidefinite. Pass project=True to set it to "
-            "0."
+            f"covariance of mode {i} has the negative eigenvalue {values[i, 0]:.3g} (its largest "
+            f"is {values[i, -1]:.3g}): it is not positive semidefinite. Pass project=True to set "
+            "it to 0."
         )
     roots = vectors * np.sqrt(np.maximum(values, 0.0))[:, None]
     roots = roots[:, :, values.max(0) >= _RANK_TOLERANCE * values.max()]
