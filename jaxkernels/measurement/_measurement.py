@@ -10,12 +10,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .. import _checks, _files
+from .._plot import FigureSpec, render
 from .._precision import to_float64
+from .._tables import Table, number
 from .._types import AnyArray, Numbers, constant
 from ..distributions import Gaussian, pack_target, unpack_target
 from ..prediction import Denoiser
 from ..processes import AbstractProcess, check_times
 from ..score_error import ScoreError, Tabulated
+from ._figure import measurement_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -245,14 +248,46 @@ class Measurement(eqx.Module):
         times, signal, noise = (content[name] for name in ("times", "signal", "noise"))
         return cls(times, signal, noise, unpack_target(content), statistics)
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Denoising error, martingale identity and Lipschitz constants; see `jaxkernels.plot.plot_measurement`.
+    def figure(self) -> FigureSpec:
+        """Describe the figure that `plot` draws, as plain data.
 
-        Needs matplotlib. Saved to `path` if given.
+        Up to three panels over noise levels: the denoising error beside that of the best affine denoiser,
+        the violation of the martingale identity, and the Lipschitz constants found; those that are known.
+
+        **Returns:** panels with their marks, labels and numbers.
         """
-        from .._figures import plot_measurement
+        known = self.statistics
+        names = ("error", "error_noise", "lipschitz")
+        shown = {name: known[name] for name in names if name in known}
+        if "residual" in known:
+            shown["residual"] = self.residual.sum(-1)
+        if "correlation" in known:
+            shown["violation"] = self.violation
+            shown["violation_noise"] = self.violation_noise
+            shown["increments"] = self.increments
+        affine_error = None
+        affine_lipschitz = None
+        if self.law is not None:
+            affine_error = self.gaussian_error @ np.asarray(self.law.weights, np.float64)
+            slope = (self.signal / self.noise**2)[:, None] * self.gaussian_error
+            affine_lipschitz = slope.max(-1)
+        return measurement_figure(
+            self.sigma, shown, affine_error=affine_error, affine_lipschitz=affine_lipschitz
+        )
 
-        return plot_measurement(self, path)
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """Draw the denoising error, the martingale identity and the Lipschitz constants over noise levels.
+
+        **Arguments:**
+
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default it is not saved.
+
+        **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
+
+        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError without
+        matplotlib.
+        """
+        return render(self.figure(), path)
 
     def _measured(self, name: str) -> np.ndarray:
         if name not in self.statistics:
@@ -275,9 +310,13 @@ class Measurement(eqx.Module):
             columns["Lipschitz"] = np.median(self.lipschitz, -1)
             columns["largest"] = np.max(self.lipschitz, -1)
         n = len(self.times)
-        rows = np.unique(np.linspace(0, n - 1, min(n, _MOST_ROWS)).round().astype(int))
-        lines = ["".join(f"{name:>13}" for name in columns)]
-        lines += ["".join(f"{values[i]:13.4g}" for values in columns.values()) for i in rows]
+        shown = np.unique(np.linspace(0, n - 1, min(n, _MOST_ROWS)).round().astype(int))
+        cells = [[number(float(values[i])) for values in columns.values()] for i in shown]
+        return Table(list(columns), cells, notes=self._notes()).to_text()
+
+    def _notes(self) -> list[str]:
+        """What is known of the data as a whole, and the largest violation of the martingale identity."""
+        notes = []
         if self.law is not None:
             kurtosis = (
                 "unknown"
@@ -285,17 +324,21 @@ class Measurement(eqx.Module):
                 else f"{float(self.law.kurtosis):.3g} (3 if Gaussian)"
             )
             variance = np.sum(np.asarray(self.law.eigenvalues) * np.asarray(self.law.weights))
-            lines.append(
-                f"total variance {variance:.4g} in {self.law.dim:g} dimensions, kurtosis {kurtosis}"
+            notes.append(
+                f"total variance {number(variance)} in {self.law.dim:g} dimensions, "
+                f"kurtosis {kurtosis}"
             )
-        if "correlation" in known and n > 1:
+        n = len(self.times)
+        if "correlation" in self.statistics and n > 1:
             off = ~np.eye(n, dtype=bool)
-            share = np.abs(self.violation[off] / np.maximum(self.increments[off], 1e-300)).max()
-            away = np.abs(self.violation[off] / np.maximum(self.violation_noise[off], 1e-300)).max()
-            lines.append(
-                f"martingale identity: off by {share:.2g} of the increment, {away:.1f} standard errors, at most"
+            violation = np.abs(self.violation[off])
+            share = (violation / np.maximum(self.increments[off], 1e-300)).max()
+            errors = (violation / np.maximum(self.violation_noise[off], 1e-300)).max()
+            notes.append(
+                f"martingale identity: off by {share:.2g} of the increment, "
+                f"{errors:.1f} standard errors, at most"
             )
-        return "\n".join(lines)
+        return notes
 
 
 def violation(correlation: Float[AnyArray, "*b n n"]) -> Float[AnyArray, "*b n n"]:
