@@ -89,7 +89,6 @@ def report_figure(
     - `title`: of the figure.
     """
     samplers = list(dict.fromkeys(sampler for sampler, _ in values))
-    unit = "relative to the data's standard deviation"
     panels = []
     for sampler in samplers:
         counts = sorted(count for name, count in values if name == sampler)
@@ -107,7 +106,7 @@ def report_figure(
                     scale="log",
                     ticks={float(count): str(count) for count in counts},
                 ),
-                y=Axis(f"{label(statistic)}, {unit}", scale="log"),
+                y=Axis(_statistic_label(statistic), scale="log"),
             )
         )
     size = (4.2 * len(samplers) + 1.8, 4.0)
@@ -126,6 +125,11 @@ def _series(i: int, name: str, counts: Sequence[int], values: Sequence[float]) -
         marker=marker,
         style=LINE_STYLES[turn % len(LINE_STYLES)],
     )
+
+
+def _statistic_label(statistic: str) -> str:
+    """What the vertical axis shows; sliced W2 is not a statistic of single samples' errors."""
+    return label(statistic) if statistic == "sliced_w2" else f"{label(statistic)} error"
 
 
 def figure_title(statistics: Sequence[str], *, to_data: bool) -> str:

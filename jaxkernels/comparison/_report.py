@@ -184,12 +184,14 @@ class SamplerReport(eqx.Module):
         """
         kind = self.criterion if kind is None else kind
         to_data = next(iter(self.comparisons.values())).data_ends is not None
+        distance = figure_title((kind,), to_data=to_data)
         return report_figure(
             self.statistic(kind),
             self.ranked(kind),
             kind,
             self.reference_error,
-            f"{figure_title((kind,), to_data=to_data)}; {self.num_noises} initial noise samples",
+            f"{distance}, relative to the data's standard deviation\n"
+            f"{self.num_noises} initial noise samples",
         )
 
     def plot(self, path: str | os.PathLike[str] | None = None, kind: str | None = None) -> "Figure":

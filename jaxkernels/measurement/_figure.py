@@ -87,8 +87,8 @@ def _denoising(
                 y_error=statistics.get("error_noise"),
             )
         )
-    if "residual" in statistics:
-        residual = statistics["residual"]
+    residual = statistics.get("residual", np.zeros_like(sigmas))
+    if np.any(residual > floor):
         marks.append(
             Line(
                 x,
