@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 FORMATS = {".png": "png", ".pdf": "pdf", ".svg": "svg"}
 
 # Colours of Okabe and Ito, told apart by every common kind of colour vision and in grey.
-BLUE, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#8C8C8C", "#000000"
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+GREY = "#8C8C8C"
+BLACK = "#000000"
 SERIES = (
     (BLUE, "o"),
     (ORANGE, "s"),
@@ -35,7 +38,7 @@ SERIES = (
 )
 LINE_STYLES = ("-", "--", ":")
 
-# Ratios as they are spoken, the finest set of them that leaves room for the labels is shown.
+# Leading digits of the ratios that are labelled: of these sets the finest one with few enough labels.
 _RATIOS = ((1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0), (1.0,))
 _MOST_TICKS = 7
 
@@ -312,7 +315,7 @@ def _set_ticks(axes: "Axes", name: Literal["x", "y"], axis: Axis) -> None:
 
 
 def _ratio_ticks(low: float, high: float) -> np.ndarray:
-    """Plain numbers between two limits, as many as there is room for."""
+    """Plain numbers between two limits, at most seven unless they are powers of ten."""
     powers = 10.0 ** np.arange(np.floor(np.log10(low)) - 1, np.ceil(np.log10(high)) + 1)
     ticks = powers
     for ratios in _RATIOS:

@@ -82,7 +82,7 @@ def estimate(value: float, standard_error: float) -> str:
 
 
 def label(name: str) -> str:
-    """The name of a statistic or a metric as it is printed."""
+    """The name of a statistic or a metric as tables show it."""
     return name.replace("_", " ").replace("w2", "W2")
 
 

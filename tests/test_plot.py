@@ -355,7 +355,7 @@ def test_other_figures_are_files_too(kind: str, measurement: jk.Measurement, tmp
     ],
 )
 def test_ratios_are_labelled_with_plain_numbers(ratios: tuple[float, float], labels: list[str]):
-    """As many as there is room for, and no minor ticks between them."""
+    """At most seven of them where that is possible, and no minor ticks between them."""
     line = Line(np.array(ratios), np.zeros(2), style="", marker="o")
     limits = (0.9 * ratios[0], 1.01 * ratios[1])
     x = Axis("ratio", scale="log", limits=limits, ticks="ratio")

@@ -59,7 +59,7 @@ def test_a_row_of_another_length_is_refused():
         Table(["schedule", "W2"], [["uniform", "1"], ["karras"]])
 
 
-def test_words_and_numbers_as_they_are_printed():
+def test_words_and_numbers_as_tables_show_them():
     assert number(0.123456) == "0.1235"
     assert estimate(0.5, 0.0123) == "0.500 ± 0.012"
     assert label("sliced_w2") == "sliced W2"

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -316,7 +316,7 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
             return _checks.one_of("sampler", self.sampler, SAMPLERS)
         return next((f.sampler for f in files if f.sampler in SAMPLERS), None)
 
-    def _scheduler_options(self) -> dict[str, object]:
+    def _scheduler_options(self) -> dict[str, Any]:
         """The options that were given for the tool."""
         given = {
             "end": self.end,
@@ -328,7 +328,7 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
             "rho": self.rho,
         }
         taken = self._taken_by_process()
-        options: dict[str, object] = {
+        options: dict[str, Any] = {
             name: value for name, value in given.items() if value is not None and name not in taken
         }
         if "table" in options:

@@ -38,7 +38,7 @@ def measurement_figure(
     **Arguments:**
 
     - `sigmas`: (n,) noise levels, decreasing, an infinite one allowed.
-    - `statistics`: by name; "error", "error_noise" and "residual" (n,), "violation", "violation_noise"
+    - `statistics`: by name; "error", "standard_error" and "residual" (n,), "violation", "violation_standard_error"
       and "increments" (n, n), "lipschitz" (n, points); any of them may be missing.
     - `affine_error`, `affine_lipschitz`: (n,) of the best affine denoiser, None if the data are unknown.
     """
@@ -51,7 +51,7 @@ def measurement_figure(
 
 
 def _noise_axis(sigmas: np.ndarray) -> Axis:
-    """A logarithmic axis from noise to data, with room for an infinite level at its left edge."""
+    """A logarithmic axis from noise to data, with a margin for an infinite level at its left edge."""
     high, low = noise_limits(sigmas)
     at_edge = "" if np.all(np.isfinite(sigmas)) else "; infinite at the edge"
     return Axis(
@@ -84,7 +84,7 @@ def _denoising(
                 label="this denoiser",
                 marker="o",
                 size=4.0,
-                y_error=statistics.get("error_noise"),
+                y_error=statistics.get("standard_error"),
             )
         )
     residual = statistics.get("residual", np.zeros_like(sigmas))
@@ -129,7 +129,7 @@ def _martingale(sigmas: np.ndarray, statistics: Mapping[str, np.ndarray]) -> Pan
                 style=style,
                 width=1.0,
                 size=4.0,
-                y_error=2.0 * statistics["violation_noise"][earlier, later] / size,
+                y_error=2.0 * statistics["violation_standard_error"][earlier, later] / size,
             )
         )
     return Panel(

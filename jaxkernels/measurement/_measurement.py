@@ -257,13 +257,14 @@ class Measurement(eqx.Module):
         **Returns:** panels with their marks, labels and numbers.
         """
         known = self.statistics
-        names = ("error", "error_noise", "lipschitz")
-        shown = {name: known[name] for name in names if name in known}
+        shown = {name: known[name] for name in ("error", "lipschitz") if name in known}
+        if "error_noise" in known:
+            shown["standard_error"] = self.error_noise
         if "residual" in known:
             shown["residual"] = self.residual.sum(-1)
         if "correlation" in known:
             shown["violation"] = self.violation
-            shown["violation_noise"] = self.violation_noise
+            shown["violation_standard_error"] = self.violation_noise
             shown["increments"] = self.increments
         affine_error = None
         affine_lipschitz = None

@@ -23,7 +23,7 @@ from ..errors import Evaluation
 from ..processes import AbstractProcess
 from ..schedules import Schedule
 
-# Rows that the panel of noise levels has room for.
+# Rows of the panel of noise levels.
 _MOST_ROWS = 9
 # Above this number of modes markers would hide the lines, and the axis becomes logarithmic.
 _MANY_MODES = 40
@@ -87,15 +87,15 @@ def _noise_levels(
         for mark in _level_row(row, sigmas, edges, color)
     ]
     beyond = any(np.any((sigmas == 0) | np.isinf(sigmas)) for sigmas in levels)
-    # a little more room, so that markers at the edges are whole
-    room = (edges[0] / edges[1]) ** 0.02
+    # so that markers at the edges are whole
+    margin = (edges[0] / edges[1]) ** 0.02
     return Panel(
         title="Noise levels" + (" (open: 0 or infinite)" if beyond else ""),
         marks=marks,
         x=Axis(
             "noise level sigma, in units of the data (noise → data)",
             scale="log",
-            limits=(edges[0] * room, edges[1] / room),
+            limits=(edges[0] * margin, edges[1] / margin),
         ),
         y=Axis.of_rows(["optimised", *(_row_label(name, ratios[name]) for name in names)]),
         width=1.25,
