@@ -163,7 +163,7 @@ def test_text(report: jk.SamplerReport) -> None:
     """Rows by what they lose, the smallest of a column marked, and the numbers of `statistic`."""
     header, *rows, last = repr(report).splitlines()
     assert " ".join(header.split()) == "log mean ddim 3 ddim 6 dpmpp_2m 3 dpmpp_2m 6 to the best"
-    assert "32 noises" in last
+    assert "32 initial noise samples" in last
     ratios, statistic = report.ratios("geometric_mean"), report.statistic("geometric_mean")
     assert [row.split()[0] for row in rows] == sorted(
         report.names, key=lambda name: ratios[name][0]

@@ -9,8 +9,11 @@ import numpy as np
 from jaxtyping import Float
 
 from .. import _checks
+from .._plot import FigureSpec, render
+from .._tables import Table, estimate, label, number
 from ..metrics import quantiles
 from ..schedules import BASELINES
+from ._figure import comparison_figure, figure_title
 from ._statistics import BALANCED, RESAMPLES, STATISTICS, TINY, WEIGHED, balance, statistic
 
 if TYPE_CHECKING:
@@ -146,14 +149,53 @@ class Comparison(eqx.Module):
         chosen = needed | set(others[: max(0, _SHOWN - len(needed))])
         return [name for name in ranked if name in chosen]
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """The four statistics of every schedule against the leader's; see `jaxkernels.plot.plot_comparison`.
+    def figure(self) -> FigureSpec:
+        """Describe the figure that `plot` draws, as plain data.
 
-        Needs matplotlib. Saved to `path` if given.
+        One panel per statistic, one row per schedule of `shown()`: the ratio to `leader` and its standard
+        error. If any schedule is stochastic, sliced W2 is the only panel.
+
+        **Returns:** panels with their marks, labels and numbers.
         """
-        from .._figures import plot_comparison
+        statistics = STATISTICS if self.criterion == "geometric_mean" else ("sliced_w2",)
+        leader = self.leader
+        names = self.shown()
+        # a statistic can be 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = {
+                statistic: {name: self.ratio(statistic, name, leader) for name in names}
+                for statistic in statistics
+            }
+        hidden = len(names) < len(self.names)
+        part = f" ({len(names)} of {len(self.names)} schedules)" if hidden else ""
+        distance = figure_title(statistics, to_data=self.data_ends is not None)
+        return comparison_figure(
+            ratios,
+            leader,
+            {statistic: self.statistic(statistic)[leader] for statistic in statistics},
+            f"{distance}, relative to the data's standard deviation{part}\n{self._evidence()}",
+        )
 
-        return plot_comparison(self, path)
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """Draw every schedule's statistics relative to the leader's.
+
+        **Arguments:**
+
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default it is not saved.
+
+        **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
+
+        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError without
+        matplotlib.
+        """
+        return render(self.figure(), path)
+
+    def _evidence(self) -> str:
+        """How many samples the statistics are from, and how accurate the reference solution is."""
+        return (
+            f"{self.errors.shape[1]} initial noise samples; "
+            f"reference solution accurate to {self.reference_error:.1g}"
+        )
 
     def _index(self, name: str) -> int:
         return _checks.lookup("name", name, {n: i for i, n in enumerate(self.names)})
@@ -173,22 +215,19 @@ class Comparison(eqx.Module):
         return np.sort(own, 0) if self.data_ends is None else quantiles(self.data_ends, len(own))
 
     def __repr__(self) -> str:
-        best = self.leader
-        shown = self.shown()
-        width = max(map(len, shown))
-        lines = [
-            f"{'schedule':{width}} {'rms':>10} {'median':>10} {'log mean':>10} {'sliced W2':>10}   against {best}"
-        ]
+        leader = self.leader
+        names = self.shown()
         columns = {kind: self.statistic(kind) for kind in STATISTICS}
-        for name in shown:
-            ratio, spread = self.ratio(self.criterion, name, best)
-            numbers = " ".join(f"{column[name]:10.4g}" for column in columns.values())
-            lines.append(f"{name:{width}} {numbers}   {ratio:.3f} ± {spread:.3f}")
-        hidden = len(self.names) - len(shown)
-        if hidden:
-            lines.append(f"and {hidden} more: statistic(kind) has all")
-        noises = self.errors.shape[1]
-        law = "" if self.data_ends is None else "; sliced W2 to the data"
-        return "\n".join(
-            [*lines, f"{noises} noises; reference accurate to {self.reference_error:.1g}{law}"]
-        )
+        rows = [
+            [
+                name,
+                *(number(column[name]) for column in columns.values()),
+                estimate(*self.ratio(self.criterion, name, leader)),
+            ]
+            for name in names
+        ]
+        hidden = len(self.names) - len(names)
+        more = [f"and {hidden} more: statistic(kind) has all"] if hidden else []
+        to_data = "" if self.data_ends is None else "; sliced W2 to the data"
+        header = ["schedule", *map(label, columns), f"against {leader}"]
+        return Table(header, rows, notes=[*more, self._evidence() + to_data]).to_text()

@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
+from .._plot import FigureSpec, render
 from .._progress import Progress
+from .._tables import Table, estimate, label, number
 from .._types import AnyArray, Numbers
 from ..prediction import AbstractDenoiser, check_denoiser
 from ..processes import AbstractProcess, check_range
@@ -17,6 +19,7 @@ from ..samplers import SAMPLERS, AbstractSampler, sampler_name
 from ..schedules import BASELINES, Schedule
 from ._compare import check_noise, check_schedules, compare_to
 from ._comparison import Comparison
+from ._figure import figure_title, report_figure
 from ._reference import reference_steps, solve_reference
 from ._statistics import BALANCED, STATISTICS
 
@@ -137,62 +140,97 @@ class SamplerReport(eqx.Module):
         return sorted(self.names, key=lambda name: (np.isnan(ratios[name][0]), ratios[name]))
 
     def table(self, kind: str | None = None) -> str:
-        """A statistic (default: `criterion`) as text: a row per schedule, a column per setting, then `ratios`.
+        """Print one statistic as text: a row per schedule, a column per setting, then `ratios`.
 
-        * marks the smallest of a column.
+        A star marks the smallest value of a column.
+
+        **Arguments:**
+
+        - `kind`: the statistic; default `criterion`.
+
+        **Returns:** the lines of the table.
+
+        **Raises:** ValueError for an unknown statistic.
         """
-        rows = self._rows(kind, "{}*", "{} ")
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-            for row in rows
-        ]
-        law = (
-            ""
-            if next(iter(self.comparisons.values())).data_ends is None
-            else "; sliced W2 to the data"
-        )
-        noises = f"{self.num_noises} noises; reference accurate to {self.reference_error:.1g}{law}"
-        return "\n".join(
-            [*lines, f"{noises}; last column: geometric mean of the ratios to a column's best"]
-        )
+        return self._table(kind, "{}*", "{} ").to_text()
 
     def to_markdown(self, kind: str | None = None) -> str:
-        """The same table in Markdown, the smallest of a column in bold."""
-        header, *rows = ["| " + " | ".join(row) + " |" for row in self._rows(kind, "**{}**", "{}")]
-        return "\n".join([header, "|:--" + "|--:" * (len(self.comparisons) + 1) + "|", *rows])
+        """Print one statistic as a Markdown table, the smallest value of a column in bold.
+
+        **Arguments:**
+
+        - `kind`: the statistic; default `criterion`.
+
+        **Returns:** the lines of the table.
+
+        **Raises:** ValueError for an unknown statistic.
+        """
+        return self._table(kind, "**{}**", "{}").to_markdown()
+
+    def figure(self, kind: str | None = None) -> FigureSpec:
+        """Describe the figure that `plot` draws, as plain data.
+
+        One panel per sampler, one line per schedule: a statistic against the number of steps. Schedules
+        are sorted by `ratios`, the best one first. A dotted line at `reference_error` shows, where it is
+        in reach, below what values mean nothing.
+
+        **Arguments:**
+
+        - `kind`: the statistic; default `criterion`.
+
+        **Returns:** panels with their marks, labels and numbers.
+
+        **Raises:** ValueError for an unknown statistic.
+        """
+        kind = self.criterion if kind is None else kind
+        to_data = next(iter(self.comparisons.values())).data_ends is not None
+        distance = figure_title((kind,), to_data=to_data)
+        return report_figure(
+            self.statistic(kind),
+            self.ranked(kind),
+            kind,
+            self.reference_error,
+            f"{distance}, relative to the data's standard deviation\n"
+            f"{self.num_noises} initial noise samples",
+        )
 
     def plot(self, path: str | os.PathLike[str] | None = None, kind: str | None = None) -> "Figure":
-        """A statistic against the number of steps, a panel per sampler; see `jaxkernels.plot.plot_report`.
+        """Draw one statistic against the number of steps, one panel per sampler.
 
-        Needs matplotlib. Saved to `path` if given.
+        **Arguments:**
+
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default it is not saved.
+        - `kind`: the statistic; default `criterion`.
+
+        **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
+
+        **Raises:** ValueError for an unknown statistic, another suffix or a file that cannot be written;
+        ImportError without matplotlib.
         """
-        from .._figures import plot_report
+        return render(self.figure(kind), path)
 
-        return plot_report(self, path, kind)
-
-    def _rows(self, kind: str | None, smallest: str, other: str) -> list[list[str]]:
-        """Cells of the table, the header first; schedules by their ratio. The smallest of a column has its format."""
+    def _table(self, kind: str | None, smallest: str, other: str) -> Table:
+        """Rows by `ratios`, the best one first. The smallest value of a column has its own format."""
         kind = self.criterion if kind is None else kind
-        ratios, columns = self.ratios(kind), self.statistic(kind)
+        ratios = self.ratios(kind)
+        columns = self.statistic(kind)
         least = {setting: np.nanmin(list(values.values())) for setting, values in columns.items()}
-        rows = [
-            [
-                kind.replace("_", " "),
-                *(f"{sampler} {steps}" for sampler, steps in columns),
-                "to the best",
-            ]
-        ]
+        rows = []
         for name in self.ranked(kind):
             cells = [
-                (smallest if values[name] == least[setting] else other).format(
-                    f"{values[name]:.4g}"
-                )
+                (smallest if values[name] == least[setting] else other).format(number(values[name]))
                 for setting, values in columns.items()
             ]
-            value, spread = ratios[name]
-            rows.append([name, *cells, f"{value:.3f} ± {spread:.3f}"])
-        return rows
+            rows.append([name, *cells, estimate(*ratios[name])])
+        first = next(iter(self.comparisons.values()))
+        to_data = "" if first.data_ends is None else "; sliced W2 to the data"
+        note = (
+            f"{self.num_noises} initial noise samples; reference solution accurate to "
+            f"{self.reference_error:.1g}{to_data}; "
+            "last column: geometric mean of the ratios to a column's best"
+        )
+        settings = [f"{sampler} {steps}" for sampler, steps in columns]
+        return Table([label(kind), *settings, "to the best"], rows, notes=[note])
 
     def __repr__(self) -> str:
         return self.table()

@@ -1,7 +1,6 @@
 """What was measured of a denoiser, and what follows from it."""
 
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import equinox as eqx
@@ -11,12 +10,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .. import _checks, _files
+from .._plot import FigureSpec, render
 from .._precision import to_float64
+from .._tables import Table, number
 from .._types import Numbers, constant
 from ..distributions import Gaussian, pack_target, unpack_target
 from ..prediction import Denoiser
 from ..processes import AbstractProcess
 from ..score_error import ScoreError, Tabulated
+from ._figure import measurement_figure
 from ._levels import Levels, gaussian_gain, noise_levels
 from ._samples import check_samples, check_target, fit_gaussian
 from ._statistics import martingale_violation
@@ -334,16 +336,46 @@ class Measurement(eqx.Module):
         }
         return cls(*levels, unpack_target(content), statistics)
 
+    def figure(self) -> FigureSpec:
+        """Describe the figure that `plot` draws, as plain data.
+
+        Up to three panels over noise levels, those that are known: the denoising error beside that
+        of the best affine denoiser, the violation of the martingale identity, and the Lipschitz
+        constants found.
+
+        **Returns:** panels with their marks, labels and numbers.
+        """
+        known = self.statistics
+        shown = {name: known[name] for name in ("error", "lipschitz") if name in known}
+        if "standard_error" in known:
+            shown["standard_error"] = self.standard_error
+        if "residual" in known:
+            shown["residual"] = self.residual.sum(-1)
+        if "correlation" in known:
+            shown["violation"] = self.martingale_violation
+            shown["violation_standard_error"] = self.martingale_standard_error
+            shown["increments"] = self.increments
+        affine_error = None
+        affine_lipschitz = None
+        if self.distribution is not None:
+            affine_error = self.gaussian_error @ np.asarray(self.distribution.weights, np.float64)
+            slope = (self.signal / self.noise**2)[:, None] * self.gaussian_error
+            affine_lipschitz = slope.max(-1)
+        return measurement_figure(
+            self.sigma, shown, affine_error=affine_error, affine_lipschitz=affine_lipschitz
+        )
+
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Draw denoising error, martingale identity and Lipschitz constants.
+        """Draw denoising error, martingale identity and Lipschitz constants over noise levels.
 
         **Arguments:**
 
-        - `path`: a file to save the figure to, or None.
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; default: not saved.
 
-        **Returns:** a matplotlib figure.
+        **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
 
-        **Raises:** ImportError without matplotlib.
+        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError
+        without matplotlib.
 
         **Example:**
 
@@ -352,9 +384,7 @@ class Measurement(eqx.Module):
         1
         ```
         """
-        from .._figures import plot_measurement
-
-        return plot_measurement(self, path)
+        return render(self.figure(), path)
 
     def _levels(self) -> Levels:
         """Times, signal and noise."""
@@ -370,7 +400,12 @@ class Measurement(eqx.Module):
         return self.statistics[name]
 
     def __repr__(self) -> str:
-        return "\n".join([*_table(self._columns()), *self._data_line(), *self._martingale_line()])
+        columns = self._columns()
+        n = self.times.size
+        shown = np.unique(np.linspace(0, n - 1, min(n, _MAX_ROWS)).round().astype(int))
+        cells = [[number(float(values[i])) for values in columns.values()] for i in shown]
+        notes = [*self._data_line(), *self._martingale_line()]
+        return Table(list(columns), cells, notes=notes).to_text()
 
     def _columns(self) -> dict[str, np.ndarray]:
         """The columns of the table, one value per time."""
@@ -396,7 +431,9 @@ class Measurement(eqx.Module):
         if data.kurtosis is not None:
             kurtosis = f"{float(data.kurtosis):.3g} (3 if Gaussian)"
         variance = np.sum(np.asarray(data.eigenvalues) * np.asarray(data.weights))
-        return [f"total variance {variance:.4g} in {data.dim:g} dimensions, kurtosis {kurtosis}"]
+        return [
+            f"total variance {number(variance)} in {data.dim:g} dimensions, kurtosis {kurtosis}"
+        ]
 
     def _martingale_line(self) -> list[str]:
         """A line about the martingale identity, if it was measured between two times."""
@@ -440,11 +477,3 @@ def _denoising_rate(
             f"prediction_type={prediction_type!r} does not determine the denoising error there."
         )
     return rate
-
-
-def _table(columns: Mapping[str, np.ndarray]) -> list[str]:
-    """A head and at most `_MAX_ROWS` rows, evenly spaced."""
-    n = len(next(iter(columns.values())))
-    rows = np.unique(np.linspace(0, n - 1, min(n, _MAX_ROWS)).round().astype(int))
-    head = "".join(f"{name:>13}" for name in columns)
-    return [head, *("".join(f"{values[i]:13.4g}" for values in columns.values()) for i in rows)]

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._plot import FigureSpec, render
 from .._precision import in_float64
+from .._tables import describe, estimate, label
+from .._types import Numbers
 from ..comparison import Comparison
 from ..distributions import Compression, Gaussian
 from ..errors import Evaluation
@@ -14,6 +17,7 @@ from ..exports import Export, export
 from ..processes import PROCESSES, AbstractProcess, to_config
 from ..samplers import AbstractSampler, sampler_name
 from ..schedules import Schedule
+from ._figure import optimized_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,14 +97,53 @@ class OptimizedSchedule:
         """Name of the sampler as `optimize_schedule` takes it, or the class of one of the user's own."""
         return sampler_name(self.sampler)
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Grids in log sigma, error per step, and error per mode over the spectrum; see `jaxkernels.plot`.
+    def figure(self) -> FigureSpec:
+        """Describe the figure that `plot` draws, as plain data.
 
-        Needs matplotlib. Saved to `path` if given.
+        1. the noise levels of the schedule and of the baselines, with their errors relative to it: the
+           objective, or the criterion where candidates were run on a network or a mixture
+        2. the W2 error that each step alone causes on the Gaussian, for it and the best baseline
+        3. the eigenvalues of the data covariance and the squared W2 error per mode, for both
+        4. the stochasticity h/g of each step, if any is above 0
+
+        **Returns:** panels with their marks, labels and numbers.
         """
-        from .._figures import plot_optimized
+        name = self.best_baseline
+        what = "W2 to the data distribution"
+        values = (float(self.evaluation.w2), float(self.baseline_evaluation.w2))
+        if self.comparison is not None:
+            column = self.comparison.statistic(self.criterion)
+            what = f"{label(self.criterion)} error"
+            values = (column[self.chosen], column[name])
+        title = (
+            f"{type(self.sampler).__name__}, {self.schedule.num_steps} steps, "
+            f"{type(self.process).__name__}: "
+            f"{what} {values[0]:.3g} optimised, {values[1]:.3g} {name}"
+        )
+        return optimized_figure(
+            self.schedule,
+            self.evaluation,
+            self.baseline_schedules,
+            self.baseline_evaluation,
+            self.ratios,
+            self.target,
+            self.process,
+            title,
+        )
 
-        return plot_optimized(self, path)
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """Draw noise levels, the error of each step and the error per mode beside the best baseline's.
+
+        **Arguments:**
+
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default it is not saved.
+
+        **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
+
+        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError without
+        matplotlib.
+        """
+        return render(self.figure(), path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the schedule as versioned JSON, with its process, sampler and evidence as metadata.
@@ -175,33 +218,35 @@ class OptimizedSchedule:
     def __repr__(self) -> str:
         name = self.best_baseline
         state = "converged" if self.converged else f"not converged ({self.reason})"
-        against = (
-            ""
-            if self.comparison is not None
-            else f"; best baseline {name}: {self.ratios[name]:.3g} times that"
-        )
-        lines = [
-            f"OptimizedSchedule({type(self.sampler).__name__}, {self.schedule.num_steps} steps, {state}",
-            f"  objective {self.objective:.6g}{against}",
-            f"  times {np.array2string(np.asarray(self.schedule.times), precision=5, max_line_width=88)}",
+        objective = f"{self.objective:.6g}"
+        if self.comparison is None:
+            objective += f"; best baseline {name}: {self.ratios[name]:.3g} times that"
+        entries = [
+            ("objective", objective),
+            ("times", _array_text(self.schedule.times, 5)),
         ]
-        if np.any(np.asarray(self.schedule.stochasticity) > 0):
-            alpha = np.array2string(np.asarray(self.schedule.stochasticity), precision=3)
-            lines.append(f"  stochasticity {alpha}")
+        if self.schedule.is_stochastic:
+            entries.append(("stochasticity", _array_text(self.schedule.stochasticity, 3)))
         if self.comparison is not None:
-            kind = self.criterion
-            ratio, spread = self.comparison.ratio(kind, self.chosen, name)
-            where, what = (
-                "network" if self.verified else "mixture",
-                "sliced W2" if kind == "sliced_w2" else "error",
+            ratio = estimate(*self.comparison.ratio(self.criterion, self.chosen, name))
+            where = "network" if self.verified else "mixture"
+            error = "sliced W2" if self.criterion == "sliced_w2" else "error"
+            entries.append(
+                (
+                    f"on the {where}",
+                    f"{self.chosen}: {ratio} of the {error} of {name}, the best baseline "
+                    f"(NFE {self.nfe:.2g})",
+                )
             )
-            lines.append(
-                f"  on the {where}: {self.chosen}, {ratio:.3f} ± {spread:.3f} of the {what} of {name}, the best grid "
-                f"({self.nfe:.2g} evaluations)"
-            )
-        lines += [f"  warning: {text}" for text in self.warnings]
-        lines.append(f"  trusted={self.trusted}, verified={self.verified}, {self.seconds:.2f} s)")
-        return "\n".join(lines)
+        entries += [("warning", text) for text in self.warnings]
+        trust = f"trusted={self.trusted}, verified={self.verified}, {self.seconds:.2f} s"
+        title = f"{type(self.sampler).__name__}, {self.schedule.num_steps} steps, {state}"
+        return describe(f"OptimizedSchedule: {title}", [*entries, ("evidence", trust)])
+
+
+def _array_text(values: Numbers, precision: int) -> str:
+    """The numbers of an array on one line."""
+    return np.array2string(np.asarray(values), precision=precision, max_line_width=10**6)
 
 
 def _json_number(value: float) -> float | None:
