@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from jaxkernels._tables import Table
+
 HERE = Path(__file__).parent
 RESULTS, CACHE = HERE / "results", HERE / ".cache"
 
@@ -58,10 +60,5 @@ def save(name: str, content: dict[str, Any]) -> Path:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A markdown table, padded so that it reads well as text."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
-
-    return "\n".join([line(head), line(["-" * w for w in widths]), *map(line, rows)])
+    """A Markdown table, padded so that it reads well as text."""
+    return Table(head, rows).to_markdown()

@@ -1,8 +1,8 @@
-"""What `measure` costs, and that it survives being killed: python -m benchmarks.measure
+"""The cost of `measure`, and that it survives being killed: python -m benchmarks.measure
 
-2000 grey patches of 32 x 32 pixels and two networks with random weights (cost does not depend on them), at 20 noise
-levels. Each runs in a process of its own, whose peak memory is read at its end. Then the first is begun once more
-with a file to resume from, killed in the middle, and taken up again.
+2000 grey patches of 32 x 32 pixels and two networks with random weights (cost does not depend on
+them), at 20 noise levels. Each runs in a process of its own, whose peak memory is read at its end.
+Then the first is started once more with a file to resume from, killed in the middle, and resumed.
 """
 
 import json
@@ -27,9 +27,13 @@ import jaxkernels as jk
 from .environment import save, table
 from .spectra import patches
 
-PROCESS, IMAGES, SIZE, BATCH = jk.VP(), 2000, 32, 128
+PROCESS = jk.VP()
+IMAGES = 2000
+SIZE = 32
+BATCH = 128
 TIMES = np.asarray(jk.schedules.log_snr(PROCESS, 19, t_min=1e-3).times)
-SECONDS, GIBIBYTES = 120.0, 4.0
+SECONDS = 120.0
+GIBIBYTES = 4.0
 
 
 class Dense(eqx.Module):
@@ -51,7 +55,8 @@ class Convolutional(eqx.Module):
     up: list[eqx.nn.Conv2d]
 
     def __init__(self, key: Array):
-        keys, widths = jax.random.split(key, 6), (1, 16, 32, 64)
+        keys = jax.random.split(key, 6)
+        widths = (1, 16, 32, 64)
         pairs = list(enumerate(zip(widths, widths[1:], strict=False)))
         self.down = [
             eqx.nn.Conv2d(a, b, 3, stride=1 + (i > 0), padding=1, key=keys[i])
@@ -75,14 +80,14 @@ NETWORKS: dict[str, Callable[[Array], Any]] = {"dense": Dense, "convolutional": 
 
 
 def child(name: str, path: str) -> None:
-    """Measure in this process; prints seconds, peak memory and a sum that must not change."""
+    """Measure in this process and print seconds, peak memory and results that must not change."""
     data = patches(IMAGES, SIZE, grey=True)
     network = NETWORKS[name](jax.random.key(0))
     started = int(np.load(path)["done"]) if Path(path).exists() else 0
-    before, began = _peak(), time.perf_counter()
-    found = jk.measure(
-        network, PROCESS, data, TIMES, jax.random.key(1), kind="x0", batch=BATCH, resume=path
-    )
+    before = _peak()
+    began = time.perf_counter()
+    denoiser = jk.Denoiser(network, PROCESS, "x0")
+    found = jk.measure(denoiser, data, TIMES, key=jax.random.key(1), batch=BATCH, resume=path)
     figures = {
         "seconds": time.perf_counter() - began,
         "gibibytes": _peak(),
@@ -115,7 +120,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         whole = {name: _finish(_start(name, Path(folder) / f"{name}.npz")) for name in NETWORKS}
 
-        name, path = "dense", Path(folder) / "killed.npz"
+        name = "dense"
+        path = Path(folder) / "killed.npz"
         process = _start(name, path)
         while process.poll() is None and (not path.exists() or int(np.load(path)["done"]) < 6):
             time.sleep(0.01)
@@ -124,7 +130,8 @@ def main() -> None:
         resumed = _finish(_start(name, path))
     differences = []
     for key in ("error", "lipschitz"):
-        once, again = np.asarray(whole[name][key]), np.asarray(resumed[key])
+        once = np.asarray(whole[name][key])
+        again = np.asarray(resumed[key])
         differences.append(np.max(np.abs(again - once)) / np.max(np.abs(once)))
     difference = float(max(differences))
     steps = -(-IMAGES // BATCH) + len(TIMES)
@@ -137,8 +144,8 @@ def main() -> None:
     ]
     print(table(["network", "parameters", "seconds", "GiB at most"], rows))
     print(
-        f"killed after {resumed['steps_before']} of {steps} steps, then {resumed['seconds']:.1f} s for the rest; "
-        f"the result differs by {difference:.1g} of its size"
+        f"killed after {resumed['steps_before']} of {steps} steps, then "
+        f"{resumed['seconds']:.1f} s for the rest; the result differs by {difference:.1g} of its size"
     )
     kill = {
         "steps_kept": resumed["steps_before"],

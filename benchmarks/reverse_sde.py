@@ -408,13 +408,11 @@ def measure(problem: Problem) -> Measured:
     target = jk.Gaussian.fit(data, shrinkage=0.0)
     times = np.asarray(jk.schedules.log_snr(PROCESS, LEVELS, T_MIN).times)
     estimate = jk.estimate_score_error(
-        network,
-        PROCESS,
+        jk.Denoiser(network, PROCESS, problem.kind),
         data,
         times,
-        jax.random.key(0),
+        key=jax.random.key(0),
         target=target,
-        kind=problem.kind,
         repetitions=8,
         batch=2048,
     )

@@ -42,6 +42,7 @@ from .exports import (
     export as export,
 )
 from .measurement import (
+    ConfidenceInterval as ConfidenceInterval,
     Measurement as Measurement,
     ScoreErrorEstimate as ScoreErrorEstimate,
     estimate_score_error as estimate_score_error,

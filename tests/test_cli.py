@@ -8,16 +8,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
 import jaxkernels as jk
-from jaxkernels import cli
 from jaxkernels.__main__ import main
+from jaxkernels.cli import _cache, _solve
 from jaxkernels.exports import SCHEDULERS
 from jaxkernels.processes import from_config, to_config
 from jaxkernels.schedules import read_json
@@ -37,11 +38,19 @@ def run(*arguments: object) -> Run:
     return Run(code, out.getvalue(), err.getvalue())
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The cache folder of whoever runs the tests is left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 class Files(NamedTuple):
     folder: Path
     spectrum: Path
     schedule: Path
-    picture: Path
+    figure: Path
     result: Run
 
 
@@ -53,6 +62,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     spectrum.write_text("1\n0.1\n")
     how = ("--process", "edm", "--sigma-max", 14, "--sampler", "ddim", "--steps", 3)
     result = run("optimize", "--spectrum", spectrum, *how, "--output", schedule)
+    # a mistake in the command is told here, not by every test that reads its files
+    assert result.code == 0, result.err
     return Files(folder, spectrum, schedule, folder / "best.png", result)
 
 
@@ -72,7 +83,7 @@ class TestOptimize:
             "KL(p_data || q)",
             "trusted: yes; verified on a network: no",
             "converged: yes",
-            f"written: {files.schedule}, {files.picture}",
+            f"written: {files.schedule}, {files.figure}",
         ):
             assert part in files.result.out
 
@@ -91,13 +102,13 @@ class TestOptimize:
         assert schedule.num_steps == 3
         assert metadata["sampler"] == "ddim"
         assert metadata["converged"] is True
-        assert (metadata["chosen"], metadata["criterion"]) == ("optimised", "objective")
+        assert (metadata["selected"], metadata["criterion"]) == ("optimised", "objective")
         ratios = {
             name: value / metadata["objective"] for name, value in metadata["baselines"].items()
         }
         assert metadata["ratios"] == pytest.approx(ratios)
         assert to_config(from_config(metadata["process"])) == to_config(jk.EDM(14.0))
-        assert files.picture.read_bytes().startswith(b"\x89PNG")
+        assert files.figure.read_bytes().startswith(b"\x89PNG")
         assert sorted(p.name for p in files.folder.iterdir()) == [
             "best.json",
             "best.png",
@@ -124,8 +135,8 @@ def test_a_mixture_is_fitted_to_samples(tmp_path: Path):
     )
     result = run("optimize", *how, "--output", tmp_path / "best.json")
     assert result.code == 0
-    assert "model: a mixture of normal laws" in result.out
-    table = result.out.split("a fine solver's samples")[1].split("error budget")[0]
+    assert "model: a mixture of Gaussians" in result.out
+    table = result.out.split("the reference solution's samples")[1].split("error budget")[0]
     assert all(name in table for name in jk.schedules.BASELINES)
     assert "verified on a network: no" in result.out
     assert jk.Schedule.load(tmp_path / "best.json").num_steps == 3
@@ -137,7 +148,7 @@ def test_samples_are_modelled_by_a_mixture_unless_a_covariance_is_asked_for(
     def started(target: object, *_: object, **__: object) -> None:
         raise ValueError(f"target: {type(target).__name__}")
 
-    monkeypatch.setattr(cli, "optimize_schedule", started)
+    monkeypatch.setattr(_solve, "optimize_schedule", started)
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(130, 2)))
     how = (
         "optimize",
@@ -167,11 +178,11 @@ class TestEvaluate:
         target = jk.Gaussian(0.0, np.array([1.0, 0.1]))
         exact = jk.evaluate_schedule(target, jk.EDM(14.0), "ddim", jk.Schedule.load(files.schedule))
         assert f"W2 {float(exact.w2):.4g}, KL(p_data || q) {float(exact.kl):.4g} nats" in result.out
-        assert "3 network evaluations" in result.out
+        assert "NFE 3" in result.out
 
-    def test_named_grid(self, files: Files):
+    def test_baseline_schedule(self, files: Files):
         how = ("--process", "edm", "--sigma-max", 14, "--sampler", "ddim", "--steps", 3)
-        result = run("evaluate", "--grid", "karras", "--spectrum", files.spectrum, *how)
+        result = run("evaluate", "--schedule", "karras", "--spectrum", files.spectrum, *how)
         assert result.code == 0
         assert "error budget" in result.out
 
@@ -188,7 +199,7 @@ class TestEvaluate:
         assert "are the units right?" in result.out
 
 
-def test_compare_ranks_grids_and_files(files: Files):
+def test_compare_ranks_baselines_and_files(files: Files):
     result = run("compare", files.schedule, "--spectrum", files.spectrum, "--steps", 3)
     assert result.code == 0
     rows = [line for line in result.out.splitlines() if line.count("│") == 7]
@@ -264,6 +275,75 @@ class TestExport:
         result = run("export", tmp_path / "plain.json", "--to", "edm")
         assert result.code == 2
         assert "does not say which process" in result.err
+        named = run("export", tmp_path / "plain.json", "--to", "comfyui", "--process", "vp")
+        assert named.code == 0
+        levels = np.asarray(jk.Schedule([1.0, 0.5]).sigmas(jk.VP()))
+        assert [float(v) for v in named.out.split(",")] == pytest.approx(levels, rel=1e-6)
+
+    @pytest.mark.parametrize("name", jk.schedules.BASELINES)
+    def test_baseline_without_a_file(self, name: str):
+        how = ("--steps", 10, "--process", "edm", "--sigma-max", 14, "--to", "comfyui")
+        result = run("export", "--schedule", name, *how)
+        assert result.code == 0
+        schedule = jk.schedules.BASELINES[name](jk.EDM(14.0), 10, 2e-3)
+        expected = np.asarray(schedule.sigmas(jk.EDM(14.0)))
+        numbers = [float(v) for v in result.out.split(",")]
+        assert numbers == pytest.approx(expected, rel=1e-5)
+
+    def test_baseline_of_the_default_process_and_end(self):
+        result = run("export", "--schedule", "karras", "--steps", 5, "--to", "k-diffusion")
+        schedule = jk.schedules.karras(jk.VP(), 5, 1e-3)
+        found = re.search(r"tensor\(\[([^\]]+)\]", result.out)
+        assert found is not None
+        levels = [float(v) for v in found[1].split(",")]
+        assert levels == pytest.approx(np.asarray(schedule.sigmas(jk.VP())), rel=1e-5)
+        ended = run(
+            *("export", "--schedule", "karras", "--steps", 5, "--t-min", 0.1, "--to", "k-diffusion")
+        )
+        assert ended.code == 0
+        assert ended.out != result.out
+
+    def test_options_that_process_and_scheduler_share(self, files: Files, tmp_path: Path):
+        """They describe the process where the options name it, else the scheduler."""
+        how = ("--to", "diffusers", "--scheduler", "edm_euler", "--sigma-max", 14)
+        of_file = run("export", files.schedule, *how)
+        assert "sigma_max=14.0" in of_file.out
+        named = run("export", "--schedule", "karras", "--steps", 3, "--process", "edm", *how)
+        assert named.code == 0
+        assert "sigma_max=80.0" in named.out
+        np.save(tmp_path / "table.npy", np.cumprod(1 - np.linspace(1e-4, 0.05, 1000)))
+        table = ("--process", "discrete_vp", "--table", tmp_path / "table.npy")
+        own = run("export", "--schedule", "karras", "--steps", 3, *table, "--to", "comfyui")
+        assert own.code == 0
+        level = float(own.out.split(",")[0])
+        default = run("export", "--schedule", "karras", "--steps", 3, *table[:2], "--to", "comfyui")
+        assert level > 1.5 * float(default.out.split(",")[0])
+
+    def test_the_sampler_that_is_named_is_checked_against_the_tool(self):
+        how = (
+            "--schedule",
+            "karras",
+            "--steps",
+            5,
+            "--process",
+            "discrete_vp",
+            "--to",
+            "diffusers",
+        )
+        plain = run("export", *how, "--scheduler", "dpm_multistep")
+        named = run("export", *how, "--scheduler", "dpm_multistep", "--sampler", "heun")
+        assert (plain.code, named.code) == (0, 0)
+        assert plain.out == named.out
+        assert "heun" in named.err
+        assert "heun" not in plain.err
+
+    def test_a_user_defined_sampler_is_told(self, files: Files, tmp_path: Path):
+        content = json.loads(files.schedule.read_text())
+        content["metadata"]["sampler"] = "MySampler"
+        (tmp_path / "own.json").write_text(json.dumps(content))
+        result = run("export", tmp_path / "own.json", "--to", "comfyui")
+        assert result.code == 0
+        assert "user-defined sampler 'MySampler'" in result.err
 
 
 def _lines(*numbers: float) -> str:
@@ -282,7 +362,7 @@ class TestMistakes:
         def started(*_: object, **__: object) -> None:
             raise AssertionError("the optimisation was started")
 
-        monkeypatch.setattr(cli, "optimize_schedule", started)
+        monkeypatch.setattr(_solve, "optimize_schedule", started)
         monkeypatch.chdir(tmp_path)
 
     def fails(self, *arguments: object) -> str:
@@ -380,7 +460,7 @@ class TestMistakes:
     def test_last_times(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, t_min: str, shown: str
     ):
-        monkeypatch.setattr(cli, "optimize_schedule", jk.optimize_schedule)
+        monkeypatch.setattr(_solve, "optimize_schedule", jk.optimize_schedule)
         (tmp_path / "s.txt").write_text(_lines(1.0, 0.1))
         message = self.fails("optimize", "--spectrum", "s.txt", "--t-min", t_min)
         assert f"t_min = {shown} must be >= 0 and < 1" in message
@@ -412,9 +492,17 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("arguments", "fault"),
         [
-            (("evaluate",), "either a schedule FILE or --grid"),
+            (("evaluate",), "evaluate needs either a schedule FILE or --schedule NAME"),
+            (("export", "--to", "edm"), "export needs either a schedule FILE or --schedule NAME"),
             (("evaluate", "missing.json"), "cannot read missing.json: No such file"),
-            (("evaluate", "--grid", "karas"), "grid='karas' is not known. Did you mean 'karras'?"),
+            (
+                ("evaluate", "--schedule", "karas"),
+                "schedule='karas' is not known. Did you mean 'karras'?",
+            ),
+            (
+                ("export", "--schedule", "karas", "--to", "edm"),
+                "schedule='karas' is not known. Did you mean 'karras'?",
+            ),
             (("optimise",), "Did you mean 'optimize'?"),
             (("export", "missing.json", "--to", "edm"), "cannot read missing.json"),
             (("export", "missing.json"), "--to"),
@@ -429,6 +517,14 @@ class TestMistakes:
             "compare", files.schedule, "--spectrum", files.spectrum, "--process", "vp"
         )
         assert "edm(sigma_max=14) instead of vp(beta_min=0.1, beta_max=20)" in message
+
+    @pytest.mark.parametrize("command", ["evaluate", "export"])
+    def test_options_of_a_baseline_beside_a_file(self, files: Files, command: str):
+        rest = ("--to", "edm") if command == "export" else ("--spectrum", files.spectrum)
+        message = self.fails(command, files.schedule, *rest, "--steps", "5")
+        assert "--steps = 5 is for --schedule NAME" in message
+        message = self.fails(command, files.schedule, *rest, "--t-min", "0.5")
+        assert "--t-min = 0.5 is for --schedule NAME" in message
 
     def test_tools(self, files: Files):
         assert "Did you mean 'comfyui'?" in self.fails("export", files.schedule, "--to", "comfy")
@@ -464,6 +560,94 @@ class TestMistakes:
         assert "cannot write old.txt: No space left on device" in message
         assert [p.name for p in tmp_path.iterdir()] == ["old.txt"]
         assert (tmp_path / "old.txt").read_text() == "kept"
+
+
+class TestCache:
+    """Compiled programs are kept in a folder of the user's, unless that is not wanted or not possible."""
+
+    @pytest.fixture(autouse=True)
+    def _not_configured(self) -> Iterator[None]:
+        """As in a process of its own: the suite may have a cache, which would be left alone."""
+        before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", None)
+        yield
+        jax.config.update("jax_compilation_cache_dir", before)
+
+    def evaluate(self, files: Files, *options: str) -> Run:
+        jax.clear_caches()
+        return run("evaluate", files.schedule, "--spectrum", files.spectrum, *options)
+
+    def test_programs_are_kept_and_read(
+        self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        first = self.evaluate(files)
+        assert first.code == 0
+        kept = {path: path.read_bytes() for path in (tmp_path / "jaxkernels").iterdir()}
+        assert kept
+        assert (tmp_path / "jaxkernels").stat().st_mode & 0o077 == 0, "for nobody else"
+        again = self.evaluate(files)
+        assert again == first
+        assert {p: p.read_bytes() for p in (tmp_path / "jaxkernels").iterdir()} == kept
+        jax_folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+        assert jax_folder is None, "left behind in the process"
+
+    def test_no_cache(self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert self.evaluate(files, "--no-cache").code == 0
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_that_cannot_be_made_is_no_mistake(
+        self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        result = self.evaluate(files)
+        assert (result.code, result.err) == (0, "")
+
+    def test_a_folder_that_cannot_be_written_is_no_mistake(
+        self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """As an administrator may write anywhere, the answer of the system is replaced."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        access = os.access
+
+        def denied(path: Path, mode: int) -> bool:
+            return path != tmp_path / "jaxkernels" and access(path, mode)
+
+        monkeypatch.setattr(os, "access", denied)
+        result = self.evaluate(files)
+        assert (result.code, result.err) == (0, "")
+        assert list((tmp_path / "jaxkernels").iterdir()) == []
+
+    def test_a_cache_of_the_users_own_is_left_alone(
+        self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        own = str(tmp_path / "own")
+        jax.config.update("jax_compilation_cache_dir", own)
+        assert self.evaluate(files).code == 0
+        assert jax.config.jax_compilation_cache_dir == own  # pyright: ignore[reportAttributeAccessIssue]
+        assert not (tmp_path / "jaxkernels").exists()
+
+    @pytest.mark.parametrize(
+        ("platform", "folder"),
+        [
+            ("linux", "home/.cache/jaxkernels"),
+            ("darwin", "home/Library/Caches/jaxkernels"),
+            ("win32", "local/jaxkernels/Cache"),
+        ],
+    )
+    def test_folders(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, folder: str
+    ):
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+        monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+        monkeypatch.setattr(sys, "platform", platform)
+        assert _cache.cache_folder() == tmp_path / folder
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        assert _cache.cache_folder() == tmp_path / "xdg" / "jaxkernels"
 
 
 class TestEntry:

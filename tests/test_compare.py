@@ -474,7 +474,7 @@ def test_refusals_of_other_types(monkeypatch: pytest.MonkeyPatch) -> None:
             jk.Denoiser(_score, edm, "score"), jk.DDIM(), schedule, jnp.asarray(NOISES), key=key
         ),
         lambda: jk.record(jk.Denoiser(_score, edm, "score"), jnp.asarray(NOISES), t_min=0.1),
-        lambda: jk.measure(_score, edm, NOISES, [1.0, 0.5], key),
+        lambda: jk.measure(jk.Denoiser(_score, edm, "score"), NOISES, [1.0, 0.5], key=key),
         lambda: export(schedule, edm, "comfyui"),
         lambda: jk.schedules.karras(edm, 3, 0.1),
     ):
@@ -484,10 +484,11 @@ def test_refusals_of_other_types(monkeypatch: pytest.MonkeyPatch) -> None:
             call()
     mixture: Any = jk.GaussianMixture([1.0], np.zeros((1, 3)), np.ones((1, 3)))
     with pytest.raises(ValueError, match="target must be a Gaussian; got GaussianMixture"):
-        jk.measure(_score, PROCESS, NOISES, [1.0, 0.5], key, target=mixture)
+        denoiser = jk.Denoiser(_score, PROCESS, "score")
+        jk.measure(denoiser, NOISES, [1.0, 0.5], key=key, target=mixture)
     with pytest.raises(ValueError, match="target must be a Gaussian; got GaussianMixture"):
         Measurement.from_losses(
-            PROCESS, [1.0, 0.5], [1.0, 1.0], kind="x0", averaged_over=1, target=mixture
+            PROCESS, [1.0, 0.5], [1.0, 1.0], prediction_type="x0", averaged_over=1, target=mixture
         )
 
 

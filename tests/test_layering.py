@@ -29,6 +29,8 @@ MODULES = [
     "_newton",
     "_padding",
     "_files",
+    "_plot",
+    "_tables",
     "_progress",
     "processes",
     "prediction",
@@ -46,23 +48,15 @@ MODULES = [
     "measurement",
     "data",
     "exports",
-    "_figures",
     "reverse_sde",
     "optimize",
     "__init__",
     "cli",
     "__main__",
 ]
-# What may be imported inside a function: packages that are extras, and these modules.
+# Packages that are extras, which alone may be imported inside a function.
 OPTIONAL = {"matplotlib", "sklearn", "PIL", "typer", "rich"}
-LATE = {
-    ("optimize/_result.py", "_figures"),
-    ("comparison/_comparison.py", "_figures"),
-    ("comparison/_report.py", "_figures"),
-    ("measurement/_measurement.py", "_figures"),
-    ("__main__.py", "cli"),
-}
-# Rooms that exist only for their extra and may import it at once.
+# Modules that exist only for their extra and may import it at once.
 NEEDS_EXTRAS = {"cli"}
 
 
@@ -147,7 +141,8 @@ def test_the_reader_of_imports_sees_them() -> None:
     )
     assert Import("metrics/_gaussian.py", "metrics", "_numerics", own=True, late=False) in seen
     assert Import("metrics/_gaussian.py", "metrics", "jax", own=False, late=False) in seen
-    assert Import("optimize/_result.py", "optimize", "_figures", own=True, late=True) in seen
+    assert Import("_plot.py", "_plot", "matplotlib", own=False, late=True) in seen
+    assert Import("optimize/_result.py", "optimize", "_plot", own=True, late=False) in seen
 
 
 def test_every_module_has_a_place() -> None:
@@ -162,7 +157,6 @@ def test_imports_go_left() -> None:
         f"{i.file} imports {i.target}"
         for i in IMPORTS
         if i.own and not i.target.startswith("./") and place[i.target] >= place[i.module]
-        if not (i.late and (i.file, i.target) in LATE)
     ]
     assert not wrong
 
@@ -190,11 +184,10 @@ def test_late_imports_are_of_extras_only() -> None:
     wrong = [
         f"{i.file} imports {i.target} inside a function"
         for i in IMPORTS
-        if i.late and not (i.target in OPTIONAL and not i.own) and (i.file, i.target) not in LATE
+        if i.late and not (i.target in OPTIONAL and not i.own)
     ]
     assert not wrong
-    late = {(i.file, i.target) for i in IMPORTS if i.late}
-    assert late >= LATE, "an exception that is no longer used"
+    assert [i for i in IMPORTS if i.late]
 
 
 def test_other_packages_are_declared() -> None:

@@ -12,8 +12,9 @@ from jax.test_util import check_grads
 
 import jaxkernels as jk
 from jaxkernels import _linalg as linalg, _numerics as numerics, _precision as precision, metrics
-from jaxkernels.measurement import _measure
-from jaxkernels.measurement._score_error import _fit
+from jaxkernels.measurement import _forward_pass
+from jaxkernels.measurement._affine_fit import fit_affine
+from jaxkernels.measurement._levels import Levels
 from jaxkernels.recurrence import to_the_end
 
 
@@ -176,12 +177,17 @@ def _score(x: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def _measured(x: jax.Array) -> object:
-    tables = _measure._tables(np.array([0.5]), np.array([0.8]), np.array([0.6]), LAW)
-    level, weight = tuple(v[0] for v in tables.steps), jnp.ones(3)
-    _, sums, values = _measure._at(
-        _score, "score", PROCESS, tables, level, x, x, (x, x), weight, jax.random.key(0)
+    levels = Levels(np.array([0.5]), np.array([0.8]), np.array([0.6]))
+    step = _forward_pass.noise_steps(levels, LAW).at(0)
+    modes = _forward_pass.mode_coordinates(LAW)
+    noise = _forward_pass.NoisePair(x, x)
+    denoiser = jk.Denoiser(_score, PROCESS, "score")
+    weight = jnp.ones(3)
+    _, sums, found = _forward_pass.measure_time(
+        denoiser, step, modes, x, x, noise, weight, jax.random.key(0)
     )
-    return sums, _measure._products(*(v[None] for v in values), weight)
+    all_times = _forward_pass.Deviations(*(values[None] for values in found))
+    return sums, _forward_pass.sum_products(all_times, weight)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +205,9 @@ def _measured(x: jax.Array) -> object:
             jnp.asarray(M) + 0.0 * x[:2]
         ),
         _measured,
-        lambda x: _fit(_score, "score", PROCESS, LAW, x, T[None], jax.random.key(0), 3, 0.0),
+        lambda x: fit_affine(
+            jk.Denoiser(_score, PROCESS, "score"), x, LAW, T[None], jax.random.key(0), 3, 0.0
+        ),
     ],
 )
 def test_products_are_exact_on_accelerators(fn) -> None:

@@ -167,7 +167,7 @@ def test_text(report: jk.SamplerReport) -> None:
     assert (
         " ".join(header.split()) == "geometric mean ddim 3 ddim 6 dpmpp_2m 3 dpmpp_2m 6 to the best"
     )
-    assert "32 samples" in last
+    assert "32 initial noise samples" in last
     ratios, statistic = report.ratios("geometric_mean"), report.statistic("geometric_mean")
     assert [row.split()[0] for row in rows] == sorted(
         report.names, key=lambda name: ratios[name][0]

@@ -9,10 +9,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from .. import _checks
+from .._plot import FigureSpec, render
+from .._tables import Table, estimate, label, number
 from ..metrics import Estimate, quantiles
 from ..schedules import BASELINES
 from ._criteria import BALANCED, WEIGHED, select_balanced, select_significant, select_smallest
-from ._statistics import STATISTICS, TINY, bootstrap_rows, statistic, statistic_label
+from ._figure import comparison_figure, figure_title
+from ._statistics import STATISTICS, TINY, bootstrap_rows, statistic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -225,18 +228,53 @@ class Comparison(eqx.Module):
         shown = needed | set(others[: max(0, _SHOWN - len(needed))])
         return [name for name in ranked if name in shown]
 
+    def figure(self) -> FigureSpec:
+        """Describe the figure that `plot` draws, as plain data.
+
+        One panel per statistic, one row per schedule of `shown()`: the ratio to `leader` and its standard
+        error. If any schedule is stochastic, sliced W2 is the only panel.
+
+        **Returns:** panels with their marks, labels and numbers.
+        """
+        statistics = STATISTICS if self.ranking_statistic == "geometric_mean" else ("sliced_w2",)
+        leader = self.leader
+        names = self.shown()
+        # a statistic can be 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = {
+                statistic: {name: self.ratio(statistic, name, leader) for name in names}
+                for statistic in statistics
+            }
+        hidden = len(names) < len(self.names)
+        part = f" ({len(names)} of {len(self.names)} schedules)" if hidden else ""
+        distance = figure_title(statistics, to_data=self.data_projections is not None)
+        return comparison_figure(
+            ratios,
+            leader,
+            {statistic: self.statistic(statistic)[leader] for statistic in statistics},
+            f"{distance}, relative to the data's standard deviation{part}\n{self._evidence()}",
+        )
+
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Plot the statistics of every schedule relative to the leader's; needs matplotlib.
+        """Draw every schedule's statistics relative to the leader's.
 
         **Arguments:**
 
-        - `path`: where to save the figure. Default: nowhere.
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default it is not saved.
 
-        **Returns:** a matplotlib figure.
+        **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
+
+        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError without
+        matplotlib.
         """
-        from .._figures import plot_comparison
+        return render(self.figure(), path)
 
-        return plot_comparison(self, path)
+    def _evidence(self) -> str:
+        """How many samples the statistics are from, and how accurate the reference solution is."""
+        return (
+            f"{self.errors.shape[1]} initial noise samples; "
+            f"reference solution accurate to {self.reference_error:.1g}"
+        )
 
     @property
     def _stochastic(self) -> Bool[np.ndarray, " schedules"]:
@@ -267,21 +305,19 @@ class Comparison(eqx.Module):
         return select_significant(self.statistic_values("sliced_w2"), self._stochastic, ratio)
 
     def __repr__(self) -> str:
-        shown = self.shown()
-        width = max(map(len, shown))
-        labels = "".join(f"{statistic_label(name):>15}" for name in STATISTICS)
-        lines = [f"{'schedule':{width}}{labels}   relative to {self.leader}"]
+        leader = self.leader
+        names = self.shown()
         columns = {name: self.statistic(name) for name in STATISTICS}
-        for name in shown:
-            ratio = self.ratio(self.ranking_statistic, name, self.leader)
-            numbers = "".join(f"{column[name]:15.4g}" for column in columns.values())
-            lines.append(
-                f"{name:{width}}{numbers}   {ratio.value:.3f} ± {ratio.standard_error:.3f}"
-            )
-        hidden = len(self.names) - len(shown)
-        if hidden:
-            lines.append(f"and {hidden} more: statistic(name) has all")
-        data = "" if self.data_projections is None else "; sliced W2 to the data"
-        count = self.errors.shape[1]
-        lines.append(f"{count} samples; reference accurate to {self.reference_error:.1g}{data}")
-        return "\n".join(lines)
+        rows = [
+            [
+                name,
+                *(number(column[name]) for column in columns.values()),
+                estimate(*self.ratio(self.ranking_statistic, name, leader)),
+            ]
+            for name in names
+        ]
+        hidden = len(self.names) - len(names)
+        more = [f"and {hidden} more: statistic(name) has all"] if hidden else []
+        to_data = "" if self.data_projections is None else "; sliced W2 to the data"
+        header = ["schedule", *map(label, columns), f"against {leader}"]
+        return Table(header, rows, notes=[*more, self._evidence() + to_data]).to_text()

@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
+from .._plot import FigureSpec, render
 from .._progress import Progress
+from .._tables import Table, estimate, label, number
 from .._types import AnyArray, Numbers
 from ..metrics import Estimate
 from ..prediction import AbstractDenoiser, check_denoiser
@@ -19,8 +21,9 @@ from ..schedules import BASELINES, Schedule
 from ._compare import check_noise, check_schedules, compare_to
 from ._comparison import Comparison
 from ._criteria import BALANCED
+from ._figure import figure_title, report_figure
 from ._reference import reference_steps, solve_reference
-from ._statistics import STATISTICS, TINY, bootstrap_rows, statistic_label
+from ._statistics import STATISTICS, TINY, bootstrap_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,63 +161,76 @@ class SamplerReport(eqx.Module):
         return sorted(self.names, key=lambda name: (np.isnan(ratios[name].value), ratios[name]))
 
     def table(self, statistic: str | None = None) -> str:
-        """Print a statistic as text: a row per schedule, a column per setting, and `ratios`.
+        """Print one statistic as text: a row per schedule, a column per setting, then `ratios`.
+
+        A star marks the smallest value of a column.
 
         **Arguments:**
 
-        - `statistic`: default: `ranking_statistic`.
+        - `statistic`: default `ranking_statistic`.
 
-        **Returns:** lines of text. * marks the smallest value of a column.
+        **Returns:** the lines of the table.
 
         **Raises:** ValueError for an unknown statistic.
         """
-        rows = self._cells(statistic, "{}*", "{} ")
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-            for row in rows
-        ]
-        has_data = next(iter(self.comparisons.values())).data_projections is not None
-        data = "; sliced W2 to the data" if has_data else ""
-        lines.append(
-            f"{self.num_samples} samples; reference accurate to {self.reference_error:.1g}{data}; "
-            "last column: geometric mean of the ratios to a column's best"
-        )
-        return "\n".join(lines)
+        return self._table(statistic, "{}*", "{} ").to_text()
 
     def to_markdown(self, statistic: str | None = None) -> str:
-        """Print a statistic as a Markdown table, the smallest value of a column in bold.
+        """Print one statistic as a Markdown table, the smallest value of a column in bold.
 
         **Arguments:**
 
-        - `statistic`: default: `ranking_statistic`.
+        - `statistic`: default `ranking_statistic`.
 
-        **Returns:** lines of text.
+        **Returns:** the lines of the table.
 
         **Raises:** ValueError for an unknown statistic.
         """
-        cells = self._cells(statistic, "**{}**", "{}")
-        header, *rows = ["| " + " | ".join(row) + " |" for row in cells]
-        rule = "|:--" + "|--:" * (len(self.comparisons) + 1) + "|"
-        return "\n".join([header, rule, *rows])
+        return self._table(statistic, "**{}**", "{}").to_markdown()
+
+    def figure(self, statistic: str | None = None) -> FigureSpec:
+        """Describe the figure that `plot` draws, as plain data.
+
+        One panel per sampler, one line per schedule: a statistic against the number of steps. Schedules
+        are sorted by `ratios`, the best one first. A dotted line at `reference_error` shows, where it is
+        in reach, below what values mean nothing.
+
+        **Arguments:**
+
+        - `statistic`: default `ranking_statistic`.
+
+        **Returns:** panels with their marks, labels and numbers.
+
+        **Raises:** ValueError for an unknown statistic.
+        """
+        statistic = self.ranking_statistic if statistic is None else statistic
+        to_data = next(iter(self.comparisons.values())).data_projections is not None
+        distance = figure_title((statistic,), to_data=to_data)
+        return report_figure(
+            self.statistic(statistic),
+            self.ranked(statistic),
+            statistic,
+            self.reference_error,
+            f"{distance}, relative to the data's standard deviation\n"
+            f"{self.num_samples} initial noise samples",
+        )
 
     def plot(
         self, path: str | os.PathLike[str] | None = None, statistic: str | None = None
     ) -> "Figure":
-        """Plot a statistic against the number of steps, a panel per sampler; needs matplotlib.
+        """Draw one statistic against the number of steps, one panel per sampler.
 
         **Arguments:**
 
-        - `path`: where to save the figure. Default: nowhere.
-        - `statistic`: default: `ranking_statistic`.
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default it is not saved.
+        - `statistic`: default `ranking_statistic`.
 
-        **Returns:** a matplotlib figure.
+        **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
 
-        **Raises:** ValueError for an unknown statistic.
+        **Raises:** ValueError for an unknown statistic, another suffix or a file that cannot be written;
+        ImportError without matplotlib.
         """
-        from .._figures import plot_report
-
-        return plot_report(self, path, statistic)
+        return render(self.figure(statistic), path)
 
     def _baseline_rows(self, baselines: Sequence[str] | None) -> list[int]:
         """Indices of the baselines, all by default."""
@@ -235,24 +251,28 @@ class SamplerReport(eqx.Module):
         logs = np.log(np.maximum(values, TINY))
         return np.exp(np.mean(logs - np.nanmin(logs[:, baselines], 1, keepdims=True), 0))
 
-    def _cells(self, statistic: str | None, smallest: str, other: str) -> list[list[str]]:
-        """Cells of a table, the header first, with a format for the smallest value of a column."""
+    def _table(self, statistic: str | None, smallest: str, other: str) -> Table:
+        """Rows by `ratios`, the best one first. The smallest value of a column has its own format."""
         statistic = self.ranking_statistic if statistic is None else statistic
         ratios = self.ratios(statistic)
         columns = self.statistic(statistic)
         least = {setting: np.nanmin(list(values.values())) for setting, values in columns.items()}
-        settings = [f"{sampler} {steps}" for sampler, steps in columns]
-        rows = [[statistic_label(statistic), *settings, "to the best"]]
+        rows = []
         for name in self.ranked(statistic):
             cells = [
-                (smallest if values[name] == least[setting] else other).format(
-                    f"{values[name]:.4g}"
-                )
+                (smallest if values[name] == least[setting] else other).format(number(values[name]))
                 for setting, values in columns.items()
             ]
-            ratio = ratios[name]
-            rows.append([name, *cells, f"{ratio.value:.3f} ± {ratio.standard_error:.3f}"])
-        return rows
+            rows.append([name, *cells, estimate(*ratios[name])])
+        first = next(iter(self.comparisons.values()))
+        to_data = "" if first.data_projections is None else "; sliced W2 to the data"
+        note = (
+            f"{self.num_samples} initial noise samples; reference solution accurate to "
+            f"{self.reference_error:.1g}{to_data}; "
+            "last column: geometric mean of the ratios to a column's best"
+        )
+        settings = [f"{sampler} {steps}" for sampler, steps in columns]
+        return Table([label(statistic), *settings, "to the best"], rows, notes=[note])
 
     def __repr__(self) -> str:
         return self.table()

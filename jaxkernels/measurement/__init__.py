@@ -1,5 +1,12 @@
-"""What a network, its data or its loss curve say about how well it denoises."""
+"""What a network, its data or its loss curve reveal about its denoising error."""
 
+from ._affine_fit import (
+    estimate_score_error as estimate_score_error,
+    linearised_score_error as linearised_score_error,
+)
+from ._interval import (
+    ConfidenceInterval as ConfidenceInterval,
+)
 from ._measure import (
     measure as measure,
 )
@@ -8,6 +15,4 @@ from ._measurement import (
 )
 from ._score_error import (
     ScoreErrorEstimate as ScoreErrorEstimate,
-    estimate_score_error as estimate_score_error,
-    linearised_score_error as linearised_score_error,
 )

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from .._plot import FigureSpec, render
 from .._precision import in_float64
+from .._tables import describe, estimate, label
+from .._types import Numbers
 from ..comparison import BALANCED, Comparison
 from ..distributions import Compression, Gaussian
 from ..errors import Evaluation, evaluate_schedule
@@ -16,6 +19,7 @@ from ..processes import PROCESSES, AbstractProcess, to_config
 from ..samplers import AbstractSampler, sampler_name
 from ..schedules import Schedule
 from ._candidates import OPTIMISED, Candidate
+from ._figure import optimized_figure
 from ._selection import Selected
 from ._solve import Solution
 
@@ -156,20 +160,53 @@ class OptimizedSchedule:
         """Name of the sampler as `optimize_schedule` takes it, or the class of a user-defined one."""
         return sampler_name(self.sampler)
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Draw the schedules in log sigma, the error per step, and the error per mode.
+    def figure(self) -> FigureSpec:
+        """Describe the figure that `plot` draws, as plain data.
 
-        Needs matplotlib.
+        1. the noise levels of the schedule and of the baselines, with their errors relative to it: the
+           objective, or the criterion where candidates were run on a network or a mixture
+        2. the W2 error that each step alone causes on the Gaussian, for it and the best baseline
+        3. the eigenvalues of the data covariance and the squared W2 error per mode, for both
+        4. the stochasticity h/g of each step, if any is above 0
+
+        **Returns:** panels with their marks, labels and numbers.
+        """
+        name = self.best_baseline
+        what = "W2 to the data distribution"
+        values = (float(self.evaluation.w2), float(self.baseline_evaluation.w2))
+        if self.comparison is not None:
+            column = self.comparison.statistic(self.criterion)
+            what = f"{label(self.criterion)} error"
+            values = (column[self.selected], column[name])
+        title = (
+            f"{type(self.sampler).__name__}, {self.schedule.num_steps} steps, "
+            f"{type(self.process).__name__}: "
+            f"{what} {values[0]:.3g} optimised, {values[1]:.3g} {name}"
+        )
+        return optimized_figure(
+            self.schedule,
+            self.evaluation,
+            self.baseline_schedules,
+            self.baseline_evaluation,
+            self.ratios,
+            self.target,
+            self.process,
+            title,
+        )
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """Draw noise levels, the error of each step and the error per mode beside the best baseline's.
 
         **Arguments:**
 
-        - `path`: where to save the figure, if anywhere.
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default it is not saved.
 
-        **Returns:** a matplotlib figure.
+        **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
+
+        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError without
+        matplotlib.
         """
-        from .._figures import plot_optimized
-
-        return plot_optimized(self, path)
+        return render(self.figure(), path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the schedule as versioned JSON, with its process, sampler and evidence as metadata.
@@ -204,40 +241,44 @@ class OptimizedSchedule:
 
     def __repr__(self) -> str:
         state = "converged" if self.converged else f"not converged ({self.reason})"
-        times = np.array2string(np.asarray(self.schedule.times), precision=5, max_line_width=88)
-        lines = [
-            f"OptimizedSchedule({type(self.sampler).__name__}, {self.schedule.num_steps} steps, {state}",
-            f"  objective {self.objective:.6g}{self._against()}",
-            f"  times {times}",
+        entries = [
+            ("objective", f"{self.objective:.6g}{self._against()}"),
+            ("times", _array_text(self.schedule.times, 5)),
         ]
         if self.schedule.is_stochastic:
-            alpha = np.array2string(np.asarray(self.schedule.stochasticity), precision=3)
-            lines.append(f"  stochasticity {alpha}")
+            entries.append(("stochasticity", _array_text(self.schedule.stochasticity, 3)))
         if self.selection is not None:
-            lines.append(f"  {self._evidence(self.selection.comparison)}")
-        lines += [f"  warning: {text}" for text in self.warnings]
-        lines.append(f"  trusted={self.trusted}, verified={self.verified}, {self.seconds:.2f} s)")
-        return "\n".join(lines)
+            where = "network" if self.verified else "mixture"
+            entries.append((f"on the {where}", self._evidence(self.selection.comparison)))
+        entries += [("warning", text) for text in self.warnings]
+        trust = f"trusted={self.trusted}, verified={self.verified}, {self.seconds:.2f} s"
+        title = f"{type(self.sampler).__name__}, {self.schedule.num_steps} steps, {state}"
+        return describe(f"OptimizedSchedule: {title}", [*entries, ("evidence", trust)])
 
     def _against(self) -> str:
+        """The best baseline beside the objective, where no selection compares them."""
         if self.selection is not None:
             return ""
         name = self.best_baseline
         return f"; best baseline {name}: {self.ratios[name]:.3g} times that"
 
     def _evidence(self, comparison: Comparison) -> str:
-        name, statistic = self.best_baseline, self.criterion
-        ratio = comparison.ratio(statistic, self.selected, name)
-        where = "network" if self.verified else "mixture"
+        """The selected candidate's error relative to the best baseline's, on noise that selected nothing."""
+        name = self.best_baseline
+        ratio = estimate(*comparison.ratio(self.criterion, self.selected, name))
         return (
-            f"on the {where}: {self.selected}, {ratio.value:.3f} ± {ratio.standard_error:.3f} of the "
-            f"{statistic.replace('_', ' ').replace('w2', 'W2')} of {name}, the best baseline "
-            f"(NFE {self.nfe:.2g})"
+            f"{self.selected}: {ratio} of the {label(self.criterion)} of {name}, "
+            f"the best baseline (NFE {self.nfe:.2g})"
         )
 
     def _evaluate(self, schedule: Schedule) -> Evaluation:
         run = (self.target, self.process, self.sampler, schedule)
         return evaluate_schedule(*run, **self.evaluation_options)
+
+
+def _array_text(values: Numbers, precision: int) -> str:
+    """The numbers of an array on one line."""
+    return np.array2string(np.asarray(values), precision=precision, max_line_width=10**6)
 
 
 def _json_number(value: float) -> float | None:

@@ -21,4 +21,5 @@ from ._profile import (
     Relative as Relative,
     Scaled as Scaled,
     Tabulated as Tabulated,
+    Uniform as Uniform,
 )

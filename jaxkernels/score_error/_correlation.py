@@ -1,12 +1,12 @@
 """How a score error at one time is correlated with the same error at another.
 
 A network is one function of (x, t): evaluations at the same time have the same error, so every
-correlation here is 1 between equal times. Times are those of the evaluations of a run, in its order:
-they never increase.
+correlation here is 1 between equal times. Times are those of the evaluations of a run, in its
+order: they never increase.
 """
 
 import abc
-from typing import Literal
+from typing import Literal, cast
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -20,24 +20,69 @@ from ..processes import AbstractProcess
 
 
 class AbstractCorrelation(eqx.Module):
-    """A correlation matrix over the evaluation times, in factored form."""
+    """A correlation matrix over the evaluation times, in factored form.
+
+    **Example:**
+
+    ```python
+    >>> jk.AR1(0.5).matrix(jk.VP(), jnp.array([1.0, 0.5]))[0, 1].item()
+    0.5
+    ```
+    """
 
     @abc.abstractmethod
     def factor(
         self, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> Float[Array, "evaluations factors"]:
-        """L with L L^T = the correlation matrix, rows of length 1."""
+        """Return L with L L^T = the correlation matrix.
+
+        **Arguments:**
+
+        - `process`: the process of the evaluations.
+        - `times`: (evaluations,) their times, not increasing.
+
+        **Returns:** (evaluations, factors), rows of length 1.
+
+        **Example:**
+
+        ```python
+        >>> jk.FullyCorrelated().factor(jk.VP(), jnp.array([1.0, 0.5])).shape
+        (2, 1)
+        ```
+        """
 
     def matrix(
         self, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> Float[Array, "evaluations evaluations"]:
-        """The correlation matrix itself."""
+        """Return the correlation matrix.
+
+        **Arguments:**
+
+        - `process`: the process of the evaluations.
+        - `times`: (evaluations,) their times, not increasing.
+
+        **Returns:** (evaluations, evaluations), symmetric, with a unit diagonal.
+
+        **Example:**
+
+        ```python
+        >>> jk.Independent().matrix(jk.VP(), jnp.array([1.0, 0.5]))[0, 1].item()
+        0.0
+        ```
+        """
         factor = self.factor(process, times)
         return factor @ factor.T
 
 
 class FullyCorrelated(AbstractCorrelation):
-    """The same error at all times: correlation 1."""
+    """The same error at all times: correlation 1.
+
+    **Example:**
+
+    ```python
+    >>> error = jk.ScoreError.relative(0.02, jk.FullyCorrelated())
+    ```
+    """
 
     def factor(
         self, process: AbstractProcess, times: Float[Array, " evaluations"]
@@ -47,13 +92,38 @@ class FullyCorrelated(AbstractCorrelation):
 
 
 class AbstractMarkov(AbstractCorrelation):
-    """x_{n+1} = r_n x_n + sqrt(1 - r_n^2) z_{n+1}: correlation is the product of the r between two times."""
+    """A Markov chain x_{n+1} = r_n x_n + sqrt(1 - r_n^2) z_{n+1} over the evaluation times.
+
+    The correlation of two times is the product of the r between them.
+
+    **Example:**
+
+    ```python
+    >>> jk.AR1(0.5).matrix(jk.VP(), jnp.array([1.0, 0.5, 0.1]))[0, 2].item()
+    0.25
+    ```
+    """
 
     @abc.abstractmethod
     def lag_one(
         self, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> Float[Array, " lags"]:
-        """log r_n between consecutive times, -inf for r = 0; it is replaced by 0 between equal times."""
+        """Return log r_n between consecutive times; between equal times it is replaced by 0.
+
+        **Arguments:**
+
+        - `process`: the process of the evaluations.
+        - `times`: (evaluations,) their times, not increasing.
+
+        **Returns:** (evaluations - 1,), -inf for r = 0.
+
+        **Example:**
+
+        ```python
+        >>> jk.Independent().lag_one(jk.VP(), jnp.array([1.0, 0.5])).item()
+        -inf
+        ```
+        """
 
     def factor(
         self, process: AbstractProcess, times: Float[Array, " evaluations"]
@@ -61,16 +131,23 @@ class AbstractMarkov(AbstractCorrelation):
         same = times[1:] == times[:-1]
         logs = jnp.where(same, 0.0, jnp.where(same, 0.0, self.lag_one(process, times)))
         fresh = jnp.concatenate([jnp.ones(1, times.dtype), safe_sqrt(-jnp.expm1(2.0 * logs))])
-        # products of r over lags b .. a-1, as sums of logarithms; a sum that includes -inf is a factor 0
-        n = times.shape[0]
-        order = np.arange(n)
+        # products of r over lags b .. a-1, as sums of logarithms; a sum that includes -inf is a
+        # factor 0
+        order = np.arange(times.shape[0])
         inside = (order[:, None, None] > order[:-1]) & (order[:-1] >= order[:, None])
-        carried = jnp.exp(jnp.sum(jnp.where(inside, logs, 0.0), -1))
-        return jnp.where(order[:, None] >= order, carried * fresh, 0.0)
+        remaining = jnp.exp(jnp.sum(jnp.where(inside, logs, 0.0), -1))
+        return jnp.where(order[:, None] >= order, remaining * fresh, 0.0)
 
 
 class Independent(AbstractMarkov):
-    """A fresh error at every time."""
+    """An independent error at every time: correlation 0.
+
+    **Example:**
+
+    ```python
+    >>> error = jk.ScoreError.relative(0.02, jk.Independent())
+    ```
+    """
 
     def lag_one(
         self, process: AbstractProcess, times: Float[Array, " evaluations"]
@@ -80,10 +157,22 @@ class Independent(AbstractMarkov):
 
 
 class AR1(AbstractMarkov):
-    """Correlation rho^|a - b| between the a-th and the b-th distinct time, 0 <= rho <= 1.
+    """Correlation rho^|a - b| between the a-th and the b-th distinct time.
 
-    It refers to the number of steps, so a finer grid has errors that forget faster: use
-    `OrnsteinUhlenbeck` to compare numbers of steps.
+    It refers to the number of steps, so that a finer schedule has errors that decorrelate faster:
+    use `OrnsteinUhlenbeck` to compare numbers of steps.
+
+    **Arguments:**
+
+    - `rho`: in [0, 1].
+
+    **Raises:** ValueError for rho outside [0, 1].
+
+    **Example:**
+
+    ```python
+    >>> error = jk.ScoreError.relative(0.02, jk.AR1(0.8))
+    ```
     """
 
     rho: Float[AnyArray, ""]
@@ -99,27 +188,55 @@ class AR1(AbstractMarkov):
 
 
 class OrnsteinUhlenbeck(AbstractMarkov):
-    """Correlation exp(-|u(t) - u(t')| / length) in the clock u = t ("time") or u = log(a^2/s^2) ("log_snr")."""
+    """Correlation exp(-|u(t) - u(t')| / length) in a coordinate u of time.
+
+    **Arguments:**
+
+    - `length`: the correlation length, > 0, in units of u.
+    - `coordinate`: "log_snr" for u = log(a^2/s^2), or "time" for u = t.
+
+    **Raises:** ValueError for a length <= 0 or an unknown coordinate.
+
+    **Example:**
+
+    ```python
+    >>> error = jk.ScoreError.relative(0.02, jk.OrnsteinUhlenbeck(2.0))
+    ```
+    """
 
     length: Float[AnyArray, ""]
-    clock: Literal["time", "log_snr"] = eqx.field(static=True)
+    coordinate: Literal["time", "log_snr"] = eqx.field(static=True)
 
-    def __init__(self, length: Numbers, clock: str = "log_snr"):
+    def __init__(self, length: Numbers, coordinate: str = "log_snr"):
         self.length = _checks.parameter("length", length, above=0.0)
-        self.clock = _checks.one_of("clock", clock, ("time", "log_snr"))  # pyright: ignore[reportAttributeAccessIssue]
+        name = _checks.one_of("coordinate", coordinate, ("time", "log_snr"))
+        self.coordinate = cast(Literal["time", "log_snr"], name)
 
     def lag_one(
         self, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> Float[Array, " lags"]:
         same = times[1:] == times[:-1]
-        clock = times if self.clock == "time" else process.log_snr(times)
-        return -jnp.abs(jnp.where(same, 0.0, clock[1:] - clock[:-1])) / self.length
+        u = times if self.coordinate == "time" else process.log_snr(times)
+        # equal times may have the same infinite u
+        return -jnp.abs(jnp.where(same, 0.0, u[1:] - u[:-1])) / self.length
 
 
 class Banded(AbstractCorrelation):
     """Correlation max(0, 1 - |a - b| / width) between the a-th and the b-th distinct time.
 
     It is that of a moving average over `width` consecutive times, and 0 from `width` on.
+
+    **Arguments:**
+
+    - `width`: a positive integer.
+
+    **Raises:** ValueError for another width.
+
+    **Example:**
+
+    ```python
+    >>> error = jk.ScoreError.relative(0.02, jk.Banded(3))
+    ```
     """
 
     width: int = eqx.field(static=True)
@@ -138,10 +255,21 @@ class Banded(AbstractCorrelation):
 
 
 class GivenCorrelation(AbstractCorrelation):
-    """A correlation matrix over the evaluations of one particular schedule.
+    """A given correlation matrix over the evaluations of one particular schedule.
 
-    **Raises:** ValueError unless it is symmetric, has a unit diagonal and is positive semidefinite; when
-    used, for a schedule with another number of evaluations.
+    **Arguments:**
+
+    - `matrix`: (evaluations, evaluations), symmetric, positive semidefinite, with a unit diagonal.
+
+    **Raises:** ValueError for another matrix; when used, for a schedule with another number of
+    evaluations.
+
+    **Example:**
+
+    ```python
+    >>> from jaxkernels.score_error import GivenCorrelation
+    >>> error = jk.ScoreError.relative(0.02, GivenCorrelation(np.eye(8)))
+    ```
     """
 
     root: Float[AnyArray, "evaluations evaluations"]
@@ -165,7 +293,7 @@ class GivenCorrelation(AbstractCorrelation):
         del process
         if times.shape[0] != self.root.shape[0]:
             raise ValueError(
-                f"the correlation is given for {self.root.shape[0]} evaluations; this schedule and sampler "
-                f"make {times.shape[0]}."
+                f"the correlation is given for {self.root.shape[0]} evaluations; this schedule and "
+                f"sampler make {times.shape[0]}."
             )
         return jnp.asarray(self.root, times.dtype)

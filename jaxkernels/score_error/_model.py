@@ -15,27 +15,41 @@ from ..processes import AbstractProcess
 from ._affine import AffineError
 from ._correlation import AbstractCorrelation, FullyCorrelated
 from ._profile import AbstractProfile, Constant, Relative, Scaled, Tabulated, Uniform
+from ._roots import covariance_roots, split_draws
 
-# eigenvalues below this fraction of the largest are rounding, not directions
-_RANK_TOLERANCE = 1e-12
+Amplitude = Numbers | Callable[[Array], Array]
 
 
 class ScoreError(eqx.Module):
-    """The affine error e_t(x) = -Delta_t x + delta_t of a learned score, as a random function of time:
+    """The affine error e_t(x) = -Delta_t x + delta_t of a learned score, a random function of time.
 
         (Delta_t, delta_t) = mean(t) + sum_j x_j(t) shape_j(t)
 
-    with independent normal processes x_j of unit variance and correlation E x_j(s) x_j(t) = rho(s, t). At
-    the evaluations of a schedule its covariance is sum_j,l w_jl w_jl^T with the directions w_jl =
-    shape_j(t_a) L_al, rho = L L^T, so a number of directions says what a computation with it costs: one
-    per shape if the error is shared by all times, else one per shape and time.
+    with independent normal processes x_j of unit variance and correlation E x_j(s) x_j(t) =
+    rho(s, t). At the evaluations of a schedule its covariance is sum_j,l w_jl w_jl^T with the
+    directions w_jl = shape_j(t_a) L_al, rho = L L^T, so the number of directions says what a
+    computation with it costs: one per shape if the error is fully correlated, else one per shape
+    and time.
 
-    Expected errors to second order depend on each mode's own covariance only; how modes are correlated with
-    each other matters for dense slopes. Make one with `diagonal`, `relative`, `dense`, `random_features`,
-    `from_covariance`, `from_samples` or `deterministic`, or from profiles.
+    Expected errors to second order depend on each mode's own covariance only; how modes are
+    correlated with each other matters for dense slopes. Make one by `diagonal`, `relative`,
+    `dense`, `random_features`, `from_covariance`, `from_samples` or `deterministic`, or from
+    profiles.
 
-    Source: the correlated-time expansion of score errors, where Delta and delta are the affine part of the
-    error at each time, with a joint covariance over all times.
+    **Arguments:**
+
+    - `shapes`: a profile of the random part, or None.
+    - `correlation`: between times, of every x_j.
+    - `mean`: a profile of the known part with one shape, or None for 0.
+
+    **Example:**
+
+    ```python
+    >>> error = jk.ScoreError.relative(0.02, jk.OrnsteinUhlenbeck(2.0))
+    ```
+
+    Source: the correlated-time expansion of score errors, where Delta and delta are the affine part
+    of the error at each time, with a joint covariance over all times.
     """
 
     shapes: AbstractProfile | None
@@ -50,43 +64,81 @@ class ScoreError(eqx.Module):
         correlation: AbstractCorrelation | None = None,
         *,
         cross: Numbers = 0.0,
-        amplitude: Numbers | Callable[[Array], Array] = 1.0,
+        amplitude: Amplitude = 1.0,
     ) -> "ScoreError":
-        """Standard deviations of Delta_ii and delta_i: numbers for all modes, or (modes,).
+        """Make an error with independent modes from standard deviations of Delta_ii and delta_i.
 
-        `correlation` between times (default `FullyCorrelated`), `cross` the correlation of Delta_ii with delta_i,
-        `amplitude` a factor or a function of time on both.
+        **Arguments:**
+
+        - `slope`: standard deviation of Delta_ii, a number for all modes or (modes,), >= 0.
+        - `shift`: standard deviation of delta_i, a number for all modes or (modes,), >= 0.
+        - `correlation`: between times; default `FullyCorrelated()`.
+        - `cross`: the correlation of Delta_ii with delta_i, in [-1, 1].
+        - `amplitude`: a factor on both, a number or a function of time.
+
+        **Returns:** a `ScoreError`.
+
+        **Raises:** ValueError naming the argument.
+
+        **Example:**
+
+        ```python
+        >>> error = jk.ScoreError.diagonal(0.02, [0.03, 0.01], jk.AR1(0.8), cross=0.4)
+        ```
         """
-        slope, shift = (_checks.array(n, v) for n, v in (("slope", slope), ("shift", shift)))
-        for name, value in (("slope", slope), ("shift", shift)):
-            if value.ndim > 1 or np.any(value < 0):
-                raise ValueError(
-                    f"{name} must be standard deviations >= 0, a number or (modes,); got {value}."
-                )
+        slope = _check_deviations("slope", slope)
+        shift = _check_deviations("shift", shift)
         cross = float(_checks.scalar("cross", cross, at_least=-1.0, at_most=1.0))
         shape = np.broadcast_shapes(slope.shape, shift.shape)
-        slope, shift = np.broadcast_to(slope, shape), np.broadcast_to(shift, shape)
+        slope = np.broadcast_to(slope, shape)
+        shift = np.broadcast_to(shift, shape)
         # one shape for what the two share, one for the rest of the shift
-        slopes, shifts = [slope, 0.0 * slope], [cross * shift, np.sqrt(1.0 - cross**2) * shift]
-        kept = [i for i in range(2) if np.any(slopes[i] != 0) or np.any(shifts[i] != 0)] or [0]
-        fields = (constant(np.stack([v[i] for i in kept])) for v in (slopes, shifts))
-        profile = Uniform(*fields) if shape == () else Constant(*fields)
+        pairs = [(slope, cross * shift), (0.0 * slope, np.sqrt(1.0 - cross**2) * shift)]
+        kept = [pair for pair in pairs if np.any(pair[0] != 0) or np.any(pair[1] != 0)] or pairs[:1]
+        slopes = constant(np.stack([pair[0] for pair in kept]))
+        shifts = constant(np.stack([pair[1] for pair in kept]))
+        profile = Uniform(slopes, shifts) if shape == () else Constant(slopes, shifts)
         return cls(Scaled(profile, amplitude), correlation or FullyCorrelated())
 
     @classmethod
     def relative(
-        cls,
-        amplitude: Numbers | Callable[[Array], Array],
-        correlation: AbstractCorrelation | None = None,
+        cls, amplitude: Amplitude, correlation: AbstractCorrelation | None = None
     ) -> "ScoreError":
-        """e = c(t) times the exact score, c normal with standard deviation `amplitude` (number or function of t)."""
+        """Make the error c(t) times the exact score, c normal.
+
+        **Arguments:**
+
+        - `amplitude`: the standard deviation of c, a number or a function of time.
+        - `correlation`: between times; default `FullyCorrelated()`.
+
+        **Returns:** a `ScoreError`, defined for every spectrum.
+
+        **Example:**
+
+        ```python
+        >>> error = jk.ScoreError.relative(0.02, jk.OrnsteinUhlenbeck(2.0))
+        ```
+        """
         return cls(Scaled(Relative(), amplitude), correlation or FullyCorrelated())
 
     @classmethod
-    def deterministic(
-        cls, profile: AbstractProfile, amplitude: Numbers | Callable[[Array], Array] = 1.0
-    ) -> "ScoreError":
-        """A known error: a profile with one shape, such as `Relative()`, times a number or function of time."""
+    def deterministic(cls, profile: AbstractProfile, amplitude: Amplitude = 1.0) -> "ScoreError":
+        """Make a known error, which is not random.
+
+        **Arguments:**
+
+        - `profile`: a profile with one shape, such as `Relative()`.
+        - `amplitude`: a factor, a number or a function of time.
+
+        **Returns:** a `ScoreError` without a random part.
+
+        **Example:**
+
+        ```python
+        >>> from jaxkernels.score_error import Relative
+        >>> error = jk.ScoreError.deterministic(Relative(), 0.05)
+        ```
+        """
         return cls(None, FullyCorrelated(), Scaled(profile, amplitude))
 
     @classmethod
@@ -96,18 +148,36 @@ class ScoreError(eqx.Module):
         shift: Numbers,
         correlation: AbstractCorrelation | None = None,
         *,
-        amplitude: Numbers | Callable[[Array], Array] = 1.0,
+        amplitude: Amplitude = 1.0,
     ) -> "ScoreError":
-        """Shapes with matrices: `slope` (shapes, d, d), `shift` (shapes, d), along the target's modes."""
-        slope, shift = _checks.array("slope", slope), _checks.array("shift", shift)
+        """Make an error that mixes modes, from shapes with matrices.
+
+        **Arguments:**
+
+        - `slope`: (shapes, d, d), along the target's modes.
+        - `shift`: (shapes, d).
+        - `correlation`: between times; default `FullyCorrelated()`.
+        - `amplitude`: a factor on all shapes, a number or a function of time.
+
+        **Returns:** a `ScoreError`.
+
+        **Raises:** ValueError for other shapes.
+
+        **Example:**
+
+        ```python
+        >>> error = jk.ScoreError.dense(0.01 * np.ones((1, 2, 2)), np.zeros((1, 2)))
+        ```
+        """
+        slope = _checks.array("slope", slope)
+        shift = _checks.array("shift", shift)
         if slope.ndim != 3 or slope.shape != (*shift.shape, shift.shape[-1]):
             raise ValueError(
-                f"slope has shape {slope.shape} and shift {shift.shape}; they must be (shapes, d, d) and (shapes, d)."
+                f"slope has shape {slope.shape} and shift {shift.shape}; they must be "
+                "(shapes, d, d) and (shapes, d)."
             )
-        return cls(
-            Scaled(Constant(constant(slope), constant(shift)), amplitude),
-            correlation or FullyCorrelated(),
-        )
+        profile = Scaled(Constant(constant(slope), constant(shift)), amplitude)
+        return cls(profile, correlation or FullyCorrelated())
 
     @classmethod
     def random_features(
@@ -117,11 +187,31 @@ class ScoreError(eqx.Module):
         shift: float,
         correlation: AbstractCorrelation | None = None,
         *,
-        amplitude: Numbers | Callable[[Array], Array] = 1.0,
+        amplitude: Amplitude = 1.0,
     ) -> "ScoreError":
-        """Delta = slope U^T A U, delta = shift U^T b with independent unit normal entries in A (m, m) and b (m,).
+        """Make an error of random weights on fixed features, with m^2 + m shapes.
 
-        `features` U (m, d) along the modes: what a network sees of x. It has m^2 + m shapes.
+            Delta = slope U^T A U,    delta = shift U^T b
+
+        with independent unit normal entries in A (m, m) and b (m,).
+
+        **Arguments:**
+
+        - `features`: U (m, d) along the modes, what a network sees of x.
+        - `slope`: the scale of Delta.
+        - `shift`: the scale of delta.
+        - `correlation`: between times; default `FullyCorrelated()`.
+        - `amplitude`: a factor on all shapes, a number or a function of time.
+
+        **Returns:** a `ScoreError`.
+
+        **Raises:** ValueError for features of another shape.
+
+        **Example:**
+
+        ```python
+        >>> error = jk.ScoreError.random_features(np.eye(2), 0.05, 0.05)
+        ```
         """
         u = _checks.array("features", features)
         if u.ndim != 2:
@@ -144,38 +234,32 @@ class ScoreError(eqx.Module):
         *,
         project: bool = False,
     ) -> "ScoreError":
-        """From the joint covariance of (Delta, delta) at n decreasing times, mode by mode.
+        """Make an error from the joint covariance of (Delta, delta) at n times, per mode.
 
-        `covariance` (n, 2, n, 2, modes): entry [a, p, b, q, i] is the covariance of parameter p of mode i at
-        time a with q at b, parameters 0 = Delta_ii, 1 = delta_i. Between the times the directions are
-        interpolated, so it stays a covariance. `mean` with fields (n, modes).
+        Between the times the directions are interpolated, so that it stays a covariance.
 
-        **Raises:** ValueError if a mode's matrix is not positive semidefinite, naming the mode and its
-        most negative eigenvalue; `project=True` replaces negative eigenvalues by 0 instead.
+        **Arguments:**
+
+        - `times`: (n,) strictly decreasing.
+        - `covariance`: (n, 2, n, 2, modes); entry [a, p, b, q, i] is the covariance of parameter p
+          of mode i at time a with q at time b, parameters 0 = Delta_ii, 1 = delta_i.
+        - `mean`: an `AffineError` with fields (n, modes), or None for 0.
+        - `project`: replace negative eigenvalues by 0.
+
+        **Returns:** a `ScoreError`.
+
+        **Raises:** ValueError for a wrong shape, or if a mode's matrix is not positive
+        semidefinite, naming the mode and its most negative eigenvalue (unless `project`).
+
+        **Example:**
+
+        ```python
+        >>> covariance = np.eye(4).reshape(2, 2, 2, 2, 1)
+        >>> error = jk.ScoreError.from_covariance([0.5, 0.1], covariance)
+        ```
         """
-        times, c = _checks.array("times", times), _checks.array("covariance", covariance)
-        n = times.size
-        if c.ndim != 5 or c.shape[:4] != (n, 2, n, 2):
-            raise ValueError(
-                f"covariance has shape {c.shape}; for {n} times it must be ({n}, 2, {n}, 2, modes)."
-            )
-        matrices = np.moveaxis(np.reshape(c, (2 * n, 2 * n, -1)), -1, 0)
-        asymmetry = np.abs(matrices - np.swapaxes(matrices, 1, 2)).max()
-        if asymmetry > 1e-8 * np.abs(matrices).max():
-            raise ValueError(
-                f"covariance is not symmetric: its halves differ by up to {asymmetry:.3g}."
-            )
-        values, vectors = np.linalg.eigh(matrices)
-        i = int(np.argmin(values[:, 0]))
-        if values[i, 0] < -1e-8 * max(values[i, -1], 0.0) - 1e-300 and not project:
-            raise ValueError(
-                f"covariance of mode {i} has the negative eigenvalue {values[i, 0]:.3g} (its largest is "
-                f"{values[i, -1]:.3g}): it is not positive semidefinite. Pass project=True to set it to 0."
-            )
-        roots = vectors * np.sqrt(np.maximum(values, 0.0))[:, None]
-        roots = roots[:, :, values.max(0) >= _RANK_TOLERANCE * values.max()]  # what any mode uses
-        shapes = np.moveaxis(roots, 0, -1).swapaxes(0, 1)
-        shapes = shapes.reshape(shapes.shape[0], n, 2, -1)
+        times = _checks.array("times", times)
+        shapes = covariance_roots(times.size, _checks.array("covariance", covariance), project)
         known = None if mean is None else Tabulated(times, mean.slope[None], mean.shift[None])
         return cls(Tabulated(times, shapes[:, :, 0], shapes[:, :, 1]), FullyCorrelated(), known)
 
@@ -189,39 +273,47 @@ class ScoreError(eqx.Module):
         rank: int | None = None,
         centred: bool = True,
     ) -> "ScoreError":
-        """From R draws of an error at n decreasing times, such as R networks or checkpoints.
+        """Make an error from R draws at n times, such as R networks or checkpoints.
 
-        `slope` (R, n, modes) or (R, n, modes, modes), `shift` (R, n, modes). Mean and sample covariance
-        (divisor R - 1) become mean and directions; `rank` keeps the largest directions only (over all
-        times and modes together). With `centred=False` the second moment about 0 is used instead
-        (divisor R), the mean being part of it.
+        Mean and sample covariance (divisor R - 1) become mean and directions.
+
+        **Arguments:**
+
+        - `times`: (n,) strictly decreasing.
+        - `slope`: (R, n, modes) or (R, n, modes, modes).
+        - `shift`: (R, n, modes).
+        - `rank`: keep this number of largest directions, over all times and modes together;
+          default: all.
+        - `centred`: if False, use the second moment about 0 (divisor R), the mean being part of it.
+
+        **Returns:** a `ScoreError`.
+
+        **Raises:** ValueError for too few draws, or a rank that they do not span.
+
+        **Example:**
+
+        ```python
+        >>> draws = np.random.default_rng(0).standard_normal((2, 5, 3, 4))  # slope, shift
+        >>> error = jk.ScoreError.from_samples([1.0, 0.5, 0.1], *draws, rank=2)
+        ```
         """
-        slope, shift = _checks.array("slope", slope), _checks.array("shift", shift)
+        slope = _checks.array("slope", slope)
+        shift = _checks.array("shift", shift)
         draws = shift.shape[0] if shift.ndim else 0
         if draws < 1 + centred or slope.ndim == 0 or slope.shape[0] != draws:
             raise ValueError(
-                f"slope and shift hold {slope.shape[:1]} and {shift.shape[:1]} draws; both need the same number, "
-                f"at least {1 + centred}."
+                f"slope and shift hold {slope.shape[:1]} and {shift.shape[:1]} draws; both need "
+                f"the same number, at least {1 + centred}."
             )
-        flat = np.concatenate([slope.reshape(draws, -1), shift.reshape(draws, -1)], 1)
-        mean = flat.mean(0) if centred else np.zeros(flat.shape[1])
-        rows = (flat - mean) / np.sqrt(draws - centred)
-        most = draws - centred if rank is None else _checks.count("rank", rank)
-        if most > draws - centred:
+        size = draws - centred if rank is None else _checks.count("rank", rank)
+        if size > draws - centred:
             raise ValueError(
-                f"rank = {rank} needs more than {draws} draws: they span {draws - centred} directions."
+                f"rank = {rank} needs more than {draws} draws: they span {draws - centred} "
+                "directions."
             )
-        _, singular, right = np.linalg.svd(rows, full_matrices=False)
-        kept = singular[:most, None] * right[:most]
-
-        def split(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            cut = slope[0].size
-            return rows[:, :cut].reshape(-1, *slope.shape[1:]), rows[:, cut:].reshape(
-                -1, *shift.shape[1:]
-            )
-
-        known = Tabulated(times, *split(mean[None])) if centred else None
-        return cls(Tabulated(times, *split(kept)), FullyCorrelated(), known)
+        mean, directions = split_draws(slope, shift, size, centred)
+        known = Tabulated(times, *mean) if centred else None
+        return cls(Tabulated(times, *directions), FullyCorrelated(), known)
 
     @property
     def any_spectrum(self) -> bool:
@@ -231,7 +323,22 @@ class ScoreError(eqx.Module):
     def mean_at(
         self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> AffineError | None:
-        """The mean error at each evaluation, fields (evaluations, modes[, modes]); None if it is 0."""
+        """Return the mean error at each evaluation.
+
+        **Arguments:**
+
+        - `target`: the target along whose modes the error is given.
+        - `process`: the process of the evaluations.
+        - `times`: (evaluations,) their times, not increasing.
+
+        **Returns:** an `AffineError` with fields (evaluations, modes[, modes]); None if it is 0.
+
+        **Example:**
+
+        ```python
+        >>> jk.ScoreError.relative(0.1).mean_at(jk.Gaussian(0.0, [1.0]), jk.VP(), jnp.ones(1))
+        ```
+        """
         if self.mean is None:
             return None
         error = self.mean(target, process, times)
@@ -240,17 +347,35 @@ class ScoreError(eqx.Module):
     def directions(
         self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> AffineError | None:
-        """Directions w with covariance sum w w^T, fields (directions, evaluations, modes[, modes])."""
+        """Return the directions w with covariance sum w w^T.
+
+        **Arguments:**
+
+        - `target`: the target along whose modes the error is given.
+        - `process`: the process of the evaluations.
+        - `times`: (evaluations,) their times, not increasing.
+
+        **Returns:** an `AffineError` with fields (directions, evaluations, modes[, modes]); None
+        for a known error.
+
+        **Example:**
+
+        ```python
+        >>> error = jk.ScoreError.relative(0.1, jk.Independent())
+        >>> error.directions(jk.Gaussian(0.0, [1.0]), jk.VP(), jnp.array([1.0, 0.5])).shift.shape
+        (2, 2, 1)
+        ```
+        """
         if self.shapes is None:
             return None
         factor = self.correlation.factor(process, times)
         error = self.shapes(target, process, times)
 
-        def spread(a: Array) -> Array:
+        def correlate(a: Array) -> Array:
             weights = factor.T.reshape(1, factor.shape[1], -1, *[1] * (a.ndim - 2))
             return (a[:, None] * weights).reshape(-1, *a.shape[1:])
 
-        return jax.tree.map(spread, error)
+        return jax.tree.map(correlate, error)
 
     def sample(
         self,
@@ -260,11 +385,30 @@ class ScoreError(eqx.Module):
         times: Float[Array, " evaluations"],
         num: int,
     ) -> AffineError:
-        """`num` independent error trajectories, fields (num, evaluations, modes[, modes])."""
-        mean, directions = (
-            self.mean_at(target, process, times),
-            self.directions(target, process, times),
-        )
+        """Draw independent errors at all evaluations of a run.
+
+        **Arguments:**
+
+        - `key`: a random key.
+        - `target`: the target along whose modes the error is given.
+        - `process`: the process of the evaluations.
+        - `times`: (evaluations,) their times, not increasing.
+        - `num`: the number of draws.
+
+        **Returns:** an `AffineError` with fields (num, evaluations, modes[, modes]).
+
+        **Raises:** ValueError for an error with neither a mean nor shapes.
+
+        **Example:**
+
+        ```python
+        >>> setting = (jk.Gaussian(0.0, [1.0]), jk.VP(), jnp.array([1.0, 0.5]))
+        >>> jk.ScoreError.relative(0.1).sample(jax.random.key(0), *setting, 8).shift.shape
+        (8, 2, 1)
+        ```
+        """
+        mean = self.mean_at(target, process, times)
+        directions = self.directions(target, process, times)
         if directions is None:
             if mean is None:
                 raise ValueError("this score error has neither a mean nor shapes.")
@@ -272,3 +416,13 @@ class ScoreError(eqx.Module):
         latent = jax.random.normal(key, (num, directions.shift.shape[0]), times.dtype)
         drawn = jax.tree.map(lambda a: jnp.tensordot(latent, a, 1), directions)
         return drawn if mean is None else jax.tree.map(jnp.add, drawn, mean)
+
+
+def _check_deviations(name: str, value: Numbers) -> np.ndarray:
+    """Standard deviations >= 0, a number or one per mode."""
+    deviations = np.asarray(_checks.array(name, value))
+    if deviations.ndim > 1 or np.any(deviations < 0):
+        raise ValueError(
+            f"{name} must be standard deviations >= 0, a number or (modes,); got {deviations}."
+        )
+    return deviations

@@ -20,20 +20,27 @@ from ._affine import AffineError
 class AbstractProfile(eqx.Module):
     """One or several affine errors as functions of time.
 
-    `any_spectrum` says whether it is defined for every eigenvalue, so that the target's spectrum may be
-    replaced by a quadrature.
+    **Example:**
+
+    ```python
+    >>> from jaxkernels.score_error import Relative
+    >>> Relative()(jk.Gaussian([0.0, 1.0], [1.0, 0.1]), jk.VP(), jnp.array([0.5])).slope.shape
+    (1, 1, 2)
+    ```
     """
 
     any_spectrum: ClassVar[bool] = False
+    """Whether it is defined for every eigenvalue, so that a quadrature may replace the spectrum."""
 
     @abc.abstractmethod
     def __call__(
         self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> AffineError:
-        """The errors with leading axes (shapes, evaluations), along the modes of the target."""
+        """Return the errors with leading axes (shapes, evaluations), along the target's modes."""
 
 
 def _check_modes(error: AffineError, target: Gaussian, what: str) -> AffineError:
+    """The error, if it is given for the target's number of modes."""
     modes = target.eigenvalues.shape[0]
     found = error.shift.shape[-1]
     if found != modes:
@@ -42,7 +49,20 @@ def _check_modes(error: AffineError, target: Gaussian, what: str) -> AffineError
 
 
 class Constant(AbstractProfile):
-    """The same at all times. `slope` (shapes, modes) or (shapes, modes, modes), `shift` (shapes, modes)."""
+    """The same error at all times.
+
+    **Arguments:**
+
+    - `slope`: (shapes, modes) or (shapes, modes, modes).
+    - `shift`: (shapes, modes).
+
+    **Example:**
+
+    ```python
+    >>> from jaxkernels.score_error import Constant
+    >>> error = jk.ScoreError.deterministic(Constant(np.full((1, 2), 0.1), np.zeros((1, 2))))
+    ```
+    """
 
     slope: Float[AnyArray, "shapes modes ..."]
     shift: Float[AnyArray, "shapes modes"]
@@ -52,13 +72,27 @@ class Constant(AbstractProfile):
     ) -> AffineError:
         del process
         error = _check_modes(AffineError(self.slope, self.shift), target, "score_error")
+        count = times.shape[0]
         return jax.tree.map(
-            lambda a: jnp.repeat(jnp.asarray(a, times.dtype)[:, None], times.shape[0], 1), error
+            lambda a: jnp.repeat(jnp.asarray(a, times.dtype)[:, None], count, 1), error
         )
 
 
 class Uniform(AbstractProfile):
-    """The same at all times and in all modes. `slope` and `shift` (shapes,)."""
+    """The same error at all times and in all modes.
+
+    **Arguments:**
+
+    - `slope`: (shapes,).
+    - `shift`: (shapes,).
+
+    **Example:**
+
+    ```python
+    >>> from jaxkernels.score_error import Uniform
+    >>> error = jk.ScoreError.deterministic(Uniform(np.full(1, 0.1), np.zeros(1)))
+    ```
+    """
 
     slope: Float[AnyArray, " shapes"]
     shift: Float[AnyArray, " shapes"]
@@ -76,9 +110,20 @@ class Uniform(AbstractProfile):
 
 
 class Relative(AbstractProfile):
-    """The exact score itself: e = -Sigma_t^-1 (x - a mu), so that Delta = Sigma_t^-1 and delta = Sigma_t^-1 a mu.
+    """The exact score itself: e = -Sigma_t^-1 (x - a mu), to be scaled.
 
-    Cao et al. (2023) study e = c(t) times the score: this, scaled.
+    Delta = Sigma_t^-1 and delta = Sigma_t^-1 a mu.
+
+    **Example:**
+
+    ```python
+    >>> from jaxkernels.score_error import Relative
+    >>> error = jk.ScoreError.deterministic(Relative(), 0.05)
+    ```
+
+    Source: Cao, Chen, Luo, Zhou, "Exploring the Optimal Choice for Generative Processes in
+    Diffusion Models: ODE vs SDE" (2023), who study e = c(t) times the score,
+    https://arxiv.org/abs/2306.02063.
     """
 
     any_spectrum: ClassVar[bool] = True
@@ -87,13 +132,27 @@ class Relative(AbstractProfile):
         self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> AffineError:
         slope = 1.0 / target.marginal_variance(process, times)
-        return AffineError(
-            slope[None], (slope * process.signal(times)[:, None] * target.mean)[None]
-        )
+        shift = slope * process.signal(times)[:, None] * target.mean
+        return AffineError(slope[None], shift[None])
 
 
 class Scaled(AbstractProfile):
-    """`profile` times `amplitude`, a number or a function of time (applied to the array of times)."""
+    """A profile times an amplitude.
+
+    **Arguments:**
+
+    - `profile`: the profile to scale.
+    - `amplitude`: a number, or a function of time that is applied to the array of times.
+
+    **Raises:** ValueError for an amplitude that is neither.
+
+    **Example:**
+
+    ```python
+    >>> from jaxkernels.score_error import Relative, Scaled
+    >>> profile = Scaled(Relative(), lambda t: 0.1 * t)
+    ```
+    """
 
     profile: AbstractProfile
     factor: Float[AnyArray, ""]
@@ -107,6 +166,7 @@ class Scaled(AbstractProfile):
 
     @property
     def any_spectrum(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the scaled profile is defined for every eigenvalue."""
         return self.profile.any_spectrum
 
     def __call__(
@@ -119,9 +179,22 @@ class Scaled(AbstractProfile):
 
 
 class Tabulated(AbstractProfile):
-    """Known at some times, linear in log sigma between them, and constant beyond the first and last.
+    """An error known at some times, linear in log sigma between them and constant beyond them.
 
-    `times` (n,) decreasing; `slope` (shapes, n, modes) or (shapes, n, modes, modes); `shift` (shapes, n, modes).
+    **Arguments:**
+
+    - `times`: (n,) strictly decreasing.
+    - `slope`: (shapes, n, modes) or (shapes, n, modes, modes).
+    - `shift`: (shapes, n, modes).
+
+    **Raises:** ValueError naming the argument of a wrong shape or order.
+
+    **Example:**
+
+    ```python
+    >>> from jaxkernels.score_error import Tabulated
+    >>> profile = Tabulated([0.5, 0.1], np.full((1, 2, 3), 0.1), np.zeros((1, 2, 3)))
+    ```
     """
 
     times: Float[AnyArray, " n"]
@@ -130,33 +203,44 @@ class Tabulated(AbstractProfile):
 
     def __init__(self, times: Numbers, slope: Numbers, shift: Numbers):
         times = _checks.array("times", times)
-        slope, shift = _checks.array("slope", slope), _checks.array("shift", shift)
+        slope = _checks.array("slope", slope)
+        shift = _checks.array("shift", shift)
         if times.ndim != 1 or times.size == 0 or np.any(np.diff(times) >= 0):
             raise ValueError(f"times must be a strictly decreasing list; got shape {times.shape}.")
         if shift.ndim != 3 or shift.shape[1] != times.size:
             raise ValueError(
-                f"shift has shape {shift.shape}; for {times.size} times it must be (shapes, {times.size}, modes)."
+                f"shift has shape {shift.shape}; for {times.size} times it must be "
+                f"(shapes, {times.size}, modes)."
             )
         if slope.shape not in (shift.shape, (*shift.shape, shift.shape[-1])):
             raise ValueError(
-                f"slope has shape {slope.shape}; with shift {shift.shape} it must be that or a matrix more."
+                f"slope has shape {slope.shape}; with shift {shift.shape} it must be that or a "
+                "matrix more."
             )
-        self.times, self.slope, self.shift = constant(times), constant(slope), constant(shift)
+        self.times = constant(times)
+        self.slope = constant(slope)
+        self.shift = constant(shift)
 
     def __call__(
         self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> AffineError:
-        if self.times.shape[0] == 1:
-            weights = jnp.ones((times.shape[0], 1), times.dtype)
-        else:
-            # growing abscissae; hat functions give the weight of every tabulated time
-            known, wanted = jnp.log(process.sigma(self.times))[::-1], jnp.log(process.sigma(times))
-            hats = jnp.eye(self.times.shape[0], dtype=times.dtype)
-            weights = jax.vmap(lambda hat: jnp.interp(wanted, known, hat), out_axes=1)(hats)[
-                :, ::-1
-            ]
+        weights = self._interpolation(process, times)
         error = AffineError(
             jnp.einsum("en,rn...->re...", weights, jnp.asarray(self.slope, times.dtype)),
             jnp.einsum("en,rn...->re...", weights, jnp.asarray(self.shift, times.dtype)),
         )
         return _check_modes(error, target, "score_error")
+
+    def _interpolation(
+        self, process: AbstractProcess, times: Float[Array, " evaluations"]
+    ) -> Float[Array, "evaluations n"]:
+        """The weight of every tabulated time at every evaluation."""
+        count = self.times.shape[0]
+        if count == 1:
+            return jnp.ones((times.shape[0], 1), times.dtype)
+        # increasing abscissae; hat functions give the weights
+        known = jnp.log(process.sigma(self.times))[::-1]
+        wanted = jnp.log(process.sigma(times))
+        hats = jnp.eye(count, dtype=times.dtype)
+        weights = jax.vmap(lambda hat: jnp.interp(wanted, known, hat), out_axes=1)(hats)
+        return weights[:, ::-1]

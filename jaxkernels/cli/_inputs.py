@@ -1,0 +1,228 @@
+"""From options and files to the values that the library takes."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .. import _checks
+from .._plot import check_path
+from .._progress import Progress
+from ..data import load, load_numbers, load_spectrum
+from ..distributions import Gaussian, GaussianMixture
+from ..processes import AbstractProcess, DiscreteVP, from_config, parameters, to_config
+from ..samplers import SAMPLERS
+from ..schedules import BASELINES, Schedule, read_json
+from ._options import (
+    DEFAULT_PROCESS,
+    DEFAULT_SAMPLER,
+    ProcessOptions,
+    SamplerOptions,
+    ScheduleOptions,
+    TargetOptions,
+    flag_name,
+)
+from ._show import say
+
+# Where sampling ends by default: a noise level far below what can be seen in data of variance about 1.
+_DEFAULT_T_MIN = {
+    "vp": 1e-3,
+    "ou": 1e-3,
+    "ve": 2e-6,
+    "edm": 2e-3,
+    "cosine_vp": 1e-3,
+    "flow_matching": 1e-3,
+    "discrete_vp": 1.0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedSchedule:
+    """The content of a schedule file."""
+
+    path: Path
+    schedule: Schedule
+    process: AbstractProcess | None
+    sampler: str | None
+    """Its name as the file states it, which need not be one of `SAMPLERS`."""
+
+
+def read_schedule(path: Path) -> SavedSchedule:
+    """The schedule of a file, with its process and sampler if the file states them."""
+    schedule = Schedule.load(path)
+    metadata = read_json(path).get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    process = metadata.get("process")
+    try:
+        process = None if process is None else from_config(process)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    sampler = metadata.get("sampler")
+    return SavedSchedule(path, schedule, process, None if sampler is None else str(sampler))
+
+
+def select_process(options: ProcessOptions, files: Sequence[SavedSchedule]) -> AbstractProcess:
+    """The process that was asked for, else that of the files, which must all agree."""
+    stated = {str(f.path): f.process for f in files if f.process is not None}
+    given = options.process_parameters()
+    if options.process is not None or given or not stated:
+        stated = {"the options": make_process(options.process, given), **stated}
+    (first, process), *others = stated.items()
+    for name, other in others:
+        if to_config(other) != to_config(process):
+            raise ValueError(
+                f"the times of {name} belong to another process than that of {first}: "
+                f"{_describe(other)} instead of {_describe(process)}."
+            )
+    return process
+
+
+def select_sampler(options: SamplerOptions, files: Sequence[SavedSchedule]) -> str:
+    """The name of the sampler that was asked for, else the first one in the files, else the default."""
+    stated = [f.sampler for f in files if f.sampler in SAMPLERS]
+    names = [options.sampler, *stated, DEFAULT_SAMPLER]
+    name = next(name for name in names if name is not None)
+    return _checks.one_of("sampler", name, SAMPLERS)
+
+
+def make_process(name: str | None, given: Mapping[str, float | str]) -> AbstractProcess:
+    """A built-in process with the parameters that were given."""
+    name = DEFAULT_PROCESS if name is None else name
+    known = process_fields(name)
+    for key, value in given.items():
+        if key not in known:
+            takes = ", ".join(map(flag_name, known)) or "no parameters"
+            raise ValueError(
+                f"{flag_name(key)} = {value} has no use for process {name!r}, which takes {takes}."
+            )
+    if name != "discrete_vp":
+        return from_config({"type": name, **given})
+    if "table" not in given:
+        return DiscreteVP.scaled_linear()
+    return DiscreteVP(load_numbers(str(given["table"])))
+
+
+def process_fields(name: str) -> list[str]:
+    """The fields of `ProcessOptions` that a process takes."""
+    return ["table" if p == "alphas_cumprod" else p for p in parameters(name) if p != "name"]
+
+
+def _describe(process: AbstractProcess) -> str:
+    """A process with its parameters, for messages."""
+    config = to_config(process)
+    if isinstance(process, DiscreteVP):
+        return f"discrete_vp(table of {len(np.asarray(process.log_sigmas))} entries)"
+    parts = [f"{key}={value:g}" for key, value in config.items() if isinstance(value, float)]
+    return f"{config['type']}({', '.join(parts)})"
+
+
+def default_t_min(process: AbstractProcess) -> float:
+    """Where schedules of a process end by default."""
+    return _DEFAULT_T_MIN[str(to_config(process)["type"])]
+
+
+def baseline_schedule(name: str, process: AbstractProcess, options: ScheduleOptions) -> Schedule:
+    """A baseline schedule with the length and end that were asked for."""
+    t_min = default_t_min(process) if options.t_min is None else options.t_min
+    make = _checks.lookup("schedule", name, BASELINES)
+    return make(process, options.num_steps(), t_min)
+
+
+def as_number(text: str) -> float | None:
+    """The number that a text is, or None."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def read_target(options: TargetOptions) -> Gaussian:
+    """The Gaussian with the spectrum, or fitted to the samples, that were given."""
+    if (options.data is None) == (options.spectrum is None):
+        raise ValueError("give the data either as --data (samples) or as --spectrum (eigenvalues).")
+    if options.spectrum is None:
+        return _read_samples(options)[1]
+    if options.shrinkage is not None:
+        raise ValueError(
+            f"--shrinkage = {options.shrinkage} is for samples (--data); a spectrum is taken as it is."
+        )
+    target = Gaussian(0.0, load_spectrum(options.spectrum, options.key))
+    say(f"target: {target.dim:.0f} eigenvalues from {options.spectrum}")
+    return target
+
+
+def read_model(
+    options: TargetOptions, components: int | None, covariance_options: Sequence[str]
+) -> Gaussian | GaussianMixture | np.ndarray:
+    """What `optimize` takes as target.
+
+    Samples, to which a mixture is fitted, unless an option needs the covariance alone.
+    """
+    if components is not None:
+        _checks.count("--mixture", components, at_least=0)
+    if components and options.data is None:
+        raise ValueError(f"--mixture = {components} is fitted to samples: give them as --data.")
+    if components and covariance_options:
+        raise ValueError(
+            f"--mixture = {components} has no use for {covariance_options[0]}, which is of the "
+            "covariance alone."
+        )
+    no_samples = options.spectrum is not None or options.data is None
+    if no_samples or components == 0 or covariance_options:
+        return read_target(options)
+    samples, _ = _read_samples(options)
+    say("model: a mixture of Gaussians (--mixture 0: the covariance alone, in seconds)")
+    if components is None:
+        return samples
+    with Progress("fitting a mixture"):
+        return GaussianMixture.fit(samples, components)
+
+
+def _read_samples(options: TargetOptions) -> tuple[np.ndarray, Gaussian]:
+    """The samples, and the Gaussian fitted to them."""
+    shrinkage = options.shrinkage or "ledoit_wolf"
+    value = as_number(shrinkage)
+    with Progress(f"reading {options.data}"):
+        samples = load(str(options.data), options.key)
+        target = Gaussian.fit(samples, shrinkage=shrinkage if value is None else value)
+    deviation = float(np.sqrt(np.mean(np.asarray(target.eigenvalues))))
+    kurtosis = float(np.asarray(target.kurtosis))
+    say(
+        f"target: {samples.shape[0]} samples of {target.dim:.0f} dimensions from {options.data}, "
+        f"standard deviation {deviation:.3g}, kurtosis {kurtosis:.2g}"
+    )
+    if not 0.01 < deviation < 10.0:
+        say(
+            "warning: processes are made for data of standard deviation about 1; are the units right?"
+        )
+    return samples, target
+
+
+def figure_path(output: Path, plot: Path | None, no_plot: bool) -> Path | None:
+    """Where the figure goes, checked; None for no figure."""
+    if no_plot:
+        if plot is not None:
+            raise ValueError(f"--plot {plot} and --no-plot exclude each other.")
+        return None
+    path = output.with_suffix(".png") if plot is None else plot
+    if path == output:
+        raise ValueError(f"--output and --plot are both {path}.")
+    check_path(path)
+    check_writable(path)
+    return path
+
+
+def check_writable(path: Path) -> None:
+    """ValueError if a file could not be written at `path`, found out before there is something to write."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"cannot write {path}: it is not a file.")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ValueError(f"cannot write {path}: it is read-only.")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror} ({path.parent}).") from None

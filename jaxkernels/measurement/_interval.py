@@ -1,0 +1,47 @@
+"""Confidence intervals by resampling."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+_RESAMPLES = 4000
+
+
+class ConfidenceInterval(NamedTuple):
+    """A value with a confidence interval.
+
+    **Arguments:**
+
+    - `value`: the estimate.
+    - `low`: the lower end of the interval.
+    - `high`: the upper end of the interval.
+
+    **Example:**
+
+    ```python
+    >>> low, high = jk.ConfidenceInterval(1.0, 0.9, 1.2)[1:]
+    ```
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_mean(values: Float[np.ndarray, " n"], level: float) -> ConfidenceInterval:
+    """The mean of values with a studentised bootstrap interval, which allows for their skewness."""
+    count = len(values)
+    center = float(values.mean())
+    # a fixed seed makes the interval repeatable
+    index = np.random.default_rng(0).integers(count, size=(_RESAMPLES, count))
+    resampled = values[index]
+    standard_error = values.std(ddof=1) / np.sqrt(count)
+    standard_errors = resampled.std(1, ddof=1) / np.sqrt(count)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        studentised = (resampled.mean(1) - center) / standard_errors
+    studentised = np.where(standard_errors > 0, studentised, 0.0)
+    low, high = np.quantile(studentised, [0.5 * (1.0 - level), 0.5 * (1.0 + level)])
+    return ConfidenceInterval(
+        center, center - float(high * standard_error), center - float(low * standard_error)
+    )

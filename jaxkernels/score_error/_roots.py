@@ -1,0 +1,64 @@
+"""Directions w with a given covariance sum w w^T."""
+
+import numpy as np
+from jaxtyping import Float
+
+from .._types import AnyArray
+
+# eigenvalues below this fraction of the largest are rounding, not directions
+_RANK_TOLERANCE = 1e-12
+
+
+def covariance_roots(
+    num_times: int, covariance: AnyArray, project: bool
+) -> Float[np.ndarray, "directions n 2 modes"]:
+    """Directions of a covariance (n, 2, n, 2, modes), as many as any mode uses.
+
+    ValueError unless it is symmetric and, without `project`, positive semidefinite.
+    """
+    n = num_times
+    if covariance.ndim != 5 or covariance.shape[:4] != (n, 2, n, 2):
+        raise ValueError(
+            f"covariance has shape {covariance.shape}; for {n} times it must be "
+            f"({n}, 2, {n}, 2, modes)."
+        )
+    matrices = np.moveaxis(np.reshape(covariance, (2 * n, 2 * n, -1)), -1, 0)
+    asymmetry = np.abs(matrices - np.swapaxes(matrices, 1, 2)).max()
+    if asymmetry > 1e-8 * np.abs(matrices).max():
+        raise ValueError(
+            f"covariance is not symmetric: its halves differ by up to {asymmetry:.3g}."
+        )
+    values, vectors = np.linalg.eigh(matrices)
+    i = int(np.argmin(values[:, 0]))
+    if values[i, 0] < -1e-8 * max(values[i, -1], 0.0) - 1e-300 and not project:
+        raise ValueError(
+            f"covariance of mode {i} has the negative eigenvalue {values[i, 0]:.3g} (its largest "
+            f"is {values[i, -1]:.3g}): it is not positive semidefinite. Pass project=True to set "
+            "it to 0."
+        )
+    roots = vectors * np.sqrt(np.maximum(values, 0.0))[:, None]
+    roots = roots[:, :, values.max(0) >= _RANK_TOLERANCE * values.max()]
+    directions = np.moveaxis(roots, 0, -1).swapaxes(0, 1)
+    return directions.reshape(directions.shape[0], n, 2, -1)
+
+
+def split_draws(
+    slope: AnyArray, shift: AnyArray, rank: int, centred: bool
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Mean and largest directions of draws, each as slope and shift with a leading axis."""
+    draws = shift.shape[0]
+    flat = np.concatenate(
+        [np.asarray(slope).reshape(draws, -1), np.asarray(shift).reshape(draws, -1)], 1
+    )
+    mean = flat.mean(0) if centred else np.zeros(flat.shape[1])
+    deviations = (flat - mean) / np.sqrt(draws - centred)
+    _, singular, right = np.linalg.svd(deviations, full_matrices=False)
+    directions = singular[:rank, None] * right[:rank]
+    cut = slope[0].size
+
+    def split(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        slopes = rows[:, :cut].reshape(-1, *slope.shape[1:])
+        shifts = rows[:, cut:].reshape(-1, *shift.shape[1:])
+        return slopes, shifts
+
+    return split(mean[None]), split(directions)
