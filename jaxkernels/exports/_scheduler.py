@@ -3,7 +3,6 @@
 import dataclasses
 import types
 from collections.abc import Mapping
-from typing import Literal
 
 from .. import _checks
 from ..processes import AbstractProcess
@@ -105,8 +104,8 @@ class Scheduler:
     name: str
     keyword: str
     levels: AbstractLevels
-    final_zero: Literal["written", "appended"]
-    stops: Literal["anywhere", "table_minimum", "never"]
+    final_zero: str
+    stops: str
     noise: AbstractNoise
     emulates: tuple[Emulation, ...]
     initial_noise: AbstractInitialNoise
