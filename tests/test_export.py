@@ -1,7 +1,7 @@
 """Exports against the conventions of each tool, written out here by hand.
 
-tests/test_external.py runs the exports with diffusers and k-diffusion themselves; what those do with the numbers is
-restated below in a few lines of NumPy, so that these tests need neither.
+tests/test_external.py runs the exports with diffusers and k-diffusion themselves; what those do
+with the numbers is restated below in a few lines of NumPy, so that these tests need neither.
 """
 
 import ast
@@ -193,14 +193,20 @@ class TestComfyUI:
     def test_initial_noise_below_the_top_is_a_warning(
         self, process, times: list[float], scale: str | None
     ):
-        """ComfyUI multiplies unit noise by the level, and by sqrt(1 + sigma^2) only at the top of a table."""
+        """ComfyUI multiplies unit noise by the level.
+
+        Only at the top of a table it multiplies by sqrt(1 + sigma^2).
+        """
         warnings = export(_at(times), process, "comfyui").warnings
         found = [text for text in warnings if "scales the initial noise by" in text]
         assert len(found) == (scale is not None)
         assert scale is None or re.search(scale, found[0])
 
     def test_samplers_of_flow_models(self):
-        """Heun in the level t is Heun in the process's time; dpmpp_2m extrapolates in log t, not in log t/(1 - t)."""
+        """Heun in the level t is Heun in the process's time.
+
+        dpmpp_2m extrapolates in log t, not in log t/(1 - t).
+        """
         schedule = _at([1.0, 0.75, 0.25, 0.02])
         assert export(schedule, jk.FlowMatching(), "comfyui", sampler="heun").warnings == ()
         (warning,) = export(schedule, jk.FlowMatching(), "comfyui", sampler="dpmpp_2m").warnings
@@ -312,7 +318,7 @@ class TestDiffusers:
             )
 
     def test_the_initial_noise_of_a_pipeline(self):
-        """EDMEuler scales it for its own sigma_max, DPMSolverMultistep for a variance of 1 + sigma^2."""
+        """EDMEuler scales it by its own sigma_max, DPMSolverMultistep to variance 1 + sigma^2."""
         schedule = _at([3.0, 1.0, 0.0])
         for scheduler, scale in (("edm_euler", "80.0062"), ("dpm_multistep", "3.16228")):
             warnings = export(schedule, jk.EDM(), "diffusers", scheduler=scheduler).warnings
@@ -364,7 +370,10 @@ class TestStochasticity:
 
     @pytest.mark.parametrize("tool", ["k-diffusion", "diffusers"])
     def test_ancestral_split_of_the_next_level(self, tool: str):
-        """sigma_up = eta sigma' sqrt(1 - r^2) and sigma_down = sigma' r^(alpha^2), r = sigma'/sigma."""
+        """sigma_up = eta sigma' sqrt(1 - r^2), sigma_down = sigma' r^(alpha^2).
+
+        r = sigma'/sigma.
+        """
         eta = np.array(
             export(jk.Schedule(self.TIMES, self.ALPHA), jk.EDM(), tool, end="replace").values["eta"]
         )
@@ -411,7 +420,10 @@ class TestStochasticity:
         assert np.var(names["x"]) == pytest.approx(float(exact.variance[0]), rel=0.02)
 
     def test_flow_levels_are_split_as_the_scheduler_does(self):
-        """l_down = l' (1 - eta (1 - l'/l)), rescaled to l', keeps (sigma'/sigma)^(alpha^2) of the old noise."""
+        """l_down = l' (1 - eta (1 - l'/l)), rescaled to l'.
+
+        It keeps (sigma'/sigma)^(alpha^2) of the old noise.
+        """
         levels = np.array([0.99, 0.8, 0.5, 0.2, 0.01])
         result = export(
             jk.Schedule(levels, self.ALPHA), jk.FlowMatching(), "diffusers", sampler="ddim"
@@ -553,6 +565,7 @@ class TestResult:
 
 PLAIN = exports.Text("{numbers}")
 LOOP = exports.Text("{numbers} {parts}")
+FUNCTION = exports.Text("{config} {function}")
 RECORDS = {
     f"{tool.name}/{name}": record
     for tool in TOOLS.values()
@@ -650,6 +663,7 @@ class TestDeclarations:
                 {"text": exports.Text("{shift}")},
                 "{shift} is no placeholder; known: config",
             ),
+            ("euler", {"text": FUNCTION}, "{function} is used, but not given for ddim"),
             ("ddpm", {"text": PLAIN}, "settings are given, but no text contains {config}"),
             (
                 "ddpm",

@@ -1,9 +1,11 @@
-"""Exports run by the packages that they are for: `pip install ".[test,external]"`, skipped without them.
+"""Exports run by the packages that they are for, which `pip install ".[test,external]"` installs.
 
-The exported text is executed as it stands, with a pipeline that is a stub around the real scheduler and a network
-that is the exact denoiser of a Gaussian. Every step must then be the one that `jk.sample` takes from the same noise.
+The exported text is executed as it stands, with a pipeline that is a stub around the real scheduler
+and a network that is the exact denoiser of a Gaussian. Every step must then be the one that
+`jk.sample` takes from the same noise. Without the packages these tests are skipped.
 """
 
+import importlib
 import importlib.util
 import inspect
 import math
@@ -46,14 +48,17 @@ def gaussian(x: Any, sigma: Any) -> Any:
 
 
 def one(x: Any, sigma: Any) -> Any:
-    """The denoiser of the distribution at 1: what is left of x - 1 after a step is noise, kept or fresh."""
+    """The denoiser of the distribution at 1.
+
+    What is left of x - 1 after a step is noise, kept or fresh.
+    """
     return torch.ones_like(x)
 
 
 def ours(
     process: Any, sampler: str, schedule: Schedule, noise: Any, point: bool = False
 ) -> np.ndarray:
-    """The trajectory (K+1, batch, d) of `jk.sample` from the same noise, for `gaussian` or `one`."""
+    """The trajectory (K+1, batch, d) of `jk.sample` from this noise, for `gaussian` or `one`."""
 
     def denoiser(x: jax.Array, t: jax.Array) -> jax.Array:
         if point:
@@ -91,10 +96,8 @@ class Pipeline:
         return self._network(self.scheduler, x, t)
 
     def __call__(self, prompt: str, **numbers: Any) -> types.SimpleNamespace:
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (  # pyright: ignore[reportMissingImports]
-            retrieve_timesteps,
-        )
-
+        module = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
+        retrieve_timesteps = importlib.import_module(module).retrieve_timesteps
         timesteps, _ = retrieve_timesteps(self.scheduler, device="cpu", **numbers)
         x = self._noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
         scale = getattr(self.scheduler, "scale_model_input", lambda x, t: x)
@@ -186,7 +189,7 @@ def ended(schedule: Schedule, end: str) -> Schedule:
 
 @pytest.fixture(scope="module")
 def k_sampling() -> Any:
-    """`k_diffusion.sampling` without the package around it, which imports tools for training at once."""
+    """`k_diffusion.sampling` without the package around it, which imports tools for training."""
     spec = importlib.util.find_spec("k_diffusion")
     if spec is None:
         pytest.skip("k-diffusion is not installed")
@@ -201,7 +204,10 @@ def k_sampling() -> Any:
 def run_k(
     result: Export, denoise: Denoiser, x: Any, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[Any], Any]:
-    """Run the exported text for k-diffusion from noise x: the points where the model was asked, and the samples."""
+    """Run the exported text for k-diffusion from noise x.
+
+    Returns the points where the model was evaluated, and the samples.
+    """
     points: list[Any] = []
 
     def model(x: Any, sigma: Any) -> Any:
@@ -336,7 +342,10 @@ class TestDeterministic:
 
     @pytest.mark.parametrize("top", [0.995, 1.0])
     def test_unipc_is_dpmpp_2m_for_flow_models(self, top: float):
-        """At integer timesteps. Level 1 becomes 1 - 1e-6, where ours has no predecessor to extrapolate from."""
+        """At integer timesteps.
+
+        Level 1 becomes 1 - 1e-6, where ours has no predecessor to extrapolate from.
+        """
         given = Schedule(np.array([top, *FLOW_TIMES[1:]]))
         result = export(given, jk.FlowMatching(), "diffusers", sampler="dpmpp_2m")
         assert "UniPCMultistepScheduler" in result.text
@@ -430,7 +439,10 @@ class TestDeterministic:
         np.testing.assert_allclose(last, ours(TABLE, sampler, schedule, z)[-1], **CLOSE)
 
     def test_the_loop_of_edm(self, k_sampling: Any):
-        """The text gives `t_steps`; the loop around it is Algorithm 1 of Karras et al. (2022), k-diffusion's Heun."""
+        """The text gives `t_steps`; the loop around it is k-diffusion's Heun.
+
+        It is Algorithm 1 of Karras et al. (2022).
+        """
         schedule, z = ended(Schedule(EDM_TIMES), "replace"), noise()
         names = execute(export(Schedule(EDM_TIMES), jk.EDM(), "edm", sampler="heun"), latents=z)
         steps = names["t_steps"]
@@ -445,8 +457,9 @@ class TestDeterministic:
 
 
 def injected(path: Sequence[Any] | np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per step, for the denoiser `one` in units of the data: part of the old noise kept, and standard deviation of the fresh.
+    """Part of the old noise that each step keeps, and standard deviation of the fresh noise.
 
+    For the denoiser `one`, in units of the data:
     x' - 1 = (sigma'/sigma) kept (x - 1) + fresh z: the two coefficients of a regression.
     """
     kept, fresh = [], []
@@ -594,7 +607,10 @@ class TestStochastic:
         self.check(jk.EDM(), quiet_end(schedule), [*(x for x, _ in asked), last])
 
     def test_churn_of_edm(self, k_sampling: Any):
-        """k-diffusion's Euler takes the same churn, up to its clip; the noise content is that of the schedule."""
+        """k-diffusion's Euler takes the same churn, up to its clip.
+
+        The noise content is that of the schedule.
+        """
         alpha = np.array([0.3, 0.5, 0.0, 0.4, 0.6, 0.3, 0.0])
         given = Schedule(EDM_TIMES, alpha)
         result = export(given, jk.EDM(), "edm", sampler="ddim")

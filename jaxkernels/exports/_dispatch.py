@@ -57,9 +57,9 @@ def export(
     **Example:**
 
     ```python
-    >>> schedule = jk.schedules.karras(jk.EDM(), 4, 0.1)
+    >>> schedule = jk.Schedule([80.0, 5.0, 0.1])
     >>> jk.export(schedule, jk.EDM(), "k-diffusion", sampler="dpmpp_2m").values["sigmas"]
-    (80.0, 24.407389, 5.7979326, 0.9497131, 0.1)
+    (80.0, 5.0, 0.1)
     ```
     """
     as_given = as_sampler(DDIM() if sampler is None else sampler)

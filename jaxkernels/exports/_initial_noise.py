@@ -138,8 +138,8 @@ class Scaled(AbstractInitialNoise):
 class ScaledAtTableTop(AbstractInitialNoise):
     """Declare that a tool scales by sqrt(1 + sigma^2) at the largest level of its model's table.
 
-    Below that level it scales by sigma. Whether the level is the largest is known only for a process
-    that has the table.
+    Below that level it scales by sigma. Whether the level is the largest is known only for a
+    process that has the table.
 
     **Example:**
 

@@ -72,8 +72,8 @@ class Deterministic(AbstractNoise):
     **Example:**
 
     ```python
-    >>> jk.exports.Deterministic().per_step is None
-    True
+    >>> jk.exports.Deterministic().texts
+    ()
     ```
     """
 
