@@ -1,10 +1,11 @@
 """Exports against the conventions of each tool, written out here by hand.
 
-tests/test_external.py runs the exports with diffusers and k-diffusion themselves; what those do with the numbers is
-restated below in a few lines of NumPy, so that these tests need neither.
+tests/test_external.py runs the exports with diffusers and k-diffusion themselves; what those do
+with the numbers is restated below in a few lines of NumPy, so that these tests need neither.
 """
 
 import ast
+import dataclasses
 import re
 from collections.abc import Sequence
 
@@ -14,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 
 import jaxkernels as jk
-from jaxkernels.exports import SCHEDULERS, Export, export
-from jaxkernels.exports._export import TOOLS
+from jaxkernels import Export, export, exports
+from jaxkernels.exports import NO_TIMESTEPS, SCHEDULERS, TOOLS, UNSUPPORTED, Scheduler, Tool
 
 TABLE = jk.DiscreteVP.scaled_linear()
 TABLE_SIGMAS = np.exp(np.asarray(TABLE.log_sigmas))
@@ -111,7 +112,9 @@ class TestLevels:
             (jk.VP(), [1.0, 0.1, 0.0], "(1 + sigmas[0] ** 2) ** 0.5"),
         ],
     )
-    def test_the_first_noise_is_that_of_the_process(self, process, times: list[float], start: str):
+    def test_the_initial_noise_is_that_of_the_process(
+        self, process, times: list[float], start: str
+    ):
         assert (
             f"x = torch.randn(shape) * {start}\n" in export(_at(times), process, "k-diffusion").text
         )
@@ -187,17 +190,23 @@ class TestComfyUI:
             (jk.DiscreteVP.scaled_linear(), [1000.0, 50.0, 1.0], None),
         ],
     )
-    def test_the_first_noise_below_the_top_is_warned_of(
+    def test_initial_noise_below_the_top_is_a_warning(
         self, process, times: list[float], scale: str | None
     ):
-        """ComfyUI multiplies unit noise by the level, and by sqrt(1 + sigma^2) only at the top of a table."""
+        """ComfyUI multiplies unit noise by the level.
+
+        Only at the top of a table it multiplies by sqrt(1 + sigma^2).
+        """
         warnings = export(_at(times), process, "comfyui").warnings
-        found = [text for text in warnings if "scales the first noise by" in text]
+        found = [text for text in warnings if "scales the initial noise by" in text]
         assert len(found) == (scale is not None)
         assert scale is None or re.search(scale, found[0])
 
     def test_samplers_of_flow_models(self):
-        """Heun in the level t is Heun in the process's time; dpmpp_2m extrapolates in log t, not in log t/(1 - t)."""
+        """Heun in the level t is Heun in the process's time.
+
+        dpmpp_2m extrapolates in log t, not in log t/(1 - t).
+        """
         schedule = _at([1.0, 0.75, 0.25, 0.02])
         assert export(schedule, jk.FlowMatching(), "comfyui", sampler="heun").warnings == ()
         (warning,) = export(schedule, jk.FlowMatching(), "comfyui", sampler="dpmpp_2m").warnings
@@ -209,11 +218,11 @@ class TestComfyUI:
         result = export(_at([1.0, 0.75, 0.25, 0.001]), jk.FlowMatching(), "comfyui")
         assert result.values["sigmas"] == (1.0, 0.75, 0.25, 0.001)
 
-    def test_varying_stochasticity_is_said_to_be_lost(self):
+    def test_varying_stochasticity_is_left_out_with_a_warning(self):
         schedule = _at([80.0, 5.0, 1.0, 0.1], np.array([0.2, 0.7, 0.1]))
         result = export(schedule, jk.EDM(), "comfyui")
         assert "eta" not in result.values
-        assert any("stochasticity cannot be carried" in note for note in result.notes)
+        assert any("stochasticity cannot be exported" in note for note in result.notes)
 
     def test_ancestral_steps_are_eta_one(self):
         schedule = _at([80.0, 5.0, 1.0, 0.1], 1.0)
@@ -256,7 +265,7 @@ class TestDiffusers:
             (high + ramp * (low - high)) ** rho, np.asarray(schedule.times)[:-1], rtol=1e-9
         )
 
-    def test_the_karras_grid_is_the_uniform_ramp(self):
+    def test_the_karras_schedule_is_the_uniform_ramp(self):
         schedule = jk.schedules.karras(jk.EDM(), 6, 0.0, last_sigma=0.002)
         ramp = export(schedule, jk.EDM(), "diffusers").values["sigmas"]
         np.testing.assert_allclose(ramp, np.linspace(0.0, 1.0, 6), atol=1e-9)
@@ -269,7 +278,7 @@ class TestDiffusers:
         np.testing.assert_allclose(result.values["sigmas"], expected, rtol=RTOL)
         assert _assigned(result, "sigmas") == list(result.values["sigmas"])
 
-    def test_multistep_timesteps_count_from_zero_and_are_whole(self):
+    def test_multistep_timesteps_count_from_zero_and_are_integers(self):
         schedule = _at([1000.0, 700.3, 200.6, 1.0])
         result = export(schedule, TABLE, "diffusers", sampler="dpmpp_2m")
         assert result.values["timesteps"] == (999, 699, 200)
@@ -301,20 +310,20 @@ class TestDiffusers:
         np.testing.assert_allclose(result.values["sigmas"], [0.9956, 0.75], rtol=RTOL)
         assert "disable_corrector=list(range(2))" in result.text.replace("\n   ", "")
         assert any(
-            "whole timesteps of 1000, up to 0.6 below" in warning for warning in result.warnings
+            "integer timesteps of 1000, up to 0.6 below" in warning for warning in result.warnings
         )
         with pytest.raises(ValueError, match=r"levels 1 and 2 .* are one timestep, 750 of 1000"):
             export(
                 _at([0.9, 0.7503, 0.7501, 0.0]), jk.FlowMatching(), "diffusers", scheduler="unipc"
             )
 
-    def test_the_first_noise_of_a_pipeline(self):
-        """EDMEuler scales it for its own sigma_max, DPMSolverMultistep for a variance of 1 + sigma^2."""
+    def test_the_initial_noise_of_a_pipeline(self):
+        """EDMEuler scales it by its own sigma_max, DPMSolverMultistep to variance 1 + sigma^2."""
         schedule = _at([3.0, 1.0, 0.0])
         for scheduler, scale in (("edm_euler", "80.0062"), ("dpm_multistep", "3.16228")):
             warnings = export(schedule, jk.EDM(), "diffusers", scheduler=scheduler).warnings
             assert any(
-                f"scales the first noise by {scale}; the schedule starts from 3" in w
+                f"scales the initial noise by {scale}; the schedule starts from 3" in w
                 for w in warnings
             )
         assert (
@@ -324,7 +333,7 @@ class TestDiffusers:
         assert 'timestep_spacing="leading"' in export(_at([900.0, 0.0]), TABLE, "diffusers").text
 
     def test_heun_fractions_give_the_exact_levels(self):
-        """It interpolates sigma linearly between whole timesteps."""
+        """It interpolates sigma linearly between integer timesteps."""
         schedule = _at([1000.0, 700.3, 200.6, 1.5, 1.0])
         timesteps = export(schedule, TABLE, "diffusers", sampler="heun").values["timesteps"]
         levels = np.interp(timesteps, np.arange(1000), TABLE_SIGMAS)
@@ -339,7 +348,7 @@ class TestDiffusers:
     @pytest.mark.parametrize("scheduler", ["euler", "dpm_multistep", "heun"])
     @pytest.mark.parametrize("level", [15.0, 0.02])
     def test_levels_outside_the_table_are_refused(self, scheduler: str, level: float):
-        """EulerDiscrete would take them and clip the timestep in silence."""
+        """EulerDiscrete would take them and silently clip the timestep."""
         schedule = jk.Schedule(np.array([level, 0.01, 0.0]))
         with pytest.raises(
             ValueError, match=f"sigma = {level:g} of step 0 lies outside the levels of the table"
@@ -361,7 +370,10 @@ class TestStochasticity:
 
     @pytest.mark.parametrize("tool", ["k-diffusion", "diffusers"])
     def test_ancestral_split_of_the_next_level(self, tool: str):
-        """sigma_up = eta sigma' sqrt(1 - r^2) and sigma_down = sigma' r^(alpha^2), r = sigma'/sigma."""
+        """sigma_up = eta sigma' sqrt(1 - r^2), sigma_down = sigma' r^(alpha^2).
+
+        r = sigma'/sigma.
+        """
         eta = np.array(
             export(jk.Schedule(self.TIMES, self.ALPHA), jk.EDM(), tool, end="replace").values["eta"]
         )
@@ -379,7 +391,7 @@ class TestStochasticity:
         np.testing.assert_allclose(1 / (1 + gamma[:-1]), kept[:-1], rtol=1e-6)
         assert gamma[-1] == 0.0
 
-    def test_the_written_loop_samples_the_law_of_the_schedule(self):
+    def test_the_written_loop_samples_the_distribution_of_the_schedule(self):
         """The exported loop is run on a Gaussian, with the methods of a scheduler that it uses."""
         variance, times = 0.3, np.array([80.0, 5.0, 1.0, 0.2, 0.0])
         schedule = jk.Schedule(times, self.ALPHA)
@@ -408,7 +420,10 @@ class TestStochasticity:
         assert np.var(names["x"]) == pytest.approx(float(exact.variance[0]), rel=0.02)
 
     def test_flow_levels_are_split_as_the_scheduler_does(self):
-        """l_down = l' (1 - eta (1 - l'/l)), rescaled to l', keeps (sigma'/sigma)^(alpha^2) of the old noise."""
+        """l_down = l' (1 - eta (1 - l'/l)), rescaled to l'.
+
+        It keeps (sigma'/sigma)^(alpha^2) of the old noise.
+        """
         levels = np.array([0.99, 0.8, 0.5, 0.2, 0.01])
         result = export(
             jk.Schedule(levels, self.ALPHA), jk.FlowMatching(), "diffusers", sampler="ddim"
@@ -426,7 +441,7 @@ class TestStochasticity:
         result = export(_at(times, np.array([0.5, 2.0, 1.0])), TABLE, "diffusers", scheduler="ddpm")
         assert result.values["timesteps"] == (999, 499, 99)
         assert any(
-            "the schedule's, from 0.5 to 2, cannot be carried" in warning
+            "the schedule's, from 0.5 to 2, cannot be exported" in warning
             for warning in result.warnings
         )
 
@@ -435,13 +450,13 @@ class TestStochasticity:
         assert any("raised level" in warning for warning in result.warnings)
 
     @pytest.mark.parametrize("scheduler", ["dpm_multistep", "heun", "flow_match_euler", "unipc"])
-    def test_schedulers_without_a_knob_say_so(self, scheduler: str):
+    def test_deterministic_schedulers_say_so(self, scheduler: str):
         schedule = _at([14.0, 5.0, 1.0, 0.1], 0.5)
         result = export(schedule, jk.EDM(), "diffusers", scheduler=scheduler)
-        assert any("stochasticity cannot be carried" in warning for warning in result.warnings)
+        assert any("stochasticity cannot be exported" in warning for warning in result.warnings)
 
     @pytest.mark.parametrize("tool", TOOLS)
-    def test_none_leaves_no_knob(self, tool: str):
+    def test_a_schedule_without_noise_sets_none(self, tool: str):
         result = export(_at([80.0, 1.0, 0.1]), jk.EDM(), tool)
         assert len(result.values) == 1
 
@@ -525,24 +540,236 @@ def result() -> jk.OptimizedSchedule:
 
 
 class TestResult:
-    """The methods of an optimised schedule are `export` with what the result knows."""
+    """The schedule of an optimisation is exported as any other."""
 
     @pytest.mark.parametrize(
-        ("method", "tool", "options"),
+        ("tool", "options"),
         [
-            ("to_k_diffusion", "k-diffusion", {"end": "keep"}),
-            ("to_comfyui", "comfyui", {"end": "append"}),
-            ("to_edm", "edm", {}),
-            ("to_diffusers", "diffusers", {"sigma_max": 14.0}),
-            ("to_diffusers", "diffusers", {"scheduler": "dpm_multistep", "table": TABLE}),
+            ("k-diffusion", {"end": "keep"}),
+            ("comfyui", {"end": "append"}),
+            ("edm", {}),
+            ("diffusers", {"sigma_max": 14.0}),
+            ("diffusers", {"scheduler": "dpm_multistep", "table": TABLE}),
         ],
     )
-    def test_methods_export(
-        self, result: jk.OptimizedSchedule, method: str, tool: str, options: dict
-    ):
-        exported = getattr(result, method)(**options)
-        assert exported == export(result.schedule, result.process, tool, sampler="ddim", **options)
+    def test_it_is_exported(self, result: jk.OptimizedSchedule, tool: str, options: dict):
+        exported = export(result.schedule, result.process, tool, sampler="ddim", **options)
+        times = np.asarray(result.schedule.times)
+        assert exported == export(jk.Schedule(times), jk.EDM(14.0), tool, sampler="ddim", **options)
+        assert exported.tool == tool
 
     def test_faults_are_named(self, result: jk.OptimizedSchedule):
         with pytest.raises(ValueError, match="scheduler 'edm_euler' has no option 'shift'"):
-            result.to_diffusers(shift=2.0)
+            export(result.schedule, result.process, "diffusers", shift=2.0)
+
+
+PLAIN = exports.Text("{numbers}")
+LOOP = exports.Text("{numbers} {parts}")
+FUNCTION = exports.Text("{config} {function}")
+RECORDS = {
+    f"{tool.name}/{name}": record
+    for tool in TOOLS.values()
+    for name, record in tool.schedulers.items()
+}
+
+
+def _process(record: Scheduler) -> jk.processes.AbstractProcess:
+    """A process whose levels this scheduler takes."""
+    return jk.FlowMatching() if record.levels.unit == "flow" else TABLE
+
+
+class TestDeclarations:
+    """Every record of every tool, and what may not be declared."""
+
+    @pytest.mark.parametrize("name", RECORDS)
+    def test_numbers_have_the_declared_end(self, name: str):
+        """K + 1 numbers where the final level is written, K where the tool appends it."""
+        record, process = RECORDS[name], _process(RECORDS[name])
+        tool = Tool("tool", {"only": record})
+        schedule = _at([0.9, 0.5, 0.1, 0.0] if process is not TABLE else [900.0, 500.0, 90.0, 0.0])
+        numbers = export(schedule, process, tool).values[record.keyword]
+        assert len(numbers) == schedule.num_steps + (record.final_zero == "written")
+        assert (numbers[-1] == 0.0) == (record.final_zero == "written")
+
+    @pytest.mark.parametrize("name", RECORDS)
+    def test_it_stops_above_zero_where_it_is_declared_to(self, name: str):
+        record, process = RECORDS[name], _process(RECORDS[name])
+        tool = Tool("tool", {"only": record})
+        top = float(np.asarray(process.t_max))
+        for last, stops in ((0.1 * top, {"anywhere"}), (1.0, {"anywhere", "table_minimum"})):
+            schedule = _at([top, 0.5 * top, last if process is TABLE else 0.01 * last])
+            if record.stops in stops and (process is TABLE or record.stops == "anywhere"):
+                assert export(schedule, process, tool, end="keep") == export(
+                    schedule, process, tool
+                )
+            else:
+                with pytest.raises(ValueError, match="cannot stop at the level"):
+                    export(schedule, process, tool, end="keep")
+
+    @pytest.mark.parametrize("name", RECORDS)
+    @pytest.mark.parametrize("alpha", [0.0, 1.0, np.array([0.3, 1.0, 0.5])])
+    @pytest.mark.parametrize("end", ["replace", "append"])
+    def test_no_placeholder_is_left(self, name: str, alpha: float | np.ndarray, end: str):
+        record, process = RECORDS[name], _process(RECORDS[name])
+        top = float(np.asarray(process.t_max))
+        schedule = _at([0.9 * top, 0.5 * top, 0.1 * top, 0.01 * top], alpha)
+        result = export(schedule, process, Tool("tool", {"only": record}), end=end)
+        assert not re.search(r"[{}]", "".join([result.text, *result.notes]))
+
+    @pytest.mark.parametrize("name", RECORDS)
+    def test_every_other_sampler_is_a_warning(self, name: str):
+        record, process = RECORDS[name], _process(RECORDS[name])
+        for sampler in jk.samplers.SAMPLERS:
+            found = record.sampler_warnings(sampler, process)
+            entry = record.emulation(sampler)
+            if entry is None:
+                assert "the schedule was made for the sampler" in found[0]
+            else:
+                assert bool(found) == (not isinstance(process, entry.exact_for))
+        assert record.sampler_warnings(None, process) == ()
+
+    @pytest.mark.parametrize("tool", TOOLS)
+    def test_a_default_exists_for_every_process(self, tool: str):
+        schedule = _at([0.9, 0.1])
+        for process in (jk.EDM(), jk.VE(), jk.VP(), jk.OU(), TABLE, jk.FlowMatching()):
+            for sampler in (None, *jk.samplers.SAMPLERS):
+                selected = TOOLS[tool].select(schedule, process, sampler, None)
+                assert selected in TOOLS[tool].schedulers
+
+    @pytest.mark.parametrize(
+        ("scheduler", "changes", "fault"),
+        [
+            ("euler", {"final_zero": "none"}, "final_zero='none' is not known"),
+            ("euler", {"stops": "sometimes"}, "stops='sometimes' is not known"),
+            ("euler", {"keyword": "no name"}, "keyword and variable must be names"),
+            (
+                "euler",
+                {"final_zero": "appended"},
+                "final_zero='appended' contradicts stops='anywhere'",
+            ),
+            ("edm_euler", {"stops": "table_minimum"}, "needs levels on a table"),
+            ("heun", {"settings_above_zero": ("a=1",)}, "settings_above_zero need stops="),
+            ("euler", {"noise": exports.Churn(LOOP)}, "{parts} is no placeholder"),
+            ("unipc", {"noise": exports.Churn(PLAIN)}, "Churn is for levels in sigma"),
+            ("euler", {"noise": exports.FlowEta(PLAIN, PLAIN)}, "FlowEta is for levels of flow"),
+            ("euler", {"emulates": ()}, "emulates must name at least one sampler"),
+            (
+                "euler",
+                {"emulates": (exports.Emulation("ddim"), exports.Emulation("ddim"))},
+                "emulates must name at least one sampler, each once",
+            ),
+            (
+                "euler",
+                {"text": exports.Text("{shift}")},
+                "{shift} is no placeholder; known: config",
+            ),
+            ("euler", {"text": FUNCTION}, "{function} is used, but not given for ddim"),
+            ("ddpm", {"text": PLAIN}, "settings are given, but no text contains {config}"),
+            (
+                "ddpm",
+                {"initial_noise": exports.WrittenOut()},
+                "no text or setting contains {initial_std}",
+            ),
+        ],
+    )
+    def test_contradictions_are_refused(self, scheduler: str, changes: dict, fault: str):
+        with pytest.raises(ValueError, match=re.escape(fault)):
+            dataclasses.replace(SCHEDULERS[scheduler], **changes)
+
+    def test_contradictions_of_the_parts_are_refused(self):
+        record = SCHEDULERS["euler"]
+        for declare, fault in (
+            (lambda: exports.Eta(), "per_step or the reason"),
+            (lambda: exports.Eta(per_step=PLAIN, reason="one"), "per_step or the reason"),
+            (lambda: exports.Emulation("ddpm"), "sampler='ddpm' is not known"),
+            (
+                lambda: exports.Emulation("heun", exact_for=(jk.EDM,)),
+                "must say how the steps differ",
+            ),
+            (lambda: exports.Emulation("heun", difference="none"), "be empty if there are none"),
+            (lambda: Tool("tool", {}), "schedulers is empty"),
+            (
+                lambda: Tool("tool", {"euler": record}, (exports.Default("heun"),)),
+                "scheduler='heun' is not known",
+            ),
+            (
+                lambda: Tool(
+                    "tool", {"euler": record}, (exports.Default("euler", sampler="ddim"),)
+                ),
+                "the last of its defaults must always apply",
+            ),
+            (
+                lambda: Tool("tool", {"euler": record}, unsupported={"Euler": "is slow"}),
+                "euler is both supported and unsupported",
+            ),
+            (lambda: exports.Scaled("sigma"), "by='sigma' is not known"),
+            (lambda: exports.FlowSigmas(shift=0.0), "shift = 0 must be > 0"),
+        ):
+            with pytest.raises(ValueError, match=re.escape(fault)):
+                declare()
+
+
+class TestUnsupported:
+    SCHEDULE = _at([80.0, 1.0, 0.1])
+
+    @pytest.mark.parametrize("name", UNSUPPORTED)
+    def test_the_error_gives_the_reason(self, name: str):
+        """Not the nearest name: the scheduler is known, and does not take the schedule."""
+        with pytest.raises(ValueError, match=re.escape(f"{name} {UNSUPPORTED[name]}")) as error:
+            export(self.SCHEDULE, jk.EDM(), "diffusers", scheduler=name)
+        assert "Did you mean" not in str(error.value)
+        assert "Supported: euler, dpm_multistep" in str(error.value)
+
+    @pytest.mark.parametrize("name", ["DEISMultistepScheduler", "deis_multistep", "deis-multistep"])
+    def test_in_any_spelling(self, name: str):
+        with pytest.raises(ValueError, match=f"DEISMultistep {NO_TIMESTEPS}"):
+            export(self.SCHEDULE, jk.EDM(), "diffusers", scheduler=name)
+
+    def test_of_a_tool_without_a_selection(self):
+        with pytest.raises(ValueError, match="sample_dpm_fast takes no custom noise levels"):
+            export(self.SCHEDULE, jk.EDM(), "k-diffusion", scheduler="sample_dpm_fast")
+        with pytest.raises(ValueError, match="tool 'edm' has no option 'scheduler'"):
+            export(self.SCHEDULE, jk.EDM(), "edm", scheduler="edm_sampler")
+
+    def test_the_table_names_everything(self):
+        table = exports.tools_table()
+        for tool in TOOLS.values():
+            assert all(f"| {tool.name} | `{name}` |" in table for name in tool.schedulers)
+            assert all(
+                name in table and reason in table for name, reason in tool.unsupported.items()
+            )
+
+
+class TestOwnTool:
+    """One record is all that a new tool needs."""
+
+    LOOP = Scheduler(
+        name="my_loop",
+        keyword="levels",
+        levels=exports.Sigmas(),
+        final_zero="appended",
+        stops="never",
+        noise=exports.Eta(per_step=exports.Text("{numbers}\n{parameters}", ("{num_steps} steps",))),
+        emulates=(exports.Emulation("ddim"),),
+        initial_noise=exports.Scaled("variance_preserving"),
+        text=exports.Text("{numbers}"),
+    )
+
+    def test_it_is_exported(self):
+        result = export(_at([2.0, 1.0, 0.1]), jk.EDM(), Tool("mine", {"my_loop": self.LOOP}))
+        assert result.tool == "mine"
+        assert result.text == "levels = [2.0, 1.0]"
+        replaced, initial = result.warnings
+        assert "the last level 0.1 is replaced by 0" in replaced
+        assert initial == "my_loop scales the initial noise by 2.23607; the schedule starts from 2"
+
+    def test_its_noise_is_set(self):
+        """Stochasticity 1 is eta 1; the step to 0 has none."""
+        tool = Tool("mine", {"my_loop": self.LOOP})
+        result = export(_at([2.0, 1.0, 0.1], 1.0), jk.EDM(), tool, sampler="ddim")
+        assert result.text == "levels = [2.0, 1.0]\neta = [1.0, 0.0]"
+        assert result.remarks == ("2 steps",)
+
+    def test_its_options_are_its_own(self):
+        with pytest.raises(ValueError, match="tool 'mine' has no option 'rho'; it takes end, samp"):
+            export(_at([2.0, 0.1]), jk.EDM(), Tool("mine", {"my_loop": self.LOOP}), rho=7.0)

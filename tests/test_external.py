@@ -1,9 +1,11 @@
-"""Exports run by the packages that they are for: `pip install ".[test,external]"`, skipped without them.
+"""Exports run by the packages that they are for, which `pip install ".[test,external]"` installs.
 
-The exported text is executed as it stands, with a pipeline that is a stub around the real scheduler and a network
-that is the exact denoiser of a Gaussian. Every step must then be the one that `jk.sample` takes from the same noise.
+The exported text is executed as it stands, with a pipeline that is a stub around the real scheduler
+and a network that is the exact denoiser of a Gaussian. Every step must then be the one that
+`jk.sample` takes from the same noise. Without the packages these tests are skipped.
 """
 
+import importlib
 import importlib.util
 import inspect
 import math
@@ -20,9 +22,8 @@ import numpy as np
 import pytest
 
 import jaxkernels as jk
-import jaxkernels.exports._export as exports
-from jaxkernels.exports import SCHEDULERS, Export, export
-from jaxkernels.schedules import Schedule
+from jaxkernels import Export, Schedule, export
+from jaxkernels.exports import NO_TIMESTEPS, SCHEDULERS, UNSUPPORTED
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -47,14 +48,17 @@ def gaussian(x: Any, sigma: Any) -> Any:
 
 
 def one(x: Any, sigma: Any) -> Any:
-    """The denoiser of the law at 1: what is left of x - 1 after a step is noise, kept or fresh."""
+    """The denoiser of the distribution at 1.
+
+    What is left of x - 1 after a step is noise, kept or fresh.
+    """
     return torch.ones_like(x)
 
 
 def ours(
     process: Any, sampler: str, schedule: Schedule, noise: Any, point: bool = False
 ) -> np.ndarray:
-    """The trajectory (K+1, batch, d) of `jk.sample` from the same noise, for `gaussian` or `one`."""
+    """The trajectory (K+1, batch, d) of `jk.sample` from this noise, for `gaussian` or `one`."""
 
     def denoiser(x: jax.Array, t: jax.Array) -> jax.Array:
         if point:
@@ -91,12 +95,10 @@ class Pipeline:
         self.told.append(float(t))
         return self._network(self.scheduler, x, t)
 
-    def __call__(self, prompt: str, **grid: Any) -> types.SimpleNamespace:
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (  # pyright: ignore[reportMissingImports]
-            retrieve_timesteps,
-        )
-
-        timesteps, _ = retrieve_timesteps(self.scheduler, device="cpu", **grid)
+    def __call__(self, prompt: str, **numbers: Any) -> types.SimpleNamespace:
+        module = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
+        retrieve_timesteps = importlib.import_module(module).retrieve_timesteps
+        timesteps, _ = retrieve_timesteps(self.scheduler, device="cpu", **numbers)
         x = self._noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
         scale = getattr(self.scheduler, "scale_model_input", lambda x, t: x)
         for t in timesteps:
@@ -187,7 +189,7 @@ def ended(schedule: Schedule, end: str) -> Schedule:
 
 @pytest.fixture(scope="module")
 def k_sampling() -> Any:
-    """`k_diffusion.sampling` without the package around it, which imports tools for training at once."""
+    """`k_diffusion.sampling` without the package around it, which imports tools for training."""
     spec = importlib.util.find_spec("k_diffusion")
     if spec is None:
         pytest.skip("k-diffusion is not installed")
@@ -202,7 +204,10 @@ def k_sampling() -> Any:
 def run_k(
     result: Export, denoise: Denoiser, x: Any, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[Any], Any]:
-    """Run the exported text for k-diffusion from noise x: the points where the model was asked, and the samples."""
+    """Run the exported text for k-diffusion from noise x.
+
+    Returns the points where the model was evaluated, and the samples.
+    """
     points: list[Any] = []
 
     def model(x: Any, sigma: Any) -> Any:
@@ -211,7 +216,7 @@ def run_k(
         return denoise(x, sigma[:, None])
 
     with monkeypatch.context() as patch:
-        # the text draws the first noise itself
+        # the text draws the initial noise itself
         patch.setattr(torch, "randn", lambda shape: x)
         start = execute(result, model=model, shape=tuple(x.shape))["x"]
     return points, start
@@ -337,7 +342,10 @@ class TestDeterministic:
 
     @pytest.mark.parametrize("top", [0.995, 1.0])
     def test_unipc_is_dpmpp_2m_for_flow_models(self, top: float):
-        """At whole timesteps. Level 1 becomes 1 - 1e-6, where ours has no predecessor to extrapolate from."""
+        """At integer timesteps.
+
+        Level 1 becomes 1 - 1e-6, where ours has no predecessor to extrapolate from.
+        """
         given = Schedule(np.array([top, *FLOW_TIMES[1:]]))
         result = export(given, jk.FlowMatching(), "diffusers", sampler="dpmpp_2m")
         assert "UniPCMultistepScheduler" in result.text
@@ -354,7 +362,7 @@ class TestDeterministic:
             close: dict[str, Any] = {"rtol": 0.05, "atol": 0.05}
             follows([*pipe.points, last], ours(jk.FlowMatching(), "dpmpp_2m", schedule, z), close)
 
-    def test_unipc_tells_whole_timesteps_and_a_warning_says_so(self):
+    def test_unipc_tells_integer_timesteps_and_a_warning_says_so(self):
         schedule = Schedule(np.array([0.9956, 0.7503, 0.4009, 0.1001, 0.0]))
         result = export(schedule, jk.FlowMatching(), "diffusers", sampler="dpmpp_2m")
         pipe, _ = run(
@@ -379,9 +387,9 @@ class TestDeterministic:
         np.testing.assert_allclose(pipe.scheduler.sigmas, schedule.times, rtol=1e-6)
         np.testing.assert_allclose(np.exp(4.0 * np.array(pipe.told)), EDM_TIMES[:-1], rtol=1e-5)
         follows([*pipe.points, last], ours(jk.EDM(), "ddim", schedule, start * z))
-        # a pipeline scales the first noise by the scheduler's own sigma_max
+        # a pipeline scales the initial noise by the scheduler's own sigma_max
         assert any(
-            "scales the first noise by 100.005" in warning for warning in result.warnings
+            "scales the initial noise by 100.005" in warning for warning in result.warnings
         ) == (sigma_max > 80)
 
     @pytest.mark.parametrize("end", ENDS)
@@ -431,7 +439,10 @@ class TestDeterministic:
         np.testing.assert_allclose(last, ours(TABLE, sampler, schedule, z)[-1], **CLOSE)
 
     def test_the_loop_of_edm(self, k_sampling: Any):
-        """The text gives `t_steps`; the loop around it is Algorithm 1 of Karras et al. (2022), k-diffusion's Heun."""
+        """The text gives `t_steps`; the loop around it is k-diffusion's Heun.
+
+        It is Algorithm 1 of Karras et al. (2022).
+        """
         schedule, z = ended(Schedule(EDM_TIMES), "replace"), noise()
         names = execute(export(Schedule(EDM_TIMES), jk.EDM(), "edm", sampler="heun"), latents=z)
         steps = names["t_steps"]
@@ -446,8 +457,9 @@ class TestDeterministic:
 
 
 def injected(path: Sequence[Any] | np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per step, for the denoiser `one` in units of the data: part of the old noise kept, and deviation of the fresh.
+    """Part of the old noise that each step keeps, and standard deviation of the fresh noise.
 
+    For the denoiser `one`, in units of the data:
     x' - 1 = (sigma'/sigma) kept (x - 1) + fresh z: the two coefficients of a regression.
     """
     kept, fresh = [], []
@@ -595,7 +607,10 @@ class TestStochastic:
         self.check(jk.EDM(), quiet_end(schedule), [*(x for x, _ in asked), last])
 
     def test_churn_of_edm(self, k_sampling: Any):
-        """k-diffusion's Euler takes the same churn, up to its clip; the noise content is that of the schedule."""
+        """k-diffusion's Euler takes the same churn, up to its clip.
+
+        The noise content is that of the schedule.
+        """
         alpha = np.array([0.3, 0.5, 0.0, 0.4, 0.6, 0.3, 0.0])
         given = Schedule(EDM_TIMES, alpha)
         result = export(given, jk.EDM(), "edm", sampler="ddim")
@@ -631,62 +646,58 @@ def result() -> jk.OptimizedSchedule:
 class TestResult:
     """From the optimiser into the tools by one call."""
 
-    def test_to_diffusers(self, result: jk.OptimizedSchedule):
+    def test_diffusers(self, result: jk.OptimizedSchedule):
         z = noise()
-        exported = result.to_diffusers(scheduler="euler")
+        exported = export(
+            result.schedule, result.process, "diffusers", sampler="ddim", scheduler="euler"
+        )
         pipe, last = run(exported, stable_diffusion(), epsilon(gaussian), z)
         follows([*pipe.points, last], ours(result.process, "ddim", result.schedule, z))
         assert exported.warnings == ()
 
-    def test_to_k_diffusion(
+    def test_k_diffusion(
         self, result: jk.OptimizedSchedule, k_sampling: Any, monkeypatch: pytest.MonkeyPatch
     ):
         z = noise()
-        asked, last = run_k(result.to_k_diffusion(), gaussian, z, monkeypatch)
+        exported = export(result.schedule, result.process, "k-diffusion", sampler="ddim")
+        asked, last = run_k(exported, gaussian, z, monkeypatch)
         follows([*(x for x, _ in asked), last], ours(result.process, "ddim", result.schedule, z))
 
 
 class TestTable:
-    """What the module says of the schedulers is true of the installed ones."""
-
-    TEXT = exports.__doc__ or ""
+    """What is declared of the schedulers is true of the installed ones."""
 
     @staticmethod
-    def schedulers() -> Iterator[tuple[str, bool]]:
-        """Name and whether it takes a grid, of every scheduler that can be imported."""
+    def schedulers() -> Iterator[tuple[str, set[str]]]:
+        """Name and possible names of custom numbers, of every scheduler that can be imported."""
         for name in dir(diffusers):
             if name.endswith("Scheduler"):
-                parameters = inspect.signature(
-                    getattr(getattr(diffusers, name), "set_timesteps", lambda: 0)
-                ).parameters
-                yield (
-                    name.removesuffix("Scheduler").removesuffix("Discrete"),
-                    bool({"timesteps", "sigmas"} & {*parameters}),
-                )
+                set_timesteps = getattr(getattr(diffusers, name), "set_timesteps", lambda: 0)
+                parameters = inspect.signature(set_timesteps).parameters
+                yield name.removesuffix("Scheduler"), {"timesteps", "sigmas"} & {*parameters}
 
-    def section(self, first: str, after: str | None = None) -> str:
-        text = self.TEXT[self.TEXT.index(first) :]
-        return text[: text.index(after)] if after else text
-
-    def test_every_scheduler_that_takes_a_grid_is_named(self):
+    def test_every_scheduler_that_takes_custom_numbers_is_declared(self):
         if not diffusers.__version__.startswith("0.42."):
             pytest.skip("the table is of diffusers 0.42")
-        named = self.section("What takes a grid", "and those that take none")
+        supported = {record.name.removesuffix("Scheduler") for record in SCHEDULERS.values()}
+        refused = {name for name, reason in UNSUPPORTED.items() if reason != NO_TIMESTEPS}
         missing = [
             name
             for name, takes in self.schedulers()
-            if takes and not re.search(rf"\b{name}(Discrete)?\b", named)
+            if takes and not {name, name.removesuffix("Discrete")} & (supported | refused)
         ]
         assert not missing
 
     def test_those_that_take_none_take_none(self):
-        named = self.section("and those that take none")
-        wrong = [
-            name
-            for name, takes in self.schedulers()
-            if takes and re.search(rf"\b{name}(Discrete)?[,.]", named)
-        ]
+        refused = {name for name, reason in UNSUPPORTED.items() if reason == NO_TIMESTEPS}
+        assert len(refused) > 20
+        wrong = [name for name, takes in self.schedulers() if takes and name in refused]
         assert not wrong
+
+    def test_every_supported_scheduler_takes_what_it_is_given(self):
+        installed = dict(self.schedulers())
+        for record in SCHEDULERS.values():
+            assert record.keyword in installed[record.name.removesuffix("Scheduler")]
 
     def test_every_supported_scheduler_exists(self):
         schedule = Schedule(np.array([14.0, 5.0, 1.0, 0.1]))

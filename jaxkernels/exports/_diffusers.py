@@ -22,8 +22,8 @@ from diffusers import {name}
 image = pipe(prompt, {keyword}={variable}).images[0]"""
 
 _LOOP_REMARK = (
-    "no scheduler of diffusers takes levels and one eta per step, so the loop is written out; noise "
-    "is a standard normal tensor and network stands for your model"
+    "no scheduler of diffusers takes levels and one eta per step, so the loop is written out; "
+    "noise is a standard normal tensor and network stands for your model"
 )
 
 # DDIM steps with one eta each, on a scheduler whose step gives x0
@@ -178,8 +178,8 @@ _LTX_EULER_ANCESTRAL = Scheduler(
     settings=("s_noise=1.0",),
 )
 
-# Without its corrector, the second order of "bh2" is DPM-Solver++(2M). For models that are not flows
-# it takes no custom timesteps.
+# Without its corrector, the second order of "bh2" is DPM-Solver++(2M). For models that are not
+# flows it takes no custom timesteps.
 _UNIPC = Scheduler(
     name="UniPCMultistepScheduler",
     keyword="sigmas",

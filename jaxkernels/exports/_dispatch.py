@@ -3,10 +3,11 @@
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float
 
 from .. import _checks
 from ..processes import AbstractProcess
-from ..samplers import DDIM, AbstractSampler, as_sampler, check_schedule, sampler_name
+from ..samplers import DDIM, as_sampler, check_schedule, sampler_name
 from ..schedules import Schedule
 from ._comfyui import COMFYUI
 from ._diffusers import DIFFUSERS
@@ -27,7 +28,7 @@ def export(
     process: AbstractProcess,
     tool: str | Tool,
     *,
-    sampler: AbstractSampler | str | None = None,
+    sampler: object = None,
     scheduler: str | None = None,
     end: str | None = None,
     **options: object,
@@ -56,9 +57,9 @@ def export(
     **Example:**
 
     ```python
-    >>> schedule = jk.schedules.karras(jk.EDM(), 4, 0.1)
+    >>> schedule = jk.Schedule([80.0, 5.0, 0.1])
     >>> jk.export(schedule, jk.EDM(), "k-diffusion", sampler="dpmpp_2m").values["sigmas"]
-    (80.0, 24.407389, 5.7979326, 0.9497131, 0.1)
+    (80.0, 5.0, 0.1)
     ```
     """
     as_given = as_sampler(DDIM() if sampler is None else sampler)
@@ -103,7 +104,9 @@ def _planned(
     return plan, end_warnings + rule.check(levels[:-1], record.name)
 
 
-def _ended(record: Scheduler, levels: Levels, end: str | None) -> tuple[Levels, tuple[str, ...]]:
+def _ended(
+    record: Scheduler, levels: Float[np.ndarray, " points"], end: str | None
+) -> tuple[Levels, tuple[str, ...]]:
     """The levels with the requested end, by default the schedule's own where the tool can stop."""
     last = float(levels[-1])
     keeps = _can_stop(record, last)

@@ -18,9 +18,8 @@ class Export:
     **Example:**
 
     ```python
-    >>> schedule = jk.schedules.karras(jk.EDM(), 3, 0.1)
-    >>> jk.export(schedule, jk.EDM(), "comfyui").text
-    '80.0, 15.700336, 1.8182715, 0.1'
+    >>> jk.export(jk.Schedule([80.0, 5.0, 0.1]), jk.EDM(), "comfyui").text
+    '80.0, 5.0, 0.1'
     ```
     """
 

@@ -3,8 +3,8 @@
 import abc
 import dataclasses
 import math
-from typing import Literal
 
+from .. import _checks
 from ..processes import DiscreteVP, sigma_range
 from ._plan import Plan
 
@@ -35,37 +35,37 @@ class AbstractInitialNoise(abc.ABC):
 
 def _scaled(plan: Plan, scale: float) -> tuple[str, ...]:
     """A warning if `scale` is not what the schedule was evaluated with."""
-    if math.isclose(scale, plan.initial_deviation, rel_tol=1e-3):
+    if math.isclose(scale, plan.initial_std, rel_tol=1e-3):
         return ()
     warning = f"{plan.name} scales the initial noise by {scale:.6g}; the schedule starts from "
-    return (f"{warning}{plan.initial_deviation:.6g}",)
+    return (f"{warning}{plan.initial_std:.6g}",)
 
 
 @dataclasses.dataclass(frozen=True)
 class WrittenOut(AbstractInitialNoise):
-    """Declare that the text scales the initial noise, by the placeholder {initial_deviation}.
+    """Declare that the text scales the initial noise, by the placeholder {initial_std}.
 
     **Example:**
 
     ```python
     >>> jk.exports.WrittenOut().placeholders
-    ('initial_deviation',)
+    ('initial_std',)
     ```
     """
 
     @property
     def placeholders(self) -> tuple[str, ...]:
         """The standard deviation as an expression in `sigmas`."""
-        return ("initial_deviation",)
+        return ("initial_std",)
 
     def parts(self, plan: Plan) -> dict[str, str]:
         """Return the standard deviation as an expression in `sigmas`, or as a number."""
-        deviation = plan.initial_deviation
-        if math.isclose(deviation, float(plan.levels[0]), rel_tol=1e-6):
-            return {"initial_deviation": "sigmas[0]"}
+        std = plan.initial_std
+        if math.isclose(std, float(plan.levels[0]), rel_tol=1e-6):
+            return {"initial_std": "sigmas[0]"}
         if plan.preserves_variance:
-            return {"initial_deviation": "(1 + sigmas[0] ** 2) ** 0.5"}
-        return {"initial_deviation": repr(deviation)}
+            return {"initial_std": "(1 + sigmas[0] ** 2) ** 0.5"}
+        return {"initial_std": repr(std)}
 
     def warnings(self, plan: Plan) -> tuple[str, ...]:
         """Return nothing: the text is exact."""
@@ -109,6 +109,8 @@ class Scaled(AbstractInitialNoise):
     - `by`: "level", its first level; "variance_preserving", sqrt(1 + sigma^2) at its first level;
       "sigma_max", sqrt(1 + sigma_max^2) of its own option sigma_max.
 
+    **Raises:** ValueError for another rule.
+
     **Example:**
 
     ```python
@@ -117,7 +119,10 @@ class Scaled(AbstractInitialNoise):
     ```
     """
 
-    by: Literal["level", "variance_preserving", "sigma_max"]
+    by: str
+
+    def __post_init__(self):
+        _checks.one_of("by", self.by, ("level", "variance_preserving", "sigma_max"))
 
     def warnings(self, plan: Plan) -> tuple[str, ...]:
         """Return a warning if the schedule starts from another standard deviation."""
@@ -133,8 +138,8 @@ class Scaled(AbstractInitialNoise):
 class ScaledAtTableTop(AbstractInitialNoise):
     """Declare that a tool scales by sqrt(1 + sigma^2) at the largest level of its model's table.
 
-    Below that level it scales by sigma. Whether the level is the largest is known only for a process
-    that has the table.
+    Below that level it scales by sigma. Whether the level is the largest is known only for a
+    process that has the table.
 
     **Example:**
 
@@ -176,10 +181,10 @@ class UnitVariance(AbstractInitialNoise):
 
     def warnings(self, plan: Plan) -> tuple[str, ...]:
         """Return a warning if the schedule starts elsewhere."""
-        if math.isclose(plan.initial_deviation, 1.0, rel_tol=1e-3):
+        if math.isclose(plan.initial_std, 1.0, rel_tol=1e-3):
             return ()
         return (
             f"levels s/(a + s) of {type(plan.process).__name__}: a flow model starts from level 1, "
             f"pure noise of standard deviation 1; this schedule starts at {plan.levels[0]:.6g}, "
-            f"with standard deviation {plan.initial_deviation:.6g}",
+            f"with standard deviation {plan.initial_std:.6g}",
         )

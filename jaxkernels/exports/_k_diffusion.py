@@ -16,7 +16,7 @@ import torch
 from k_diffusion.sampling import {function}
 
 {numbers}
-x = torch.randn(shape) * {initial_deviation}
+x = torch.randn(shape) * {initial_std}
 x = {function}(model, x, sigmas)"""
 
 _CONSTANT_ETA = """\
@@ -24,7 +24,7 @@ import torch
 from k_diffusion.sampling import sample_euler_ancestral
 
 {numbers}
-x = torch.randn(shape) * {initial_deviation}
+x = torch.randn(shape) * {initial_std}
 x = sample_euler_ancestral(model, x, sigmas, eta={constant})"""
 
 _ETA_PER_STEP = """\
@@ -32,7 +32,7 @@ import torch
 from k_diffusion.sampling import sample_euler_ancestral
 
 {numbers}
-x = torch.randn(shape) * {initial_deviation}
+x = torch.randn(shape) * {initial_std}
 {parameters}
 for i in range(len(eta)):
     x = sample_euler_ancestral(model, x, sigmas[i : i + 2], eta=eta[i])"""

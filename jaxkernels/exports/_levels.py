@@ -19,8 +19,8 @@ OnTable = TypeVar("OnTable", bound="AbstractTableLevels")
 class AbstractLevels(abc.ABC):
     """Define how a scheduler writes the noise levels of a schedule.
 
-    A subclass is a frozen dataclass. Its `unit` is that of the levels; the fields named in `options`
-    are what a user may set in the call of `export`.
+    A subclass is a frozen dataclass. Its `unit` is that of the levels; the fields named in
+    `options` are what a user may set in the call of `export`.
     """
 
     unit: ClassVar[Unit]
@@ -51,6 +51,12 @@ class AbstractLevels(abc.ABC):
     @abc.abstractmethod
     def write(self, levels: Levels) -> tuple[float | int, ...]:
         """Return the numbers that stand for these levels."""
+
+
+def _first_repeated(timesteps: np.ndarray) -> int | None:
+    """The first step whose timestep does not decrease, or None."""
+    repeated = np.diff(timesteps) >= 0
+    return int(np.argmax(repeated)) if repeated.any() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +137,8 @@ class FlowSigmas(AbstractLevels):
 
     **Arguments:**
 
-    - `shift`: that of a scheduler which maps what it is given by x -> shift x / (1 + (shift - 1) x);
-      the inverse of that map is applied. None for a scheduler that maps nothing.
+    - `shift`: that of a scheduler which maps what it is given, x -> shift x / (1 + (shift - 1) x),
+      > 0; the inverse of that map is applied. None for a scheduler that maps nothing.
     - `integer_timesteps`: the network is told floor(1000 l) instead of 1000 l.
 
     **Raises:** ValueError for a shift that is not > 0.
@@ -166,9 +172,8 @@ class FlowSigmas(AbstractLevels):
         told = np.array(written(levels))
         # the scheduler moves level 1 to 1 - 1e-6
         told = np.floor(1000.0 * np.where(np.abs(told - 1.0) < 1e-6, told - 1e-6, told))
-        same = np.flatnonzero(np.diff(told) >= 0)
-        if same.size:
-            k = int(same[0])
+        k = _first_repeated(told)
+        if k is not None:
             raise ValueError(
                 f"levels {k} and {k + 1} of the schedule, {levels[k]:.6g} and {levels[k + 1]:.6g}, "
                 f"are one timestep, {told[k]:.0f} of 1000, to {name}; use fewer steps, or the "
@@ -244,7 +249,7 @@ class AbstractTableLevels(AbstractLevels):
 
 @dataclasses.dataclass(frozen=True)
 class TableSigmas(AbstractTableLevels):
-    """Write levels as sigma = s/a, all within a table, from which the scheduler finds the timesteps.
+    """Write levels as sigma = s/a, within a table from which the scheduler finds the timesteps.
 
     **Arguments:**
 
@@ -276,8 +281,8 @@ class Timesteps(AbstractTableLevels):
 
     - `table`: as in `AbstractTableLevels`.
     - `integer`: the scheduler truncates fractions, so the nearest integers are written and the
-      levels move. Otherwise it interpolates sigma (not log sigma) between integer timesteps, and the
-      fractions are those that give exactly the schedule's levels.
+      levels move. Otherwise it interpolates sigma (not log sigma) between integer timesteps, and
+      the fractions are those that give exactly the schedule's levels.
 
     **Example:**
 
@@ -296,9 +301,8 @@ class Timesteps(AbstractTableLevels):
         if not self.integer:
             return ()
         timesteps = np.rint(exact).astype(int)
-        same = np.flatnonzero(np.diff(timesteps) >= 0)
-        if same.size:
-            k = int(same[0])
+        k = _first_repeated(timesteps)
+        if k is not None:
             raise ValueError(
                 f"levels {k} and {k + 1} of the schedule, at timesteps {exact[k]:.2f} and "
                 f"{exact[k + 1]:.2f}, are both rounded to timestep {timesteps[k]}, which {name} "

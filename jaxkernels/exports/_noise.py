@@ -4,6 +4,7 @@ import abc
 import dataclasses
 from typing import ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
@@ -43,9 +44,9 @@ class AbstractNoise(abc.ABC):
         """Return what separates the scheduler's noise from the schedule's."""
 
 
-def _stochasticity(process: AbstractProcess, times: ArrayLike, alpha: Array) -> Array:
+def _stochasticity(process: AbstractProcess, times: ArrayLike, alpha: ArrayLike) -> Array:
     """The stochasticity itself."""
-    return alpha
+    return jnp.asarray(alpha)
 
 
 def _text(plan: Plan, constant: Text | None, per_step: Text | None) -> Text | None:
@@ -71,8 +72,8 @@ class Deterministic(AbstractNoise):
     **Example:**
 
     ```python
-    >>> jk.exports.Deterministic().per_step is None
-    True
+    >>> jk.exports.Deterministic().texts
+    ()
     ```
     """
 

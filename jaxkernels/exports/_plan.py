@@ -64,30 +64,30 @@ class Plan:
         return None
 
     @property
-    def initial_deviation(self) -> float:
+    def initial_std(self) -> float:
         """Standard deviation of the schedule's initial noise, in the scheduler's unit."""
         first = float(self.levels[0])
         if self.unit == "flow":
             # x at level u is (1 - u) x0 + u eps
-            return self._data_deviation * (1.0 - first) if first < 1.0 else 1.0
-        return self._data_deviation
+            return self._data_std * (1.0 - first) if first < 1.0 else 1.0
+        return self._data_std
 
     @property
     def preserves_variance(self) -> bool:
         """Whether the initial noise has standard deviation sqrt(1 + sigma^2)."""
         expected = math.hypot(float(self.levels[0]), 1.0)
-        return math.isclose(self.initial_deviation, expected, rel_tol=1e-6)
+        return math.isclose(self.initial_std, expected, rel_tol=1e-6)
 
     @property
-    def _data_deviation(self) -> float:
+    def _data_std(self) -> float:
         """Standard deviation of the schedule's initial noise in units of the data."""
 
         @in_float64
-        def deviation(process: AbstractProcess, times: ArrayLike) -> Array:
+        def standard_deviation(process: AbstractProcess, times: ArrayLike) -> Array:
             t = jnp.asarray(times)[0]
             return jnp.sqrt(process.prior_variance(t)) / process.signal(t)
 
-        return float(deviation(self.process, self.schedule.times))
+        return float(standard_deviation(self.process, self.schedule.times))
 
 
 def schedule_levels(schedule: Schedule, process: AbstractProcess, unit: Unit, name: str) -> Levels:

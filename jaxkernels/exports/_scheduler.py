@@ -3,7 +3,6 @@
 import dataclasses
 import types
 from collections.abc import Mapping
-from typing import Literal
 
 from .. import _checks
 from ..processes import AbstractProcess
@@ -82,10 +81,12 @@ class Scheduler:
       `TableSigmas` or `Timesteps`. Its options are those of the scheduler.
     - `final_zero`: "written" if the numbers include the final level, "appended" if the tool appends
       a level 0 itself.
-    - `stops`: the levels above 0 at which the tool can stop: "anywhere", "table_minimum" or "never".
+    - `stops`: the levels above 0 at which the tool can stop: "anywhere", "table_minimum" (only at
+      the smallest level of the table) or "never".
     - `noise`: `Eta`, `FlowEta`, `Churn`, `Fixed` or `Deterministic`.
     - `emulates`: the samplers of jaxkernels whose steps it takes, the default one first.
-    - `initial_noise`: `WrittenOut`, `SpacingSetting`, `Scaled`, `ScaledAtTableTop` or `UnitVariance`.
+    - `initial_noise`: `WrittenOut`, `SpacingSetting`, `Scaled`, `ScaledAtTableTop` or
+      `UnitVariance`.
     - `text`: the text for a schedule without noise; `noise` has those with noise.
     - `variable`: the variable that the text assigns, by default `keyword`.
     - `form`: the expression that holds the list of numbers, in place of {}.
@@ -105,8 +106,8 @@ class Scheduler:
     name: str
     keyword: str
     levels: AbstractLevels
-    final_zero: Literal["written", "appended"]
-    stops: Literal["anywhere", "table_minimum", "never"]
+    final_zero: str
+    stops: str
     noise: AbstractNoise
     emulates: tuple[Emulation, ...]
     initial_noise: AbstractInitialNoise
@@ -166,6 +167,11 @@ class Scheduler:
         ]
         if settings and "config" not in found:
             faults.append("settings are given, but no text contains {config}")
+        faults += [
+            f"{{function}} is used, but not given for {entry.sampler}"
+            for entry in self.emulates
+            if "function" in found and not entry.function
+        ]
         faults += [
             f"no text or setting contains {{{name}}}"
             for name in self.initial_noise.placeholders
@@ -243,8 +249,8 @@ class Tool:
     - `selectable`: whether the user may name the scheduler, by `export(..., scheduler=name)`.
     - `unsupported`: what the tool has but `export` does not support, by name, with the reason.
 
-    **Raises:** ValueError for a rule that names no scheduler of the tool, for rules of which none may
-    apply, and for a scheduler that is also unsupported.
+    **Raises:** ValueError for a rule that names no scheduler of the tool, for rules of which none
+    may apply, and for a scheduler that is also unsupported.
 
     **Example:**
 
