@@ -56,7 +56,7 @@ def _normal_constant_error(h2: float, time: float, variance: float) -> float:
     return float(0.5 * (1 + h2) * time / 2 * weights @ mean) ** 2 / 2
 
 
-# --- closed forms ----------------------------------------------------------------------------------------
+# --- closed forms ---
 
 
 @pytest.mark.parametrize("variance", [0.25, 1.0, 4.0])
@@ -114,7 +114,8 @@ def _window(x: jax.Array, theta: jax.Array, score: jax.Array) -> jax.Array:
 
 def _in_a_window(h2: jax.Array) -> jax.Array:
     """-v_1 = sum over pieces of c (1 + h^2)/h^2 (e^{-H} at its data end - e^{-H} at its noise end), H = int h^2 dy."""
-    edges, inside = [0.0, 0.1, 0.4, 1.0, 2.0], [0.0, 1.0, 1.0, 0.0]
+    edges = [0.0, 0.1, 0.4, 1.0, 2.0]
+    inside = [0.0, 1.0, 1.0, 0.0]
     total = decay = jnp.zeros(())
     for low, high, h, c in zip(edges[:-1], edges[1:], h2, inside):
         dy = _log_w(low, 0.25) - _log_w(high, 0.25)
@@ -151,7 +152,7 @@ def test_the_limit_of_large_h() -> None:
         np.testing.assert_allclose(found.value, variance / 2, rtol=5e-4)
 
 
-# --- densities without a closed form ---------------------------------------------------------------------
+# --- densities without a closed form ---
 
 TABLE = {
     0.0: (11.68283894, 2.38816304),
@@ -230,11 +231,9 @@ def _characteristics(
 @pytest.mark.parametrize("narrow", [0.09, 0.0025])
 def test_the_ode_by_characteristics(narrow: float) -> None:
     """Unequal modes, the narrow one up to 30 of its standard deviations away: p_0 is 1e-90 between them."""
-    weights, means, variances = (
-        np.array([0.3, 0.7]),
-        np.array([-1.0, 1.5]),
-        np.array([narrow, 0.04]),
-    )
+    weights = np.array([0.3, 0.7])
+    means = np.array([-1.0, 1.5])
+    variances = np.array([narrow, 0.04])
     expected = _characteristics(weights, means, variances, 2.0)
 
     target = jk.GaussianMixture(weights, means[:, None], variances)
@@ -247,8 +246,14 @@ def test_particles() -> None:
 
     Heun's method for additive noise, of weak order 2.
     """
-    weights, means, variances = np.array([0.4, 0.6]), np.array([-0.8, 0.9]), np.array([0.3, 0.4])
-    h2, time, steps, eps, count = 1.0, 1.0, 60, 0.02, 40000
+    weights = np.array([0.4, 0.6])
+    means = np.array([-0.8, 0.9])
+    variances = np.array([0.3, 0.4])
+    h2 = 1.0
+    time = 1.0
+    steps = 60
+    eps = 0.02
+    count = 40000
     rng = np.random.default_rng(3)
 
     def drift(y: np.ndarray, theta: float) -> np.ndarray:
@@ -279,14 +284,15 @@ def test_particles() -> None:
     }
     for name, phi in tests.items():
         moved = (phi(y[0]) - phi(y[1])) / (2 * eps)
-        expected, deviation = np.sum(masses * u * phi(x)), np.std(moved) / math.sqrt(count)
+        expected = np.sum(masses * u * phi(x))
+        deviation = np.std(moved) / math.sqrt(count)
         assert abs(np.mean(moved) - expected) < 4 * deviation + 2e-3 * abs(expected), name
         if name == "law":
             assert deviation < 0.02 * abs(expected)
     np.testing.assert_allclose(np.sum(masses * u**2) / 2, result.value, rtol=1e-3)
 
 
-# --- derivatives -----------------------------------------------------------------------------------------
+# --- derivatives ---
 
 
 def test_derivative_with_respect_to_h() -> None:
@@ -307,7 +313,7 @@ def test_derivative_at_the_ode() -> None:
     np.testing.assert_allclose(found, y**2 / 2 - y**3 / 4, rtol=2e-5)
 
 
-# --- the solver and the interface ------------------------------------------------------------------------
+# --- the solver and the interface ---
 
 
 def test_elimination_keeps_small_masses() -> None:

@@ -83,13 +83,15 @@ def _case_3_kl(variance: jax.Array, alpha2: float, epsilon: jax.Array) -> jax.Ar
     return affine_terminal_distribution(target, [0.0, T], alpha2, epsilon, matrix, steps=3000).kl
 
 
-# --- the leading order -----------------------------------------------------------------------------------
+# --- the leading order ---
 
 
 @pytest.mark.parametrize("sigma", TABLE)
 def test_table_of_the_leading_order(sigma: float) -> None:
-    target, (case_1, case_3, case_4, case_5, *_) = _gaussian(sigma), TABLE[sigma]
-    late, early = [0.0, 0.05 * T, T], [0.0, 0.01 * T, T]
+    target = _gaussian(sigma)
+    case_1, case_3, case_4, case_5, *_ = TABLE[sigma]
+    late = [0.0, 0.05 * T, T]
+    early = [0.0, 0.01 * T, T]
     np.testing.assert_allclose(
         leading_order(target, [0.0, T], 20.0, 1.0), case_1, atol=6e-10, rtol=0
     )
@@ -107,10 +109,8 @@ def test_table_of_the_leading_order(sigma: float) -> None:
 
 def test_table_by_differentiating_the_moments() -> None:
     """The second derivative of the exact KL at eps = 0, through the recurrence of the moments."""
-    edges, cases = (
-        [0.0, 0.01 * T, 0.05 * T, T],
-        np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]),
-    )
+    edges = [0.0, 0.01 * T, 0.05 * T, T]
+    cases = np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
 
     def one(sigma: jax.Array, relative: jax.Array) -> jax.Array:
         return _second(
@@ -150,7 +150,8 @@ def test_published_table_is_a_regression_with_a_free_slope() -> None:
 
 
 def test_closed_forms() -> None:
-    lam, k = 0.3, 1.7
+    lam = 0.3
+    k = 1.7
     target = jk.Gaussian(2.0, [lam])
 
     def w(theta: float) -> float:
@@ -166,7 +167,8 @@ def test_closed_forms() -> None:
     np.testing.assert_allclose(leading_order(target, edges, np.full(11, k), 1.0), exact, rtol=1e-12)
     np.testing.assert_allclose(leading_order(target, edges, k, jnp.ones_like), exact, rtol=1e-12)
     # a constant error, by quadrature of its own formula
-    beta, s = 0.7, lambda r: 1 + (lam - 1) * np.exp(-r)
+    beta = 0.7
+    s = lambda r: 1 + (lam - 1) * np.exp(-r)  # noqa: E731
     mean = quad(
         lambda r: 0.5 * (1 + k) * (w(r) ** (k / 2)) * beta / np.sqrt(s(r)), 0, T, epsabs=1e-13
     )[0]
@@ -185,9 +187,12 @@ def test_closed_forms() -> None:
 
 
 def test_finite_error_in_closed_form() -> None:
-    lam, k, eps = 0.3, 1.7, 0.4
+    lam = 0.3
+    k = 1.7
+    eps = 0.4
     found = terminal_distribution(jk.Gaussian(0.0, [lam]), [0, 0.5, T], k, eps, 1.0)
-    w, rate = lam * np.exp(-T) / (1 + (lam - 1) * np.exp(-T)), k + (1 + k) * eps
+    w = lam * np.exp(-T) / (1 + (lam - 1) * np.exp(-T))
+    rate = k + (1 + k) * eps
     ratio = k / rate + (1 - k / rate) * w**rate
     np.testing.assert_allclose(found.covariance, [lam * ratio], rtol=1e-13)
     np.testing.assert_allclose(found.kl, (np.log(ratio) + 1 / ratio - 1) / 2, rtol=1e-12)
@@ -202,8 +207,10 @@ def test_matrix_errors_by_differentiating_the_moments() -> None:
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     target = jk.Gaussian(rng.normal(size=3), [0.1, 0.5, 2.0], basis=basis)
-    a, b = jnp.asarray(rng.normal(size=(3, 3))), rng.normal(size=3)
-    edges, alpha2 = [0.0, 0.1, 0.7, T], [0.0, 3.0, 1.0]
+    a = jnp.asarray(rng.normal(size=(3, 3)))
+    b = rng.normal(size=3)
+    edges = [0.0, 0.1, 0.7, T]
+    alpha2 = [0.0, 3.0, 1.0]
 
     def matrix(theta: jax.Array) -> jax.Array:
         return a * jnp.cos(theta)
@@ -228,8 +235,13 @@ def test_matrix_errors_by_differentiating_the_moments() -> None:
 
 def test_matrix_and_relative_errors_agree() -> None:
     """c grad log p + b / sqrt(s) is affine; both at leading order and at finite size, where data have a mean."""
-    lam, mean, c, b, k = np.array([0.2, 1.5]), np.array([1.0, -2.0]), 0.6, 0.8, [2.0, 0.5]
-    target, edges = jk.Gaussian(mean, lam), [0.0, 0.3, T]
+    lam = np.array([0.2, 1.5])
+    mean = np.array([1.0, -2.0])
+    c = 0.6
+    b = 0.8
+    k = [2.0, 0.5]
+    target = jk.Gaussian(mean, lam)
+    edges = [0.0, 0.3, T]
 
     def s(theta: jax.Array) -> jax.Array:
         return 1 + jnp.asarray(lam - 1) * jnp.exp(-theta)
@@ -245,10 +257,8 @@ def test_matrix_and_relative_errors_agree() -> None:
         leading_order(target, edges, k, c, b),
         rtol=1e-12,
     )
-    matrix, modes = (
-        affine_terminal_distribution(target, edges, k, 0.3, *error),
-        terminal_distribution(target, edges, k, 0.3, c, b),
-    )
+    matrix = affine_terminal_distribution(target, edges, k, 0.3, *error)
+    modes = terminal_distribution(target, edges, k, 0.3, c, b)
     np.testing.assert_allclose(jnp.diag(matrix.covariance), modes.covariance, rtol=1e-8)
     np.testing.assert_allclose(matrix.mean_error, modes.mean_error, rtol=1e-8)
     np.testing.assert_allclose([matrix.kl, matrix.w2], [modes.kl, modes.w2], rtol=1e-8)
@@ -259,16 +269,16 @@ def test_matrix_and_relative_errors_agree() -> None:
 )
 def test_every_process_in_its_own_time(process: jk.AbstractProcess) -> None:
     """The variance in the process's own time, drift and scaling, by an ODE solver, gives the L of rescaled time."""
-    lam, alpha, theta_end = 0.2, 1.3, 1.8
+    lam = 0.2
+    alpha = 1.3
+    theta_end = 1.8
     end = float(inverse_time_change(process, theta_end))
     np.testing.assert_allclose(time_change(process, jnp.asarray(end)), theta_end, rtol=1e-12)
 
     @jax.jit
     def slope(t: jax.Array, v: jax.Array, eps: jax.Array) -> jax.Array:
-        g2, marginal = (
-            process.diffusion_squared(t),
-            process.signal(t) ** 2 * lam + process.noise(t) ** 2,
-        )
+        g2 = process.diffusion_squared(t)
+        marginal = process.signal(t) ** 2 * lam + process.noise(t) ** 2
         error = eps * jnp.exp(-jnp.log1p(process.sigma(t) ** 2) / 0.3)
         return 2 * process.drift(t) * v + g2 * (
             (1 + alpha**2) * (1 + error) / marginal * v - alpha**2
@@ -304,7 +314,8 @@ def test_derivatives_in_alpha2() -> None:
     def cost(alpha2: jax.Array | np.ndarray) -> jax.Array:
         return leading_order(target, edges, alpha2, [1.0, 0.3, 2.0], [0.2, 0.0, 1.0])
 
-    gradient, hessian = jax.jit(jax.grad(cost)), jax.jit(jax.jacfwd(jax.grad(cost)))
+    gradient = jax.jit(jax.grad(cost))
+    hessian = jax.jit(jax.jacfwd(jax.grad(cost)))
     step = 1e-4 * np.eye(3)
     for alpha2 in (np.array([1.0, 2.0, 0.5]), np.array([30.0, 2e-4, 1.0])):
         slopes = [(cost(alpha2 + e) - cost(alpha2 - e)) / 2e-4 for e in step]
@@ -326,8 +337,11 @@ def test_derivatives_in_alpha2() -> None:
 
 
 def test_independent_signs_are_an_expectation() -> None:
-    target, edges = jk.Gaussian(0.0, [0.1, 0.7]), [0.0, 0.1, 0.5, T]
-    k, c, b = [0.3, 2.0, 5.0], np.array([1.0, 0.5, 2.0]), np.array([0.1, 0.4, 0.3])
+    target = jk.Gaussian(0.0, [0.1, 0.7])
+    edges = [0.0, 0.1, 0.5, T]
+    k = [0.3, 2.0, 5.0]
+    c = np.array([1.0, 0.5, 2.0])
+    b = np.array([0.1, 0.4, 0.3])
     signs = np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1).T
     mean = np.mean([leading_order(target, edges, k, c * s, b * s) for s in signs])
     np.testing.assert_allclose(
@@ -343,7 +357,7 @@ def test_users_precision(float32: None) -> None:
     np.testing.assert_allclose(value, 0.275624997, rtol=1e-6)
 
 
-# --- limits, and the three propositions as published -----------------------------------------------------
+# --- limits, and the three propositions as published ---
 
 
 class _Published(NamedTuple):
@@ -361,7 +375,8 @@ def _published_pulse_bound(variance: float, alpha2: float, time: float) -> _Publ
     C_h is. It says something where its exponent is negative.
     """
     s = lambda theta: 1.0 + (variance - 1.0) * np.exp(-theta)  # noqa: E731
-    first, second = 1.0 + 1.0 / alpha2, 1.0 / alpha2
+    first = 1.0 + 1.0 / alpha2
+    second = 1.0 / alpha2
 
     def constant_2(theta: float) -> float:
         return (20.0 + 30.0 / s(theta) ** 2) * s(theta) ** 2
@@ -442,7 +457,8 @@ def _mixture(x: jax.Array, theta: jax.Array) -> jax.Array:
 
 
 def test_density_by_quadrature() -> None:
-    points, m0 = np.linspace(-6, 6, 241), 1 / 0.36 - 0.09 / 0.36**2
+    points = np.linspace(-6, 6, 241)
+    m0 = 1 / 0.36 - 0.09 / 0.36**2
     errors = {"score": jax.grad(_mixture), "one": lambda x, theta: jnp.ones_like(x)}
     potentials = {"score": lambda x: _mixture(x, jnp.zeros(())), "one": lambda x: x}
     zero = jnp.zeros(())
@@ -463,7 +479,9 @@ def test_density_by_quadrature() -> None:
 
 
 def test_information_of_a_gaussian() -> None:
-    lam, c, b = 0.3, 0.7, 0.4
+    lam = 0.3
+    c = 0.7
+    b = 0.4
     s = lambda theta: 1 + (lam - 1) * jnp.exp(-theta)  # noqa: E731
     information = density_information(
         lambda x, theta: -(x**2) / (2 * s(theta)),
@@ -489,7 +507,8 @@ def test_pulse() -> None:
         assert not _published_pulse_bound(lam, 100.0, 0.5).informative
         assert _published_pulse_bound(lam, 160.0, 0.5).informative
     # the exact pulse is the limit of short windows
-    edges, width = np.array([0.0, 0.3 - 5e-5, 0.3 + 5e-5, 1.0]), 1e-4
+    edges = np.array([0.0, 0.3 - 5e-5, 0.3 + 5e-5, 1.0])
+    width = 1e-4
     short = leading_order(
         target, edges, 2.0, np.array([0, 1, 0]) / width, np.array([0, 1, 0]) / width
     )
@@ -531,14 +550,16 @@ def test_window() -> None:
     np.testing.assert_allclose(exact, window_leading_order(target, 2000.0, a, 1.0), rtol=1e-6)
 
 
-# --- the bound -------------------------------------------------------------------------------------------
+# --- the bound ---
 
 
 def test_the_bound_holds() -> None:
     """1500 random distributions of dimension 1 to 5, errors and h^2(theta); the exact L is the closed form."""
     ratios = []
     for dim in range(1, 6):
-        rng, n, cells = np.random.default_rng(dim), 300, 5
+        rng = np.random.default_rng(dim)
+        n = 300
+        cells = 5
         lam = np.exp(rng.uniform(np.log(0.02), np.log(4.0), (n, dim)))
         edges = np.concatenate(
             [np.zeros((n, 1)), np.cumsum(rng.gamma(0.7, size=(n, cells)) + 0.01, 1)], 1
@@ -566,7 +587,9 @@ def test_the_bound_holds() -> None:
 
 
 def test_the_bound_is_attained() -> None:
-    target, edges, k = jk.Gaussian(0.0, [0.09]), [0.0, 0.05, 0.4, T], [0.0, 7.0, 1.5]
+    target = jk.Gaussian(0.0, [0.09])
+    edges = [0.0, 0.05, 0.4, T]
+    k = [0.0, 7.0, 1.5]
     exact = leading_order(target, edges, k, 0.0, [1.0, 0.4, 2.0])
     np.testing.assert_allclose(
         gaussian_bound(target, edges, k, 0.0, [1.0, 0.4, 2.0]), exact, rtol=1e-12
@@ -589,7 +612,7 @@ def test_the_bound_is_differentiable_in_alpha2() -> None:
     assert np.all(np.isfinite(jax.jit(jax.grad(cost))(jnp.zeros(2))))
 
 
-# --- the optimum -----------------------------------------------------------------------------------------
+# --- the optimum ---
 
 
 def _data(theta: jax.Array) -> jax.Array:
@@ -604,7 +627,8 @@ def _both(theta: jax.Array) -> jax.Array:
     return _data(theta) + _noise(theta)
 
 
-ONE, TEN = jk.Gaussian(0.0, [0.04]), jk.Gaussian(0.0, np.geomspace(0.01, 1.0, 10))
+ONE = jk.Gaussian(0.0, [0.04])
+TEN = jk.Gaussian(0.0, np.geomspace(0.01, 1.0, 10))
 # ode, h = g, best constant, its h^2 (None: the cap), optimum
 OPTIMA = {
     "1 data": (ONE, _data, "coherent", 0.033457, 0.078140, 0.033457, 0.0, 0.033457),
@@ -664,11 +688,9 @@ def test_infimum() -> None:
 
 def test_infimum_of_a_table() -> None:
     """Errors constant on cells: candidates are the beginnings of the cells; a steep h^2 comes close."""
-    target, edges, c = (
-        jk.Gaussian.isotropic(3, 0.1),
-        np.array([0.0, 0.05, 0.3, T]),
-        np.array([1.0, 0.1, 0.6]),
-    )
+    target = jk.Gaussian.isotropic(3, 0.1)
+    edges = np.array([0.0, 0.05, 0.3, T])
+    c = np.array([1.0, 0.1, 0.6])
     y = np.log1p(np.expm1(edges) / 0.1)
     expected = c[1] + c[0] * y[1]
     assert expected < min(c[0], c @ np.diff(y))
@@ -691,7 +713,7 @@ def test_result_of_the_optimisation() -> None:
     np.testing.assert_allclose(found.stochasticity(process, t), np.sqrt([k[0], k[7], k[14], k[15]]))
 
 
-# --- K steps -------------------------------------------------------------------------------------------
+# --- K steps ---
 
 
 def _cubic(steps: int, final: float = T) -> np.ndarray:
@@ -714,14 +736,13 @@ def _even_kl(
     for sign in (1.0, -1.0):
         a = np.exp(-0.5 * theta)
         s = 1.0 + (variance - 1.0) * np.exp(-theta)
-        m, v = a[0] * mean, s[0]
+        m = a[0] * mean
+        v = s[0]
         for k, h2 in enumerate(alpha2):
             keep, push, noise = step(theta[k], theta[k + 1], h2)
             slope = -(1.0 + sign * relative[k]) / s[k]
-            m, v = (
-                keep * m + push * slope * (m - a[k] * mean),
-                (keep + push * slope) ** 2 * v + noise,
-            )
+            m = keep * m + push * slope * (m - a[k] * mean)
+            v = (keep + push * slope) ** 2 * v + noise
         values.append(0.5 * (np.log(v / variance) + (variance + (m - mean) ** 2) / v - 1.0))
     return float(np.mean(values))
 
@@ -732,8 +753,10 @@ def _exponential_integrator(start: float, end: float, alpha2: float) -> tuple[fl
 
 
 def _ddim(start: float, end: float, alpha2: float) -> tuple[float, float, float]:
-    a, b = np.exp(-0.5 * start), np.exp(-0.5 * end)
-    n, r = -np.expm1(-start), -np.expm1(-end)
+    a = np.exp(-0.5 * start)
+    b = np.exp(-0.5 * end)
+    n = -np.expm1(-start)
+    r = -np.expm1(-end)
     keep = 0.0 if r == 0 else (np.expm1(end) / np.expm1(start)) ** (0.5 * alpha2)
     # x0 = (x + n score) / a, noise = -sqrt(n) score
     return b / a, b * n / a - np.sqrt(r * n) * keep, r * (1.0 - keep**2)
@@ -754,7 +777,8 @@ def _least(fn: Callable[[np.ndarray], float], steps: int) -> tuple[float, np.nda
 @pytest.mark.parametrize("epsilon", [0.1, 0.5])
 def test_discrete_stochasticity_of_the_exponential_integrator(epsilon: float) -> None:
     """Against a recursion and an optimiser that share no code, one dimension and three steps."""
-    theta, variance = _cubic(3), 0.04
+    theta = _cubic(3)
+    variance = 0.04
 
     def j(alpha2: np.ndarray, size: float = epsilon) -> float:
         c = size * np.asarray(_both(jnp.asarray(theta[:-1])))
@@ -802,7 +826,10 @@ def test_discrete_stochasticity_of_the_exponential_integrator(epsilon: float) ->
 
 def test_discrete_stochasticity_of_ddim_in_another_process() -> None:
     """Two modes with errors of their own, in the time of the VP process, against the same recursion."""
-    process, epsilon, means, variances = jk.VP(0.1, 3.9), 0.2, (0.3, -1.0), (0.04, 0.5)
+    process = jk.VP(0.1, 3.9)
+    epsilon = 0.2
+    means = (0.3, -1.0)
+    variances = (0.04, 0.5)
     theta = _cubic(3)
 
     def error(r: jax.Array) -> jax.Array:
@@ -814,10 +841,8 @@ def test_discrete_stochasticity_of_ddim_in_another_process() -> None:
             _even_kl(_ddim, theta, alpha2, means[i], variances[i], c[:, i]) for i in range(2)
         )
 
-    target, times = (
-        jk.Gaussian(means, variances),
-        np.asarray(inverse_time_change(process, jnp.asarray(theta))),
-    )
+    target = jk.Gaussian(means, variances)
+    times = np.asarray(inverse_time_change(process, jnp.asarray(theta)))
     found = optimize_discrete_stochasticity(target, error, process, "ddim", times, epsilon)
     np.testing.assert_allclose(
         [found.value, found.ode], [j(found.stochasticity_squared), j(np.zeros(3))], rtol=1e-9
@@ -842,10 +867,14 @@ def test_discrete_stochasticity_of_ddim_in_another_process() -> None:
 
 
 def test_discrete_stochasticity_is_no_worse_than_its_starts() -> None:
-    rng, theta, process = np.random.default_rng(0), _cubic(3), jk.OU(rate=1.0, t_max=T)
+    rng = np.random.default_rng(0)
+    theta = _cubic(3)
+    process = jk.OU(rate=1.0, t_max=T)
     for _ in range(8):
-        target, epsilon = jk.Gaussian(0.0, rng.uniform(0.01, 2.0, 1)), rng.uniform(0.01, 1.0)
-        cap, c = rng.uniform(1.0, 50.0), rng.normal(size=16)
+        target = jk.Gaussian(0.0, rng.uniform(0.01, 2.0, 1))
+        epsilon = rng.uniform(0.01, 1.0)
+        cap = rng.uniform(1.0, 50.0)
+        c = rng.normal(size=16)
         given = jk.Schedule(theta, rng.uniform(0.0, np.sqrt(cap), 3))
         found = optimize_discrete_stochasticity(
             target, c, process, "exponential_integrator", given, epsilon, cap=cap
@@ -870,8 +899,10 @@ def test_discrete_stochasticity_is_no_worse_than_its_starts() -> None:
 
 def test_discrete_stochasticity_with_an_error_on_cells() -> None:
     """A step that begins at an edge sees the cell below it, also if times come from float32."""
-    theta, process = _cubic(3), jk.OU(rate=1.0, t_max=T)
-    edges, c = theta[::-1], np.asarray(_both(jnp.asarray(theta[:-1])))[::-1]
+    theta = _cubic(3)
+    process = jk.OU(rate=1.0, t_max=T)
+    edges = theta[::-1]
+    c = np.asarray(_both(jnp.asarray(theta[:-1])))[::-1]
     whole = optimize_discrete_stochasticity(
         ONE, _both, process, "exponential_integrator", theta, 0.1
     )
@@ -1008,11 +1039,12 @@ def test_bad_input_of_discrete_stochasticity(call: Callable[[], object], message
         call()
 
 
-# --- training weights ------------------------------------------------------------------------------------
+# --- training weights ---
 
 
 def test_training_weights() -> None:
-    process, t = jk.VP(), jnp.asarray([0.0, 0.2, 1.0])
+    process = jk.VP()
+    t = jnp.asarray([0.0, 0.2, 1.0])
     s = np.asarray(process.noise(t))
     np.testing.assert_allclose(training_weight(process, t), s**2, atol=1e-15)
     np.testing.assert_allclose(training_weight(process, t, "noise"), s**3, atol=1e-15)
@@ -1025,7 +1057,8 @@ def test_training_weights() -> None:
 
 def test_optimal_weight() -> None:
     """In the stated model it beats every other weight, and its error is the variance of a simulated one."""
-    edges, k = [0.0, 0.1, T], [0.0, 2.0]
+    edges = [0.0, 0.1, T]
+    k = [0.0, 2.0]
     kernel = terminal_kernel(TEN, edges, k)
     np.testing.assert_allclose(jnp.sum(kernel.size), T, rtol=1e-12)
     np.testing.assert_allclose(jnp.sum(kernel.size * kernel.optimal_weight), 1.0, rtol=1e-12)
@@ -1044,7 +1077,7 @@ def test_optimal_weight() -> None:
     np.testing.assert_allclose(simulated, uniform, rtol=2e-3)
 
 
-# --- errors ----------------------------------------------------------------------------------------------
+# --- errors ---
 
 
 @pytest.mark.parametrize(

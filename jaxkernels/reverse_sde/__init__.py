@@ -1,4 +1,4 @@
-"""The reverse diffusion coefficient h(t): what a score error costs for a given h, and the best h."""
+"""The reverse diffusion coefficient h(t): the cost of a score error, and the best h."""
 
 from ._affine import affine_leading_order as affine_leading_order
 from ._bound import (

@@ -3,7 +3,8 @@
 For E = A(theta) x + beta(theta), with eta = A m + beta and m the mean of p_theta, W and M of
 `_leading_order` are
 
-    W_ij = 1/2 int (1 + alpha^2) e^{-(H_i + H_j)/2} (A_ij sqrt(s_j/s_i) + A_ji sqrt(s_i/s_j)) d theta,
+    W_ij = 1/2 int (1 + alpha^2) e^{-(H_i + H_j)/2} (G_ij + G_ji) d theta,
+    G_ij = A_ij sqrt(s_j / s_i),
     M_i = 1/2 int (1 + alpha^2) e^{-H_i/2} eta_i / sqrt(s_i) d theta.
 """
 
@@ -41,7 +42,8 @@ def affine_leading_order(
     """Compute L(h), the leading order of KL, for an affine score error with a matrix slope.
 
         E = A(theta) x + beta(theta),     L = |M|^2 / 2 + |W|_F^2 / 4
-        W_ij = 1/2 int (1 + alpha^2) e^{-(H_i + H_j)/2} (A_ij sqrt(s_j/s_i) + A_ji sqrt(s_i/s_j)) dtheta
+        W_ij = 1/2 int (1 + alpha^2) e^{-(H_i + H_j)/2} (G_ij + G_ji) dtheta
+        G_ij = A_ij sqrt(s_j / s_i)
         M_i = 1/2 int (1 + alpha^2) e^{-H_i/2} (A m + beta)_i / sqrt(s_i) dtheta,     m = E X_theta
 
     by Gauss-Legendre quadrature. A and beta are in the coordinates of the data, whose scale is that
@@ -64,8 +66,8 @@ def affine_leading_order(
     **Example:**
 
     ```python
-    >>> target = jk.Gaussian(0.0, [1.0, 1.0])
-    >>> value = jk.reverse_sde.affine_leading_order(target, [0.0, 2.0], 1.0, [[0.0, 1.0], [-1.0, 0.0]])
+    >>> setting = (jk.Gaussian(0.0, [1.0, 1.0]), [0.0, 2.0], 1.0)
+    >>> value = jk.reverse_sde.affine_leading_order(*setting, [[0.0, 1.0], [-1.0, 0.0]])
     >>> print(f"{abs(float(value)):.4f}")  # a rotation does not change an isotropic distribution
     0.0000
     ```

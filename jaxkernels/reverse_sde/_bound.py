@@ -1,4 +1,4 @@
-"""A bound on the leading order that holds for every h(t) >= 0 and any data with a Poincaré inequality.
+"""A bound on the leading order for every h(t) >= 0 and any data with a Poincaré inequality.
 
 Let m(theta) be the constant in m Var_p(u) <= E_p |grad u|^2 for p = p_theta, and
 

@@ -13,9 +13,9 @@ from .._types import AnyArray, Numbers
 from ..distributions import Gaussian
 
 TimeProfile: TypeAlias = Numbers | Callable[[Array], Array]
-"""A size at every rescaled time theta: a number, one number per cell (cells,), one per cell and mode
-(cells, modes), or a function. The function takes times of any shape and returns values of the same
-shape, or of that shape with a last axis for the modes."""
+"""A size at every rescaled time theta: a number, one number per cell (cells,), one per cell and
+mode (cells, modes), or a function. The function takes times of any shape and returns values of the
+same shape, or of that shape with a last axis for the modes."""
 
 
 def check_edges(edges: Numbers) -> AnyArray:

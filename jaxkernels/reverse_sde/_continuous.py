@@ -61,7 +61,7 @@ class OptimalDiffusion:
     signs: str
     """"coherent" or "independent"."""
     converged: bool
-    """Whether the best start has met the tolerance: every derivative is 0, or points out of the box."""
+    """Whether at the best start every derivative is 0, to tolerance, or points out of the box."""
     optima: np.ndarray
     """L that each start has reached; they differ where there are several local minima."""
 
@@ -173,12 +173,13 @@ def optimize_diffusion(
     **Example:**
 
     ```python
-    >>> found = jk.reverse_sde.optimize_diffusion(jk.Gaussian(0.0, [0.04]), lambda r: jnp.exp(-50 * r), 2.0)
-    >>> print(f"{found.best_constant.stochasticity_squared:.2f}")  # an error at the data only: no noise
+    >>> setting = (jk.Gaussian(0.0, [0.04]), lambda theta: jnp.exp(-50.0 * theta), 2.0)
+    >>> found = jk.reverse_sde.optimize_diffusion(*setting)
+    >>> print(f"{found.best_constant.stochasticity_squared:.2f}")  # error at the data: no noise
     0.00
     ```
 
-    Source: the question is that of Cao, Chen, Luo, Zhou (2023), Section 5; the answer is derived here.
+    Source: the question is that of Cao, Chen, Luo, Zhou (2023), Section 5.
     """
     _checks.one_of("signs", signs, ("coherent", "independent"))
     final_time = float(_checks.scalar("final_time", final_time, above=0.0))

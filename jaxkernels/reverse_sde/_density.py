@@ -36,8 +36,8 @@ def density_information(
 
     ```python
     >>> normal = lambda x, theta: -0.5 * x**2
-    >>> information = jk.reverse_sde.density_information(normal, jax.grad(normal), np.linspace(-9, 9, 99))
-    >>> print(f"{float(information(jnp.ones(1))[0]):.4f}")
+    >>> setting = (normal, jax.grad(normal), np.linspace(-9.0, 9.0, 99))
+    >>> print(f"{float(jk.reverse_sde.density_information(*setting)(jnp.ones(1))[0]):.4f}")
     2.0000
     ```
     """

@@ -103,7 +103,7 @@ class DiscreteStochasticity:
     cap: float
     """The bound on alpha^2."""
     converged: bool
-    """Whether the best start has met the tolerance: every derivative is 0, or points out of the box."""
+    """Whether at the best start every derivative is 0, to tolerance, or points out of the box."""
     optima: np.ndarray
     """J that each start has reached, infinite where it explodes; they differ at local minima."""
     trusted: bool
@@ -133,7 +133,7 @@ class DiscreteStochasticity:
 
     @property
     def continuous(self) -> float:
-        """eps^2 L of the optimum of continuous time: the infimum over all h(t) where it is known."""
+        """eps^2 L of the optimum of continuous time: the infimum over all h(t) if it is known."""
         best = self.optimum.infimum or self.optimum
         return self.epsilon**2 * best.value
 
@@ -160,8 +160,8 @@ class DiscreteStochasticity:
             f"  alpha = 0: {self.ode:.6g}, alpha = 1: {self.sde:.6g}",
             f"  gain {self.gain:.3g} = repair of the discretisation {self.repair_gain:.3g} "
             f"x gain against the error {self.score_gain:.3g}",
-            f"  {reach}K = {steps} steps cost {self.ratio:.3g} times the optimum of continuous time, "
-            f"{self.continuous:.3g}; {share:.0%} of it is discretisation",
+            f"  {reach}K = {steps} steps cost {self.ratio:.3g} times the optimum of continuous "
+            f"time, {self.continuous:.3g}; {share:.0%} of it is discretisation",
         ]
         lines += format_arrays(self, "times", "stochasticity_squared")
         lines += [f"  warning: {text}" for text in self.warnings]
@@ -186,10 +186,10 @@ def optimize_discrete_stochasticity(
 
     by projected Newton iterations from many starts: the best constant, alpha = 0, alpha = 1, the
     given alpha_k, the optimum of continuous time in the middle of the steps, and the optimum
-    without error. The result is never worse than any of them. A step whose noise has no effect, such
-    as DDIM's to t = 0, keeps the alpha that the search has left it. The times are fixed: to optimise
-    them, pass `SymmetrizedKL` to `optimize_schedule`. The first call for a sampler, type of process,
-    K and number of modes compiles.
+    without error. The result is never worse than any of them. A step whose noise has no effect,
+    such as DDIM's to t = 0, keeps the alpha that the search has left it. The times are fixed: to
+    optimise them, pass `SymmetrizedKL` to `optimize_schedule`. The first call for a sampler, type
+    of process, K and number of modes compiles.
 
     **Arguments:**
 
@@ -201,8 +201,8 @@ def optimize_discrete_stochasticity(
     - `schedule`: times (K + 1,), from the process's t_max (below it, if sigma is infinite there) to
       0; or a `Schedule` of such times, whose alpha_k are then among the starts.
     - `epsilon`: eps > 0, dimensionless like c.
-    - `cells`: of the optimum of continuous time, as in `optimize_diffusion`; their edges, if `error`
-      is given on them.
+    - `cells`: of the optimum of continuous time, as in `optimize_diffusion`; their edges, if
+      `error` is given on them.
     - `cap`: bound > 0 on alpha^2, here and in continuous time.
 
     **Returns:** a `DiscreteStochasticity`.
@@ -220,7 +220,7 @@ def optimize_discrete_stochasticity(
     ((3,), True)
     ```
 
-    Source: the question is that of Cao, Chen, Luo, Zhou (2023), Section 5; the answer is derived here.
+    Source: the question is that of Cao, Chen, Luo, Zhou (2023), Section 5.
     """
     _check_concrete(target, process, sampler, schedule, epsilon)
     target, process, sampler = check_setting(target, process, sampler)
@@ -262,8 +262,8 @@ def _solve(exact: _DiscreteKL, wrong: _DiscreteKL, starts: np.ndarray, top: floa
     best = _minimise(wrong, np.concatenate([starts, [np.full(steps, u), agnostic.u]]), top)
     if not np.isfinite(best.value):
         raise ValueError(
-            f"KL is infinite at every start: {type(wrong.kl.sampler).__name__} is not finite on this "
-            "schedule."
+            f"KL is infinite at every start: {type(wrong.kl.sampler).__name__} is not finite on "
+            "this schedule."
         )
     return _Solution(best, agnostic, BestConstant(value, float(np.expm1(u))))
 
@@ -353,7 +353,8 @@ def _check_run(
     """A schedule from where sampling starts to the data; times alone stand for alpha = 1."""
     if not sampler.stochastic:
         raise ValueError(
-            f"sampler = {type(sampler).__name__} is deterministic and has no h; use one such as DDIM."
+            f"sampler = {type(sampler).__name__} is deterministic and has no h; use one such as "
+            "DDIM."
         )
     if not isinstance(schedule, Schedule):
         schedule = Schedule(schedule, 1.0)
@@ -379,8 +380,9 @@ def _check_run(
 def _evaluate_error(
     error: TimeProfile, theta: Float[Array, " evaluations"], edges: np.ndarray, modes: int
 ) -> Float[Array, "evaluations modes"]:
-    """c at the evaluations; on an edge, within rounding, that of the cell below: the step goes there."""
+    """c at the evaluations; on an edge, within rounding, that of the cell below."""
     if callable(error):
         return evaluate_profile(error, theta[None], modes)[0]
+    # a step that begins at an edge goes through the cell below
     cell = jnp.searchsorted(jnp.asarray(edges), theta * (1.0 - _ROUNDING), side="left") - 1
     return broadcast_to_modes(error, edges.size - 1, modes)[jnp.clip(cell, 0, edges.size - 2)]

@@ -37,7 +37,7 @@ _FLOOR = 1e-20
 def solve_eulerian(
     target: GaussianMixture,
     error: ErrorFunction,
-    grid: np.ndarray,
+    theta: np.ndarray,
     cells: int,
     stochasticity_squared: Array,
     pieces: np.ndarray,
@@ -47,7 +47,7 @@ def solve_eulerian(
     means = np.append(np.asarray(target.means)[:, 0], 0.0)
     reach = _REACH * max(1.0, math.sqrt(np.max(target.eigenvalues)))
     with jax.ensure_compile_time_eval():
-        times = jnp.asarray(grid)
+        times = jnp.asarray(theta)
         points = np.linspace(np.min(means) - reach, np.max(means) + reach, 2 * cells + 1)
         nodes = jnp.asarray(points[1::2])
         faces = jnp.asarray(points[2:-1:2])
@@ -63,7 +63,7 @@ def solve_eulerian(
 def _evaluate_on_grid(
     target: GaussianMixture, error: ErrorFunction, times: Array, nodes: Array, faces: Array
 ) -> tuple[Array, Array, Array, Worst]:
-    """p_0 at the nodes; log p from node to node and the integral of (p E)' over cells, at the stages."""
+    """p_0 at the nodes; at the stages, differences of log p and integrals of (p E)' over cells."""
 
     def at_stage(theta: Array) -> tuple[Array, Array, Worst]:
         found = perturb(target, error, faces, theta)

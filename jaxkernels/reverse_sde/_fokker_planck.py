@@ -1,8 +1,8 @@
 """The leading order of KL in a small score error, for any one-dimensional mixture of Gaussians.
 
-In the rescaled time theta, forward from the data (theta = 0) to noise (theta = T), p = p_theta is the
-density of dX = -X/2 dtheta + dB. The reverse family, run in t = T - theta from the exact p_T with the
-score error eps E, is
+In the rescaled time theta, forward from the data (theta = 0) to noise (theta = T), p = p_theta is
+the density of dX = -X/2 dtheta + dB. The reverse family, run in t = T - theta from the exact p_T
+with the score error eps E, is
 
     dY = [Y/2 + (1 + alpha^2)/2 (grad log p + eps E)] dt + alpha dW,     alpha = h / g,         (1)
 
@@ -97,8 +97,8 @@ def leading_order_1d(
     - `scheme`: "lagrangian", in cells that move with the probability flow, for every alpha >= 0; or
       "eulerian", on a fixed uniform grid, as a check: it needs alpha^2 well above 0 and cells well
       below the narrowest standard deviation.
-    - `richardson`: whether to extrapolate from three grids, each with half the cells and steps of the
-      next, with order 2 in space and 3 in time. Otherwise the finest of two is the result.
+    - `richardson`: whether to extrapolate from three grids, each with half the cells and steps of
+      the next, with order 2 in space and 3 in time. Otherwise the finest of two is the result.
 
     **Returns:** a `FokkerPlanckResult`.
 
@@ -116,8 +116,9 @@ def leading_order_1d(
     True
     ```
 
-    Source: Cao, Chen, Luo, Zhou, "Exploring the optimal choice for generative processes in diffusion
-    models: ordinary vs stochastic differential equations" (2023), (10), divided by p_theta.
+    Source: Cao, Chen, Luo, Zhou, "Exploring the optimal choice for generative processes in
+    diffusion models: ordinary vs stochastic differential equations" (2023),
+    equation (10), divided by p_theta.
     """
     _check_target(target)
     perturbation = error if callable(error) else _checks.lookup("error", error, NAMED_ERRORS)
@@ -208,7 +209,7 @@ def _check_pieces(stochasticity_squared: Numbers, count: int, positive: bool) ->
 def divide_time(
     edges: np.ndarray, refinement: int, steps: int, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Increasing times, with equal steps of log(scale + theta) in every piece, and each step's piece."""
+    """Increasing times, with equal steps of log(scale + theta) per piece, and each step's piece."""
     logs = np.log1p(edges / scale)
     counts = refinement * np.ceil(steps * np.diff(logs) / logs[-1] - 1e-9).astype(int)
     parts = [np.linspace(a, b, n, endpoint=False) for a, b, n in zip(logs[:-1], logs[1:], counts)]

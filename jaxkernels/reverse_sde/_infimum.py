@@ -64,7 +64,7 @@ class _Candidates:
 
 @in_float64
 def diffusion_infimum(target: Gaussian, error: TimeProfile, edges: Numbers) -> Infimum:
-    """Compute the infimum of L(h) over all h(t) >= 0, for isotropic data and relative errors c >= 0.
+    """Compute the infimum of L(h) over all h(t) >= 0, for isotropic data and errors c >= 0.
 
         inf L = d/4 min(int_0^Y c dy, min_{y*} [c(y*) + int_0^{y*} c dy])^2
 

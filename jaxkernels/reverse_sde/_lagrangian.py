@@ -29,8 +29,8 @@ from ._runge_kutta import map_stages, march, stage_times
 
 # Cells reach this many standard deviations from every mean, ...
 _REACH = 7.0
-# ... and are spaced like quantiles of Cauchy distributions of this many standard deviations: fine in
-# the modes, coarse but not empty between them.
+# ... and are spaced like quantiles of Cauchy distributions of this many standard deviations: fine
+# in the modes, coarse but not empty between them.
 _CAUCHY_SCALE = 3.0
 
 # cells narrower than this many of the narrowest component's standard deviations are points for the
@@ -44,7 +44,7 @@ _BISECTIONS = 60
 def solve_lagrangian(
     target: GaussianMixture,
     error: ErrorFunction,
-    grid: np.ndarray,
+    theta: np.ndarray,
     cells: int,
     stochasticity_squared: Array,
     pieces: np.ndarray,
@@ -65,7 +65,7 @@ def solve_lagrangian(
             "component."
         )
     with jax.ensure_compile_time_eval():
-        times = jnp.asarray(grid)
+        times = jnp.asarray(theta)
         nodes = jnp.asarray(points[1::2])
         faces = jnp.asarray(points[2:-1:2])
         masses = jnp.asarray(half_masses[0::2] + half_masses[1::2])
@@ -81,7 +81,7 @@ def solve_lagrangian(
 def _place_points(target: GaussianMixture, cells: int) -> np.ndarray:
     """2 cells + 1 points, faces and nodes in turn: equal steps of a smooth function of x (order 2).
 
-    Only within reach of a component. Elsewhere the mass is negligible, and one cell bridges the gap.
+    Only within reach of a component. Elsewhere the mass is negligible: one cell bridges the gap.
     """
     means = np.asarray(target.means)[:, 0]
     deviations = np.sqrt(np.asarray(target.eigenvalues)[:, 0])
@@ -156,14 +156,14 @@ def _follow_flow(target: GaussianMixture, times: Array, faces: Array) -> tuple[A
 
 
 def _move(target: GaussianMixture, x: Array, start: Array, end: Array, substeps: Array) -> Array:
-    """Points moved by the probability flow from `start` to `end`, by classical Runge-Kutta steps."""
+    """Points moved by the probability flow from `start` to `end`, by Runge-Kutta of order 4."""
     step = (end - start) / substeps
 
     def substep(i: Array, x: Array) -> Array:
         def stage(
-            carry: tuple[Array, Array], here: tuple[Array, Array]
+            state: tuple[Array, Array], here: tuple[Array, Array]
         ) -> tuple[tuple[Array, Array], None]:
-            velocity, moved = carry
+            velocity, moved = state
             part, weight = here
             y = x + part * step * velocity
             velocity = -0.5 * (y + evaluate_score(target, y, start + (i + part) * step))

@@ -108,7 +108,7 @@ def leading_order(
           + 1/8 sum_i (int (1 + alpha^2) e^{-H_i/2} b_i dy_i)^2,     H_i = int_0 alpha^2 dy_i
 
     with dy_i = dtheta / s_i. It is a closed form if the error is constant on cells, and
-    differentiable in everything, also at h = 0 (in alpha^2; in alpha the derivative vanishes there).
+    differentiable in everything, also in alpha^2 at 0 (in alpha the derivative vanishes there).
 
     **Arguments:**
 
@@ -135,9 +135,9 @@ def leading_order(
     0.2756
     ```
 
-    Source: Cao, Chen, Luo, Zhou, "Exploring the optimal choice for generative processes in diffusion
-    models: ordinary vs stochastic differential equations" (2023), Proposition 3.2 and Appendix G.1
-    (one dimension).
+    Source: Cao, Chen, Luo, Zhou, "Exploring the optimal choice for generative processes in
+    diffusion models: ordinary vs stochastic differential equations" (2023),
+    Proposition 3.2 and Appendix G.1 (one dimension).
     """
     responses = cell_responses(target, edges, stochasticity_squared, relative, shift, panels=panels)
     return responses.leading_order(signs)
@@ -155,7 +155,8 @@ def cell_responses(
 ) -> CellResponses:
     """Compute the contribution of every cell to the first-order change of variance and mean.
 
-        W_i = -int (1 + alpha^2) e^{-H_i} c_i dy_i,   M_i = 1/2 int (1 + alpha^2) e^{-H_i/2} b_i dy_i
+        W_i = -int (1 + alpha^2) e^{-H_i} c_i dy_i
+        M_i = 1/2 int (1 + alpha^2) e^{-H_i/2} b_i dy_i
 
     **Arguments:**
 
@@ -170,8 +171,9 @@ def cell_responses(
 
     ```python
     >>> target = jk.Gaussian(0.0, [0.04, 1.0])
-    >>> jk.reverse_sde.cell_responses(target, [0.0, 0.1, 0.5, 2.0], 1.0, relative=1.0).variance.shape
-    (3, 2)
+    >>> responses = jk.reverse_sde.cell_responses(target, [0.0, 0.1, 2.0], 1.0, relative=1.0)
+    >>> responses.variance.shape
+    (2, 2)
     ```
     """
     edges = check_edges(edges)
@@ -263,7 +265,7 @@ def integrated_decay(
 
 
 def expm1_ratio(z: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """(1 - e^{-z}) / z, equal to 1 at z = 0, with accurate first and second derivatives everywhere."""
+    """(1 - e^{-z}) / z, equal to 1 at z = 0, with accurate first and second derivatives."""
     small = jnp.abs(z) < 0.25
     x = jnp.where(small, z, 0.0)
     series = jnp.zeros_like(x)

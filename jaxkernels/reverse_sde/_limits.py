@@ -1,4 +1,4 @@
-"""Closed-form limits of the leading order for Gaussian data: pulses, short windows and strong noise.
+"""Limits of the leading order for Gaussian data: pulses, short windows and strong noise.
 
 For a constant alpha = h / g and the error of `_leading_order`:
 
@@ -35,7 +35,8 @@ def pulse_leading_order(
 ) -> Float[Array, ""]:
     """Compute L(h) for an error at one time only, E(theta) = e delta(theta - theta_s).
 
-        L = (1 + alpha^2)^2 sum_i [c_i^2 e^{-2 alpha^2 y_i} / 4 + b_i^2 e^{-alpha^2 y_i} / 8] / s_i^2
+        L = (1 + alpha^2)^2 sum_i [c_i^2 e^{-2 alpha^2 y_i} / 4
+                                   + b_i^2 e^{-alpha^2 y_i} / 8] / s_i^2
 
     with y_i and s_i at theta_s.
 
@@ -79,7 +80,7 @@ def pulse_bound(
 
         L <= (1 + alpha^2)^2 / 8 I exp(-alpha^2 y_max),     I = sum_i (2 c_i^2 + b_i^2) / s_i^2
 
-    with y_max the natural time of the mode of the largest variance. It holds for every alpha^2 >= 0.
+    with y_max the natural time of the mode of the largest variance. It holds for every alpha^2.
 
     **Arguments:**
 
@@ -139,7 +140,8 @@ def window_leading_order(
     **Example:**
 
     ```python
-    >>> value = jk.reverse_sde.window_leading_order(jk.Gaussian(0.0, [1.0]), 0.0, 0.01, relative=1.0)
+    >>> target = jk.Gaussian(0.0, [1.0])
+    >>> value = jk.reverse_sde.window_leading_order(target, 0.0, 0.01, relative=1.0)
     >>> print(f"{float(value):.6f}")
     0.000025
     ```

@@ -1,4 +1,4 @@
-"""The score error on cells: its values, its source in the Fokker-Planck equation, and its checks."""
+"""The score error of the Fokker-Planck equation: its values at points, and their checks."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias

@@ -58,7 +58,7 @@ def resolve_panels(
 def place_nodes(
     edges: Array, fastest: Array, panels: int
 ) -> tuple[Float[Array, "cells n"], Float[Array, "cells n"]]:
-    """Nodes theta and weights d theta, with equal panels in the natural time of the fastest mode."""
+    """Nodes theta and weights d theta, in equal panels of the natural time of the fastest mode."""
     y = mode_time(edges, fastest)
     step = jnp.diff(y)[:, None, None] / panels
     inside = jnp.arange(panels)[:, None] + 0.5 * (1.0 + jnp.asarray(_NODES))

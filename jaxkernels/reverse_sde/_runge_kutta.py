@@ -61,9 +61,9 @@ def march(
         rows = (jnp.arange(3), jnp.asarray(_EARLIER / _GAMMA), inflow, *matrices)
 
         def stage(
-            carry: tuple[Array, Array], here: tuple[Array, ...]
+            state: tuple[Array, Array], here: tuple[Array, ...]
         ) -> tuple[tuple[Array, Array], None]:
-            changes, _ = carry
+            changes, _ = state
             i, earlier, inflow, *matrix = here
             before = x + earlier @ changes
             now = substitute(Factors(*matrix), weights * before + inflow)

@@ -47,14 +47,14 @@ class Minimum(NamedTuple):
 
 
 class AbstractCost(eqx.Module):
-    """A positive function of u = log(1 + alpha^2), minimised by the derivatives of its logarithm."""
+    """A positive function of u = log(1 + alpha^2), minimised by derivatives of its logarithm."""
 
     @abc.abstractmethod
     def value(self, u: Float[Array, " n"], /) -> Float[Array, ""]:
         """Evaluate the cost, >= 0."""
 
     def derivatives(self, z: Float[Array, " n"], /) -> tuple[Array, Array, Array]:
-        """Logarithm of the cost, its gradient and Hessian: finite also where the cost underflows."""
+        """Logarithm of the cost, its gradient and Hessian: finite also if the cost underflows."""
         return dense_derivatives(lambda u: jnp.log(self.value(u) + jnp.finfo(u.dtype).tiny), z)
 
 
@@ -65,7 +65,7 @@ def evaluate_costs(cost: AbstractCost, u: Float[Array, "starts n"]) -> Float[Arr
 
 
 def search_constant(cost: AbstractCost, top: float, columns: int = 1) -> tuple[float, float]:
-    """u <= `top` of the best constant and its cost, by ever finer grids around the best of the last.
+    """u <= `top` of the best constant and its cost, by ever finer grids around the best.
 
     `columns` is the number of entries of u that the constant is repeated in.
     """

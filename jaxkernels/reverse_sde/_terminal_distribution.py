@@ -123,20 +123,20 @@ def affine_terminal_distribution(
 
     - `target`, `edges`, `stochasticity_squared`, `matrix`, `shift`: as in `affine_leading_order`.
     - `epsilon`: eps, the factor of the error, a number.
-    - `steps`: steps per cell >= 1, uniform in the natural time of the mode of the smallest variance.
-      The default makes the error of order 1e-9 for errors of moderate size.
+    - `steps`: steps per cell >= 1, uniform in the natural time of the mode of the smallest
+      variance. The default makes the error of order 1e-9 for errors of moderate size.
 
     **Returns:** a `TerminalDistribution` with a covariance in the eigenbasis.
 
-    **Raises:** ValueError as `affine_leading_order`, and naming the time at which a variance is not a
-    positive finite number: the process explodes, or there are too few steps.
+    **Raises:** ValueError as `affine_leading_order`, and naming the time at which a variance is not
+    a positive finite number: the process explodes, or there are too few steps.
 
     **Example:**
 
     ```python
     >>> target = jk.Gaussian(0.0, [0.04, 1.0])
-    >>> found = jk.reverse_sde.affine_terminal_distribution(target, [0, 1], 1.0, 0.1, np.eye(2), steps=99)
-    >>> found.covariance.shape
+    >>> setting = (target, [0.0, 1.0], 1.0, 0.1, np.eye(2))
+    >>> jk.reverse_sde.affine_terminal_distribution(*setting, steps=99).covariance.shape
     (2, 2)
     ```
     """
@@ -178,7 +178,7 @@ def _count_steps(edges: AnyArray, variances: AnyArray, alpha2: AnyArray) -> int:
 def _solve_cells(
     edges: Array, lam: Array, weights: Array, alpha2: Array, c: Array, b: Array
 ) -> tuple[TerminalDistribution, Array]:
-    """The distribution at the data, and whether moments were proper at the data end of every cell."""
+    """The distribution at the data, and whether moments were proper at the end of every cell."""
     width = jnp.diff(mode_time(edges[:, None], lam), axis=0)
     alpha2 = alpha2[:, None]
     z = (alpha2 + (1.0 + alpha2) * c) * width
@@ -207,7 +207,7 @@ def _solve_cells(
 
 @partial(jax.jit, static_argnames="steps")
 def _step_times(edges: Array, fastest: Array, steps: int) -> Float[Array, "cells points"]:
-    """Ends and middles of the steps in every cell, uniform in the natural time of the fastest mode."""
+    """Ends and middles of the steps in every cell, uniform in the fastest mode's natural time."""
     y = mode_time(edges, fastest)
     inside = y[:-1, None] + jnp.diff(y)[:, None] * jnp.linspace(0.0, 1.0, 2 * steps + 1)
     return inverse_mode_time(inside, fastest)
@@ -217,7 +217,7 @@ def _step_times(edges: Array, fastest: Array, steps: int) -> Float[Array, "cells
 def _integrate(
     edges: Array, lam: Array, alpha2: Array, theta: Array, slope: Array, push: Array
 ) -> tuple[TerminalDistribution, Array]:
-    """The distribution at the data, and whether moments were proper at the data end of every step."""
+    """The distribution at the data, and whether moments were proper at the end of every step."""
     fastest = jnp.min(lam)
     steps = (theta.shape[1] - 1) // 2
     scale = mode_variance(theta, fastest)[..., None]
@@ -288,6 +288,7 @@ def _check_proper(proper: Array, times: Array) -> None:
         return
     time = float(np.asarray(times)[~np.asarray(proper)][-1])
     raise ValueError(
-        f"the process explodes: at time {time:g} (rescaled time theta, going to 0) a variance is not "
-        "a positive finite number. The error epsilon E is too large for this stochasticity_squared."
+        f"the process explodes: at time {time:g} (rescaled time theta, going to 0) a variance is "
+        "not a positive finite number. The error epsilon E is too large for this "
+        "stochasticity_squared."
     )

@@ -29,7 +29,7 @@ from ..processes import AbstractProcess
 def time_change(process: AbstractProcess, t: Real[AnyArray | float, "*s"]) -> Float[Array, "*s"]:
     """Compute the rescaled time theta of a process at its own time t.
 
-        theta(t) = log(1 + sigma(t)^2) = int_0^t g^2    (the integral: variance-preserving processes)
+        theta(t) = log(1 + sigma(t)^2)     (int_0^t g^2 for a variance-preserving process)
 
     **Arguments:**
 
@@ -46,8 +46,8 @@ def time_change(process: AbstractProcess, t: Real[AnyArray | float, "*s"]) -> Fl
     2.0000
     ```
 
-    Source: Cao, Chen, Luo, Zhou, "Exploring the optimal choice for generative processes in diffusion
-    models: ordinary vs stochastic differential equations" (2023), Appendix B.2.
+    Source: Cao, Chen, Luo, Zhou, "Exploring the optimal choice for generative processes in
+    diffusion models: ordinary vs stochastic differential equations" (2023), Appendix B.2.
     """
     return jnp.log1p(process.sigma(t) ** 2)
 

@@ -18,8 +18,8 @@ class Factors(NamedTuple):
 def eliminate(column_sums: Array, right: Array, left: Array) -> Factors:
     """Gaussian elimination of M-matrices, off-diagonals -right (below) and -left (above).
 
-    The usual recursion for the pivots subtracts, and loses the column sums, which hold the mass of a
-    mode, against rates that are many orders larger. `_remainders` does not.
+    The usual recursion for the pivots subtracts, and loses the column sums, which hold the mass of
+    a mode, against rates that are many orders larger. `_remainders` does not.
     """
     e = _remainders(column_sums[:, None], right.T, left.T).T
     pivots = e + jnp.pad(right, ((0, 0), (0, 1)))

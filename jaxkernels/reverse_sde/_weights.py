@@ -67,9 +67,9 @@ def training_weight(
     0.800
     ```
 
-    Source: Cao, Chen, Luo, Zhou, "Exploring the optimal choice for generative processes in diffusion
-    models: ordinary vs stochastic differential equations" (2023), (5) and (45), given there without
-    a derivation.
+    Source: Cao, Chen, Luo, Zhou, "Exploring the optimal choice for generative processes in
+    diffusion models: ordinary vs stochastic differential equations" (2023),
+    (5) and (45), given there without a derivation.
     """
     shape = _checks.lookup("weighting", weighting, _WEIGHTINGS)
     return shape(safe_sqrt(-jnp.expm1(-time_change(process, t))))
