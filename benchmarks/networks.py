@@ -281,7 +281,7 @@ def ranking(
     measured = list(result.comparison.statistic("geometric_mean").values())
     schedules = [result.candidates[name] for name in result.comparison.names]
     local = jk.LocalError(
-        law.broadened(3.0),
+        law.with_variance_factor(3.0),
         PROCESS,
         result.sampler,
         jk.metrics.resolve("w2_squared"),

@@ -241,7 +241,7 @@ def test_a_stochastic_schedule_is_ranked_by_its_law() -> None:
         ({"steps": []}, r"steps = \[\] must be a list"),
         ({"steps": 3}, "steps = 3 must be a list"),
         ({"steps": [3, 0]}, r"steps\[1\] = 0 must be at least 1"),
-        ({"steps": [2.5]}, r"steps\[0\] = 2.5 must be a whole number"),
+        ({"steps": [2.5]}, r"steps\[0\] = 2.5 must be an integer"),
         ({"t_min": 2.0}, "t_min = 2 must be"),
         ({"schedules": {}}, r"schedules = \{\} must be"),
         (

@@ -40,22 +40,7 @@ from ..schedules import BASELINES, Schedule, read_json
 FirstLaw: TypeAlias = Literal["standard_normal", "marginal"]
 
 
-# where sampling ends by default: a noise level far below what can be seen in data of variance about 1
-DEFAULT_T_MIN = {
-    "vp": 1e-3,
-    "ou": 1e-3,
-    "ve": 2e-6,
-    "edm": 2e-3,
-    "cosine_vp": 1e-3,
-    "flow_matching": 1e-3,
-    "discrete_vp": 1.0,
-}
-
-
 _DEFAULT_PROCESS, _DEFAULT_SAMPLER = "vp", "dpmpp_2m"
-
-
-_ENDS = ", ".join(f"{value:g} for {name}" for name, value in DEFAULT_T_MIN.items())
 
 
 app = typer.Typer(
@@ -125,7 +110,7 @@ class GridOptions:
     """Length and end of a schedule."""
 
     steps: Annotated[int, _option("Number of steps K (default 10).")] = 10
-    t_min: Annotated[float | None, _option(f"Last time (default {_ENDS}).")] = None
+    t_min: Annotated[float | None, _option("Last time (default: that of the process, 0.001 for vp).")] = None
 
 
 def _grouped(fn: Callable[..., None]) -> Callable[..., None]:
@@ -486,15 +471,13 @@ def _t_min(process: AbstractProcess, options: GridOptions) -> float:
     if options.t_min is not None:
         return options.t_min
     name = str(to_config(process)["type"])
-    _say(f"t_min: {DEFAULT_T_MIN[name]:g}, the default for {name}")
-    return DEFAULT_T_MIN[name]
+    _say(f"t_min: {process.default_t_min:g}, the default for {name}")
+    return process.default_t_min
 
 
 def _grid(name: str, process: AbstractProcess, options: GridOptions) -> Schedule:
     steps = _checks.count("--steps", options.steps)
-    t_min = options.t_min
-    if t_min is None:
-        t_min = DEFAULT_T_MIN[str(to_config(process)["type"])]
+    t_min = process.default_t_min if options.t_min is None else options.t_min
     return _checks.lookup("grid", name, BASELINES)(process, steps, t_min)
 
 
@@ -597,7 +580,7 @@ def _local(
 ) -> float:
     """The default objective of `optimize` for a covariance."""
     step = check_setting(target, process, sampler)[2]
-    objective = LocalError(target.broadened(SPREAD), process, step, resolve("w2_squared"), how)
+    objective = LocalError(target.with_variance_factor(SPREAD), process, step, resolve("w2_squared"), how)
     return float(_call(objective, schedule))
 
 

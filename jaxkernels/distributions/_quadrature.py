@@ -124,9 +124,7 @@ def _golub_welsch(
     return values + center, total * vectors[0] ** 2
 
 
-def _condense(
-    points: np.ndarray, weights: np.ndarray, cells: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _condense(points: np.ndarray, weights: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray]:
     """A measure of at most `_NODES_PER_CELL` points per cell, by the Gauss rule of every cell.
 
     The cells divide arccos of the points, scaled to [-1, 1], evenly, as the zeros of polynomials lie.

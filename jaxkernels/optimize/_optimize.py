@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .. import _checks, metrics
 from .._derivatives import dense_derivatives
 from .._newton import NewtonState, certificate, newton_advance, newton_start
-from .._precision import to_float64
+from .._precision import is_traced, to_float64
 from .._progress import Progress
 from .._types import AnyArray, Network, Numbers, constant
 from ..comparison import BALANCED, STATISTICS
@@ -222,7 +222,7 @@ def optimize_schedule(
     caller's precision. The first call for a K, sampler and kind of process compiles.
     """
     began = time.perf_counter()
-    if not _checks.is_concrete((target, process, sampler)):
+    if is_traced((target, process, sampler)):
         raise ValueError("optimize_schedule must be called outside jit, grad and vmap.")
     process, sampler = check_process(process), as_sampler(sampler)
     num_steps = _checks.count("num_steps", num_steps)
@@ -317,7 +317,7 @@ def optimize_schedule(
             (target, process, sampler, score_error)
         )
         whole = target64.in_eigenbasis()
-        law = whole.broadened(spread)
+        law = whole.with_variance_factor(spread)
         named = isinstance(metric, str) and isinstance(objective, str)
         nodes = _nodes(compress, law, named and (score_error is None or score_error.any_spectrum))
         small = law.compress(nodes) if nodes else law

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
-from .._precision import in_float64
+from .._precision import in_float64, is_traced
 from .._types import AnyArray, Numbers, constant
 from ..distributions import Gaussian
 from ..metrics import METRICS
@@ -270,7 +270,7 @@ def optimize_few_steps(
     The first call for a sampler, kind of process, K and number of modes compiles; others take milliseconds.
     """
     target, process, sampler = check_setting(target, process, sampler)
-    if not _checks.is_concrete((target, process, sampler, schedule, epsilon)):
+    if is_traced((target, process, sampler, schedule, epsilon)):
         raise ValueError("optimize_few_steps must be called outside jit, grad and vmap.")
     target = target.in_eigenbasis()
     modes = checked_variances(target).shape[0]

@@ -489,21 +489,21 @@ def test_short_forms_of_covariances(short: np.ndarray, full: np.ndarray) -> None
     )
 
 
-def test_broadened_variances_average_over_log_lambda():
+def test_variance_factor_averages_over_log_lambda():
     """Five variances per mode, equally spaced in the logarithm, sharing its weight and mean."""
     target = jk.Gaussian(np.array([1.0, -2.0]), np.array([3.0, 0.1]), weights=np.array([1.0, 4.0]))
-    wide = target.broadened(4.0)
+    wide = target.with_variance_factor(4.0)
     np.testing.assert_allclose(
         np.asarray(wide.eigenvalues)[:5], 3.0 * 4.0 ** np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
     )
     np.testing.assert_allclose(wide.weights, np.repeat([0.2, 0.8], 5))
     np.testing.assert_allclose(wide.mean, np.repeat([1.0, -2.0], 5))
-    assert target.broadened(1.0) is target
-    with pytest.raises(ValueError, match=r"spread = 0\.5"):
-        target.broadened(0.5)
+    assert target.with_variance_factor(1.0) is target
+    with pytest.raises(ValueError, match=r"factor = 0\.5"):
+        target.with_variance_factor(0.5)
 
 
-def test_a_compressed_target_can_be_broadened_and_compressed_again():
+def test_a_compressed_target_takes_a_variance_factor_and_is_compressed_again():
     rng = np.random.default_rng(3)
     eigenvalues = np.exp(rng.normal(size=200))
     target = jk.Gaussian(rng.normal(size=200), eigenvalues)
@@ -513,8 +513,8 @@ def test_a_compressed_target_can_be_broadened_and_compressed_again():
         lam, mu, w = (np.asarray(a) for a in (law.eigenvalues, law.mean, law.weights))
         return float(np.sum(w * (lam / (1.0 + lam) + mu**2 / (2.0 + lam))))
 
-    exact = total(target.broadened(3.0))
-    again = target.compress(32).broadened(3.0).compress(32)
+    exact = total(target.with_variance_factor(3.0))
+    again = target.compress(32).with_variance_factor(3.0).compress(32)
     assert again.eigenvalues.shape[0] < 70
     assert total(again) == pytest.approx(exact, rel=1e-10)
 
