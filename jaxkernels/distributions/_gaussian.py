@@ -27,15 +27,16 @@ VARIANCE_NODES = 5
 class Gaussian(AbstractDistribution):
     """A Gaussian distribution N(mean, C), with the covariance C given by its eigenvalues.
 
-    A mode is an eigenvector of C. Everything that this library computes for a Gaussian is a sum over
-    modes.
+    A mode is an eigenvector of C. Everything that this library computes for a Gaussian is a sum
+    over modes.
 
     **Arguments:**
 
     - `mean`: (d,), or a number for all. In data coordinates if `basis` is given, else per mode.
     - `eigenvalues`: (d,) of the covariance, >= 0, in units of variance. Zero is allowed.
     - `weights`: (d,) multiplicities or quadrature weights of the modes, >= 0; default 1.
-    - `basis`: (d, d) orthonormal eigenvectors in columns; None if data are already in the eigenbasis.
+    - `basis`: (d, d) orthonormal eigenvectors in columns; None if data are already in the
+      eigenbasis.
     - `compression`, `kurtosis`: set by `compress` and `fit`, see the fields.
 
     **Raises:** ValueError naming the argument for a wrong shape, a NaN, a negative eigenvalue or
@@ -122,7 +123,8 @@ class Gaussian(AbstractDistribution):
 
         **Returns:** a `Gaussian` with the eigenvectors as its basis.
 
-        **Raises:** ValueError for a covariance that is not square, symmetric or positive semidefinite.
+        **Raises:** ValueError for a covariance that is not square, symmetric or positive
+        semidefinite.
 
         **Example:**
 
@@ -147,14 +149,15 @@ class Gaussian(AbstractDistribution):
         **Arguments:**
 
         - `samples`: (n, d) with n >= 2; further axes of a sample are flattened.
-        - `shrinkage`: r in [0, 1], or "ledoit_wolf": the r that minimises the expected squared Frobenius
-          error, estimated as min(1, (mean |x|^4 - |S|_F^2) / (n |S - tr(S)/d I|_F^2)) with x centred. Two
-          samples give r = 0.
+        - `shrinkage`: r in [0, 1], or "ledoit_wolf": the r that minimises the expected squared
+          Frobenius error, estimated as min(1, (mean |x|^4 - |S|_F^2) / (n |S - tr(S)/d I|_F^2))
+          with x centred. Two samples give r = 0.
 
-        **Returns:** a `Gaussian` with its principal axes as basis, and the `kurtosis` of the samples.
+        **Returns:** a `Gaussian` with its principal axes as basis, and the `kurtosis` of the
+        samples.
 
-        **Raises:** ValueError for fewer than 2 samples, NaN or infinity, samples without any variance, or
-        r outside [0, 1].
+        **Raises:** ValueError for fewer than 2 samples, NaN or infinity, samples without any
+        variance, or r outside [0, 1].
 
         **Example:**
 
@@ -164,8 +167,8 @@ class Gaussian(AbstractDistribution):
         3.0
         ```
 
-        Source: Ledoit and Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices"
-        (2004), lemmas 3.2 to 3.4.
+        Source: Ledoit and Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance
+        Matrices" (2004), lemmas 3.2 to 3.4.
         """
         x = _checked_samples(samples)
         mean = x.mean(0)
@@ -279,9 +282,10 @@ class Gaussian(AbstractDistribution):
     def with_variance_factor(self, factor: float) -> "Gaussian":
         """Return the same modes with uncertain variances, from lambda / factor to lambda factor.
 
-        Each mode becomes five that share its weight, with eigenvalues equally spaced in log lambda, so
-        that a sum over modes becomes its average over the variance. An objective that is averaged in this
-        way cannot be made small by a step whose local error vanishes for one variance only.
+        Each mode becomes five that share its weight, with eigenvalues equally spaced in log lambda,
+        so that a sum over modes becomes its average over the variance. An objective that is
+        averaged in this way cannot be made small by a step whose local error vanishes for one
+        variance only.
 
         **Arguments:**
 
@@ -313,18 +317,18 @@ class Gaussian(AbstractDistribution):
     def compress(self, nodes: int = 32) -> "Gaussian":
         """Replace the spectrum by a Gauss quadrature in log eigenvalue, at a cost independent of d.
 
-        Every total of the form sum_i w_i phi(lambda_i) + sum_i w_i mu_i^2 psi(lambda_i), as all metrics of
-        this library are, is kept: `nodes` nodes carry the first sum with mean 0, and half as many the
-        second, each as a pair with the means 1 and 0 and opposite weights. Eigenvalues that are exactly
-        0 keep a node of their own. For phi analytic the error falls geometrically in `nodes`;
-        `compression.relative_bound` guarantees the rate.
+        Every total of the form sum_i w_i phi(lambda_i) + sum_i w_i mu_i^2 psi(lambda_i), as all
+        metrics of this library are, is kept: `nodes` nodes carry the first sum with mean 0, and
+        half as many the second, each as a pair with the means 1 and 0 and opposite weights.
+        Eigenvalues that are exactly 0 keep a node of their own. For phi analytic the error falls
+        geometrically in `nodes`; `compression.relative_bound` guarantees the rate.
 
         **Arguments:**
 
         - `nodes`: number of quadrature nodes, >= 1.
 
-        **Returns:** a `Gaussian` without basis, whose weights can be negative; itself, in its eigenbasis,
-        if it has no more than `nodes` modes.
+        **Returns:** a `Gaussian` without basis, whose weights can be negative; itself, in its
+        eigenbasis, if it has no more than `nodes` modes.
 
         **Raises:** ValueError for nodes < 1, or under a transformation.
 
@@ -371,10 +375,10 @@ def gaussian_prediction(
     x: Float[Array, "... d"],
     t: Float[ArrayLike, ""],
 ) -> Prediction:
-    """x0 = mu + a lambda y, eps = s y and score = -y with y = (x - a mu) / (a^2 lambda + s^2), per mode.
+    """x0 = mu + a lambda y, eps = s y, score = -y; per mode y = (x - a mu) / (a^2 lambda + s^2).
 
-    Finite at both ends of time: a = 0 gives x0 = mu, and lambda = s = 0 gives x0 = mu, eps = 0. There
-    is no score in the latter case: it is NaN, so that nothing can use it unnoticed.
+    Finite at both ends of time: a = 0 gives x0 = mu, and lambda = s = 0 gives x0 = mu, eps = 0.
+    There is no score in the latter case: it is NaN, so that nothing can use it unnoticed.
     """
     a = process.signal(t)
     s = process.noise(t)
@@ -465,7 +469,7 @@ def _checked_samples(samples: Numbers) -> np.ndarray:
 
 
 def _principal_axes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues (d,), descending, and eigenvectors (d, d) of the covariance of centred samples."""
+    """Descending eigenvalues (d,) and eigenvectors (d, d) of centred samples' covariance."""
     n, dim = x.shape
     if n >= dim:
         eigenvalues, basis = np.linalg.eigh(x.T @ x / n)

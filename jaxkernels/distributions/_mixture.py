@@ -37,8 +37,8 @@ class GaussianMixture(AbstractDistribution):
     - `means`: (M, d).
     - `covariances`: (M, d, d), or (M, d) of variances, or (M,) of isotropic ones.
 
-    **Raises:** ValueError for weights that do not sum to 1, wrong shapes, or a covariance that is not
-    symmetric and positive semidefinite.
+    **Raises:** ValueError for weights that do not sum to 1, wrong shapes, or a covariance that is
+    not symmetric and positive semidefinite.
 
     **Example:**
 
@@ -94,13 +94,14 @@ class GaussianMixture(AbstractDistribution):
     ) -> "GaussianMixture":
         """Fit a mixture to samples by expectation maximisation, along their principal axes.
 
-        A mixture knows what the covariance does not: clusters, and samples of different scales. Axes and
-        scales are those of `Gaussian.fit`; the components share them as one basis.
+        A mixture knows what the covariance does not: clusters, and samples of different scales.
+        Axes and scales are those of `Gaussian.fit`; the components share them as one basis.
 
         **Arguments:**
 
         - `samples`: (n, ...), flattened to (n, d).
-        - `components`: number M of components; by default min(32, n // 40), at least 1, and never more
+        - `components`: number M of components; by default min(32, n // 40), at least 1, and never
+          more
           than there are distinct samples.
         - `floor`: in (0, 1]; every component's variances have `floor` times the eigenvalues of
           `Gaussian.fit` added, so that none collapses onto a single sample.
@@ -108,8 +109,8 @@ class GaussianMixture(AbstractDistribution):
 
         **Returns:** a `GaussianMixture` whose components share one basis.
 
-        **Raises:** ValueError for fewer distinct samples than components, or samples without variance.
-        ImportError without scikit-learn, which is in the extra `cli`.
+        **Raises:** ValueError for fewer distinct samples than components, or samples without
+        variance. ImportError without scikit-learn, which is in the extra `cli`.
 
         **Example:**
 
@@ -119,8 +120,8 @@ class GaussianMixture(AbstractDistribution):
         (2,)
         ```
 
-        Source: Dempster, Laird and Rubin, "Maximum Likelihood from Incomplete Data via the EM Algorithm"
-        (1977).
+        Source: Dempster, Laird and Rubin, "Maximum Likelihood from Incomplete Data via the EM
+        Algorithm" (1977).
         """
         asked = None if components is None else _checks.count("components", components)
         floor = float(_checks.scalar("floor", floor, above=0.0, at_most=1.0))
@@ -203,7 +204,7 @@ class GaussianMixture(AbstractDistribution):
     def _whitened(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
     ) -> tuple[Array, Array, Array]:
-        """Per component: x - a mu_m along its eigenvectors, variances, log of weight times density."""
+        """Per component: x - a mu_m in its eigenbasis, variances, log of weight times density."""
         a = process.signal(t)
         s = process.noise(t)
         y = self._along(x, a)

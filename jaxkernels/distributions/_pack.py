@@ -24,7 +24,8 @@ def pack_target(target: Gaussian) -> dict[str, np.ndarray]:
     """
     if target.compression is not None:
         raise ValueError(
-            "target is compressed; keep the measurement with the full one and compress it when used."
+            "target is compressed; keep the measurement with the full one and compress it when "
+            "used."
         )
     fields = {name: getattr(target, name) for name in _FIELDS}
     return {
@@ -45,7 +46,8 @@ def unpack_target(content: Mapping[str, np.ndarray]) -> Gaussian | None:
         return None
     fields = {name: content.get(_PREFIX + name) for name in _FIELDS}
     target = Gaussian(*(content[_PREFIX + name] for name in ("mean", "eigenvalues", "weights")))
-    # set as it is: checking a basis of thousands of columns takes seconds, and was done when it was made
+    # set as it is: a basis of thousands of columns takes seconds to check, and was checked when
+    # made
     return eqx.tree_at(
         lambda g: (g.basis, g.kurtosis),
         target,

@@ -5,16 +5,16 @@ import math
 
 import numpy as np
 
-# A larger measure is first replaced by a rule of a few nodes in each of many cells, see `_condense`.
-# 64 cells for each final node and 4 nodes in each cell change polynomials of the final degree by less
-# than a rounding error.
+# A larger measure is first replaced by a rule of a few nodes in each of many cells, see
+# `_condense`. 64 cells for each final node and 4 nodes in each cell change polynomials of the final
+# degree by less than a rounding error.
 _CELLS_PER_NODE = 64
 _NODES_PER_CELL = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Compression:
-    """Record of a compression: a spectrum of `modes` eigenvalues became a quadrature of `nodes` nodes.
+    """Record of a compression: `modes` eigenvalues became a quadrature of `nodes` nodes.
 
     **Arguments:**
 
@@ -32,10 +32,10 @@ class Compression:
 
             |sum_i w_i phi(lambda_i) - quadrature| <= relative_bound W M,   W = sum_i |w_i|
 
-        Assumption: phi as a function of log lambda is analytic, and bounded by M, for imaginary parts
-        up to `strip` around the spectrum. Per-mode errors of samplers are functions of lambda + sigma^2
-        with sigma > 0 real, singular at lambda = -sigma^2, that is at the distance pi; a mode's
-        variance that has complex zeros closer than that needs a smaller strip.
+        Assumption: phi as a function of log lambda is analytic, and bounded by M, for imaginary
+        parts up to `strip` around the spectrum. Per-mode errors of samplers are functions of lambda
+        + sigma^2 with sigma > 0 real, singular at lambda = -sigma^2, that is at the distance pi; a
+        mode's variance that has complex zeros closer than that needs a smaller strip.
 
         Gauss quadrature with n positive weights is exact to degree 2n - 1, so its error is at most
         twice that of the best polynomial, 2 M rho^(1-2n) / (rho - 1) on the Bernstein ellipse of
@@ -50,12 +50,13 @@ class Compression:
         **Example:**
 
         ```python
-        >>> jk.Gaussian(0.0, np.linspace(1.0, 2.0, 100)).compress(8).compression.relative_bound() < 1e-12
+        >>> small = jk.Gaussian(0.0, np.linspace(1.0, 2.0, 100)).compress(8)
+        >>> small.compression.relative_bound() < 1e-12
         True
         ```
 
-        Source: Trefethen, "Approximation Theory and Approximation Practice" (2013), theorems 8.2 and
-        19.3.
+        Source: Trefethen, "Approximation Theory and Approximation Practice" (2013), theorems 8.2
+        and 19.3.
         """
         if self.log_range == 0.0:
             return 0.0
@@ -96,9 +97,9 @@ def _golub_welsch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights of the Gauss rule of sum_i w_i delta(x_i), all weights positive.
 
-    Lanczos with full reorthogonalisation on the diagonal matrix of the points; the eigenvalues of the
-    resulting tridiagonal matrix are the nodes. Golub and Welsch, "Calculation of Gauss quadrature
-    rules" (1969).
+    Lanczos with full reorthogonalisation on the diagonal matrix of the points; the eigenvalues of
+    the resulting tridiagonal matrix are the nodes. Golub and Welsch, "Calculation of Gauss
+    quadrature rules" (1969).
     """
     total = weights.sum()
     center = points.mean()
@@ -127,9 +128,9 @@ def _golub_welsch(
 def _condense(points: np.ndarray, weights: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray]:
     """A measure of at most `_NODES_PER_CELL` points per cell, by the Gauss rule of every cell.
 
-    The cells divide arccos of the points, scaled to [-1, 1], evenly, as the zeros of polynomials lie.
-    A polynomial of degree D in one cell is then one of low degree up to an error that falls like
-    (D / cells)^(2 nodes per cell), and the rule of the cell is exact for that one.
+    The cells divide arccos of the points, scaled to [-1, 1], evenly, as the zeros of polynomials
+    lie. A polynomial of degree D in one cell is then one of low degree up to an error that falls
+    like (D / cells)^(2 nodes per cell), and the rule of the cell is exact for that one.
     """
     middle = 0.5 * (points.max() + points.min())
     half = max(0.5 * np.ptp(points), 1e-300)
@@ -184,7 +185,7 @@ def _ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _jacobi(diagonal: np.ndarray, squared_off: np.ndarray) -> np.ndarray:
-    """Symmetric tridiagonal matrices (cells, n, n) from their entries (n, cells), (n - 1, cells)."""
+    """Symmetric tridiagonal matrices (cells, n, n) from entries (n, cells) and (n - 1, cells)."""
     size, cells = diagonal.shape
     k = np.arange(size)
     matrices = np.zeros((cells, size, size))

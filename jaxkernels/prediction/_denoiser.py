@@ -201,8 +201,8 @@ def check_denoiser(denoiser: object) -> AbstractDenoiser:
     """`denoiser`, or a ValueError that says how to make one."""
     if not isinstance(denoiser, AbstractDenoiser):
         raise ValueError(
-            "denoiser must be a Denoiser(fn, process, prediction_type) or target.denoiser(process); "
-            f"got {denoiser!r}."
+            "denoiser must be a Denoiser(fn, process, prediction_type) or "
+            f"target.denoiser(process); got {denoiser!r}."
         )
     return denoiser
 

@@ -244,9 +244,9 @@ class DiscreteVP(AbstractVariancePreserving):
 
         a(n)^2 = alphas_cumprod[n - 1],     a^2 + s^2 = 1
 
-    Time n is the n-th entry of the table, counted from 1, so t is the timestep of a discrete sampler
-    plus 1. Between entries log sigma (and so log_snr) is linear; from the first entry down to the
-    data, sigma = sigma(1) t. Hence sigma(0) = 0 exactly.
+    Time n is the n-th entry of the table, counted from 1, so t is the timestep of a discrete
+    sampler plus 1. Between entries log sigma (and so log_snr) is linear; from the first entry down
+    to the data, sigma = sigma(1) t. Hence sigma(0) = 0 exactly.
 
     **Arguments:**
 

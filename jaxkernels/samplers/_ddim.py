@@ -13,7 +13,7 @@ from ._base import AbstractSampler, History, Noise, Process, X
 
 
 class DDIM(AbstractSampler):
-    """DDIM and its stochastic family: the denoiser frozen over the step, the rest integrated exactly.
+    """DDIM and its stochastic family: the denoiser frozen, the rest of the step exact.
 
         x' = a' x0 + s' q eps + s' sqrt(1 - q^2) z,     q = (sigma' / sigma)^(alpha^2)
 
@@ -56,7 +56,7 @@ class DDIM(AbstractSampler):
 
 
 def level_ratio(process: AbstractProcess, t: Array, u: Array) -> Array:
-    """sigma(u) / sigma(t) in [0, 1] for u <= t: 0 if infinite or zero there, 1 for an empty step."""
+    """sigma(u) / sigma(t) in [0, 1]: 0 from infinity or to zero, 1 for an empty step."""
     ratio = safe_divide(process.noise(u) * process.signal(t), process.noise(t) * process.signal(u))
     return jnp.where(t == u, 1.0, ratio)
 

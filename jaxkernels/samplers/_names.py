@@ -78,8 +78,8 @@ def check_schedule(
     first = float(schedule.times[0])
     if first > t_max * (1.0 + 1e-6):
         raise ValueError(
-            f"times[0] = {first:g} lies beyond the process's t_max = {t_max:g}; is the schedule meant "
-            "for another process?"
+            f"times[0] = {first:g} lies beyond the process's t_max = {t_max:g}; is the schedule "
+            "meant for another process?"
         )
     largest = float(np.sqrt(np.max(np.asarray(schedule.stochasticity_squared))))
     if largest > 0 and not sampler.stochastic:
