@@ -1,4 +1,4 @@
-"""Checks of arguments that are known when the program is written or called.
+"""Checks of arguments whose values are known when a function is called.
 
 Each raises a ValueError that names the argument, the value found and what is allowed. Values that
 are traced by a surrounding transformation pass: their check belongs inside the computation.
@@ -8,10 +8,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar, cast
 
-import jax
 import numpy as np
-from jax.core import Tracer
 
+from ._precision import is_traced
 from ._types import AnyArray, Numbers
 
 T = TypeVar("T")
@@ -24,10 +23,6 @@ def lookup(argument: str, name: str, known: Mapping[str, T]) -> T:
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{argument}={name!r} is not known.{hint} Known: {', '.join(known)}.")
-
-
-def is_concrete(value: object) -> bool:
-    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
 def array(argument: str, value: object) -> AnyArray:
@@ -67,18 +62,20 @@ def scalar(
 
 
 def parameter(argument: str, value: Numbers, **bounds: float) -> AnyArray:
-    """A field of a module: checked like `scalar` if it is concrete, kept as it is if it is traced."""
-    return cast(AnyArray, value) if not is_concrete(value) else scalar(argument, value, **bounds)
+    """A field of a module: checked like `scalar` if it is concrete, kept as it is if traced."""
+    return cast(AnyArray, value) if is_traced(value) else scalar(argument, value, **bounds)
 
 
 def count(argument: str, value: object, *, at_least: int = 1) -> int:
     """`value` as an int of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ValueError(f"{argument} = {value!r} must be a whole number.")
+        raise ValueError(f"{argument} = {value!r} must be an integer.")
     if value < at_least:
         raise ValueError(f"{argument} = {value} must be at least {at_least}.")
     return int(value)
 
 
 def one_of(argument: str, value: object, allowed: Iterable[str]) -> str:
-    return lookup(argument, value, {name: name for name in allowed})  # pyright: ignore[reportArgumentType]
+    """`value`, which must be among the allowed names."""
+    return lookup(argument, value, {name: name for name in allowed})  # pyright:
+    ignore[reportArgumentType]

@@ -10,16 +10,17 @@ from jaxtyping import Array, Float
 def forward_derivatives(
     fn: Callable[[Array], Array], x: Float[Array, " n"]
 ) -> tuple[Array, Array, Array]:
-    """Value, gradient and Hessian by two forward passes: for few variables, without a reverse pass."""
+    """Value, gradient and Hessian by two nested forward passes, for few variables."""
     units = jnp.eye(x.shape[0], dtype=x.dtype)
 
     def along(first: Array):
         def directional(x: Array):
             return jax.jvp(fn, (x,), (first,))
 
-        return jax.vmap(
-            lambda second: jax.jvp(directional, (x,), (second,)), out_axes=((None, None), 0)
-        )(units)
+        def again(second: Array):
+            return jax.jvp(directional, (x,), (second,))
+
+        return jax.vmap(again, out_axes=((None, None), 0))(units)
 
     (value, slope), (_, curvature) = jax.vmap(along, out_axes=((None, 0), 0))(units)
     return value, slope, curvature

@@ -10,18 +10,24 @@ from pathlib import Path
 
 import numpy as np
 
-_VERSIONS = {"jaxkernels.measurement": 1, "jaxkernels.measure.state": 2, "jaxkernels.record": 1}
+# the version that this release writes and reads, by format
+_VERSIONS = {
+    "jaxkernels.measurement": 1,
+    "jaxkernels.measure.state": 2,
+    "jaxkernels.record": 1,
+}
+_DAMAGE = (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
-def write(path: str | os.PathLike[str], kind: str, arrays: Mapping[str, np.ndarray]) -> None:
+def write(path: str | os.PathLike[str], format: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name. Raises ValueError, naming the path, if that cannot be done."""
     buffer = io.BytesIO()
-    head = {"format": np.array(kind), "version": np.array(_VERSIONS[kind])}
+    head = {"format": np.array(format), "version": np.array(_VERSIONS[format])}
     np.savez(buffer, **head, **arrays)  # pyright: ignore[reportArgumentType]
     write_atomically(path, buffer.getvalue())
 
 
-def read(path: str | os.PathLike[str], kind: str) -> dict[str, np.ndarray]:
+def read(path: str | os.PathLike[str], format: str) -> dict[str, np.ndarray]:
     """The arrays that `write` wrote. Raises ValueError naming the path and the fault."""
     name = os.fspath(path)
     try:
@@ -29,21 +35,14 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, np.ndarray]:
             content = dict(archive.items())
     except OSError as error:
         raise ValueError(f"cannot read {name}: {error.strerror or error}.") from None
-    except (
-        ValueError,
-        EOFError,
-        AttributeError,
-        TypeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{name} is damaged, cut off or no .npz file: {error}.") from None
-    if str(content.pop("format", "")) != kind:
-        raise ValueError(f"{name} is another kind of file (no format {kind!r} in it).")
+    if str(content.pop("format", "")) != format:
+        raise ValueError(f"{name} is another kind of file (no format {format!r} in it).")
     version = content.pop("version", None)
-    if version != _VERSIONS[kind]:
+    if version != _VERSIONS[format]:
         raise ValueError(
-            f"{name} has version {version}; this release reads version {_VERSIONS[kind]}."
+            f"{name} has version {version}; this release reads version {_VERSIONS[format]}."
         )
     return content
 
@@ -67,6 +66,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -9,16 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 P = ParamSpec("P")
-
-
 R = TypeVar("R")
 
 
 def full_precision(fn: Callable[P, R]) -> Callable[P, R]:
-    """Matrix products of `fn` in all digits of their arguments: by default GPUs round float32 to 11 bits for them.
+    """`fn` with its matrix products in all digits; GPUs round float32 to 11 bits for them.
 
-    For this library's own algebra, where small modes stand beside large ones; how a network multiplies is its user's
-    choice.
+    For this library's own algebra, where small modes stand beside large ones. How a network
+    multiplies is left to its user.
     """
 
     @wraps(fn)
@@ -34,7 +32,10 @@ matmul = full_precision(jnp.matmul)
 
 @full_precision
 def product(a: Float[Array, "i j *b"], b: Float[Array, "j k *b"]) -> Float[Array, "i k *b"]:
-    """Matrix product over the two leading axes. Tiny matrices are multiplied elementwise, which fuses."""
+    """Matrix product over the two leading axes.
+
+    Tiny matrices are multiplied elementwise, which XLA fuses with its surroundings.
+    """
     if a.shape[1] <= 4:
         return jnp.sum(a[:, :, None] * b[None], axis=1)
     return jnp.einsum("ij...,jk...->ik...", a, b)

@@ -1,4 +1,4 @@
-"""Elementary functions that stay finite, and keep finite derivatives, at the benign ends of a schedule.
+"""Elementary functions that stay finite, and keep finite derivatives, at the ends of a schedule.
 
 A schedule may end at noise level zero, start at signal zero, contain a step of length zero, or meet
 an eigenvalue that is exactly zero. The textbook formulas are fine there but their derivatives are
@@ -29,7 +29,7 @@ def safe_log(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
 
 def floored_log(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """log(x) for x >= 0, but finite at x = 0: the logarithm of the smallest normal number, derivative 0."""
+    """log(x) for x >= 0; at x = 0 the log of the smallest normal number, with derivative 0."""
     tiny = jnp.finfo(x.dtype).tiny
     above = x > tiny
     return jnp.where(above, jnp.log(jnp.where(above, x, 1.0)), jnp.log(tiny))
@@ -51,13 +51,13 @@ def power(base: Float[Array, "*#s"], exponent: Float[Array, "*#s"]) -> Float[Arr
 def log_ratio_excess(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """x - log(1 + x), without cancellation for small x; infinite for x <= -1.
 
-    Twice the Kullback-Leibler divergence between centred normal laws of variance ratio 1 + x.
+    Twice the Kullback-Leibler divergence between centred Gaussians of variance ratio 1 + x.
     """
     inside = x > -1
     x = jnp.where(inside, x, 0.0)
     small = jnp.abs(x) < 1e-2
     y = jnp.where(small, x, 0.0)
-    # alternating series x^2/2 - x^3/3 + ...; nine terms leave less than 1e-18 x^2 below the threshold
+    # series x^2/2 - x^3/3 + ...; nine terms leave less than 1e-18 x^2 below the threshold
     series = jnp.zeros_like(y)
     for n in range(10, 1, -1):
         series = (-1.0) ** n / n + y * series

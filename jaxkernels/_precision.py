@@ -24,6 +24,7 @@ def to_float64(tree: T) -> T:
     """The same tree with every floating array as a NumPy array in float64."""
 
     def convert(leaf: object) -> object:
+        """One leaf of the tree."""
         if isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating):
             # a copy: JAX remembers the precision in which it first met a NumPy array
             return np.array(leaf, np.float64)
@@ -33,16 +34,17 @@ def to_float64(tree: T) -> T:
 
 
 def _to_default(leaf: object) -> object:
+    """A floating array in the caller's default precision; anything else as it is."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating):
         return jnp.asarray(np.asarray(leaf), float)
     return leaf
 
 
 def in_float64(fn: Callable[P, R]) -> Callable[P, R]:
-    """Compute `fn` in float64 whatever the caller's precision, and return the caller's default float.
+    """`fn` computed in float64 whatever the caller's precision; its results have the caller's.
 
-    The global flag is changed inside the call only. Under a transformation of the caller (jit, grad,
-    vmap) precision is the caller's business, and `fn` runs as it is.
+    The flag is changed inside the call only. Under a transformation of the caller (jit, grad, vmap)
+    `fn` runs in the precision of its arguments.
     """
 
     @wraps(fn)

@@ -1,4 +1,4 @@
-"""What a user sees while something takes longer than a second."""
+"""A status line for work that takes longer than a second."""
 
 import sys
 import threading
@@ -6,10 +6,10 @@ from types import TracebackType
 
 
 class Progress:
-    """A status line on standard error that appears after one second, if a person is watching it.
+    """A status line on standard error that appears after one second.
 
-    `update` replaces the text; leaving the context clears the line. Nothing is printed when standard
-    error is not a terminal or `enabled` is False.
+    Leaving the context clears the line. Nothing is printed when standard error is not a terminal or
+    `enabled` is False.
     """
 
     def __init__(self, text: str, enabled: bool = True):
@@ -22,15 +22,18 @@ class Progress:
             self._timer.daemon = True
 
     def _appear(self) -> None:
+        """Show the line, when the timer is up."""
         with self._lock:
             self._visible = True
             self._draw()
 
     def _draw(self) -> None:
+        """Replace the terminal's current line."""
         sys.stderr.write(f"\r\x1b[2K{self._text}")
         sys.stderr.flush()
 
     def update(self, text: str) -> None:
+        """Replace the text."""
         with self._lock:
             self._text = text
             if self._visible:
@@ -43,7 +46,7 @@ class Progress:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:

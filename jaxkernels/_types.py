@@ -10,17 +10,18 @@ from jaxtyping import ArrayLike
 Numbers: TypeAlias = ArrayLike | Sequence[Any]
 """Numbers from a user, before they are checked: a scalar, an array or nested lists."""
 
-
 Network: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 """A network: (x, t) -> an array of x's shape, batched over x, with a scalar time t."""
-
 
 if TYPE_CHECKING:
     AnyArray: TypeAlias = jax.Array
 else:
     AnyArray = jax.Array | np.ndarray
-"""An array of either library. Concrete parameters are kept in NumPy, which has float64 whatever JAX's
-flag, and become JAX arrays inside a transformation; a type checker sees the JAX arrays they stand for."""
+"""An array of either library.
+
+Concrete parameters are kept in NumPy, which has float64 whatever JAX's flag, and become JAX arrays
+inside a transformation; a type checker sees the JAX arrays that they stand for.
+"""
 
 
 def constant(value: object) -> AnyArray:

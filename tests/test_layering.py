@@ -21,8 +21,8 @@ ROOT = Path(jaxkernels.__file__).parent
 # one has to be given its place here.
 MODULES = [
     "_types",
-    "_checks",
     "_precision",
+    "_checks",
     "_linalg",
     "_numerics",
     "_derivatives",

@@ -144,7 +144,7 @@ def test_align_your_steps_for_other_lengths() -> None:
         (lambda: jk.schedules.uniform(jk.VP(), 0, 0.1), r"num_steps = 0 must be at least 1"),
         (
             lambda: jk.schedules.uniform(jk.VP(), True, 0.1),
-            r"num_steps = True must be a whole number",
+            r"num_steps = True must be an integer",
         ),
         (lambda: jk.schedules.uniform(jk.VP(), 4, -0.1), r"t_min = -0\.1 must be >= 0"),
         (lambda: jk.schedules.karras(jk.VP(), 4, 1.0), r"t_min = 1 must be >= 0 and < 1"),

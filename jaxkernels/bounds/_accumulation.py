@@ -230,7 +230,7 @@ def hessian_interval(
     **Arguments:** `convexity` m, of either sign, at most `smoothness` L > 0. **Raises:** ValueError otherwise.
     """
     smoothness = _checks.parameter("smoothness", smoothness, above=0.0)
-    most = float(smoothness) if _checks.is_concrete(smoothness) else np.inf
+    most = np.inf if is_traced(smoothness) else float(smoothness)
     convexity = _checks.parameter("convexity", convexity, at_most=most)
     a2, s2 = process.signal(t) ** 2, process.noise(t) ** 2
     known = a2 + convexity * s2 > 0

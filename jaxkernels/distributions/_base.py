@@ -1,4 +1,4 @@
-"""What every data distribution offers: its exact score under a forward process, and draws."""
+"""What every data distribution offers: its exact score under a forward process, and samples."""
 
 import abc
 
@@ -19,20 +19,61 @@ class AbstractDistribution(eqx.Module):
     def predict(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
     ) -> Prediction:
-        """E[x0 | x] and E[eps | x] under p_t, x of shape (..., d)."""
+        """Split a noisy point into E[X_0 | x] and E[Z | x] under p_t.
+
+        **Arguments:**
+
+        - `process`: the forward process.
+        - `x`: points (..., d).
+        - `t`: a scalar time.
+
+        **Returns:** the `Prediction`, in the shape of x.
+        """
 
     @abc.abstractmethod
     def score(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
     ) -> Float[Array, "... d"]:
-        """grad log p_t(x)."""
+        """Evaluate grad log p_t(x).
+
+        **Arguments:**
+
+        - `process`: the forward process.
+        - `x`: points (..., d).
+        - `t`: a scalar time.
+
+        **Returns:** the score, in the shape of x.
+        """
 
     @abc.abstractmethod
     def sample(self, key: Array, num: int) -> Float[Array, "num d"]:
-        """Independent draws."""
+        """Draw independent samples.
+
+        **Arguments:**
+
+        - `key`: a random key.
+        - `num`: number of samples.
+
+        **Returns:** samples (num, d).
+        """
 
     def denoiser(self, process: AbstractProcess) -> "ExactDenoiser":
-        """The exact denoiser of this distribution, to be used wherever a network is."""
+        """Make the exact denoiser of this distribution, to be used wherever a network is.
+
+        **Arguments:**
+
+        - `process`: the forward process.
+
+        **Returns:** a denoiser; `denoiser(x, t)` is a `Prediction(x0, eps)`.
+
+        **Example:**
+
+        ```python
+        >>> denoiser = jk.Gaussian(0.0, [1.0, 0.1]).denoiser(jk.VP())
+        >>> denoiser(jnp.ones(2), 0.5).x0.shape
+        (2,)
+        ```
+        """
         return ExactDenoiser(distribution=self, process=process)
 
 

@@ -1,4 +1,4 @@
-"""Gaussian targets in the eigenbasis of their covariance."""
+"""Gaussian distributions in the eigenbasis of their covariance."""
 
 from typing import cast
 
@@ -18,23 +18,36 @@ from ..processes import AbstractProcess
 from ._base import AbstractDistribution
 from ._quadrature import Compression, gauss_rule
 
-# variances that stand for an uncertain one
-_LEVELS = 5
+# Variances that stand for an uncertain one. An odd number keeps the variance itself; five leave a
+# factor sqrt(f) between neighbours, below 2 for the usual f = 3, and per-mode errors change slowly
+# over such a factor.
+VARIANCE_NODES = 5
 
 
 class Gaussian(AbstractDistribution):
-    """N(mean, C) with C given by its eigenvalues.
+    """A Gaussian distribution N(mean, C), with the covariance C given by its eigenvalues.
+
+    A mode is an eigenvector of C. Everything that this library computes for a Gaussian is a sum
+    over modes.
 
     **Arguments:**
 
-    - `mean`: (d,), or a number for all. In data coordinates if `basis` is given, else along the modes.
+    - `mean`: (d,), or a number for all. In data coordinates if `basis` is given, else per mode.
     - `eigenvalues`: (d,) of the covariance, >= 0, in units of variance. Zero is allowed.
     - `weights`: (d,) multiplicities or quadrature weights of the modes, >= 0; default 1.
-    - `basis`: (d, d) orthonormal eigenvectors in columns; None means data are already in the eigenbasis.
+    - `basis`: (d, d) orthonormal eigenvectors in columns; None if data are already in the
+      eigenbasis.
     - `compression`, `kurtosis`: set by `compress` and `fit`, see the fields.
 
-    **Raises:** ValueError naming the argument for a wrong shape, a NaN, a negative eigenvalue or weight,
-    or a basis that is not orthonormal.
+    **Raises:** ValueError naming the argument for a wrong shape, a NaN, a negative eigenvalue or
+    weight, or a basis that is not orthonormal.
+
+    **Example:**
+
+    ```python
+    >>> jk.Gaussian([0.0, 1.0], eigenvalues=[1.0, 0.1]).dim
+    2.0
+    ```
     """
 
     mean: Float[AnyArray, " modes"]
@@ -42,9 +55,9 @@ class Gaussian(AbstractDistribution):
     weights: Float[AnyArray, " modes"]
     basis: Float[AnyArray, "modes modes"] | None
     compression: Compression | None = eqx.field(static=True)
-    """How this target was compressed, if it was."""
+    """How this spectrum was compressed, if it was."""
     kurtosis: Float[AnyArray, ""] | None
-    """Kurtosis of the data this target was fitted to (3 for Gaussian data): how far the model may be off."""
+    """Kurtosis of the data that were fitted, 3 for Gaussian data: how far off the model may be."""
 
     def __init__(
         self,
@@ -61,16 +74,38 @@ class Gaussian(AbstractDistribution):
             weights = jnp.ones_like(eigenvalues) if weights is None else weights
             mean = jnp.broadcast_to(jnp.asarray(mean), eigenvalues.shape)
         else:
+            compressed = compression is not None
             mean, eigenvalues, weights, basis = _checked(
-                mean, eigenvalues, weights, basis, compression is not None
+                mean, eigenvalues, weights, basis, compressed
             )
-        self.mean, self.eigenvalues = cast(AnyArray, mean), cast(AnyArray, eigenvalues)
-        self.weights, self.basis = cast(AnyArray, weights), cast(AnyArray | None, basis)
-        self.compression, self.kurtosis = compression, kurtosis
+        self.mean = cast(AnyArray, mean)
+        self.eigenvalues = cast(AnyArray, eigenvalues)
+        self.weights = cast(AnyArray, weights)
+        self.basis = cast(AnyArray | None, basis)
+        self.compression = compression
+        self.kurtosis = kurtosis
 
     @classmethod
     def isotropic(cls, dim: int, variance: Numbers = 1.0, mean: Numbers = 0.0) -> "Gaussian":
-        """N(mean, variance I) in `dim` dimensions; one mode of weight `dim` if the mean is one number."""
+        """Make N(mean, variance I).
+
+        **Arguments:**
+
+        - `dim`: number d of dimensions, >= 1.
+        - `variance`: of every coordinate, >= 0.
+        - `mean`: a number or (d,). A number gives a single mode of weight d.
+
+        **Returns:** a `Gaussian` without basis.
+
+        **Raises:** ValueError for an argument out of range.
+
+        **Example:**
+
+        ```python
+        >>> jk.Gaussian.isotropic(3072).weights.tolist()
+        [3072.0]
+        ```
+        """
         _checks.count("dim", dim)
         variance = _checks.scalar("variance", variance, at_least=0.0)
         if np.ndim(mean) == 0:
@@ -79,59 +114,76 @@ class Gaussian(AbstractDistribution):
 
     @classmethod
     def from_covariance(cls, mean: Numbers, covariance: Numbers) -> "Gaussian":
-        """From a dense covariance (d, d). ValueError unless square, symmetric and positive semidefinite."""
+        """Make a Gaussian from a dense covariance.
+
+        **Arguments:**
+
+        - `mean`: (d,), or a number for all.
+        - `covariance`: (d, d), symmetric and positive semidefinite.
+
+        **Returns:** a `Gaussian` with the eigenvectors as its basis.
+
+        **Raises:** ValueError for a covariance that is not square, symmetric or positive
+        semidefinite.
+
+        **Example:**
+
+        ```python
+        >>> jk.Gaussian.from_covariance(0.0, [[2.0, 0.0], [0.0, 3.0]]).eigenvalues.tolist()
+        [3.0, 2.0]
+        ```
+        """
         eigenvalues, basis = eigendecomposition("covariance", covariance)
         return cls(mean, eigenvalues, basis=basis)
 
     @classmethod
     def fit(cls, samples: Numbers, shrinkage: float | str = "ledoit_wolf") -> "Gaussian":
-        """Fit mean and covariance to samples (n, d), n >= 2 (further axes of a sample are flattened).
+        """Fit mean and covariance to samples.
 
         The empirical covariance S (divisor n) is shrunk towards a multiple of the identity,
 
             C = (1 - r) S + r tr(S)/d I,
 
-        which keeps every eigenvalue positive for r > 0 also where n < d and S has rank n - 1. `shrinkage` is r in
-        [0, 1], or "ledoit_wolf": the r that minimises the expected squared Frobenius error, estimated as
-        in Ledoit and Wolf (2004): r = min(1, (mean |x|^4 - |S|_F^2) / (n |S - tr(S)/d I|_F^2)), x centred
-        (two samples give r = 0).
+        which keeps every eigenvalue positive for r > 0 also where n < d and S has rank n - 1.
 
-        **Raises:** ValueError for fewer than 2 samples, NaN or infinity, data without any variance, or r
-        outside [0, 1].
+        **Arguments:**
+
+        - `samples`: (n, d) with n >= 2; further axes of a sample are flattened.
+        - `shrinkage`: r in [0, 1], or "ledoit_wolf": the r that minimises the expected squared
+          Frobenius error, estimated as min(1, (mean |x|^4 - |S|_F^2) / (n |S - tr(S)/d I|_F^2))
+          with x centred. Two samples give r = 0.
+
+        **Returns:** a `Gaussian` with its principal axes as basis, and the `kurtosis` of the
+        samples.
+
+        **Raises:** ValueError for fewer than 2 samples, NaN or infinity, samples without any
+        variance, or r outside [0, 1].
+
+        **Example:**
+
+        ```python
+        >>> samples = np.random.default_rng(0).normal(size=(100, 3))
+        >>> jk.Gaussian.fit(samples).dim
+        3.0
+        ```
+
+        Source: Ledoit and Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance
+        Matrices" (2004), lemmas 3.2 to 3.4.
         """
-        x = _checks.array("samples", samples)
-        if x.ndim < 2 or x.shape[0] < 2 or x.size == 0:
-            raise ValueError(
-                f"samples has shape {x.shape}; it must be (n, d) with at least 2 samples in its rows."
-            )
-        x = x.reshape(x.shape[0], -1)
-        n, dim = x.shape
+        x = _checked_samples(samples)
         mean = x.mean(0)
         x = x - mean
-        if n < dim:  # the complement of the samples' span completes the basis
-            _, singular, rows = np.linalg.svd(x, full_matrices=True)
-            eigenvalues = np.zeros(dim)
-            eigenvalues[: singular.size] = singular**2 / n
-            basis = rows.T
-        else:
-            eigenvalues, basis = np.linalg.eigh(x.T @ x / n)
-            eigenvalues, basis = np.maximum(eigenvalues[::-1], 0.0), basis[:, ::-1]
+        eigenvalues, basis = _principal_axes(x)
         level = eigenvalues.mean()
         if not level > 0:
             raise ValueError("samples are all equal: they have no variance to fit.")
         if isinstance(shrinkage, str):
             _checks.one_of("shrinkage", shrinkage, ("ledoit_wolf",))
-            noise = (np.mean(np.sum(x * x, 1) ** 2) - np.sum(eigenvalues**2)) / n
-            spread = np.sum((eigenvalues - level) ** 2)
-            amount = min(1.0, max(0.0, noise / spread)) if spread > 0 else 1.0
+            amount = _ledoit_wolf(x, eigenvalues)
         else:
             amount = float(_checks.scalar("shrinkage", shrinkage, at_least=0.0, at_most=1.0))
-        # variance-weighted mean over coordinates of E x^4 / (E x^2)^2
-        second, fourth = np.mean(x**2, 0), np.mean(x**4, 0)
-        varying = second > 0
-        kurtosis = np.sum(fourth[varying] / second[varying]) / np.sum(second)
         eigenvalues = (1.0 - amount) * eigenvalues + amount * level
-        return cls(mean, eigenvalues, basis=basis, kurtosis=constant(kurtosis))
+        return cls(mean, eigenvalues, basis=basis, kurtosis=constant(_kurtosis(x)))
 
     @property
     def dim(self) -> float:
@@ -146,33 +198,63 @@ class Gaussian(AbstractDistribution):
         return mean if self.basis is None else jnp.asarray(self.basis).T @ mean
 
     def in_eigenbasis(self) -> "Gaussian":
-        """The same law in the coordinates of its modes (basis None)."""
+        """Return the same distribution in the coordinates of its modes.
+
+        **Returns:** a `Gaussian` whose `basis` is None; itself if it has none.
+        """
         if self.basis is None:
             return self
-        return eqx.tree_at(
-            lambda g: (g.mean, g.basis),
-            self,
-            (np.asarray(self.basis).T @ np.asarray(self.mean), None),
-        )
+        mean = np.asarray(self.basis).T @ np.asarray(self.mean)
+        return eqx.tree_at(lambda g: (g.mean, g.basis), self, (mean, None))
 
     def marginal_variance(
         self, process: AbstractProcess, t: Float[ArrayLike, "*s"]
     ) -> Float[Array, "*s modes"]:
-        """a^2 lambda + s^2 of every mode."""
-        a, s = process.signal(t)[..., None], process.noise(t)[..., None]
+        """Evaluate the variance a^2 lambda + s^2 of every mode of p_t.
+
+        **Arguments:**
+
+        - `process`: the forward process.
+        - `t`: times of any shape.
+
+        **Returns:** the variances, with a last axis over modes.
+        """
+        a = process.signal(t)[..., None]
+        s = process.noise(t)[..., None]
         return a**2 * self.eigenvalues + s**2
 
     def predict(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
     ) -> Prediction:
-        """The exact split of x, see `gaussian_prediction`."""
+        """Split a noisy point exactly.
+
+            x0 = mu + a C Sigma_t^-1 (x - a mu),     eps = s Sigma_t^-1 (x - a mu)
+
+        **Arguments:**
+
+        - `process`: the forward process.
+        - `x`: points (..., d).
+        - `t`: a scalar time.
+
+        **Returns:** the `Prediction`, with the score; finite where a = 0 or s = 0. The score is NaN
+        where the distribution has no density.
+        """
         return gaussian_prediction(process, self.mean, self.eigenvalues, self.basis, x, t)
 
     @full_precision
     def score(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
     ) -> Float[Array, "... d"]:
-        """grad log p_t(x) = -Sigma_t^{-1} (x - a mu)."""
+        """Evaluate grad log p_t(x) = -Sigma_t^-1 (x - a mu).
+
+        **Arguments:**
+
+        - `process`: the forward process.
+        - `x`: points (..., d).
+        - `t`: a scalar time.
+
+        **Returns:** the score, in the shape of x.
+        """
         y = x - process.signal(t) * jnp.asarray(self.mean)
         y = y if self.basis is None else y @ self.basis
         y = -y / self.marginal_variance(process, t)
@@ -180,42 +262,85 @@ class Gaussian(AbstractDistribution):
 
     @full_precision
     def sample(self, key: Array, num: int) -> Float[Array, "num d"]:
-        """Independent draws; needs unit weights (a mode of weight w is not one coordinate)."""
+        """Draw independent samples.
+
+        **Arguments:**
+
+        - `key`: a random key.
+        - `num`: number of samples.
+
+        **Returns:** samples (num, d).
+
+        **Raises:** ValueError for weights other than 1: such a mode is not one coordinate.
+        """
         if np.any(np.asarray(self.weights) != 1.0):
             raise ValueError("a Gaussian with weights other than 1 has no coordinates to sample.")
         z = jax.random.normal(key, (num, self.eigenvalues.shape[0]))
         z = z * jnp.sqrt(jnp.asarray(self.eigenvalues))
         return self.mean + (z if self.basis is None else z @ jnp.asarray(self.basis).T)
 
-    def with_variance_factor(self, spread: float) -> "Gaussian":
-        """The same modes with uncertain variances: each eigenvalue becomes five, from lambda / spread to lambda spread.
+    def with_variance_factor(self, factor: float) -> "Gaussian":
+        """Return the same modes with uncertain variances, from lambda / factor to lambda factor.
 
-        They are equally spaced in log lambda and share the mode's weight, so that any total over modes becomes
-        its average over the variance. The result has no basis. ValueError for spread < 1.
+        Each mode becomes five that share its weight, with eigenvalues equally spaced in log lambda,
+        so that a sum over modes becomes its average over the variance. An objective that is
+        averaged in this way cannot be made small by a step whose local error vanishes for one
+        variance only.
+
+        **Arguments:**
+
+        - `factor`: >= 1; 1 changes nothing.
+
+        **Returns:** a `Gaussian` without basis.
+
+        **Raises:** ValueError for factor < 1.
+
+        **Example:**
+
+        ```python
+        >>> jk.Gaussian(0.0, [1.0]).with_variance_factor(4.0).eigenvalues.tolist()
+        [0.25, 0.5, 1.0, 2.0, 4.0]
+        ```
         """
-        spread = float(_checks.scalar("spread", spread, at_least=1.0))
+        factor = float(_checks.scalar("factor", factor, at_least=1.0))
         target = self.in_eigenbasis()
-        if spread == 1.0:
+        if factor == 1.0:
             return target
-        factors = spread ** np.linspace(-1.0, 1.0, _LEVELS)
+        factors = factor ** np.linspace(-1.0, 1.0, VARIANCE_NODES)
         return Gaussian(
-            np.repeat(np.asarray(target.mean), _LEVELS),
+            np.repeat(np.asarray(target.mean), VARIANCE_NODES),
             np.outer(np.asarray(target.eigenvalues), factors).ravel(),
-            np.repeat(np.asarray(target.weights) / _LEVELS, _LEVELS),
+            np.repeat(np.asarray(target.weights) / VARIANCE_NODES, VARIANCE_NODES),
             compression=target.compression,
         )
 
     def compress(self, nodes: int = 32) -> "Gaussian":
         """Replace the spectrum by a Gauss quadrature in log eigenvalue, at a cost independent of d.
 
-        Every total of the form sum_i w_i phi(lambda_i) + sum_i w_i mu_i^2 psi(lambda_i), as all metrics of
-        this library are, is kept: `nodes` nodes carry the first sum with mean 0, and half as many the
-        second, each as a pair with the means 1 and 0 and opposite weights. Eigenvalues that are exactly 0
-        keep a node of their own, and repeated ones are merged. For phi
-        analytic the error falls geometrically; `compression.relative_bound` guarantees the rate.
-        The result has no basis, and its weights can be negative.
+        Every total of the form sum_i w_i phi(lambda_i) + sum_i w_i mu_i^2 psi(lambda_i), as all
+        metrics of this library are, is kept: `nodes` nodes carry the first sum with mean 0, and
+        half as many the second, each as a pair with the means 1 and 0 and opposite weights.
+        Eigenvalues that are exactly 0 keep a node of their own. For phi analytic the error falls
+        geometrically in `nodes`; `compression.relative_bound` guarantees the rate.
+
+        **Arguments:**
+
+        - `nodes`: number of quadrature nodes, >= 1.
+
+        **Returns:** a `Gaussian` without basis, whose weights can be negative; itself, in its
+        eigenbasis, if it has no more than `nodes` modes.
 
         **Raises:** ValueError for nodes < 1, or under a transformation.
+
+        **Example:**
+
+        ```python
+        >>> spectrum = 1.0 / np.arange(1.0, 100_001.0)
+        >>> jk.Gaussian(0.0, spectrum).compress(32).eigenvalues.shape
+        (32,)
+        ```
+
+        Source: Golub and Welsch, "Calculation of Gauss Quadrature Rules" (1969).
         """
         _checks.count("nodes", nodes)
         if is_traced(self):
@@ -223,25 +348,21 @@ class Gaussian(AbstractDistribution):
                 "compress needs concrete eigenvalues: call it outside jit, grad and vmap."
             )
         target = self.in_eigenbasis()
-        eigenvalues = np.asarray(target.eigenvalues, np.float64)
-        if eigenvalues.size <= nodes:
+        size = target.eigenvalues.shape[0]
+        if size <= nodes:
             return target
-        size = eigenvalues.size
-        # equal eigenvalues together: so the opposite weights of an earlier compression cancel
-        eigenvalues, index = np.unique(eigenvalues, return_inverse=True)
-        moments = (
-            np.asarray(target.weights) * np.asarray(target.mean, np.float64) ** power
-            for power in (0, 2)
-        )
-        mass, shift = (np.bincount(index, moment) for moment in moments)
+        eigenvalues, mass, shift = _spectral_measures(target)
         levels, weights = gauss_rule(eigenvalues, mass, nodes)
         shift_levels, shifts = gauss_rule(eigenvalues, shift, (nodes + 1) // 2)
-        positive = eigenvalues[eigenvalues > 0]
+        zeros = np.zeros_like(shifts)
+        largest = eigenvalues.max()
+        smallest = np.min(eigenvalues, where=eigenvalues > 0, initial=largest)
+        log_range = np.log(largest / smallest) if largest > 0 else 0.0
         return Gaussian(
-            np.concatenate([0.0 * weights, shifts**0, 0.0 * shifts]),
+            np.concatenate([np.zeros_like(weights), zeros + 1.0, zeros]),
             np.concatenate([levels, shift_levels, shift_levels]),
             np.concatenate([weights, shifts, -shifts]),
-            compression=Compression(nodes, size, float(np.log(positive.max() / positive.min()))),
+            compression=Compression(nodes, size, float(log_range)),
         )
 
 
@@ -254,18 +375,24 @@ def gaussian_prediction(
     x: Float[Array, "... d"],
     t: Float[ArrayLike, ""],
 ) -> Prediction:
-    """x0 = mu + a lambda (x - a mu) / (a^2 lambda + s^2), eps = s (x - a mu) / (a^2 lambda + s^2), per mode.
+    """x0 = mu + a lambda y, eps = s y, score = -y; per mode y = (x - a mu) / (a^2 lambda + s^2).
 
     Finite at both ends of time: a = 0 gives x0 = mu, and lambda = s = 0 gives x0 = mu, eps = 0.
+    There is no score in the latter case: it is NaN, so that nothing can use it unnoticed.
     """
-    a, s = process.signal(t), process.noise(t)
+    a = process.signal(t)
+    s = process.noise(t)
     y = x - a * jnp.asarray(mean)
     y = y if basis is None else y @ jnp.asarray(basis)
-    y = safe_divide(y, jnp.broadcast_to(a**2 * eigenvalues + s**2, y.shape))
-    shift, eps = a * eigenvalues * y, s * y
+    variance = a**2 * eigenvalues + s**2
+    y = safe_divide(y, jnp.broadcast_to(variance, y.shape))
+    shift = a * eigenvalues * y
+    dense = variance > 0
     if basis is not None:
-        shift, eps = shift @ jnp.asarray(basis).T, eps @ jnp.asarray(basis).T
-    return Prediction(mean + shift, eps)
+        shift = shift @ jnp.asarray(basis).T
+        y = y @ jnp.asarray(basis).T
+        dense = jnp.all(dense)
+    return Prediction(mean + shift, s * y, jnp.where(dense, -y, jnp.nan))
 
 
 def eigendecomposition(argument: str, covariance: Numbers) -> tuple[np.ndarray, np.ndarray]:
@@ -285,36 +412,98 @@ def eigendecomposition(argument: str, covariance: Numbers) -> tuple[np.ndarray, 
     return np.maximum(eigenvalues[::-1], 0.0), basis[:, ::-1]
 
 
-def _checked(mean, eigenvalues, weights, basis, compressed):
+def _checked(
+    mean: Numbers,
+    eigenvalues: Numbers,
+    weights: Numbers | None,
+    basis: Numbers | None,
+    compressed: bool,
+) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray | None]:
+    """The four arrays of a Gaussian, mean and weights with one entry per mode."""
     eigenvalues = _checks.array("eigenvalues", eigenvalues)
     if eigenvalues.ndim != 1 or eigenvalues.size == 0:
         raise ValueError(f"eigenvalues must be a non-empty list; got shape {eigenvalues.shape}.")
     if np.any(eigenvalues < 0):
         i = int(np.argmin(eigenvalues))
         raise ValueError(f"eigenvalues[{i}] = {eigenvalues[i]:g} is negative; variances are >= 0.")
+    shape = eigenvalues.shape
     mean = _checks.array("mean", mean)
-    weights = np.ones_like(eigenvalues) if weights is None else _checks.array("weights", weights)
+    weights = np.ones(shape) if weights is None else _checks.array("weights", weights)
     for name, value in (("mean", mean), ("weights", weights)):
-        if value.shape not in ((), eigenvalues.shape):
+        if value.shape not in ((), shape):
             raise ValueError(
-                f"{name} has shape {value.shape}; for {eigenvalues.size} eigenvalues it must have shape "
-                f"{eigenvalues.shape}."
+                f"{name} has shape {value.shape}; for {eigenvalues.size} eigenvalues it must have "
+                f"shape {shape}."
             )
     if not compressed and (np.any(weights < 0) or not np.any(weights > 0)):
         raise ValueError(
             f"weights must be >= 0 and not all zero; the smallest is {weights.min():g}."
         )
-    if basis is not None:
-        basis = _checks.array("basis", basis)
-        if basis.shape != (eigenvalues.size,) * 2:
-            raise ValueError(
-                f"basis has shape {basis.shape}; for {eigenvalues.size} eigenvalues it must be "
-                f"{(eigenvalues.size,) * 2}."
-            )
-        error = np.abs(basis.T @ basis - np.eye(eigenvalues.size)).max()
-        if error > 1e-5:
-            raise ValueError(
-                f"basis is not orthonormal: basis^T basis differs from I by {error:.1g}."
-            )
-    shape = eigenvalues.shape
-    return np.broadcast_to(mean, shape), eigenvalues, np.broadcast_to(weights, shape), basis
+    basis = None if basis is None else _checked_basis(basis, eigenvalues.size)
+    mean = cast(AnyArray, np.broadcast_to(mean, shape))
+    weights = cast(AnyArray, np.broadcast_to(weights, shape))
+    return mean, eigenvalues, weights, basis
+
+
+def _checked_basis(basis: Numbers, size: int) -> AnyArray:
+    """A basis (size, size) with orthonormal columns."""
+    checked = _checks.array("basis", basis)
+    if checked.shape != (size, size):
+        raise ValueError(
+            f"basis has shape {checked.shape}; for {size} eigenvalues it must be {(size, size)}."
+        )
+    error = np.abs(checked.T @ checked - np.eye(size)).max()
+    if error > 1e-5:
+        raise ValueError(f"basis is not orthonormal: basis^T basis differs from I by {error:.1g}.")
+    return checked
+
+
+def _checked_samples(samples: Numbers) -> np.ndarray:
+    """Samples (n, d) with n >= 2, every sample in one row."""
+    x = np.asarray(_checks.array("samples", samples))
+    if x.ndim < 2 or x.shape[0] < 2 or x.size == 0:
+        raise ValueError(
+            f"samples has shape {x.shape}; it must be (n, d) with at least 2 samples in its rows."
+        )
+    return x.reshape(x.shape[0], -1)
+
+
+def _principal_axes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Descending eigenvalues (d,) and eigenvectors (d, d) of centred samples' covariance."""
+    n, dim = x.shape
+    if n >= dim:
+        eigenvalues, basis = np.linalg.eigh(x.T @ x / n)
+        return np.maximum(eigenvalues[::-1], 0.0), basis[:, ::-1]
+    # the complement of the samples' span completes the basis
+    _, singular, rows = np.linalg.svd(x, full_matrices=True)
+    eigenvalues = np.zeros(dim)
+    eigenvalues[: singular.size] = singular**2 / n
+    return eigenvalues, rows.T
+
+
+def _ledoit_wolf(x: np.ndarray, eigenvalues: np.ndarray) -> float:
+    """The amount of shrinkage r of `Gaussian.fit` for centred samples."""
+    fourth = np.mean(np.sum(x * x, 1) ** 2)
+    error = (fourth - np.sum(eigenvalues**2)) / x.shape[0]
+    distance = np.sum((eigenvalues - eigenvalues.mean()) ** 2)
+    return float(min(1.0, max(0.0, error / distance))) if distance > 0 else 1.0
+
+
+def _kurtosis(x: np.ndarray) -> float:
+    """E x^4 / (E x^2)^2 of centred samples, averaged over coordinates with their variances."""
+    second = np.mean(x**2, 0)
+    fourth = np.mean(x**4, 0)
+    varying = second > 0
+    return float(np.sum(fourth[varying] / second[varying]) / np.sum(second))
+
+
+def _spectral_measures(target: Gaussian) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Eigenvalues with the weights w and w mu^2 of the modes, for a target in its eigenbasis."""
+    eigenvalues = np.asarray(target.eigenvalues, np.float64)
+    mass = np.asarray(target.weights, np.float64)
+    shift = mass * np.asarray(target.mean, np.float64) ** 2
+    if np.all(mass >= 0):
+        return eigenvalues, mass, shift
+    # compressed before: equal eigenvalues together, so that opposite weights cancel
+    eigenvalues, index = np.unique(eigenvalues, return_inverse=True)
+    return eigenvalues, np.bincount(index, mass), np.bincount(index, shift)

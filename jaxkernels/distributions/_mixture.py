@@ -1,4 +1,4 @@
-"""Gaussian mixtures: an exact score beyond the Gaussian."""
+"""Gaussian mixtures: distributions with an exact score beyond the Gaussian."""
 
 import warnings
 
@@ -18,31 +18,42 @@ from ._base import AbstractDistribution
 from ._gaussian import Gaussian, eigendecomposition
 
 # axes along which the samples do not vary at all get this share of the largest deviation
-_FLAT, _EM_STEPS = 1e-6, 100
-
-
-# components by default, and how many samples each of them wants
-_COMPONENTS, _EACH = 32, 40
+_FLAT = 1e-6
+_EM_STEPS = 100
+# the default number of components, and the samples that each of them should have
+_COMPONENTS = 32
+_SAMPLES_PER_COMPONENT = 40
 
 
 class GaussianMixture(AbstractDistribution):
-    """sum_m weights_m N(means_m, covariances_m).
+    """A Gaussian mixture sum_m weights_m N(means_m, covariances_m).
 
-    **Arguments:** `weights` (M,), positive, sum 1; `means` (M, d); `covariances` (M, d, d), or (M, d) of
-    variances, or (M,) of isotropic ones. `bases` holds the eigenvectors (columns) of each component, one basis
-    for all of them, or is None for the coordinates' own.
-
-    **Raises:** ValueError for weights that do not sum to 1, wrong shapes, or a covariance that is not
-    symmetric and positive semidefinite.
-
-    Every marginal of a forward process is again a mixture, with means a mu_m and covariances
+    Every marginal p_t of a forward process is again a mixture, with means a mu_m and covariances
     a^2 C_m + s^2 I, so `log_density`, `score` and `hessian` take a process and a time.
+
+    **Arguments:**
+
+    - `weights`: (M,), positive, with sum 1.
+    - `means`: (M, d).
+    - `covariances`: (M, d, d), or (M, d) of variances, or (M,) of isotropic ones.
+
+    **Raises:** ValueError for weights that do not sum to 1, wrong shapes, or a covariance that is
+    not symmetric and positive semidefinite.
+
+    **Example:**
+
+    ```python
+    >>> mixture = jk.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+    >>> mixture.gaussian().eigenvalues.tolist()
+    [1.1]
+    ```
     """
 
     weights: Float[AnyArray, " components"]
     means: Float[AnyArray, "components d"]
     eigenvalues: Float[AnyArray, "components d"]
     bases: Float[AnyArray, "components d d"] | Float[AnyArray, "d d"] | None
+    """Eigenvectors (columns) of each component, one basis for all, or None for the coordinates."""
 
     def __init__(self, weights: Numbers, means: Numbers, covariances: Numbers):
         weights = _checks.array("weights", weights)
@@ -54,61 +65,86 @@ class GaussianMixture(AbstractDistribution):
             raise ValueError(f"weights must sum to 1; they sum to {weights.sum():g}.")
         if means.ndim != 2 or means.shape[0] != weights.size:
             raise ValueError(
-                f"means has shape {means.shape}; for {weights.size} weights it must be ({weights.size}, d)."
+                f"means has shape {means.shape}; for {weights.size} weights it must be "
+                f"({weights.size}, d)."
             )
         count, dim = means.shape
         if covariances.shape not in ((count,), (count, dim), (count, dim, dim)):
             raise ValueError(
-                f"covariances has shape {covariances.shape}; allowed: {(count, dim, dim)}, {(count, dim)} "
-                f"or {(count,)}."
+                f"covariances has shape {covariances.shape}; allowed: {(count, dim, dim)}, "
+                f"{(count, dim)} or {(count,)}."
             )
-        self.weights, self.means = weights / weights.sum(), means
-        if covariances.ndim < 3:
-            diagonal = covariances if covariances.ndim == 2 else covariances[:, None]
-            if np.any(diagonal < 0):
-                m = int(np.argmin(diagonal.min(1)))
-                raise ValueError(
-                    f"covariances[{m}] has a negative variance, {diagonal[m].min():g}."
-                )
-            self.eigenvalues, self.bases = constant(np.broadcast_to(diagonal, means.shape)), None
+        self.weights = weights / weights.sum()
+        self.means = means
+        if covariances.ndim == 3:
+            parts = [eigendecomposition(f"covariances[{m}]", c) for m, c in enumerate(covariances)]
+            self.eigenvalues = constant(np.stack([values for values, _ in parts]))
+            self.bases = constant(np.stack([basis for _, basis in parts]))
             return
-        parts = [eigendecomposition(f"covariances[{m}]", c) for m, c in enumerate(covariances)]
-        self.eigenvalues = constant(np.stack([values for values, _ in parts]))
-        self.bases = constant(np.stack([basis for _, basis in parts]))
+        variances = covariances if covariances.ndim == 2 else covariances[:, None]
+        if np.any(variances < 0):
+            m = int(np.argmin(variances.min(1)))
+            raise ValueError(f"covariances[{m}] has a negative variance, {variances[m].min():g}.")
+        self.eigenvalues = constant(np.broadcast_to(variances, means.shape))
+        self.bases = None
 
     @classmethod
     def fit(
         cls, samples: Numbers, components: int | None = None, *, floor: float = 1e-3, seed: int = 0
     ) -> "GaussianMixture":
-        """A mixture with one basis, the principal axes of samples (n, ...), fitted to them by EM (scikit-learn).
+        """Fit a mixture to samples by expectation maximisation, along their principal axes.
 
-        What the covariance does not know, clusters and the different scales of samples, is in it; on networks it is
-        the better model by far for DPM-Solver++(2M) (benchmarks/README.md). Axes and scales are those of
-        `Gaussian.fit`; every component's variances have `floor` times its eigenvalues added, so that none is a single
-        sample. By default 32 components, or fewer where that would leave less than 40 samples to each, or less than
-        one that differs from the others.
+        A mixture knows what the covariance does not: clusters, and samples of different scales.
+        Axes and scales are those of `Gaussian.fit`; the components share them as one basis.
 
-        **Raises:** ValueError for fewer different samples than components, or samples without variance. ImportError
-        without scikit-learn, which is in the extra `cli`.
+        **Arguments:**
+
+        - `samples`: (n, ...), flattened to (n, d).
+        - `components`: number M of components; by default min(32, n // 40), at least 1, and never
+          more
+          than there are distinct samples.
+        - `floor`: in (0, 1]; every component's variances have `floor` times the eigenvalues of
+          `Gaussian.fit` added, so that none collapses onto a single sample.
+        - `seed`: integer >= 0 of the clustering that starts the iteration.
+
+        **Returns:** a `GaussianMixture` whose components share one basis.
+
+        **Raises:** ValueError for fewer distinct samples than components, or samples without
+        variance. ImportError without scikit-learn, which is in the extra `cli`.
+
+        **Example:**
+
+        ```python
+        >>> samples = np.random.default_rng(0).normal(size=(100, 2))
+        >>> jk.GaussianMixture.fit(samples).weights.shape
+        (2,)
+        ```
+
+        Source: Dempster, Laird and Rubin, "Maximum Likelihood from Incomplete Data via the EM
+        Algorithm" (1977).
         """
         asked = None if components is None else _checks.count("components", components)
         floor = float(_checks.scalar("floor", floor, above=0.0, at_most=1.0))
         seed = _checks.count("seed", seed, at_least=0)
-        whole = Gaussian.fit(samples)
-        assert whole.basis is not None
+        gaussian = Gaussian.fit(samples)
+        assert gaussian.basis is not None
         x = np.asarray(samples, np.float64)
         if asked is not None and len(x) < asked:
             raise ValueError(f"components = {asked} is more than the {len(x)} samples.")
-        basis, scale = np.asarray(whole.basis), np.sqrt(np.asarray(whole.eigenvalues))
-        z = (x.reshape(len(x), -1) - np.asarray(whole.mean)) @ basis
+        basis = np.asarray(gaussian.basis)
+        scale = np.sqrt(np.asarray(gaussian.eigenvalues))
+        z = (x.reshape(len(x), -1) - np.asarray(gaussian.mean)) @ basis
         weights, means, variances = _expectation_maximisation(z, scale, asked, floor, seed)
-        mixture = cls(weights, np.asarray(whole.mean) + means @ basis.T, variances)
+        mixture = cls(weights, np.asarray(gaussian.mean) + means @ basis.T, variances)
         return eqx.tree_at(
             lambda m: m.bases, mixture, constant(basis), is_leaf=lambda leaf: leaf is None
         )
 
     def in_eigenbasis(self) -> "GaussianMixture":
-        """The same law in the coordinates of the basis that all components share; itself, if they share none."""
+        """Return the same distribution in the coordinates of the basis that all components share.
+
+        **Returns:** a mixture whose `bases` is None; itself if the components share no basis.
+        """
         if self.bases is None or self.bases.ndim == 3:
             return self
         return GaussianMixture(
@@ -116,24 +152,30 @@ class GaussianMixture(AbstractDistribution):
         )
 
     def gaussian(self) -> Gaussian:
-        """The Gaussian with this mixture's mean and covariance."""
-        weights, means, values = (
-            np.asarray(a) for a in (self.weights, self.means, self.eigenvalues)
-        )
-        bases = None if self.bases is None else np.asarray(self.bases)
+        """Return the Gaussian with this mixture's mean and covariance.
+
+        **Returns:** a `Gaussian` with the eigenvectors of that covariance as its basis.
+        """
+        weights = np.asarray(self.weights)
+        means = np.asarray(self.means)
         mean = weights @ means
-        if bases is not None and bases.ndim == 3:
-            inside = np.einsum("m,mij,mj,mkj->ik", weights, bases, values, bases, optimize=True)
-        else:
-            inside = (
-                np.diag(weights @ values)
-                if bases is None
-                else (bases * (weights @ values)) @ bases.T
-            )
-        centred = means - mean
-        return Gaussian.from_covariance(mean, inside + (weights[:, None] * centred).T @ centred)
+        centered = means - mean
+        between = (weights[:, None] * centered).T @ centered
+        return Gaussian.from_covariance(mean, self._mean_covariance() + between)
+
+    def _mean_covariance(self) -> np.ndarray:
+        """sum_m weights_m covariances_m."""
+        weights = np.asarray(self.weights)
+        values = np.asarray(self.eigenvalues)
+        if self.bases is None:
+            return np.diag(weights @ values)
+        bases = np.asarray(self.bases)
+        if bases.ndim == 2:
+            return (bases * (weights @ values)) @ bases.T
+        return np.einsum("m,mij,mj,mkj->ik", weights, bases, values, bases, optimize=True)
 
     def _own_bases(self) -> Float[AnyArray, "components d d"]:
+        """The eigenvectors of every component."""
         dim = self.means.shape[1]
         bases = jnp.eye(dim) if self.bases is None else jnp.asarray(self.bases)
         return jnp.broadcast_to(bases, (*self.means.shape, dim))
@@ -141,7 +183,8 @@ class GaussianMixture(AbstractDistribution):
     @full_precision
     def _along(self, x: Float[Array, "... d"], a: Array) -> Float[Array, "... components d"]:
         """x - a mu_m along the eigenvectors of every component."""
-        means, x = jnp.asarray(self.means), jnp.asarray(x)
+        means = jnp.asarray(self.means)
+        x = jnp.asarray(x)
         if self.bases is None:
             return x[..., None, :] - a * means
         if self.bases.ndim == 2:  # each of the two once
@@ -161,8 +204,9 @@ class GaussianMixture(AbstractDistribution):
     def _whitened(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
     ) -> tuple[Array, Array, Array]:
-        """Per component: x - a mu_m along its eigenvectors, variances, log of weight times density."""
-        a, s = process.signal(t), process.noise(t)
+        """Per component: x - a mu_m in its eigenbasis, variances, log of weight times density."""
+        a = process.signal(t)
+        s = process.noise(t)
         y = self._along(x, a)
         variance = a**2 * self.eigenvalues + s**2
         log_normal = -0.5 * jnp.sum(y * y / variance + jnp.log(2.0 * jnp.pi * variance), -1)
@@ -171,13 +215,35 @@ class GaussianMixture(AbstractDistribution):
     def log_density(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""] = 0.0
     ) -> Float[Array, "..."]:
-        """log p_t(x), in nats."""
+        """Evaluate log p_t(x).
+
+        **Arguments:**
+
+        - `process`: the forward process.
+        - `x`: points (..., d).
+        - `t`: a scalar time.
+
+        **Returns:** the log density (...), in nats.
+        """
         return jax.nn.logsumexp(self._whitened(process, x, t)[2], -1)
 
     def score(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""] = 0.0
     ) -> Float[Array, "... d"]:
-        """grad log p_t(x) = sum_m gamma_m v_m, v_m = -Sigma_m^{-1} (x - a mu_m), gamma responsibilities."""
+        """Evaluate grad log p_t(x).
+
+            sum_m gamma_m v_m,     v_m = -Sigma_m^-1 (x - a mu_m)
+
+        with the posterior probabilities gamma_m of the components.
+
+        **Arguments:**
+
+        - `process`: the forward process.
+        - `x`: points (..., d).
+        - `t`: a scalar time.
+
+        **Returns:** the score, in the shape of x.
+        """
         y, variance, logits = self._whitened(process, x, t)
         return -self._combined(jax.nn.softmax(logits, -1), y / variance)
 
@@ -185,14 +251,27 @@ class GaussianMixture(AbstractDistribution):
     def hessian(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""] = 0.0
     ) -> Float[Array, "... d d"]:
-        """Hessian of log p_t(x): -sum_m gamma_m Sigma_m^{-1} + Cov_gamma(v_m)."""
+        """Evaluate the Hessian of log p_t.
+
+            -sum_m gamma_m Sigma_m^-1 + Cov_gamma(v_m)
+
+        with the notation of `score`.
+
+        **Arguments:**
+
+        - `process`: the forward process.
+        - `x`: points (..., d).
+        - `t`: a scalar time.
+
+        **Returns:** the Hessian (..., d, d).
+        """
         y, variance, logits = self._whitened(process, x, t)
         gamma = jax.nn.softmax(logits, -1)
         bases = self._own_bases()
         pulls = -jnp.einsum("...me,mde->...md", y / variance, bases)
         precisions = jnp.einsum("mde,me,mfe->mdf", bases, 1.0 / variance, bases)
-        centred = pulls - jnp.einsum("...m,...md->...d", gamma, pulls)[..., None, :]
-        return jnp.einsum("...m,...md,...mf->...df", gamma, centred, centred) - jnp.einsum(
+        centered = pulls - jnp.einsum("...m,...md->...d", gamma, pulls)[..., None, :]
+        return jnp.einsum("...m,...md,...mf->...df", gamma, centered, centered) - jnp.einsum(
             "...m,mdf->...df", gamma, precisions
         )
 
@@ -200,20 +279,39 @@ class GaussianMixture(AbstractDistribution):
     def predict(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
     ) -> Prediction:
-        """The exact split of x: responsibilities times the split of every component."""
-        a, s = process.signal(t), process.noise(t)
+        """Split a noisy point exactly: the components' own splits, averaged over their posterior.
+
+        **Arguments:**
+
+        - `process`: the forward process.
+        - `x`: points (..., d).
+        - `t`: a scalar time.
+
+        **Returns:** the `Prediction`, with the score; the latter is NaN where p_t has no density.
+        """
+        a = process.signal(t)
+        s = process.noise(t)
         y, variance, logits = self._whitened(process, x, t)
         gamma = jax.nn.softmax(logits, -1)
         y = safe_divide(y, jnp.broadcast_to(variance, y.shape))
         x0 = gamma @ jnp.asarray(self.means) + self._combined(gamma, a * self.eigenvalues * y)
-        return Prediction(x0, self._combined(gamma, s * y))
+        pull = self._combined(gamma, y)
+        return Prediction(x0, s * pull, jnp.where(jnp.all(variance > 0), -pull, jnp.nan))
 
     @full_precision
     def sample(self, key: Array, num: int) -> Float[Array, "num d"]:
-        """Independent draws."""
-        choose, draw = jax.random.split(key)
-        m = jax.random.categorical(choose, jnp.log(jnp.asarray(self.weights)), shape=(num,))
-        z = jax.random.normal(draw, (num, self.means.shape[1]))
+        """Draw independent samples.
+
+        **Arguments:**
+
+        - `key`: a random key.
+        - `num`: number of samples.
+
+        **Returns:** samples (num, d).
+        """
+        component_key, point_key = jax.random.split(key)
+        m = jax.random.categorical(component_key, jnp.log(jnp.asarray(self.weights)), shape=(num,))
+        z = jax.random.normal(point_key, (num, self.means.shape[1]))
         z = z * jnp.sqrt(jnp.asarray(self.eigenvalues))[m]
         if self.bases is not None:
             bases = jnp.asarray(self.bases)
@@ -228,9 +326,9 @@ def _expectation_maximisation(
     floor: float,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights, means and variances along each axis; from the clusters of k-means, in units of each axis's scale.
+    """Weights, means and variances of the components along each axis, in units of its scale.
 
-    As many components as are asked for; by default as many as samples allow.
+    The number of components is the one that is asked for, or else what the samples allow.
     """
     try:
         from sklearn.cluster import KMeans
@@ -240,19 +338,19 @@ def _expectation_maximisation(
         raise ImportError(
             'fit needs scikit-learn, which is not installed: pip install "jaxkernels[cli]".'
         ) from None
+    most = min(_COMPONENTS, max(1, len(z) // _SAMPLES_PER_COMPONENT)) if asked is None else asked
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # empty clusters, dropped or refused below
-        most = min(_COMPONENTS, max(1, len(z) // _EACH)) if asked is None else asked
-        labels = np.unique(KMeans(most, random_state=seed).fit_predict(z), return_inverse=True)[1]
+        # empty clusters, which are dropped or refused below
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        clusters = KMeans(most, random_state=seed).fit_predict(z)
+    labels = np.unique(clusters, return_inverse=True)[1]
     components = int(labels.max()) + 1
     if asked is not None and components < asked:
         raise ValueError(f"components = {asked} is more than the {components} different samples.")
     scale = np.maximum(scale, _FLAT * scale.max())
     z = z / scale
     groups = [z[labels == m] for m in range(components)]
-    law = Mixture(
+    mixture = Mixture(
         components,
         covariance_type="diag",
         reg_covar=floor,
@@ -263,9 +361,10 @@ def _expectation_maximisation(
         random_state=seed,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # a model of the data, not an optimum, is what is asked
-        law.fit(z)
-    weights, means, variances = map(np.asarray, (law.weights_, law.means_, law.covariances_))
-    return weights, means * scale, variances * scale**2
+        # a model of the data is wanted, not an optimum of its likelihood
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mixture.fit(z)
+    weights = np.asarray(mixture.weights_)
+    means = np.asarray(mixture.means_) * scale
+    variances = np.asarray(mixture.covariances_) * scale**2
+    return weights, means, variances

@@ -7,32 +7,50 @@ import numpy as np
 
 from ._gaussian import Gaussian
 
-_TARGET = ("mean", "eigenvalues", "weights", "basis", "kurtosis")
+_PREFIX = "target_"
+_FIELDS = ("mean", "eigenvalues", "weights", "basis", "kurtosis")
 
 
 def pack_target(target: Gaussian) -> dict[str, np.ndarray]:
-    """A target as arrays by name. ValueError for a compressed one, whose record is not kept."""
+    """Write a Gaussian as arrays by name.
+
+    **Arguments:**
+
+    - `target`: a Gaussian that is not compressed.
+
+    **Returns:** its fields by name, without those that are None.
+
+    **Raises:** ValueError for a compressed one, whose `compression` would be lost.
+    """
     if target.compression is not None:
         raise ValueError(
-            "target is compressed; keep the measurement with the full one and compress it when used."
+            "target is compressed; keep the measurement with the full one and compress it when "
+            "used."
         )
-    fields = {name: getattr(target, name) for name in _TARGET}
+    fields = {name: getattr(target, name) for name in _FIELDS}
     return {
-        f"target_{name}": np.asarray(value) for name, value in fields.items() if value is not None
+        _PREFIX + name: np.asarray(value) for name, value in fields.items() if value is not None
     }
 
 
 def unpack_target(content: Mapping[str, np.ndarray]) -> Gaussian | None:
-    """The target that `pack_target` packed, or None."""
-    if "target_mean" not in content:
+    """Read the Gaussian that `pack_target` wrote.
+
+    **Arguments:**
+
+    - `content`: arrays by name, other names among them.
+
+    **Returns:** the Gaussian, or None if there is none.
+    """
+    if _PREFIX + "mean" not in content:
         return None
-    mean, eigenvalues, weights, basis, kurtosis = (
-        content.get(f"target_{name}") for name in _TARGET
-    )
-    assert mean is not None
-    assert eigenvalues is not None
-    # the fields as they were: a basis of thousands of columns was checked when it was made
-    target = Gaussian(mean, eigenvalues, weights)
+    fields = {name: content.get(_PREFIX + name) for name in _FIELDS}
+    target = Gaussian(*(content[_PREFIX + name] for name in ("mean", "eigenvalues", "weights")))
+    # set as it is: a basis of thousands of columns takes seconds to check, and was checked when
+    # made
     return eqx.tree_at(
-        lambda g: (g.basis, g.kurtosis), target, (basis, kurtosis), is_leaf=lambda x: x is None
+        lambda g: (g.basis, g.kurtosis),
+        target,
+        (fields["basis"], fields["kurtosis"]),
+        is_leaf=lambda leaf: leaf is None,
     )

@@ -1,19 +1,21 @@
 """Distances between distributions: of Gaussians in closed form, of samples by estimators."""
 
+from ._bures import (
+    bures_squared as bures_squared,
+    sqrtm as sqrtm,
+    sylvester as sylvester,
+    transport_map as transport_map,
+)
 from ._gaussian import (
     DENSE_METRICS as DENSE_METRICS,
     METRICS as METRICS,
     Metric as Metric,
-    bures_squared as bures_squared,
     dense_kl as dense_kl,
     dense_w2_squared as dense_w2_squared,
     kl as kl,
     per_mode as per_mode,
     resolve as resolve,
     reverse_kl as reverse_kl,
-    sqrtm as sqrtm,
-    sylvester as sylvester,
-    transport_map as transport_map,
     w2_squared as w2_squared,
 )
 from ._samples import (

@@ -1,4 +1,4 @@
-"""What a network predicts, and networks of other libraries."""
+"""Denoisers: what a network predicts, and networks of other libraries."""
 
 from ._denoiser import (
     PREDICTION_TYPES as PREDICTION_TYPES,

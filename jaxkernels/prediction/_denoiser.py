@@ -1,4 +1,4 @@
-"""Denoisers: what samplers ask at a noisy point, by a network or by a distribution's exact score.
+"""Denoisers: the split of a noisy point into data and noise, by a network or an exact score.
 
 Every network in use predicts one linear combination c0 x0 + c1 eps of the split x = a x0 + s eps.
 Together with x itself that is two equations for the two unknowns, so one table of rows (c0, c1)
@@ -15,8 +15,8 @@ converts every prediction type into the split:
 """
 
 import abc
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -29,21 +29,55 @@ from .._types import Network
 from ..processes import AbstractProcess, check_process
 
 
-class Prediction(NamedTuple):
-    """The split x = a(t) x0 + s(t) eps of a noisy point; both arrays have the shape of x."""
+class Prediction(eqx.Module):
+    """The split x = a(t) x0 + s(t) eps of a noisy point, which unpacks as `x0, eps`.
+
+    **Arguments:**
+
+    - `x0`: the denoised point E[X_0 | x], in the shape of x.
+    - `eps`: the noise E[Z | x], in the shape of x.
+    - `score`: grad log p_t(x), if it is known. It is -eps / s, and needed on its own only at s = 0,
+      where that is 0/0.
+
+    **Example:**
+
+    ```python
+    >>> x0, eps = jk.Prediction(jnp.ones(2), jnp.zeros(2))
+    >>> x0.shape
+    (2,)
+    ```
+    """
 
     x0: Float[Array, "..."]
     eps: Float[Array, "..."]
+    score: Float[Array, "..."] | None = None
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.x0, self.eps))
 
     def with_score_error(self, error: Array, signal: Array, noise: Array) -> "Prediction":
-        """The prediction when `error` is added to the score: x0 + (s^2 / a) e and eps - s e."""
-        return Prediction(self.x0 + noise**2 / signal * error, self.eps - noise * error)
+        """Return the prediction of a score that is wrong by `error`.
+
+            x0 + (s^2 / a) error,     eps - s error
+
+        **Arguments:**
+
+        - `error`: added to the score, in the shape of x.
+        - `signal`: a at the time of the prediction, a scalar.
+        - `noise`: s there, a scalar.
+
+        **Returns:** the changed prediction.
+        """
+        score = None if self.score is None else self.score + error
+        return Prediction(self.x0 + noise**2 / signal * error, self.eps - noise * error, score)
 
 
 Predict: TypeAlias = Callable[[Array, Array], Prediction]
 """(x, t) -> Prediction, with a scalar time t."""
 
 _Row: TypeAlias = tuple[ArrayLike, ArrayLike]
+"""(c0, c1) of the table above."""
+
 _ROWS: dict[str, Callable[[AbstractProcess, Array], _Row]] = {
     "score": lambda process, t: (0.0, -1.0),
     "epsilon": lambda process, t: (0.0, 1.0),
@@ -55,17 +89,32 @@ PREDICTION_TYPES = tuple(_ROWS)
 
 
 class AbstractDenoiser(eqx.Module):
-    """Splits a noisy point of `process` into its denoised point and its noise."""
+    """A function that splits a noisy point of `process` into its denoised point and its noise."""
 
     process: eqx.AbstractVar[AbstractProcess]
 
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "..."], t: Float[ArrayLike, ""]) -> Prediction:
-        """The split of x at the scalar time t."""
+        """Split a noisy point.
+
+        **Arguments:**
+
+        - `x`: the noisy point, of any shape the denoiser takes.
+        - `t`: a scalar time of the process.
+
+        **Returns:** a `Prediction` in the shape of x.
+        """
 
     @abc.abstractmethod
     def astype(self, dtype: DTypeLike) -> "AbstractDenoiser":
-        """This denoiser with the parameters of its formulas in `dtype`; a network keeps its own."""
+        """Return this denoiser with the parameters of its formulas in another precision.
+
+        **Arguments:**
+
+        - `dtype`: a floating type. A network's own weights keep theirs.
+
+        **Returns:** the denoiser to be used with arrays of that type.
+        """
 
 
 class Denoiser(AbstractDenoiser):
@@ -82,8 +131,12 @@ class Denoiser(AbstractDenoiser):
 
     **Returns:** a module; `denoiser(x, t)` is a `Prediction(x0, eps)`.
 
-    **Raises:** ValueError for an unknown prediction type or a process that is none; when called, for
-    an output of another shape than x.
+    A score or epsilon does not determine x0 where a(t) = 0, and x0 does not determine eps where
+    s(t) = 0: there the other part is infinite or NaN, and both parts of a flow are where a rate is
+    infinite (VP at t = 0). Start and stop away from those points.
+
+    **Raises:** ValueError for an unknown prediction type or a process that is none; when called,
+    for an output of another shape than x.
 
     **Example:**
 
@@ -92,10 +145,6 @@ class Denoiser(AbstractDenoiser):
     >>> denoiser(jnp.ones((1, 2)), 0.5).x0.shape
     (1, 2)
     ```
-
-    A score or epsilon does not determine x0 where a(t) = 0, and x0 does not determine eps where
-    s(t) = 0: there the other part is infinite or NaN, and both parts of a flow are where a rate is
-    infinite (VP at t = 0). Start and stop away from those points.
     """
 
     fn: Network
@@ -116,32 +165,48 @@ class Denoiser(AbstractDenoiser):
                 f"the network returned shape {jnp.shape(value)} for x of shape {jnp.shape(x)}; "
                 "it must return one value per entry of x."
             )
-        a, s = self.process.signal(t), self.process.noise(t)
-        c0, c1 = map(jnp.asarray, _ROWS[self.prediction_type](self.process, jnp.asarray(t)))
-        if self.prediction_type == "score":
-            value = s * value
+        return self._split(x, jnp.asarray(t), value)
+
+    def _split(self, x: Array, t: Array, value: Array) -> Prediction:
+        """The solution of the module's two equations for a predicted value."""
+        a = self.process.signal(t)
+        s = self.process.noise(t)
+        row = _ROWS[self.prediction_type](self.process, t)
+        c0 = jnp.asarray(row[0])
+        c1 = jnp.asarray(row[1])
+        scaled = s * value if self.prediction_type == "score" else value
         determinant = a * c1 - s * c0
+        x0 = (c1 * x - s * scaled) / determinant
+        eps = (a * scaled - c0 * x) / determinant
         # what the network predicts is kept as it is, which is defined at either end too
         if self.prediction_type == "x0":
-            return Prediction(value, (a * value - c0 * x) / determinant)
-        x0 = (c1 * x - s * value) / determinant
-        if self.prediction_type in ("score", "epsilon"):
-            return Prediction(x0, c1 * value)
-        return Prediction(x0, (a * value - c0 * x) / determinant)
+            x0 = value
+        elif self.prediction_type in ("score", "epsilon"):
+            eps = c1 * scaled
+        return Prediction(x0, eps, self._score(value, eps, s))
+
+    def _score(self, value: Array, eps: Array, s: Array) -> Array:
+        """grad log p_t(x): NaN at s = 0, unless the network predicts it or does without."""
+        if self.prediction_type == "score":
+            return value
+        # where the flow is finite at s = 0, the score has no part in it
+        undetermined = 0.0 if self.prediction_type == "flow" else jnp.nan
+        return jnp.where(s > 0, -eps / jnp.where(s > 0, s, 1.0), undetermined)
 
     def astype(self, dtype: DTypeLike) -> "Denoiser":
         return Denoiser(self.fn, _cast(self.process, dtype), self.prediction_type)
 
 
 def check_denoiser(denoiser: object) -> AbstractDenoiser:
-    """A denoiser, or an error that says how to make one."""
+    """`denoiser`, or a ValueError that says how to make one."""
     if not isinstance(denoiser, AbstractDenoiser):
         raise ValueError(
-            "denoiser must be a Denoiser(fn, process, prediction_type) or target.denoiser(process); "
-            f"got {denoiser!r}."
+            "denoiser must be a Denoiser(fn, process, prediction_type) or "
+            f"target.denoiser(process); got {denoiser!r}."
         )
     return denoiser
 
 
 def _cast(process: AbstractProcess, dtype: DTypeLike) -> AbstractProcess:
+    """The process with its parameters in `dtype`."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), process)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
+from .._precision import is_traced
 from ._base import AbstractProcess
 from ._flow import FlowMatching
 from ._ve import EDM, VE
@@ -24,16 +25,32 @@ PROCESSES: dict[str, type[AbstractProcess]] = {
 
 
 def parameters(name: str) -> tuple[str, ...]:
-    """The constructor arguments of the process that is called `name` in `PROCESSES`."""
+    """Return the names of a process's constructor arguments.
+
+    **Arguments:**
+
+    - `name`: the process's name in `PROCESSES`.
+
+    **Returns:** the names, in the constructor's order.
+
+    **Raises:** ValueError for an unknown name.
+    """
     cls = _checks.lookup("process", name, PROCESSES)
     return tuple(inspect.signature(cls).parameters)
 
 
 def to_config(process: AbstractProcess) -> dict[str, object]:
-    """{"type": its name in `PROCESSES`, argument: value, ...}, all JSON values.
+    """Describe a process by JSON values.
 
-    `from_config` gives back the same numbers to the last bit, also through JSON text. Raises ValueError
-    for a process that is not built in, or whose parameters are traced.
+    `from_config` gives back the same numbers to the last bit, also through JSON text.
+
+    **Arguments:**
+
+    - `process`: a built-in process.
+
+    **Returns:** {"type": its name in `PROCESSES`, argument: value, ...}.
+
+    **Raises:** ValueError for a process that is not built in, or whose parameters are traced.
     """
     name = next((name for name, cls in PROCESSES.items() if cls is type(process)), None)
     if name is None:
@@ -41,15 +58,23 @@ def to_config(process: AbstractProcess) -> dict[str, object]:
             f"process {type(process).__name__} is not built in, so it has no configuration; "
             f"built in are {', '.join(PROCESSES)}."
         )
-    if not _checks.is_concrete(process):
+    if is_traced(process):
         raise ValueError(f"process {name!r} is traced; call to_config outside jit, grad and vmap.")
     return {"type": name, **{key: _value(process, key) for key in parameters(name)}}
 
 
 def from_config(config: Mapping[str, Any]) -> AbstractProcess:
-    """The process of a configuration made by `to_config`; arguments left out take their defaults.
+    """Make the process of a configuration.
 
-    Raises ValueError naming the entry that is missing, unknown or out of range.
+    **Arguments:**
+
+    - `config`: "type" and constructor arguments, as made by `to_config`; arguments left out take
+      their
+      defaults.
+
+    **Returns:** the process.
+
+    **Raises:** ValueError naming the entry that is missing, unknown or out of range.
     """
     if not isinstance(config, Mapping) or "type" not in config:
         raise ValueError(f"process must be a configuration with a 'type'; got {config!r}.")
@@ -71,13 +96,14 @@ def _value(process: AbstractProcess, key: str) -> object:
     if isinstance(process, DiscreteVP):
         return process.name if key == "name" else _alphas_cumprod(process).tolist()
     # the one argument that is stored under another name: EDM's time is its noise level
-    return float(np.asarray(getattr(process, "t_max" if key == "sigma_max" else key)))
+    return float(getattr(process, "t_max" if key == "sigma_max" else key))
 
 
 def _alphas_cumprod(process: DiscreteVP) -> np.ndarray:
     """The table whose constructor gives exactly the log sigmas of `process`.
 
-    1 / (1 + sigma^2) recovers an entry up to rounding; among its neighbours one gives the same bits back.
+    1 / (1 + sigma^2) recovers an entry up to rounding; among its neighbours one gives the same bits
+    back.
     """
     log_sigmas = np.asarray(process.log_sigmas)
     near = 1.0 / (1.0 + np.exp(2.0 * log_sigmas.astype(np.float64)))

@@ -9,15 +9,34 @@ from ._base import AbstractProcess
 
 
 class FlowMatching(AbstractProcess):
-    """a(t) = 1 - t, s(t) = t, t in [0, 1] (rectified flow; sampling starts from N(0, I) at t = 1).
+    """Flow matching on straight lines (rectified flow), on [0, 1].
 
-    At t = 1 the signal is 0, so f and g^2 are infinite: start below 1 with samplers that use them.
+        a(t) = 1 - t,   s(t) = t
+
+    Sampling starts from N(0, I) at t = 1. There the signal is 0, so f and g^2 are infinite: start
+    below 1 with samplers that use them.
+
+    **Example:**
+
+    ```python
+    >>> float(jk.FlowMatching().sigma(0.5))
+    1.0
+    ```
+
+    Source: Liu, Gong and Liu, "Flow Straight and Fast: Learning to Generate and Transfer Data with
+    Rectified Flow" (2023), https://arxiv.org/abs/2209.03003; Lipman et al., "Flow Matching for
+    Generative Modeling" (2023), https://arxiv.org/abs/2210.02747.
     """
 
     t_max: AnyArray
 
     def __init__(self):
         self.t_max = constant(1.0)
+
+    @property
+    def default_t_min(self) -> float:
+        """Time at which sampling ends by default: 1e-3, where sigma is 0.001."""
+        return 1e-3
 
     def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return 1.0 - as_inexact(t)

@@ -10,7 +10,7 @@ from ._base import AbstractProcess
 
 
 class AbstractVarianceExploding(AbstractProcess):
-    """a = 1, f = 0, sigma = s and I = s^2; sampling starts from N(0, s(t)^2 I)."""
+    """A process with a = 1: f = 0, sigma = s, I = s^2; sampling starts from N(0, s(t)^2 I)."""
 
     def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return jnp.ones_like(as_inexact(t))
@@ -26,7 +26,27 @@ class AbstractVarianceExploding(AbstractProcess):
 
 
 class VE(AbstractVarianceExploding):
-    """dX = sqrt(rate) dW, s^2 = rate t, on [0, t_max]."""
+    """Variance-exploding process with a linear variance, on [0, t_max].
+
+        dX = sqrt(rate) dW,     a = 1,   s^2 = rate t
+
+    **Arguments:**
+
+    - `rate`: g^2 > 0, variance per unit of time.
+    - `t_max`: end of time, > 0.
+
+    **Raises:** ValueError for an argument out of range.
+
+    **Example:**
+
+    ```python
+    >>> float(jk.VE(rate=2.0).sigma(2.0))
+    2.0
+    ```
+
+    Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
+    (2021), section 3.4, https://arxiv.org/abs/2011.13456, with a linear variance.
+    """
 
     rate: AnyArray
     t_max: AnyArray
@@ -34,6 +54,11 @@ class VE(AbstractVarianceExploding):
     def __init__(self, rate: Numbers = 2.0, t_max: Numbers = 50.0):
         self.rate = _checks.parameter("rate", rate, above=0.0)
         self.t_max = _checks.parameter("t_max", t_max, above=0.0)
+
+    @property
+    def default_t_min(self) -> float:
+        """Time at which sampling ends by default: where sigma is 0.002, 2e-6 for rate 2."""
+        return 0.002**2 / float(self.rate)
 
     def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return safe_sqrt(self.rate * as_inexact(t))
@@ -46,15 +71,36 @@ class VE(AbstractVarianceExploding):
 
 
 class EDM(AbstractVarianceExploding):
-    """s(t) = t on [0, sigma_max]: time is the noise level.
+    """The process of EDM: time is the noise level, on [0, sigma_max].
 
-    Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022).
+        a(t) = 1,   s(t) = t
+
+    **Arguments:**
+
+    - `sigma_max`: the largest noise level, > 0, in units of the data; it is also `t_max`.
+
+    **Raises:** ValueError for `sigma_max` out of range.
+
+    **Example:**
+
+    ```python
+    >>> float(jk.EDM(sigma_max=80.0).sigma(3.0))
+    3.0
+    ```
+
+    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
+    (2022), https://arxiv.org/abs/2206.00364.
     """
 
     t_max: AnyArray
 
     def __init__(self, sigma_max: Numbers = 80.0):
         self.t_max = _checks.parameter("sigma_max", sigma_max, above=0.0)
+
+    @property
+    def default_t_min(self) -> float:
+        """Time at which sampling ends by default: 0.002, the last level of EDM."""
+        return 0.002
 
     def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return as_inexact(t)

@@ -9,19 +9,26 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
 from .._numerics import as_inexact, safe_sqrt
+from .._precision import is_traced
 from .._types import AnyArray, Numbers, constant
 from ._base import AbstractProcess
 
 
 class AbstractVariancePreserving(AbstractProcess):
-    """a^2 + s^2 = 1, so that g^2 = -2 f, sigma^2 = 1/a^2 - 1 and I = 2 (1/a - 1)."""
+    """A process with a^2 + s^2 = 1: g^2 = -2 f, sigma^2 = 1/a^2 - 1, I = 2 (1/a - 1)."""
+
+    @property
+    def default_t_min(self) -> float:
+        """Time at which sampling ends by default: 1e-3, for processes on a range of order 1."""
+        return 1e-3
 
     def diffusion_squared(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return -2.0 * self.drift(t)
 
     def integrated_signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         # 1/a - 1 = s^2 / (a (1 + a)), which keeps its digits for small t
-        a, s = self.signal(t), self.noise(t)
+        a = self.signal(t)
+        s = self.noise(t)
         return 2.0 * s * s / (a * (1.0 + a))
 
     def prior_variance(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
@@ -29,19 +36,44 @@ class AbstractVariancePreserving(AbstractProcess):
 
 
 class AbstractExponential(AbstractVariancePreserving):
-    """dX = -beta(t)/2 X dt + sqrt(beta(t)) dW: a = exp(-B/2), s^2 = 1 - exp(-B), B = int_0^t beta."""
+    """A process given by its rate beta(t).
+
+    dX = -beta(t)/2 X dt + sqrt(beta(t)) dW
+    a = exp(-B/2),   s^2 = 1 - exp(-B),   B(t) = int_0^t beta
+    """
 
     @abc.abstractmethod
     def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-        """Rate beta(t) per unit of time."""
+        """Evaluate the rate beta(t).
+
+        **Arguments:**
+
+        - `t`: times of any shape, in [0, t_max].
+
+        **Returns:** beta(t) > 0, per unit of time.
+        """
 
     @abc.abstractmethod
     def integrated_beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-        """B(t) = int_0^t beta."""
+        """Evaluate B(t) = int_0^t beta.
+
+        **Arguments:**
+
+        - `t`: times of any shape, in [0, t_max].
+
+        **Returns:** B(t) >= 0, without unit.
+        """
 
     @abc.abstractmethod
     def time_at_integrated_beta(self, b: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-        """The inverse of B."""
+        """Invert B(t).
+
+        **Arguments:**
+
+        - `b`: values of B of any shape, >= 0.
+
+        **Returns:** the times at which B(t) = b.
+        """
 
     def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return jnp.exp(-self.integrated_beta(t) / 2.0)
@@ -57,12 +89,28 @@ class AbstractExponential(AbstractVariancePreserving):
 
 
 class VP(AbstractExponential):
-    """dX = -beta/2 X dt + sqrt(beta) dW with beta(t) = beta_min + (beta_max - beta_min) t, t in [0, 1].
+    """Variance-preserving process with a linear rate, on [0, 1].
 
-    Song et al., "Score-Based Generative Modeling through SDEs" (2021), eq. (11). A constant beta
-    is `OU`.
+        dX = -beta/2 X dt + sqrt(beta) dW,     beta(t) = beta_min + (beta_max - beta_min) t
 
-    **Arguments:** `beta_min` > 0 and `beta_max` >= `beta_min`, per unit of time. Otherwise ValueError.
+    A constant rate is `OU`.
+
+    **Arguments:**
+
+    - `beta_min`: rate at t = 0, > 0, per unit of time.
+    - `beta_max`: rate at t = 1, >= `beta_min`.
+
+    **Raises:** ValueError for an argument out of range.
+
+    **Example:**
+
+    ```python
+    >>> float(jk.VP(beta_min=0.1, beta_max=20.0).integrated_beta(1.0))
+    10.05
+    ```
+
+    Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
+    (2021), eq. (11), https://arxiv.org/abs/2011.13456.
     """
 
     beta_min: AnyArray
@@ -71,7 +119,7 @@ class VP(AbstractExponential):
 
     def __init__(self, beta_min: Numbers = 0.1, beta_max: Numbers = 20.0):
         self.beta_min = _checks.parameter("beta_min", beta_min, above=0.0)
-        least = float(self.beta_min) if _checks.is_concrete(self.beta_min) else 0.0
+        least = 0.0 if is_traced(self.beta_min) else float(self.beta_min)
         self.beta_max = _checks.parameter("beta_max", beta_max, at_least=least)
         self.t_max = constant(1.0)
 
@@ -90,7 +138,28 @@ class VP(AbstractExponential):
 
 
 class OU(AbstractExponential):
-    """dX = -rate/2 X dt + sqrt(rate) dW on [0, t_max]. rate = 1 and rate = 2 are both called VP in papers."""
+    """Ornstein-Uhlenbeck process, the variance-preserving process of constant rate, on [0, t_max].
+
+        dX = -rate/2 X dt + sqrt(rate) dW
+
+    rate = 1 is the convention of Song et al. (2021), rate = 2 that of most convergence theory.
+
+    **Arguments:**
+
+    - `rate`: > 0, per unit of time.
+    - `t_max`: end of time, > 0.
+
+    **Raises:** ValueError for an argument out of range.
+
+    **Example:**
+
+    ```python
+    >>> bool(jnp.allclose(jk.OU(rate=2.0).signal(1.0), jnp.exp(-1.0)))
+    True
+    ```
+
+    Source: Uhlenbeck and Ornstein, "On the Theory of the Brownian Motion" (1930).
+    """
 
     rate: AnyArray
     t_max: AnyArray
@@ -110,13 +179,29 @@ class OU(AbstractExponential):
 
 
 class CosineVP(AbstractVariancePreserving):
-    """a(t) = cos(theta(t)) / cos(theta(0)) with theta = pi/2 (t + offset) / (1 + offset), t in [0, t_max].
+    """Variance-preserving process with the cosine schedule, on [0, t_max].
 
-    Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2021), eq. (17). At t = 1
-    the signal is exactly 0 and g^2 is infinite: samplers that use the score or g^2 must start below it
-    (their usual choice is t_max = 0.9946); the denoiser-based ones may start at 1.
+        a(t) = cos(theta(t)) / cos(theta(0)),     theta(t) = pi/2 (t + offset) / (1 + offset)
 
-    **Arguments:** `offset` >= 0; 0 < `t_max` <= 1.
+    At t = 1 the signal is exactly 0 and g^2 is infinite: samplers that use the score or g^2 must
+    start below it (0.9946 is a usual t_max); the denoiser-based ones may start at 1.
+
+    **Arguments:**
+
+    - `offset`: >= 0; it makes the noise grow more quickly near the data.
+    - `t_max`: end of time, in (0, 1].
+
+    **Raises:** ValueError for an argument out of range.
+
+    **Example:**
+
+    ```python
+    >>> float(jk.CosineVP().signal(1.0))
+    0.0
+    ```
+
+    Source: Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2021), eq.
+    (17), https://arxiv.org/abs/2102.09672.
     """
 
     offset: AnyArray
@@ -128,6 +213,7 @@ class CosineVP(AbstractVariancePreserving):
 
     @property
     def _speed(self) -> Array:
+        """d theta / dt, in radians per unit of time."""
         return jnp.asarray(0.5 * np.pi / (1.0 + self.offset))
 
     def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
@@ -137,12 +223,14 @@ class CosineVP(AbstractVariancePreserving):
 
     def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         # cos^2 theta_0 - cos^2 theta = sin(theta - theta_0) sin(theta + theta_0)
-        c, t = self._speed, as_inexact(t)
+        c = self._speed
+        t = as_inexact(t)
         return safe_sqrt(jnp.sin(c * t) * jnp.sin(c * (t + 2.0 * self.offset))) / jnp.sin(c)
 
     def time_at_sigma(self, sigma: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         # tan^2 theta = (sigma^2 + sin^2 theta_0) / cos^2 theta_0
-        c, sigma = self._speed, as_inexact(sigma)
+        c = self._speed
+        sigma = as_inexact(sigma)
         opposite = safe_sqrt(sigma**2 + jnp.sin(c * self.offset) ** 2)
         return jnp.arctan2(opposite, jnp.sin(c) * jnp.ones_like(sigma)) / c - self.offset
 
@@ -152,13 +240,30 @@ class CosineVP(AbstractVariancePreserving):
 
 
 class DiscreteVP(AbstractVariancePreserving):
-    """The process of a trained table `alphas_cumprod` (N,), in continuous time t in [0, N].
+    """The process of a trained table `alphas_cumprod`, in continuous time on [0, N].
 
-    t = n is the n-th entry of the table, counted from 1: a(n)^2 = alphas_cumprod[n - 1], so a timestep
-    of a discrete sampler is t - 1. Between entries log sigma (so log_snr) is linear; from the first
-    entry down to the data, sigma = sigma(1) t. Hence sigma(0) = 0 exactly.
+        a(n)^2 = alphas_cumprod[n - 1],     a^2 + s^2 = 1
 
-    **Arguments:** `alphas_cumprod` strictly decreasing, every entry in (0, 1), at least 2 of them.
+    Time n is the n-th entry of the table, counted from 1, so t is the timestep of a discrete
+    sampler plus 1. Between entries log sigma (and so log_snr) is linear; from the first entry down
+    to the data, sigma = sigma(1) t. Hence sigma(0) = 0 exactly.
+
+    **Arguments:**
+
+    - `alphas_cumprod`: (N,) with N >= 2, strictly decreasing, every entry in (0, 1).
+    - `name`: the table's name in other tools, such as "scaled_linear", or None.
+
+    **Raises:** ValueError for a table that is none, naming the first offending entry.
+
+    **Example:**
+
+    ```python
+    >>> jk.DiscreteVP([0.9, 0.5, 0.1]).t_max.item()
+    3.0
+    ```
+
+    Source: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2020), eq. (4),
+    https://arxiv.org/abs/2006.11239.
     """
 
     log_sigmas: Float[AnyArray, " entries"]
@@ -173,13 +278,14 @@ class DiscreteVP(AbstractVariancePreserving):
             )
         if not (np.all(table > 0) and np.all(table < 1)):
             raise ValueError(
-                "alphas_cumprod must lie strictly between 0 and 1 (an entry 0 has no signal at all); "
+                "alphas_cumprod must lie strictly between 0 and 1 (an entry 0 has no signal); "
                 f"found {table.min():g} .. {table.max():g}."
             )
         if not np.all(np.diff(table) < 0):
             n = int(np.argmax(np.diff(table) >= 0))
             raise ValueError(
-                f"alphas_cumprod must decrease; entries {n} and {n + 1} are {table[n]:g}, {table[n + 1]:g}."
+                f"alphas_cumprod must decrease; entries {n} and {n + 1} are {table[n]:g}, "
+                f"{table[n + 1]:g}."
             )
         self.log_sigmas = constant(0.5 * (np.log1p(-table) - np.log(table)))
         self.t_max = constant(table.size)
@@ -189,12 +295,37 @@ class DiscreteVP(AbstractVariancePreserving):
     def scaled_linear(
         cls, beta_start: float = 0.00085, beta_end: float = 0.012, num_train_timesteps: int = 1000
     ) -> "DiscreteVP":
-        """The table of Stable Diffusion 1.x, 2.x and XL: sqrt(beta) linear over the training steps."""
+        """Make the process of Stable Diffusion 1.x, 2.x and XL: sqrt(beta) linear over its steps.
+
+        **Arguments:**
+
+        - `beta_start`: first beta, in (0, 1).
+        - `beta_end`: last beta, in (0, 1).
+        - `num_train_timesteps`: number N >= 2 of entries.
+
+        **Returns:** a `DiscreteVP` named "scaled_linear".
+
+        **Example:**
+
+        ```python
+        >>> round(float(jk.DiscreteVP.scaled_linear().sigma(1000.0)), 3)
+        14.615
+        ```
+
+        Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models"
+        (2022), https://arxiv.org/abs/2112.10752, and its published configurations.
+        """
         betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
         return cls(np.cumprod(1.0 - betas), name="scaled_linear")
 
     @property
+    def default_t_min(self) -> float:
+        """Time at which sampling ends by default: 1, the first entry of the table."""
+        return 1.0
+
+    @property
     def _knots(self) -> Array:
+        """Times of the table's entries."""
         return jnp.asarray(np.arange(1.0, self.log_sigmas.shape[0] + 1))
 
     def sigma(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
@@ -217,7 +348,8 @@ class DiscreteVP(AbstractVariancePreserving):
 
     def drift(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         # f = (log a)' = -a^2 sigma sigma'; the slope of log sigma is constant between entries
-        t, size = as_inexact(t), self.log_sigmas.shape[0]
+        t = as_inexact(t)
+        size = self.log_sigmas.shape[0]
         cell = jnp.clip(jnp.floor(t).astype(int) - 1, 0, size - 2)
         log_sigmas = jnp.asarray(self.log_sigmas)
         slope = log_sigmas[cell + 1] - log_sigmas[cell]

@@ -4,6 +4,7 @@ from ._base import (
     AbstractSampler as AbstractSampler,
     History as History,
     Noise as Noise,
+    Process as Process,
     Times as Times,
     X as X,
 )

@@ -4,11 +4,11 @@ A step maps x at time t to x at the smaller time t'. It is written in terms of t
 is given, and of nothing else that is random or learned:
 
     predict(x, t)    -> Prediction(x0, eps): a network, or the exact denoiser of a distribution
-    noise(variance)  -> an independent normal array of that variance
+    noise(variance)  -> an independent Gaussian array of that variance
 
-Running a network, the exact affine map for an affine score, and every sensitivity are three readings
-of that one definition: for sampling `noise` draws; for analysis it records the variance, which keeps
-derivatives finite where the standard deviation would have an infinite slope.
+Running a network, the exact affine map for an affine score, and every sensitivity are three
+readings of that one definition: for sampling `noise` draws; for analysis it records the variance,
+which keeps derivatives finite where the standard deviation would have an infinite slope.
 """
 
 import abc
@@ -24,8 +24,9 @@ from ..processes import AbstractProcess
 from ..schedules import Step
 
 Noise: TypeAlias = Callable[[Array], Array]
-"""variance -> an independent normal array of that variance, in the shape of x."""
+"""variance -> an independent Gaussian array of that variance, in the shape of x."""
 
+Process: TypeAlias = AbstractProcess
 X: TypeAlias = Float[Array, "..."]
 History: TypeAlias = PyTree[Float[Array, "..."]]
 Times: TypeAlias = Float[Array, "*steps"]
@@ -36,8 +37,8 @@ class AbstractSampler(eqx.Module):
 
     To add a sampler, subclass this class, state the class variables and write `step` (and
     `init_history` if it is a multistep method). The step must be built from elementwise operations
-    with scalar coefficients, and be affine in (x, history, noise) when `predict` is. Everything else
-    (sampling with any network, moments, error budget, optimisation) follows from it.
+    with scalar coefficients, and be affine in (x, history, noise) when `predict` is. Everything
+    else (sampling with any network, moments, error budget, optimisation) follows from it.
 
     **Example:**
 
@@ -60,7 +61,7 @@ class AbstractSampler(eqx.Module):
     stochastic: ClassVar[bool]
     """Whether it accepts stochasticity > 0."""
     history_steps: ClassVar[int] = 0
-    """How many earlier times a step depends on, through `history` or `previous_time`."""
+    """Number of earlier times that a step depends on, through `history` or `previous_time`."""
     marginal_preserving: ClassVar[bool] = False
     """Whether the injected noise makes the noise level of every time exact."""
 
@@ -68,34 +69,47 @@ class AbstractSampler(eqx.Module):
     """Whether its steps are the same in every process with the same sigmas, up to the scale of x."""
 
     def init_history(self, x: X) -> History:
-        """Solver state besides x before the first step. Default: none."""
+        """Make the multistep history before the first step. Default: none.
+
+        **Arguments:**
+
+        - `x`: the initial noise, for its shape and precision.
+
+        **Returns:** a tree of arrays, linear in x.
+        """
         del x
         return ()
 
-    def evaluation_times(self, process: AbstractProcess, step: Step) -> tuple[Times, ...]:
-        """The times at which a step calls `predict`, in the order of its calls.
+    def evaluation_times(self, process: Process, step: Step) -> tuple[Times, ...]:
+        """State the times at which a step calls `predict`, in the order of its calls.
 
         Default: its start, once. A call that a step may leave out (the last of a step to sigma = 0)
         has its place here all the same, at a time where the network is defined.
+
+        **Arguments:**
+
+        - `process`: the forward process.
+        - `step`: one step or all steps of a schedule.
+
+        **Returns:** `nfe_per_step` arrays, each in the shape of `step.time`.
         """
         del process
         return (jnp.asarray(step.time),)
 
     @abc.abstractmethod
     def step(
-        self,
-        predict: Predict,
-        noise: Noise,
-        process: AbstractProcess,
-        step: Step,
-        x: X,
-        history: History,
+        self, predict: Predict, noise: Noise, process: Process, step: Step, x: X, history: History
     ) -> tuple[X, History]:
         """Advance x and the history from `step.time` to `step.next_time`.
 
-        **Arguments:** `predict(x, t)`, the denoiser; `noise(variance)`, an independent normal array
-        of x's shape; `process`; `step`, its times and stochasticity; `x` of any shape; `history`, what
-        the step before returned.
+        **Arguments:**
+
+        - `predict`: the denoiser, (x, t) -> `Prediction`, with a scalar time.
+        - `noise`: variance -> an independent Gaussian array of that variance, in the shape of x.
+        - `process`: the forward process.
+        - `step`: the times and the stochasticity of this step.
+        - `x`: the point at `step.time`, of any shape.
+        - `history`: what the step before returned, or `init_history(x)`.
 
         **Returns:** x and the history at `step.next_time`.
         """

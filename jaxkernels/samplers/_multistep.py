@@ -8,20 +8,33 @@ from jaxtyping import Array
 
 from .._numerics import safe_divide
 from ..prediction import Predict
-from ..processes import AbstractProcess
 from ..schedules import Step
-from ._base import AbstractSampler, History, Noise, X
+from ._base import AbstractSampler, History, Noise, Process, X
 
 
 class DPMSolverPP2M(AbstractSampler):
     """DPM-Solver++(2M): the denoiser extrapolated from this evaluation and the one before.
 
-        x' = (s'/s) x + (a' - a s'/s) ( x0 + w (x0 - x0_before) ),     w = h / (2 h_before)
+        x' = (s'/s) x + (a' - a s'/s) ( x0 + w (x0 - x0_before) ),     w = l / (2 l_before)
 
-    with h = the step in log(a/s). Lu et al., "DPM-Solver++" (2022), Algorithm 2. One evaluation per step,
-    order 2. The first step has no predecessor and w = 0 (order 1), and so has a step to sigma = 0, where
-    h is infinite. `lower_order_final=True` sets w = 0 in the last step always, as diffusers'
-    DPMSolverMultistepScheduler does by default below 15 steps; k-diffusion's `sample_dpmpp_2m` does not.
+    with l the step's length in log(a/s). One evaluation per step, order 2. The first step has no
+    predecessor and w = 0 (order 1), and so has a step to sigma = 0, where l is infinite.
+
+    **Arguments:**
+
+    - `lower_order_final`: whether w = 0 in the last step always. diffusers'
+      DPMSolverMultistepScheduler
+      does so by default below 15 steps; k-diffusion's `sample_dpmpp_2m` does not.
+
+    **Example:**
+
+    ```python
+    >>> jk.DPMSolverPP2M(lower_order_final=True).history_steps
+    1
+    ```
+
+    Source: Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
+    Models" (2022), Algorithm 2, https://arxiv.org/abs/2211.01095.
     """
 
     lower_order_final: bool = eqx.field(static=True, default=False)
@@ -33,33 +46,31 @@ class DPMSolverPP2M(AbstractSampler):
     sigma_only: ClassVar[bool] = True
 
     def init_history(self, x: X) -> History:
-        """The denoised point of the step before (unused in the first step)."""
+        """Return zeros in place of the denoised point of the step before the first."""
         return jnp.zeros_like(x)
 
     def step(
-        self,
-        predict: Predict,
-        noise: Noise,
-        process: AbstractProcess,
-        step: Step,
-        x: X,
-        history: History,
+        self, predict: Predict, noise: Noise, process: Process, step: Step, x: X, history: History
     ) -> tuple[X, History]:
         del noise
-        t, u = step.time, step.next_time
+        t = step.time
+        u = step.next_time
         p = predict(x, t)
         ratio = process.noise(u) / process.noise(t)
         extrapolated = p.x0 + self._weight(process, step) * (p.x0 - history)
         x = ratio * x + (process.signal(u) - process.signal(t) * ratio) * extrapolated
         return x, p.x0
 
-    def _weight(self, process: AbstractProcess, step: Step) -> Array:
-        t, u, before = step.time, step.next_time, step.previous_time
+    def _weight(self, process: Process, step: Step) -> Array:
+        """w of the formula above."""
+        t = step.time
+        u = step.next_time
+        before = step.previous_time
         usable = ~step.is_first & (process.noise(u) > 0) & (process.signal(before) > 0)
         if self.lower_order_final:
             usable = usable & ~step.is_last
         # values are replaced before dividing: an infinite or empty step must not reach derivatives
         now = process.log_snr(t)
-        h = jnp.where(usable, process.log_snr(u) - now, 0.0)
-        h_before = jnp.where(usable, now - process.log_snr(before), 1.0)
-        return 0.5 * safe_divide(h, h_before)
+        length = jnp.where(usable, process.log_snr(u) - now, 0.0)
+        length_before = jnp.where(usable, now - process.log_snr(before), 1.0)
+        return 0.5 * safe_divide(length, length_before)

@@ -23,13 +23,29 @@ SAMPLERS: dict[str, type[AbstractSampler]] = {
 
 
 def sampler_name(sampler: AbstractSampler) -> str:
-    """The name in `SAMPLERS`, or the class of one of the user's own."""
+    """Return a sampler's name.
+
+    **Arguments:**
+
+    - `sampler`: a sampler.
+
+    **Returns:** its name in `SAMPLERS`, or the class name of a user-defined one.
+    """
     names = {cls: name for name, cls in SAMPLERS.items()}
     return names.get(type(sampler), type(sampler).__name__)
 
 
 def as_sampler(sampler: object) -> AbstractSampler:
-    """A sampler, given as one or by its name in `SAMPLERS`."""
+    """Resolve a sampler that may be given by name.
+
+    **Arguments:**
+
+    - `sampler`: a sampler, or its name in `SAMPLERS`.
+
+    **Returns:** the sampler.
+
+    **Raises:** ValueError for an unknown name or another type.
+    """
     if isinstance(sampler, str):
         sampler = _checks.lookup("sampler", sampler, SAMPLERS)()
     if not isinstance(sampler, AbstractSampler):
@@ -40,17 +56,30 @@ def as_sampler(sampler: object) -> AbstractSampler:
 def check_schedule(
     process: AbstractProcess, sampler: AbstractSampler, schedule: object
 ) -> Schedule:
-    """A schedule that this process and this sampler can use."""
+    """Check that a process and a sampler can use a schedule.
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `sampler`: a sampler.
+    - `schedule`: the schedule. Traced values are checked when they are run.
+
+    **Returns:** the schedule.
+
+    **Raises:** ValueError for another type, times beyond the process's t_max, or stochasticity of a
+    deterministic sampler.
+    """
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule must be a Schedule; got {type(schedule).__name__}.")
     check_process(process)
     if is_traced((process, schedule)):
         return schedule.error_if_invalid()
-    t_max, first = float(np.asarray(process.t_max)), float(np.asarray(schedule.times)[0])
+    t_max = float(process.t_max)
+    first = float(schedule.times[0])
     if first > t_max * (1.0 + 1e-6):
         raise ValueError(
-            f"times[0] = {first:g} lies beyond the process's t_max = {t_max:g}; is the schedule meant "
-            "for another process?"
+            f"times[0] = {first:g} lies beyond the process's t_max = {t_max:g}; is the schedule "
+            "meant for another process?"
         )
     largest = float(np.sqrt(np.max(np.asarray(schedule.stochasticity_squared))))
     if largest > 0 and not sampler.stochastic:

@@ -1,23 +1,34 @@
-"""One-evaluation samplers of the reverse stochastic differential equation, in the process's own time."""
+"""One-evaluation samplers of the reverse stochastic differential equation."""
 
 from typing import ClassVar
 
 import jax.numpy as jnp
 
 from ..prediction import Predict
-from ..processes import AbstractProcess
 from ..schedules import Step
-from ._base import AbstractSampler, History, Noise, X
+from ._base import AbstractSampler, History, Noise, Process, X
 
 
 class EulerMaruyama(AbstractSampler):
-    """Euler-Maruyama on the reverse family; stochasticity 0 is Euler on the probability-flow ODE.
+    """Euler-Maruyama method on the reverse family; without stochasticity, Euler on the flow.
 
         x' = x - dt (a' x0 + s' eps) - alpha^2 dt g^2 / (2 s) eps + alpha sqrt(dt g^2) z
 
-    with a', s' the time derivatives, everything at the start of the step. For affine scores the factor is
-    1 - dt f - (1 + alpha^2)/2 dt g^2 / Sigma_t, which large steps make negative. Order 1 in dt.
-    With score factor g^2 for every alpha, as sometimes printed, the law would tend to covariance alpha^2 C.
+    with a', s' the time derivatives, everything at the start of the step. For affine scores the
+    factor on x is 1 - dt f - (1 + alpha^2)/2 dt g^2 / Sigma_t, which large steps make negative. One
+    evaluation per step, order 1. The score's factor is (1 + alpha^2)/2 g^2: with g^2 for every
+    alpha, the covariance would tend to alpha^2 C instead of C.
+
+    **Example:**
+
+    ```python
+    >>> jk.EulerMaruyama().stochastic
+    True
+    ```
+
+    Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
+    (2021), https://arxiv.org/abs/2011.13456, appendix D; Maruyama, "Continuous Markov Processes and
+    Stochastic Equations" (1955).
     """
 
     order: ClassVar[int] = 1
@@ -25,15 +36,10 @@ class EulerMaruyama(AbstractSampler):
     stochastic: ClassVar[bool] = True
 
     def step(
-        self,
-        predict: Predict,
-        noise: Noise,
-        process: AbstractProcess,
-        step: Step,
-        x: X,
-        history: History,
+        self, predict: Predict, noise: Noise, process: Process, step: Step, x: X, history: History
     ) -> tuple[X, History]:
-        t, dt = step.time, step.time - step.next_time
+        t = step.time
+        dt = t - step.next_time
         alpha2 = step.stochasticity_squared
         p = predict(x, t)
         # at signal 0, where g^2 may be infinite, the deterministic step is still well defined
@@ -46,15 +52,26 @@ class EulerMaruyama(AbstractSampler):
 
 
 class ExponentialIntegrator(AbstractSampler):
-    """The linear part exactly, the score frozen over the step, h = alpha g throughout the step.
+    """Exponential integrator with the score frozen over the step, and h = alpha g throughout it.
 
-        x' = (a'/a) x + (1 + alpha^2)/2 a' (I(t) - I(t')) score(x, t) + alpha a' sqrt(sigma^2 - sigma'^2) z
+        x' = (a'/a) x + (1 + alpha^2)/2 a' (I(t) - I(t')) score(x, t) + alpha a' sqrt(sigma^2 -
+        sigma'^2) z
 
-    with a prime for t' and I the process's `integrated_signal`; for variance-preserving processes that is
-    gamma x + (1 + alpha^2)(gamma - 1) score + alpha sqrt(gamma^2 - 1) z, gamma = a'/a. Order 1.
-    Large alpha injects more noise than the marginal holds: see `OptimizedSchedule.trusted`.
-    Cao, Chen, Luo and Zhou, "Exploring the Optimal Choice for Generative Processes in Diffusion Models: ODE
-    vs SDE" (2023), appendix H.4, carried to every process by the time change of its B.2.
+    with a prime for t' and I the process's `integrated_signal`; for variance-preserving processes
+    that is gamma x + (1 + alpha^2)(gamma - 1) score + alpha sqrt(gamma^2 - 1) z, gamma = a'/a. One
+    evaluation per step, order 1. A large alpha injects more noise than the marginal distribution
+    holds.
+
+    **Example:**
+
+    ```python
+    >>> jk.ExponentialIntegrator().nfe_per_step
+    1
+    ```
+
+    Source: Cao, Chen, Luo and Zhou, "Exploring the Optimal Choice for Generative Processes in
+    Diffusion Models: Ordinary vs Stochastic Differential Equations" (2023), appendix H.4, extended
+    to every process by the time change of its appendix B.2, https://arxiv.org/abs/2306.02063.
     """
 
     order: ClassVar[int] = 1
@@ -62,15 +79,11 @@ class ExponentialIntegrator(AbstractSampler):
     stochastic: ClassVar[bool] = True
 
     def step(
-        self,
-        predict: Predict,
-        noise: Noise,
-        process: AbstractProcess,
-        step: Step,
-        x: X,
-        history: History,
+        self, predict: Predict, noise: Noise, process: Process, step: Step, x: X, history: History
     ) -> tuple[X, History]:
-        t, u, alpha2 = step.time, step.next_time, step.stochasticity_squared
+        t = step.time
+        u = step.next_time
+        alpha2 = step.stochasticity_squared
         p = predict(x, t)
         a = process.signal(u)
         eta = 0.5 * (1.0 + alpha2) * a

@@ -1,4 +1,4 @@
-"""Running a sampler with a network, or with the exact denoiser of a distribution."""
+"""Sampling with a network, or with the exact denoiser of a distribution."""
 
 import equinox as eqx
 import jax
@@ -30,7 +30,8 @@ def sample(
     - `denoiser`: a `Denoiser`, or `target.denoiser(process)` for the exact one of a distribution.
     - `sampler`: a sampler or its name, such as "ddim" or "dpmpp_2m".
     - `schedule`: times of the denoiser's process, and stochasticities.
-    - `noise`: (batch, ...), usually sqrt(process.prior_variance(t_0)) times unit normal noise.
+    - `noise`: initial noise (batch, ...), usually sqrt(process.prior_variance(t_0)) times standard
+      normal numbers.
     - `key`: a random key, required if the schedule is stochastic.
     - `trajectory`: return x at every time, (K+1, batch, ...), instead of the last.
 
@@ -65,6 +66,7 @@ def sample(
 
 
 def _raise_not_finite(noise: Array, schedule: Schedule, k: int) -> None:
+    """Raise the ValueError for an x that is not finite after step k."""
     if not np.all(np.isfinite(np.asarray(noise, np.float64))):
         raise ValueError("noise holds NaN or infinity; it must be finite.")
     times = np.asarray(schedule.times)
@@ -84,6 +86,7 @@ def _run(
     x: Array,
     trajectory: bool,
 ) -> tuple[Array, Bool[Array, " steps"]]:
+    """The last x or all of them, and whether x is finite after every step."""
     denoiser = denoiser.astype(x.dtype)
     schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
 
@@ -101,6 +104,6 @@ def _run(
         return (new, history), (new if trajectory else None, jnp.all(jnp.isfinite(new)))
 
     keys = jax.random.split(key, schedule.num_steps)
-    start = x, sampler.init_history(x)
+    start = (x, sampler.init_history(x))
     (last, _), (path, finite) = jax.lax.scan(step, start, (schedule.steps(), keys))
     return last if path is None else jnp.concatenate([x[None], path]), finite

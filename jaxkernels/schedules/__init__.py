@@ -1,4 +1,4 @@
-"""Schedules: times and stochasticity, standard (baseline) schedules, and the coordinate they are optimised in."""
+"""Schedules: times and stochasticity, baseline schedules, and the coordinate of their times."""
 
 from ._baselines import (
     BASELINES as BASELINES,
@@ -13,9 +13,14 @@ from ._canonical import CoordinateProcess as CoordinateProcess
 from ._coordinate import (
     TimeCoordinate as TimeCoordinate,
 )
+from ._file import (
+    read_json as read_json,
+)
+from ._levels import (
+    times_at_sigmas as times_at_sigmas,
+)
 from ._schedule import (
     Schedule as Schedule,
-    read_json as read_json,
 )
 from ._step import (
     Step as Step,

@@ -1,26 +1,26 @@
-"""Named time grids: what people use today, and what an optimum has to beat.
+"""Baseline schedules: what people use today, and what an optimum has to beat.
 
-Every function returns a `Schedule` of `num_steps` steps from the process's t_max to `t_min`. Grids that
-are defined by noise levels sigma need a finite, positive one at both ends:
+Every function returns a `Schedule` of `num_steps` steps from the process's t_max to `t_min`. Those
+that are defined by noise levels sigma need a finite, positive one at both ends:
 
-* if t_min = 0, the levels stop at `last_sigma` and a last step to 0 is appended, as EDM and k-diffusion do;
-* if sigma(t_max) is infinite (no signal left), the levels start at sigma = 1000 and the first is replaced
+* if t_min = 0, the levels stop at `last_sigma` and a last step to 0 is appended, as in EDM and
+  k-diffusion;
+* if sigma(t_max) is infinite (no signal left), the levels start at sigma = 1000 and the first is
+  replaced
   by t_max.
 """
 
 from collections.abc import Callable
 
-import jax
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import ArrayLike
 
 from .. import _checks
-from .._precision import to_float64
 from ..processes import AbstractProcess, check_range, sigma_range
+from ._levels import times_at_sigmas
 from ._schedule import Schedule
 
 _LARGEST_SIGMA = 1e3
-
 
 # Published levels (Sabour et al., "Align Your Steps", 2024), largest first, before the final 0.
 _ALIGN_YOUR_STEPS = {
@@ -30,27 +30,96 @@ _ALIGN_YOUR_STEPS = {
 }
 
 
-def _in_time(process: AbstractProcess, num_steps: int, t_min: ArrayLike, curve) -> Schedule:
+def _in_time(
+    process: AbstractProcess,
+    num_steps: int,
+    t_min: ArrayLike,
+    curve: Callable[[np.ndarray], np.ndarray],
+) -> Schedule:
     """Times t_min + (t_max - t_min) curve(u), u = 0..1 from noise to data."""
     t_min = check_range(process, num_steps, t_min)
-    t_max = float(np.asarray(process.t_max))
+    t_max = float(process.t_max)
     times = t_min + (t_max - t_min) * curve(np.arange(num_steps + 1) / num_steps)
-    times[0], times[-1] = t_max, t_min
+    times[0] = t_max
+    times[-1] = t_min
     return Schedule(times)
 
 
 def uniform(process: AbstractProcess, num_steps: int, t_min: ArrayLike) -> Schedule:
-    """Equal steps in time."""
+    """Make equal steps in time.
+
+        t_k = t_min + (t_max - t_min) (1 - k/K)
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `num_steps`: number K >= 1 of steps.
+    - `t_min`: last time, in [0, t_max).
+
+    **Returns:** the schedule, from t_max to `t_min`.
+
+    **Raises:** ValueError for an argument out of range.
+
+    **Example:**
+
+    ```python
+    >>> jk.schedules.uniform(jk.EDM(8.0), 4, 0.0).times.round(4).tolist()
+    [8.0, 6.0, 4.0, 2.0, 0.0]
+    ```
+    """
     return _in_time(process, num_steps, t_min, lambda u: 1.0 - u)
 
 
 def quadratic(process: AbstractProcess, num_steps: int, t_min: ArrayLike) -> Schedule:
-    """t = t_min + (t_max - t_min) (1 - u)^2, u uniform: finer towards the data."""
+    """Make quadratic steps in time, finer towards the data.
+
+        t_k = t_min + (t_max - t_min) (1 - k/K)^2
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `num_steps`: number K >= 1 of steps.
+    - `t_min`: last time, in [0, t_max).
+
+    **Returns:** the schedule, from t_max to `t_min`.
+
+    **Raises:** ValueError for an argument out of range.
+
+    **Example:**
+
+    ```python
+    >>> jk.schedules.quadratic(jk.EDM(8.0), 2, 0.0).times.round(4).tolist()
+    [8.0, 2.0, 0.0]
+    ```
+
+    Source: Song, Meng and Ermon, "Denoising Diffusion Implicit Models" (2021), appendix D.2,
+    https://arxiv.org/abs/2010.02502.
+    """
     return _in_time(process, num_steps, t_min, lambda u: (1.0 - u) ** 2)
 
 
 def cosine(process: AbstractProcess, num_steps: int, t_min: ArrayLike) -> Schedule:
-    """t = t_min + (t_max - t_min) (1 - cos(pi (1 - u) / 2)), u uniform: finer towards the data."""
+    """Make cosine steps in time, finer towards the data.
+
+        t_k = t_min + (t_max - t_min) (1 - cos(pi/2 (1 - k/K)))
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `num_steps`: number K >= 1 of steps.
+    - `t_min`: last time, in [0, t_max).
+
+    **Returns:** the schedule, from t_max to `t_min`.
+
+    **Raises:** ValueError for an argument out of range.
+
+    **Example:**
+
+    ```python
+    >>> jk.schedules.cosine(jk.EDM(8.0), 2, 0.0).times.round(4).tolist()
+    [8.0, 2.3431, 0.0]
+    ```
+    """
     return _in_time(process, num_steps, t_min, lambda u: 1.0 - np.cos(0.5 * np.pi * (1.0 - u)))
 
 
@@ -61,7 +130,7 @@ def _in_sigma(
     last_sigma: ArrayLike,
     levels: Callable[[float, float, np.ndarray], np.ndarray],
 ) -> Schedule:
-    """Times at which sigma = levels(sigma_max, sigma_min, u), with the two end rules of this module."""
+    """Times at which sigma = levels(sigma_max, sigma_min, u), with the module's rules for the ends."""
     t_min = check_range(process, num_steps, t_min)
     largest, smallest = sigma_range(process, t_min)
     largest = min(largest, _LARGEST_SIGMA)
@@ -70,25 +139,46 @@ def _in_sigma(
         smallest = float(_checks.scalar("last_sigma", last_sigma, above=0.0, below=largest))
     points = num_steps if append_zero else num_steps + 1
     u = np.arange(points) / max(points - 1, 1)
-    with jax.enable_x64(True):
-        times = np.array(_time_at_sigma(to_float64(process), levels(largest, smallest, u)))
+    times = times_at_sigmas(process, levels(largest, smallest, u))
     times = np.append(times, 0.0) if append_zero else times
-    times[0], times[-1] = np.asarray(process.t_max), t_min
+    times[0] = float(process.t_max)
+    times[-1] = t_min
     return Schedule(times)
-
-
-@jax.jit
-def _time_at_sigma(process: AbstractProcess, sigma: Array) -> Array:
-    return process.time_at_sigma(sigma)
 
 
 def log_snr(
     process: AbstractProcess, num_steps: int, t_min: ArrayLike, last_sigma: ArrayLike = 0.002
 ) -> Schedule:
-    """Equal steps in log-SNR, that is in log sigma (also called exponential)."""
-    return _in_sigma(
-        process, num_steps, t_min, last_sigma, lambda top, low, u: top * (low / top) ** u
-    )
+    """Make equal steps in log-SNR, that is in log sigma (also called exponential).
+
+        sigma_k = sigma_max (sigma_min / sigma_max)^(k/K)
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `num_steps`: number K >= 1 of steps.
+    - `t_min`: last time, in [0, t_max).
+    - `last_sigma`: if t_min = 0, the last positive noise level, below sigma(t_max).
+
+    **Returns:** the schedule, from t_max to `t_min`.
+
+    **Raises:** ValueError for an argument out of range.
+
+    **Example:**
+
+    ```python
+    >>> jk.schedules.log_snr(jk.EDM(8.0), 2, 2.0).times.round(4).tolist()
+    [8.0, 4.0, 2.0]
+    ```
+
+    Source: Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in
+    Around 10 Steps" (2022), section 3.3, https://arxiv.org/abs/2206.00927.
+    """
+
+    def levels(top: float, low: float, u: np.ndarray) -> np.ndarray:
+        return top * (low / top) ** u
+
+    return _in_sigma(process, num_steps, t_min, last_sigma, levels)
 
 
 def karras(
@@ -98,7 +188,32 @@ def karras(
     last_sigma: ArrayLike = 0.002,
     rho: ArrayLike = 7.0,
 ) -> Schedule:
-    """Equal steps in sigma^(1/rho). Karras et al. (2022), eq. (5)."""
+    """Make equal steps in sigma^(1/rho), the schedule of EDM.
+
+        sigma_k = (sigma_max^(1/rho) + k/K (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `num_steps`: number K >= 1 of steps.
+    - `t_min`: last time, in [0, t_max).
+    - `last_sigma`: if t_min = 0, the last positive noise level, below sigma(t_max).
+    - `rho`: > 0; 1 is uniform in sigma, large values are uniform in log sigma.
+
+    **Returns:** the schedule, from t_max to `t_min`.
+
+    **Raises:** ValueError for an argument out of range.
+
+    **Example:**
+
+    ```python
+    >>> jk.schedules.karras(jk.EDM(9.0), 2, 1.0, rho=2.0).times.round(4).tolist()
+    [9.0, 4.0, 1.0]
+    ```
+
+    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
+    (2022), eq. (5), https://arxiv.org/abs/2206.00364.
+    """
     power = 1.0 / float(_checks.scalar("rho", rho, above=0.0))
 
     def levels(top: float, low: float, u: np.ndarray) -> np.ndarray:
@@ -114,11 +229,35 @@ def align_your_steps(
     last_sigma: ArrayLike = 0.002,
     model: str = "sd15",
 ) -> Schedule:
-    """The published 10-step grid of `model` ("sd15", "sdxl", "svd"), carried to this process and K.
+    """Make the published 10-step schedule of a model, for any process and number of steps.
 
-    log sigma is interpolated linearly over the step index, as the tools that ship these lists do, and
-    then stretched linearly so that its ends are those of this process. With the published ends and
-    K = 10 the published levels come back.
+        log sigma_k = log sigma_min + log(sigma_max / sigma_min) shape(k/K)
+
+    The shape is that of the published list: its log sigma is interpolated linearly over the step
+    index, as the tools that ship these lists do, and scaled to 1 and 0 at its ends. With the
+    published ends and K = 10 the published levels come back.
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `num_steps`: number K >= 1 of steps.
+    - `t_min`: last time, in [0, t_max).
+    - `last_sigma`: if t_min = 0, the last positive noise level, below sigma(t_max).
+    - `model`: "sd15", "sdxl" or "svd".
+
+    **Returns:** the schedule, from t_max to `t_min`.
+
+    **Raises:** ValueError for an argument out of range.
+
+    **Example:**
+
+    ```python
+    >>> jk.schedules.align_your_steps(jk.EDM(14.615), 10, 0.029).times.round(4).tolist()
+    [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]
+    ```
+
+    Source: Sabour, Fidler and Kreis, "Align Your Steps: Optimizing Sampling Schedules in Diffusion
+    Models" (2024), https://arxiv.org/abs/2404.14507.
     """
     table = np.log(np.array(_checks.lookup("model", model, _ALIGN_YOUR_STEPS)))
 

@@ -1,4 +1,4 @@
-"""Monotone schedules from unconstrained numbers."""
+"""Decreasing times from unconstrained numbers."""
 
 import equinox as eqx
 import jax
@@ -9,18 +9,30 @@ from ..processes import AbstractProcess
 
 
 class TimeCoordinate(eqx.Module):
-    """Decreasing times between two ends, one unconstrained number per interior point.
+    """A coordinate of decreasing times: one unconstrained number per interior time.
 
-    The times are cut where a coordinate u of the noise level has the increments softmax(0, z):
+    The times divide a coordinate u of the noise level into the increments softmax(0, z):
 
         u = log( (sigma + low) / (1 + sigma / high) )                                          (1)
 
-    which is log sigma between `low` and `high` and finite at sigma = 0 and infinity when low > 0 and
-    high < infinity. Every z in R^(K-1) gives a strictly decreasing schedule and every schedule has one z,
-    so gradients need no constraint. The ends are kept exactly.
+    which is log sigma between `low` and `high`, and finite at sigma = 0 and infinity when low > 0
+    and high < infinity. Every z in R^(K-1) gives a strictly decreasing schedule and every schedule
+    has one z, so gradients need no constraint. The ends are kept exactly.
 
-    **Arguments:** `start` > `end`, times of the process; `low` >= 0 and `high` in units of sigma
-    (low > 0 is needed if sigma(end) = 0, a finite high if sigma(start) is infinite).
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `start`: first time.
+    - `low`: >= 0, in units of sigma; > 0 is needed if sigma = 0 at the end.
+    - `high`: > 0, in units of sigma; must be finite if sigma is infinite at `start`.
+
+    **Example:**
+
+    ```python
+    >>> coordinate = jk.schedules.TimeCoordinate(jk.EDM(), 4.0, 0.0, jnp.inf)
+    >>> coordinate.times(jnp.zeros(1), 1.0).round(5).tolist()
+    [4.0, 2.0, 1.0]
+    ```
     """
 
     process: AbstractProcess
@@ -29,26 +41,58 @@ class TimeCoordinate(eqx.Module):
     high: ArrayLike
 
     def coordinate(self, t: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-        """u(t); written with a and s so that it is exact at both ends."""
-        a, s = self.process.signal(t), self.process.noise(t)
+        """Evaluate u(t), in terms of a and s so that it is exact at both ends.
+
+        **Arguments:**
+
+        - `t`: times of any shape.
+
+        **Returns:** u of these times.
+        """
+        a = self.process.signal(t)
+        s = self.process.noise(t)
         return jnp.log((s + self.low * a) / (a + s / self.high))
 
     def time(self, u: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-        """The time at coordinate u."""
+        """Invert u(t).
+
+        **Arguments:**
+
+        - `u`: values of the coordinate, of any shape.
+
+        **Returns:** the times at these values.
+        """
         y = jnp.exp(jnp.asarray(u))
         return self.process.time_at_sigma((y - self.low) / (1.0 - y / self.high))
 
     def times(
         self, z: Float[Array, " interior"], end: Float[ArrayLike, ""]
     ) -> Float[Array, " points"]:
-        """Times (K+1,) from z (K-1,)."""
-        top, bottom = self.coordinate(self.start), self.coordinate(end)
+        """Compute the times of a schedule.
+
+        **Arguments:**
+
+        - `z`: unconstrained numbers (K-1,).
+        - `end`: the last time, < `start`.
+
+        **Returns:** times (K+1,), strictly decreasing from `start` to `end`.
+        """
+        top = self.coordinate(self.start)
+        bottom = self.coordinate(end)
         increments = jax.nn.softmax(jnp.concatenate([jnp.zeros((1,), z.dtype), z]))
         interior = self.time(top - (top - bottom) * jnp.cumsum(increments)[:-1])
-        ends = jnp.asarray(self.start, z.dtype)[None], jnp.asarray(end, z.dtype)[None]
-        return jnp.concatenate([ends[0], interior, ends[1]])
+        first = jnp.asarray(self.start, z.dtype)[None]
+        last = jnp.asarray(end, z.dtype)[None]
+        return jnp.concatenate([first, interior, last])
 
     def unconstrained(self, times: Float[Array, " points"]) -> Float[Array, " interior"]:
-        """z (K-1,) from times (K+1,), the inverse of `times`."""
+        """Compute the unconstrained numbers of a schedule; inverse of `times`.
+
+        **Arguments:**
+
+        - `times`: (K+1,), strictly decreasing from `start`.
+
+        **Returns:** z (K-1,).
+        """
         log_increments = jnp.log(-jnp.diff(self.coordinate(times)))
         return log_increments[1:] - log_increments[0]

@@ -1,8 +1,6 @@
 """A schedule: the decreasing times of a sampler and the stochasticity of each of its steps."""
 
-import json
 import os
-from pathlib import Path
 from typing import cast
 
 import equinox as eqx
@@ -11,24 +9,34 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .. import _checks
-from .._files import write_atomically
 from .._numerics import as_inexact, safe_sqrt
 from .._precision import is_traced
-from .._types import Numbers
-from ..processes import AbstractProcess
+from .._types import AnyArray, Numbers
+from ..processes import AbstractProcess, check_process, sigma_range
+from ._file import read_json, write_json
+from ._levels import times_at_sigmas
 from ._step import Step
-
-_FORMAT, _VERSION = "jaxkernels.schedule", 1
 
 
 class Schedule(eqx.Module):
-    """Times t_0 > t_1 > ... > t_K >= 0 and stochasticities alpha_k = h/g, one per step.
+    """The timesteps of a sampler, and how much noise it injects in each of its steps.
 
-    **Arguments:** `times` (K+1,) strictly decreasing, in the time of the process it is meant for;
-    `stochasticity` a number or (K,), >= 0.
+        t_0 > t_1 > ... > t_K >= 0,     alpha_k = h/g >= 0 of the step from t_k to t_(k+1)
+
+    **Arguments:**
+
+    - `times`: (K+1,) with K >= 1, strictly decreasing, in the time of the process it is meant for.
+    - `stochasticity`: a number or (K,), >= 0; 0 is the probability flow, 1 the reverse SDE.
 
     **Raises:** ValueError for anything else, naming the first offending entry. Values traced by a
-    surrounding transformation are checked in `error_if` instead, when the schedule is used.
+    surrounding transformation are checked by `error_if_invalid` instead, when the schedule is used.
+
+    **Example:**
+
+    ```python
+    >>> jk.Schedule([1.0, 0.5, 0.0]).num_steps
+    2
+    ```
     """
 
     times: Float[Array, " points"]
@@ -38,29 +46,76 @@ class Schedule(eqx.Module):
         if not is_traced(times):
             times = _checked_times(times)
         if not is_traced(stochasticity):
-            stochasticity = _checks.array("stochasticity", stochasticity)
-            if np.any(stochasticity < 0):
-                raise ValueError(
-                    f"stochasticity must be >= 0; its smallest entry is {stochasticity.min():g}."
-                )
-        steps = (np.shape(times)[0] - 1,)
-        if np.shape(stochasticity) not in ((), steps):
+            stochasticity = _checked_stochasticity(stochasticity)
+        shape = (np.shape(times)[0] - 1,)
+        if np.shape(stochasticity) not in ((), shape):
             raise ValueError(
-                f"stochasticity has shape {np.shape(stochasticity)}; for {steps[0] + 1} times it must be a "
-                f"single number or have shape {steps}."
+                f"stochasticity has shape {np.shape(stochasticity)}; for {shape[0] + 1} times it "
+                f"must be a single number or have shape {shape}."
             )
         # in NumPy unless traced: nothing to compile for a schedule made by hand
         squared = cast(Array, stochasticity) ** 2
         lib = jnp if is_traced(squared) else np
         self.times = as_inexact(cast(ArrayLike, times))
-        self.stochasticity_squared = jnp.asarray(lib.broadcast_to(squared, steps), self.times.dtype)
+        self.stochasticity_squared = jnp.asarray(lib.broadcast_to(squared, shape), self.times.dtype)
 
     @classmethod
     def from_squared(cls, times: Numbers, stochasticity_squared: ArrayLike) -> "Schedule":
-        """From times (K+1,) and alpha^2 (K,), for derivatives in alpha^2 at alpha = 0."""
+        """Make a schedule from squared stochasticities, for derivatives in alpha^2 at alpha = 0.
+
+        **Arguments:**
+
+        - `times`: (K+1,), strictly decreasing.
+        - `stochasticity_squared`: alpha^2 (K,), >= 0.
+
+        **Returns:** the schedule.
+
+        **Raises:** ValueError for times that are none.
+
+        **Example:**
+
+        ```python
+        >>> jk.Schedule.from_squared([1.0, 0.5, 0.0], jnp.array([4.0, 0.0])).stochasticity.tolist()
+        [2.0, 0.0]
+        ```
+        """
         return eqx.tree_at(
             lambda s: s.stochasticity_squared, cls(times), jnp.asarray(stochasticity_squared)
         )
+
+    @classmethod
+    def from_sigmas(
+        cls, process: AbstractProcess, sigmas: Numbers, stochasticity: Numbers = 0.0
+    ) -> "Schedule":
+        """Make a schedule from noise levels, as other tools list them; inverse of `sigmas`.
+
+        **Arguments:**
+
+        - `process`: the forward process that the times are meant for.
+        - `sigmas`: noise levels s/a (K+1,), strictly decreasing, >= 0 and at most sigma(t_max). The
+          first may be infinite where the process has no signal at t_max.
+        - `stochasticity`: a number or (K,), >= 0.
+
+        **Returns:** the schedule with these levels.
+
+        **Raises:** ValueError for levels that are none or beyond the process's range, naming the
+        entry.
+
+        **Example:**
+
+        ```python
+        >>> jk.Schedule.from_sigmas(jk.FlowMatching(), [jnp.inf, 1.0, 0.0]).times.tolist()
+        [1.0, 0.5, 0.0]
+        ```
+        """
+        check_process(process)
+        if is_traced((process, sigmas)):
+            return cls(process.time_at_sigma(jnp.asarray(sigmas)), stochasticity)
+        levels = _checked_sigmas(process, sigmas)
+        times = times_at_sigmas(process, levels)
+        if levels[0] >= sigma_range(process, 0.0)[0]:
+            times[0] = float(process.t_max)
+        return cls(times, stochasticity)
 
     @property
     def stochasticity(self) -> Float[Array, " steps"]:
@@ -78,24 +133,44 @@ class Schedule(eqx.Module):
         return self.times.shape[0] - 1
 
     def sigmas(self, process: AbstractProcess) -> Float[Array, " points"]:
-        """Noise levels s/a at the times, in units of the data."""
+        """Evaluate the noise levels of a process at the times.
+
+        **Arguments:**
+
+        - `process`: the forward process.
+
+        **Returns:** s/a (K+1,), in units of the data; infinite where there is no signal.
+
+        **Example:**
+
+        ```python
+        >>> jk.Schedule([0.5, 0.2]).sigmas(jk.FlowMatching()).tolist()
+        [1.0, 0.25]
+        ```
+        """
         return process.sigma(self.times)
 
     def steps(self) -> Step:
-        """All steps at once: every field has shape (K,)."""
-        t, k = self.times, np.arange(self.num_steps)
-        before = jnp.concatenate([t[:1], t[:-2]])
+        """Split the schedule into its steps.
+
+        **Returns:** all steps at once: every field has shape (K,).
+        """
+        t = self.times
+        k = np.arange(self.num_steps)
         return Step(
-            t[:-1],
-            t[1:],
-            before,
-            self.stochasticity_squared,
-            jnp.asarray(k == 0),
-            jnp.asarray(k == k[-1]),
+            time=t[:-1],
+            next_time=t[1:],
+            previous_time=jnp.concatenate([t[:1], t[:-2]]),
+            stochasticity_squared=self.stochasticity_squared,
+            is_first=jnp.asarray(k == 0),
+            is_last=jnp.asarray(k == k[-1]),
         )
 
     def error_if_invalid(self) -> "Schedule":
-        """This schedule, which raises at run time if its (traced) values are not a schedule's."""
+        """Check traced values when they are run.
+
+        **Returns:** this schedule, which then raises if its values are not a schedule's.
+        """
         t: Array = self.times
         bad: Bool[Array, ""] = (
             jnp.any(~(t[1:] < t[:-1])) | ~(t[-1] >= 0) | jnp.any(~(self.stochasticity_squared >= 0))
@@ -104,23 +179,31 @@ class Schedule(eqx.Module):
         return eqx.tree_at(lambda s: s.times, self, eqx.error_if(t, bad, message))
 
     def save(self, path: str | os.PathLike[str], **metadata: object) -> None:
-        """Write a versioned JSON file; `metadata` (JSON values) is kept beside the numbers.
+        """Write a versioned JSON file.
 
         The file appears whole or not at all: a failed write leaves an existing file as it was.
-        Raises ValueError, naming the path, if it cannot be written.
+
+        **Arguments:**
+
+        - `path`: the file.
+        - `metadata`: JSON values that are kept beside the numbers.
+
+        **Raises:** ValueError, naming the path, if it cannot be written.
         """
-        content = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "times": np.asarray(self.times, np.float64).tolist(),
-            "stochasticity": np.asarray(self.stochasticity, np.float64).tolist(),
-            "metadata": metadata,
-        }
-        write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
+        write_json(path, np.asarray(self.times), np.asarray(self.stochasticity), metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Schedule":
-        """Read a file written by `save`. Raises ValueError, naming the path and the fault."""
+        """Read a file written by `save`.
+
+        **Arguments:**
+
+        - `path`: the file.
+
+        **Returns:** the schedule, to the last bit.
+
+        **Raises:** ValueError, naming the path and the fault.
+        """
         content = read_json(path)
         try:
             return cls(content["times"], content["stochasticity"])
@@ -128,7 +211,41 @@ class Schedule(eqx.Module):
             raise ValueError(f"{os.fspath(path)} holds no valid schedule: {error}.") from None
 
 
+def _checked_stochasticity(stochasticity: Numbers) -> AnyArray:
+    """Stochasticities >= 0, of any shape."""
+    checked = _checks.array("stochasticity", stochasticity)
+    if np.any(checked < 0):
+        raise ValueError(
+            f"stochasticity must be >= 0; its smallest entry is {np.min(np.asarray(checked)):g}."
+        )
+    return checked
+
+
+def _checked_sigmas(process: AbstractProcess, sigmas: Numbers) -> np.ndarray:
+    """Noise levels of a process: strictly decreasing, >= 0, at most the largest."""
+    levels = np.asarray(sigmas, np.float64)
+    if levels.ndim != 1 or levels.size < 2:
+        raise ValueError(f"sigmas must be a list of at least 2 numbers; got shape {levels.shape}.")
+    _checks.array("sigmas", np.where(levels == np.inf, 0.0, levels))
+    rising = np.flatnonzero(~(np.diff(levels) < 0))
+    if rising.size:
+        k = rising[0]
+        raise ValueError(
+            f"sigmas must strictly decrease; sigmas[{k}] = {levels[k]:g} is followed by "
+            f"{levels[k + 1]:g}."
+        )
+    if levels[-1] < 0:
+        raise ValueError(f"sigmas must end at sigma >= 0; the last is {levels[-1]:g}.")
+    largest = sigma_range(process, 0.0)[0]
+    if levels[0] > largest * (1.0 + 1e-6):
+        raise ValueError(
+            f"sigmas[0] = {levels[0]:g} lies beyond sigma(t_max) = {largest:g} of the process."
+        )
+    return levels
+
+
 def _checked_times(times: Numbers) -> np.ndarray:
+    """Times of a schedule; a floating array keeps its precision."""
     numbers = _checks.array("times", times)
     if numbers.ndim != 1 or numbers.size < 2:
         raise ValueError(f"times must be a list of at least 2 numbers; got shape {numbers.shape}.")
@@ -138,26 +255,8 @@ def _checked_times(times: Numbers) -> np.ndarray:
     if rising.size:
         k = rising[0]
         raise ValueError(
-            f"times must strictly decrease; times[{k}] = {numbers[k]:g} is followed by {numbers[k + 1]:g}."
+            f"times must strictly decrease; times[{k}] = {numbers[k]:g} is followed by "
+            f"{numbers[k + 1]:g}."
         )
-    # a floating array keeps its precision
     given = np.asarray(times)
     return given if np.issubdtype(given.dtype, np.floating) else np.asarray(numbers)
-
-
-def read_json(path: str | os.PathLike[str]) -> dict:
-    """The content of a schedule file as a dictionary, with its format and version checked."""
-    name = os.fspath(path)
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {name}: {error.strerror}.") from None
-    except ValueError as error:  # not UTF-8, not JSON, or cut off
-        raise ValueError(f"{name} is not a complete JSON file: {error}.") from None
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"{name} is not a schedule file (no format {_FORMAT!r} in it).")
-    if content.get("version") != _VERSION:
-        raise ValueError(
-            f"{name} has version {content.get('version')!r}; this release reads version {_VERSION}."
-        )
-    return content

@@ -489,7 +489,7 @@ def test_short_forms_of_covariances(short: np.ndarray, full: np.ndarray) -> None
     )
 
 
-def test_broadened_variances_average_over_log_lambda():
+def test_variance_factor_averages_over_log_lambda():
     """Five variances per mode, equally spaced in the logarithm, sharing its weight and mean."""
     target = jk.Gaussian(np.array([1.0, -2.0]), np.array([3.0, 0.1]), weights=np.array([1.0, 4.0]))
     wide = target.with_variance_factor(4.0)
@@ -499,11 +499,11 @@ def test_broadened_variances_average_over_log_lambda():
     np.testing.assert_allclose(wide.weights, np.repeat([0.2, 0.8], 5))
     np.testing.assert_allclose(wide.mean, np.repeat([1.0, -2.0], 5))
     assert target.with_variance_factor(1.0) is target
-    with pytest.raises(ValueError, match=r"spread = 0\.5"):
+    with pytest.raises(ValueError, match=r"factor = 0\.5"):
         target.with_variance_factor(0.5)
 
 
-def test_a_compressed_target_can_be_broadened_and_compressed_again():
+def test_a_compressed_target_takes_a_variance_factor_and_is_compressed_again():
     rng = np.random.default_rng(3)
     eigenvalues = np.exp(rng.normal(size=200))
     target = jk.Gaussian(rng.normal(size=200), eigenvalues)

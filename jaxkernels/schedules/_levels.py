@@ -1,0 +1,30 @@
+"""Times of noise levels, in float64."""
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._precision import to_float64
+from ..processes import AbstractProcess
+
+
+@jax.jit
+def _time_at_sigma(process: AbstractProcess, sigma: Array) -> Array:
+    """The inverse of sigma(t), compiled once for every process of a class."""
+    return process.time_at_sigma(sigma)
+
+
+def times_at_sigmas(
+    process: AbstractProcess, sigmas: Float[np.ndarray, " points"]
+) -> Float[np.ndarray, " points"]:
+    """Compute the times at which a process has given noise levels, in float64.
+
+    **Arguments:**
+
+    - `process`: the forward process, with concrete parameters.
+    - `sigmas`: noise levels s/a, >= 0.
+
+    **Returns:** the times, in NumPy.
+    """
+    with jax.enable_x64(True):
+        return np.array(_time_at_sigma(to_float64(process), np.asarray(sigmas, np.float64)))
