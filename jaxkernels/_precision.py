@@ -32,6 +32,15 @@ def to_float64(tree: T) -> T:
     return jax.tree.map(convert, tree)
 
 
+def fresh(tree: T) -> T:
+    """The same tree with a copy of every NumPy array.
+
+    A program that JAX still holds keeps the precision in which it met an array, and with it any later
+    trace of that same array. A copy has no such past.
+    """
+    return jax.tree.map(lambda a: np.array(a) if isinstance(a, np.ndarray) else a, tree)
+
+
 def _to_default(leaf: object) -> object:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating):
         return jnp.asarray(np.asarray(leaf), float)
@@ -42,12 +51,13 @@ def in_float64(fn: Callable[P, R]) -> Callable[P, R]:
     """Compute `fn` in float64 whatever the caller's precision, and return the caller's default float.
 
     The global flag is changed inside the call only. Under a transformation of the caller (jit, grad,
-    vmap) precision is the caller's business, and `fn` runs as it is.
+    vmap) precision is the caller's business, and `fn` runs as it is, on copies of the NumPy arrays.
     """
 
     @wraps(fn)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         if is_traced((args, kwargs)):
+            args, kwargs = fresh((args, kwargs))
             return fn(*args, **kwargs)
         with jax.enable_x64(True):
             args, kwargs = to_float64((args, kwargs))

@@ -33,8 +33,7 @@ from ..exports import SCHEDULERS, export
 from ..metrics import METRICS, resolve
 from ..optimize import SPREAD, LocalError, OptimizedSchedule, optimize_schedule
 from ..processes import PROCESSES, AbstractProcess, DiscreteVP, from_config, parameters, to_config
-from ..recurrence import check_setting
-from ..samplers import SAMPLERS
+from ..samplers import SAMPLERS, as_sampler
 from ..schedules import BASELINES, Schedule, read_json
 
 FirstLaw: TypeAlias = Literal["standard_normal", "marginal"]
@@ -596,7 +595,7 @@ def _local(
     target: Gaussian, process: AbstractProcess, sampler: str, schedule: Schedule, how: FirstLaw
 ) -> float:
     """The default objective of `optimize` for a covariance."""
-    step = check_setting(target, process, sampler)[2]
+    step = as_sampler(sampler)
     objective = LocalError(target.broadened(SPREAD), process, step, resolve("w2_squared"), how)
     return float(_call(objective, schedule))
 

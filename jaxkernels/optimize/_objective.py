@@ -15,14 +15,14 @@ from ..distributions import Gaussian
 from ..errors import ErrorKernel, second_order
 from ..processes import AbstractProcess
 from ..recurrence import (
+    NamedInitialization,
+    Run,
     carried,
     evaluation_times,
     initial_moments,
     local_errors,
     log_contraction,
     log_contractions,
-    mode_maps,
-    propagate_modes,
     score_responses,
     to_the_end,
     window_moments,
@@ -82,26 +82,16 @@ class TerminalError(AbstractGaussianObjective):
     """
 
     def __call__(self, schedule: Schedule, /) -> Float[Array, ""]:
-        if self.score_error is not None:
-            still = AffineError(
-                *[
-                    jnp.zeros(
-                        (
-                            schedule.num_steps * self.sampler.nfe_per_step,
-                            self.target.eigenvalues.shape[0],
-                        )
-                    )
-                ]
-                * 2
-            )
-            run = (self.target, self.process, self.sampler, schedule)
-            return second_order(
-                ErrorKernel(*run, still, self.metric, self.initialization), self.score_error
-            )
-        maps = mode_maps(self.target, self.process, self.sampler, schedule)
-        means, variances = propagate_modes(maps, self.sampler, *self.start(schedule))
-        error = means[-1] - jnp.asarray(self.target.mean)
-        return self.total(error, variances[-1], jnp.asarray(self.target.eigenvalues))
+        run = Run(
+            self.target,
+            self.process,
+            self.sampler,
+            schedule,
+            NamedInitialization(self.initialization),
+        )
+        if self.score_error is None:
+            return jnp.sum(run.contributions(self.metric))
+        return second_order(ErrorKernel.about_zero(run, self.metric), self.score_error)
 
 
 class LocalError(AbstractGaussianObjective):

@@ -35,9 +35,9 @@ from .._types import AnyArray, Numbers, constant
 from ..distributions import Gaussian
 from ..metrics import METRICS
 from ..optimize import TerminalError, model_warnings, violations
-from ..processes import AbstractProcess
-from ..recurrence import check_setting, evaluation_times
-from ..samplers import AbstractSampler, check_schedule
+from ..processes import AbstractProcess, check_process
+from ..recurrence import check_target, evaluation_times
+from ..samplers import AbstractSampler, as_sampler, check_schedule
 from ..schedules import Schedule
 from ..score_error import AbstractProfile, AffineError, Relative, ScoreError
 from ._clock import Profile, at_times, checked_variances, clock, on_cells
@@ -269,7 +269,9 @@ def optimize_few_steps(
 
     The first call for a sampler, kind of process, K and number of modes compiles; others take milliseconds.
     """
-    target, process, sampler = check_setting(target, process, sampler)
+    target = check_target(target)
+    process = check_process(process)
+    sampler = as_sampler(sampler)
     if not _checks.is_concrete((target, process, sampler, schedule, epsilon)):
         raise ValueError("optimize_few_steps must be called outside jit, grad and vmap.")
     target = target.in_eigenbasis()
