@@ -33,6 +33,15 @@ def to_float64(tree: T) -> T:
     return jax.tree.map(convert, tree)
 
 
+def fresh(tree: T) -> T:
+    """The same tree with a copy of every NumPy array.
+
+    A program that JAX still holds keeps the precision in which it met an array, and with it any later
+    trace of that same array. A copy has no such past.
+    """
+    return jax.tree.map(lambda a: np.array(a) if isinstance(a, np.ndarray) else a, tree)
+
+
 def _to_default(leaf: object) -> object:
     """A floating array in the caller's default precision; anything else as it is."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -43,13 +52,14 @@ def _to_default(leaf: object) -> object:
 def in_float64(fn: Callable[P, R]) -> Callable[P, R]:
     """`fn` computed in float64 whatever the caller's precision; its results have the caller's.
 
-    The flag is changed inside the call only. Under a transformation of the caller (jit, grad, vmap)
-    `fn` runs in the precision of its arguments.
+    The global flag is changed inside the call only. Under a transformation of the caller (jit, grad,
+    vmap) precision is the caller's business, and `fn` runs as it is, on copies of the NumPy arrays.
     """
 
     @wraps(fn)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         if is_traced((args, kwargs)):
+            args, kwargs = fresh((args, kwargs))
             return fn(*args, **kwargs)
         with jax.enable_x64(True):
             args, kwargs = to_float64((args, kwargs))

@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import jaxkernels as jk
 from jaxkernels.bounds._accumulation import (
     AccumulationBound,
     AccumulationOperators,
@@ -22,6 +20,8 @@ from jaxkernels.bounds._accumulation import (
     hessian_interval,
     lipschitz_accumulation,
 )
+
+import jaxkernels as jk
 from jaxkernels.samplers import SAMPLERS, AbstractSampler
 
 # both with g^2 = 2, the convention of the source

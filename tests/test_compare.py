@@ -6,18 +6,18 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxkernels.optimize._verify
 import jaxtyping
 import numpy as np
 import pytest
+from jaxkernels.optimize._refine import refined
 from jaxtyping import Array
 
 import jaxkernels as jk
-import jaxkernels.optimize._verify
 from jaxkernels._progress import Progress
-from jaxkernels.comparison import balance, compare_to, reference
+from jaxkernels.comparison import compare_to, reference
 from jaxkernels.exports import export
 from jaxkernels.measurement import Measurement
-from jaxkernels.optimize._refine import refined
 from jaxkernels.optimize._trust import unproven, unresolved
 
 PROCESS = jk.VP()

@@ -522,7 +522,8 @@ TIMES = np.array([0.9, 0.6, 0.35, 0.12, 0.01])
 def test_eta_injects_the_noise_of_song(eta: float | np.ndarray) -> None:
     """Song et al., eq. (12) and (16): sqrt(A') x0 + sqrt(1 - A' - sd^2) eps + sd z,
 
-    sd = eta sqrt((1 - A')/(1 - A)) sqrt(1 - A/A'), A the cumulated product of the alphas."""
+    sd = eta sqrt((1 - A')/(1 - A)) sqrt(1 - A/A'), A the cumulated product of the alphas.
+    """
     process = jk.VP()
     cumulated = np.array([_vp_signal(t) ** 2 for t in TIMES])
     now, later = cumulated[:-1], cumulated[1:]

@@ -1,8 +1,16 @@
 """Bounds on the terminal error."""
 
-from ._accumulation import (
+from ._bound import (
     AccumulationBound as AccumulationBound,
-    accumulation_operators as accumulation_operators,
+)
+from ._curvature import (
     hessian_interval as hessian_interval,
+)
+from ._lipschitz import (
+    LipschitzAccumulation as LipschitzAccumulation,
     lipschitz_accumulation as lipschitz_accumulation,
+)
+from ._operators import (
+    AccumulationOperators as AccumulationOperators,
+    accumulation_operators as accumulation_operators,
 )

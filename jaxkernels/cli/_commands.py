@@ -23,7 +23,6 @@ from ._inputs import (
     as_number,
     baseline_schedule,
     check_writable,
-    default_t_min,
     figure_path,
     make_process,
     process_fields,
@@ -133,7 +132,7 @@ class Optimize(
         """The last time, said aloud where it is the default."""
         if self.t_min is not None:
             return self.t_min
-        t_min = default_t_min(process)
+        t_min = process.default_t_min
         say(f"t_min: {t_min:g}, the default for {self.process or DEFAULT_PROCESS}")
         return t_min
 

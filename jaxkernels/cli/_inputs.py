@@ -27,17 +27,6 @@ from ._options import (
 )
 from ._show import say
 
-# Where sampling ends by default: a noise level far below what can be seen in data of variance about 1.
-_DEFAULT_T_MIN = {
-    "vp": 1e-3,
-    "ou": 1e-3,
-    "ve": 2e-6,
-    "edm": 2e-3,
-    "cosine_vp": 1e-3,
-    "flow_matching": 1e-3,
-    "discrete_vp": 1.0,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class SavedSchedule:
@@ -119,14 +108,9 @@ def _describe(process: AbstractProcess) -> str:
     return f"{config['type']}({', '.join(parts)})"
 
 
-def default_t_min(process: AbstractProcess) -> float:
-    """Where schedules of a process end by default."""
-    return _DEFAULT_T_MIN[str(to_config(process)["type"])]
-
-
 def baseline_schedule(name: str, process: AbstractProcess, options: ScheduleOptions) -> Schedule:
     """A baseline schedule with the length and end that were asked for."""
-    t_min = default_t_min(process) if options.t_min is None else options.t_min
+    t_min = process.default_t_min if options.t_min is None else options.t_min
     make = _checks.lookup("schedule", name, BASELINES)
     return make(process, options.num_steps(), t_min)
 

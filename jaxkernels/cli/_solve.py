@@ -9,7 +9,7 @@ from ..distributions import Gaussian, GaussianMixture
 from ..errors import LocalError, TerminalError
 from ..optimize import OptimizedSchedule, optimize_schedule
 from ..processes import AbstractProcess
-from ..recurrence import check_setting
+from ..samplers import as_sampler
 from ..schedules import Schedule
 from ._options import Initialization
 
@@ -48,7 +48,7 @@ def local_error(
     initialization: Initialization,
 ) -> float:
     """The default objective of `optimize` for a covariance."""
-    target, process, step = check_setting(target, process, sampler)
+    step = as_sampler(sampler)
     bound = in_float64(LocalError(initialization=initialization).bind)(target, process, step)
     return float(_call(bound, schedule))
 

@@ -1,7 +1,9 @@
 """The terminal error of a sampler on a Gaussian: its budget, its kernels in the score error, its expectation."""
 
-from ._evaluate import (
+from ._budget import (
     ErrorBudget as ErrorBudget,
+)
+from ._evaluate import (
     Evaluation as Evaluation,
     evaluate_schedule as evaluate_schedule,
 )

@@ -20,13 +20,12 @@ from ._kernel import ErrorKernel, contract, error_kernel, factored
 
 METHODS = ("second_order", "quadrature", "monte_carlo")
 
-
+# runs propagated at once
 _BATCH = 256
 
-
 # antithetic pairs that estimate the remainder of the expansion when no number is given
-_PAIRS, _MANY_PAIRS = 128, 10_000
-
+_PAIRS = 128
+_MANY_PAIRS = 10_000
 
 _MOST_NODES = 1_000_000
 
@@ -34,11 +33,25 @@ _MOST_NODES = 1_000_000
 class ExpectedError(eqx.Module):
     """The mean over score errors of a run's exact terminal error, in the metric's units.
 
-    `value` = `baseline` + `excess`: the error for the mean score error, and what its randomness adds.
-    `second_order` is the expansion's excess and `remainder` = excess - second_order as far as it is known;
-    for method "second_order" the excess is the expansion and `remainder` an estimate of what it leaves out.
-    `standard_error` is that of the simulated part (0 for quadrature). The expansion holds where
-    |remainder| is small against the excess: see `relative_remainder`.
+        value = baseline + excess
+
+    - `baseline`: the error for the mean score error.
+    - `excess`: what the randomness of the score error adds.
+    - `second_order`: the excess of the expansion.
+    - `remainder`: excess - second_order as far as it is known; for method "second_order" the excess is
+      the expansion, and `remainder` an estimate of what it leaves out.
+    - `standard_error`: of the simulated part (0 for quadrature).
+    - `method`: how the excess was computed.
+
+    The expansion holds where |remainder| is small against the excess: see `relative_remainder`.
+
+    **Example:**
+
+    ```python
+    >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3))
+    >>> result = jk.expected_error(*run, score_error=jk.ScoreError.diagonal(shift=0.1))
+    >>> assert result.relative_remainder < 0.1
+    ```
     """
 
     value: Float[Array, ""]
@@ -78,48 +91,86 @@ def expected_error(
     nodes: int = 16,
     key: Array | None = None,
 ) -> ExpectedError:
-    """E metric(p_0, q) over the random score error, q the exact law of the samples given the error.
+    """Compute E metric(p_0, q) over a random score error, q the exact distribution of the samples given it.
 
-    The error's mean is treated exactly (the expansion is around it), its randomness by `method`:
+    The error's mean is treated exactly (the expansion is around it), its randomness by `method`.
 
-    - "second_order": `ErrorKernel.contract`. A simulation of `pairs` draws (128 unless given) estimates the remainder.
-    - "quadrature": Gauss-Hermite with `nodes` points per direction, exact for errors of low rank as nodes
-      grow; at most a million points in all.
-    - "monte_carlo": `pairs` antithetic pairs (theta, -theta) of error trajectories (10 000 unless given), each
-      with its exact moments; the quadratic part is subtracted and its known mean added back, so that only the
-      remainder is noisy.
+    **Arguments:**
 
-    `key` defaults to a fixed one: the same call gives the same numbers. Other arguments as for `error_kernel`.
+    - `target`, `process`, `sampler`, `schedule`, `metric`, `initialization`, `dense`: as for
+      `jk.error_kernel`.
+    - `score_error`: the random error.
+    - `method`: "second_order" is `ErrorKernel.contract`, with a simulation that estimates the remainder.
+      "quadrature" is Gauss-Hermite in every direction, exact for errors of low rank as `nodes` grow, with
+      at most a million points in all. "monte_carlo" draws antithetic pairs (theta, -theta) of error
+      trajectories, each with its exact moments; the quadratic part is subtracted and its known mean added
+      back, so that only the remainder is noisy.
+    - `pairs`: number of pairs simulated, >= 2. Default: 128 for "second_order", else 10 000.
+    - `nodes`: of the quadrature, per direction.
+    - `key`: of the simulation. Default: a fixed one, so that the same call gives the same numbers.
+
+    **Returns:** an `ExpectedError`.
 
     **Raises:** ValueError naming the argument; also if the expected error is infinite or not a number.
+
+    **Example:**
+
+    ```python
+    >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3))
+    >>> result = jk.expected_error(*run, score_error=jk.ScoreError.relative(0.05))
+    >>> assert result.value > result.baseline
+    ```
+
+    Source: as for `ErrorKernel`.
     """
     method = _checks.one_of("method", method, METHODS)
     nodes = _checks.count("nodes", nodes)
     if pairs is None:
         pairs = _PAIRS if method == "second_order" else _MANY_PAIRS
     pairs = _checks.count("pairs", pairs, at_least=2)
-    setting = (target, process, sampler, schedule)
-    kernel = error_kernel(*setting, metric=metric, initialization=initialization, dense=dense)
+    kernel = error_kernel(
+        target,
+        process,
+        sampler,
+        schedule,
+        metric=metric,
+        initialization=initialization,
+        dense=dense,
+    )
     kernel, directions = centred(kernel, score_error)
+    result = _expected(kernel, directions, method, pairs, nodes, key)
+    if not is_traced(result) and not np.isfinite(np.asarray(result.value)):
+        raise ValueError(
+            f"the expected error is {float(result.value):g}: the sampler is unstable on this schedule "
+            "or the score error too large for it; use a smaller error, more steps, or "
+            "metric='w2_squared'."
+        )
+    return result
+
+
+def _expected(
+    kernel: ErrorKernel,
+    directions: AffineError | None,
+    method: str,
+    pairs: int,
+    nodes: int,
+    key: Array | None,
+) -> ExpectedError:
+    """The result of one method for a kernel that expands about the error's mean."""
     baseline = kernel.baseline()
     zero = jnp.zeros_like(baseline)
     if directions is None:
         return ExpectedError(baseline, baseline, zero, zero, zero, zero, method)
     second = contract(kernel, None, directions)
     if method == "quadrature":
-        excess, error = _quadrature(kernel, directions, nodes) - baseline, zero
-        remainder = excess - second
-    else:
-        key = jax.random.key(0) if key is None else key
-        remainder, error = _simulate(kernel, directions, key, pairs)
-        excess = second + remainder if method == "monte_carlo" else second
-    result = ExpectedError(baseline + excess, baseline, excess, second, remainder, error, method)
-    if not is_traced(result) and not np.isfinite(np.asarray(result.value)):
-        raise ValueError(
-            f"the expected error is {float(result.value):g}: the sampler is unstable on this schedule or the "
-            "score error too large for it; use a smaller error, a finer schedule, or metric='w2_squared'."
+        excess = _quadrature(kernel, directions, nodes) - baseline
+        return ExpectedError(
+            baseline + excess, baseline, excess, second, excess - second, zero, method
         )
-    return result
+    key = jax.random.key(0) if key is None else key
+    remainder, error = _simulate(kernel, directions, key, pairs)
+    excess = second + remainder if method == "monte_carlo" else second
+    return ExpectedError(baseline + excess, baseline, excess, second, remainder, error, method)
 
 
 def centred(kernel: ErrorKernel, score_error: ScoreError) -> tuple[ErrorKernel, AffineError | None]:
@@ -155,6 +206,7 @@ def _even_part(kernel: ErrorKernel, w: AffineError) -> Array:
 
 
 def _combine(directions: AffineError, latent: Float[Array, " directions"]) -> AffineError:
+    """The error that has these coefficients along the directions."""
     return jax.tree.map(lambda w: jnp.tensordot(latent, w, 1), directions)
 
 
@@ -163,7 +215,7 @@ def _simulate(
     kernel: ErrorKernel, directions: AffineError, key: Array, pairs: int
 ) -> tuple[Array, Array]:
     """Mean and standard error of (F(w) + F(-w)) / 2 - F(0) - F2(w), w the random deviation from the mean."""
-    dtype = kernel.schedule.times.dtype
+    dtype = kernel.run.schedule.times.dtype
 
     def remainder(key: Array) -> Array:
         w = _combine(directions, jax.random.normal(key, directions.shift.shape[:1], dtype))
@@ -174,11 +226,13 @@ def _simulate(
 
 
 def _quadrature(kernel: ErrorKernel, directions: AffineError, nodes: int) -> Array:
+    """E F by Gauss-Hermite quadrature in every direction."""
     rank = directions.shift.shape[0]
     if nodes**rank > _MOST_NODES:
         raise ValueError(
-            f"score_error has {rank} directions at this schedule; quadrature with {nodes} nodes each would need "
-            f"{nodes}^{rank} points. Use fewer nodes, an error of lower rank, or method='monte_carlo'."
+            f"score_error has {rank} directions at this schedule; quadrature with {nodes} nodes each "
+            f"would need {nodes}^{rank} points. Use fewer nodes, an error of lower rank, or "
+            "method='monte_carlo'."
         )
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
     latent = np.array(list(itertools.product(points, repeat=rank)))
@@ -188,6 +242,8 @@ def _quadrature(kernel: ErrorKernel, directions: AffineError, nodes: int) -> Arr
 
 @jax.jit
 def _integrate(kernel: ErrorKernel, directions: AffineError, latent: Array, weight: Array) -> Array:
+    """The weighted sum of F over coefficients `latent` (points, directions)."""
+
     def value(z: Array) -> Array:
         return kernel.error(jax.tree.map(jnp.add, kernel.about, _combine(directions, z)))
 

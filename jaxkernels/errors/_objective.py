@@ -12,11 +12,11 @@ from ..distributions import Gaussian
 from ..processes import AbstractProcess
 from ..recurrence import (
     NAMED_INITIALIZATIONS,
+    NamedInitialization,
+    Run,
     evaluation_times,
     initial_moments,
     local_errors,
-    mode_maps,
-    propagate_modes,
     score_responses,
 )
 from ..samplers import AbstractSampler
@@ -187,22 +187,11 @@ class BoundTerminalError(AbstractBoundObjective):
     score_error: ScoreError | None = None
 
     def __call__(self, schedule: Schedule) -> Float[Array, ""]:
-        run = (self.target, self.process, self.sampler, schedule)
-        if self.score_error is not None:
-            shape = (
-                schedule.num_steps * self.sampler.nfe_per_step,
-                self.target.eigenvalues.shape[0],
-            )
-            none = AffineError(jnp.zeros(shape), jnp.zeros(shape))
-            return second_order(
-                ErrorKernel(*run, none, self.metric, self.initialization), self.score_error
-            )
-        start = initial_moments(self.target, self.process, schedule.times[0], self.initialization)
-        means, variances = propagate_modes(mode_maps(*run), self.sampler, *start)
-        error = means[-1] - jnp.asarray(self.target.mean)
-        eigenvalues = jnp.asarray(self.target.eigenvalues)
-        weights = self.target.weights
-        return jnp.sum(metrics.per_mode(self.metric, weights, error, variances[-1], eigenvalues))
+        initialization = NamedInitialization(self.initialization)
+        run = Run(self.target, self.process, self.sampler, schedule, initialization)
+        if self.score_error is None:
+            return jnp.sum(run.contributions(self.metric))
+        return second_order(ErrorKernel.about_zero(run, self.metric), self.score_error)
 
 
 class BoundLocalError(AbstractBoundObjective):

@@ -6,10 +6,24 @@ from ._affine import (
     linearise as linearise,
     propagate as propagate,
 )
+from ._coordinates import (
+    AbstractCoordinates as AbstractCoordinates,
+    Dense as Dense,
+    Moments as Moments,
+    PerMode as PerMode,
+)
 from ._exact import (
     log_contraction as log_contraction,
     log_contractions as log_contractions,
     to_the_end as to_the_end,
+)
+from ._initialization import (
+    NAMED_INITIALIZATIONS as NAMED_INITIALIZATIONS,
+    AbstractInitialization as AbstractInitialization,
+    GaussianInitialization as GaussianInitialization,
+    Initialization as Initialization,
+    NamedInitialization as NamedInitialization,
+    initial_moments as initial_moments,
 )
 from ._local import (
     LocalErrors as LocalErrors,
@@ -19,17 +33,10 @@ from ._local import (
     score_responses as score_responses,
     window_moments as window_moments,
 )
-from ._moments import (
-    dense_maps as dense_maps,
+from ._run import (
+    Run as Run,
+    check_target as check_target,
     evaluation_times as evaluation_times,
-    initial_moments as initial_moments,
-    mode_maps as mode_maps,
-    propagate_dense as propagate_dense,
-    propagate_modes as propagate_modes,
-)
-from ._setting import (
-    NAMED_INITIALIZATIONS as NAMED_INITIALIZATIONS,
-    check_setting as check_setting,
 )
 from ._windows import (
     window_coefficients as window_coefficients,

@@ -24,7 +24,7 @@ class AffineMaps(eqx.Module):
     """z -> factor z + shift + N(0, noise), for every step and block.
 
     A block is a set of coordinates that do not interact with others: one mode in an eigenbasis, or all
-    coordinates of a dense problem. Its state z is (x, memory) as one vector of length n, x first. The
+    coordinates of a dense problem. Its state z is (x, history) as one vector of length n, x first. The
     small axes lead, so that the arithmetic runs along steps and blocks.
     """
 
@@ -44,17 +44,24 @@ def linearise(
 ) -> AffineMaps:
     """The affine maps of a sampler for a denoiser that is affine in x.
 
-    The step is differentiated in x, in its memory and in each of its noises; a noise enters with the
-    variance the sampler states, not its square root, so that derivatives stay finite for empty steps.
+    The step is differentiated in x, in its history and in each of its noise draws; noise enters with the
+    variance that the sampler states, not its square root, so that derivatives stay finite for empty steps.
 
-    **Arguments:** `steps` with fields (K,); `predict(block, x, t)` the denoiser of one block, x of
-    shape (size,); `blocks` its parameters with a leading axis over blocks. `errors` are added to the score,
-    one at each evaluation of every step: slope (K, blocks, evaluations, size, size), shift (K, blocks,
-    evaluations, size).
+    **Arguments:**
+
+    - `sampler`, `process`: as everywhere.
+    - `steps`: all steps at once, fields (K,).
+    - `predict`: (block, x, t) -> the denoiser of one block, x of shape (size,).
+    - `blocks`: the parameters of `predict`, with a leading axis over blocks.
+    - `size`: the number of coordinates of a block.
+    - `errors`: added to the score, one at each evaluation of every step: slope (K, blocks, evaluations,
+      size, size), shift (K, blocks, evaluations, size). Default: none.
+
+    **Returns:** the maps of all steps and blocks.
     """
 
-    def one(interval: Step, block: Block, error: AffineError | None) -> tuple[Array, Array, Array]:
-        x = jnp.zeros((size,), interval.time.dtype)
+    def one(here: Step, block: Block, error: AffineError | None) -> tuple[Array, Array, Array]:
+        x = jnp.zeros((size,), here.time.dtype)
         history, unravel = ravel_pytree(sampler.init_history(x))
         history = jnp.zeros_like(history)
 
@@ -75,7 +82,7 @@ def linearise(
                 e = AffineError(error.slope[i], error.shift[i])(x)
                 return prediction.with_score_error(e, process.signal(t), process.noise(t))
 
-            step = sampler.step(learned, noise, process, interval, x, unravel(history))
+            step = sampler.step(learned, noise, process, here, x, unravel(history))
             return ravel_pytree(step)[0], variances
 
         # one derivative per argument: what an argument does not touch is then not even traced
@@ -87,7 +94,8 @@ def linearise(
             for j in range(len(arguments))
             if arguments[j].size
         ]
-        state, gains = columns[: len(columns) - count], columns[len(columns) - count :]
+        state = columns[: len(columns) - count]
+        gains = columns[len(columns) - count :]
         covariance = jnp.zeros((shift.size,) * 2, shift.dtype)
         for gain, variance in zip(gains, variances, strict=True):
             covariance += product(gain * variance, transpose(gain))
@@ -103,22 +111,22 @@ def initial_state(
     mean: Float[Array, "size blocks"],
     covariance: Float[Array, "size size blocks"],
 ) -> tuple[Float[Array, "n blocks"], Float[Array, "n n blocks"]]:
-    """Mean and covariance of (x, memory) before the first step."""
+    """Mean and covariance of (x, history) before the first step."""
 
     def state(x: Array) -> Array:
         return ravel_pytree((x, sampler.init_history(x)))[0]
 
     origin = jnp.zeros_like(mean[:, 0])
-    jacobian, blocks = jax.jacfwd(state)(origin), mean.shape[-1]
-    jacobian = jnp.broadcast_to(jacobian[..., None], (*jacobian.shape, blocks))
-    spread = product(product(jacobian, covariance), transpose(jacobian))
-    return apply(jacobian, mean) + state(origin)[:, None], spread
+    jacobian = jax.jacfwd(state)(origin)
+    jacobian = jnp.broadcast_to(jacobian[..., None], (*jacobian.shape, mean.shape[-1]))
+    state_covariance = product(product(jacobian, covariance), transpose(jacobian))
+    return apply(jacobian, mean) + state(origin)[:, None], state_covariance
 
 
 def propagate(
     maps: AffineMaps, mean: Float[Array, "n blocks"], covariance: Float[Array, "n n blocks"]
 ) -> tuple[Float[Array, "points n blocks"], Float[Array, "points n n blocks"]]:
-    """Exact moments of the state at every grid time, the given ones first:
+    """Exact moments of the state at every time of the schedule, the given ones first:
 
     m <- F m + b,   S <- F S F^T + Q.
     """

@@ -24,13 +24,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
-from .._precision import in_float64
+from .._precision import in_float64, is_traced
 from .._types import AnyArray, Numbers, constant
 from ..distributions import Gaussian
 from ..errors import model_warnings, violations
-from ..processes import AbstractProcess
-from ..recurrence import check_setting, evaluation_times
-from ..samplers import AbstractSampler, check_schedule
+from ..processes import AbstractProcess, check_process
+from ..recurrence import check_target, evaluation_times
+from ..samplers import AbstractSampler, as_sampler, check_schedule
 from ..schedules import Schedule
 from ._cells import TimeProfile, broadcast_to_modes, check_variances, evaluate_profile
 from ._continuous import OptimalDiffusion, format_arrays, optimize_diffusion
@@ -223,7 +223,9 @@ def optimize_discrete_stochasticity(
     Source: the question is that of Cao, Chen, Luo, Zhou (2023), Section 5.
     """
     _check_concrete(target, process, sampler, schedule, epsilon)
-    target, process, sampler = check_setting(target, process, sampler)
+    target = check_target(target)
+    process = check_process(process)
+    sampler = as_sampler(sampler)
     target = target.in_eigenbasis()
     modes = check_variances(target).shape[0]
     schedule = _check_run(process, sampler, schedule)
@@ -341,7 +343,7 @@ def _evaluate(cost: _DiscreteKL, u: Float[np.ndarray, "n steps"]) -> Float[np.nd
 
 def _check_concrete(*arguments: object) -> None:
     """Refuse traced arguments: the search decides by values."""
-    if not _checks.is_concrete(arguments):
+    if is_traced(arguments):
         raise ValueError(
             "optimize_discrete_stochasticity must be called outside jit, grad and vmap."
         )

@@ -12,7 +12,7 @@ from .. import metrics
 from .._types import AnyArray
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
-from ..recurrence import evaluation_times, initial_moments, mode_maps, propagate_modes
+from ..recurrence import NamedInitialization, Run, evaluation_times
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..score_error import AbstractProfile, AffineError, Relative
@@ -120,11 +120,6 @@ class SymmetrizedKL(eqx.Module):
 
     def _evaluate(self, schedule: Schedule, error: AffineError) -> Float[Array, ""]:
         """KL(p_0 || q) for an error at every evaluation, from the exact moments per mode."""
-        target = self.target
-        maps = mode_maps(target, self.process, self.sampler, schedule, error)
-        start = initial_moments(target, self.process, schedule.times[0], "marginal")
-        means, variances = propagate_modes(maps, self.sampler, *start)
-        mean_error = means[-1] - jnp.asarray(target.mean)
-        eigenvalues = jnp.asarray(target.eigenvalues)
-        parts = metrics.per_mode(metrics.kl, target.weights, mean_error, variances[-1], eigenvalues)
-        return jnp.sum(parts)
+        start = NamedInitialization("marginal")
+        run = Run(self.target, self.process, self.sampler, schedule, start)
+        return jnp.sum(run.contributions(metrics.kl, error))
