@@ -652,6 +652,16 @@ class TestDeclarations:
             ("euler", {"noise": exports.Churn(LOOP)}, "{parts} is no placeholder"),
             ("unipc", {"noise": exports.Churn(PLAIN)}, "Churn is for levels in sigma"),
             ("euler", {"noise": exports.FlowEta(PLAIN, PLAIN)}, "FlowEta is for levels of flow"),
+            (
+                "ddpm",
+                {"initial_noise": exports.UnitVariance()},
+                "UnitVariance is for levels of flow",
+            ),
+            (
+                "ddpm",
+                {"initial_noise": exports.Scaled("sigma_max")},
+                "levels with an option sigma_max",
+            ),
             ("euler", {"emulates": ()}, "emulates must name at least one sampler"),
             (
                 "euler",

@@ -222,7 +222,7 @@ def run_k(
     return points, start
 
 
-WHOLE = Schedule(np.array([1000.0, 811.0, 640.0, 455.0, 300.0, 170.0, 81.0, 24.0, 1.0]))
+INTEGER = Schedule(np.array([1000.0, 811.0, 640.0, 455.0, 300.0, 170.0, 81.0, 24.0, 1.0]))
 FRACTIONAL = Schedule(np.array([1000.0, 811.3, 640.25, 455.6, 300.45, 170.7, 81.4, 24.2, 1.0]))
 EDM_TIMES = np.array([80.0, 22.0, 7.0, 2.5, 1.0, 0.4, 0.1, 0.02])
 FLOW_TIMES = np.array([1.0, 0.9, 0.75, 0.6, 0.4, 0.25, 0.1, 0.02])
@@ -262,7 +262,7 @@ class TestDeterministic:
     def test_dpm_multistep_is_dpmpp_2m(self, steps: int, end: str):
         """With fewer and more than the 15 steps at which it changes its last step by itself."""
         times = (
-            np.asarray(WHOLE.times)
+            np.asarray(INTEGER.times)
             if steps == 8
             else np.append(np.arange(1000.0, 50.0, -49.0), 1.0)
         )
@@ -585,11 +585,11 @@ class TestStochastic:
         assert "pipe(prompt" in result.text
 
     def test_ddpm_is_stochasticity_one(self):
-        given = Schedule(np.asarray(WHOLE.times), 1.0)
+        given = Schedule(np.asarray(INTEGER.times), 1.0)
         result = export(given, TABLE, "diffusers", scheduler="ddpm", sampler="ddim")
         schedule, z = ended(given, "replace"), noise(1, self.SIZE, 1)
         pipe, last = run(result, stable_diffusion(), epsilon(one), z)
-        np.testing.assert_allclose(pipe.told, np.asarray(WHOLE.times)[:-1] - 1.0)
+        np.testing.assert_allclose(pipe.told, np.asarray(INTEGER.times)[:-1] - 1.0)
         path = in_data_units(np.stack([*pipe.points, last]), TABLE, schedule)
         self.check(TABLE, quiet_end(schedule), list(path))
         assert len(result.warnings) == 1, "only that the last level is replaced"

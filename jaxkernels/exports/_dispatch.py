@@ -39,7 +39,7 @@ def export(
 
     - `schedule`: the schedule.
     - `process`: the process that its times belong to.
-    - `tool`: "diffusers", "k-diffusion", "comfyui" or "edm", or a `Tool` of your own.
+    - `tool`: "diffusers", "k-diffusion", "comfyui" or "edm", or a user-defined `Tool`.
     - `sampler`: the sampler that the schedule is for, or its name. A warning says where the tool
       differs from it; for diffusers and k-diffusion it selects what the text runs.
     - `scheduler`: diffusers only: a name in `exports.SCHEDULERS`, by default the one that takes the
@@ -162,13 +162,13 @@ def _exported(
     noisy = record.noise.text(plan)
     if noisy is not None:
         values[record.noise.parameter] = written(plan.strength)
-    text = record.text if noisy is None else noisy
     parts = _parts(record, plan, values, sampler)
+    text = _filled(record.text if noisy is None else noisy, parts)
     warnings += record.initial_noise.warnings(plan)
     warnings += record.noise.warnings(plan)
     warnings += record.sampler_warnings(sampler, plan.process)
-    remarks = _filled(text, parts).remarks + record.initial_noise.remarks(plan)
-    return Export(tool, values, _filled(text, parts).template, warnings, remarks)
+    remarks = text.remarks + record.initial_noise.remarks(plan)
+    return Export(tool, values, text.template, warnings, remarks)
 
 
 def _parts(

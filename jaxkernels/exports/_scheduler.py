@@ -8,7 +8,7 @@ from .. import _checks
 from ..processes import AbstractProcess
 from ..samplers import SAMPLERS
 from ..schedules import Schedule
-from ._initial_noise import AbstractInitialNoise
+from ._initial_noise import AbstractInitialNoise, Scaled, UnitVariance
 from ._levels import AbstractLevels, AbstractTableLevels
 from ._noise import AbstractNoise, Churn, FlowEta
 from ._render import Text, placeholders
@@ -145,6 +145,12 @@ class Scheduler:
             "FlowEta is for levels of flow models": (
                 isinstance(self.noise, FlowEta) and self.levels.unit != "flow"
             ),
+            "UnitVariance is for levels of flow models": (
+                isinstance(self.initial_noise, UnitVariance) and self.levels.unit != "flow"
+            ),
+            "Scaled('sigma_max') needs levels with an option sigma_max": (
+                self.initial_noise == Scaled("sigma_max") and "sigma_max" not in self.levels.options
+            ),
             "Churn is for levels in sigma": (
                 isinstance(self.noise, Churn) and self.levels.unit != "sigma"
             ),
@@ -236,8 +242,8 @@ class Default:
 class Tool:
     """Declare a tool that takes schedules.
 
-    A tool of your own is one record, and is passed to `export` as it is. To add one to the library,
-    write the record into a file of its own and name it in `TOOLS` (in `exports/_dispatch.py`); to
+    A user-defined tool is one record, and is passed to `export` as it is. To add one to the library,
+    write the record into a new file and name it in `TOOLS` (in `exports/_dispatch.py`); to
     add a scheduler to a tool, add its record to the tool's `schedulers`. Nothing else is needed:
     tests and documentation walk the records.
 
