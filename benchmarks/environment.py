@@ -12,7 +12,8 @@ import jax
 from jaxkernels._tables import Table
 
 HERE = Path(__file__).parent
-RESULTS, CACHE = HERE / "results", HERE / ".cache"
+RESULTS = HERE / "results"
+CACHE = HERE / ".cache"
 
 _PACKAGES = (
     "jaxkernels",

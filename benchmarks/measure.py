@@ -110,10 +110,10 @@ def _start(name: str, path: Path) -> subprocess.Popen[str]:
 
 
 def _finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    printed, _ = process.communicate()
+    shown, _ = process.communicate()
     if process.returncode:
         raise RuntimeError(f"the measurement ended with {process.returncode}")
-    return json.loads(printed)
+    return json.loads(shown)
 
 
 def main() -> None:

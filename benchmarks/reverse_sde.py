@@ -27,7 +27,10 @@ import jaxkernels as jk
 from jaxkernels.metrics import resolve
 
 from .environment import CACHE, save, table
-from .networks import PROBLEMS, PROCESS, T_MIN, Network, Problem, mean_and_error, train
+from .networks.data import PROBLEMS, PROCESS, T_MIN, Problem
+from .networks.network import Network
+from .networks.study import denoiser_of, mean_and_error
+from .networks.train import train
 
 SEEDS = 5
 Window = tuple[float, float]
@@ -426,13 +429,12 @@ class Measured(NamedTuple):
 
 
 def measure(problem: Problem) -> Measured:
-    data = np.random.default_rng(0).permutation(problem.load())
-    data = data[len(data) // 6 :]
+    _, data = problem.split()
     network = train(problem, data)
     target = jk.Gaussian.fit(data, shrinkage=0.0)
     times = np.asarray(jk.schedules.log_snr(PROCESS, LEVELS, T_MIN).times)
     estimate = jk.estimate_score_error(
-        jk.Denoiser(network, PROCESS, problem.kind),
+        denoiser_of(network),
         data,
         times,
         key=jax.random.key(0),

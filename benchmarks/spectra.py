@@ -1,4 +1,4 @@
-"""Real data, and their covariance spectra, that installed packages carry: nothing is downloaded."""
+"""Real data, and their covariance spectra, that installed packages contain: nothing is downloaded."""
 
 from collections.abc import Callable
 from functools import cache
@@ -17,24 +17,25 @@ _SKIMAGE = ("astronaut", "chelsea", "coffee", "rocket")
 @cache
 def photographs() -> list[np.ndarray]:
     """Colour photographs (height, width, 3), values in [-1, 1]."""
-    pictures = [
+    images = [
         *load_sample_images().images,
         *(getattr(photographs_of_skimage, name)() for name in _SKIMAGE),
     ]
-    return [np.asarray(p, np.float64) / 127.5 - 1.0 for p in pictures]
+    return [np.asarray(p, np.float64) / 127.5 - 1.0 for p in images]
 
 
 def patches(num: int, size: int, *, grey: bool, seed: int = 0) -> np.ndarray:
     """`num` patches (num, size * size * channels) at random places of random photographs."""
     rng = np.random.default_rng(seed)
-    pictures = photographs()
+    images = photographs()
     if grey:
-        pictures = [p.mean(-1, keepdims=True) for p in pictures]
-    result = np.empty((num, size, size, pictures[0].shape[-1]))
-    for patch, which in zip(result, rng.integers(len(pictures), size=num), strict=True):
-        height, width = pictures[which].shape[:2]
-        i, j = rng.integers(height - size + 1), rng.integers(width - size + 1)
-        patch[:] = pictures[which][i : i + size, j : j + size]
+        images = [p.mean(-1, keepdims=True) for p in images]
+    result = np.empty((num, size, size, images[0].shape[-1]))
+    for patch, which in zip(result, rng.integers(len(images), size=num), strict=True):
+        height, width = images[which].shape[:2]
+        i = rng.integers(height - size + 1)
+        j = rng.integers(width - size + 1)
+        patch[:] = images[which][i : i + size, j : j + size]
     return result.reshape(num, -1)
 
 

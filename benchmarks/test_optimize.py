@@ -23,7 +23,10 @@ STEPS = [5, 10, 20]
 def optimize(
     target: jk.Gaussian, sampler: str, num_steps: int, compress: int | bool
 ) -> jk.OptimizedSchedule:
-    return jk.optimize_schedule(target, jk.VP(), sampler, num_steps, t_min=T_MIN, compress=compress)
+    objective = jk.LocalError(compress=compress)
+    return jk.optimize_schedule(
+        target, jk.VP(), sampler, num_steps, t_min=T_MIN, objective=objective
+    )
 
 
 def record(benchmark: BenchmarkFixture, result: jk.OptimizedSchedule) -> None:
@@ -32,7 +35,7 @@ def record(benchmark: BenchmarkFixture, result: jk.OptimizedSchedule) -> None:
     assert result.gradient_norm < 1e-6
     benchmark.extra_info.update(
         objective=result.objective,
-        best_named=result.baselines[result.best_baseline],
+        best_baseline=result.baselines[result.best_baseline],
         iterations=len(result.history) - 1,
         distinct_optima=result.num_local_optima,
         gradient_norm=result.gradient_norm,

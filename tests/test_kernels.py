@@ -17,7 +17,7 @@ from scipy.integrate import quad
 
 import jaxkernels as jk
 from jaxkernels import metrics
-from jaxkernels.optimize import LocalError
+from jaxkernels.errors import LocalError
 from jaxkernels.recurrence import local_errors
 from jaxkernels.score_error import Constant, GivenCorrelation, Relative, Tabulated
 

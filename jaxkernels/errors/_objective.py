@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from .. import _checks, metrics
 from .._objective import AbstractBoundObjective, AbstractCoordinateObjective, AbstractObjective
+from .._types import constant
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
 from ..recurrence import (
@@ -113,7 +114,7 @@ class LocalError(AbstractObjective):
             self.score_error,
         )
 
-    def reduce(self, bound: "BoundLocalError") -> "BoundLocalError":
+    def reduce(self, bound: AbstractBoundObjective) -> AbstractBoundObjective:
         """The objective on the compressed spectrum, which the optimiser minimises."""
         return _reduced(bound, self.compress, isinstance(self.metric, str))
 
@@ -171,7 +172,7 @@ class TerminalError(AbstractObjective):
             self.score_error,
         )
 
-    def reduce(self, bound: "BoundTerminalError") -> "BoundTerminalError":
+    def reduce(self, bound: AbstractBoundObjective) -> AbstractBoundObjective:
         """The objective on the compressed spectrum, which the optimiser minimises."""
         return _reduced(bound, self.compress, isinstance(self.metric, str))
 
@@ -218,7 +219,7 @@ class BoundLocalError(AbstractBoundObjective):
         windows = WindowSum.of(self, coordinate, t_min)
         if self.score_error is None:
             return windows
-        return ScoredWindowSum(windows, self, coordinate, np.asarray(t_min))
+        return ScoredWindowSum(windows, self, coordinate, constant(t_min))
 
     def total(self, mean_error: Array, variance: Array, target_variance: Array) -> Array:
         """The metric summed over modes, for any leading axes."""
@@ -277,8 +278,11 @@ class BoundLocalError(AbstractBoundObjective):
         return value
 
 
-def _reduced(bound, compress: bool | int | None, named_metric: bool):
+def _reduced(
+    bound: AbstractBoundObjective, compress: bool | int | None, named_metric: bool
+) -> AbstractBoundObjective:
     """A bound objective on quadrature nodes of its target, or itself where nothing is compressed."""
+    assert isinstance(bound, BoundLocalError | BoundTerminalError)
     error = bound.score_error
     modes = np.shape(bound.target.eigenvalues)[0]
     if compress is None:

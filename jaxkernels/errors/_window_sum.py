@@ -57,13 +57,13 @@ class WindowSum(AbstractCoordinateObjective):
     @classmethod
     def of(cls, bound, coordinate: TimeCoordinate, t_min: float) -> "WindowSum":
         """The sum for a bound `LocalError`, of schedules from the coordinate's start to `t_min`."""
-        constant, scale = _constants(bound, coordinate, jnp.asarray(t_min))
+        ends, scale = _constants(bound, coordinate, jnp.asarray(t_min))
         target, process, sampler = pad_modes(bound.target), bound.process, bound.sampler
         if not sampler.sigma_only:
-            one = np.ones(())
-            return cls(target, process, coordinate, sampler, constant, one, bound.metric)
+            one = constant(1.0)
+            return cls(target, process, coordinate, sampler, ends, one, bound.metric)
         canonical = CoordinateProcess.of(coordinate)
-        return cls(target, canonical, None, sampler, constant, scale, bound.metric)
+        return cls(target, canonical, None, sampler, ends, scale, bound.metric)
 
     def value(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Float[Array, ""]:
         """The objective alone."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from .._linalg import matmul
 from ..comparison import BALANCED, WEIGHED, Comparison, Reference, balance, statistic
@@ -117,17 +117,18 @@ class _Batch(NamedTuple):
 class _Checkpointed(AbstractDenoiser):
     """A denoiser whose activations are recomputed in the backward pass instead of stored."""
 
+    process: AbstractProcess
     denoiser: AbstractDenoiser
 
-    @property
-    def process(self) -> AbstractProcess:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.denoiser.process
+    @classmethod
+    def of(cls, denoiser: AbstractDenoiser) -> "_Checkpointed":
+        return cls(process=denoiser.process, denoiser=denoiser)
 
-    def __call__(self, x: Array, t: Array) -> Prediction:
+    def __call__(self, x: Array, t: ArrayLike) -> Prediction:
         return eqx.filter_checkpoint(self.denoiser)(x, t)
 
     def astype(self, dtype: DTypeLike) -> "_Checkpointed":
-        return _Checkpointed(self.denoiser.astype(dtype))
+        return _Checkpointed.of(self.denoiser.astype(dtype))
 
 
 class _Criterion(eqx.Module):
@@ -151,14 +152,20 @@ class _Criterion(eqx.Module):
         statistics: tuple[str, ...],
     ) -> "_Criterion":
         """The criterion in the precision of the reference's noise."""
-        t_min = np.asarray(schedule.times)[-1]
-        arrays = (coordinate, t_min, reference.scale, reference.directions)
-        arrays = jax.tree.map(lambda a: jnp.asarray(a, reference.noise.dtype), arrays)
-        return cls(reference.denoiser, sampler, *arrays, statistics)
+        dtype = reference.noise.dtype
+        return cls(
+            denoiser=reference.denoiser,
+            sampler=sampler,
+            coordinate=jax.tree.map(lambda a: jnp.asarray(a, dtype), coordinate),
+            t_min=jnp.asarray(np.asarray(schedule.times)[-1], dtype),
+            scale=jnp.asarray(reference.scale, dtype),
+            directions=jnp.asarray(reference.directions, dtype),
+            statistics=statistics,
+        )
 
     def __call__(self, z: Float[Array, " interior"], batch: _Batch) -> Float[Array, ""]:
         schedule = Schedule(self.coordinate.times(z, self.t_min))
-        denoiser = _Checkpointed(self.denoiser)
+        denoiser = _Checkpointed.of(self.denoiser)
         samples = sample(denoiser, self.sampler, schedule, batch.noise).reshape(batch.ends.shape)
         squared = jnp.sum((samples - batch.ends) ** 2, -1) / self.scale**2
         errors = jnp.sqrt(jnp.maximum(squared, jnp.finfo(z.dtype).tiny))
@@ -204,7 +211,9 @@ def _advance(
         watched = objective(s.z, held_out)
         better = watched < s.lowest
         return _Loop(
-            z=jnp.clip(s.z + updates, start - _REACH, start + _REACH),
+            z=jnp.clip(
+                jnp.asarray(optax.apply_updates(s.z, updates)), start - _REACH, start + _REACH
+            ),
             transformation_state=inner,
             best=jnp.where(better, s.z, s.best),
             lowest=jnp.where(better, watched, s.lowest),

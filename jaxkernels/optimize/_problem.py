@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -18,7 +19,7 @@ from .._objective import (
 )
 from .._padding import bucket, pad_last
 from .._precision import to_float64
-from .._types import Numbers
+from .._types import Numbers, constant
 from ..distributions import Compression, Gaussian
 from ..errors import LocalError
 from ..processes import AbstractProcess, check_range
@@ -61,7 +62,7 @@ class BoundCustomObjective(AbstractBoundObjective):
         return self.fn(schedule)
 
 
-def as_objective(objective: object) -> AbstractObjective:
+def as_objective(objective: Any) -> AbstractObjective:
     """An objective, a function of a schedule, or None for `LocalError()`."""
     if objective is None:
         return LocalError()
@@ -103,7 +104,7 @@ class ScheduleProblem:
         if values is None:
             times = np.stack([np.asarray(s.times) for s in schedules])
             squared = np.stack([np.asarray(s.stochasticity_squared) for s in schedules])
-            values = _values(self.objective, times, squared)
+            values = _values(self.objective, jnp.asarray(times), jnp.asarray(squared))
         values = np.asarray(values)
         return np.where(np.isnan(values), np.inf, values)
 
@@ -118,7 +119,7 @@ class ScheduleProblem:
         u = space.coordinates(np.stack([np.asarray(s.times, np.float64) for s in schedules]))
         if objective.padded:
             u = pad_last(u, bucket(space.num_steps) + 1)
-        return _coordinate_values(objective, u, np.asarray(space.num_steps))
+        return _coordinate_values(objective, jnp.asarray(u), jnp.asarray(space.num_steps))
 
 
 def make_problem(
@@ -140,9 +141,9 @@ def make_problem(
     space = ScheduleSpace(
         coordinate,
         num_steps,
-        stochasticity_squared,
-        np.asarray(low) if low == high else None,
-        np.zeros(2),
+        None if stochasticity_squared is None else constant(stochasticity_squared),
+        constant(low) if low == high else None,
+        constant(np.zeros(2)),
     )
     if low < high:
         ends = space.coordinates(np.asarray([[low, high]]))[0]
@@ -276,7 +277,7 @@ def _with_stochasticity(
             origin = Origin.BASELINE if name in BASELINES else Origin.START
             label = f"{name}{_STOCHASTIC}" if alpha == 1.0 else name
             times = np.asarray(schedule.times, np.float64)
-            level = squared if alpha is None else np.full(schedule.num_steps, alpha)
+            level = np.full(schedule.num_steps, alpha) if squared is None else squared
             found.append(Candidate(label, Schedule.from_squared(times, level), origin))
     return found
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._newton import NewtonState, certificate
+from .._newton import NewtonState, certificate, newton_start
 from .._objective import Derivatives
 from ._solver import AbstractSolver
 from ._space import AbstractProblem
@@ -79,14 +81,13 @@ def solve(
     )
 
 
-def _certificate(problem: AbstractProblem, state: object, best: int) -> tuple[float, float]:
+def _certificate(problem: AbstractProblem, state: Any, best: int) -> tuple[float, float]:
     """Gradient norm and smallest curvature on the free variables at the best start."""
     if not isinstance(state, NewtonState):
-        z = np.asarray(state.z)[[best]]  # pyright: ignore[reportAttributeAccessIssue]
-        value, gradient, hessian = _derivatives(problem, z[0])
-        state = NewtonState(
-            z, value[None], gradient[None], hessian[None], *[np.zeros(1)] * 3, np.asarray(0)
-        )  # pyright: ignore[reportArgumentType]
+        value, gradient, hessian = _derivatives(problem, jnp.asarray(state.z)[best])
+        fresh = newton_start(np.asarray(state.z)[[best]], 1)
+        fields = (value[None], gradient[None], hessian[None])
+        state = eqx.tree_at(lambda s: (s.value, s.gradient, s.hessian), fresh, fields)
         best = 0
     return certificate(state, best, problem.lower, problem.upper)
 

@@ -169,7 +169,8 @@ def _optax_advance(
         updates, inner = transformation.update(
             gradient, inner, z, value=value, grad=gradient, value_fn=problem.value
         )
-        moved = jnp.clip(z + updates, problem.lower, problem.upper)
+        moved = jnp.asarray(optax.apply_updates(z, updates))
+        moved = jnp.clip(moved, problem.lower, problem.upper)
         return value, gradient, moved, inner
 
     def body(s: OptaxState) -> OptaxState:

@@ -190,7 +190,7 @@ class TimesProblem(AbstractProblem):
             objective=objective,
             top=constant(top),
             length=length,
-            num_steps=np.asarray(num_steps),
+            num_steps=jnp.asarray(num_steps),
             lower=-upper,
             upper=upper,
         )

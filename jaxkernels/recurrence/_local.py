@@ -40,7 +40,7 @@ def window_moments(
     times: Float[Array, " window"],
     stochasticity_squared: Float[Array, " steps"],
     step: Int[Array, ""],
-    num_steps: int,
+    num_steps: int | Int[Array, ""],
 ) -> StepMoments:
     """Defect of step number `step`, which is the last of a window of memory_steps + 1 steps.
 
