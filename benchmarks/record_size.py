@@ -7,7 +7,6 @@ noise through the networks of `networks`; errors over the best of four baseline 
 from typing import Any
 
 import jax
-import numpy as np
 from rich.progress import track
 
 import jaxkernels as jk

@@ -24,7 +24,6 @@ from scipy.optimize import minimize
 from scipy.stats import norm
 
 import jaxkernels as jk
-from jaxkernels.metrics import resolve
 
 from .environment import CACHE, save, table
 from .networks.data import PROBLEMS, PROCESS, T_MIN, Problem
@@ -306,16 +305,16 @@ def simulate_steps(
     return mean_and_error(values)
 
 
-def at_cubic_times(name: str, kind: str, steps: int, epsilon: float) -> dict[str, Any]:
+def at_cubic_times(name: str, error: str, steps: int, epsilon: float) -> dict[str, Any]:
     """The gain over the best constant: repair of the discretisation x gain against the error."""
     process = unit_process(FINAL_TIME)
     times = power_times(FINAL_TIME, steps)
-    setting = ERRORS[kind], process, "exponential_integrator", times, epsilon
+    setting = ERRORS[error], process, "exponential_integrator", times, epsilon
     found = jk.reverse_sde.optimize_discrete_stochasticity(GAUSSIANS[name], *setting, cap=CAP)
     constant, alpha2 = found.best_constant
     return {
         "target": name,
-        "error": kind,
+        "error": error,
         "K": steps,
         "epsilon": epsilon,
         "ode": found.ode,
@@ -371,11 +370,11 @@ def discrete() -> dict[str, Any]:
     epsilon = 0.1
     with jax.enable_x64(True):
         settings = [
-            (name, kind, k, size)
+            (name, error, k, size)
             for name in GAUSSIANS
             for k in STEPS
             for size in SIZES
-            for kind in ERRORS
+            for error in ERRORS
         ]
         fixed = [at_cubic_times(*setting) for setting in track(settings, "cubic times")]
         settings = list(itertools.product(GAUSSIANS, STEPS))
@@ -389,12 +388,12 @@ def discrete() -> dict[str, Any]:
         for row, sampler in track(
             [(r, "exponential_integrator") for r in shown] + [(r, "ddim") for r in free], "runs"
         ):
-            setting = GAUSSIANS[row["target"]], sampler
+            setting = (GAUSSIANS[row["target"]], sampler)
             flat = np.full(row["K"], row["constant_stochasticity_squared"])
             row["simulated_constant"] = simulate_steps(
                 *setting, np.asarray(row["constant_times"]), flat, epsilon
             )
-            optimal = np.asarray(row["times"]), np.asarray(row["stochasticity_squared"])
+            optimal = (np.asarray(row["times"]), np.asarray(row["stochasticity_squared"]))
             row["simulated_optimal"] = simulate_steps(*setting, *optimal, epsilon)
     return {"fixed": fixed, "free": free, "reach": reach}
 
@@ -456,8 +455,11 @@ def optimal_stochasticity(
         # copies: JAX remembers the precision in which it first met an array
         setting = measured.target.in_eigenbasis(), PROCESS, measured.estimate.score_error()
         target, process, error = jax.tree.map(lambda a: np.array(a, float), setting)
-        kind = {"local": jk.LocalError, "terminal": jk.TerminalError}[objective]
-        cost = kind(target, process, jk.DDIM(), resolve("w2_squared"), "standard_normal", error)
+        unbound = {
+            "local": jk.LocalError(variance_factor=1.0, score_error=error),
+            "terminal": jk.TerminalError(score_error=error),
+        }[objective]
+        cost = unbound.bind(target, process, jk.DDIM())
 
         @jax.jit
         def value(alpha2: Array) -> Array:
@@ -509,10 +511,7 @@ def quality(
     for seed in range(first_seed, first_seed + SEEDS):
         key_start, key = jax.random.split(jax.random.key(seed))
         x = jax.random.normal(key_start, (samples, measured.data.shape[1]))
-        kind = measured.network.kind
-        ends = jk.sample(
-            jk.Denoiser(measured.network, PROCESS, kind), sampler, schedule, x, key=key
-        )
+        ends = jk.sample(denoiser_of(measured.network), sampler, schedule, x, key=key)
         values.append(jk.metrics.sliced_w2(ends, measured.data).value / size)
     return mean_and_error(values)
 
@@ -713,10 +712,10 @@ def report_network(study: dict[str, Any]) -> list[str]:
         "",
     ]
     cells = [
-        [kind, str(row["K"]), *(f"{v:.4g}" for v in row[f"predicted_{kind}"].values())]
+        [objective, str(row["K"]), *(f"{v:.4g}" for v in row[f"predicted_{objective}"].values())]
         for row in study["rows"]
-        for kind in ("terminal", "local")
-        if f"predicted_{kind}" in row
+        for objective in ("terminal", "local")
+        if f"predicted_{objective}" in row
     ]
     names = list(next(r for r in study["rows"] if "predicted_local" in r)["predicted_local"])
     return [

@@ -17,7 +17,7 @@ from .._derivatives import dense_derivatives, forward_derivatives
 from .._numerics import safe_divide, safe_sqrt
 from .._objective import AbstractCoordinateObjective
 from .._padding import bucket
-from .._types import AnyArray
+from .._types import AnyArray, constant
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
 from ..recurrence import (
