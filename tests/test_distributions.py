@@ -1,6 +1,7 @@
-"""Targets against dense linear algebra, scikit-learn, scipy.stats, automatic differentiation and limits."""
+"""Distributions against dense linear algebra, scikit-learn, scipy.stats, automatic differentiation and limits."""
 
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_fit_with_a_given_shrinkage(amount: float, n: int, dim: int) -> None:
     ("name", "kurtosis"), [("normal", 3.0), ("uniform", 1.8), ("laplace", 6.0)]
 )
 def test_fit_measures_kurtosis(name: str, kurtosis: float) -> None:
-    """Textbook kurtosis of each law; standard error of the estimate is below 0.06 at 1e5 samples."""
+    """Textbook kurtosis of each distribution; standard error of the estimate is below 0.06 at 1e5 samples."""
     samples = getattr(np.random.default_rng(0), name)(size=(100_000, 3)) * np.array([1.0, 5.0, 0.2])
     fitted = jk.Gaussian.fit(samples)
     assert fitted.kurtosis is not None
@@ -186,8 +187,8 @@ PROCESSES = {"vp": jk.VP(), "edm": jk.EDM(20.0), "flow": jk.FlowMatching()}
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 @pytest.mark.parametrize("t", [0.05, 0.7])
-def test_predictor_is_the_conditional_expectation(process: jk.AbstractProcess, t: float) -> None:
-    """E[X_0 | x] and E[Z | x] from the joint normal law of (X_0, Z, X), by dense solves."""
+def test_denoiser_is_the_conditional_expectation(process: jk.AbstractProcess, t: float) -> None:
+    """E[X_0 | x] and E[Z | x] from the joint Gaussian of (X_0, Z, X), by dense solves."""
     covariance, mean = _covariance(5, 4), np.array([1.0, -2.0, 0.5, 3.0])
     target = jk.Gaussian.from_covariance(mean, covariance)
     a, s = float(process.signal(t)), float(process.noise(t))
@@ -203,7 +204,7 @@ def test_predictor_is_the_conditional_expectation(process: jk.AbstractProcess, t
     np.testing.assert_allclose(target.marginal_variance(process, t), modes, rtol=1e-11)
 
 
-def test_predictor_at_the_ends_of_time() -> None:
+def test_denoiser_at_the_ends_of_time() -> None:
     target = jk.Gaussian(np.array([1.0, 2.0]), np.array([3.0, 0.0]))
     x = jnp.array([0.3, 2.0])
     x0, eps = target.denoiser(jk.FlowMatching())(x, jnp.asarray(1.0))
@@ -383,6 +384,52 @@ def test_compression_bound_has_the_right_rate() -> None:
     assert fall[0] == pytest.approx(fall[1], rel=0.1)
 
 
+SPECTRA: dict[str, np.ndarray] = {
+    "lognormal": np.exp(2.0 * np.random.default_rng(0).normal(size=60_000)),
+    "power law": np.arange(1.0, 60_001.0) ** -1.5,
+    "outliers": np.append(np.linspace(1.0, 2.0, 60_000), [1e-8, 1e-7, 1e6, 3e7]),
+    "two groups": np.append(np.linspace(1.0, 1.1, 30_000), np.linspace(1e-9, 1.1e-9, 30_000)),
+    "few values": np.tile([4.0, 1.0, 0.25, 3.9], 15_000),
+    "with zeros": np.append(np.linspace(0.1, 9.0, 60_000), np.zeros(7)),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("nodes", [3, 32])
+def test_a_large_spectrum_keeps_all_moments_of_the_rule(name: str, nodes: int) -> None:
+    """Chebyshev polynomials of log lambda up to degree 2 n - 1, of the weights and of w mu^2."""
+    spectrum = SPECTRA[name]
+    rng = np.random.default_rng(1)
+    weights, mean = rng.exponential(size=spectrum.size), rng.normal(size=spectrum.size)
+    small = jk.Gaussian(mean, spectrum, weights).compress(nodes)
+    positive = spectrum[spectrum > 0]
+    middle = 0.5 * np.log(positive.max() * positive.min())
+    half = 0.5 * np.log(positive.max() / positive.min())
+
+    def chebyshev(degree: int, eigenvalues: np.ndarray) -> np.ndarray:
+        used = np.where(eigenvalues > 0, eigenvalues, 1.0)
+        position = np.clip((np.log(used) - middle) / half, -1.0, 1.0)
+        return np.where(eigenvalues > 0, np.cos(degree * np.arccos(position)), 0.5)
+
+    levels, rule, means = (np.asarray(a) for a in (small.eigenvalues, small.weights, small.mean))
+    for degree in range(2 * nodes):
+        error = rule @ chebyshev(degree, levels) - weights @ chebyshev(degree, spectrum)
+        assert abs(error) < 1e-12 * weights.sum()
+    for degree in range(2 * ((nodes + 1) // 2)):
+        error = (rule * means**2) @ chebyshev(degree, levels)
+        error -= (weights * mean**2) @ chebyshev(degree, spectrum)
+        assert abs(error) < 1e-12 * (weights @ mean**2)
+
+
+def test_compressing_a_million_modes_takes_no_time() -> None:
+    spectrum = 1.0 / np.arange(1.0, 1e6 + 1.0)
+    target = jk.Gaussian(1.0, spectrum)
+    start = time.perf_counter()
+    small = target.compress(32)
+    assert time.perf_counter() - start < 5.0  # a quarter of a second on an idle machine
+    assert small.eigenvalues.shape == (64,)
+
+
 def test_compression_bound_limits() -> None:
     assert Compression(nodes=5, modes=10, log_range=0.0).relative_bound() == 0.0
     wide, narrow = (Compression(8, 100, r).relative_bound() for r in (20.0, 1.0))
@@ -425,7 +472,7 @@ def test_mixture_density_score_and_hessian(process: jk.AbstractProcess, t: float
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
-def test_mixture_predictor_obeys_tweedie(process: jk.AbstractProcess) -> None:
+def test_mixture_denoiser_obeys_tweedie(process: jk.AbstractProcess) -> None:
     """x0 = (x + s^2 grad log p) / a and eps = -s grad log p, the gradient by finite differences."""
     t, step = 0.35, 1e-5
     a, s = float(process.signal(t)), float(process.noise(t))
@@ -442,7 +489,7 @@ def test_mixture_predictor_obeys_tweedie(process: jk.AbstractProcess) -> None:
     np.testing.assert_allclose(eps, -s * score, rtol=1e-6, atol=1e-8)
 
 
-def test_mixture_predictor_without_noise_or_signal() -> None:
+def test_mixture_denoiser_without_noise_or_signal() -> None:
     predict = MIXTURE.denoiser(jk.FlowMatching())
     x = jnp.asarray(POINTS)
     np.testing.assert_allclose(predict(x, jnp.asarray(0.0)).x0, POINTS, atol=1e-12)
@@ -508,9 +555,9 @@ def test_a_compressed_target_takes_a_variance_factor_and_is_compressed_again():
     eigenvalues = np.exp(rng.normal(size=200))
     target = jk.Gaussian(rng.normal(size=200), eigenvalues)
 
-    def total(law: jk.Gaussian) -> float:
+    def total(target: jk.Gaussian) -> float:
         """A smooth function of the variance, with a part quadratic in the mean."""
-        lam, mu, w = (np.asarray(a) for a in (law.eigenvalues, law.mean, law.weights))
+        lam, mu, w = (np.asarray(a) for a in (target.eigenvalues, target.mean, target.weights))
         return float(np.sum(w * (lam / (1.0 + lam) + mu**2 / (2.0 + lam))))
 
     exact = total(target.with_variance_factor(3.0))
@@ -519,7 +566,7 @@ def test_a_compressed_target_takes_a_variance_factor_and_is_compressed_again():
     assert total(again) == pytest.approx(exact, rel=1e-10)
 
 
-def test_a_mixture_with_one_basis_is_the_same_law() -> None:
+def test_a_mixture_with_one_basis_is_the_same_distribution() -> None:
     """Against the same components with a basis each, and in the coordinates of the basis."""
     basis = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
     variances = np.array([[1.0, 0.2, 0.05], [0.3, 0.6, 0.01]])
@@ -539,9 +586,9 @@ def test_a_mixture_with_one_basis_is_the_same_law() -> None:
         np.testing.assert_allclose(
             getattr(shared, name)(jk.VP(), x, t), exact, rtol=1e-9, atol=1e-10
         )
-    for law, points in ((shared, x), (turned, x @ basis)):
-        there = [jnp.asarray(v) for v in law.denoiser(jk.VP())(points, t)]
-        back = there if law is shared else [v @ basis.T for v in there]
+    for mixture, points in ((shared, x), (turned, x @ basis)):
+        there = [jnp.asarray(v) for v in mixture.denoiser(jk.VP())(points, t)]
+        back = there if mixture is shared else [v @ basis.T for v in there]
         for ours, theirs in zip(back, own.denoiser(jk.VP())(x, t), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(
@@ -555,7 +602,7 @@ def test_a_mixture_with_one_basis_is_the_same_law() -> None:
 
 
 def test_fitted_mixture_finds_the_clusters() -> None:
-    """Held-out log density within its sampling error of the law the samples come from, and far above a Gaussian's."""
+    """Held-out log density within its sampling error of the distribution the samples come from, and far above a Gaussian's."""
     turn = np.linalg.qr(np.random.default_rng(2).normal(size=(4, 4)))[0]
     truth = jk.GaussianMixture(
         [0.25, 0.75],
@@ -572,9 +619,9 @@ def test_fitted_mixture_finds_the_clusters() -> None:
         truth.sample(jax.random.key(1), 4000),
     )
     fitted = jk.GaussianMixture.fit(x, 2)
-    best, found = (np.asarray(law.log_density(jk.VP(), fresh)) for law in (truth, fitted))
-    spread: Any = np.cov(x.T)
-    single = stats.multivariate_normal(x.mean(0), spread).logpdf(np.asarray(fresh))
+    best, found = (np.asarray(mixture.log_density(jk.VP(), fresh)) for mixture in (truth, fitted))
+    covariance: Any = np.cov(x.T)
+    single = stats.multivariate_normal(x.mean(0), covariance).logpdf(np.asarray(fresh))
     assert np.mean(best - found) < 0.05
     assert np.mean(best - single) > 0.5
     np.testing.assert_allclose(np.sort(fitted.weights), [0.25, 0.75], atol=0.02)

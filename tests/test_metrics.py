@@ -1,4 +1,4 @@
-"""Distances between normal laws against textbook formulas, quadrature, scipy and finite differences."""
+"""Distances between Gaussians against textbook formulas, quadrature, scipy and finite differences."""
 
 import decimal
 from collections.abc import Callable
@@ -19,13 +19,13 @@ VARIANCES = np.exp(RNG.normal(size=8))
 TARGETS = np.exp(RNG.normal(size=8))
 
 
-def _mode(name: str, *law: object) -> jax.Array:
+def _mode(name: str, *moments: object) -> jax.Array:
     """A metric of (mean error, variance, target variance)."""
-    return metrics.METRICS[name](*map(jnp.asarray, law))
+    return metrics.METRICS[name](*map(jnp.asarray, moments))
 
 
-def _dense(name: str, *law: object) -> float:
-    return float(metrics.DENSE_METRICS[name](*map(jnp.asarray, law)))
+def _dense(name: str, *moments: object) -> float:
+    return float(metrics.DENSE_METRICS[name](*map(jnp.asarray, moments)))
 
 
 def _bures(s: np.ndarray, c: np.ndarray) -> float:
@@ -147,8 +147,8 @@ def test_derivatives_are_never_nan() -> None:
         [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 2.0), (0.0, 2.0, 0.0), (0.0, -1.0, 2.0)]
     )
 
-    def every(law: jax.Array) -> jax.Array:
-        return jnp.stack([metric(*law) for metric in metrics.METRICS.values()])
+    def every(moments: jax.Array) -> jax.Array:
+        return jnp.stack([metric(*moments) for metric in metrics.METRICS.values()])
 
     for derivative in (jax.jacrev(every), jax.hessian(every)):
         values = np.asarray(jax.jit(jax.vmap(derivative))(points))
@@ -273,7 +273,7 @@ def test_dense_without_cancellation(gap: float) -> None:
 
 
 def test_singular_covariances() -> None:
-    """Orthogonal degenerate laws, where no transport matrix exists: tr S + tr C."""
+    """Orthogonal degenerate Gaussians, where no transport matrix exists: tr S + tr C."""
     s, c = np.diag([4.0, 0.0, 0.0]), np.diag([0.0, 1.0, 2.0])
     assert _bures(s, c) == pytest.approx(7.0, rel=1e-12)
     assert _bures(s, s) == pytest.approx(0.0, abs=1e-12)
@@ -332,7 +332,7 @@ DEGENERATE = [
     ids=["w2_squared", "kl"],
 )
 def test_dense_derivatives(name: str, points: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """First and second derivatives by finite differences, also where eigenvalues or laws coincide."""
+    """First and second derivatives by finite differences, also where eigenvalues or covariances coincide."""
     fn = metrics.DENSE_METRICS[name]
 
     @jax.vmap

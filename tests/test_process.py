@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import ArrayLike
 from scipy.integrate import quad, solve_ivp
 
 import jaxkernels as jk
 from jaxkernels.processes import PROCESSES
+from jaxkernels.processes._ve import AbstractVarianceExploding
 
 Curve = Callable[[Any], np.ndarray]
 
@@ -241,8 +243,8 @@ def test_float32_stays_float32_and_close(case: Case) -> None:
 
 
 @EVERY
-def test_whole_numbers_are_times(case: Case) -> None:
-    t = 1 if float(np.asarray(case.process.t_max)) > 1 else 0
+def test_integers_are_times(case: Case) -> None:
+    t = 1 if float(case.process.t_max) > 1 else 0
     assert float(case.process.signal(t)) == pytest.approx(
         float(case.signal(np.asarray(float(t)))), rel=1e-13
     )
@@ -267,7 +269,7 @@ def test_conventions_of_the_sources() -> None:
 
 def test_discrete_vp_reproduces_its_table() -> None:
     process, n = jk.DiscreteVP(TABLE), np.arange(1, TABLE.size + 1)
-    assert float(np.asarray(process.t_max)) == TABLE.size
+    assert float(process.t_max) == TABLE.size
     np.testing.assert_allclose(process.signal(n) ** 2, TABLE, rtol=1e-13)
     np.testing.assert_allclose(process.time_at_sigma(SIGMAS), n, rtol=1e-12)
     # half way between entries the level is the geometric mean, below the first entry a straight line
@@ -365,3 +367,41 @@ def test_repr_shows_the_parameters() -> None:
     traced = []
     jax.jit(lambda process: traced.append(repr(process)) or process.t_max)(jk.VP())
     assert "beta_min=f64[]" in traced[0]
+
+
+def test_default_last_times() -> None:
+    """A noise level far below what can be seen in data of a variance of about 1."""
+    expected = {
+        "vp": (jk.VP(), 1e-3),
+        "ou": (jk.OU(), 1e-3),
+        "ve": (jk.VE(), 2e-6),
+        "edm": (jk.EDM(), 2e-3),
+        "cosine_vp": (jk.CosineVP(), 1e-3),
+        "flow_matching": (jk.FlowMatching(), 1e-3),
+        "discrete_vp": (jk.DiscreteVP.scaled_linear(), 1.0),
+    }
+    assert set(expected) == set(PROCESSES)
+    for process, t_min in expected.values():
+        assert isinstance(process.default_t_min, float)
+        assert process.default_t_min == pytest.approx(t_min, rel=1e-12)
+        assert process.sigma(process.default_t_min) < 0.04
+    # sigma^2 = rate t
+    assert jk.VE(rate=8.0).default_t_min == pytest.approx(0.5e-6)
+
+
+def test_default_last_time_of_a_user_defined_process(float32: None) -> None:
+    """Where sigma is 0.002, also in single precision."""
+
+    class Quadratic(AbstractVarianceExploding):
+        t_max: jax.Array
+
+        def noise(self, t: ArrayLike) -> jax.Array:
+            return jnp.asarray(t) ** 2
+
+        def time_at_sigma(self, sigma: ArrayLike) -> jax.Array:
+            return jnp.sqrt(jnp.asarray(sigma))
+
+        def diffusion_squared(self, t: ArrayLike) -> jax.Array:
+            return 4.0 * jnp.asarray(t) ** 3
+
+    assert Quadratic(jnp.asarray(1.0)).default_t_min == pytest.approx(0.002**0.5, rel=1e-12)

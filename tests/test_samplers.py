@@ -25,7 +25,7 @@ PARTICLES, SEED = 400_000, 20240817
 Scalar = Callable[[float], float]
 
 
-class Law(NamedTuple):
+class Case(NamedTuple):
     """A process in NumPy: a, s, their derivatives, f = a'/a, g^2 and int a d(sigma^2); and a schedule."""
 
     process: jk.AbstractProcess
@@ -57,8 +57,8 @@ def _vp_rate(t: float) -> float:
     return 0.1 + 19.9 * t
 
 
-LAWS = {
-    "vp": Law(
+PROCESSES = {
+    "vp": Case(
         jk.VP(),
         _vp_signal,
         _vp_noise,
@@ -70,7 +70,7 @@ LAWS = {
         np.array([0.9, 0.6, 0.35, 0.12, 0.01]),
         1.0,
     ),
-    "edm": Law(
+    "edm": Case(
         jk.EDM(20.0),
         lambda t: 1.0,
         lambda t: t,
@@ -82,7 +82,7 @@ LAWS = {
         np.array([18.0, 6.0, 2.0, 0.5, 0.03]),
         20.0,
     ),
-    "flow": Law(
+    "flow": Case(
         jk.FlowMatching(),
         lambda t: 1.0 - t,
         lambda t: t,
@@ -98,110 +98,125 @@ LAWS = {
 STEPS = 4
 VARYING = np.array([1.0, 0.7, 1.2, 0.9])  # so that a step that reads its neighbour's value is seen
 CASES = [
-    (law, name, alpha)
-    for law in LAWS
+    (setting, name, alpha)
+    for setting in PROCESSES
     for name, sampler in SAMPLERS.items()
     for alpha in ((0.0, 0.5, 1.0, 2.0) if sampler.stochastic else (0.0,))
 ]
 
 
 @functools.cache
-def _evaluation(law: str, name: str, alpha: float, ends: bool = False) -> jk.Evaluation:
-    schedule = jk.Schedule(_times(LAWS[law], ends), alpha * VARYING)
-    return jk.evaluate_schedule(TARGET, LAWS[law].process, name, schedule)
+def _evaluation(setting: str, name: str, alpha: float, ends: bool = False) -> jk.Evaluation:
+    schedule = jk.Schedule(_times(PROCESSES[setting], ends), alpha * VARYING)
+    return jk.evaluate_schedule(TARGET, PROCESSES[setting].process, name, schedule)
 
 
-def _times(law: Law, ends: bool) -> np.ndarray:
+def _times(setting: Case, ends: bool) -> np.ndarray:
     """Times inside, or from pure noise to no noise."""
-    return np.array([law.start, *law.times[1:-1], 0.0]) if ends else law.times
+    return np.array([setting.start, *setting.times[1:-1], 0.0]) if ends else setting.times
 
 
-def _prior(law: Law, t: float) -> float:
-    return law.s(t) ** 2 if isinstance(law.process, jk.EDM) else 1.0
+def _prior(setting: Case, t: float) -> float:
+    return setting.s(t) ** 2 if isinstance(setting.process, jk.EDM) else 1.0
 
 
 # --- closed forms ----------------------------------------------------------------------------------------
 
 Map = tuple[np.ndarray, np.ndarray, float]
-"""Matrix, shift and noise variance (on x) of z -> M z + m, for one mode; z is (x, memory)."""
+"""Matrix, shift and noise variance (on x) of z -> M z + m, for one mode; z is (x, history)."""
 
 
 def _one_evaluation(
-    law: Law, mean: float, c: float, t: float, ell: float, eta: float, nu2: float
+    setting: Case, mean: float, c: float, t: float, ell: float, eta: float, nu2: float
 ) -> Map:
     """x' = ell x + eta score(x) + sqrt(nu2) z, the score -(x - a mean)/(a^2 c + s^2) at the start."""
-    total = law.a(t) ** 2 * c + law.s(t) ** 2
-    return np.array([[ell - eta / total]]), np.array([eta * law.a(t) * mean / total]), nu2
+    total = setting.a(t) ** 2 * c + setting.s(t) ** 2
+    return np.array([[ell - eta / total]]), np.array([eta * setting.a(t) * mean / total]), nu2
 
 
-def _euler_maruyama(law: Law, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
+def _euler_maruyama(setting: Case, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
     h, p = t - u, 1.0 + alpha**2
     if alpha == 0.0:  # Euler on the flow, which needs no signal
-        v, w = _flow(law, mean, c, t)
+        v, w = _flow(setting, mean, c, t)
         return np.array([[1.0 + h * v]]), np.array([h * w]), 0.0
     return _one_evaluation(
-        law, mean, c, t, 1.0 - h * law.f(t), 0.5 * p * h * law.g2(t), alpha**2 * h * law.g2(t)
+        setting,
+        mean,
+        c,
+        t,
+        1.0 - h * setting.f(t),
+        0.5 * p * h * setting.g2(t),
+        alpha**2 * h * setting.g2(t),
     )
 
 
 def _exponential_integrator(
-    law: Law, mean: float, c: float, t: float, u: float, alpha: float
+    setting: Case, mean: float, c: float, t: float, u: float, alpha: float
 ) -> Map:
     """Linear part exact, score frozen: eta = (1 + alpha^2)/2 a' int a dv, v = sigma^2."""
-    a, v, w = law.a(u), (law.s(t) / law.a(t)) ** 2, (law.s(u) / law.a(u)) ** 2
-    eta = 0.5 * (1.0 + alpha**2) * a * (law.integral(t) - law.integral(u))
-    return _one_evaluation(law, mean, c, t, a / law.a(t), eta, alpha**2 * a**2 * (v - w))
+    a, v, w = setting.a(u), (setting.s(t) / setting.a(t)) ** 2, (setting.s(u) / setting.a(u)) ** 2
+    eta = 0.5 * (1.0 + alpha**2) * a * (setting.integral(t) - setting.integral(u))
+    return _one_evaluation(setting, mean, c, t, a / setting.a(t), eta, alpha**2 * a**2 * (v - w))
 
 
-def _denoiser(law: Law, mean: float, c: float, t: float) -> tuple[float, float, float]:
+def _denoiser(setting: Case, mean: float, c: float, t: float) -> tuple[float, float, float]:
     """E[X_0 | x] = mean + gain (x - a mean) and E[Z | x] = share (x - a mean); also a mean."""
-    total = law.a(t) ** 2 * c + law.s(t) ** 2
-    return law.a(t) * c / total, law.s(t) / total, law.a(t) * mean
+    total = setting.a(t) ** 2 * c + setting.s(t) ** 2
+    return setting.a(t) * c / total, setting.s(t) / total, setting.a(t) * mean
 
 
-def _ddim(law: Law, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
+def _ddim(setting: Case, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
     """Linear part exact, denoiser frozen."""
-    if law.a(t) > 0.0 and law.s(u) > 0.0:
-        a, b, v, w = law.a(t), law.a(u), (law.s(t) / law.a(t)) ** 2, (law.s(u) / law.a(u)) ** 2
+    if setting.a(t) > 0.0 and setting.s(u) > 0.0:
+        a, b, v, w = (
+            setting.a(t),
+            setting.a(u),
+            (setting.s(t) / setting.a(t)) ** 2,
+            (setting.s(u) / setting.a(u)) ** 2,
+        )
         eta = b * a * v * (1.0 - (w / v) ** ((1.0 + alpha**2) / 2.0))
         return _one_evaluation(
-            law, mean, c, t, b / a, eta, b * b * w * (1.0 - (w / v) ** (alpha**2))
+            setting, mean, c, t, b / a, eta, b * b * w * (1.0 - (w / v) ** (alpha**2))
         )
     # from pure noise, or to none: all old noise is kept for alpha = 0 and none of it otherwise
-    gain, share, center = _denoiser(law, mean, c, t)
-    kept = law.s(u) if alpha == 0.0 else 0.0
-    slope = law.a(u) * gain + kept * share
+    gain, share, center = _denoiser(setting, mean, c, t)
+    kept = setting.s(u) if alpha == 0.0 else 0.0
+    slope = setting.a(u) * gain + kept * share
     return (
         np.array([[slope]]),
-        np.array([law.a(u) * mean - slope * center]),
-        law.s(u) ** 2 - kept**2,
+        np.array([setting.a(u) * mean - slope * center]),
+        setting.s(u) ** 2 - kept**2,
     )
 
 
-def _flow(law: Law, mean: float, c: float, t: float) -> tuple[float, float]:
+def _flow(setting: Case, mean: float, c: float, t: float) -> tuple[float, float]:
     """dx/dtau = -(a' E[X_0|x] + s' E[Z|x]) = V x + w of the probability flow, tau running down in t."""
-    gain, share, center = _denoiser(law, mean, c, t)
-    slope = -law.da(t) * gain - law.ds(t) * share
-    return slope, -law.da(t) * mean - slope * center
+    gain, share, center = _denoiser(setting, mean, c, t)
+    slope = -setting.da(t) * gain - setting.ds(t) * share
+    return slope, -setting.da(t) * mean - slope * center
 
 
-def _heun(law: Law, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
-    """The trapezoid rule expanded: 1 + h/2 (V + V') + h^2/2 V'V."""
-    if law.s(u) == 0.0:  # the method's own last step is Euler's
-        return _euler_maruyama(law, mean, c, t, u, 0.0)
-    del alpha
-    h, (v, w), (v2, w2) = t - u, _flow(law, mean, c, t), _flow(law, mean, c, u)
+def _trapezoid(h: float, start: tuple[float, float], end: tuple[float, float]) -> Map:
+    """The trapezoid rule expanded: 1 + h/2 (V + V') + h^2/2 V'V, of dx/dtau = V x + w."""
+    (v, w), (v2, w2) = start, end
     matrix = 1.0 + 0.5 * h * (v + v2) + 0.5 * h * h * v2 * v
     return np.array([[matrix]]), np.array([0.5 * h * (w + w2) + 0.5 * h * h * v2 * w]), 0.0
 
 
-def _rk4(law: Law, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
+def _heun(setting: Case, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
+    if setting.s(u) == 0.0:  # the method's own last step is Euler's
+        return _euler_maruyama(setting, mean, c, t, u, 0.0)
+    del alpha
+    return _trapezoid(t - u, _flow(setting, mean, c, t), _flow(setting, mean, c, u))
+
+
+def _rk4(setting: Case, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
     """The classical tableau expanded for dx/dtau = V x + w: products of V at t, the middle (twice), u."""
-    if law.s(u) == 0.0:
-        return _euler_maruyama(law, mean, c, t, u, 0.0)
+    if setting.s(u) == 0.0:
+        return _euler_maruyama(setting, mean, c, t, u, 0.0)
     del alpha
     h = t - u
-    (v1, w1), (v2, w2), (v4, w4) = (_flow(law, mean, c, r) for r in (t, 0.5 * (t + u), u))
+    (v1, w1), (v2, w2), (v4, w4) = (_flow(setting, mean, c, r) for r in (t, 0.5 * (t + u), u))
 
     def stages(x: float, on: float) -> float:
         k1 = v1 * x + on * w1
@@ -213,7 +228,7 @@ def _rk4(law: Law, mean: float, c: float, t: float, u: float, alpha: float) -> M
     return np.array([[stages(1.0, 0.0)]]), np.array([stages(0.0, 1.0)]), 0.0
 
 
-ONE_STEP: dict[str, Callable[[Law, float, float, float, float, float], Map]] = {
+ONE_STEP: dict[str, Callable[[Case, float, float, float, float, float], Map]] = {
     "euler_maruyama": _euler_maruyama,
     "exponential_integrator": _exponential_integrator,
     "ddim": _ddim,
@@ -223,28 +238,28 @@ ONE_STEP: dict[str, Callable[[Law, float, float, float, float, float], Map]] = {
 
 
 def _two_step(
-    law: Law, mean: float, c: float, times: np.ndarray, k: int, lower_order_final: bool
+    setting: Case, mean: float, c: float, times: np.ndarray, k: int, lower_order_final: bool
 ) -> Map:
     """DPM-Solver++(2M), Algorithm 2: D = (1 + 1/(2r)) D_k - 1/(2r) D_(k-1), r = h_(k-1)/h_k, in log(a/s)."""
     t, u = times[k], times[k + 1]
     with np.errstate(divide="ignore"):
-        logs = [np.log(law.a(r)) - np.log(law.s(r)) for r in times]
+        logs = [np.log(setting.a(r)) - np.log(setting.s(r)) for r in times]
     h = logs[k + 1] - logs[k]
-    first_order = k == 0 or law.s(u) == 0.0 or (lower_order_final and k == STEPS - 1)
+    first_order = k == 0 or setting.s(u) == 0.0 or (lower_order_final and k == STEPS - 1)
     w = 0.0 if first_order else h / (2.0 * (logs[k] - logs[k - 1]))
-    gain, _, center = _denoiser(law, mean, c, t)
-    step = -law.a(u) * np.expm1(-h)
-    matrix = np.array([[law.s(u) / law.s(t), -step * w], [0.0, 0.0]])
+    gain, _, center = _denoiser(setting, mean, c, t)
+    step = -setting.a(u) * np.expm1(-h)
+    matrix = np.array([[setting.s(u) / setting.s(t), -step * w], [0.0, 0.0]])
     matrix += np.outer([step * (1.0 + w), 1.0], [gain, 0.0])
     return matrix, (mean - gain * center) * np.array([step * (1.0 + w), 1.0]), 0.0
 
 
 def _by_hand(
-    law: Law, name: str, alpha: float, ends: bool = False, lower_order_final: bool = False
+    setting: Case, name: str, alpha: float, ends: bool = False, lower_order_final: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of every mode at every time, (K+1, modes) each."""
-    times = _times(law, ends)
-    prior = _prior(law, times[0])
+    times = _times(setting, ends)
+    prior = _prior(setting, times[0])
     means, variances = np.zeros((STEPS + 1, 2)), np.full((STEPS + 1, 2), prior)
     for i, (mean, c) in enumerate(zip(MEAN, EIGENVALUES, strict=True)):
         size = 2 if name == "dpmpp_2m" else 1
@@ -252,10 +267,10 @@ def _by_hand(
         s[0, 0] = prior
         for k in range(STEPS):
             if name == "dpmpp_2m":
-                matrix, shift, nu2 = _two_step(law, mean, c, times, k, lower_order_final)
+                matrix, shift, nu2 = _two_step(setting, mean, c, times, k, lower_order_final)
             else:
                 matrix, shift, nu2 = ONE_STEP[name](
-                    law, mean, c, times[k], times[k + 1], alpha * VARYING[k]
+                    setting, mean, c, times[k], times[k + 1], alpha * VARYING[k]
                 )
             m, s = matrix @ m + shift, matrix @ s @ matrix.T
             s[0, 0] += nu2
@@ -267,10 +282,10 @@ def test_every_sampler_has_a_closed_form() -> None:
     assert set(ONE_STEP) | {"dpmpp_2m"} == set(SAMPLERS)
 
 
-@pytest.mark.parametrize(("law", "name", "alpha"), CASES)
-def test_moments_are_the_closed_form(law: str, name: str, alpha: float) -> None:
-    evaluation = _evaluation(law, name, alpha)
-    means, variances = _by_hand(LAWS[law], name, alpha)
+@pytest.mark.parametrize(("setting", "name", "alpha"), CASES)
+def test_moments_are_the_closed_form(setting: str, name: str, alpha: float) -> None:
+    evaluation = _evaluation(setting, name, alpha)
+    means, variances = _by_hand(PROCESSES[setting], name, alpha)
     np.testing.assert_allclose(evaluation.means, means, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(evaluation.variances, variances, rtol=1e-10)
     np.testing.assert_array_equal(evaluation.mean, evaluation.means[-1])
@@ -278,37 +293,40 @@ def test_moments_are_the_closed_form(law: str, name: str, alpha: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("law", "name", "alpha"),
+    ("setting", "name", "alpha"),
     [
         *[
-            (law, name, 0.0)
-            for law in LAWS
+            (setting, name, 0.0)
+            for setting in PROCESSES
             for name in ("ddim", "dpmpp_2m", "heun", "rk4", "euler_maruyama")
         ],
-        *[(law, "ddim", alpha) for law in LAWS for alpha in (0.5, 1.0, 2.0)],
+        *[(setting, "ddim", alpha) for setting in PROCESSES for alpha in (0.5, 1.0, 2.0)],
         ("vp", "euler_maruyama", 1.0),
         ("edm", "exponential_integrator", 1.0),
     ],
 )
-def test_runs_from_end_to_end_are_the_closed_form(law: str, name: str, alpha: float) -> None:
+def test_runs_from_end_to_end_are_the_closed_form(setting: str, name: str, alpha: float) -> None:
     """From t_max, where one process has no signal left, to 0, where the flow itself cannot be evaluated."""
-    evaluation = _evaluation(law, name, alpha, ends=True)
-    means, variances = _by_hand(LAWS[law], name, alpha, ends=True)
+    evaluation = _evaluation(setting, name, alpha, ends=True)
+    means, variances = _by_hand(PROCESSES[setting], name, alpha, ends=True)
     np.testing.assert_allclose(evaluation.means, means, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(evaluation.variances, variances, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("law", "name"),
+    ("setting", "name"),
     [
-        *[(law, name) for law in LAWS for name in ("ddim", "dpmpp_2m")],
-        *[(law, name) for law in ("edm", "flow") for name in ("heun", "rk4")],
+        *[(setting, name) for setting in PROCESSES for name in ("ddim", "dpmpp_2m")],
+        *[(setting, name) for setting in ("edm", "flow") for name in ("heun", "rk4")],
     ],
 )
-def test_step_to_zero_noise_returns_the_denoised_point(law: str, name: str) -> None:
+def test_step_to_zero_noise_returns_the_denoised_point(setting: str, name: str) -> None:
     """E[X_0 | x], also where the flow's equation is Euler's: with s = t, or a + s = 1, that lands there."""
-    evaluation = _evaluation(law, name, 0.0, ends=True)
-    a, s = LAWS[law].a(LAWS[law].times[-2]), LAWS[law].s(LAWS[law].times[-2])
+    evaluation = _evaluation(setting, name, 0.0, ends=True)
+    a, s = (
+        PROCESSES[setting].a(PROCESSES[setting].times[-2]),
+        PROCESSES[setting].s(PROCESSES[setting].times[-2]),
+    )
     gain = a * EIGENVALUES / (a * a * EIGENVALUES + s * s)
     before = evaluation.means[-2], evaluation.variances[-2]
     np.testing.assert_allclose(evaluation.mean, MEAN + gain * (before[0] - a * MEAN), rtol=1e-10)
@@ -317,14 +335,133 @@ def test_step_to_zero_noise_returns_the_denoised_point(law: str, name: str) -> N
 
 def test_lower_order_final_step() -> None:
     """The option of DPM-Solver++ changes the last step, and only that one."""
-    law = LAWS["vp"]
+    setting = PROCESSES["vp"]
     sampler = jk.DPMSolverPP2M(lower_order_final=True)
-    evaluation = jk.evaluate_schedule(TARGET, law.process, sampler, jk.Schedule(law.times))
-    means, variances = _by_hand(law, "dpmpp_2m", 0.0, lower_order_final=True)
+    evaluation = jk.evaluate_schedule(TARGET, setting.process, sampler, jk.Schedule(setting.times))
+    means, variances = _by_hand(setting, "dpmpp_2m", 0.0, lower_order_final=True)
     np.testing.assert_allclose(evaluation.means, means, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(evaluation.variances, variances, rtol=1e-10)
     plain = _evaluation("vp", "dpmpp_2m", 0.0).variances
     assert np.all(np.abs(evaluation.variances[-1] / plain[-1] - 1.0) > 1e-3)
+
+
+def _flow_from_score(setting: Case, mean: float, c: float, t: float) -> tuple[float, float]:
+    """dx/dtau = -f x + g^2/2 score with score = -(x - a mean)/(a^2 c + s^2), also at s = 0."""
+    total = setting.a(t) ** 2 * c + setting.s(t) ** 2
+    pull = 0.5 * setting.g2(t) / total
+    return -setting.f(t) - pull, pull * setting.a(t) * mean
+
+
+def _full_to_zero(setting: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Last mean and variance of Heun with the trapezoid rule in every step, from end to end."""
+    times = _times(setting, True)
+    before = [_by_hand(setting, "heun", 0.0, ends=True)[i][-2] for i in (0, 1)]
+    mean, variance = np.zeros(2), np.zeros(2)
+    for i, (m, c) in enumerate(zip(MEAN, EIGENVALUES, strict=True)):
+        start = _flow(setting, m, c, times[-2])
+        matrix, shift, _ = _trapezoid(times[-2], start, _flow_from_score(setting, m, c, 0.0))
+        mean[i] = matrix[0, 0] * before[0][i] + shift[0]
+        variance[i] = matrix[0, 0] ** 2 * before[1][i]
+    return mean, variance
+
+
+@pytest.mark.parametrize("setting", PROCESSES)
+def test_heun_takes_a_full_last_step_to_zero_noise(setting: str) -> None:
+    """The score of the data themselves, -(x - mean) / c, in the recurrence and in sampling."""
+    case = PROCESSES[setting]
+    schedule = jk.Schedule(_times(case, True))
+    evaluation = jk.evaluate_schedule(TARGET, case.process, jk.Heun(final="full"), schedule)
+    mean, variance = _full_to_zero(case)
+    np.testing.assert_allclose(evaluation.mean, mean, rtol=1e-9)
+    np.testing.assert_allclose(evaluation.variance, variance, rtol=1e-9)
+    # the run is affine: its values at x = 0 and x = 1 are shift and factor
+    ends = jk.sample(
+        TARGET.denoiser(case.process),
+        jk.Heun(final="full"),
+        schedule,
+        jnp.array([[0.0, 0.0], [1.0, 1.0]]),
+    )
+    prior = _prior(case, float(schedule.times[0]))
+    np.testing.assert_allclose(ends[0], mean, rtol=1e-9)
+    np.testing.assert_allclose((ends[1] - ends[0]) ** 2 * prior, variance, rtol=1e-9)
+    euler = _evaluation(setting, "heun", 0.0, ends=True)
+    assert np.all(np.abs(np.asarray(euler.variance) / variance - 1.0) > 1e-6)
+
+
+@pytest.mark.parametrize("sampler", [jk.Heun, jk.RK4])
+def test_full_steps_are_the_same_away_from_zero_noise(sampler: type) -> None:
+    case = PROCESSES["vp"]
+    schedule = jk.Schedule(case.times)
+    full = jk.evaluate_schedule(TARGET, case.process, sampler(final="full"), schedule)
+    euler = jk.evaluate_schedule(TARGET, case.process, sampler(), schedule)
+    np.testing.assert_allclose(full.variances, euler.variances, rtol=1e-13)
+
+
+@pytest.mark.parametrize("sampler", [jk.Heun(final="full"), jk.RK4(final="full")])
+@pytest.mark.parametrize("setting", PROCESSES)
+def test_a_full_last_step_converges(setting: str, sampler: jk.AbstractSampler) -> None:
+    """To the data distribution itself, at sigma = 0, and with finite gradients."""
+    case = PROCESSES[setting]
+    times = case.times[0] * np.linspace(1.0, 0.0, 401) ** 2
+
+    @jax.jit
+    def w2(times: jax.Array) -> jax.Array:
+        return jk.evaluate_schedule(
+            TARGET, case.process, sampler, jk.Schedule(times), initialization="marginal"
+        ).w2
+
+    value, gradient = jax.value_and_grad(w2)(jnp.asarray(times))
+    assert value < 2e-3
+    assert np.all(np.isfinite(gradient[:-1]))
+
+
+def test_a_full_last_step_needs_a_score() -> None:
+    """A point has no density, and a network that divides by s no score: x is not finite."""
+    process, schedule = jk.EDM(20.0), jk.Schedule(np.array([2.0, 1.0, 0.0]))
+    sampler = jk.Heun(final="full")
+    with pytest.raises(ValueError, match="is not finite in step 1"):
+        jk.evaluate_schedule(jk.Gaussian(0.0, [1.0, 0.0]), process, sampler, schedule)
+    exact = TARGET.denoiser(process)
+    network = jk.Denoiser(lambda x, t: exact(x, t).x0, process, "x0")
+    with pytest.raises(ValueError, match="x is no longer finite after step 1"):
+        jk.sample(network, sampler, schedule, jnp.ones((1, 2)))
+    assert np.all(np.isfinite(jk.sample(network, jk.Heun(), schedule, jnp.ones((1, 2)))))
+    with pytest.raises(ValueError, match="needs predictions with a score"):
+        sampler.step(
+            lambda x, t: jk.Prediction(x, x),
+            lambda v: v,
+            process,
+            Step(*(field[0] for field in schedule.steps())),
+            jnp.ones(2),
+            (),
+        )
+    with pytest.raises(ValueError, match="final='half' is not known"):
+        jk.Heun(final="half")
+
+
+@pytest.mark.parametrize(
+    ("setting", "prediction_type"),
+    [("vp", "score"), ("edm", "score"), ("flow", "score"), ("flow", "flow")],
+)
+def test_networks_that_are_defined_at_zero_noise_take_a_full_last_step(
+    setting: str, prediction_type: str
+) -> None:
+    case = PROCESSES[setting]
+
+    def network(x: jax.Array, t: jax.Array) -> jax.Array:
+        score = TARGET.score(case.process, x, t)
+        if prediction_type == "score":
+            return score
+        x0, eps = TARGET.denoiser(case.process)(x, t)
+        return eps - x0
+
+    denoiser = jk.Denoiser(network, case.process, prediction_type)
+    # from a time with signal: there a score determines x0
+    schedule = jk.Schedule(np.append(case.times[:-1], 0.0))
+    x = jnp.array([[0.3, -0.7], [1.2, 0.4]])
+    ours = jk.sample(denoiser, jk.Heun(final="full"), schedule, x)
+    exact = jk.sample(TARGET.denoiser(case.process), jk.Heun(final="full"), schedule, x)
+    np.testing.assert_allclose(ours, exact, rtol=1e-10)
 
 
 # --- Monte Carlo -----------------------------------------------------------------------------------------
@@ -338,15 +475,15 @@ def _draws() -> np.ndarray:
 
 @functools.cache
 def _simulator(
-    law: str, name: str
+    setting: str, name: str
 ) -> Callable[[jk.Schedule, jax.Array], tuple[jax.Array, jax.Array]]:
     """Sample mean and variance after every step, of particles moved by `step` with noise that is drawn."""
-    process, sampler = LAWS[law].process, SAMPLERS[name]()
+    process, sampler = PROCESSES[setting].process, SAMPLERS[name]()
     predict = TARGET.denoiser(process)
 
     @jax.jit
     def run(schedule: jk.Schedule, draws: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = draws[0] * np.sqrt(_prior(LAWS[law], LAWS[law].times[0]))
+        x = draws[0] * np.sqrt(_prior(PROCESSES[setting], PROCESSES[setting].times[0]))
 
         def advance(carry, inputs):
             interval, z = inputs
@@ -365,20 +502,20 @@ def _simulator(
     return run
 
 
-def worst_z_score(law: str, name: str, alpha: float) -> float:
+def worst_z_score(setting: str, name: str, alpha: float) -> float:
     """Largest deviation of a simulated moment, in standard errors of a normal sample."""
-    evaluation = _evaluation(law, name, alpha)
+    evaluation = _evaluation(setting, name, alpha)
     m, v = (np.asarray(a)[1:] for a in (evaluation.means, evaluation.variances))
-    schedule = jk.Schedule(LAWS[law].times, alpha * VARYING)
-    means, variances = _simulator(law, name)(schedule, jnp.asarray(_draws()))
+    schedule = jk.Schedule(PROCESSES[setting].times, alpha * VARYING)
+    means, variances = _simulator(setting, name)(schedule, jnp.asarray(_draws()))
     for_mean = np.abs(means - m) / np.sqrt(v / PARTICLES)
     for_variance = np.abs(variances - v) / (v * np.sqrt(2.0 / PARTICLES))
     return float(np.max(np.concatenate([for_mean, for_variance])))
 
 
-@pytest.mark.parametrize(("law", "name", "alpha"), CASES)
-def test_moments_are_those_of_simulated_particles(law: str, name: str, alpha: float) -> None:
-    assert worst_z_score(law, name, alpha) < 5.0
+@pytest.mark.parametrize(("setting", "name", "alpha"), CASES)
+def test_moments_are_those_of_simulated_particles(setting: str, name: str, alpha: float) -> None:
+    assert worst_z_score(setting, name, alpha) < 5.0
 
 
 # --- order of convergence --------------------------------------------------------------------------------
@@ -394,9 +531,9 @@ ORDERS = {
 
 
 def measured_order(name: str, alpha: float, steps: tuple[int, ...], t_min: float = 0.05) -> float:
-    """Power of 1/K with which W2(q, p_t_min) falls on uniform grids of VP, started from the exact law.
+    """Power of 1/K with which W2(q, p_t_min) falls on uniform schedules of VP, started from the exact distribution.
 
-    A deterministic run is affine, so its values at x = 0 and x = 1 give its map. With noise (and no memory)
+    A deterministic run is affine, so its values at x = 0 and x = 1 give its map. With noise (and no history)
     the same holds for every step, which adds the variance that it asks for.
     """
     process, sampler = jk.VP(), SAMPLERS[name]()
@@ -426,10 +563,10 @@ def measured_order(name: str, alpha: float, steps: tuple[int, ...], t_min: float
         (ends, _, injected), _ = jax.lax.scan(advance, first, schedule.steps())
         return ends[1] - ends[0], ends[0], injected
 
-    def law_at(t: float) -> tuple[np.ndarray, np.ndarray]:
+    def moments_at(t: float) -> tuple[np.ndarray, np.ndarray]:
         return _vp_signal(t) * MEAN, _vp_signal(t) ** 2 * EIGENVALUES + _vp_noise(t) ** 2
 
-    (m0, v0), (m1, v1) = law_at(1.0), law_at(t_min)
+    (m0, v0), (m1, v1) = moments_at(1.0), moments_at(t_min)
     errors = []
     for k in steps:
         schedule = jk.Schedule(np.linspace(1.0, t_min, k + 1), alpha)
@@ -449,7 +586,7 @@ def test_order_of_convergence(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, sampler in SAMPLERS.items() if sampler.stochastic])
 def test_order_of_convergence_with_noise(name: str) -> None:
-    """As fast in law as without noise, where the strong order of Euler-Maruyama would be 1/2."""
+    """As fast in distribution as without noise, where the strong order of Euler-Maruyama would be 1/2."""
     assert measured_order(name, 1.0, (320, 640, 1280)) == pytest.approx(1.0, abs=0.15)
 
 
@@ -490,7 +627,7 @@ def test_samplers_that_need_signal_say_so(name: str, alpha: float) -> None:
         jk.evaluate_schedule(TARGET, jk.FlowMatching(), name, schedule)
 
 
-# --- DDIM's knob under other names -----------------------------------------------------------------------
+# --- DDIM's parameter under other names -----------------------------------------------------------------------
 
 
 def _ddim_coefficients(
@@ -584,8 +721,8 @@ def test_churn_keeps_the_share_of_old_noise_of_karras(gamma: float) -> None:
     )
 
 
-def test_knobs_at_a_last_step_to_zero() -> None:
-    """No noise is injected there whatever the knob says, and every number stays finite."""
+def test_eta_and_churn_at_a_last_step_to_zero() -> None:
+    """No noise is injected there whatever they say, and every number stays finite."""
     sigma = np.array([6.0, 2.0, 0.0])
     for alpha in (from_eta(jk.EDM(20.0), sigma, 0.5), from_churn(jk.EDM(20.0), sigma, 0.5)):
         assert np.all(np.isfinite(alpha))
@@ -594,7 +731,7 @@ def test_knobs_at_a_last_step_to_zero() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0, 3.0, 30.0])
-def test_level_exact_steps_meet_the_level(alpha: float) -> None:
+def test_marginal_preserving_steps_meet_the_noise_level(alpha: float) -> None:
     """eps^2 + z^2 = s'^2 for every stochasticity; a large one forgets the old noise altogether."""
     x0, eps, z = _ddim_coefficients(jk.VP(), TIMES, np.full(4, alpha))
     later = np.array([_vp_signal(t) ** 2 for t in TIMES[1:]])
@@ -605,7 +742,7 @@ def test_level_exact_steps_meet_the_level(alpha: float) -> None:
 
 
 def test_declared_evaluations_are_the_calls_of_a_step() -> None:
-    """`evaluations` counts the network calls of a full step."""
+    """`nfe_per_step` counts the network calls of a full step."""
     interval = jk.Schedule(np.array([0.5, 0.3])).steps()
     interval = Step(*(field[0] for field in interval))
     for sampler in SAMPLERS.values():

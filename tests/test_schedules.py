@@ -1,4 +1,4 @@
-"""Schedules: named grids against their formulas, files that survive accidents, monotone coordinates."""
+"""Schedules: baselines against their formulas, files that survive accidents, the time coordinate."""
 
 import itertools
 import json
@@ -28,15 +28,15 @@ PROCESSES: dict[str, jk.AbstractProcess] = {
 
 
 def _t_max(process: jk.AbstractProcess) -> float:
-    return float(np.asarray(process.t_max))
+    return float(process.t_max)
 
 
-# --- grids -----------------------------------------------------------------------------------------------
+# --- baselines -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
-def test_every_grid_on_every_process(name: str, process: jk.AbstractProcess) -> None:
+def test_every_baseline_on_every_process(name: str, process: jk.AbstractProcess) -> None:
     """From t_max exactly to t_min exactly, strictly down, also where sigma is 0 or infinite at an end."""
     for num_steps in (1, 7):
         for t_min in (0.0, 0.02 * _t_max(process)):
@@ -49,7 +49,7 @@ def test_every_grid_on_every_process(name: str, process: jk.AbstractProcess) -> 
 
 
 @pytest.mark.parametrize("process", [jk.VP(), jk.EDM(), jk.FlowMatching()])
-def test_grids_in_time(process: jk.AbstractProcess) -> None:
+def test_baselines_in_time(process: jk.AbstractProcess) -> None:
     top, low, u = _t_max(process), 0.01, np.arange(6) / 5.0
     curves = {
         "uniform": 1 - u,
@@ -164,7 +164,7 @@ def test_align_your_steps_for_other_lengths() -> None:
         ),
     ],
 )
-def test_bad_arguments_of_grids(make: Callable[[], object], message: str) -> None:
+def test_bad_arguments_of_baselines(make: Callable[[], object], message: str) -> None:
     _raises(make, message)
 
 
@@ -214,6 +214,60 @@ def test_fields() -> None:
     for name, value in expected.items():
         np.testing.assert_array_equal(getattr(steps, name), value, err_msg=name)
     np.testing.assert_array_equal(jk.Schedule(np.array([1, 0]), 1).stochasticity, [1.0])
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_levels_make_a_schedule(process: jk.AbstractProcess) -> None:
+    """sigma of the times are the levels, from the largest one to zero."""
+    top = min(float(process.sigma(process.t_max)), 50.0)
+    levels = np.append(top * np.array([1.0, 0.31, 0.07, 0.003]), 0.0)
+    schedule = jk.Schedule.from_sigmas(process, levels, [0.0, 1.0, 0.5, 0.0])
+    np.testing.assert_allclose(schedule.sigmas(process), levels, rtol=1e-9)
+    np.testing.assert_array_equal(schedule.stochasticity, [0.0, 1.0, 0.5, 0.0])
+    assert schedule.times[-1] == 0.0
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_levels_of_a_schedule_give_it_back(name: str, process: jk.AbstractProcess) -> None:
+    schedule = BASELINES[name](process, 6, 0.01 * _t_max(process))
+    again = jk.Schedule.from_sigmas(process, np.asarray(schedule.sigmas(process)))
+    np.testing.assert_allclose(again.times, schedule.times, rtol=1e-7)
+    assert again.times[0] == _t_max(process)
+
+
+def test_levels_of_edm_are_its_times_also_in_float32(float32: None) -> None:
+    levels = np.array([80.0, 7.3, 0.4, 0.002])
+    schedule = jk.Schedule.from_sigmas(jk.EDM(), levels)
+    np.testing.assert_allclose(schedule.times, levels, rtol=1e-6)
+
+
+def test_traced_levels() -> None:
+    levels = jnp.array([3.0, 1.0, 0.2])
+
+    def last_time(levels: jax.Array) -> jax.Array:
+        return jk.Schedule.from_sigmas(jk.FlowMatching(), levels).times[-1]
+
+    # t = sigma / (1 + sigma)
+    np.testing.assert_allclose(jax.jit(last_time)(levels), 0.2 / 1.2, rtol=1e-12)
+    np.testing.assert_allclose(jax.grad(last_time)(levels), [0.0, 0.0, 1.2**-2], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "message"),
+    [
+        ([1.0], r"sigmas must be a list of at least 2 numbers; got shape \(1,\)"),
+        ([1.0, 1.0], r"sigmas\[0\] = 1 is followed by 1"),
+        ([1.0, 2.0], r"sigmas\[0\] = 1 is followed by 2"),
+        ([np.inf, np.inf, 1.0], r"sigmas\[0\] = inf is followed by inf"),
+        ([1.0, np.nan], r"sigmas\[1\] = nan"),
+        ([1.0, -1.0], r"sigmas must end at sigma >= 0; the last is -1"),
+        ([81.0, 1.0], r"sigmas\[0\] = 81 lies beyond sigma\(t_max\) = 80"),
+        ([np.inf, 1.0], r"sigmas\[0\] = inf lies beyond sigma\(t_max\) = 80"),
+    ],
+)
+def test_bad_levels(sigmas: list[float], message: str) -> None:
+    _raises(lambda: jk.Schedule.from_sigmas(jk.EDM(80.0), sigmas), message)
 
 
 def test_no_infinite_slope_at_stochasticity_zero() -> None:
@@ -393,9 +447,9 @@ def test_a_failed_write_leaves_the_existing_file(
     assert os.listdir(saved.parent) == ["saved.json"]
 
 
-# --- monotone coordinates --------------------------------------------------------------------------------
+# --- the time coordinate --------------------------------------------------------------------------------
 
-MONOTONE = {
+COORDINATES = {
     "vp": (TimeCoordinate(jk.VP(), 1.0, 0.0, np.inf), 0.02),
     "vp to zero": (TimeCoordinate(jk.VP(), 1.0, 0.05, np.inf), 0.0),
     "edm": (TimeCoordinate(jk.EDM(), 80.0, 0.0, np.inf), 0.002),
@@ -403,38 +457,42 @@ MONOTONE = {
     "flow": (TimeCoordinate(jk.FlowMatching(), 1.0, 0.1, 20.0), 0.0),
     "cosine": (TimeCoordinate(jk.CosineVP(), 1.0, 0.1, 20.0), 0.0),
 }
-EVERY_MONOTONE = pytest.mark.parametrize(("monotone", "end"), MONOTONE.values(), ids=MONOTONE)
+EVERY_COORDINATE = pytest.mark.parametrize(
+    ("coordinate", "end"), COORDINATES.values(), ids=COORDINATES
+)
 
 
-@EVERY_MONOTONE
-def test_monotone_round_trip(monotone: TimeCoordinate, end: float) -> None:
+@EVERY_COORDINATE
+def test_time_coordinate_round_trip(coordinate: TimeCoordinate, end: float) -> None:
     """Any numbers give decreasing times between exact ends, and come back from them."""
     z = np.random.default_rng(0).normal(size=6) * 1.5
-    times = np.asarray(monotone.times(jnp.asarray(z), end))
+    times = np.asarray(coordinate.times(jnp.asarray(z), end))
     assert times.shape == (8,)
-    assert (times[0], times[-1]) == (float(np.asarray(monotone.start)), end)
+    assert (times[0], times[-1]) == (float(np.asarray(coordinate.start)), end)
     assert np.all(np.diff(times) < 0)
-    np.testing.assert_allclose(monotone.unconstrained(jnp.asarray(times)), z, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(
+        coordinate.unconstrained(jnp.asarray(times)), z, rtol=1e-7, atol=1e-8
+    )
 
 
-@EVERY_MONOTONE
-def test_monotone_cuts_its_coordinate_by_softmax(monotone: TimeCoordinate, end: float) -> None:
+@EVERY_COORDINATE
+def test_time_coordinate_is_divided_by_softmax(coordinate: TimeCoordinate, end: float) -> None:
     """u = log((sigma + low) / (1 + sigma / high)) falls by the shares softmax(0, z) of its range."""
     z = np.array([0.4, -1.0, 0.7])
-    times = np.asarray(monotone.times(jnp.asarray(z), end))
-    sigma = np.asarray(monotone.process.sigma(times))
+    times = np.asarray(coordinate.times(jnp.asarray(z), end))
+    sigma = np.asarray(coordinate.process.sigma(times))
     with np.errstate(invalid="ignore"):
-        u = np.log((sigma + monotone.low) / (1.0 + sigma / monotone.high))
+        u = np.log((sigma + coordinate.low) / (1.0 + sigma / coordinate.high))
     if np.isinf(sigma[0]):
-        u[0] = np.log(monotone.high)
+        u[0] = np.log(coordinate.high)
     shares = np.exp(np.append(0.0, z)) / np.sum(np.exp(np.append(0.0, z)))
     np.testing.assert_allclose(np.diff(u) / (u[-1] - u[0]), shares, rtol=1e-8)
 
 
 @pytest.mark.parametrize(("name", "order"), [("vp to zero", 1), ("flow", 2)])
-def test_monotone_gradient(name: str, order: int) -> None:
-    monotone, end = MONOTONE[name]
-    fn = jax.jit(lambda z: monotone.times(z, end))
+def test_time_coordinate_gradient(name: str, order: int) -> None:
+    coordinate, end = COORDINATES[name]
+    fn = jax.jit(lambda z: coordinate.times(z, end))
     check_grads(
         fn, (jnp.array([0.4, -1.0, 0.7]),), order=order, modes=("fwd", "rev"), rtol=1e-4, atol=1e-4
     )
@@ -442,7 +500,7 @@ def test_monotone_gradient(name: str, order: int) -> None:
 
 @given(z=st.lists(st.floats(-15.0, 15.0), min_size=1, max_size=12))
 @settings(max_examples=40)
-def test_monotone_times_always_decrease(z: list[float]) -> None:
-    monotone = MONOTONE["vp"][0]
-    times = np.asarray(monotone.times(jnp.asarray(np.pad(z, (0, 12 - len(z)))), 0.02))
+def test_times_of_the_coordinate_always_decrease(z: list[float]) -> None:
+    coordinate = COORDINATES["vp"][0]
+    times = np.asarray(coordinate.times(jnp.asarray(np.pad(z, (0, 12 - len(z)))), 0.02))
     assert np.all(np.diff(times) < 0)

@@ -145,7 +145,7 @@ def bures_squared(
 def _transported(
     s: Float[Array, "d d"], c: Float[Array, "d d"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """tr R, and tr (I - T) S (I - T) + tr N C: what T moves of S, and what of C it does not reach."""
+    """tr R, and tr (I - T) S (I - T) + tr N C: what T moves, and what of C it does not reach."""
     root = sqrtm(c)
     values, vectors = jnp.linalg.eigh(root @ s @ root)
     r = jnp.sqrt(jnp.maximum(values, 0.0))

@@ -216,7 +216,7 @@ def dense_kl(
 
 @jax.custom_jvp
 def _log_det_excess(e: Float[Array, "d d"]) -> Float[Array, ""]:
-    """tr E - log det (I + E) for symmetric E, without cancellation; derivative <I - (I + E)^-1, dE>."""
+    """tr E - log det (I + E) for symmetric E; its derivative is <I - (I + E)^-1, dE>."""
     return jnp.sum(log_ratio_excess(jnp.linalg.eigvalsh(0.5 * (e + e.T))))
 
 

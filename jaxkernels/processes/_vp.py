@@ -105,8 +105,8 @@ class VP(AbstractExponential):
     **Example:**
 
     ```python
-    >>> float(jk.VP(beta_min=0.1, beta_max=20.0).integrated_beta(1.0))
-    10.05
+    >>> float(jk.VP(beta_min=1.0, beta_max=20.0).integrated_beta(1.0))
+    10.5
     ```
 
     Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"

@@ -88,7 +88,7 @@ def from_eta(
     **Example:**
 
     ```python
-    >>> jk.samplers.from_eta(jk.VP(), np.array([0.9, 0.5, 0.1]), 1.0).round(6).tolist()
+    >>> jk.samplers.from_eta(jk.VP(), np.array([0.9, 0.5, 0.1]), 1.0).round(3).tolist()
     [1.0, 1.0]
     ```
 

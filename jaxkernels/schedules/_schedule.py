@@ -227,7 +227,7 @@ def _checked_sigmas(process: AbstractProcess, sigmas: Numbers) -> np.ndarray:
     if levels.ndim != 1 or levels.size < 2:
         raise ValueError(f"sigmas must be a list of at least 2 numbers; got shape {levels.shape}.")
     _checks.array("sigmas", np.where(levels == np.inf, 0.0, levels))
-    rising = np.flatnonzero(~(np.diff(levels) < 0))
+    rising = np.flatnonzero(levels[1:] >= levels[:-1])
     if rising.size:
         k = rising[0]
         raise ValueError(
