@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ from scipy.integrate import quad
 
 import jaxkernels as jk
 from jaxkernels import metrics
-from jaxkernels.recurrence import check_setting
+from jaxkernels.bounds import accumulation_operators
+from jaxkernels.recurrence import Run, local_errors
 from jaxkernels.samplers import SAMPLERS, AbstractSampler
 
 MEAN, EIGENVALUES = np.array([1.5, -0.4, 0.3]), np.array([2.0, 0.3, 0.05])
@@ -104,8 +105,8 @@ def test_initialization_and_truncation_in_closed_form(alpha: float) -> None:
     first = a0 * a0 * EIGENVALUES + s0
     at_zero = _w2_squared(-whole * a0 * MEAN, EIGENVALUES + whole**2 * (1.0 - first), EIGENVALUES)
     last = a1 * a1 * EIGENVALUES + s1
-    stopped_law = a1 * MEAN - stopped * a0 * MEAN, last + stopped**2 * (1.0 - first)
-    at_end = _w2_squared(stopped_law[0] - MEAN, stopped_law[1], EIGENVALUES)
+    stopped_moments = a1 * MEAN - stopped * a0 * MEAN, last + stopped**2 * (1.0 - first)
+    at_end = _w2_squared(stopped_moments[0] - MEAN, stopped_moments[1], EIGENVALUES)
     assert float(budget.initialization) == pytest.approx(at_zero, rel=1e-6, abs=1e-16)
     assert float(budget.truncation) == pytest.approx(at_end - at_zero, rel=1e-7)
     assert float(budget.truncation_alone) == pytest.approx(
@@ -119,7 +120,7 @@ def test_discretization_vanishes_with_many_steps() -> None:
     for k in (3, 2048):
         schedule = jk.schedules.quadratic(jk.VP(), k, 0.03)
         entries.append(jk.evaluate_schedule(TARGET, jk.VP(), "ddim", schedule).error_budget)
-    # a sampler of order 1: its distance to the exact law falls with 1/K, the square of it with 1/K^2
+    # a sampler of order 1: its distance to the exact distribution falls with 1/K, the square of it with 1/K^2
     assert abs(float(entries[1].discretization)) < 3e-3 * abs(float(entries[0].discretization))
     assert float(entries[1].discretization_alone) < 1e-5 * float(entries[0].discretization_alone)
     others = float(entries[1].initialization + entries[1].truncation)
@@ -180,6 +181,102 @@ def test_vanishing_eigenvalue_has_infinite_kl_and_finite_w2() -> None:
     assert np.isfinite(float(evaluation.w2_squared))
 
 
+# --- scores of the step's end -----------------------------------------------------------------------------
+
+
+class EndEvaluated(AbstractSampler):
+    """A step of variance exploding with g^2 = 2: the score of the step's end, at the point of its start."""
+
+    order: ClassVar[int] = 1
+    nfe_per_step: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
+
+    def evaluation_times(self, process, step):
+        return (jnp.asarray(step.next_time),)
+
+    def step(self, predict, noise, process, step, x, history):
+        h = step.time - step.next_time
+        score = -predict(x, step.next_time).eps / process.noise(step.next_time)
+        gain = 1.0 + step.stochasticity_squared
+        return x + gain * h * score + noise(2.0 * h * step.stochasticity_squared), history
+
+
+END_RUN = TARGET, jk.VE(rate=2.0), EndEvaluated(), jk.Schedule(TIMES, ALPHAS)
+
+
+def _end_evaluated(
+    mean: np.ndarray, variance: np.ndarray, slope: np.ndarray, shift: np.ndarray, first: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, variance and factor of x at the end, by hand; errors (K, modes), steps from number `first`."""
+    factor = np.ones(3)
+    for k in range(first, 3):
+        h = TIMES[k] - TIMES[k + 1]
+        beta = (1.0 + ALPHAS[k] ** 2) * h
+        precision = 1.0 / (EIGENVALUES + 2.0 * TIMES[k + 1])
+        a = 1.0 - beta * (precision + slope[k])
+        mean = a * mean + beta * (precision * MEAN + shift[k])
+        variance = a**2 * variance + 2.0 * h * ALPHAS[k] ** 2
+        factor = a * factor
+    return mean, variance, factor
+
+
+def _end_error(slope: np.ndarray, shift: np.ndarray) -> float:
+    """Terminal W2^2 from N(0, 2 t_0)."""
+    mean, variance, _ = _end_evaluated(np.zeros(3), np.full(3, 2.0 * TIMES[0]), slope, shift)
+    return _w2_squared(mean - MEAN, variance, EIGENVALUES)
+
+
+def test_a_step_evaluated_at_its_end() -> None:
+    """Moments, and the responses to a shift of every score, against the recurrence."""
+    none = np.zeros((3, 3))
+    evaluation = jk.evaluate_schedule(*END_RUN)
+    mean, variance, _ = _end_evaluated(np.zeros(3), np.full(3, 2.0 * TIMES[0]), none, none)
+    np.testing.assert_allclose(evaluation.mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(evaluation.variance, variance, rtol=1e-12)
+    assert float(evaluation.w2_squared) == pytest.approx(_end_error(none, none), rel=1e-11)
+    operators = accumulation_operators(*END_RUN)
+    np.testing.assert_array_equal(operators.times, TIMES[1:])
+    beta = (1.0 + ALPHAS**2) * -np.diff(TIMES)
+    later = [_end_evaluated(MEAN, EIGENVALUES, none, none, first=k + 1)[2] for k in range(3)]
+    np.testing.assert_allclose(operators.signed, beta[:, None] * np.stack(later), rtol=1e-11)
+
+
+def test_errors_of_scores_at_the_end_of_a_step() -> None:
+    """The exact error for given errors, and its expansion by second differences of the recurrence."""
+    kernel = jk.error_kernel(*END_RUN)
+    np.testing.assert_array_equal(kernel.times, TIMES[1:])
+    slope, shift = 0.1 * np.random.default_rng(0).standard_normal((2, 3, 3))
+    theta = jk.AffineError(jnp.asarray(slope), jnp.asarray(shift))
+    assert float(kernel.error(theta)) == pytest.approx(_end_error(slope, shift), rel=1e-11)
+    sizes, size = np.array(SCORE_ERROR), 1e-3
+
+    def even(slope: np.ndarray, shift: np.ndarray) -> float:
+        there, back = (_end_error(s * slope, s * shift) for s in (size, -size))
+        return (0.5 * (there + back) - _end_error(0.0 * slope, 0.0 * shift)) / size**2
+
+    ones, zero = np.ones((3, 1)), np.zeros((3, 3))
+    expected = even(ones * sizes[0], zero) + even(zero, ones * sizes[1])
+    error = jk.ScoreError.diagonal(*SCORE_ERROR)
+    assert float(kernel.contract(error)) == pytest.approx(expected, rel=1e-6)
+    result = jk.expected_error(*END_RUN, score_error=error)
+    assert float(result.second_order) == pytest.approx(expected, rel=1e-6)
+
+
+def test_local_errors_of_steps_evaluated_at_their_ends() -> None:
+    """Right after each step from the exact marginal, for the step's mean, variance and factor."""
+    moments = local_errors(*END_RUN).moments
+    start = EIGENVALUES + 2.0 * TIMES[:-1, None]
+    h = -np.diff(TIMES)
+    beta = (1.0 + ALPHAS**2) * h
+    factor = 1.0 - beta[:, None] / (EIGENVALUES + 2.0 * TIMES[1:, None])
+    injected = (2.0 * h * ALPHAS**2)[:, None] * np.ones(3)
+    np.testing.assert_allclose(moments.mean_error, 0.0, atol=1e-14)
+    np.testing.assert_allclose(moments.factor, factor, rtol=1e-11)
+    np.testing.assert_allclose(moments.injected, injected, rtol=1e-12)
+    signed = np.sign(factor) * factor**2 * start + injected
+    np.testing.assert_allclose(moments.variance, signed, rtol=1e-11)
+
+
 # --- refusals --------------------------------------------------------------------------------------------
 
 MIXTURE = jk.GaussianMixture(np.ones(1), np.zeros((1, 2)), np.ones(1))
@@ -217,12 +314,15 @@ def _evaluate(
         (lambda: _evaluate(sampler="dpm++2m"), r"Did you mean 'dpmpp_2m'"),
         (lambda: _evaluate(sampler="huen"), r"Did you mean 'heun'"),
         (
-            lambda: check_setting(MIXTURE, jk.VP(), "ddim"),
+            lambda: Run.checked(MIXTURE, jk.VP(), "ddim", jk.Schedule(TIMES)),
             r"GaussianMixture.* pass target\.gaussian\(\)",
         ),
-        (lambda: check_setting("data", jk.VP(), "ddim"), r"target must be a Gaussian; got str"),
         (
-            lambda: check_setting(TARGET, "vp", "ddim"),
+            lambda: Run.checked("data", jk.VP(), "ddim", jk.Schedule(TIMES)),
+            r"target must be a Gaussian; got str",
+        ),
+        (
+            lambda: Run.checked(TARGET, "vp", "ddim", jk.Schedule(TIMES)),
             r"process must be a forward process .*; got 'vp'",
         ),
         (
@@ -281,6 +381,49 @@ def test_float32_inside_jit(name: str) -> None:
     double = run(jnp.asarray(rounded, jnp.float64))
     for ours, theirs, tolerance in zip(single, double, (2e-4, 2e-4, 2e-5), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=tolerance)
+
+
+SCORE_ERROR = ([0.02, 0.01, 0.03], [0.05, 0.02, 0.01])
+
+
+def _of_schedule(name: str) -> Callable[[jk.Schedule], jax.Array]:
+    """A function of a schedule that closes over arrays of its own: a target, a process, a score error."""
+    target = jk.Gaussian(MEAN.copy(), EIGENVALUES.copy())
+    process = jk.VP(0.1, 20.0)
+    error = jk.ScoreError.diagonal(*SCORE_ERROR, jk.OrnsteinUhlenbeck(1.5), cross=0.4)
+    run = (target, process, "ddim")
+    return {
+        "w2": lambda s: jk.evaluate_schedule(*run, s).w2,
+        "w2 with a score error": lambda s: jk.evaluate_schedule(*run, s, score_error=error).w2,
+        "kernel": lambda s: jk.error_kernel(*run, s).contract(error),
+        "expected error": lambda s: jk.expected_error(*run, s, score_error=error, pairs=2).value,
+        "bound": lambda s: accumulation_operators(*run, s).correlated(1.0, jk.AR1(0.5)).value,
+    }[name]
+
+
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize(
+    "name", ["w2", "w2 with a score error", "kernel", "expected error", "bound"]
+)
+def test_float32_transformations_after_float64_on_the_same_arrays(name: str) -> None:
+    """As after an optimisation, whose compiled float64 program JAX still holds with the arrays in it."""
+    fn = _of_schedule(name)
+
+    def of_times(times: jax.Array) -> jax.Array:
+        return fn(jk.Schedule(times))
+
+    rounded = TIMES.astype(np.float32)
+    with jax.enable_x64(True):
+        double = jax.jit(jax.value_and_grad(of_times))
+        value, slope = map(np.asarray, double(jnp.asarray(rounded, jnp.float64)))
+    times = jnp.asarray(rounded)
+    single = jax.jit(fn)(jk.Schedule(times))
+    assert single.dtype == jnp.float32
+    assert float(single) == pytest.approx(float(value), rel=5e-4)
+    np.testing.assert_allclose(jax.vmap(of_times)(times[None])[0], value, rtol=5e-4)
+    scale = float(np.abs(slope).max())
+    np.testing.assert_allclose(jax.grad(of_times)(times), slope, atol=2e-3 * scale)
+    del double  # held until here
 
 
 class Counting(AbstractSampler):

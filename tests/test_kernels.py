@@ -46,7 +46,7 @@ def _terminal(
     """Mean and variance of the samples from N(0, I), per draw and mode, for errors (draws, evaluations, modes)."""
     a, v, beta = _coefficients(times)
     p = 1.0 + alpha**2
-    spread = a[:, None] ** 2 * (lam + v[:, None])
+    total = a[:, None] ** 2 * (lam + v[:, None])
     gain, at_zero, noise = (
         np.ones_like(slope[:, 0]),
         np.zeros_like(slope[:, 0]),
@@ -54,9 +54,9 @@ def _terminal(
     )
 
     def score(x: np.ndarray, k: int, e: int, linear: bool) -> np.ndarray:
-        """The learned score at grid time k with error number e; its linear part only for a gain."""
-        constant = 0.0 if linear else a[k] * mean / spread[k] + shift[:, e]
-        return -(1.0 / spread[k] + slope[:, e]) * x + constant
+        """The learned score at time k with error number e; its linear part only for a gain."""
+        constant = 0.0 if linear else a[k] * mean / total[k] + shift[:, e]
+        return -(1.0 / total[k] + slope[:, e]) * x + constant
 
     before: list[Any] = [None, None]
     for k in range(len(times) - 1):
@@ -222,7 +222,7 @@ def test_blocks_are_the_hessian_of_the_exact_error() -> None:
     np.testing.assert_allclose(2.0 * blocks.shift, shift, atol=1e-9 * scale)
     np.testing.assert_allclose(2.0 * blocks.slope, slope, atol=1e-9 * scale)
     np.testing.assert_allclose(blocks.cross, cross, atol=1e-9 * scale)
-    # the diagonal of the matrices is the kernel mode by mode
+    # the diagonal of the matrices is the kernel per mode
     modes = jk.error_kernel(jk.Gaussian(MEAN, lam), PROCESS, "ddim", jk.Schedule(times)).blocks()
     np.testing.assert_allclose(
         modes.slope, 0.5 * np.einsum("aiibii->abi", slope), atol=1e-9 * scale
@@ -250,7 +250,7 @@ def test_hessian_of_the_bures_distance_in_closed_form() -> None:
 
 
 @pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m"])
-def test_blocks_contraction_and_pictures_of_it_agree(name: str) -> None:
+def test_blocks_contraction_and_interactions_agree(name: str) -> None:
     target = jk.Gaussian(MEAN, SPECTRA[1])
     kernel = jk.error_kernel(target, PROCESS, name, SCHEDULE, metric="kl")
     error = jk.ScoreError.diagonal(0.02, [0.03, 0.01, 0.02], jk.OrnsteinUhlenbeck(1.5), cross=0.4)
@@ -503,11 +503,11 @@ def test_random_features_have_the_stated_shapes() -> None:
     )
 
 
-# --- schedules that know of errors -----------------------------------------------------------------------
+# --- schedules that account for score errors --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m", "euler_maruyama"])
-def test_local_price_of_an_error_is_the_kernels_on_fine_grids(name: str) -> None:
+def test_local_cost_of_an_error_is_the_kernels_for_many_steps(name: str) -> None:
     target = jk.Gaussian(MEAN, SPECTRA[2])
     schedule = jk.schedules.log_snr(PROCESS, 320, 1e-3)
     error = jk.ScoreError.diagonal(1e-3, 1e-3, jk.OrnsteinUhlenbeck(2.0))
@@ -520,8 +520,8 @@ def test_local_price_of_an_error_is_the_kernels_on_fine_grids(name: str) -> None
     )
 
 
-def test_knowing_the_error_pays() -> None:
-    """An error at the noise end: the optimum that knows of it has a smaller E W2^2 in simulation.
+def test_accounting_for_the_error_pays() -> None:
+    """An error at the noise end: the optimum that accounts for it has a smaller E W2^2 in simulation.
 
     The optimum without it starts with a long step, which multiplies the error by the ratio of the signals.
     """
@@ -538,8 +538,8 @@ def test_knowing_the_error_pays() -> None:
     def measured(schedule: jk.Schedule) -> float:
         times = np.asarray(schedule.times)
         a, v, _ = _coefficients(times)
-        clock = -np.log(v[:-1])
-        rho = np.exp(-np.abs(clock[:, None] - clock) / 2.0)
+        log_snr = -np.log(v[:-1])
+        rho = np.exp(-np.abs(log_snr[:, None] - log_snr) / 2.0)
         z = np.linalg.cholesky(rho) @ np.random.default_rng(0).standard_normal((8, 20_000))
         slope = scale * z.T[:, :, None] / (a[:-1, None] ** 2 * (lam + v[:-1, None]))
         return float(

@@ -1,4 +1,4 @@
-"""From a step to moments: samplers written by users, dense laws, and each step's own defect.
+"""From a step to moments: user-defined samplers, dense covariances, and local errors.
 
 An affine map is known from its values at the origin and at the unit vectors, which is how the oracles
 here read a step; the package differentiates it.
@@ -46,13 +46,13 @@ def _particles(
     """Particles after every step, moved by the sampler's own `step`; draws (K, calls, particles, d)."""
 
     @jax.jit
-    def take(interval: Step, x: jax.Array, history, draws: jax.Array):
+    def take(step: Step, x: jax.Array, history, draws: jax.Array):
         fresh = iter(draws)
 
         def noise(variance: jax.Array) -> jax.Array:
             return jnp.sqrt(variance) * next(fresh)
 
-        return sampler.step(target.denoiser(process), noise, process, interval, x, history)
+        return sampler.step(target.denoiser(process), noise, process, step, x, history)
 
     x, steps, points = jnp.asarray(start), schedule.steps(), []
     history = sampler.init_history(x)
@@ -62,7 +62,7 @@ def _particles(
     return points
 
 
-# --- samplers of users -----------------------------------------------------------------------------------
+# --- user-defined samplers --------------------------------------------------------------------------------
 
 
 def _sampler_of_the_documentation() -> AbstractSampler:
@@ -87,7 +87,7 @@ def test_the_documented_sampler_is_euler() -> None:
 class Churn(AbstractSampler):
     """Karras et al., Algorithm 2 with a = 1: raise the noise, go down by Euler, and add some more at the end.
 
-    Two noises in one step, the first of which passes through the network.
+    Two draws of noise in one step, the first of which passes through the network.
     """
 
     order: ClassVar[int] = 1
@@ -116,7 +116,7 @@ def test_noise_that_passes_through_the_network() -> None:
 
 
 class Remembering(AbstractSampler):
-    """Nothing but memory: x' = the denoised points of this step and of the two before, and noise."""
+    """Nothing but history: x' = the denoised points of this step and of the two before, and noise."""
 
     constant: float = 0.0
 
@@ -136,7 +136,7 @@ class Remembering(AbstractSampler):
 
 
 @pytest.mark.parametrize("constant", [0.0, 1.0])
-def test_memory_of_any_structure_against_monte_carlo(constant: float) -> None:
+def test_a_history_of_any_structure_against_monte_carlo(constant: float) -> None:
     """A dictionary of two arrays that starts from x and from a constant, and is noisy itself; d = 2."""
     process, sampler = jk.VP(), Remembering(constant)
     schedule = jk.Schedule(TIMES, 1.0)
@@ -147,16 +147,16 @@ def test_memory_of_any_structure_against_monte_carlo(constant: float) -> None:
         assert _deviation_scores(x, np.asarray(evaluation.means[k + 1]), covariance) < 5.0
 
 
-# --- dense laws ------------------------------------------------------------------------------------------
+# --- dense covariances ------------------------------------------------------------------------------------
 
 ROTATION = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
-SPREAD = np.array([2.0, 0.5, 0.05])
-DENSE = jk.Gaussian.from_covariance(np.array([1.0, -0.5, 2.0]), (ROTATION * SPREAD) @ ROTATION.T)
+VARIANCES = np.array([2.0, 0.5, 0.05])
+DENSE = jk.Gaussian.from_covariance(np.array([1.0, -0.5, 2.0]), (ROTATION * VARIANCES) @ ROTATION.T)
 
 
 @pytest.mark.parametrize(("name", "alpha"), [("ddim", 0.7), ("dpmpp_2m", 0.0)])
 @pytest.mark.parametrize("initialization", ["standard_normal", "marginal"])
-def test_dense_path_is_the_mode_path_when_everything_commutes(
+def test_dense_coordinates_agree_with_those_per_mode_when_everything_commutes(
     name: str, alpha: float, initialization: str
 ) -> None:
     process, schedule = jk.VP(), jk.Schedule(TIMES, alpha)
@@ -185,7 +185,7 @@ def test_dense_path_is_the_mode_path_when_everything_commutes(
 
 
 @pytest.mark.parametrize(("name", "alpha"), [("ddim", 0.7), ("dpmpp_2m", 0.0)])
-def test_initial_law_that_does_not_commute(name: str, alpha: float) -> None:
+def test_an_initial_covariance_that_does_not_commute(name: str, alpha: float) -> None:
     """Against particles in data coordinates, d = 3, and the distances against their textbook formulas."""
     process, sampler, schedule = jk.VP(), SAMPLERS[name](), jk.Schedule(TIMES, alpha)
     factor = np.array([[1.0, 0.0, 0.0], [0.8, 0.5, 0.0], [-0.3, 0.4, 0.7]])
@@ -201,7 +201,7 @@ def test_initial_law_that_does_not_commute(name: str, alpha: float) -> None:
     assert _deviation_scores(x, mean, covariance) < 5.0
     assert np.abs(in_modes - np.diag(np.diag(in_modes))).max() > 1e-3
 
-    data = (ROTATION * SPREAD) @ ROTATION.T
+    data = (ROTATION * VARIANCES) @ ROTATION.T
     error = mean - np.asarray(DENSE.mean)
     roots = np.linalg.eigvals(data @ covariance)
     w2_squared = error @ error + np.trace(data + covariance) - 2.0 * np.sum(np.sqrt(roots.real))
@@ -212,7 +212,7 @@ def test_initial_law_that_does_not_commute(name: str, alpha: float) -> None:
     assert float(evaluation.kl) == pytest.approx(kl, rel=1e-9)
 
 
-def test_dense_initial_law_of_the_wrong_size() -> None:
+def test_an_initial_distribution_of_the_wrong_size() -> None:
     schedule = jk.Schedule(TIMES)
     for wrong in (jk.Gaussian(0.0, np.ones(2)), jk.Gaussian(0.0, np.ones(3), weights=2.0)):
         with pytest.raises(
@@ -242,7 +242,7 @@ def test_contraction_of_the_exact_reverse_process(
     np.testing.assert_allclose(ours, exact, rtol=1e-7)
 
 
-# --- local defects ---------------------------------------------------------------------------------------
+# --- local errors -----------------------------------------------------------------------------------------
 
 
 Read = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -251,12 +251,12 @@ Read = tuple[np.ndarray, np.ndarray, np.ndarray]
 def _steps_by_probing(
     process: jk.AbstractProcess, sampler: AbstractSampler, schedule: jk.Schedule
 ) -> list[Read]:
-    """Every step for the exact score as z -> M z + m, noise variance q on x; z = (x, memory), per mode."""
+    """Every step for the exact score as z -> M z + m, noise variance q on x; z = (x, history), per mode."""
     leaves, tree = jax.tree.flatten(sampler.init_history(jnp.zeros(2)))
     size = 1 + len(leaves)
 
     @jax.jit
-    def at(interval: Step, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def at(step: Step, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         variances = [jnp.zeros(2)]
 
         def noise(variance: jax.Array) -> jax.Array:
@@ -264,16 +264,14 @@ def _steps_by_probing(
             return jnp.zeros(2)
 
         history = jax.tree.unflatten(tree, list(z[1:]))
-        after = sampler.step(TARGET.denoiser(process), noise, process, interval, z[0], history)
+        after = sampler.step(TARGET.denoiser(process), noise, process, step, z[0], history)
         return jnp.stack(jax.tree.leaves(after)), variances[-1]
 
     found, steps = [], schedule.steps()
     for k in range(schedule.num_steps):
-        interval = Step(*(field[k] for field in steps))
-        shift, injected = (np.asarray(v) for v in at(interval, jnp.zeros((size, 2))))
-        columns = [
-            np.asarray(at(interval, jnp.tile(e[:, None], 2))[0]) - shift for e in jnp.eye(size)
-        ]
+        step = Step(*(field[k] for field in steps))
+        shift, injected = (np.asarray(v) for v in at(step, jnp.zeros((size, 2))))
+        columns = [np.asarray(at(step, jnp.tile(e[:, None], 2))[0]) - shift for e in jnp.eye(size)]
         found.append((np.stack(columns, axis=1), shift, injected))
     return found
 
@@ -289,7 +287,7 @@ def _local_by_hand(
 ) -> tuple[np.ndarray, np.ndarray]:
     """W2^2 that each step alone causes at the end, and the factors of the steps; exact flow for the rest.
 
-    A memory of depth one is filled by the step before, taken from the exact law: it is a function of x
+    A history of depth one is filled by the step before, taken from the exact marginal: it is a function of x
     there, and the exact flow is a function too, so all is one normal variable per mode.
     """
     steps = _steps_by_probing(process, sampler, jk.Schedule(times, alpha))
@@ -318,8 +316,8 @@ def _local_by_hand(
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_local_defects_of_deterministic_steps(name: str) -> None:
-    """Each step's defect carried to the end by the exact flow, also for modes whose sign a step flips."""
+def test_local_errors_of_deterministic_steps(name: str) -> None:
+    """Each step's local error propagated to the end by the exact flow, also for modes whose sign a step flips."""
     sampler = SAMPLERS[name]()
     evaluation = jk.evaluate_schedule(TARGET, jk.VP(), sampler, jk.Schedule(TIMES))
     errors, _ = _local_by_hand(jk.VP(), sampler, TIMES, 0.0)
@@ -327,8 +325,8 @@ def test_local_defects_of_deterministic_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "alpha"), [("euler_maruyama", 1.0), ("ddim", 2.0)])
-def test_local_defect_of_the_last_noisy_step(name: str, alpha: float) -> None:
-    """Nothing is carried: the law after one step from the exact one. Euler's factor is negative here."""
+def test_local_error_of_the_last_noisy_step(name: str, alpha: float) -> None:
+    """Nothing is propagated: the distribution after one step from the exact one. Euler's factor is negative here."""
     times = np.array([0.9, 0.8, 0.7, 0.65, 0.05])
     evaluation = jk.evaluate_schedule(TARGET, jk.VP(), name, jk.Schedule(times, alpha))
     errors, factors = _local_by_hand(jk.VP(), SAMPLERS[name](), times, alpha)
@@ -336,7 +334,7 @@ def test_local_defect_of_the_last_noisy_step(name: str, alpha: float) -> None:
     assert float(evaluation.local_w2_squared[-1]) == pytest.approx(errors[-1], rel=1e-9)
 
 
-def test_local_defects_of_one_sign_add_up() -> None:
+def test_local_errors_of_one_sign_add_up() -> None:
     """In equal modes the total is the signed sum of the steps at leading order; here all have one sign."""
     same = jk.Gaussian(np.zeros(2), np.full(2, 0.5))
     schedule = jk.Schedule(np.linspace(1.0, 0.02, 5))

@@ -43,7 +43,7 @@ class AbstractCoordinates(eqx.Module):
     """How covariances are represented, propagated and compared for a target in its eigenbasis."""
 
     target: eqx.AbstractVar[Gaussian]
-    dense: eqx.AbstractClassVar[bool]
+    dense: ClassVar[bool]
     """Whether covariances are matrices."""
 
     @abc.abstractmethod
@@ -118,7 +118,7 @@ class PerMode(AbstractCoordinates):
         schedule: Schedule,
         error: AffineError | None = None,
     ) -> AffineMaps:
-        blocks = jax.tree.map(lambda a: jnp.asarray(a)[:, None], _spectrum(self.target))
+        blocks = jax.tree.map(lambda a: a[:, None], _spectrum(self.target))
         if error is not None:
             slope = _by_step(error.slope, schedule.num_steps)[..., None, None]
             error = AffineError(slope, _by_step(error.shift, schedule.num_steps)[..., None])
@@ -163,7 +163,7 @@ class Dense(AbstractCoordinates):
         schedule: Schedule,
         error: AffineError | None = None,
     ) -> AffineMaps:
-        blocks = jax.tree.map(lambda a: jnp.asarray(a)[None], _spectrum(self.target))
+        blocks = jax.tree.map(lambda a: a[None], _spectrum(self.target))
         size = self.target.eigenvalues.shape[0]
         if error is not None:
             error = jax.tree.map(
@@ -188,7 +188,7 @@ class Dense(AbstractCoordinates):
 
 def _spectrum(target: Gaussian) -> tuple[Array, Array]:
     """What the exact score of a mode is made of."""
-    return target.mean, target.eigenvalues
+    return jnp.asarray(target.mean), jnp.asarray(target.eigenvalues)
 
 
 def _predict(process: AbstractProcess):

@@ -2,16 +2,16 @@
 
 import abc
 from functools import partial
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
-from .._types import AnyArray
+from .._types import AnyArray, constant
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
 from ._coordinates import AbstractCoordinates, Moments
@@ -24,7 +24,7 @@ Initialization: TypeAlias = str | Gaussian
 
 @partial(jax.jit, static_argnames="initialization")
 def initial_moments(
-    target: Gaussian, process: AbstractProcess, start: Array, initialization: str
+    target: Gaussian, process: AbstractProcess, start: Float[ArrayLike, ""], initialization: str
 ) -> tuple[Float[Array, " modes"], Float[Array, " modes"]]:
     """Mean and variance per mode of a named initial distribution at time `start`."""
     if initialization == "marginal":
@@ -37,12 +37,15 @@ def initial_moments(
 class AbstractInitialization(eqx.Module):
     """An initial distribution, as a `Run` holds it."""
 
-    commutes: eqx.AbstractClassVar[bool]
+    commutes: ClassVar[bool]
     """Whether its covariance is diagonal in the target's eigenbasis, whatever the target."""
 
     @abc.abstractmethod
     def moments(
-        self, coordinates: AbstractCoordinates, process: AbstractProcess, start: Array
+        self,
+        coordinates: AbstractCoordinates,
+        process: AbstractProcess,
+        start: Float[ArrayLike, ""],
     ) -> Moments:
         """Mean and covariance in the given coordinates."""
 
@@ -50,12 +53,15 @@ class AbstractInitialization(eqx.Module):
 class NamedInitialization(AbstractInitialization):
     """One of `NAMED_INITIALIZATIONS`: the process's prior, or the exact marginal at the first time."""
 
-    commutes = True
+    commutes: ClassVar[bool] = True
 
     name: str = eqx.field(static=True)
 
     def moments(
-        self, coordinates: AbstractCoordinates, process: AbstractProcess, start: Array
+        self,
+        coordinates: AbstractCoordinates,
+        process: AbstractProcess,
+        start: Float[ArrayLike, ""],
     ) -> Moments:
         mean, variance = initial_moments(coordinates.target, process, start, self.name)
         return Moments(mean, coordinates.covariance(variance))
@@ -64,13 +70,16 @@ class NamedInitialization(AbstractInitialization):
 class GaussianInitialization(AbstractInitialization):
     """Any Gaussian: mean and covariance in the target's eigenbasis."""
 
-    commutes = False
+    commutes: ClassVar[bool] = False
 
     mean: Float[AnyArray, " modes"]
     covariance: Float[AnyArray, "modes modes"]
 
     def moments(
-        self, coordinates: AbstractCoordinates, process: AbstractProcess, start: Array
+        self,
+        coordinates: AbstractCoordinates,
+        process: AbstractProcess,
+        start: Float[ArrayLike, ""],
     ) -> Moments:
         del coordinates, process, start
         return Moments(jnp.asarray(self.mean), jnp.asarray(self.covariance))
@@ -93,7 +102,7 @@ def check_initialization(target: Gaussian, initialization: object) -> AbstractIn
         basis = np.asarray(target.basis)
         mean = basis.T @ mean
         covariance = basis.T @ covariance @ basis
-    return GaussianInitialization(mean, covariance)
+    return GaussianInitialization(constant(mean), constant(covariance))
 
 
 def _in_data_coordinates(distribution: Gaussian) -> tuple[np.ndarray, np.ndarray]:
