@@ -1,4 +1,6 @@
-"""Can a schedule be near the data without following the network? python -m benchmarks.distance_to_data
+"""How near to the data a schedule gets that does not follow the network.
+
+Run by `python -m benchmarks.distance_to_data`.
 
 Where the best baseline schedule ends nearer to the data than the reference solution does, its errors
 happen to repair some of the network's. This asks how near to the data any schedule gets whose geometric

@@ -1,4 +1,6 @@
-"""What a low-rank error costs to contract, and the whole kernel: python -m benchmarks.kernels
+"""What a low-rank error costs to contract, and the whole kernel.
+
+Run by `python -m benchmarks.kernels`.
 
 The same expected error twice in one run: `contract`, which propagates each direction of the error once, and the
 sum over all pairs of times of the kernel's blocks, which is what one would write down from the formula. Both

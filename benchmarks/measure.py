@@ -1,4 +1,6 @@
-"""The cost of `measure`, and that it survives being killed: python -m benchmarks.measure
+"""The cost of `measure`, and that it survives being killed.
+
+Run by `python -m benchmarks.measure`.
 
 2000 grey patches of 32 x 32 pixels and two networks with random weights (cost does not depend on
 them), at 20 noise levels. Each runs in a process of its own, whose peak memory is read at its end.

@@ -1,4 +1,6 @@
-"""How many trajectories, directions and nodes a record needs: python -m benchmarks.record_size
+"""How many trajectories, directions and nodes a record needs.
+
+Run by `python -m benchmarks.record_size`.
 
 The optimum of `RecordedError` for DPM-Solver++(2M) at K = 8 from records of several sizes, run on fresh initial
 noise through the networks of `networks`; errors over the best of four baseline schedules.

@@ -1,4 +1,6 @@
-"""Which reverse diffusion coefficient h(t) costs least: python -m benchmarks.reverse_sde
+"""Which reverse diffusion coefficient h(t) costs least.
+
+Run by `python -m benchmarks.reverse_sde`.
 
 Three studies of the reverse family with h = alpha g, after the questions of Cao, Chen, Luo, Zhou
 (2023):

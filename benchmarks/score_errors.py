@@ -1,4 +1,6 @@
-"""Predicted and simulated cost of correlated score errors: python -m benchmarks.score_errors
+"""Predicted and simulated cost of correlated score errors.
+
+Run by `python -m benchmarks.score_errors`.
 
 Five samplers, three spectra, three correlations in time with the same covariance at each time. The simulation draws
 2e5 error trajectories and computes the exact distribution of the samples for each; the expansion serves as a control variate.
@@ -53,7 +55,8 @@ def as_published(kernel: jk.ErrorKernel, directions: jk.AffineError) -> Array:
 
 
 def main() -> None:
-    rows, cases = [], []
+    rows = []
+    cases = []
     settings = [(s, p, c) for s in SAMPLERS for p in (0, 1, 2) for c in CORRELATIONS]
     with jax.enable_x64(True):
         for sampler, power, name in track(settings, "simulating"):

@@ -68,6 +68,12 @@ class AbstractObjective(eqx.Module):
         """Raise a ValueError if the objective is not defined for such schedules. Default: it is."""
         del sampler, deterministic, fixed_end
 
+    def check_target(
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
+    ) -> None:
+        """Raise a ValueError if an option does not fit a target or a number of steps."""
+        del target, process, sampler, num_steps
+
     def reduce(self, bound: AbstractBoundObjective) -> AbstractBoundObjective:
         """A cheaper objective with nearly the same minimum, for the solver. Default: the same."""
         return bound

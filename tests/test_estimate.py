@@ -266,7 +266,9 @@ def test_a_schedule_that_knows_the_measured_error_is_better() -> None:
         return float(np.mean(values))
 
     plain, aware = (
-        jk.optimize_schedule(TARGET, PROCESS, "ddim", 8, score_error=e, **options)
+        jk.optimize_schedule(
+            TARGET, PROCESS, "ddim", 8, objective=jk.LocalError(score_error=e), **options
+        )
         for e in (None, estimate.score_error())
     )
     assert measured(aware.schedule) < 0.7 * measured(plain.schedule)

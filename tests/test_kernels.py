@@ -512,10 +512,10 @@ def test_local_cost_of_an_error_is_the_kernels_for_many_steps(name: str) -> None
     schedule = jk.schedules.log_snr(PROCESS, 320, 1e-3)
     error = jk.ScoreError.diagonal(1e-3, 1e-3, jk.OrnsteinUhlenbeck(2.0))
     sampler = jk.samplers.SAMPLERS[name]()
-    objective = LocalError(target, PROCESS, sampler, metrics.w2_squared, "marginal", error)
-    carry = local_errors(target, PROCESS, sampler, schedule).carry
+    objective = LocalError("w2_squared", "marginal", 1.0, error).bind(target, PROCESS, sampler)
+    contraction = local_errors(target, PROCESS, sampler, schedule).contraction
     kernel = jk.error_kernel(target, PROCESS, name, schedule, initialization="marginal")
-    assert float(eqx.filter_jit(objective.score)(schedule, carry)) == pytest.approx(
+    assert float(eqx.filter_jit(objective.score)(schedule, contraction)) == pytest.approx(
         float(kernel.contract(error)), rel=0.02
     )
 
@@ -530,7 +530,9 @@ def test_accounting_for_the_error_pays() -> None:
     error = jk.ScoreError.relative(scale, jk.OrnsteinUhlenbeck(2.0))
     setting: dict[str, Any] = {"t_min": 1e-3, "starts": ["log_snr", "quadratic"]}
     plain, aware = (
-        jk.optimize_schedule(target, PROCESS, "ddim", 8, score_error=e, **setting)
+        jk.optimize_schedule(
+            target, PROCESS, "ddim", 8, objective=jk.LocalError(score_error=e), **setting
+        )
         for e in (None, error)
     )
     assert aware.converged
@@ -622,7 +624,8 @@ def test_errors_that_do_not_fit(error: jk.ScoreError, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE).contract(error)
     with pytest.raises(ValueError, match=message):
-        jk.optimize_schedule(TARGET, PROCESS, "ddim", 4, t_min=1e-3, score_error=error)
+        objective = jk.LocalError(score_error=error)
+        jk.optimize_schedule(TARGET, PROCESS, "ddim", 4, t_min=1e-3, objective=objective)
 
 
 def test_refusals_of_kernels_and_expectations() -> None:

@@ -113,24 +113,31 @@ def test_few_directions_estimate_the_distance_without_bias() -> None:
 
 @pytest.mark.parametrize(("sampler", "power"), [("ddim", 1.0), ("dpmpp_2m", 0.0)])
 def test_derivatives(sampler: str, power: float, recorded: jk.TrajectoryRecord) -> None:
-    """The windowed Hessian against JAX's differentiation of the whole; ends are held fixed."""
+    """The windowed Hessian against JAX's differentiation of the whole; ends and padding are fixed."""
     objective = bind_record(recorded, sampler, power)
-    times = jk.schedules.quadratic(PROCESS, 4, T_MIN).times
-    value, gradient, hessian = eqx.filter_jit(lambda t: objective.derivatives(jk.Schedule(t)))(
-        times
+    coordinate = jk.schedules.TimeCoordinate(
+        PROCESS, np.asarray(PROCESS.t_max), np.asarray(0.0), np.asarray(np.inf)
     )
-    inside = slice(1, -1)
+    u = coordinate.coordinate(jnp.asarray(jk.schedules.quadratic(PROCESS, 4, T_MIN).times))
+    inside = slice(1, 4)
+    padded = jnp.concatenate([u, jnp.repeat(u[-1:], 2)])
+    inner_objective = objective.in_coordinate(coordinate, T_MIN)
+    value, gradient, hessian = eqx.filter_jit(inner_objective.derivatives)(padded, jnp.asarray(4))
 
     def plain(inner: Array) -> Array:
-        return objective(jk.Schedule(jnp.concatenate([times[:1], inner, times[-1:]])))
+        points = jnp.concatenate([u[:1], inner, u[-1:]])
+        return objective(jk.Schedule(coordinate.time(points)))
 
-    assert value == pytest.approx(float(plain(times[inside])), rel=1e-12)
-    np.testing.assert_allclose(gradient[inside], jax.jit(jax.grad(plain))(times[inside]), rtol=1e-8)
-    exact = jax.jit(jax.hessian(plain))(times[inside])
+    assert value == pytest.approx(float(plain(u[inside])), rel=1e-12)
+    np.testing.assert_allclose(gradient[inside], jax.jit(jax.grad(plain))(u[inside]), rtol=1e-8)
+    exact = jax.jit(jax.hessian(plain))(u[inside])
     np.testing.assert_allclose(
         hessian[inside, inside], exact, rtol=1e-7, atol=1e-9 * float(jnp.abs(exact).max())
     )
-    assert not np.any(np.asarray(gradient)[[0, -1]])
+    fixed = np.array([0, 4, 5, 6])
+    assert not np.any(np.asarray(gradient)[fixed])
+    assert not np.any(np.asarray(hessian)[fixed])
+    assert not np.any(np.asarray(hessian)[:, fixed])
 
 
 def test_the_value_is_the_stated_mean_of_the_errors(recorded: jk.TrajectoryRecord) -> None:
@@ -176,16 +183,16 @@ def test_the_optimum_holds_on_fresh_noise(
     # with a record of the network no mixture is fitted to samples
     monkeypatch.setattr(jk.GaussianMixture, "fit", None)
     samples = np.asarray(MIXTURE.sample(jax.random.key(0), 500))
-    options: dict[str, Any] = {"t_min": T_MIN, "verify": fresh, "starts": ["quadratic"]}
-    result = jk.optimize_schedule(
-        samples, PROCESS, "dpmpp_2m", 6, score_fn=_mixture, record=recorded, **options
-    )
+    selection = jk.Selection(denoiser=DENOISER, noise=fresh, record=recorded)
+    options: dict[str, Any] = {"t_min": T_MIN, "selection": selection, "starts": ["quadratic"]}
+    result = jk.optimize_schedule(samples, PROCESS, "dpmpp_2m", 6, **options)
     found = result.comparison
     assert found is not None
-    assert {"recorded, typical", "recorded, mean", "recorded, rms"} < set(found.names)
+    labels = {"recorded, geometric mean", "recorded, mean", "recorded, root mean square"}
+    assert labels < set(found.names)
     for name in ("geometric_mean", "rms", "sliced_w2"):
         best = min(result.baselines, key=found.statistic(name).__getitem__)
-        ratio, standard_error = found.ratio(name, result.chosen, best)
+        ratio, standard_error = found.ratio(name, result.selected, best)
         assert ratio < 1.0 + 2.0 * standard_error
 
 
@@ -364,7 +371,7 @@ def test_what_a_record_cannot_predict_is_refused(recorded: jk.TrajectoryRecord) 
 
 
 def test_what_cannot_be_bound_is_refused(recorded: jk.TrajectoryRecord) -> None:
-    """Another process or t_min than the record's, or a sampler that it cannot predict."""
+    """Another process than the record's, or a sampler that it cannot predict."""
     objective = jk.RecordedError(recorded)
     with pytest.raises(ValueError, match="Heun evaluates the network 2 times"):
         objective.bind(None, PROCESS, "heun")
@@ -374,15 +381,13 @@ def test_what_cannot_be_bound_is_refused(recorded: jk.TrajectoryRecord) -> None:
         objective.bind(None, jk.VP(beta_max=10.0), "ddim")
     with pytest.raises(ValueError, match=r"record is of VP.*; here process is FlowMatching"):
         objective.bind(None, jk.FlowMatching(), "ddim")
-    with pytest.raises(ValueError, match=r"record is of VP.* t_min = 0\.01"):
-        objective.bind(None, PROCESS, "ddim", t_min=1e-2)
     with pytest.raises(ValueError, match="power = -1"):
         bind_record(recorded, "ddim", -1.0)
 
 
 def test_a_bound_objective_is_that_of_its_record(recorded: jk.TrajectoryRecord) -> None:
     schedule = jk.schedules.karras(PROCESS, 6, T_MIN)
-    bound = jk.RecordedError(recorded, 1.0).bind(MIXTURE, PROCESS, "dpmpp_2m", t_min=T_MIN)
+    bound = jk.RecordedError(recorded, 1.0).bind(MIXTURE, PROCESS, "dpmpp_2m")
     assert float(bound(schedule)) == float(bind_record(recorded, "dpmpp_2m", 1.0)(schedule))
     assert bound.sampler == jk.DPMSolverPP2M()
 
@@ -528,21 +533,20 @@ def test_spline_weights_interpolate() -> None:
 
 
 def test_what_an_optimiser_refuses_of_a_record(recorded: jk.TrajectoryRecord) -> None:
+    """Of a selection's record and of an objective's: their sampler, t_min and stochasticity."""
     target = MIXTURE.gaussian()
-    with pytest.raises(ValueError, match="record needs score_fn"):
-        jk.optimize_schedule(target, PROCESS, "ddim", 4, t_min=T_MIN, record=recorded)
-    with pytest.raises(ValueError, match="record is of VP"):
-        jk.optimize_schedule(
-            target, PROCESS, "ddim", 4, t_min=1e-2, record=recorded, score_fn=_mixture
-        )
+    alone: dict[str, Any] = {"t_min": T_MIN, "selection": jk.Selection(record=recorded)}
+    with pytest.raises(ValueError, match="a Gaussian target has no network to select on"):
+        jk.optimize_schedule(target, PROCESS, "ddim", 4, **alone)
+    selection = jk.Selection(denoiser=DENOISER, record=recorded)
+    with pytest.raises(ValueError, match=r"record is of VP.* t_min = 0\.01"):
+        jk.optimize_schedule(target, PROCESS, "ddim", 4, t_min=1e-2, selection=selection)
     with pytest.raises(ValueError, match="Heun evaluates"):
-        jk.optimize_schedule(
-            target, PROCESS, "heun", 4, t_min=T_MIN, record=recorded, score_fn=_mixture
-        )
+        jk.optimize_schedule(target, PROCESS, "heun", 4, t_min=T_MIN, selection=selection)
     setting: dict[str, Any] = {"objective": jk.RecordedError(recorded), "t_min": T_MIN}
     with pytest.raises(ValueError, match="Heun evaluates"):
         jk.optimize_schedule(target, PROCESS, "heun", 4, **setting)
     with pytest.raises(ValueError, match="of deterministic trajectories"):
         jk.optimize_schedule(target, PROCESS, "ddim", 4, stochasticity="optimize", **setting)
-    with pytest.raises(ValueError, match="record is of VP"):
+    with pytest.raises(ValueError, match=r"record is of VP.* t_min = 0\.01"):
         jk.optimize_schedule(target, PROCESS, "ddim", 4, **{**setting, "t_min": 1e-2})

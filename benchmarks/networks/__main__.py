@@ -1,4 +1,6 @@
-"""Do optimised schedules hold on trained networks? python -m benchmarks.networks
+"""Optimised schedules on trained networks.
+
+Run by `python -m benchmarks.networks`.
 
 Trains the networks, optimises schedules and runs them; see `study`.
 """

@@ -103,7 +103,6 @@ class LocalError(AbstractObjective):
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
     ) -> "BoundLocalError":
         """The objective on the full spectrum of a target."""
-        _check_error_fits(target, process, sampler, self.score_error)
         model = target.in_eigenbasis().with_variance_factor(self.variance_factor)
         return BoundLocalError(
             model,
@@ -113,6 +112,11 @@ class LocalError(AbstractObjective):
             self.initialization,
             self.score_error,
         )
+
+    def check_target(
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
+    ) -> None:
+        _check_error_fits(target, process, sampler, num_steps, self.score_error)
 
     def reduce(self, bound: AbstractBoundObjective) -> AbstractBoundObjective:
         """The objective on the compressed spectrum, which the optimiser minimises."""
@@ -162,7 +166,6 @@ class TerminalError(AbstractObjective):
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
     ) -> "BoundTerminalError":
         """The objective on the full spectrum of a target."""
-        _check_error_fits(target, process, sampler, self.score_error)
         return BoundTerminalError(
             target.in_eigenbasis(),
             process,
@@ -171,6 +174,11 @@ class TerminalError(AbstractObjective):
             self.initialization,
             self.score_error,
         )
+
+    def check_target(
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
+    ) -> None:
+        _check_error_fits(target, process, sampler, num_steps, self.score_error)
 
     def reduce(self, bound: AbstractBoundObjective) -> AbstractBoundObjective:
         """The objective on the compressed spectrum, which the optimiser minimises."""
@@ -315,11 +323,12 @@ def _check_error_fits(
     target: Gaussian,
     process: AbstractProcess,
     sampler: AbstractSampler,
+    num_steps: int,
     score_error: ScoreError | None,
 ) -> None:
-    """Whether an error fits the target: seen on a schedule of one step."""
+    """Whether an error fits the target and any schedule of so many steps: seen on one of them."""
     if score_error is None:
         return
     t_max = float(np.asarray(process.t_max))
-    schedule = BASELINES["uniform"](process, 1, 0.5 * t_max)
+    schedule = BASELINES["uniform"](process, num_steps, 0.5 * t_max)
     factored(error_kernel(target, process, sampler, schedule), score_error)

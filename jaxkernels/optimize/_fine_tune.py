@@ -78,7 +78,7 @@ def fine_tune(
         z=z,
         transformation_state=solver.transformation.init(z),
         best=z,
-        lowest=jnp.asarray(jnp.inf, dtype),
+        lowest=_evaluate(objective, z, held_out),
         finite=jnp.asarray(True),
         step=jnp.asarray(0),
     )
@@ -188,6 +188,11 @@ class _Loop(NamedTuple):
 
 
 @eqx.filter_jit
+def _evaluate(objective: _Criterion, z: Float[Array, " interior"], batch: _Batch) -> Array:
+    return objective(z, batch)
+
+
+@eqx.filter_jit
 def _advance(
     solver: Optax,
     objective: _Criterion,
@@ -208,14 +213,14 @@ def _advance(
         updates, inner = transformation.update(
             gradient, s.transformation_state, s.z, value=value, grad=gradient, value_fn=fn
         )
-        watched = objective(s.z, held_out)
+        moved = jnp.asarray(optax.apply_updates(s.z, updates))
+        moved = jnp.clip(moved, start - _REACH, start + _REACH)
+        watched = objective(moved, held_out)
         better = watched < s.lowest
         return _Loop(
-            z=jnp.clip(
-                jnp.asarray(optax.apply_updates(s.z, updates)), start - _REACH, start + _REACH
-            ),
+            z=moved,
             transformation_state=inner,
-            best=jnp.where(better, s.z, s.best),
+            best=jnp.where(better, moved, s.best),
             lowest=jnp.where(better, watched, s.lowest),
             finite=jnp.all(jnp.isfinite(gradient)),
             step=s.step + 1,

@@ -38,6 +38,8 @@ def as_model(target: object, has_record: bool) -> Model:
     Where a network was recorded, a mixture would have nothing to add to samples.
     """
     if isinstance(target, ExactDenoiser):
+        if isinstance(target.distribution, Gaussian):
+            return Model(target.distribution, denoiser=target)
         target = target.distribution
     if isinstance(target, Gaussian):
         return Model(target)

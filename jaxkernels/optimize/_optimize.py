@@ -14,7 +14,7 @@ from .._objective import AbstractObjective, ScheduleFunction
 from .._precision import is_traced, to_float64
 from .._progress import Progress
 from .._types import Numbers
-from ..distributions import AbstractDistribution, Gaussian
+from ..distributions import AbstractDistribution, ExactDenoiser, Gaussian
 from ..errors import LocalError, TerminalError, model_warnings, violations
 from ..prediction import AbstractDenoiser
 from ..processes import AbstractProcess, check_process, sigma_range
@@ -118,13 +118,15 @@ def optimize_schedule(
         target, process, sampler, num_steps, t_min, objective, stochasticity, solver, selection
     )
     model, selection = _resolve(target, request, progress)
-    bound = None if selection is None else selection.bind(model, process, request.stochastic)
+    bound = None
+    if selection is not None:
+        # what does not fit together is found before anything is recorded
+        bound = selection.bind(model, process, request.stochastic)
+        selection = _with_record(selection, model, request, progress)
     with Progress("optimising: compiling", progress) as line, jax.enable_x64(True):
         problem = make_problem(
             model.gaussian,
-            request.process,
-            request.sampler,
-            request.num_steps,
+            *run,
             request.t_min,
             request.objective,
             request.stochasticity_squared,
@@ -244,52 +246,54 @@ def _check_same_process(name: str, process: AbstractProcess, request: _Request) 
 
 
 def _resolve(target: object, request: _Request, progress: bool) -> tuple[Model, Selection | None]:
-    """The model of the target, and the selection with a trajectory record where one is made."""
+    """The model of the target, and the selection, if there is to be one."""
     selection = request.selection
     if isinstance(target, Gaussian):
         return Model(target), selection
     selection = selection or Selection()
-    if isinstance(target, AbstractDenoiser) and not hasattr(target, "distribution"):
-        return _resolve_network(target, request, selection, progress)
+    if isinstance(target, AbstractDenoiser) and not isinstance(target, ExactDenoiser):
+        return _resolve_network(target, request, selection), selection
     recorded = isinstance(selection.record, TrajectoryRecord) and selection.denoiser is not None
     with Progress("fitting a mixture to the samples", progress):
-        model = as_model(target, recorded)
-    if model.mixture is None or selection.record is not None or not _recordable(request):
-        return model, selection
-    count = _MIXTURE_TRAJECTORIES
-    key = selection.random_key(3)
-    noise = draw_noise(model.gaussian, request.process, count, key, None)
-    made = record(
-        model.mixture.in_eigenbasis().denoiser(request.process),
-        noise,
-        t_min=request.t_min[0],
-        nodes=_MIXTURE_NODES,
-        batch=count // 4,
-        progress=progress,
-    )
-    return model, dataclasses.replace(selection, record=made)
+        return as_model(target, recorded), selection
 
 
-def _resolve_network(
-    target: AbstractDenoiser, request: _Request, selection: Selection, progress: bool
-) -> tuple[Model, Selection]:
-    """A network as the target: its own samples say what is exact about them, a record the rest."""
+def _resolve_network(target: AbstractDenoiser, request: _Request, selection: Selection) -> Model:
+    """A network as the target: the Gaussian is that of its own samples, or of the data."""
     if selection.denoiser is not None:
         raise ValueError(
             "selection.denoiser: the target is a network already; leave it out, or pass the network "
             "there and a distribution or samples as target."
         )
-    noise = _network_noise(request, selection)
+    model = model_of_network(target, _network_noise(request, selection), request.t_min[0])
+    if selection.data is None:
+        return model
+    data = _checks.array("data", selection.data)
+    return model._replace(samples=data, gaussian=Gaussian.fit(data))
+
+
+def _with_record(
+    selection: Selection, model: Model, request: _Request, progress: bool
+) -> Selection:
+    """The selection with trajectories of a mixture, or of a network that is the target."""
+    if selection.record is not None or not _recordable(request):
+        return selection
+    denoiser = model.denoiser
+    if model.mixture is not None:
+        denoiser = model.mixture.in_eigenbasis().denoiser(request.process)
+    if denoiser is None:
+        return selection
+    if isinstance(denoiser, ExactDenoiser):
+        key = selection.random_key(3)
+        noise = draw_noise(model.gaussian, request.process, _MIXTURE_TRAJECTORIES, key, None)
+        nodes = _MIXTURE_NODES
+    else:
+        noise = _network_noise(request, selection)[:_NETWORK_TRAJECTORIES]
+        nodes = _NETWORK_NODES
+    batch = max(1, noise.shape[0] // 4)
     t_min = request.t_min[0]
-    count = min(_NETWORK_TRAJECTORIES, noise.shape[0])
-    model = model_of_network(target, noise, t_min)
-    if selection.data is not None:
-        data = _checks.array("data", selection.data)
-        model = model._replace(samples=data, gaussian=Gaussian.fit(data))
-    if selection.record is None and _recordable(request):
-        made = record(target, noise[:count], t_min=t_min, nodes=_NETWORK_NODES, progress=progress)
-        selection = dataclasses.replace(selection, record=made)
-    return model, selection
+    made = record(denoiser, noise, t_min=t_min, nodes=nodes, batch=batch, progress=progress)
+    return dataclasses.replace(selection, record=made)
 
 
 def _network_noise(request: _Request, selection: Selection) -> Array:

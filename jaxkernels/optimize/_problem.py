@@ -73,8 +73,8 @@ def as_objective(objective: Any) -> AbstractObjective:
             "objective must be an objective such as jk.LocalError(), or a function of a schedule; got "
             f"{objective!r}."
         )
-    is_module = isinstance(objective, eqx.Module)
-    return CustomObjective(objective if is_module else jax.tree_util.Partial(objective))
+    fn: Any = objective if isinstance(objective, eqx.Module) else jax.tree_util.Partial(objective)
+    return CustomObjective(fn)
 
 
 @dataclasses.dataclass(frozen=True)
