@@ -258,11 +258,11 @@ def test_what_a_mixture_refuses(
         )
 
 
-def test_what_the_data_alone_do_not_decide() -> None:
+def test_what_the_data_alone_do_not_show() -> None:
     """Half the baseline's error in all samples but one, whose error is as large as the baseline's together."""
     reference = np.random.default_rng(0).standard_normal((100, 4))
     spiky = np.full(100, 0.5)
-    spiky[0] = 8.6  # root mean square 0.993 of the baseline's, decided by one sample
+    spiky[0] = 8.6  # root mean square 0.993 of the baseline's, due to one sample
     ends = np.stack([reference + 0.1, reference + 0.05])
     found = jk.Comparison(
         ("uniform", "ours"),
@@ -383,12 +383,12 @@ def test_fine_tuning_holds_on_other_noise() -> None:
     )
     errors = comparison.statistic("geometric_mean")
     others = [name for name in comparison.names if name != "fine-tuned"]
-    # 4 steps from 64 initial noises, references of 200 and 100: the selection and its evidence;
-    # before and after the gradient steps a look at 32 and at 64 noises
+    # 4 steps of 64 samples, references of 200 and 100: the selection and its evidence;
+    # before and after the gradient steps a look at 32 and at 64 samples
     fixed = (
         sum(64 * (300 + 4 * count) for count in (len(others), len(others) + 1)) + 4 * 32 + 4 * 64
     )
-    # each step a gradient of 32 noises, which counts as four evaluations, and a look at the others
+    # each step a gradient of 32 samples, which counts as four evaluations, and a look at the others
     steps, rest = divmod(result.nfe - fixed, 4 * (4 * 32 + 32))
     assert rest == 0
     assert 0 < steps <= 20
@@ -452,7 +452,7 @@ def test_fine_tuning_returns_the_best_schedule_that_it_saw() -> None:
 
     @jax.custom_vjp
     def watched(x: Array) -> Array:
-        jax.debug.callback(lambda: seen.append(x.shape[0]))
+        jax.debug.callback(lambda x: seen.append(x.shape[0]), x)
         return x
 
     watched.defvjp(lambda x: (watched(x), None), lambda _, g: (g,))
@@ -470,9 +470,10 @@ def test_fine_tuning_returns_the_best_schedule_that_it_saw() -> None:
     np.testing.assert_allclose(same, start, rtol=1e-4)
     assert nfe == 32 * 4 + (32 * 4 + 4 * 32 * 4)
     jax.effects_barrier()
-    # the references and two baselines; two looks and a forward pass, which is run again backward
+    # besides the reference and two baselines: two looks, and the forward pass of a gradient (what its
+    # backward pass computes again is not seen)
     forward = sum(seen) - 64 * (300 + 2 * 4)
-    assert forward == 4 * 32 * (1 + 1 + 2)
+    assert forward == 4 * 32 * (1 + 1 + 1)
     # a single step is tried as well as counted
     assert not np.allclose(tuned(0.05)[0], start, rtol=1e-3)
     np.testing.assert_allclose(tuned(-1e3)[0], start, rtol=1e-4)
@@ -622,12 +623,14 @@ def test_the_selection_keeps_the_callers_precision(float32: None) -> None:
 
 def test_fine_tuning_keeps_the_callers_precision() -> None:
     """float64, with a network and noise of float32."""
+    exact = TARGET.denoiser(PROCESS).astype(jnp.float32)
 
-    def score(x: Array, t: Array) -> Array:
-        return TARGET.score(PROCESS, x, t).astype(x.dtype)
+    def network(x: Array, t: Array) -> Array:
+        assert x.dtype == jnp.float32
+        return exact(x, t).x0
 
     x = jnp.asarray(NOISE, jnp.float32)
-    denoiser = jk.Denoiser(score, PROCESS, "score")
+    denoiser = jk.Denoiser(network, PROCESS, "x0")
     selection = jk.Selection(denoiser=denoiser, noise=x, fine_tune=2)
     setting: dict[str, Any] = {"t_min": 1e-3, "selection": selection, "progress": False}
     result = jk.optimize_schedule(TARGET, PROCESS, "ddim", 3, **setting)

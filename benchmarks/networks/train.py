@@ -103,6 +103,7 @@ def _loss(
     x0: Float[Array, "batch d"],
     key: Array,
 ) -> Float[Array, ""]:
+    """`loss` of any function of the prediction type."""
     key_t, key_x = jax.random.split(key)
     ends = jnp.log(PROCESS.sigma(jnp.asarray([T_MIN, float(np.asarray(PROCESS.t_max))])))
     # stratified: one level per sample

@@ -15,7 +15,7 @@ class Origin(enum.Enum):
     START = "a start that was given"
     OPTIMUM = "the optimum of the objective on the Gaussian"
     RECORDED = "an optimum on a trajectory record"
-    INTERPOLATED = "halfway between two other candidates"
+    INTERPOLATED = "interpolated between two other candidates"
     FINE_TUNED = "gradient steps from the selected candidate"
 
 

@@ -17,7 +17,7 @@ from ..prediction import AbstractDenoiser, Prediction
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, sample
 from ..schedules import Schedule, TimeCoordinate
-from ._solver import Optax
+from ._solver import Optax, optax_step
 
 # NFE of a gradient per evaluation: a forward pass, the same again since only the points of a
 # trajectory are kept of it, and a backward pass of twice its cost
@@ -203,18 +203,17 @@ def _advance(
     until: Int[Array, ""],
 ) -> _Loop:
     """Steps until number `until`, or until a gradient is not finite."""
-    transformation = optax.with_extra_args_support(solver.transformation)
 
     def fn(z: Array) -> Array:
         return objective(z, train)
 
     def body(s: _Loop) -> _Loop:
         value, gradient = jax.value_and_grad(fn)(s.z)
-        updates, inner = transformation.update(
-            gradient, s.transformation_state, s.z, value=value, grad=gradient, value_fn=fn
+        moved, inner = optax_step(
+            solver.transformation, fn, s.z, value, gradient, s.transformation_state
         )
-        moved = jnp.asarray(optax.apply_updates(s.z, updates))
-        moved = jnp.clip(moved, start - _REACH, start + _REACH)
+        finite = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(moved))
+        moved = jnp.where(finite, jnp.clip(moved, start - _REACH, start + _REACH), s.z)
         watched = objective(moved, held_out)
         better = watched < s.lowest
         return _Loop(
@@ -222,7 +221,7 @@ def _advance(
             transformation_state=inner,
             best=jnp.where(better, moved, s.best),
             lowest=jnp.where(better, watched, s.lowest),
-            finite=jnp.all(jnp.isfinite(gradient)),
+            finite=finite,
             step=s.step + 1,
         )
 

@@ -118,6 +118,8 @@ def optimize_schedule(
         target, process, sampler, num_steps, t_min, objective, stochasticity, solver, selection
     )
     model, selection = _resolve(target, request, progress)
+    run = (request.process, request.sampler, request.num_steps)
+    request.objective.check_target(model.gaussian, *run)
     bound = None
     if selection is not None:
         # what does not fit together is found before anything is recorded
@@ -396,7 +398,7 @@ def _result(
     on_network = False
     with jax.enable_x64(True):
         if selected is not None:
-            optimum = selected.candidate.schedule
+            optimum = to_float64(selected.candidate.schedule)
             value = float(problem.evaluate([optimum] * len(values))[0])
             on_network = _on_network(request, model)
             doubts = unresolved(selected.comparison)

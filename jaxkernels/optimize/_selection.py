@@ -54,8 +54,8 @@ class Selection:
 
     - `denoiser`: the network. Default: the target, if that is a denoiser, else the exact denoiser of
       the mixture that the target is or that is fitted to the samples.
-    - `noise`: the number of initial noises that select (as many again give the evidence), or the noise
-      itself (n, ...), n >= 8, in the network's shape. Default: 256; for a mixture 8000 / sqrt(d),
+    - `noise`: the number of samples of initial noise that select (as many again give the evidence), or
+      the noise itself (n, ...), n >= 8, in the network's shape. Default: 256; for a mixture 8000 / sqrt(d),
       between 256 and 8192.
     - `data`: samples (n, ...) to whose distribution sliced W2 is measured, instead of to that of the
       reference solution. Needed for stochastic schedules on a network; by default the target's samples.
@@ -105,7 +105,7 @@ class Selection:
         return key if number == 0 else jax.random.fold_in(key, number)
 
     def bind(self, model: Model, process: AbstractProcess, stochastic: bool) -> "BoundSelection":
-        """This selection with its network, initial noise and data."""
+        """Bind this selection to its network, initial noise and data."""
         network = self.denoiser or model.denoiser
         if network is None:
             return self._on_mixture(model, process, stochastic)

@@ -1,6 +1,7 @@
 """Solvers: how a problem is minimised, from many starts at once in one compiled loop."""
 
 import abc
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -84,6 +85,24 @@ class Newton(AbstractSolver):
         )
 
 
+def optax_step(
+    transformation: optax.GradientTransformation,
+    fn: Callable[[Array], Array],
+    z: Float[Array, " n"],
+    value: Float[Array, ""],
+    gradient: Float[Array, " n"],
+    state: PyTree,
+) -> tuple[Float[Array, " n"], PyTree]:
+    """The next point and state of a transformation; line searches are given `fn`, its value and gradient."""
+    extended = optax.with_extra_args_support(transformation)
+    # optax mixes types and relies on their promotion, which the caller may have turned off
+    with jax.numpy_dtype_promotion("standard"):
+        updates, state = extended.update(
+            gradient, state, z, value=value, grad=gradient, value_fn=fn
+        )
+        return jnp.asarray(optax.apply_updates(z, updates)), state
+
+
 class OptaxState(eqx.Module):
     """One row per start: the best point so far with its value and gradient, and the current one."""
 
@@ -162,14 +181,10 @@ class Optax(AbstractSolver):
 def _optax_advance(
     solver: Optax, problem: AbstractProblem, state: OptaxState, until: Int[Array, ""]
 ) -> OptaxState:
-    transformation = optax.with_extra_args_support(solver.transformation)
 
     def one(z: Array, inner: PyTree) -> tuple[Array, Array, Array, PyTree]:
         value, gradient = jax.value_and_grad(problem.value)(z)
-        updates, inner = transformation.update(
-            gradient, inner, z, value=value, grad=gradient, value_fn=problem.value
-        )
-        moved = jnp.asarray(optax.apply_updates(z, updates))
+        moved, inner = optax_step(solver.transformation, problem.value, z, value, gradient, inner)
         moved = jnp.clip(moved, problem.lower, problem.upper)
         return value, gradient, moved, inner
 

@@ -92,7 +92,7 @@ class ScheduleSpace(eqx.Module):
         return [Schedule.from_squared(t, w) for t, w in zip(times, squares, strict=True)]
 
     def interpolate(self, first: Schedule, second: Schedule) -> Schedule:
-        """Halfway between two schedules in the coordinate and in the squared stochasticity."""
+        """The mean of two schedules in the coordinate and in the squared stochasticity."""
         times = np.stack([np.asarray(s.times, np.float64) for s in (first, second)])
         middle = self._times(self.coordinates(times).mean(axis=0, keepdims=True))[0]
         middle[[0, -1]] = times[0, [0, -1]]

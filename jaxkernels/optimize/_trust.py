@@ -23,8 +23,8 @@ def unresolved(comparison: Comparison) -> tuple[str, ...]:
 def unproven(comparison: Comparison, baselines: Iterable[str]) -> tuple[str, ...]:
     """In which statistics the selection on a mixture gains nothing beyond the standard error.
 
-    There a network was seen to reverse the order: where few trajectories decide, those that change
-    between clusters.
+    There a network was seen to reverse the order: where few trajectories make up the error, those that
+    change between clusters.
     """
     if comparison.ranking_statistic != "geometric_mean":
         return ()
@@ -40,6 +40,6 @@ def unproven(comparison: Comparison, baselines: Iterable[str]) -> tuple[str, ...
         return ()
     return (
         "on other noise, the mixture shows no gain beyond the standard error in "
-        f"{', '.join(found)}: the data alone do not decide; compare on the network, with "
-        "selection=Selection(denoiser=...)",
+        f"{', '.join(found)}: the data alone do not show which schedule is best; compare on "
+        "the network, with selection=Selection(denoiser=...)",
     )
