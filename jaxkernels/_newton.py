@@ -11,7 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 from ._types import AnyArray
 
 # Standard trust-region constants (Nocedal and Wright, "Numerical Optimization", Algorithm 4.1).
-_POOR, _GOOD, _FIRST_RADIUS, _LARGEST_RADIUS = 0.25, 0.75, 2.0, 16.0
+_POOR = 0.25
+_GOOD = 0.75
+_FIRST_RADIUS = 2.0
+_LARGEST_RADIUS = 16.0
 
 
 @runtime_checkable

@@ -67,7 +67,11 @@ def test_readme_table_is_true(readme: tuple[dict, Path]):
     """Every row, recomputed by the README's code, but for what another processor may fit otherwise."""
     result = readme[0]["first"]
     assert result.comparison is not None
-    labels = {"uniform log-SNR": "log_snr", "Karras, rho = 7": "karras", "selected": result.selected}
+    labels = {
+        "uniform log-SNR": "log_snr",
+        "Karras, rho = 7": "karras",
+        "selected": result.selected,
+    }
     labels["Align Your Steps, stretched"] = "align_your_steps"
     rows = re.findall(
         r"^\| ([^|]+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",

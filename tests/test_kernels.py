@@ -623,8 +623,8 @@ def test_projection_on_request() -> None:
 def test_errors_that_do_not_fit(error: jk.ScoreError, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE).contract(error)
+    objective = jk.LocalError(score_error=error)
     with pytest.raises(ValueError, match=message):
-        objective = jk.LocalError(score_error=error)
         jk.optimize_schedule(TARGET, PROCESS, "ddim", 4, t_min=1e-3, objective=objective)
 
 

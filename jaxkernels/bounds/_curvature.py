@@ -43,7 +43,8 @@ def hessian_interval(
     smoothness = _checks.parameter("smoothness", smoothness, above=0.0)
     most = np.inf if is_traced(smoothness) else float(smoothness)
     convexity = _checks.parameter("convexity", convexity, at_most=most)
-    a2, s2 = process.signal(t) ** 2, process.noise(t) ** 2
+    a2 = process.signal(t) ** 2
+    s2 = process.noise(t) ** 2
     known = a2 + convexity * s2 > 0
     upper = -convexity / jnp.where(known, a2 + convexity * s2, 1.0)
     return -smoothness / (a2 + smoothness * s2), jnp.where(known, upper, jnp.inf)

@@ -29,7 +29,8 @@ from ._window_sum import ScoredWindowSum, WindowSum
 
 VARIANCE_FACTOR = 3.0
 # spectra of more modes are compressed to this many quadrature nodes
-_COMPRESS_ABOVE, _NODES = 64, 32
+_COMPRESS_ABOVE = 64
+_NODES = 32
 
 
 class LocalError(AbstractObjective):
@@ -237,8 +238,10 @@ class BoundLocalError(AbstractBoundObjective):
 
     def ends(self, schedule: Schedule, contraction: Float[Array, " modes"]) -> Float[Array, ""]:
         """The two sources that are no step: the initial distribution, and stopping at t_K."""
-        target, process = self.target, self.process
-        first, last = schedule.times[0], schedule.times[-1]
+        target = self.target
+        process = self.process
+        first = schedule.times[0]
+        last = schedule.times[-1]
         mean, variance = initial_moments(target, process, first, self.initialization)
         change = contraction**2 * (variance - target.marginal_variance(process, first))
         p_last = target.marginal_variance(process, last)
@@ -261,7 +264,9 @@ class BoundLocalError(AbstractBoundObjective):
         errors, score errors of one sign do add up in a network.
         """
         assert self.score_error is not None
-        target, process, sampler = self.target, self.process, self.sampler
+        target = self.target
+        process = self.process
+        sampler = self.sampler
         responses = score_responses(target, process, sampler, schedule, contraction)
         times = evaluation_times(process, sampler, schedule)
         variance = target.marginal_variance(process, schedule.times[-1])

@@ -58,7 +58,9 @@ class WindowSum(AbstractCoordinateObjective):
     def of(cls, bound, coordinate: TimeCoordinate, t_min: float) -> "WindowSum":
         """The sum for a bound `LocalError`, of schedules from the coordinate's start to `t_min`."""
         ends, scale = _constants(bound, coordinate, jnp.asarray(t_min))
-        target, process, sampler = pad_modes(bound.target), bound.process, bound.sampler
+        target = pad_modes(bound.target)
+        process = bound.process
+        sampler = bound.sampler
         if not sampler.sigma_only:
             one = constant(1.0)
             return cls(target, process, coordinate, sampler, ends, one, bound.metric)
@@ -112,7 +114,8 @@ class WindowSum(AbstractCoordinateObjective):
         self, times: Array, step: Array, num_steps: Array
     ) -> tuple[Float[Array, " modes"], Float[Array, " modes"], Float[Array, " modes"]]:
         """Mean error, signed variance and exact variance per mode after the window's last step."""
-        target, process = self.target, self.process
+        target = self.target
+        process = self.process
         if self.sampler.nfe_per_step > 1:
             still = jnp.zeros(times.shape[0] - 1, times.dtype)
             moments = window_moments(target, process, self.sampler, times, still, step, num_steps)
@@ -211,7 +214,8 @@ def flow_moments(
     puts every sample on the wrong side of the mean.
     """
     c = window_coefficients(process, sampler, times, step, num_steps)
-    a, s = process.signal(times), process.noise(times)
+    a = process.signal(times)
+    s = process.noise(times)
     eigenvalues = jnp.asarray(target.eigenvalues)
     deviation = safe_sqrt(a[:, None] ** 2 * eigenvalues + s[:, None] ** 2)
     weight = (c[:, 0] * a)[:, None] * eigenvalues + (c[:, 1] * s)[:, None]
@@ -224,7 +228,8 @@ def _constants(
     bound, coordinate: TimeCoordinate, t_min: Float[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The two error sources that are no step, and x at t_min over that of the canonical process."""
-    process, target = bound.process, bound.target
+    process = bound.process
+    target = bound.target
     t_max = jnp.asarray(coordinate.start)
     ends = Schedule(jnp.stack([t_max, t_min]))
     contraction = to_the_end(log_contractions(target, process, ends))[0]

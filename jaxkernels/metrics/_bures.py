@@ -158,7 +158,8 @@ def _transported(
 
 @bures_squared.defjvp
 def _(primals, tangents):
-    (s, c), (ds, dc) = primals, tangents
+    (s, c) = primals
+    (ds, dc) = tangents
     eye = jnp.eye(s.shape[0], dtype=s.dtype)
     slope = jnp.sum((eye - transport_map(s, c)) * ds) + jnp.sum((eye - transport_map(c, s)) * dc)
     return bures_squared(s, c), slope

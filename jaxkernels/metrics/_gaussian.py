@@ -222,7 +222,8 @@ def _log_det_excess(e: Float[Array, "d d"]) -> Float[Array, ""]:
 
 @_log_det_excess.defjvp
 def _(primals, tangents):
-    (e,), (de,) = primals, tangents
+    (e,) = primals
+    (de,) = tangents
     eye = jnp.eye(e.shape[0], dtype=e.dtype)
     return _log_det_excess(e), jnp.sum((eye - jnp.linalg.inv(eye + e)) * de)
 

@@ -45,8 +45,10 @@ from ._solver import AbstractSolver, Newton
 from ._trust import unproven, unresolved
 
 # of a mixture, whose evaluations are cheap; of a network that is the target itself
-_MIXTURE_TRAJECTORIES, _MIXTURE_NODES = 256, 48
-_NETWORK_TRAJECTORIES, _NETWORK_NODES = 128, 40
+_MIXTURE_TRAJECTORIES = 256
+_MIXTURE_NODES = 48
+_NETWORK_TRAJECTORIES = 128
+_NETWORK_NODES = 40
 # statistics of a hundred trajectories are not worth more digits, nor more starts
 _RECORDED_STARTS = 3
 _RECORDED_SOLVER = Newton(tolerance=1e-5)
@@ -117,6 +119,13 @@ def optimize_schedule(
     request = _check(
         target, process, sampler, num_steps, t_min, objective, stochasticity, solver, selection
     )
+    return _optimize(target, request, starts, progress, began)
+
+
+def _optimize(
+    target: object, request: "_Request", starts: Starts, progress: bool, began: float
+) -> OptimizedSchedule:
+    """Solve, propose candidates, select."""
     model, selection = _resolve(target, request, progress)
     run = (request.process, request.sampler, request.num_steps)
     request.objective.check_target(model.gaussian, *run)

@@ -37,11 +37,15 @@ from ._space import ScheduleSpace
 
 # initial noise that selects, by default: of a network; of a mixture, whose tail in few dimensions needs
 # many samples (divided by the root of the dimension)
-_NOISE, _NOISE_MIXTURE, _NOISE_MOST = 256, 8000, 8192
+_NOISE = 256
+_NOISE_MIXTURE = 8000
+_NOISE_MOST = 8192
 # draws of a mixture that sliced W2 of stochastic schedules is measured to
 _MIXTURE_DRAWS = 8192
 # steps of fine-tuning through a mixture by default: fewer in many dimensions, where each takes seconds
-_FINE_TUNE, _FINE_TUNE_LEAST, _FINE_TUNE_DIMENSION = 40, 8, 256
+_FINE_TUNE = 40
+_FINE_TUNE_LEAST = 8
+_FINE_TUNE_DIMENSION = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,8 @@ class ScheduleSpace(eqx.Module):
 
     def schedule(self, z: Float[Array, " n"]) -> Schedule:
         """The schedule of a vector."""
-        squared, end = self.stochasticity_squared, self.t_min
+        squared = self.stochasticity_squared
+        end = self.t_min
         if end is None:
             end = self.coordinate.time(z[-1])
             z = z[:-1]
@@ -202,7 +203,8 @@ class TimesProblem(AbstractProblem):
     def derivatives(self, z: Float[Array, " n"]) -> Derivatives:
         u, p = self._coordinates(z)
         value, slope, curvature = self.objective.derivatives(u, self.num_steps)
-        slope, curvature = slope[1:-1], curvature[1:-1, 1:-1]
+        slope = slope[1:-1]
+        curvature = curvature[1:-1, 1:-1]
         # q = dF/dp, from which the gradient and the bend of softmax follow
         q = -self.length * jnp.concatenate([_sum_after(slope), jnp.zeros(1, slope.dtype)])
         centered = q - jnp.sum(p * q)

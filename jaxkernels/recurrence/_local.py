@@ -125,7 +125,8 @@ def _take(
 
     after, variances = run(state, [])
     moved = [jax.jvp(lambda s: run(s, [])[0], (state,), (column,))[1] for column in columns]
-    still, unit = [jnp.zeros_like(state[0])] * len(variances), jnp.ones_like(state[0])
+    still = [jnp.zeros_like(state[0])] * len(variances)
+    unit = jnp.ones_like(state[0])
     noises = []
     for i, variance in enumerate(variances):
 
@@ -164,7 +165,8 @@ def local_errors(
 
     All steps are computed at once. The target is in its eigenbasis.
     """
-    times, squared = schedule.times, schedule.stochasticity_squared
+    times = schedule.times
+    squared = schedule.stochasticity_squared
     points, steps = window_indices(schedule.num_steps, sampler.history_steps)
     count = schedule.num_steps
 
@@ -207,13 +209,16 @@ def score_responses(
     entry is carried to the end by `contraction` (of `local_errors`); the covariance of x at the evaluation with x
     after the step is the exact one, rho Sigma. The target is in its eigenbasis.
     """
-    depth, count, per_step = sampler.history_steps, schedule.num_steps, sampler.nfe_per_step
+    depth = sampler.history_steps
+    count = schedule.num_steps
+    per_step = sampler.nfe_per_step
     points, steps = window_indices(schedule.num_steps, depth)
 
     def one(times: Array, squared: Array, step: Array) -> Array:
         return _window_response(target, process, sampler, times, squared, step, count)
 
-    times, squared = schedule.times[points], schedule.stochasticity_squared[steps]
+    times = schedule.times[points]
+    squared = schedule.stochasticity_squared[steps]
     response = jax.vmap(one)(times, squared, jnp.arange(count))
     at = jnp.stack(sampler.evaluation_times(process, schedule.steps()), axis=1)
     variance = target.marginal_variance(process, at)
@@ -222,7 +227,8 @@ def score_responses(
     for later in range(min(depth + 1, count)):
         # evaluations of step k, seen by step k + later
         entry = response[later:, depth - later] * contraction[1 + later :, None]
-        end, alpha2 = schedule.times[1 + later :], schedule.stochasticity_squared[later:]
+        end = schedule.times[1 + later :]
+        alpha2 = schedule.stochasticity_squared[later:]
         log_factor = jax.vmap(partial(log_contraction, target, process))
         rho = jnp.stack(
             [jnp.exp(log_factor(t, end, alpha2)) for t in at[: count - later].T], axis=1

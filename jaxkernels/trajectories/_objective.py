@@ -208,7 +208,8 @@ class RecordedSum(AbstractCoordinateObjective):
             signal = self.record.process.signal(self.coordinate.time(u[-1]))
             local_error = local_error * signal / process.signal(times[-1])
         own = self.record.time_coordinate
-        a, s = process.signal(times), process.noise(times)
+        a = process.signal(times)
+        s = process.noise(times)
         place = jnp.log((s + own.low * a) / (a + s / own.high))
         return self.record.contract(place, local_error)
 

@@ -425,7 +425,8 @@ def _check_alike(first: TrajectoryRecord, other: object, i: int) -> None:
             "records[{}] has {} nodes, {} directions and {} dimensions; records[0] has {}, {} and "
             "{}.".format(i, *size, *own_size)
         )
-    own_span, span = first._span, other._span
+    own_span = first._span
+    span = other._span
     if not np.allclose(span, own_span, rtol=1e-6, atol=0.0):
         raise ValueError(
             f"records[{i}] runs from {span[0]:g} to t_min = {span[1]:g}; records[0] from "
