@@ -1,18 +1,33 @@
 """Optimal schedules against closed forms, an independent optimiser and their own promises."""
 
+import functools
+import json
+import logging
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.test_util import check_grads
+from jaxtyping import Array
+from scipy.integrate import quad
 from scipy.optimize import minimize
+from sklearn.datasets import load_digits
 
 import jaxkernels as jk
 from jaxkernels._derivatives import dense_derivatives
+from jaxkernels.errors._window_sum import WindowSum
+from jaxkernels.optimize import ScheduleProblem, make_problem, solve
+from jaxkernels.optimize._problem import as_objective
+from jaxkernels.optimize._space import TimesProblem, time_coordinate
 from jaxkernels.samplers import SAMPLERS
+from jaxkernels.schedules import CoordinateProcess, TimeCoordinate
 
 SPECTRUM = np.geomspace(1e-3, 4.0, 7)
 
@@ -22,24 +37,24 @@ def gaussian(mean: float = 0.3) -> jk.Gaussian:
 
 
 @pytest.mark.parametrize("num_steps", [5, 8])
-def test_isotropic_optimum_is_the_tangent_law(num_steps: int):
+def test_isotropic_optimum_has_equal_angles(num_steps: int):
     """One variance c^2, Euler in sigma: a step's factor is cos(th) cos(th - th') / cos(th'), th = atan(sigma/c).
 
     So the product of factors is largest for equal angles, with sampled std / c = cos(Theta/K)^K.
     """
-    c, top, low = 0.5, 80.0, 0.002
+    c = 0.5
+    top = 80.0
+    low = 0.002
     result = jk.optimize_schedule(
         jk.Gaussian(0.0, [c**2]),
         jk.EDM(top),
         "ddim",
         num_steps,
         t_min=low,
-        objective="terminal",
-        metric="kl",
-        initialization="marginal",
+        objective=jk.TerminalError(metric="kl", initialization="marginal"),
     )
     angles = np.linspace(np.arctan(top / c), np.arctan(low / c), num_steps + 1)
-    # the sampled law is compared with the data, whose std at t_min is larger by 1 / cos(atan(low / c))
+    # the sampled distribution is compared with the data, whose std at t_min is larger by 1 / cos(atan(low / c))
     ratio = np.cos((angles[0] - angles[-1]) / num_steps) ** num_steps / np.cos(angles[-1])
     assert result.converged
     np.testing.assert_allclose(result.schedule.times[1:-1], c * np.tan(angles[1:-1]), rtol=1e-6)
@@ -59,23 +74,32 @@ def ddim_local_objective(log_sigmas: np.ndarray, top: float, low: float) -> floa
 
 
 def test_local_optimum_agrees_with_scipy_on_an_independent_objective():
-    top, low, steps = 20.0, 0.01, 6
+    top = 20.0
+    low = 0.01
+    steps = 6
     start = np.log(np.geomspace(top, low, steps + 1)[1:-1])
     reference = minimize(
         ddim_local_objective, start, (top, low), method="BFGS", options={"gtol": 1e-9}
     )
+    objective = jk.LocalError(initialization="marginal", variance_factor=1.0)
     result = jk.optimize_schedule(
-        gaussian(0.0), jk.EDM(top), "ddim", steps, t_min=low, initialization="marginal", spread=1.0
+        gaussian(0.0), jk.EDM(top), "ddim", steps, t_min=low, objective=objective
     )
     truncation = np.sum((np.sqrt(SPECTRUM + low**2) - np.sqrt(SPECTRUM)) ** 2)
     np.testing.assert_allclose(result.objective, reference.fun + truncation, rtol=1e-9)
     np.testing.assert_allclose(np.log(result.schedule.times[1:-1]), reference.x, atol=1e-4)
 
 
+SLOW_SAMPLERS = ("rk4", "euler_maruyama", "exponential_integrator")
+
+
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        *((name, None) for name in SAMPLERS),
+        *(
+            pytest.param(name, None, marks=[pytest.mark.slow] if name in SLOW_SAMPLERS else [])
+            for name in SAMPLERS
+        ),
         ("ddim", jk.ScoreError.relative(0.1, jk.OrnsteinUhlenbeck(2.0))),
     ],
 )
@@ -84,43 +108,92 @@ def test_second_derivatives_from_windows_equal_those_of_the_whole(
 ):
     """The windowed Hessian relies on which times a step depends on; reverse mode on the whole does not."""
     process = jk.VP()
-    objective = jk.LocalError(
-        gaussian(), process, SAMPLERS[name](), jk.metrics.w2_squared, "standard_normal", error
-    )
-    times = jk.schedules.log_snr(process, 5, 1e-2).times
+    bound = jk.LocalError(score_error=error).bind(gaussian(), process, SAMPLERS[name]())
+    schedule = jk.schedules.log_snr(process, 5, 1e-2)
+    coordinate = TimeCoordinate(process, process.t_max, np.zeros(()), np.asarray(np.inf))
+    u = coordinate.coordinate(schedule.times)
+    windows = bound.in_coordinate(coordinate, 1e-2)
+    padded = jnp.pad(u, (0, 3), mode="edge") if windows.padded else u
 
     def whole(interior: jax.Array) -> jax.Array:
-        return objective(jk.Schedule(jnp.concatenate([times[:1], interior, times[-1:]])))
+        ends = schedule.times[:1], schedule.times[-1:]
+        return bound(jk.Schedule(jnp.concatenate([ends[0], coordinate.time(interior), ends[1]])))
 
-    expected = jax.jit(lambda interior: dense_derivatives(whole, interior))(times[1:-1])
-    value, slope, curvature = jax.jit(lambda s: objective.derivatives(s))(jk.Schedule(times))
+    expected = jax.jit(lambda interior: dense_derivatives(whole, interior))(u[1:-1])
+    found = eqx.filter_jit(lambda w, u: w.derivatives(u, jnp.asarray(5)))(windows, padded)
+    value, slope, curvature = found
     np.testing.assert_allclose(value, expected[0], rtol=1e-12)
     np.testing.assert_allclose(
-        slope[1:-1], expected[1], rtol=1e-8, atol=1e-9 * np.abs(expected[1]).max()
+        slope[1:5], expected[1], rtol=1e-8, atol=1e-9 * np.abs(expected[1]).max()
     )
     scale = np.abs(expected[2]).max()
-    np.testing.assert_allclose(curvature[1:-1, 1:-1], expected[2], atol=1e-8 * scale)
+    np.testing.assert_allclose(curvature[1:5, 1:5], expected[2], atol=1e-8 * scale)
+    # neither the ends nor the padding move
+    fixed = np.ones(len(padded), bool)
+    fixed[1:5] = False
+    assert not np.any(np.asarray(slope)[fixed])
+    assert not np.any(np.asarray(curvature)[fixed])
+    assert not np.any(np.asarray(curvature)[:, fixed])
 
 
-@pytest.mark.parametrize("make", [jk.LocalError, jk.TerminalError])
+ENDS = [
+    (jk.VP(), 1e-3),
+    (jk.EDM(), 0.0),
+    (jk.FlowMatching(), 1e-3),
+    (jk.FlowMatching(), 0.0),
+    (jk.CosineVP(), 1e-3),
+]
+
+
+@eqx.filter_jit
+def windows_value(windows: WindowSum, u: Array, num_steps: Array) -> Array:
+    return windows.value(u, num_steps)
+
+
+@eqx.filter_jit
+def whole_value(bound: Callable[[jk.Schedule], Array], schedule: jk.Schedule) -> Array:
+    return bound(schedule)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
+@pytest.mark.parametrize(
+    ("process", "t_min"), ENDS, ids=[f"{type(p).__name__}-{t:g}" for p, t in ENDS]
+)
+def test_the_sum_over_windows_is_the_objective(
+    process: jk.AbstractProcess, t_min: float, name: str
+):
+    """Also where sigma is 0 or infinite, in the process whose time is the coordinate, and padded."""
+    target = gaussian()
+    bound = jk.LocalError().bind(target, process, SAMPLERS[name]())
+    coordinate = time_coordinate(process, np.asarray(target.eigenvalues), t_min)
+    windows = bound.in_coordinate(coordinate, t_min)
+    for make in (jk.schedules.uniform, jk.schedules.cosine):
+        schedule = make(process, 5, t_min)
+        expected = whole_value(bound, schedule)
+        u = coordinate.coordinate(schedule.times)
+        for extra in (0, 3):
+            padded = jnp.pad(u, (0, extra), mode="edge")
+            found = windows_value(windows, padded, jnp.asarray(5))
+            np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "objective", [jk.LocalError(variance_factor=1.0), jk.TerminalError()], ids=["local", "terminal"]
+)
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "heun"])
 @pytest.mark.parametrize("degenerate", [False, True])
-def test_objectives_have_two_correct_derivatives(make: type, name: str, degenerate: bool):
+def test_objectives_have_two_correct_derivatives(
+    objective: jk.LocalError | jk.TerminalError, name: str, degenerate: bool
+):
     """At random points, and with repeated and zero eigenvalues, a last level 0 and stochasticity 0."""
     process = jk.EDM(10.0)
     spectrum = np.array([0.0, 1.0, 1.0]) if degenerate else SPECTRUM
     last = 0.0 if degenerate else 0.05
-    objective = make(
-        jk.Gaussian(0.2, spectrum),
-        process,
-        SAMPLERS[name](),
-        jk.metrics.w2_squared,
-        "standard_normal",
-    )
+    bound = objective.bind(jk.Gaussian(0.2, spectrum), process, SAMPLERS[name]())
 
     def value(interior: jax.Array, squared: jax.Array) -> jax.Array:
         times = jnp.concatenate([jnp.array([10.0]), interior, jnp.array([last])])
-        return objective(jk.Schedule.from_squared(times, squared * SAMPLERS[name].stochastic))
+        return bound(jk.Schedule.from_squared(times, squared * SAMPLERS[name].stochastic))
 
     interior = jnp.array([4.0, 1.3, 0.4])
     squared = jnp.array([0.3, 1.0, 0.5, 2.0])
@@ -131,19 +204,24 @@ def test_objectives_have_two_correct_derivatives(make: type, name: str, degenera
 
 def test_the_objective_is_an_average_over_variances():
     """Independent formula of the objective, averaged over five variances of every mode."""
-    top, low, steps = 20.0, 0.02, 4
+    top = 20.0
+    low = 0.02
+    steps = 4
     target = gaussian(0.0)
-    result = jk.optimize_schedule(
-        target, jk.EDM(top), "ddim", steps, t_min=low, initialization="marginal", spread=2.0
-    )
+
+    def optimise(variance_factor: float) -> jk.OptimizedSchedule:
+        objective = jk.LocalError(initialization="marginal", variance_factor=variance_factor)
+        return jk.optimize_schedule(
+            target, jk.EDM(top), "ddim", steps, t_min=low, objective=objective
+        )
+
+    result = optimise(2.0)
     inner = np.log(np.asarray(result.schedule.times)[1:-1])
     scaled = [
         ddim_local_objective(inner - 0.5 * np.log(f), top / np.sqrt(f), low / np.sqrt(f)) * f
         for f in 2.0 ** np.linspace(-1.0, 1.0, 5)
     ]
-    plain = jk.optimize_schedule(
-        target, jk.EDM(top), "ddim", steps, t_min=low, initialization="marginal", spread=1.0
-    )
+    plain = optimise(1.0)
     ends = plain.objective - ddim_local_objective(
         np.log(np.asarray(plain.schedule.times)[1:-1]), top, low
     )
@@ -167,8 +245,8 @@ def test_all_starts_reach_one_optimum(num_steps: int):
 
 
 def test_optimum_is_the_same_in_every_time():
-    """DDIM sees time only through a and s: VE, EDM and a rescaled start law give the same levels."""
-    kwargs: dict[str, Any] = {"initialization": "marginal"}
+    """DDIM sees time only through a and s: VE, EDM and a rescaled initial distribution give the same levels."""
+    kwargs: dict[str, Any] = {"objective": jk.LocalError(initialization="marginal")}
     edm = jk.optimize_schedule(gaussian(), jk.EDM(10.0), "ddim", 6, t_min=0.02, **kwargs)
     ve = jk.VE(rate=2.0, t_max=50.0)
     same = jk.optimize_schedule(gaussian(), ve, "ddim", 6, t_min=0.02**2 / 2, **kwargs)
@@ -185,7 +263,8 @@ def test_compression_keeps_the_optimum():
     rng = np.random.default_rng(0)
     eigenvalues = np.exp(rng.normal(size=300) * 2 - 3)
     target = jk.Gaussian(rng.normal(size=300) * np.sqrt(eigenvalues), eigenvalues)
-    full = jk.optimize_schedule(target, jk.VP(), "ddim", 6, t_min=1e-3, compress=False)
+    everything = jk.LocalError(compress=False)
+    full = jk.optimize_schedule(target, jk.VP(), "ddim", 6, t_min=1e-3, objective=everything)
     small = jk.optimize_schedule(target, jk.VP(), "ddim", 6, t_min=1e-3)
     assert full.compression is None
     assert small.compression is not None
@@ -197,7 +276,8 @@ def test_compression_keeps_the_optimum():
 
 def test_end_time_is_optimised_within_its_bounds():
     """The optimised end must be the better one of a scan over fixed ends."""
-    target, process = jk.Gaussian(0.0, [1.0, 0.05]), jk.EDM(10.0)
+    target = jk.Gaussian(0.0, [1.0, 0.05])
+    process = jk.EDM(10.0)
     ranged = jk.optimize_schedule(target, process, "ddim", 4, t_min=(0.01, 2.0))
     fixed = [
         jk.optimize_schedule(target, process, "ddim", 4, t_min=float(t)).objective
@@ -213,13 +293,14 @@ def test_optimised_stochasticity_is_never_worse_than_the_ode():
         gaussian(), jk.VP(), "ddim", 5, t_min=1e-3, stochasticity="optimize"
     )
     assert free.objective <= ode.objective * (1 + 1e-9)
-    assert "log_snr, stochasticity 1" in free.baselines
+    assert "log_snr with stochasticity 1" in free.baselines
     assert free.schedule.stochasticity.shape == (5,)
 
 
-def test_noise_pays_when_sampling_starts_from_the_wrong_law():
+def test_noise_pays_when_sampling_starts_from_the_wrong_distribution():
     """A start far from p_T is forgotten only with noise: the optimum must use some."""
-    target, process = jk.Gaussian(0.0, np.full(3, 4.0)), jk.EDM(3.0)
+    target = jk.Gaussian(0.0, np.full(3, 4.0))
+    process = jk.EDM(3.0)
     free = jk.optimize_schedule(target, process, "ddim", 8, t_min=0.05, stochasticity="optimize")
     ode = jk.optimize_schedule(target, process, "ddim", 8, t_min=0.05)
     assert np.max(free.schedule.stochasticity) > 0.1
@@ -235,14 +316,16 @@ def test_infinite_noise_at_the_start_and_none_at_the_end():
         assert float(result.schedule.times[-1]) == 0.0
 
 
-def test_a_metric_and_an_objective_of_ones_own():
-    target, process = gaussian(), jk.VP()
+def test_a_user_defined_metric_and_objective():
+    target = gaussian()
+    process = jk.VP()
 
     def fourth_root(mean_error: jax.Array, variance: jax.Array, reference: jax.Array) -> jax.Array:
         return jk.metrics.w2_squared(mean_error, variance, reference)
 
     named = jk.optimize_schedule(target, process, "ddim", 4, t_min=1e-2)
-    own = jk.optimize_schedule(target, process, "ddim", 4, t_min=1e-2, metric=fourth_root)
+    objective = jk.LocalError(metric=fourth_root)
+    own = jk.optimize_schedule(target, process, "ddim", 4, t_min=1e-2, objective=objective)
     np.testing.assert_allclose(own.schedule.times, named.schedule.times, rtol=1e-6)
 
     def longest(schedule: jk.Schedule) -> jax.Array:
@@ -274,13 +357,36 @@ def test_a_user_sampler_optimises_and_numbers_do_not_retrace():
     np.testing.assert_allclose(result.objective, expected.objective, rtol=1e-10)
     traced = len(CountingDDIM.traces)
     jk.optimize_schedule(
-        gaussian(0.7), jk.VP(0.2, 12.0), CountingDDIM(), 4, t_min=3e-2, tolerance=1e-6
+        gaussian(0.7),
+        jk.VP(0.2, 12.0),
+        CountingDDIM(),
+        4,
+        t_min=3e-2,
+        solver=jk.Newton(tolerance=1e-6),
     )
     assert len(CountingDDIM.traces) == traced
 
 
+class RenamedDDIM(jk.DDIM):
+    """Another type, for which no program is compiled yet."""
+
+
+def test_one_program_of_the_solver_serves_all_steps_and_processes(caplog: pytest.LogCaptureFixture):
+    def compiled(process: jk.AbstractProcess, num_steps: int) -> int:
+        caplog.clear()
+        jk.optimize_schedule(gaussian(), process, RenamedDDIM(), num_steps, t_min=1e-2)
+        messages = [record.getMessage() for record in caplog.records]
+        return sum(m.startswith("Compiling") and "newton_advance" in m for m in messages)
+
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        assert compiled(jk.VP(), 3) == 1
+        for process, num_steps in ((jk.VP(), 16), (jk.EDM(10.0), 9), (jk.EDM(20.0), 5)):
+            assert compiled(process, num_steps) == 0
+
+
 def test_a_step_too_long_is_not_trusted():
-    target, process = jk.Gaussian(0.0, np.array([1e-4])), jk.OU(t_max=2.0)
+    target = jk.Gaussian(0.0, np.array([1e-4]))
+    process = jk.OU(t_max=2.0)
     result = jk.optimize_schedule(
         target, process, "euler_maruyama", 1, t_min=0.01, stochasticity=1.0
     )
@@ -305,9 +411,10 @@ def test_heavy_tails_are_reported():
 
 
 def test_stopping_early_is_said():
-    result = jk.optimize_schedule(gaussian(), jk.VP(), "ddim", 5, t_min=1e-3, max_iterations=2)
+    solver = jk.Newton(max_iterations=2)
+    result = jk.optimize_schedule(gaussian(), jk.VP(), "ddim", 5, t_min=1e-3, solver=solver)
     assert not result.converged
-    assert "max_iterations = 2" in result.reason
+    assert "2 iterations were used up" in result.reason
     assert result.objective <= min(result.baselines.values())
     assert "not converged" in repr(result)
 
@@ -336,9 +443,11 @@ BAD = [
     ({"t_min": float("nan")}, "t_min = nan"),
     ({"t_min": (0.2, 0.1)}, "t_min"),
     ({"sampler": "ddmi"}, "Did you mean 'ddim'"),
-    ({"objective": "locl"}, "Did you mean 'local'"),
-    ({"metric": "w2_square"}, "Did you mean 'w2_squared'"),
-    ({"initialization": "normal"}, "initialization='normal'"),
+    ({"objective": "local"}, r"objective must be an objective such as .*; got 'local'"),
+    ({"objective": jk.LocalError}, "objective must be an objective such as"),
+    ({"solver": "newton"}, r"solver must be Newton\(\) or Optax\(\.\.\.\); got 'newton'"),
+    ({"solver": optax.adam(0.1)}, "solver must be"),
+    ({"selection": "rms"}, "selection must be a Selection.*; got 'rms'"),
     ({"starts": ["karas"]}, "Did you mean 'karras'"),
     ({"starts": []}, "starts"),
     ({"stochasticity": [0.0, 1.0]}, r"stochasticity has shape \(2,\)"),
@@ -346,13 +455,13 @@ BAD = [
     ({"stochasticity": "optimise"}, "Did you mean 'optimize'"),
     ({"sampler": "heun", "stochasticity": "optimize"}, "Heun, which is deterministic"),
     ({"sampler": "heun", "stochasticity": 0.5}, "Heun, which is deterministic"),
-    ({"max_iterations": 0}, "max_iterations = 0"),
-    ({"tolerance": -1.0}, "tolerance = -1"),
-    ({"compress": 0}, "compress = 0"),
-    ({"target": jk.Gaussian(0.0, [1.0, 0.0]), "metric": "kl"}, "positive eigenvalues"),
+    (
+        {"target": jk.Gaussian(0.0, [1.0, 0.0]), "objective": jk.LocalError(metric="kl")},
+        "positive eigenvalues",
+    ),
     (
         {"sampler": "exponential_integrator", "process": jk.FlowMatching()},
-        "is not finite in step 0",
+        r"the objective is inf at its best start.*sigma\(t_max\) is finite",
     ),
 ]
 
@@ -372,6 +481,37 @@ def test_bad_input_names_the_argument(change: dict, message: str):
         jk.optimize_schedule(*positional, **arguments)
 
 
+BAD_OPTIONS = [
+    (jk.LocalError, {"metric": "w2_square"}, "Did you mean 'w2_squared'"),
+    (jk.TerminalError, {"metric": "w2_square"}, "Did you mean 'w2_squared'"),
+    (jk.LocalError, {"initialization": "normal"}, "initialization='normal'"),
+    (jk.TerminalError, {"initialization": "normal"}, "initialization='normal'"),
+    (jk.LocalError, {"compress": 0}, "compress = 0"),
+    (jk.TerminalError, {"compress": 0}, "compress = 0"),
+    (jk.LocalError, {"variance_factor": 0.5}, "variance_factor = 0.5"),
+    (jk.LocalError, {"score_error": 0.1}, "score_error must be a ScoreError; got float"),
+    (jk.Newton, {"max_iterations": 0}, "max_iterations = 0"),
+    (jk.Newton, {"tolerance": -1.0}, "tolerance = -1"),
+    (jk.Optax, {"transformation": optax.adam(0.1), "steps": 0}, "steps = 0"),
+    (jk.Optax, {"transformation": optax.adam(0.1), "tolerance": -1.0}, "tolerance = -1"),
+    (jk.Optax, {"transformation": "adam"}, "transformation must be .*; got 'adam'"),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "message"), BAD_OPTIONS)
+def test_bad_options_name_the_option(make: Callable[..., Any], options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_an_option_that_an_objective_does_not_have_is_refused():
+    options: dict[str, Any] = {"variance_factor": 2.0}
+    with pytest.raises(TypeError, match="variance_factor"):
+        jk.TerminalError(**options)
+    with pytest.raises(TypeError, match="metric"):
+        jk.optimize_schedule(gaussian(), jk.VP(), "ddim", 3, **{"metric": "kl"})
+
+
 def test_starts_must_fit():
     schedule = jk.schedules.uniform(jk.VP(), 4, 1e-2)
     with pytest.raises(ValueError, match="has 4 steps; num_steps is 3"):
@@ -381,8 +521,8 @@ def test_starts_must_fit():
     for name in (
         "optimised",
         "recorded, mean",
-        "mine, halfway to uniform",
-        "mine, stochasticity 1",
+        "optimised and uniform",
+        "mine with stochasticity 1",
         "karras",
     ):
         with pytest.raises(ValueError, match="has the name of another candidate"):
@@ -394,3 +534,199 @@ def test_starts_must_fit():
     )
     assert list(result.optima) == ["mine"]
     assert "mine" in result.baselines
+
+
+# --- problems and solvers
+
+
+def small_problem(
+    target: jk.Gaussian, process: jk.AbstractProcess, num_steps: int, low: float, free: bool
+) -> ScheduleProblem:
+    """The problem of DDIM, with its stochasticity free or 0."""
+    squared = None if free else np.zeros(num_steps)
+    objective = as_objective(None)
+    return make_problem(target, process, jk.DDIM(), num_steps, (low, low), objective, squared, None)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_derivatives_in_logits_of_step_lengths(padded: bool):
+    """The closed form of softmax's bend and of the pulled-back Hessian, against nested derivatives."""
+    problem = small_problem(gaussian(), jk.VP(), 5, 1e-3, free=False).problem
+    assert isinstance(problem, TimesProblem)
+    z = np.array([0.3, -0.2, 0.5, -1.0])
+    size = np.shape(problem.lower)[0]
+    assert size > z.size
+    if padded:
+        z = np.pad(z, (0, size - z.size))
+
+    @eqx.filter_jit
+    def both(problem: TimesProblem, z: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        value = problem.value
+        return problem.derivatives(z), (value(z), jax.grad(value)(z), jax.hessian(value)(z))
+
+    found, expected = both(problem, jnp.asarray(z))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-12)
+    for a, b in zip(found[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9 * np.abs(b).max())
+        assert not np.any(np.asarray(a)[4:])
+
+
+TRANSFORMATIONS = {
+    "adam": (optax.adam(optax.cosine_decay_schedule(0.1, 400)), 400),
+    "lbfgs": (optax.lbfgs(), 60),
+}
+
+
+@pytest.mark.parametrize("name", ["adam", pytest.param("lbfgs", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("free", [False, True], ids=["times", "stochasticity"])
+def test_optax_reaches_the_optimum_of_newton(name: str, free: bool):
+    target = jk.Gaussian(0.0, np.full(3, 4.0))
+    run = (target, jk.EDM(3.0), "ddim", 4)
+    stochasticity = "optimize" if free else 0.0
+    newton = jk.optimize_schedule(*run, t_min=0.05, stochasticity=stochasticity)
+    solver = jk.Optax(*TRANSFORMATIONS[name])
+    found = jk.optimize_schedule(*run, t_min=0.05, stochasticity=stochasticity, solver=solver)
+    assert newton.converged
+    assert (np.max(newton.schedule.stochasticity) > 0.1) == free
+    np.testing.assert_allclose(found.objective, newton.objective, rtol=1e-4)
+    # the best point so far is kept
+    history = found.history
+    assert np.all(np.diff(history, axis=0) <= 0)
+    assert found.objective < min(found.baselines.values())
+
+
+@pytest.mark.parametrize("solver", [jk.Newton(), jk.Optax(optax.adam(0.1), steps=20)])
+def test_a_loop_by_hand_is_solve(solver: jk.Newton | jk.Optax):
+    made = small_problem(jk.Gaussian(0.0, np.full(3, 4.0)), jk.EDM(3.0), 4, 0.05, free=False)
+    problem = made.problem
+    solution = solve(problem, made.vectors(), solver)
+    state = solver.init(problem, made.vectors())
+    while not solver.terminate(state):
+        before = int(state.iteration)
+        state = solver.step(problem, state)
+        assert int(state.iteration) == before + 1
+    np.testing.assert_allclose(state.z, solution.z, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(np.exp(state.value), solution.values, rtol=1e-12)
+    assert int(state.iteration) == len(solution.history)
+
+
+# --- the process whose time is the coordinate
+
+
+@pytest.mark.parametrize(
+    ("process", "low", "high"),
+    [
+        (jk.VP(), 0.0, np.inf),
+        (jk.EDM(), 0.02, np.inf),
+        (jk.FlowMatching(), 0.0, 30.0),
+        (jk.CosineVP(), 0.02, 30.0),
+    ],
+)
+def test_the_process_of_a_coordinate(process: jk.AbstractProcess, low: float, high: float):
+    """Its closed forms against automatic differentiation, quadrature and the coordinate."""
+    coordinate = TimeCoordinate(process, process.t_max, np.asarray(low), np.asarray(high))
+    canonical = CoordinateProcess.of(coordinate)
+    times = np.linspace(0.05, 0.95, 6) * float(np.asarray(process.t_max))
+    u = coordinate.coordinate(times)
+    sigma = process.sigma(times)
+    np.testing.assert_allclose(canonical.sigma(u), sigma, rtol=1e-12)
+    np.testing.assert_allclose(canonical.noise(u) / canonical.signal(u), sigma, rtol=1e-12)
+    np.testing.assert_allclose(canonical.time_at_sigma(sigma), u, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(canonical.prior_variance(u), canonical.noise(u) ** 2, rtol=1e-12)
+    # f = (log a)' and g^2 = (s^2)' - 2 f s^2
+    drift = jax.vmap(jax.grad(lambda u: jnp.log(canonical.signal(u))))(u)
+    np.testing.assert_allclose(canonical.drift(u), drift, rtol=1e-12, atol=1e-14)
+    slope = jax.vmap(jax.grad(lambda u: canonical.noise(u) ** 2))(u)
+    diffusion = slope - 2.0 * drift * canonical.noise(u) ** 2
+    np.testing.assert_allclose(canonical.diffusion_squared(u), diffusion, rtol=1e-10)
+    # I = integral of a d(sigma^2)
+    signal = jax.jit(lambda sigma: canonical.signal(canonical.time_at_sigma(sigma)) * 2.0 * sigma)
+    expected = [quad(lambda s: float(signal(s)), 0.0, float(v), epsrel=1e-10)[0] for v in sigma]
+    np.testing.assert_allclose(canonical.integrated_signal(u), expected, rtol=1e-7)
+
+
+# --- a user-defined objective is still the user's function afterwards
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+def test_a_function_of_a_target_can_be_used_before_and_after(
+    array: Callable[..., Any], float32: None
+):
+    """Float32 callers: the optimiser's float64 must not stay in a function that closes over arrays."""
+    spectrum = array(np.array([1.0, 0.1], np.float32))
+    target = jk.Gaussian(array(np.array([0.3, 0.1], np.float32)), spectrum)
+    process = jk.VP()
+
+    def objective(schedule: jk.Schedule) -> Array:
+        scale = jnp.sum(spectrum).astype(schedule.times.dtype)
+        return jk.evaluate_schedule(target, process, "ddim", schedule).w2 / scale
+
+    schedule = jk.schedules.log_snr(process, 3, 1e-2)
+    before = objective(schedule)
+    result = jk.optimize_schedule(target, process, "ddim", 3, t_min=1e-2, objective=objective)
+    assert result.objective <= float(before)
+    assert result.schedule.times.dtype == jnp.float32
+    once = jax.jit(objective)(schedule)
+    many = jax.vmap(lambda t: objective(jk.Schedule(t)))(jnp.stack([schedule.times] * 2))
+    slope = jax.grad(lambda t: objective(jk.Schedule(t)))(schedule.times)
+    for value in (before, once, many[0], many[1]):
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, before, rtol=2e-3)
+    assert slope.dtype == jnp.float32
+    assert np.all(np.isfinite(slope))
+    with jax.enable_x64(True):
+        there = objective(jax.tree.map(lambda a: np.asarray(a, np.float64), result.schedule))
+    np.testing.assert_allclose(result.objective, there, rtol=1e-5)
+
+
+# --- numbers that a refactoring must not change
+
+OPTIMA = json.loads((Path(__file__).parent / "optima.json").read_text())["optima"]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "local": {},
+    "terminal": {"objective": jk.TerminalError()},
+    "optimize": {"stochasticity": "optimize"},
+    "range": {"t_min": (1e-4, 1e-2)},
+    "edm": {"process": jk.EDM(), "t_min": 0.0},
+    "flow": {"process": jk.FlowMatching()},
+    "kl": {"objective": jk.LocalError(metric="kl")},
+    "score_error": {
+        "objective": jk.LocalError(
+            score_error=jk.ScoreError.relative(0.03, jk.OrnsteinUhlenbeck(2.0))
+        )
+    },
+}
+
+
+@functools.cache
+def digits() -> jk.Gaussian:
+    """The Gaussian of scikit-learn's digits, pixels in [-1, 1]."""
+    pixels = np.asarray(load_digits(return_X_y=True)[0]) / 8.0 - 1.0
+    return jk.Gaussian.fit(pixels).in_eigenbasis()
+
+
+def is_quick(label: list[Any]) -> bool:
+    """Local errors of up to 16 steps share a program with other tests."""
+    _, sampler, num_steps, kind = label
+    return sampler in ("ddim", "dpmpp_2m") and num_steps <= 16 and kind in ("local", "flow")
+
+
+@pytest.mark.parametrize(
+    "pinned",
+    [
+        pytest.param(
+            row,
+            id="-".join(map(str, row["label"])),
+            marks=[] if is_quick(row["label"]) else [pytest.mark.slow],
+        )
+        for row in OPTIMA
+    ],
+)
+def test_optima_are_those_before_the_refactoring(pinned: dict[str, Any]):
+    _, sampler, num_steps, kind = pinned["label"]
+    setting = {"process": jk.VP(), "t_min": 1e-3, **SETTINGS[kind]}
+    process = setting.pop("process")
+    result = jk.optimize_schedule(digits(), process, sampler, num_steps, **setting)
+    np.testing.assert_allclose(result.objective, pinned["objective"], rtol=1e-6)
+    np.testing.assert_allclose(result.schedule.times, pinned["times"], rtol=1e-4)
+    np.testing.assert_allclose(result.schedule.stochasticity, pinned["stochasticity"], atol=1e-4)

@@ -447,7 +447,7 @@ def test_fine_tuning_descends_the_criterion(criterion: str) -> None:
 
 
 def test_fine_tuning_returns_the_best_schedule_that_it_saw() -> None:
-    """A step of length 0, one downhill and one far uphill; the network is run as often as is counted."""
+    """Of one step far uphill the start is left, of one downhill its end; NFE are as counted."""
     seen: list[int] = []
 
     @jax.custom_vjp
@@ -466,7 +466,7 @@ def test_fine_tuning_returns_the_best_schedule_that_it_saw() -> None:
         return np.asarray(schedule.times), nfe
 
     start = np.asarray(jk.schedules.quadratic(PROCESS, 4, 1e-3).times)
-    same, nfe = tuned(0.0)
+    same, nfe = tuned(-1e3)
     np.testing.assert_allclose(same, start, rtol=1e-4)
     assert nfe == 32 * 4 + (32 * 4 + 4 * 32 * 4)
     jax.effects_barrier()
@@ -476,7 +476,6 @@ def test_fine_tuning_returns_the_best_schedule_that_it_saw() -> None:
     assert forward == 4 * 32 * (1 + 1 + 1)
     # a single step is tried as well as counted
     assert not np.allclose(tuned(0.05)[0], start, rtol=1e-3)
-    np.testing.assert_allclose(tuned(-1e3)[0], start, rtol=1e-4)
 
 
 def test_fine_tuning_says_what_it_needs() -> None:

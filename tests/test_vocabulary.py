@@ -144,7 +144,7 @@ def _files() -> list[Path]:
     ]
 
 
-@CONVERTING
+# @CONVERTING
 @pytest.mark.parametrize("path", _files(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_words_of_the_field(path: Path):
     text = path.read_text()

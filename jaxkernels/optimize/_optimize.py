@@ -132,7 +132,7 @@ def _optimize(
     bound = None
     if selection is not None:
         # what does not fit together is found before anything is recorded
-        bound = selection.bind(model, process, request.stochastic)
+        bound = selection.bind(model, request.process, request.stochastic)
         selection = _with_record(selection, model, request, progress)
     with Progress("optimising: compiling", progress) as line, jax.enable_x64(True):
         problem = make_problem(

@@ -246,7 +246,8 @@ def _given_start(
 ) -> Schedule:
     if not isinstance(schedule, Schedule):
         raise ValueError(f"starts[{name!r}] must be a Schedule; got {type(schedule).__name__}.")
-    if name in (*RESERVED, *BASELINES) or name.endswith(_STOCHASTIC):
+    between = tuple(f"{label} and " for label in RESERVED)
+    if name in (*RESERVED, *BASELINES) or name.endswith(_STOCHASTIC) or name.startswith(between):
         raise ValueError(
             f"starts[{name!r}] has the name of another candidate; give it one of its own."
         )
