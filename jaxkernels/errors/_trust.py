@@ -14,7 +14,7 @@ from ..schedules import Schedule
 # A flipped sign matters when the flipped modes hold this share of the variance after the step.
 _SHARE = 0.01
 
-# The kurtosis above which a few samples have most of the squared error.
+# The kurtosis above which a few samples carry most of the squared error.
 _HEAVY_TAIL = 9.0
 
 
@@ -61,6 +61,6 @@ def model_warnings(target: Gaussian) -> tuple[str, ...]:
         return ()
     return (
         f"the data have kurtosis {float(target.kurtosis):.0f} (3 for Gaussian data): a few samples "
-        "hold most of the squared error, and schedules for the Gaussian model have lost to "
+        "carry most of the squared error, and schedules for the Gaussian model have lost to "
         "hand-made ones on such data; compare both on the network before use",
     )
