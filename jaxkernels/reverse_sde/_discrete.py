@@ -349,7 +349,7 @@ def _evaluate(cost: _DiscreteKL, u: Float[np.ndarray, "n steps"]) -> Float[np.nd
 
 
 def _check_concrete(*arguments: object) -> None:
-    """Refuse traced arguments: the search branches on values."""
+    """Refuse traced arguments: the search decides by values."""
     if not _checks.is_concrete(arguments):
         raise ValueError(
             "optimize_discrete_stochasticity must be called outside jit, grad and vmap."
