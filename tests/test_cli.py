@@ -220,7 +220,7 @@ class TestExport:
             ("edm", "t_steps = torch.tensor(["),
         ],
     )
-    def test_text_is_printed_alone(self, files: Files, tool: str, part: str):
+    def test_text_stands_alone(self, files: Files, tool: str, part: str):
         result = run("export", files.schedule, "--to", tool)
         assert result.code == 0
         assert part in result.out

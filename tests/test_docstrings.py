@@ -325,7 +325,7 @@ def test_examples_run(of: Documented, float32: None, tmp_path: Path, monkeypatch
     assert not runner.failures, "".join(report)
 
 
-# @CONVERTING
+@CONVERTING
 @pytest.mark.parametrize("of", EVERYTHING, ids=_identify)
 def test_docstring_is_in_the_format(of: Documented):
     """CONTRIBUTING.md shows the format."""

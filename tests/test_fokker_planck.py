@@ -1,8 +1,9 @@
-"""The leading order of KL in one dimension: against closed forms, characteristics, particles, and a second scheme.
+"""The leading order of KL in one dimension, against independent oracles.
 
-None of the oracles share code with the room: Gaussian formulas, SciPy along characteristics, a NumPy simulation of
-the perturbed equation, exact rational arithmetic for the linear solver. The table of the bimodal law was computed
-apart from this library with two discretisations, and is given to its eight digits.
+None of the oracles share code with the module: Gaussian formulas, SciPy along characteristics, a
+NumPy simulation of the perturbed equation, exact rational arithmetic for the linear solver. The
+table of the bimodal density was computed apart from this library with two discretisations, and is
+given to its eight digits.
 """
 
 import math
@@ -72,7 +73,7 @@ def test_normal_data(h2: float, variance: float) -> None:
         np.testing.assert_allclose(np.sum(result.masses), 1.0, atol=1e-11)
 
 
-def test_the_law_itself() -> None:
+def test_the_density_response() -> None:
     """v_1 = d log variance / d eps makes u = v_1 / 2 (z^2 - 1)."""
     result = leading_order_1d(NORMAL, "score", 1.0, 2.0, **COARSE)
     z = (np.asarray(result.nodes) - 0.7) / 0.5
@@ -113,7 +114,11 @@ def _window(x: jax.Array, theta: jax.Array, score: jax.Array) -> jax.Array:
 
 
 def _in_a_window(h2: jax.Array) -> jax.Array:
-    """-v_1 = sum over pieces of c (1 + h^2)/h^2 (e^{-H} at its data end - e^{-H} at its noise end), H = int h^2 dy."""
+    """L = v_1^2 / 4 for an error that is constant on pieces.
+
+    -v_1 = sum over pieces of c (1 + h^2)/h^2 (e^{-H} at its data end - e^{-H} at its noise end),
+    H = int h^2 dy.
+    """
     edges = [0.0, 0.1, 0.4, 1.0, 2.0]
     inside = [0.0, 1.0, 1.0, 0.0]
     total = decay = jnp.zeros(())
@@ -141,7 +146,10 @@ def test_pieces_of_h_and_an_error_in_a_window() -> None:
 
 
 def test_the_limit_of_large_h() -> None:
-    """Samples of p_0 e^{eps phi} for an error E = grad phi: L -> Var(phi) / 2, here with corrections of order 1/h^2."""
+    """Samples of p_0 e^{eps phi} for an error E = grad phi: L -> Var(phi) / 2.
+
+    Here with corrections of order 1/h^2.
+    """
     target = jk.GaussianMixture([0.5, 0.5], [[-0.3], [0.3]], [0.36, 0.36])
     x = np.linspace(-6, 6, 4001)
     density = np.exp(-((x[:, None] - [-0.3, 0.3]) ** 2) / 0.72).mean(1) / math.sqrt(0.72 * math.pi)
@@ -166,7 +174,10 @@ TABLE = {
 
 @pytest.mark.parametrize("h2", TABLE)
 def test_bimodal_table(h2: float) -> None:
-    """Between the modes p_0 is 1e-22 of its largest value, where plain elimination returned 1.11 for h = 1."""
+    """Between the modes p_0 is 1e-22 of its largest value.
+
+    There plain elimination returned 1.11 for h = 1.
+    """
     for error, expected in zip(("score", "constant"), TABLE[h2]):
         found = leading_order_1d(BIMODAL, error, h2, 4.0)
         np.testing.assert_allclose(found.value, expected, rtol=1e-6)
@@ -193,7 +204,10 @@ def test_the_schemes_agree_on_another_error() -> None:
 def _characteristics(
     weights: np.ndarray, means: np.ndarray, variances: np.ndarray, time: float
 ) -> float:
-    """L at h = 0 for E = sin(2 x) e^{-theta}: u = -1/2 int (E' + E score) dtheta along the flow, from points of p_0."""
+    """L at h = 0 for E = sin(2 x) e^{-theta}.
+
+    u = -1/2 int (E' + E score) dtheta along the flow, from points of p_0.
+    """
 
     def score(x: np.ndarray, theta: float) -> np.ndarray:
         v = 1 + (variances - 1) * np.exp(-theta)
@@ -230,7 +244,10 @@ def _characteristics(
 
 @pytest.mark.parametrize("narrow", [0.09, 0.0025])
 def test_the_ode_by_characteristics(narrow: float) -> None:
-    """Unequal modes, the narrow one up to 30 of its standard deviations away: p_0 is 1e-90 between them."""
+    """Unequal modes, the narrow one up to 30 of its standard deviations away.
+
+    p_0 is 1e-90 between them.
+    """
     weights = np.array([0.3, 0.7])
     means = np.array([-1.0, 1.5])
     variances = np.array([narrow, 0.04])
@@ -242,7 +259,9 @@ def test_the_ode_by_characteristics(narrow: float) -> None:
 
 
 def test_particles() -> None:
-    """The perturbed reverse equation with +-eps and common noise: E phi moves by eps sum(masses u phi), phi = u by 2 L.
+    """The perturbed reverse equation with +-eps and common noise.
+
+    E phi moves by eps sum(masses u phi), and for phi = u by 2 L eps.
 
     Heun's method for additive noise, of weak order 2.
     """
@@ -266,8 +285,8 @@ def test_particles() -> None:
         )
 
     mode = rng.choice(2, size=count, p=weights)
-    spread = np.sqrt(1 + (variances - 1) * np.exp(-time))
-    y = np.tile(np.exp(-time / 2) * means[mode] + spread[mode] * rng.normal(size=count), (2, 1))
+    deviations = np.sqrt(1 + (variances - 1) * np.exp(-time))
+    y = np.tile(np.exp(-time / 2) * means[mode] + deviations[mode] * rng.normal(size=count), (2, 1))
     dt = time / steps
     for k in range(steps):
         noise = math.sqrt(h2 * dt) * rng.normal(size=count)
@@ -280,14 +299,14 @@ def test_particles() -> None:
         "mean": lambda z: z,
         "square": lambda z: z**2,
         "sine": np.sin,
-        "law": lambda z: np.interp(z, x, u),
+        "response": lambda z: np.interp(z, x, u),
     }
     for name, phi in tests.items():
         moved = (phi(y[0]) - phi(y[1])) / (2 * eps)
         expected = np.sum(masses * u * phi(x))
         deviation = np.std(moved) / math.sqrt(count)
         assert abs(np.mean(moved) - expected) < 4 * deviation + 2e-3 * abs(expected), name
-        if name == "law":
+        if name == "response":
             assert deviation < 0.02 * abs(expected)
     np.testing.assert_allclose(np.sum(masses * u**2) / 2, result.value, rtol=1e-3)
 
@@ -317,7 +336,10 @@ def test_derivative_at_the_ode() -> None:
 
 
 def test_elimination_keeps_small_masses() -> None:
-    """Two masses of 1/2 joined through cells of 1e-22 and conductances of up to 1e20, against exact fractions."""
+    """Two masses of 1/2 joined through cells of 1e-22 and conductances of up to 1e20.
+
+    Against exact fractions.
+    """
     masses = np.array([0.5, 1e-18, 1e-22, 1e-22, 1e-19, 0.5])
     rates = np.array([3e-17, 1e20, 2e18, 7e19, 1e-18])
     b = np.array([1.0, -1e-19, 2e-22, 3e-23, -1e-20, -0.25])

@@ -115,7 +115,7 @@ def test_the_textbook_formulas_would_fail_that_test() -> None:
         (0.0, -1.0, 0.0, 1.0, np.inf, np.inf),
     ],
 )
-def test_degenerate_laws(
+def test_degenerate_distributions(
     e: float, v: float, c: float, w2_squared: float, kl: float, reverse_kl: float
 ) -> None:
     expected = {"w2_squared": w2_squared, "kl": kl, "reverse_kl": reverse_kl}
@@ -345,7 +345,7 @@ def test_dense_derivatives(name: str, points: list[tuple[np.ndarray, np.ndarray]
 
 
 @pytest.mark.parametrize("name", metrics.METRICS)
-def test_dense_first_derivatives_of_degenerate_laws(name: str) -> None:
+def test_dense_first_derivatives_of_degenerate_distributions(name: str) -> None:
     """d/dS and d/dC in closed form where every eigenvalue is the same, S = s I and C = c I."""
     s, c, eye = 2.0, 0.5, jnp.eye(3)
     slopes = jax.jit(jax.grad(metrics.DENSE_METRICS[name], (1, 2)))(jnp.zeros(3), s * eye, c * eye)

@@ -164,7 +164,7 @@ def _products(jaxpr: Jaxpr) -> Iterator[object]:
 
 
 PROCESS = jk.VP()
-LAW = jk.Gaussian.from_covariance([0.3, -0.2], [[2.0, 0.5], [0.5, 0.3]])
+DISTRIBUTION = jk.Gaussian.from_covariance([0.3, -0.2], [[2.0, 0.5], [0.5, 0.3]])
 MIXTURES = [  # every component with eigenvectors of its own; all with the same
     jk.GaussianMixture([0.4, 0.6], [[0.0, 1.0], [1.0, 0.0]], [[[2.0, 0.5], [0.5, 0.3]], np.eye(2)]),
     jk.GaussianMixture.fit(np.random.default_rng(0).standard_normal((200, 2)), 2),
@@ -178,8 +178,8 @@ def _score(x: jax.Array, t: jax.Array) -> jax.Array:
 
 def _measured(x: jax.Array) -> object:
     levels = Levels(np.array([0.5]), np.array([0.8]), np.array([0.6]))
-    step = _forward_pass.noise_steps(levels, LAW).at(0)
-    modes = _forward_pass.mode_coordinates(LAW)
+    step = _forward_pass.noise_steps(levels, DISTRIBUTION).at(0)
+    modes = _forward_pass.mode_coordinates(DISTRIBUTION)
     noise = _forward_pass.NoisePair(x, x)
     denoiser = jk.Denoiser(_score, PROCESS, "score")
     weight = jnp.ones(3)
@@ -193,9 +193,9 @@ def _measured(x: jax.Array) -> object:
 @pytest.mark.parametrize(
     "fn",
     [
-        lambda x: LAW.denoiser(PROCESS)(x, T),
-        lambda x: LAW.score(PROCESS, x, T),
-        lambda x: LAW.mode_mean + LAW.sample(jax.random.key(0), 3),
+        lambda x: DISTRIBUTION.denoiser(PROCESS)(x, T),
+        lambda x: DISTRIBUTION.score(PROCESS, x, T),
+        lambda x: DISTRIBUTION.mode_mean + DISTRIBUTION.sample(jax.random.key(0), 3),
         *(lambda x, m=m: m.denoiser(PROCESS)(x, T) for m in MIXTURES),
         *(lambda x, m=m: (m.score(PROCESS, x, T), m.hessian(PROCESS, x, T)) for m in MIXTURES),
         *(lambda x, m=m: m.sample(jax.random.key(0), 3) for m in MIXTURES),
@@ -206,7 +206,7 @@ def _measured(x: jax.Array) -> object:
         ),
         _measured,
         lambda x: fit_affine(
-            jk.Denoiser(_score, PROCESS, "score"), x, LAW, T[None], jax.random.key(0), 3, 0.0
+            jk.Denoiser(_score, PROCESS, "score"), x, DISTRIBUTION, T[None], jax.random.key(0), 3, 0.0
         ),
     ],
 )

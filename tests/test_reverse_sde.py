@@ -1,8 +1,8 @@
-"""The reverse diffusion h: the leading order of KL against verified numbers, moments and ODE solvers; bounds; optima.
+"""The reverse diffusion coefficient h(t): leading order of KL, limits, bounds and optima.
 
-Reference numbers were computed independently of the package (quadrature, matrix moment equations, another
-optimiser). Numbers and formulas "as published" are those of Cao, Chen, Luo, Zhou (2023), which the
-library corrects.
+Reference numbers were computed independently of the package (quadrature, matrix moment equations,
+another optimiser). Numbers and formulas "as published" are those of Cao, Chen, Luo, Zhou (2023),
+which the library corrects.
 """
 
 from collections.abc import Callable
@@ -234,7 +234,10 @@ def test_matrix_errors_by_differentiating_the_moments() -> None:
 
 
 def test_matrix_and_relative_errors_agree() -> None:
-    """c grad log p + b / sqrt(s) is affine; both at leading order and at finite size, where data have a mean."""
+    """c grad log p + b / sqrt(s) is affine, for data with a mean.
+
+    At leading order and at finite size.
+    """
     lam = np.array([0.2, 1.5])
     mean = np.array([1.0, -2.0])
     c = 0.6
@@ -268,7 +271,10 @@ def test_matrix_and_relative_errors_agree() -> None:
     "process", [jk.OU(rate=2.0), jk.VP(), jk.EDM(sigma_max=10.0)], ids=["ou", "vp", "edm"]
 )
 def test_every_process_in_its_own_time(process: jk.AbstractProcess) -> None:
-    """The variance in the process's own time, drift and scaling, by an ODE solver, gives the L of rescaled time."""
+    """The variance in the process's own time, drift and scaling gives the L of rescaled time.
+
+    By an ODE solver.
+    """
     lam = 0.2
     alpha = 1.3
     theta_end = 1.8
@@ -307,7 +313,10 @@ def test_the_time_change_is_the_integral_of_the_diffusion() -> None:
 
 
 def test_derivatives_in_alpha2() -> None:
-    """Finite and right at h = 0 and for large h^2; zero in h itself at h = 0, which is why h^2 is the variable."""
+    """Finite and right at h = 0 and for large h^2.
+
+    Zero in h itself at h = 0, which is why h^2 is the variable.
+    """
     target = jk.Gaussian(0.0, [0.05, 1.0, 2.0])
     edges = np.array([0.0, 0.1, 0.6, T])
 
@@ -382,7 +391,7 @@ def _published_pulse_bound(variance: float, alpha2: float, time: float) -> _Publ
         return (20.0 + 30.0 / s(theta) ** 2) * s(theta) ** 2
 
     def rate(theta: float) -> float:
-        # the derivative of log int p^{1 + 1/h^2} e^{x^2 / (2 h^2)} dx, for the marginal's s' = 1 - s
+        # the derivative of log int p^{1 + 1/h^2} e^{x^2 / (2 h^2)} dx, with s' = 1 - s
         precision = first / s(theta) - second
         slope = (
             (1.0 - s(theta)) * 0.5 * first * (1.0 / (precision * s(theta) ** 2) - 1.0 / s(theta))
@@ -407,9 +416,9 @@ def _published_pulse_bound(variance: float, alpha2: float, time: float) -> _Publ
 def _published_window(
     variance: float, alpha2: float, window: float, c: float = 0.0, b: float = 0.0
 ) -> float:
-    """Proposition 3.5 for N(0, variance) and the error c grad log p + b / sqrt(s) on theta < window.
+    """Proposition 3.5 for N(0, variance) and c grad log p + b / sqrt(s) on theta < window.
 
-    a^2 I / 8 at h = 0, and (1 - e^{-a h^2 kappa / 2})^2 I / (2 kappa^2) for h > 0, as an upper bound.
+    a^2 I / 8 at h = 0, and (1 - e^{-a h^2 kappa / 2})^2 I / (2 kappa^2) for h > 0, as a bound.
     """
     information = (2.0 * c**2 + b**2) / variance**2
     if alpha2 == 0:
@@ -419,7 +428,7 @@ def _published_window(
 
 
 def _published_tail(variance: float, c: float) -> _Published:
-    """Proposition 3.6 for N(0, variance) and c grad log p: lim L <= I(0) / (2 m_0^2), for m_0 > 1."""
+    """Proposition 3.6 for N(0, variance) and c grad log p, m_0 > 1: lim L <= I(0) / (2 m_0^2)."""
     value = 0.5 * variance**2 * 2.0 * c**2 / variance**2
     limit = float(tail_constant(jk.Gaussian(0.0, [variance]), c))
     return _Published(value, applies=variance < 1.0, informative=value <= 2.0 * limit)
@@ -462,7 +471,7 @@ def test_density_by_quadrature() -> None:
     errors = {"score": jax.grad(_mixture), "one": lambda x, theta: jnp.ones_like(x)}
     potentials = {"score": lambda x: _mixture(x, jnp.zeros(())), "one": lambda x: x}
     zero = jnp.zeros(())
-    # the limit, the published bound on it, and L at h^2 = 1e4 by a solver of the partial differential
+    # the limit, the published bound on it, and L at h^2 = 1e4 by a solver of the differential
     # equation
     for name, limit, published, large in (
         ("score", 0.23974, 1.194, 0.23980),
@@ -554,7 +563,10 @@ def test_window() -> None:
 
 
 def test_the_bound_holds() -> None:
-    """1500 random distributions of dimension 1 to 5, errors and h^2(theta); the exact L is the closed form."""
+    """1500 random distributions of dimension 1 to 5, errors and h^2(theta).
+
+    The exact L is the closed form.
+    """
     ratios = []
     for dim in range(1, 6):
         rng = np.random.default_rng(dim)
@@ -669,7 +681,10 @@ def test_optimal_diffusion(name: str) -> None:
 
 
 def test_infimum() -> None:
-    """Bang-bang: no noise for theta < .106, within 1% of what 16 cells reach; no random h^2 goes below it."""
+    """Bang-bang: no noise for theta < .106, within 1% of what 16 cells reach.
+
+    No random h^2 goes below it.
+    """
     found = optimize_diffusion(ONE, _both, T)
     assert found.infimum is not None
     np.testing.assert_allclose(found.infimum.value, 0.043983, atol=6e-7)
@@ -687,7 +702,7 @@ def test_infimum() -> None:
 
 
 def test_infimum_of_a_table() -> None:
-    """Errors constant on cells: candidates are the beginnings of the cells; a steep h^2 comes close."""
+    """Errors constant on cells: steps at the beginnings of cells; a steep h^2 comes close."""
     target = jk.Gaussian.isotropic(3, 0.1)
     edges = np.array([0.0, 0.05, 0.3, T])
     c = np.array([1.0, 0.1, 0.6])
@@ -728,7 +743,7 @@ def _even_kl(
     variance: float,
     relative: np.ndarray,
 ) -> float:
-    """J of one mode in NumPy: theta (K + 1,), the relative error (K,) at the beginning of every step.
+    """J of one mode in NumPy: theta (K + 1,), relative error (K,) at the beginning of steps.
 
     `step` gives factors for x and for the learned score at x, and the variance of the noise.
     """
@@ -825,7 +840,7 @@ def test_discrete_stochasticity_of_the_exponential_integrator(epsilon: float) ->
 
 
 def test_discrete_stochasticity_of_ddim_in_another_process() -> None:
-    """Two modes with errors of their own, in the time of the VP process, against the same recursion."""
+    """Two modes with separate errors, in the time of the VP process, against the same recursion."""
     process = jk.VP(0.1, 3.9)
     epsilon = 0.2
     means = (0.3, -1.0)
@@ -930,7 +945,7 @@ def discrete() -> dict[int, DiscreteStochasticity]:
 def test_discrete_stochasticity_against_continuous_time(
     discrete: dict[int, DiscreteStochasticity],
 ) -> None:
-    """Reference numbers of another optimiser; and the optimum of continuous time comes nearer with K."""
+    """Reference numbers of another optimiser; continuous time comes nearer with K."""
     np.testing.assert_allclose(
         [discrete[k].value for k in discrete], [0.01911114, 0.00637439, 0.00287934], rtol=2e-6
     )
@@ -1056,7 +1071,10 @@ def test_training_weights() -> None:
 
 
 def test_optimal_weight() -> None:
-    """In the stated model it beats every other weight, and its error is the variance of a simulated one."""
+    """In the stated model it beats every other weight.
+
+    Its error is the variance of a simulated one.
+    """
     edges = [0.0, 0.1, T]
     k = [0.0, 2.0]
     kernel = terminal_kernel(TEN, edges, k)
@@ -1067,7 +1085,8 @@ def test_optimal_weight() -> None:
     )
     for weight in (jnp.ones_like, lambda r: 1e-3 + r, lambda r: 1 / (0.1 + r)):
         assert kernel.predict_error(weight) > kernel.optimal_error
-    # the kernel from the responses of narrow cells: white noise of variance 1 / cell in c |grad log p|
+    # the kernel from the responses of narrow cells: white noise of variance 1 / cell in
+    # c |grad log p|
     fine = np.unique(np.concatenate([np.linspace(0, 0.1, 101), np.linspace(0.1, T, 401)]))
     middle = (fine[1:] + fine[:-1]) / 2
     s = 1 + (np.asarray(TEN.eigenvalues) - 1) * np.exp(-middle[:, None])

@@ -72,6 +72,15 @@ class DiscreteStochasticity:
     """The best alpha_k of K steps, beside what it is compared with.
 
     Values are J of `SymmetrizedKL`, in nats. `optimize_discrete_stochasticity` computes it.
+
+    **Example:**
+
+    ```python
+    >>> setting = (jk.Gaussian(0.0, [0.04]), jnp.ones_like, jk.OU(rate=1.0, t_max=2.0), "ddim")
+    >>> found = jk.reverse_sde.optimize_discrete_stochasticity(*setting, [2.0, 0.5, 0.1, 0.0], 0.1)
+    >>> found.value <= min(found.ode, found.sde, found.error_agnostic)
+    True
+    ```
     """
 
     times: np.ndarray
@@ -180,7 +189,7 @@ def optimize_discrete_stochasticity(
     cells: int | Numbers = 16,
     cap: float = 100.0,
 ) -> DiscreteStochasticity:
-    """Minimise the symmetrized KL divergence over the stochasticity of every step.
+    """Minimize the symmetrized KL divergence over the stochasticity of every step.
 
         min J(alpha_1, ..., alpha_K),     0 <= alpha_k^2 <= cap,     J of `SymmetrizedKL`
 

@@ -41,7 +41,16 @@ _SAMPLED = 257
 
 @dataclasses.dataclass(frozen=True)
 class Infimum:
-    """The least L that any h(t) >= 0 reaches."""
+    """The least L that any h(t) >= 0 reaches. `diffusion_infimum` computes it.
+
+    **Example:**
+
+    ```python
+    >>> found = jk.reverse_sde.diffusion_infimum(jk.Gaussian(0.0, [1.0]), 1.0, [0.0, 2.0])
+    >>> print(f"{found.value:.4f}")  # d / 4 for E = grad log p
+    0.2500
+    ```
+    """
 
     value: float
     """inf L, in nats per eps^2."""

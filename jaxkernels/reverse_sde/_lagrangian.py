@@ -157,7 +157,7 @@ def _follow_flow(target: GaussianMixture, times: Array, faces: Array) -> tuple[A
 
 def _move(target: GaussianMixture, x: Array, start: Array, end: Array, substeps: Array) -> Array:
     """Points moved by the probability flow from `start` to `end`, by Runge-Kutta of order 4."""
-    step = (end - start) / substeps
+    step = (end - start) / substeps.astype(x.dtype)
 
     def substep(i: Array, x: Array) -> Array:
         def stage(
@@ -166,7 +166,8 @@ def _move(target: GaussianMixture, x: Array, start: Array, end: Array, substeps:
             velocity, moved = state
             part, weight = here
             y = x + part * step * velocity
-            velocity = -0.5 * (y + evaluate_score(target, y, start + (i + part) * step))
+            now = start + (i.astype(x.dtype) + part) * step
+            velocity = -0.5 * (y + evaluate_score(target, y, now))
             return (velocity, moved + weight * step * velocity), None
 
         parts = jnp.array([0.0, 0.5, 0.5, 1.0])

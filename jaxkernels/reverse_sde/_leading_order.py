@@ -46,6 +46,15 @@ class CellResponses(eqx.Module):
         L = sum_i |sum_cells M_i|^2 / 2 + |sum_cells W_i|^2 / 4
 
     `cell_responses` computes it.
+
+    **Example:**
+
+    ```python
+    >>> target = jk.Gaussian(0.0, [0.04])
+    >>> responses = jk.reverse_sde.cell_responses(target, [0.0, 0.1, 2.0], 1.0, relative=1.0)
+    >>> responses.mean.shape  # (cells, modes)
+    (2, 1)
+    ```
     """
 
     variance: Float[Array, "cells modes"]

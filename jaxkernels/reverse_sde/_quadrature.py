@@ -61,7 +61,7 @@ def place_nodes(
     """Nodes theta and weights d theta, in equal panels of the natural time of the fastest mode."""
     y = mode_time(edges, fastest)
     step = jnp.diff(y)[:, None, None] / panels
-    inside = jnp.arange(panels)[:, None] + 0.5 * (1.0 + jnp.asarray(_NODES))
+    inside = jnp.arange(panels, dtype=y.dtype)[:, None] + 0.5 * (1.0 + jnp.asarray(_NODES))
     nodes = (y[:-1, None, None] + step * inside).reshape(y.size - 1, -1)
     theta = inverse_mode_time(nodes, fastest)
     shape = (y.size - 1, panels, _WEIGHTS.size)

@@ -30,10 +30,21 @@ _WIDTH = 1e-7
 
 
 class BestConstant(NamedTuple):
-    """The best constant alpha^2 below the cap, and its cost."""
+    """The best constant alpha^2 below the cap, and its cost.
+
+    **Example:**
+
+    ```python
+    >>> found = jk.reverse_sde.optimize_diffusion(jk.Gaussian(0.0, [0.04]), 1.0, 2.0, cells=2)
+    >>> found.best_constant.value <= min(found.ode, found.sde)
+    True
+    ```
+    """
 
     value: float
+    """L or J of the constant."""
     stochasticity_squared: float
+    """alpha^2 = h^2 / g^2."""
 
 
 class Minimum(NamedTuple):

@@ -42,6 +42,15 @@ class TerminalDistribution(eqx.Module):
 
     Sampling starts from the exact marginal. `terminal_distribution` and
     `affine_terminal_distribution` compute it.
+
+    **Example:**
+
+    ```python
+    >>> setting = (jk.Gaussian(0.0, [0.04]), [0.0, 2.0], 1.0)
+    >>> found = jk.reverse_sde.terminal_distribution(*setting, 0.1, relative=1.0)
+    >>> bool(found.kl > 0.0)
+    True
+    ```
     """
 
     mean_error: Float[Array, " modes"]

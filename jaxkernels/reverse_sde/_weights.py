@@ -79,6 +79,14 @@ class TerminalKernel(eqx.Module):
     """The cost at the data end of a unit of squared score error at each time, on quadrature nodes.
 
     `terminal_kernel` computes it.
+
+    **Example:**
+
+    ```python
+    >>> kernel = jk.reverse_sde.terminal_kernel(jk.Gaussian(0.0, [0.04]), [0.0, 2.0], 1.0)
+    >>> bool(jnp.all(kernel.kernel > 0.0))
+    True
+    ```
     """
 
     time: Float[Array, "cells nodes"]
