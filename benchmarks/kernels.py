@@ -17,14 +17,16 @@ import jaxkernels as jk
 from .environment import save, table
 
 PROCESS = jk.VP()
-STEPS, MODES = (30, 100, 300, 1000, 3000), (1000, 3000, 10_000, 30_000, 100_000)
-FIXED_STEPS, FIXED_MODES = 30, 1024
+STEPS = (30, 100, 300, 1000, 3000)
+MODES = (1000, 3000, 10_000, 30_000, 100_000)
+FIXED_STEPS = 30
+FIXED_MODES = 1024
 LARGE = (200, 1024)
 REPEATS = 7
 
 
 def setting(num_steps: int, modes: int) -> tuple[jk.ErrorKernel, jk.ScoreError]:
-    """A spectrum i^-1, a uniform log-SNR grid and an error of rank one."""
+    """A spectrum i^-1, a schedule uniform in log-SNR and an error of rank one."""
     target = jk.Gaussian(0.3, np.arange(1.0, modes + 1.0) ** -1.0)
     schedule = jk.schedules.log_snr(PROCESS, num_steps, 1e-3)
     error = jk.ScoreError.diagonal(np.linspace(1e-3, 2e-3, modes))
@@ -54,8 +56,8 @@ def slope(sizes: tuple[int, ...], seconds: list[float]) -> float:
 
 def main() -> None:
     with jax.enable_x64(True):
-        by_steps = [contraction(k, FIXED_MODES) for k in track(STEPS, "numbers of steps")]
-        by_modes = [contraction(FIXED_STEPS, d) for d in track(MODES, "numbers of modes")]
+        by_steps = [contraction(k, FIXED_MODES) for k in track(STEPS, "K")]
+        by_modes = [contraction(FIXED_STEPS, d) for d in track(MODES, "modes")]
         kernel, error = setting(*LARGE)
         low_rank = least(lambda: kernel.contract(error))
         slopes = np.linspace(1e-3, 2e-3, LARGE[1])
