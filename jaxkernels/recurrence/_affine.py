@@ -1,4 +1,4 @@
-"""Every sampler step as an affine map with Gaussian noise, by linearisation of its one definition."""
+"""Every sampler step as an affine map with Gaussian noise, by linearising its one definition."""
 
 import itertools
 from collections.abc import Callable

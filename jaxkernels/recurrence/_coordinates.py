@@ -76,7 +76,7 @@ class AbstractCoordinates(eqx.Module):
     def contributions(
         self, metric: str | metrics.Metric, moments: Moments, reference: Moments
     ) -> Float[Array, "*s parts"]:
-        """The metric between two distributions: each mode's contribution, or one number if dense."""
+        """The metric between two distributions: each mode's contribution; one number if dense."""
 
     def distance(
         self, metric: str | metrics.Metric, moments: Moments, reference: Moments

@@ -172,14 +172,14 @@ class Run(eqx.Module):
         return local_errors(self.target, self.process, self.sampler, self.schedule)
 
     def check_signal(self) -> None:
-        """Refuse a run that evaluates the network where the signal is 0; nothing if it is traced."""
+        """Raise a ValueError if the network is evaluated where the signal is 0; not if traced."""
         if is_traced((self.process, self.schedule)):
             return
         times = self.evaluation_times()
         signal = np.asarray(self.process.signal(times))
         if np.any(signal <= 0):
+            t = float(times[int(np.argmin(signal))])
             raise ValueError(
-                f"the network is evaluated at t = {float(times[int(np.argmin(signal))]):g}, where the "
-                "signal is 0 and a score error has no finite effect on the denoised point; start the "
-                "schedule below t_max."
+                f"the network is evaluated at t = {t:g}, where the signal is 0 and a score error has "
+                "no finite effect on the denoised point; start the schedule below t_max."
             )
