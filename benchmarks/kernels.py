@@ -58,8 +58,8 @@ def slope(sizes: tuple[int, ...], seconds: list[float]) -> float:
 
 def main() -> None:
     with jax.enable_x64(True):
-        by_steps = [contraction(k, FIXED_MODES) for k in track(STEPS, "numbers of steps")]
-        by_modes = [contraction(FIXED_STEPS, d) for d in track(MODES, "numbers of modes")]
+        by_steps = [contraction(k, FIXED_MODES) for k in track(STEPS, "K")]
+        by_modes = [contraction(FIXED_STEPS, d) for d in track(MODES, "modes")]
         kernel, error = setting(*LARGE)
         low_rank = least(lambda: kernel.contract(error))
         slopes = np.linspace(1e-3, 2e-3, LARGE[1])

@@ -8,7 +8,7 @@ from types import TracebackType
 class Progress:
     """A status line on standard error that appears after one second.
 
-    Leaving the context clears the line. Nothing is printed when standard error is not a terminal or
+    Leaving the context clears the line. Nothing is shown when standard error is not a terminal or
     `enabled` is False.
     """
 

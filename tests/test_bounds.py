@@ -361,10 +361,10 @@ def test_bounds_hold_for_random_lipschitz_errors() -> None:
         assert mixed == pytest.approx(float(accumulation.coherent(pair.rms).value), rel=1e-11)
 
         fresh = rng.gamma(0.5, size=5)
-        spread = [
+        propagated = [
             beta * f * p for beta, f, p in zip(coefficients[1], fresh, pair.products, strict=True)
         ]
-        total = sum(s @ s.T for s in spread) / 3.0  # equal in all directions
+        total = sum(s @ s.T for s in propagated) / 3.0  # equal in all directions
         bound = accumulation.mixed(pair.rms, fresh)
         # a draw for all samples moves the mean, a draw for each adds to the covariance
         ratios["mixed, shared"].append(_attained(bound, np.sqrt(pair.w2() ** 2 + np.trace(total))))

@@ -248,13 +248,16 @@ def test_errors_of_scores_at_the_end_of_a_step() -> None:
     slope, shift = 0.1 * np.random.default_rng(0).standard_normal((2, 3, 3))
     theta = jk.AffineError(jnp.asarray(slope), jnp.asarray(shift))
     assert float(kernel.error(theta)) == pytest.approx(_end_error(slope, shift), rel=1e-11)
-    sizes, size = np.array(SCORE_ERROR), 1e-3
+    sizes = np.array(SCORE_ERROR)
+    size = 1e-3
 
     def even(slope: np.ndarray, shift: np.ndarray) -> float:
-        there, back = (_end_error(s * slope, s * shift) for s in (size, -size))
+        there = _end_error(size * slope, size * shift)
+        back = _end_error(-size * slope, -size * shift)
         return (0.5 * (there + back) - _end_error(0.0 * slope, 0.0 * shift)) / size**2
 
-    ones, zero = np.ones((3, 1)), np.zeros((3, 3))
+    ones = np.ones((3, 1))
+    zero = np.zeros((3, 3))
     expected = even(ones * sizes[0], zero) + even(zero, ones * sizes[1])
     error = jk.ScoreError.diagonal(*SCORE_ERROR)
     assert float(kernel.contract(error)) == pytest.approx(expected, rel=1e-6)

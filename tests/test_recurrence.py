@@ -308,9 +308,9 @@ def _local_by_hand(
         factor = np.sum(matrix[0] * deviation, 0)
         mean_error = np.sum(matrix[0] * base, 0) + shift[0] - means[k + 1]
         variance = np.sign(factor) * factor**2 * total[k] + injected
-        carry = np.sqrt(total[-1] / total[k + 1])
-        final = total[-1] + carry**2 * (variance - total[k + 1])
-        errors.append(np.sum(_w2_squared(carry * mean_error, final, total[-1])))
+        contraction = np.sqrt(total[-1] / total[k + 1])
+        final = total[-1] + contraction**2 * (variance - total[k + 1])
+        errors.append(np.sum(_w2_squared(contraction * mean_error, final, total[-1])))
         factors.append(factor)
     return np.array(errors), np.array(factors)
 

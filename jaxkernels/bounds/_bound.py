@@ -1,26 +1,28 @@
 """A bound on the distance that score errors cause, and what the families of bounds share.
 
-Two runs, one with score errors and one without, start from the same distribution and share their noise,
-which couples them. For a Gaussian target a sampler is affine in x and in the scores that it is given, so
-the coupled samples differ at the end by
+Two runs, one with score errors and one without, start from the same distribution and share their
+noise, which couples them. For a Gaussian target a sampler is affine in x and in the scores that it
+is given, so the coupled samples differ at the end by
 
-    D = sum_i G_i e_i,      G_i = d x_end / d e_i,      W2 <= (E |D|^2)^(1/2),                          (1)
+    D = sum_i G_i e_i,      G_i = d x_end / d e_i,      W2 <= (E |D|^2)^(1/2),   (1)
 
 e_i the error that evaluation i meets in the run with errors. With one evaluation per step
 
     G_i = beta_i prod_{j>i} A_j,
 
-where A_j is the factor of step j on x and beta_j its factor on the score. How the e_i are correlated in
-time decides how the sum grows: `AccumulationOperators` has the bounds for known correlations,
-`LipschitzAccumulation` those for errors that depend on x and are known along the run without errors only.
+where A_j is the factor of step j on x and beta_j its factor on the score. How the e_i are
+correlated in time decides how the sum grows: `AccumulationOperators` has the bounds for known
+correlations, `LipschitzAccumulation` those for errors that depend on x and are known along the run
+without errors only.
 
 Errors may be random. Where all samples share them, as with one trained network, the bounds hold for
-(E W2^2)^(1/2), the mean being over the errors; where every sample has its own, for the distribution of
-all samples. The distance to the data follows by the triangle inequality: add `evaluate_schedule(...).w2`.
+(E W2^2)^(1/2), the mean being over the errors; where every sample has its own, for the distribution
+of all samples. The distance to the data follows by the triangle inequality: add
+`evaluate_schedule(...).w2`.
 
-Source: "The Accumulation of Score Estimation Error in Diffusion Models" (manuscript), Theorem 3.1. Its
-sum of squares drops the products of errors at different times and bounds W2 only if they vanish; the
-bounds here state what they need.
+Source: "The Accumulation of Score Estimation Error in Diffusion Models" (manuscript), Theorem 3.1.
+Its sum of squares drops the products of errors at different times and bounds W2 only if they
+vanish; the bounds here state what they need.
 """
 
 import equinox as eqx
@@ -44,7 +46,7 @@ class AccumulationBound(eqx.Module):
     **Example:**
 
     ```python
-    >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3))
+    >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.3, 0.01]))
     >>> jk.bounds.accumulation_operators(*run).orthogonal(0.1).assumption
     'errors of different evaluations are uncorrelated'
     ```
@@ -77,7 +79,8 @@ def per_evaluation(argument: str, value: Numbers, count: int) -> Float[Array, " 
 def largest(target: Gaussian, along_modes: Float[Array, "n modes"]) -> Float[Array, " n"]:
     """The largest size among the modes of positive weight."""
     sizes = jnp.where(jnp.asarray(target.weights) > 0, jnp.abs(along_modes), 0.0)
-    # picked by index: the derivative of a maximum looks for it again, and compiled code may round it differently
+    # picked by index: the derivative of a maximum looks for it again, and compiled code may round
+    # it differently
     return jnp.take_along_axis(sizes, jnp.argmax(sizes, axis=-1, keepdims=True), axis=-1)[:, 0]
 
 
@@ -87,7 +90,8 @@ def checked_run(target: object, process: object, sampler: object, schedule: obje
     run.check_signal()
     if run.target.compression is not None:
         raise ValueError(
-            "target is compressed: its nodes need not have the largest factor; pass the full spectrum."
+            "target is compressed: its nodes need not have the largest factor; pass the full "
+            "spectrum."
         )
     return run
 

@@ -18,9 +18,10 @@ def hessian_interval(
 
         -1 / (a^2 / L + s^2)  <=  Hess log p_t  <=  -1 / (a^2 / m + s^2)
 
-    The upper bound is infinite (says nothing) where m < 0 and s^2 >= a^2 / |m|. Both are exact for normal
-    distributions. They follow from s^2 Hess log p_t = (a/s)^2 Cov(X_0 | x) - I with the Cramér-Rao and
-    the Brascamp-Lieb bound on the covariance; p_0 needs a twice differentiable positive density.
+    The upper bound is infinite (says nothing) where m < 0 and s^2 >= a^2 / |m|. Both are exact for
+    normal distributions. They follow from s^2 Hess log p_t = (a/s)^2 Cov(X_0 | x) - I with the
+    Cramér-Rao and the Brascamp-Lieb bound on the covariance; p_0 needs a twice differentiable
+    positive density.
 
     **Arguments:**
 

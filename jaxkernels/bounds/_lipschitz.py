@@ -29,26 +29,26 @@ class LipschitzAccumulation(eqx.Module):
 
         |D_{j+1}| <= M_j |D_j| + beta_j |e_j(y_j)|,     M_j = max over modes |A_j| + beta_j L_j
 
-    with y_j the run without errors, along which `rms` is meant: rms_j = (E |e_j(y_j)|^2)^(1/2), (steps,)
-    or a number, in 1 / data. If it is known under the exact marginal p_t instead, L_j W2(distribution of
-    y_j, p_t) has to be added.
+    with y_j the run without errors, along which `rms` is meant: rms_j = (E |e_j(y_j)|^2)^(1/2),
+    (steps,) or a number, in 1 / data. If it is known under the exact marginal p_t instead, L_j
+    W2(distribution of y_j, p_t) has to be added.
 
     - `growth`: (steps,), M_j, at least the factor by which step j can move two samples apart.
     - `injection`: (steps,), |beta_j|, the step's factor on the score, in units of variance.
 
-    The same numbers hold for data that are not Gaussian: if m I <= -Hess log p_0 <= L I with m > 0, take
-    the target `Gaussian(0.0, [1 / m, 1 / L])`, whose score has the two extreme slopes at every time
-    (`hessian_interval`).
+    The same numbers hold for data that are not Gaussian: if m I <= -Hess log p_0 <= L I with m > 0,
+    take the target `Gaussian(0.0, [1 / m, 1 / L])`, whose score has the two extreme slopes at every
+    time (`hessian_interval`).
 
     **Example:**
 
     ```python
-    >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3))
+    >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.3, 0.01]))
     >>> bound = jk.bounds.lipschitz_accumulation(*run, lipschitz=0.1).coherent(0.1)
     ```
 
-    Source: "The Accumulation of Score Estimation Error in Diffusion Models" (manuscript), equation (10),
-    corrected: as published it neglects the correlation of errors in time, and takes factors
+    Source: "The Accumulation of Score Estimation Error in Diffusion Models" (manuscript), equation
+    (10), corrected: as published it neglects the correlation of errors in time, and takes factors
     |A_j + beta_j L_j|, which are too small where A_j < 0.
     """
 
@@ -77,7 +77,7 @@ class LipschitzAccumulation(eqx.Module):
         **Example:**
 
         ```python
-        >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3))
+        >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.3, 0.01]))
         >>> bound = jk.bounds.lipschitz_accumulation(*run, lipschitz=0.1).coherent(0.1)
         ```
         """
@@ -94,8 +94,8 @@ class LipschitzAccumulation(eqx.Module):
         **Arguments:**
 
         - `rms`: of e_j along the run without errors, (steps,) or a number, >= 0, in 1 / data.
-        - `fresh_rms`: at least (E |z_j|^2)^(1/2) along the run with errors, in the same form; z_j need not
-          be Lipschitz.
+        - `fresh_rms`: at least (E |z_j|^2)^(1/2) along the run with errors, in the same form; z_j
+          need not be Lipschitz.
 
         **Returns:** the bound, in the units of the data.
 
@@ -104,7 +104,7 @@ class LipschitzAccumulation(eqx.Module):
         **Example:**
 
         ```python
-        >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3))
+        >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.3, 0.01]))
         >>> bound = jk.bounds.lipschitz_accumulation(*run, lipschitz=0.1).mixed(0.0, 0.1)
         ```
         """
@@ -135,8 +135,8 @@ def lipschitz_accumulation(
 
     **Arguments:**
 
-    - `target`, `process`, `sampler`, `schedule`: as for `accumulation_operators`; the sampler with one
-      evaluation per step and no multistep history.
+    - `target`, `process`, `sampler`, `schedule`: as for `accumulation_operators`; the sampler with
+      one evaluation per step and no multistep history.
     - `lipschitz`: L_j >= 0, (steps,) or a number for all, in 1 / variance.
 
     **Returns:** the factors, and the bounds that follow from them.
@@ -147,7 +147,7 @@ def lipschitz_accumulation(
     **Example:**
 
     ```python
-    >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3))
+    >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.3, 0.01]))
     >>> assert (jk.bounds.lipschitz_accumulation(*run, lipschitz=0.1).growth > 0).all()
     ```
 
@@ -170,8 +170,8 @@ def _check_one_evaluation(sampler: AbstractSampler) -> None:
     else:
         return
     raise ValueError(
-        f"sampler {type(sampler).__name__} {what}; bounds for Lipschitz errors need one evaluation per "
-        "step and no history. For errors that do not depend on x use accumulation_operators."
+        f"sampler {type(sampler).__name__} {what}; bounds for Lipschitz errors need one evaluation "
+        "per step and no history. For errors that do not depend on x use accumulation_operators."
     )
 
 
@@ -196,9 +196,10 @@ def _recursion(growth: Array, injection: Array, known: Array, fresh: Array) -> F
 
 @jax.jit
 def _step_responses(run: Run) -> tuple[Array, Array, Array]:
-    """A_j, the derivative of -A_j in the error's slope, that of the step in its shift: (steps, modes) each.
+    """Three factors (steps, modes) of every step.
 
-    The last two are both beta_j if the step evaluates at x itself.
+    A_j, the derivative of -A_j in the error's slope, and that of the step in the error's shift. The
+    last two are both beta_j if the step evaluates at x itself.
     """
 
     def maps(error: AffineError) -> tuple[Array, Array]:

@@ -25,30 +25,34 @@ from ._bound import (
 
 
 class AccumulationOperators(eqx.Module):
-    """The responses G_i = d x_end / d e_i along every mode, and bounds for errors of known correlation.
+    """The responses G_i = d x_end / d e_i per mode, and bounds for errors of known correlation.
 
-    The methods take `rms`: (E |e_i|^2)^(1/2) of the whole error vector at every evaluation, (evaluations,)
-    or a number for all, in the units of a score, 1 / data. For errors that depend on x it is meant along
-    the run with errors. A ValueError says if a shape is wrong or an entry negative.
+    The methods take `rms`: (E |e_i|^2)^(1/2) of the whole error vector at every evaluation,
+    (evaluations,) or a number for all, in the units of a score, 1 / data. For errors that depend on
+    x it is meant along the run with errors. A ValueError says if a shape is wrong or an entry
+    negative.
 
-    - `signed`: (evaluations, modes), G_i in units of variance. Steps that overshoot make it negative.
-    - `norms`: (evaluations,), its operator norm: the largest |G_i| among the modes of positive weight.
+    - `signed`: (evaluations, modes), G_i in units of variance. Steps that overshoot make it
+      negative.
+    - `norms`: (evaluations,), its operator norm: the largest |G_i| among the modes of positive
+      weight.
     - `times`: (evaluations,), in the order of the run, from noise to data.
     - `process`: the forward process.
 
-    With steps counted from the data, S_a = eta_a prod_{n<a} A_n is G_{K-1-a}. The samplers of this library
-    evaluate at the start of a step; a user-defined one may do so at its end (`evaluation_times`).
+    With steps counted from the data, S_a = eta_a prod_{n<a} A_n is G_{K-1-a}. The samplers of this
+    library evaluate at the start of a step; a user-defined one may do so at its end
+    (`evaluation_times`).
 
     **Example:**
 
     ```python
-    >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3))
+    >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.3, 0.01]))
     >>> operators = jk.bounds.accumulation_operators(*run)
     >>> assert operators.orthogonal(0.1).value < operators.coherent(0.1).value
     ```
 
-    Source: "The Accumulation of Score Estimation Error in Diffusion Models" (manuscript), Theorem 3.1,
-    with scores of the step's end.
+    Source: "The Accumulation of Score Estimation Error in Diffusion Models" (manuscript), Theorem
+    3.1, with scores of the step's end.
     """
 
     signed: Float[Array, "evaluations modes"]
@@ -81,7 +85,7 @@ class AccumulationOperators(eqx.Module):
         **Example:**
 
         ```python
-        >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3))
+        >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.3, 0.01]))
         >>> bound = jk.bounds.accumulation_operators(*run).coherent(0.1)
         ```
         """
@@ -93,8 +97,8 @@ class AccumulationOperators(eqx.Module):
 
             W2^2 <= sum_i ||G_i||^2 rms_i^2
 
-        Errors that do not depend on x, are independent in time and have mean 0 are such. A constant error
-        is not: it can exceed this number by a factor of the order of sqrt(K).
+        Errors that do not depend on x, are independent in time and have mean 0 are such. A constant
+        error is not: it can exceed this number by a factor of the order of sqrt(K).
 
         **Arguments:**
 
@@ -107,7 +111,7 @@ class AccumulationOperators(eqx.Module):
         **Example:**
 
         ```python
-        >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3))
+        >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.3, 0.01]))
         >>> bound = jk.bounds.accumulation_operators(*run).orthogonal(0.1)
         ```
         """
@@ -125,19 +129,20 @@ class AccumulationOperators(eqx.Module):
         **Arguments:**
 
         - `rms`: (evaluations,) or a number, >= 0, in 1 / data.
-        - `correlation`: a model of `jk.score_error`, or a matrix (evaluations, evaluations). In every mode
-          m it must be at least the correlation of the errors, |E e_im e_jm| <= |rho_ij| (E e_im^2
-          E e_jm^2)^(1/2), means included. A negative correlation counts by its size, because the G_i can
-          have either sign.
+        - `correlation`: a model of `jk.score_error`, or a matrix (evaluations, evaluations). In
+          every mode m it must be at least the correlation of the errors, |E e_im e_jm| <= |rho_ij|
+          (E e_im^2 E e_jm^2)^(1/2), means included. A negative correlation counts by its size,
+          because the G_i can have either sign.
 
         **Returns:** the bound, in the units of the data.
 
-        **Raises:** ValueError for a wrong shape, a negative entry, or a matrix that is no correlation.
+        **Raises:** ValueError for a wrong shape, a negative entry, or a matrix that is no
+        correlation.
 
         **Example:**
 
         ```python
-        >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3))
+        >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.3, 0.01]))
         >>> bound = jk.bounds.accumulation_operators(*run).correlated(0.1, jk.AR1(0.9))
         ```
         """
@@ -163,7 +168,8 @@ def accumulation_operators(
 
     **Arguments:**
 
-    - `target`, `process`, `sampler`, `schedule`: as for `jk.evaluate_schedule`; the target not compressed.
+    - `target`, `process`, `sampler`, `schedule`: as for `jk.evaluate_schedule`; the target not
+      compressed.
 
     **Returns:** the operators, and the bounds that follow from them.
 
@@ -172,9 +178,9 @@ def accumulation_operators(
     **Example:**
 
     ```python
-    >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "heun", jk.schedules.log_snr(jk.VP(), 8, 1e-3))
+    >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "heun", jk.Schedule([1.0, 0.3, 0.01]))
     >>> jk.bounds.accumulation_operators(*run).signed.shape
-    (16, 2)
+    (4, 1)
     ```
 
     Source: as for `AccumulationOperators`.

@@ -1,4 +1,4 @@
-"""The terminal error of a sampler on a Gaussian: its budget, its kernels in the score error, its expectation."""
+"""The terminal error of a sampler on a Gaussian: budget, kernels and expectation."""
 
 from ._budget import (
     ErrorBudget as ErrorBudget,

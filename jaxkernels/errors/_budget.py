@@ -11,8 +11,9 @@ from ..recurrence import AffineMaps, Moments, Run
 class ErrorBudget(eqx.Module):
     """Where the squared W2 distance to the data distribution comes from, in units of variance.
 
-    Squared W2 is not additive, so the errors are switched on one after another and each entry is the
-    exact increment. (It can be negative: a later error may undo an earlier one.) They sum to `total`:
+    Squared W2 is not additive, so the errors are switched on one after another and each entry is
+    the exact increment. (It can be negative: a later error may undo an earlier one.) They sum to
+    `total`:
 
         total = initialization + truncation + discretization + score
 
@@ -21,14 +22,14 @@ class ErrorBudget(eqx.Module):
     - `discretization`: the sampler instead of the exact reverse process.
     - `score`: the score error, if one is given: averaged over its randomness, to second order.
     - `total`: the squared W2 distance of the run.
-    - `initialization_alone`, `truncation_alone`, `discretization_alone`: the distance when only that
-      error is present.
+    - `initialization_alone`, `truncation_alone`, `discretization_alone`: the distance when only
+      that error is present.
 
     **Example:**
 
     ```python
-    >>> schedule = jk.schedules.quadratic(jk.VP(), 8, 1e-3)
-    >>> budget = jk.evaluate_schedule(jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", schedule).error_budget
+    >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.Schedule([1.0, 0.3, 0.01]))
+    >>> budget = jk.evaluate_schedule(*run).error_budget
     >>> assert budget.discretization > budget.truncation
     ```
     """
@@ -58,8 +59,8 @@ def error_budget(
 ) -> ErrorBudget:
     """The budget of a run.
 
-    `maps` are those of the exact score, `end` the moments that they reach from `start`, and `total` is
-    the distance with the score error.
+    `maps` are those of the exact score, `end` the moments that they reach from `start`, and `total`
+    is the distance with the score error.
     """
     coordinates = run.coordinates()
     data = coordinates.data()

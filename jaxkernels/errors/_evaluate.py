@@ -25,10 +25,11 @@ class Evaluation(eqx.Module):
     """Exact distribution of the samples and its distances to the data distribution p_0.
 
     - `mean`, `variance`: (modes,) at the end, along the target's modes.
-    - `covariance`: (d, d) in the eigenbasis if the initial covariance did not commute with the target's;
-      None otherwise.
+    - `covariance`: (d, d) in the eigenbasis if the initial covariance did not commute with the
+      target's; None otherwise.
     - `means`, `variances`: (K + 1, modes), at every time of the schedule.
-    - `w2_squared`: in units of variance. `kl` = KL(p_0 || q) and `reverse_kl` = KL(q || p_0) in nats.
+    - `w2_squared`: in units of variance. `kl` = KL(p_0 || q) and `reverse_kl` = KL(q || p_0) in
+      nats.
     - `per_mode`: the contribution of each mode to the three distances, by name.
     - `local_w2_squared`: (K,), the squared W2 that each step alone would cause.
     - `error_budget`: where `w2_squared` comes from.
@@ -97,14 +98,14 @@ def evaluate_schedule(
       Moments, KL and values per mode are those for the mean error. Matrix slopes need
       `expected_error(dense=True)`. Default: none.
     - `initialization`: the distribution that sampling starts from: "standard_normal" (the process's
-      prior: N(0, I), or N(0, sigma_max^2 I) for exploding variance), "marginal" (the exact p_T), or any
-      Gaussian in data coordinates, whose covariance need not commute with the target's.
+      prior: N(0, I), or N(0, sigma_max^2 I) for exploding variance), "marginal" (the exact p_T), or
+      any Gaussian in data coordinates, whose covariance need not commute with the target's.
 
-    **Returns:** an `Evaluation`, computed in float64 whatever the caller's flags; inside jit, grad or
-    vmap, in the caller's precision.
+    **Returns:** an `Evaluation`, computed in float64 whatever the caller's flags; inside jit, grad
+    or vmap, in the caller's precision.
 
-    **Raises:** ValueError naming the argument that does not fit; also if the sampler is not finite on the
-    schedule.
+    **Raises:** ValueError naming the argument that does not fit; also if the sampler is not finite
+    on the schedule.
 
     **Example:**
 
@@ -114,8 +115,8 @@ def evaluate_schedule(
     >>> assert evaluation.w2 < 0.5
     ```
 
-    Source: for the error of DDIM and its relatives on Gaussian data, Pierret and Galerne, "Diffusion
-    models for Gaussian distributions: exact solutions and Wasserstein errors" (2024),
+    Source: for the errors of common samplers on Gaussian data, Pierret and Galerne,
+    "Diffusion models for Gaussian distributions: exact solutions and Wasserstein errors" (2024),
     https://arxiv.org/abs/2405.14250.
     """
     run = Run.checked(target, process, sampler, schedule, initialization)
@@ -151,7 +152,8 @@ def _compare(
 ) -> Evaluation:
     """The samples from the initial moments `start`, against the data.
 
-    `known` is the mean score error of every evaluation, `excess` what its randomness adds to squared W2.
+    `known` is the mean score error of every evaluation, `excess` what its randomness adds to
+    squared W2.
     """
     coordinates = run.coordinates()
     data = coordinates.data()

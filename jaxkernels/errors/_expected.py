@@ -38,8 +38,8 @@ class ExpectedError(eqx.Module):
     - `baseline`: the error for the mean score error.
     - `excess`: what the randomness of the score error adds.
     - `second_order`: the excess of the expansion.
-    - `remainder`: excess - second_order as far as it is known; for method "second_order" the excess is
-      the expansion, and `remainder` an estimate of what it leaves out.
+    - `remainder`: excess - second_order as far as it is known; for method "second_order" the excess
+      is the expansion, and `remainder` an estimate of what it leaves out.
     - `standard_error`: of the simulated part (0 for quadrature).
     - `method`: how the excess was computed.
 
@@ -48,7 +48,7 @@ class ExpectedError(eqx.Module):
     **Example:**
 
     ```python
-    >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3))
+    >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.3, 0.01]))
     >>> result = jk.expected_error(*run, score_error=jk.ScoreError.diagonal(shift=0.1))
     >>> assert result.relative_remainder < 0.1
     ```
@@ -91,32 +91,34 @@ def expected_error(
     nodes: int = 16,
     key: Array | None = None,
 ) -> ExpectedError:
-    """Compute E metric(p_0, q) over a random score error, q the exact distribution of the samples given it.
+    """Compute the expected terminal error E metric(p_0, q) over a random score error.
 
-    The error's mean is treated exactly (the expansion is around it), its randomness by `method`.
+    q is the exact distribution of the samples for a given error. The error's mean is treated
+    exactly (the expansion is around it), its randomness by `method`.
 
     **Arguments:**
 
     - `target`, `process`, `sampler`, `schedule`, `metric`, `initialization`, `dense`: as for
       `jk.error_kernel`.
     - `score_error`: the random error.
-    - `method`: "second_order" is `ErrorKernel.contract`, with a simulation that estimates the remainder.
-      "quadrature" is Gauss-Hermite in every direction, exact for errors of low rank as `nodes` grow, with
-      at most a million points in all. "monte_carlo" draws antithetic pairs (theta, -theta) of error
-      trajectories, each with its exact moments; the quadratic part is subtracted and its known mean added
-      back, so that only the remainder is noisy.
+    - `method`: "second_order" is `ErrorKernel.contract`, with a simulation that estimates the
+      remainder. "quadrature" is Gauss-Hermite in every direction, exact for errors of low rank as
+      `nodes` grow, with at most a million points in all. "monte_carlo" draws antithetic pairs
+      (theta, -theta) of error trajectories, each with its exact moments; the quadratic part is
+      subtracted and its known mean added back, so that only the remainder is noisy.
     - `pairs`: number of pairs simulated, >= 2. Default: 128 for "second_order", else 10 000.
     - `nodes`: of the quadrature, per direction.
     - `key`: of the simulation. Default: a fixed one, so that the same call gives the same numbers.
 
     **Returns:** an `ExpectedError`.
 
-    **Raises:** ValueError naming the argument; also if the expected error is infinite or not a number.
+    **Raises:** ValueError naming the argument; also if the expected error is infinite or not a
+    number.
 
     **Example:**
 
     ```python
-    >>> run = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3))
+    >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.3, 0.01]))
     >>> result = jk.expected_error(*run, score_error=jk.ScoreError.relative(0.05))
     >>> assert result.value > result.baseline
     ```
@@ -141,8 +143,8 @@ def expected_error(
     result = _expected(kernel, directions, method, pairs, nodes, key)
     if not is_traced(result) and not np.isfinite(np.asarray(result.value)):
         raise ValueError(
-            f"the expected error is {float(result.value):g}: the sampler is unstable on this schedule "
-            "or the score error too large for it; use a smaller error, more steps, or "
+            f"the expected error is {float(result.value):g}: the sampler is unstable on this "
+            "schedule or the score error too large for it; use a smaller error, more steps, or "
             "metric='w2_squared'."
         )
     return result
@@ -214,7 +216,7 @@ def _combine(directions: AffineError, latent: Float[Array, " directions"]) -> Af
 def _simulate(
     kernel: ErrorKernel, directions: AffineError, key: Array, pairs: int
 ) -> tuple[Array, Array]:
-    """Mean and standard error of (F(w) + F(-w)) / 2 - F(0) - F2(w), w the random deviation from the mean."""
+    """Mean and standard error of (F(w) + F(-w)) / 2 - F(0) - F2(w), w the error minus its mean."""
     dtype = kernel.run.schedule.times.dtype
 
     def remainder(key: Array) -> Array:
@@ -230,8 +232,8 @@ def _quadrature(kernel: ErrorKernel, directions: AffineError, nodes: int) -> Arr
     rank = directions.shift.shape[0]
     if nodes**rank > _MOST_NODES:
         raise ValueError(
-            f"score_error has {rank} directions at this schedule; quadrature with {nodes} nodes each "
-            f"would need {nodes}^{rank} points. Use fewer nodes, an error of lower rank, or "
+            f"score_error has {rank} directions at this schedule; quadrature with {nodes} nodes "
+            f"each would need {nodes}^{rank} points. Use fewer nodes, an error of lower rank, or "
             "method='monte_carlo'."
         )
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)

@@ -27,7 +27,8 @@ class Blocks(NamedTuple):
 
     The expected excess error is the sum over a, b and over all modes of
 
-        shift[a, b] E delta_a delta_b + slope[a, b] E Delta_a Delta_b + cross[a, b] E delta_a Delta_b.
+        shift[a, b] E delta_a delta_b + slope[a, b] E Delta_a Delta_b
+            + cross[a, b] E delta_a Delta_b.
 
     - `shift`: (E, E, modes), or (E, d, E, d) for matrix slopes.
     - `slope`: (E, E, modes), or (E, d, d, E, d, d).
@@ -37,8 +38,8 @@ class Blocks(NamedTuple):
 
     ```python
     >>> schedule = jk.schedules.log_snr(jk.VP(), 4, 1e-3)
-    >>> jk.error_kernel(jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", schedule).blocks().shift.shape
-    (4, 4, 2)
+    >>> kernel = jk.error_kernel(jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", schedule)
+    >>> assert kernel.blocks().shift.shape == (4, 4, 2)
     ```
     """
 
@@ -48,20 +49,23 @@ class Blocks(NamedTuple):
 
 
 class ErrorKernel(eqx.Module):
-    """The terminal error F(theta) of a run as a function of its score errors theta = (Delta_a, delta_a)_a.
+    """The terminal error F(theta) of a run as a function of its score errors theta.
 
-    Errors are indexed by network evaluation a = 1..E in the order of the run (E = K times the sampler's
-    evaluations per step), so samplers with several evaluations per step or with a multistep history need
-    no special treatment. F is exact: given theta the sampler is affine, its moments follow without
-    approximation, and F is the metric between the distributions of samples and data. To second order in
-    theta, with mean 0,
+    theta = (Delta_a, delta_a)_a holds the affine errors of all network evaluations.
+
+    Errors are indexed by network evaluation a = 1..E in the order of the run (E = K times the
+    sampler's evaluations per step), so samplers with several evaluations per step or with a
+    multistep history need no special treatment. F is exact: given theta the sampler is affine, its
+    moments follow without approximation, and F is the metric between the distributions of samples
+    and data. To second order in theta, with mean 0,
 
         E F = F(0) + 1/2 tr(Hess F(0) E theta theta^T) + R,     R = O(4th order) for normal theta.
 
-    The Hessian has four parts: how the mean and the covariance of the samples respond at first order,
-    squared by the metric's curvature, and how they respond at second order, weighted by the metric's
-    gradient. The gradient is not 0, because discretisation and truncation keep the samples away from the
-    data. All four come from differentiating the moment recurrence and the metric along a direction, twice.
+    The Hessian has four parts: how the mean and the covariance of the samples respond at first
+    order, squared by the metric's curvature, and how they respond at second order, weighted by the
+    metric's gradient. The gradient is not 0, because discretisation and truncation keep the samples
+    away from the data. All four come from differentiating the moment recurrence and the metric
+    along a direction, twice.
 
     Make one with `jk.error_kernel`.
 
@@ -77,8 +81,8 @@ class ErrorKernel(eqx.Module):
     >>> assert kernel.contract(jk.ScoreError.diagonal(shift=0.1)) > 0
     ```
 
-    Source: "Correlated-time kernel expansions of the score error" (manuscript). As published the kernel
-    lacks the factor 1/2 on the metric's curvature and the two gradient parts.
+    Source: "Correlated-time kernel expansions of the score error" (manuscript). As published the
+    kernel lacks the factor 1/2 on the metric's curvature and the two gradient parts.
     """
 
     run: Run
@@ -124,7 +128,7 @@ class ErrorKernel(eqx.Module):
         ```python
         >>> schedule = jk.schedules.log_snr(jk.VP(), 8, 1e-3)
         >>> kernel = jk.error_kernel(jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", schedule)
-        >>> assert kernel.error(kernel.about) == kernel.baseline()
+        >>> assert jnp.isclose(kernel.error(kernel.about), kernel.baseline(), rtol=1e-3)
         ```
         """
         return jnp.sum(self.contributions(theta))
@@ -148,16 +152,16 @@ class ErrorKernel(eqx.Module):
 
     @in_float64
     def baseline(self) -> Float[Array, ""]:
-        """F at the errors around which the kernel expands: discretisation and truncation, exactly."""
+        """F where the kernel expands: discretisation and truncation, exactly."""
         return _baseline(self)
 
     @in_float64
     def contract(self, score_error: ScoreError) -> Float[Array, ""]:
         """Compute the expected excess error to second order.
 
-        The covariance is used in factored form: r directions cost O(r K modes), or O(r K d^3) with matrix
-        slopes, and the kernel is never formed. A mean of the error is included: E theta theta^T is not
-        centred, and the gradient of F is added.
+        The covariance is used in factored form: r directions cost O(r K modes), or O(r K d^3) with
+        matrix slopes, and the kernel is never formed. A mean of the error is included: E theta
+        theta^T is not centred, and the gradient of F is added.
 
         **Arguments:**
 
@@ -184,9 +188,9 @@ class ErrorKernel(eqx.Module):
     ) -> Float[Array, "evaluations evaluations"]:
         """Compute which pair of evaluations costs how much.
 
-        Entry (a, b) is the part of `contract` due to errors at a and b. The matrix is symmetric; it sums
-        to `contract` when the error has the mean that the kernel expands about. Its diagonal is what the
-        errors would cost if they were independent in time.
+        Entry (a, b) is the part of `contract` due to errors at a and b. The matrix is symmetric; it
+        sums to `contract` when the error has the mean that the kernel expands about. Its diagonal
+        is what the errors would cost if they were independent in time.
 
         **Arguments:**
 
@@ -279,17 +283,17 @@ def error_kernel(
     **Arguments:**
 
     - `target`, `process`, `sampler`, `schedule`: as for `jk.evaluate_schedule`.
-    - `metric`: "w2_squared", "kl" = KL(p_data || q), "reverse_kl", or a differentiable function as in
-      `jk.metrics` (with `dense`, of covariance matrices).
+    - `metric`: "w2_squared", "kl" = KL(p_data || q), "reverse_kl", or a differentiable function as
+      in `jk.metrics` (with `dense`, of covariance matrices).
     - `initialization`: "standard_normal" or "marginal".
     - `dense`: True for errors that mix modes (small d; needs unit weights).
-    - `about`: known errors to expand around, fields (evaluations, modes[, modes]), along the target's
-      modes: for matrices in data coordinates pass basis^T Delta basis. Default: none.
+    - `about`: known errors to expand around, fields (evaluations, modes[, modes]), along the
+      target's modes: for matrices in data coordinates pass basis^T Delta basis. Default: none.
 
     **Returns:** the kernel.
 
-    **Raises:** ValueError naming the argument; also if the network would be evaluated where the signal
-    is 0, where a score does not determine the denoised point.
+    **Raises:** ValueError naming the argument; also if the network would be evaluated where the
+    signal is 0, where a score does not determine the denoised point.
 
     **Example:**
 
@@ -339,7 +343,7 @@ def _checked_about(about: AffineError, none: AffineError, dense: bool) -> Affine
 def factored(
     kernel: ErrorKernel, score_error: ScoreError
 ) -> tuple[AffineError | None, AffineError | None]:
-    """The mean of an error relative to what the kernel expands about, (1, E, ...), and its directions (r, E, ...)."""
+    """An error's mean relative to `about`, fields (1, E, ...), and its directions (r, E, ...)."""
     if not isinstance(score_error, ScoreError):
         raise ValueError(f"score_error must be a ScoreError; got {type(score_error).__name__}.")
     where = (kernel.target, kernel.process, kernel.times)

@@ -107,7 +107,7 @@ def model_warnings(target: Gaussian) -> tuple[str, ...]:
     if target.kurtosis is None or float(target.kurtosis) < _HEAVY_TAIL:
         return ()
     return (
-        f"the data have kurtosis {float(target.kurtosis):.0f} (3 for Gaussian data): a few samples carry "
+        f"the data have kurtosis {float(target.kurtosis):.0f} (3 for Gaussian data): a few samples hold "
         "most of the squared error, and schedules for the Gaussian model have lost to hand-made ones on "
         "such data; compare both on the network before use",
     )

@@ -1,4 +1,4 @@
-"""Every sampler step as an affine map with Gaussian noise, by linearisation of its one definition."""
+"""Every sampler step as an affine map with Gaussian noise, by linearising its one definition."""
 
 import itertools
 from collections.abc import Callable
@@ -23,9 +23,9 @@ Block = TypeVar("Block", bound=PyTree)
 class AffineMaps(eqx.Module):
     """z -> factor z + shift + N(0, noise), for every step and block.
 
-    A block is a set of coordinates that do not interact with others: one mode in an eigenbasis, or all
-    coordinates of a dense problem. Its state z is (x, history) as one vector of length n, x first. The
-    small axes lead, so that the arithmetic runs along steps and blocks.
+    A block is a set of coordinates that do not interact with others: one mode in an eigenbasis, or
+    all coordinates of a dense problem. Its state z is (x, history) as one vector of length n, x
+    first. The small axes lead, so that the arithmetic runs along steps and blocks.
     """
 
     factor: Float[Array, "n n steps blocks"]
@@ -44,8 +44,9 @@ def linearise(
 ) -> AffineMaps:
     """The affine maps of a sampler for a denoiser that is affine in x.
 
-    The step is differentiated in x, in its history and in each of its noise draws; noise enters with the
-    variance that the sampler states, not its square root, so that derivatives stay finite for empty steps.
+    The step is differentiated in x, in its history and in each of its noise draws; noise enters
+    with the variance that the sampler states, not its square root, so that derivatives stay finite
+    for empty steps.
 
     **Arguments:**
 
@@ -54,8 +55,8 @@ def linearise(
     - `predict`: (block, x, t) -> the denoiser of one block, x of shape (size,).
     - `blocks`: the parameters of `predict`, with a leading axis over blocks.
     - `size`: the number of coordinates of a block.
-    - `errors`: added to the score, one at each evaluation of every step: slope (K, blocks, evaluations,
-      size, size), shift (K, blocks, evaluations, size). Default: none.
+    - `errors`: added to the score, one at each evaluation of every step: slope (K, blocks,
+      evaluations, size, size), shift (K, blocks, evaluations, size). Default: none.
 
     **Returns:** the maps of all steps and blocks.
     """

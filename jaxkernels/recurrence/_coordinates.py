@@ -1,8 +1,8 @@
 """The two forms of a sampler's moments: variances per mode, or one dense covariance matrix.
 
-What commutes with the target's covariance needs one variance per mode of its eigenbasis. What does not
-(a given initial covariance, a score error with matrix slopes) needs all modes in one block. Everything
-that differs between the two is in the two classes here.
+What commutes with the target's covariance needs one variance per mode of its eigenbasis. What does
+not (a given initial covariance, a score error with matrix slopes) needs all modes in one block.
+Everything that differs between the two is in the two classes here.
 """
 
 import abc
@@ -66,7 +66,7 @@ class AbstractCoordinates(eqx.Module):
         schedule: Schedule,
         error: AffineError | None = None,
     ) -> AffineMaps:
-        """The sampler's affine maps for the exact score plus `error` at each evaluation of the run."""
+        """The sampler's affine maps for the exact score plus `error` at each evaluation."""
 
     @abc.abstractmethod
     def propagate(self, maps: AffineMaps, sampler: AbstractSampler, start: Moments) -> Moments:
@@ -76,7 +76,7 @@ class AbstractCoordinates(eqx.Module):
     def contributions(
         self, metric: str | metrics.Metric, moments: Moments, reference: Moments
     ) -> Float[Array, "*s parts"]:
-        """The metric between two distributions: each mode's contribution, or one number if dense."""
+        """The metric between two distributions: each mode's contribution; one number if dense."""
 
     def distance(
         self, metric: str | metrics.Metric, moments: Moments, reference: Moments
@@ -142,7 +142,7 @@ class PerMode(AbstractCoordinates):
 
 
 class Dense(AbstractCoordinates):
-    """One covariance matrix over all modes, for what need not commute with the target's covariance."""
+    """One covariance matrix over all modes, for what need not commute with the target's."""
 
     target: Gaussian
     dense: ClassVar[bool] = True

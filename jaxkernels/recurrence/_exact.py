@@ -1,4 +1,4 @@
-"""The exact reverse process of a Gaussian target, mode by mode."""
+"""The exact reverse process of a Gaussian target, per mode."""
 
 from functools import partial
 
@@ -30,10 +30,10 @@ def log_contraction(
     (Sigma' = 0, or a = 0 with alpha > 0) is represented by a very negative, finite logarithm.
     """
     alpha2 = stochasticity_squared
-    spread = floored_log(target.marginal_variance(process, u)) - floored_log(
+    growth = floored_log(target.marginal_variance(process, u)) - floored_log(
         target.marginal_variance(process, t)
     )
-    return 0.5 * (1.0 + alpha2) * spread + alpha2 * (
+    return 0.5 * (1.0 + alpha2) * growth + alpha2 * (
         floored_log(process.signal(t)) - floored_log(process.signal(u))
     )
 

@@ -51,7 +51,7 @@ class AbstractInitialization(eqx.Module):
 
 
 class NamedInitialization(AbstractInitialization):
-    """One of `NAMED_INITIALIZATIONS`: the process's prior, or the exact marginal at the first time."""
+    """A named one: the process's prior, or the exact marginal at the first time."""
 
     commutes: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""Local defects: each step's own error, carried exactly to the end while everything else is exact."""
+"""Local errors: each step's own error, propagated exactly to the end while all else is exact."""
 
 import itertools
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ from ._windows import window_indices, window_step
 
 
 class StepMoments(eqx.Module):
-    """The law after one step that starts from the exact law: `mean_error` against a' mu, and `variance`.
+    """Moments after one step that starts from the exact distribution: `mean_error` against a' mu, and `variance`.
 
     `factor` is the step's own factor on x - E x. If it is negative the part of the variance that it explains
-    counts with that sign: the law may be right, but every sample is on the wrong side. `injected` is the
+    counts with that sign: the distribution may be right, but every sample is on the wrong side. `injected` is the
     variance of the noise that the step adds.
     """
 
@@ -42,15 +42,15 @@ def window_moments(
     step: Int[Array, ""],
     num_steps: int | Int[Array, ""],
 ) -> StepMoments:
-    """Defect of step number `step`, which is the last of a window of memory_steps + 1 steps.
+    """Moments after step number `step`, which is the last of a window of history_steps + 1 steps.
 
-    The earlier steps of the window fill the sampler's memory from an exact trajectory: the sampler takes
+    The earlier steps of the window fill the multistep history from an exact trajectory: the sampler takes
     them, and x is put back onto the exact reverse process after each. Before the schedule's first step
-    the window repeats its first time, and the memory stays as it is at the start.
+    the window repeats its first time, and the history stays as it is at the start.
 
-    x = mean + sum of independent unit normals times columns, the first of which is the law of x at the
+    x = mean + sum of independent unit normals times columns, the first of which is the distribution of x at the
     window's start; the exact reverse process and the sampler's noise add further ones. One directional
-    derivative of the step per column carries them all.
+    derivative of the step per column propagates them all.
 
     The target is in its eigenbasis; every array runs along its modes.
     """
@@ -70,7 +70,7 @@ def window_moments(
     first = safe_sqrt(exact_variance[0])
     columns = [(first, jax.jvp(sampler.init_history, (start,), (first,))[1])]
     for j in range(depth):
-        after, moved, noises = _take(sampler, predict, process, interval(j), state, columns)
+        after, moved, injected_noise = _take(sampler, predict, process, interval(j), state, columns)
         rho = jnp.exp(
             log_contraction(target, process, times[j], times[j + 1], stochasticity_squared[j])
         )
@@ -82,12 +82,12 @@ def window_moments(
         if sampler.stochastic:
             fresh = safe_sqrt(exact_variance[j + 1] - rho**2 * exact_variance[j])
             columns.append((fresh, jax.tree.map(jnp.zeros_like, state[1])))
-            columns += [(start, _scaled(safe_sqrt(v), gain[1])) for v, gain in noises]
+            columns += [(start, _scaled(safe_sqrt(v), gain[1])) for v, gain in injected_noise]
         history = if_real(after[1], state[1])
         state = (exact_mean[j + 1], history)
 
-    after, moved, noises = _take(sampler, predict, process, interval(depth), state, columns)
-    injected = sum((v * gain[0] ** 2 for v, gain in noises), start=start)
+    after, moved, injected_noise = _take(sampler, predict, process, interval(depth), state, columns)
+    injected = sum((v * gain[0] ** 2 for v, gain in injected_noise), start=start)
     variance = sum((column[0] ** 2 for column in moved), start=injected)
     products = (new[0] * old[0] for new, old in zip(moved, columns, strict=True))
     correlated = sum(products, start=start)
@@ -112,7 +112,7 @@ def _take(
     state: PyTree,
     columns: list[PyTree],
 ) -> tuple[PyTree, list[PyTree], list[tuple[Array, PyTree]]]:
-    """One step of (x, memory): of its mean, of each column, and (variance, column) of each of its noises."""
+    """One step of (x, history): of its mean, of each column, and (variance, column) of each of its injected injected_noise."""
 
     def run(state: PyTree, drawn: list[Array]) -> tuple[PyTree, list[Array]]:
         variances: list[Array] = []
@@ -127,22 +127,22 @@ def _take(
     moved = [jax.jvp(lambda s: run(s, [])[0], (state,), (column,))[1] for column in columns]
     still = [jnp.zeros_like(state[0])] * len(variances)
     unit = jnp.ones_like(state[0])
-    noises = []
+    injected_noise = []
     for i, variance in enumerate(variances):
 
         def drawn(value: Array, i: int = i) -> PyTree:
             return run(state, [*still[:i], value, *still[i + 1 :]])[0]
 
-        noises.append((variance, jax.jvp(drawn, (still[i],), (unit,))[1]))
-    return after, moved, noises
+        injected_noise.append((variance, jax.jvp(drawn, (still[i],), (unit,))[1]))
+    return after, moved, injected_noise
 
 
 class LocalErrors(eqx.Module):
-    """Law at t_K when the sampler takes step k and the exact reverse process all others.
+    """Distribution at t_K when the sampler takes step k and the exact reverse process all others.
 
     `mean_error` is against the exact mean, `variance` is signed as in `StepMoments`, `target_variance` the exact
     one at t_K, and `contraction` the factor of a perturbation from each time to t_K. `moments`
-    are the defects themselves, right after each step.
+    are those right after each step, right after each step.
     """
 
     mean_error: Float[Array, "steps modes"]
@@ -155,7 +155,7 @@ class LocalErrors(eqx.Module):
 def local_errors(
     target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
 ) -> LocalErrors:
-    """Every step's `window_moments`, carried to the end by a contraction R:
+    """Every step's `window_moments`, propagated to the end by a contraction R:
 
         variance = Sigma_K + R^2 (V - Sigma'),       mean_error = R (mean after the step - a' mu).
 
@@ -186,7 +186,7 @@ def local_errors(
 
 
 class ScoreResponses(eqx.Module):
-    """How the law at t_K responds to score errors when everything else is exact, per evaluation and mode:
+    """How the distribution at t_K responds to score errors when everything else is exact, per evaluation and mode:
 
     change of the mean = sum_a mean_a (delta_a - Delta_a a(t_a) mu),
     change of the variance = - sum_a variance_a Delta_a.
@@ -205,8 +205,8 @@ def score_responses(
 ) -> ScoreResponses:
     """Responses to the score errors of every evaluation, along the exact reverse process.
 
-    An error at evaluation a enters the step that makes it and, through the sampler's memory, the steps after. Each
-    entry is carried to the end by `contraction` (of `local_errors`); the covariance of x at the evaluation with x
+    An error at evaluation a enters the step that makes it and, through the multistep history, the steps after. Each
+    entry is propagated to the end by `contraction` (of `local_errors`); the covariance of x at the evaluation with x
     after the step is the exact one, rho Sigma. The target is in its eigenbasis.
     """
     depth = sampler.history_steps
@@ -284,6 +284,6 @@ def _window_response(
 def propagate_error(
     local_error: StepMoments, contraction: Array, exact_variance: Array, end_variance: Array
 ) -> tuple[Array, Array]:
-    """Mean error and signed variance at the end when a defect is carried there by the exact process."""
+    """Mean error and signed variance at the end when a local error is propagated there by the exact process."""
     change = contraction**2 * (local_error.variance - exact_variance)
     return contraction * local_error.mean_error, end_variance + change

@@ -41,8 +41,8 @@ def evaluation_times(
 class Run(eqx.Module):
     """A sampler that takes a schedule through a process, with the exact score of a Gaussian target.
 
-    The target is in its eigenbasis. Make one with `Run.checked`; the constructor checks nothing, for use
-    inside functions whose arguments are known to fit.
+    The target is in its eigenbasis. Make one with `Run.checked`; the constructor checks nothing,
+    for use inside functions whose arguments are known to fit.
 
     **Arguments:**
 
@@ -56,9 +56,9 @@ class Run(eqx.Module):
 
     ```python
     >>> from jaxkernels.recurrence import Run
-    >>> run = Run.checked(jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", jk.Schedule([1.0, 0.4, 0.1]))
+    >>> run = Run.checked(jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.4, 0.1]))
     >>> run.moments().mean.shape
-    (3, 2)
+    (3, 1)
     ```
     """
 
@@ -85,8 +85,8 @@ class Run(eqx.Module):
         - `process`: a forward process.
         - `sampler`: a sampler, or its name.
         - `schedule`: a schedule within the process's time range; stochastic only if the sampler is.
-        - `initialization`: "standard_normal" (the process's prior), "marginal" (the exact marginal at
-          the first time) or a Gaussian in data coordinates.
+        - `initialization`: "standard_normal" (the process's prior), "marginal" (the exact marginal
+          at the first time) or a Gaussian in data coordinates.
 
         **Returns:** the run.
 
@@ -141,7 +141,7 @@ class Run(eqx.Module):
         return self.initialization.moments(coordinates, self.process, self.schedule.times[0])
 
     def moments(self, error: AffineError | None = None, start: Moments | None = None) -> Moments:
-        """The exact moments at every time of the schedule, from `start` or the run's initialization."""
+        """The exact moments at every time of the schedule, by default from the initialization."""
         if start is None:
             start = self.initial_moments(error)
         return self.coordinates(error).propagate(self.affine_maps(error), self.sampler, start)
@@ -149,14 +149,15 @@ class Run(eqx.Module):
     def contributions(
         self, metric: str | metrics.Metric, error: AffineError | None = None
     ) -> Float[Array, " parts"]:
-        """The metric between data and samples: each mode's contribution, or one number if dense."""
+        """The metric between samples and data: each mode's contribution, or one number if dense."""
         coordinates = self.coordinates(error)
         return coordinates.contributions(metric, self.moments(error).last, coordinates.data())
 
     def contraction(self, *, to_data: bool) -> Float[Array, " modes"]:
-        """The factor on x - E x of the exact reverse process over the schedule, and on to t = 0 if asked.
+        """The factor on x - E x of the exact reverse process over the schedule.
 
-        Below the last time the stochasticity of the last step is kept.
+        With `to_data` the process runs on to t = 0. Below the last time the stochasticity of the
+        last step is kept.
         """
         logs = jnp.sum(log_contractions(self.target, self.process, self.schedule), axis=0)
         if to_data:
@@ -171,14 +172,14 @@ class Run(eqx.Module):
         return local_errors(self.target, self.process, self.sampler, self.schedule)
 
     def check_signal(self) -> None:
-        """Refuse a run that evaluates the network where the signal is 0; nothing if it is traced."""
+        """Raise a ValueError if the network is evaluated where the signal is 0; not if traced."""
         if is_traced((self.process, self.schedule)):
             return
         times = self.evaluation_times()
         signal = np.asarray(self.process.signal(times))
         if np.any(signal <= 0):
+            t = float(times[int(np.argmin(signal))])
             raise ValueError(
-                f"the network is evaluated at t = {float(times[int(np.argmin(signal))]):g}, where the "
-                "signal is 0 and a score error has no finite effect on the denoised point; start the "
-                "schedule below t_max."
+                f"the network is evaluated at t = {t:g}, where the signal is 0 and a score error has "
+                "no finite effect on the denoised point; start the schedule below t_max."
             )
