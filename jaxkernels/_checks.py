@@ -77,4 +77,5 @@ def count(argument: str, value: object, *, at_least: int = 1) -> int:
 
 def one_of(argument: str, value: object, allowed: Iterable[str]) -> str:
     """`value`, which must be among the allowed names."""
-    return lookup(argument, str(value), {name: name for name in allowed})
+    names = {name: name for name in allowed}
+    return lookup(argument, cast(str, value), names)
