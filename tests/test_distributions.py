@@ -274,7 +274,7 @@ def test_compression_keeps_totals(phi: Function) -> None:
 
 @pytest.mark.parametrize("psi", [SMOOTH["shrinkage"], SMOOTH["precision"], lambda c: c**0])
 def test_compression_keeps_the_mean(psi: Function) -> None:
-    """sum w mu^2 psi(lambda), which half as many nodes carry, next to an unchanged first sum."""
+    """sum w mu^2 psi(lambda), which half as many nodes hold, next to an unchanged first sum."""
     rng = np.random.default_rng(5)
     target = jk.Gaussian(rng.normal(size=SPECTRUM.size), SPECTRUM)
     small = target.compress(40)

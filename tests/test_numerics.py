@@ -206,7 +206,13 @@ def _measured(x: jax.Array) -> object:
         ),
         _measured,
         lambda x: fit_affine(
-            jk.Denoiser(_score, PROCESS, "score"), x, DISTRIBUTION, T[None], jax.random.key(0), 3, 0.0
+            jk.Denoiser(_score, PROCESS, "score"),
+            x,
+            DISTRIBUTION,
+            T[None],
+            jax.random.key(0),
+            3,
+            0.0,
         ),
     ],
 )

@@ -272,7 +272,7 @@ def test_discrete_vp_reproduces_its_table() -> None:
     assert float(process.t_max) == TABLE.size
     np.testing.assert_allclose(process.signal(n) ** 2, TABLE, rtol=1e-13)
     np.testing.assert_allclose(process.time_at_sigma(SIGMAS), n, rtol=1e-12)
-    # half way between entries the level is the geometric mean, below the first entry a straight line
+    # in the middle of entries the level is the geometric mean, below the first entry a straight line
     np.testing.assert_allclose(
         process.sigma(n[:-1] + 0.5), np.sqrt(SIGMAS[:-1] * SIGMAS[1:]), rtol=1e-13
     )

@@ -27,7 +27,7 @@ PROSE = {
     r"(?:solver|sampler|multistep)(?:'s)? memory": "multistep history",
     r"spreads?": "variance factor, standard error or standard deviation",
     r"knobs?": "parameter",
-    r"chosen|(?<!optimal )choices?": "selected, selection, criterion; determine",
+    r"chosen": "selected, selection, criterion; determine",
     r"kept aside": "held-out",
     r"half\s?way": "interpolated with",
     r"refined": "fine-tuned",

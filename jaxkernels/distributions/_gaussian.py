@@ -318,7 +318,7 @@ class Gaussian(AbstractDistribution):
         """Replace the spectrum by a Gauss quadrature in log eigenvalue, at a cost independent of d.
 
         Every total of the form sum_i w_i phi(lambda_i) + sum_i w_i mu_i^2 psi(lambda_i), as all
-        metrics of this library are, is kept: `nodes` nodes carry the first sum with mean 0, and
+        metrics of this library are, is kept: `nodes` nodes hold the first sum with mean 0, and
         half as many the second, each as a pair with the means 1 and 0 and opposite weights.
         Eigenvalues that are exactly 0 keep a node of their own. For phi analytic the error falls
         geometrically in `nodes`; `compression.relative_bound` guarantees the rate.

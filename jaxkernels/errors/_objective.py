@@ -331,7 +331,7 @@ def _check_error_fits(
     num_steps: int,
     score_error: ScoreError | None,
 ) -> None:
-    """Whether an error fits the target and any schedule of so many steps: seen on one of them."""
+    """Whether an error fits the target and any schedule of that length: seen on one of them."""
     if score_error is None:
         return
     t_max = float(np.asarray(process.t_max))
