@@ -31,3 +31,4 @@ from ._trust import (
     model_warnings as model_warnings,
     violations as violations,
 )
+from ._window_sum import limit_modes as limit_modes

@@ -25,7 +25,7 @@ from ..schedules import BASELINES, Schedule, TimeCoordinate
 from ..score_error import AffineError, ScoreError
 from ._expected import second_order
 from ._kernel import ErrorKernel, error_kernel, factored
-from ._window_sum import ScoredWindowSum, WindowSum
+from ._window_sum import ScoredWindowSum, WindowSum, limit_modes
 
 VARIANCE_FACTOR = 3.0
 # spectra of more modes are compressed to this many quadrature nodes
@@ -100,11 +100,22 @@ class LocalError(AbstractObjective):
         self.score_error = score_error
         self.compress = _check_compress(compress)
 
+    @property
+    def _any_spectrum(self) -> bool:
+        """Whether the score error is defined for any spectrum."""
+        return self.score_error is None or self.score_error.any_spectrum
+
     def bind(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
     ) -> "BoundLocalError":
-        """The objective on the full spectrum of a target."""
-        model = target.in_eigenbasis().with_variance_factor(self.variance_factor)
+        """The objective on the full spectrum of a target, up to 16384 modes.
+
+        Larger spectra are represented by 64 quadrature nodes, unless `compress` is False.
+        """
+        model = target.in_eigenbasis()
+        if self.compress is not False and isinstance(self.metric, str) and self._any_spectrum:
+            model = limit_modes(model)
+        model = model.with_variance_factor(self.variance_factor)
         return BoundLocalError(
             model,
             process,

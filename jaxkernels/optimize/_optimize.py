@@ -15,7 +15,7 @@ from .._precision import is_traced, to_float64
 from .._progress import Progress
 from .._types import Numbers
 from ..distributions import AbstractDistribution, ExactDenoiser, Gaussian
-from ..errors import LocalError, TerminalError, model_warnings, violations
+from ..errors import LocalError, TerminalError, limit_modes, model_warnings, violations
 from ..prediction import AbstractDenoiser
 from ..processes import AbstractProcess, check_process, sigma_range
 from ..samplers import AbstractSampler, as_sampler
@@ -414,7 +414,7 @@ def _result(
             if not on_network and request.num_steps > 1:  # one step is the same by every schedule
                 doubts += unproven(selected.comparison, [c.label for c in problem.baselines])
         gaussian, process, sampler = to_float64((model.gaussian, request.process, request.sampler))
-        reasons = violations(gaussian.in_eigenbasis(), process, sampler, optimum)
+        reasons = violations(limit_modes(gaussian.in_eigenbasis()), process, sampler, optimum)
     if isinstance(request.objective, TerminalError):
         reasons = (_TERMINAL_RISK, *reasons)
     starts = len(solution.values)
