@@ -56,7 +56,7 @@ def readme(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
 @pytest.mark.slow
 def test_readme_code_runs(readme: tuple[dict, Path]):
     namespace, folder = readme
-    assert len(_code_blocks(README)) == 5
+    assert len(_code_blocks(README)) == 6
     assert namespace["images"].shape == (16, 64)
     assert jk.Schedule.load(folder / "schedule.json").num_steps == 10
     assert namespace["kernel"].contract(namespace["error"]) > 0
@@ -67,7 +67,11 @@ def test_readme_table_is_true(readme: tuple[dict, Path]):
     """Every row, recomputed by the README's code, but for what another processor may fit otherwise."""
     result = readme[0]["first"]
     assert result.comparison is not None
-    labels = {"uniform log-SNR": "log_snr", "Karras, rho = 7": "karras", "chosen": result.chosen}
+    labels = {
+        "uniform log-SNR": "log_snr",
+        "Karras, rho = 7": "karras",
+        "selected": result.selected,
+    }
     labels["Align Your Steps, stretched"] = "align_your_steps"
     rows = re.findall(
         r"^\| ([^|]+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
@@ -81,7 +85,7 @@ def test_readme_table_is_true(readme: tuple[dict, Path]):
             result.comparison.statistic(kind)[name]
             for kind in ("rms", "median", "geometric_mean", "sliced_w2")
         ]
-        found.append({**result.ratios, result.chosen: 1.0}[name])
+        found.append({**result.ratios, result.selected: 1.0}[name])
         assert found == pytest.approx([float(value) for value in shown], rel=0.1)
 
 
@@ -124,7 +128,7 @@ def _links() -> list[tuple[Path, str]]:
     return found
 
 
-@pytest.mark.parametrize(("path", "target"), _links(), ids=lambda v: Path(v).name)
+@pytest.mark.parametrize(("path", "target"), _links(), ids=lambda value: str(value))
 def test_links_lead_somewhere(path: Path, target: str):
     assert (path.parent / target).exists()
 
