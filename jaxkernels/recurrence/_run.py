@@ -180,6 +180,6 @@ class Run(eqx.Module):
         if np.any(signal <= 0):
             t = float(times[int(np.argmin(signal))])
             raise ValueError(
-                f"the network is evaluated at t = {t:g}, where the signal is 0 and a score error has "
-                "no finite effect on the denoised point; start the schedule below t_max."
+                f"the network is evaluated at t = {t:g}, where the signal is 0 and a score error "
+                "has no finite effect on the denoised point; start the schedule below t_max."
             )
