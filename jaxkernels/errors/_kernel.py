@@ -140,13 +140,17 @@ class ErrorKernel(eqx.Module):
     def along(self, w: AffineError) -> tuple[Float[Array, " parts"], Float[Array, " parts"]]:
         """First derivative of the contributions along w, and half the second."""
 
+        dtype = self.run.schedule.times.dtype
+        about = jax.tree.map(lambda a: jnp.asarray(a, dtype), self.about)
+
         def moved(e: Array) -> Array:
-            return self.contributions(jax.tree.map(lambda a, b: a + e * b, self.about, w))
+            along = jax.tree.map(lambda a, b: a + e * jnp.asarray(b, e.dtype), about, w)
+            return self.contributions(along)
 
         def slope(e: Array) -> Array:
             return jax.jvp(moved, (e,), (jnp.ones_like(e),))[1]
 
-        zero = jnp.zeros((), self.run.schedule.times.dtype)
+        zero = jnp.zeros((), dtype)
         first, second = jax.jvp(slope, (zero,), (jnp.ones_like(zero),))
         return first, 0.5 * second
 
