@@ -196,7 +196,7 @@ def test_objectives_have_two_correct_derivatives(
 
     def value(interior: jax.Array, squared: jax.Array) -> jax.Array:
         times = jnp.concatenate([jnp.array([10.0]), interior, jnp.array([last])])
-        return bound(jk.Schedule.from_squared(times, squared * SAMPLERS[name].stochastic))
+        return bound(jk.Schedule.from_squared(times, squared * float(SAMPLERS[name].stochastic)))
 
     interior = jnp.array([4.0, 1.3, 0.4])
     squared = jnp.array([0.3, 1.0, 0.5, 2.0])

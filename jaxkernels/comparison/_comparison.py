@@ -319,5 +319,5 @@ class Comparison(eqx.Module):
         hidden = len(self.names) - len(names)
         more = [f"and {hidden} more: statistic(name) has all"] if hidden else []
         to_data = "" if self.data_projections is None else "; sliced W2 to the data"
-        header = ["schedule", *map(label, columns), f"against {leader}"]
+        header = ["schedule", *map(label, columns), f"relative to {leader}"]
         return Table(header, rows, notes=[*more, self._evidence() + to_data]).to_text()
