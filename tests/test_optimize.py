@@ -597,7 +597,7 @@ def test_derivatives_in_logits_of_step_lengths(padded: bool):
 
 TRANSFORMATIONS = {
     "adam": (optax.adam(optax.cosine_decay_schedule(0.1, 400)), 400),
-    "lbfgs": (optax.lbfgs(), 60),
+    "lbfgs": (optax.lbfgs(), 300),
 }
 
 
