@@ -139,7 +139,6 @@ class ErrorKernel(eqx.Module):
 
     def along(self, w: AffineError) -> tuple[Float[Array, " parts"], Float[Array, " parts"]]:
         """First derivative of the contributions along w, and half the second."""
-
         dtype = self.run.schedule.times.dtype
         about = jax.tree.map(lambda a: jnp.asarray(a, dtype), self.about)
 
