@@ -14,6 +14,7 @@ from scipy.integrate import quad
 import jaxkernels as jk
 from jaxkernels import metrics
 from jaxkernels.bounds import accumulation_operators
+from jaxkernels.errors import BoundLocalError, BoundTerminalError
 from jaxkernels.recurrence import Run, local_errors
 from jaxkernels.samplers import SAMPLERS, AbstractSampler
 
@@ -467,10 +468,8 @@ def _objective(
 ) -> jax.Array:
     """The terminal or the local objective as a function of (times, alpha^2)."""
     schedule = jk.Schedule.from_squared(variables[:4], variables[4:])
-    target, make = (
-        jk.Gaussian(MEAN, eigenvalues),
-        {"terminal": jk.TerminalError, "local": jk.LocalError}[kind],
-    )
+    target = jk.Gaussian(MEAN, eigenvalues)
+    make = {"terminal": BoundTerminalError, "local": BoundLocalError}[kind]
     return make(target, jk.VP(), SAMPLERS[name](), metrics.METRICS[metric], "standard_normal")(
         schedule
     )
