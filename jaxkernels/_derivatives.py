@@ -8,10 +8,15 @@ from jaxtyping import Array, Float
 
 
 def forward_derivatives(
-    fn: Callable[[Array], Array], x: Float[Array, " n"]
+    fn: Callable[[Array], Array], x: Float[Array, "n *items"]
 ) -> tuple[Array, Array, Array]:
-    """Value, gradient and Hessian by two nested forward passes, for few variables."""
-    units = jnp.eye(x.shape[0], dtype=x.dtype)
+    """Value, gradient (n, ...) and Hessian (n, n, ...) by two nested forward passes, for few variables.
+
+    Further axes of x are items that fn treats alike and separately; without them fn is any function.
+    """
+    n = x.shape[0]
+    units = jnp.eye(n, dtype=x.dtype).reshape(n, n, *[1] * (x.ndim - 1))
+    units = jnp.broadcast_to(units, (n, *x.shape))
 
     def along(first: Array):
         def directional(x: Array):
@@ -23,6 +28,19 @@ def forward_derivatives(
         return jax.vmap(again, out_axes=((None, None), 0))(units)
 
     (value, slope), (_, curvature) = jax.vmap(along, out_axes=((None, 0), 0))(units)
+    return value, slope, curvature
+
+
+def pointwise_derivatives(
+    fn: Callable[[Array], Array], x: Float[Array, " points"]
+) -> tuple[Array, Array, Array]:
+    """Value, first and second derivative of a function (points,) -> (points, ...) that acts point by point."""
+    ones = jnp.ones_like(x)
+
+    def directional(x: Array):
+        return jax.jvp(fn, (x,), (ones,))
+
+    (value, slope), (_, curvature) = jax.jvp(directional, (x,), (ones,))
     return value, slope, curvature
 
 

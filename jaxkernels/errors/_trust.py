@@ -8,10 +8,15 @@ from jaxtyping import Array, Float, Int
 from .._padding import bucket, pad_last
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
-from ..recurrence import local_errors, window_indices
+from ..recurrence import (
+    flow_values,
+    local_error_coefficients,
+    local_errors,
+    window_indices,
+)
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
-from ._window_sum import flow_moments, pad_modes
+from ._window_sum import pad_modes
 
 # A flipped sign matters when the flipped modes hold this share of the variance after the step.
 _SHARE = 0.01
@@ -93,13 +98,16 @@ def _flow_facts(
     """Share of the variance in flipped modes per step, without noise; steps may be padding."""
     points, _ = window_indices(times.shape[0] - 1, sampler.history_steps)
 
-    def share(window: Array, k: Array) -> Array:
-        run = (target, process, sampler, window, k, num_steps)
-        _, amplitude, deviation = flow_moments(*run)
+    predicted, deviation = flow_values(target, process, times)
+
+    def share(window: Array, k: Array, predicted: Array, deviation: Array) -> Array:
+        c = local_error_coefficients(process, sampler, window, k, num_steps)
+        amplitude = deviation + jnp.sum(c[:, :, None] * predicted, (0, 1))
         weighted = target.weights * deviation**2
         return jnp.sum(jnp.where(amplitude < 0, weighted, 0.0)) / jnp.sum(weighted)
 
-    return jax.vmap(share)(times[points], jnp.arange(times.shape[0] - 1))
+    steps = jnp.arange(times.shape[0] - 1)
+    return jax.vmap(share)(times[points], steps, predicted[points], deviation[1:])
 
 
 def model_warnings(target: Gaussian) -> tuple[str, ...]:

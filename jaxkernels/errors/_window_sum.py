@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import metrics
-from .._derivatives import dense_derivatives, forward_derivatives
+from .._derivatives import dense_derivatives, forward_derivatives, pointwise_derivatives
+from .._linalg import full_precision
 from .._numerics import safe_divide, safe_sqrt
 from .._objective import AbstractCoordinateObjective
 from .._padding import bucket
@@ -21,16 +22,17 @@ from .._types import AnyArray, constant
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
 from ..recurrence import (
+    flow_values,
+    local_error_coefficients,
     log_contractions,
     to_the_end,
-    window_coefficients,
     window_indices,
     window_moments,
 )
 from ..samplers import AbstractSampler
 from ..schedules import CoordinateProcess, Schedule, TimeCoordinate
 
-_SMALLEST_MODES = 64
+_SMALLEST_MODES = 32
 # spectra of more modes are represented by this many quadrature nodes where all modes would be summed
 _MOST_MODES = 2**14
 _FINE_NODES = 64
@@ -38,11 +40,6 @@ _FINE_NODES = 64
 
 class WindowSum(AbstractCoordinateObjective):
     """constant + sum_k metric(p_K, q_k), q_k wrong in step k only, without noise.
-
-    Along the probability flow a mode of variance lambda is x = a mu + sqrt(S) xi, S = a^2 lambda + s^2,
-    with the same xi at all times. For a sampler with one evaluation per step the window's
-    coefficients c (`window_coefficients`) then give the mean mu sum_j c_j0 and the amplitude
-    sum_j (c_j0 a_j lambda + c_j1 s_j) / sqrt(S_j) of x after the step.
 
     A sampler that depends on sigma alone is run in the process whose time is the coordinate; `scale` is
     the ratio of x at t_K in both.
@@ -62,13 +59,13 @@ class WindowSum(AbstractCoordinateObjective):
         """The sum for a bound `LocalError`, of schedules from the coordinate's start to `t_min`."""
         ends, scale = _constants(bound, coordinate, jnp.asarray(t_min))
         target = pad_modes(bound.target)
-        process = bound.process
         sampler = bound.sampler
+        form = LinearWindowSum if sampler.nfe_per_step == 1 else WindowSum
         if not sampler.sigma_only:
             one = constant(1.0)
-            return cls(target, process, coordinate, sampler, ends, one, bound.metric)
+            return form(target, bound.process, coordinate, sampler, ends, one, bound.metric)
         canonical = CoordinateProcess.of(coordinate)
-        return cls(target, canonical, None, sampler, ends, scale, bound.metric)
+        return form(target, canonical, None, sampler, ends, scale, bound.metric)
 
     def value(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Float[Array, ""]:
         """The objective alone."""
@@ -97,36 +94,101 @@ class WindowSum(AbstractCoordinateObjective):
 
     def _term(self, u: Array, step: Array, num_steps: Array, last: Array) -> Float[Array, ""]:
         """The metric between p_K and q_k for one window."""
-        target = self.target
-        times, end = (u, last) if self.coordinate is None else self._times(u, last)
-        p_last = target.marginal_variance(self.process, end)
-        mean_error, variance, exact = self._after(times, step, num_steps)
+        times = self._times(u)
+        still = jnp.zeros(times.shape[0] - 1, times.dtype)
+        run = (self.target, self.process, self.sampler, times, still, step, num_steps)
+        moments = window_moments(*run)
+        exact = self.target.marginal_variance(self.process, times[-1])
+        p_last = self.target.marginal_variance(self.process, self._times(last))
+        return jnp.sum(self._metric(moments.mean_error, moments.variance - exact, exact, p_last))
+
+    def _times(self, u: Array) -> Array:
+        """Times of `process` at coordinates."""
+        return u if self.coordinate is None else self.coordinate.time(u)
+
+    def _metric(
+        self, mean_error: Array, change: Array, exact: Array, p_last: Array
+    ) -> Float[Array, " modes"]:
+        """The metric at t_K per mode of errors of mean and variance after a step, where it is `exact`."""
         # the exact process from the step's end to t_K; equal at the last step, also where both are 0
         ratio = jnp.where(exact == p_last, 1.0, safe_divide(p_last, exact))
-        change = ratio * (variance - exact)
         c = jnp.asarray(self.scale)
-        mean_error = c * safe_sqrt(ratio) * mean_error
-        values = (mean_error, c**2 * (p_last + change), c**2 * p_last)
-        return jnp.sum(metrics.per_mode(self.metric, target.weights, *values))
+        values = (c * safe_sqrt(ratio) * mean_error, c**2 * (p_last + ratio * change))
+        return metrics.per_mode(self.metric, self.target.weights, *values, c**2 * p_last)
 
-    def _times(self, u: Array, last: Array) -> tuple[Array, Array]:
-        assert self.coordinate is not None
-        return self.coordinate.time(u), self.coordinate.time(last)
 
-    def _after(
-        self, times: Array, step: Array, num_steps: Array
-    ) -> tuple[Float[Array, " modes"], Float[Array, " modes"], Float[Array, " modes"]]:
-        """Mean error, signed variance and exact variance per mode after the window's last step."""
-        target = self.target
-        process = self.process
-        if self.sampler.nfe_per_step > 1:
-            still = jnp.zeros(times.shape[0] - 1, times.dtype)
-            moments = window_moments(target, process, self.sampler, times, still, step, num_steps)
-            exact = target.marginal_variance(process, times[-1])
-            return moments.mean_error, moments.variance, exact
-        moments = flow_moments(target, process, self.sampler, times, step, num_steps)
-        mean_error, amplitude, deviation = moments
-        return mean_error, amplitude * jnp.abs(amplitude), deviation**2
+class LinearWindowSum(WindowSum):
+    """`WindowSum` of a sampler with one evaluation per step, which is linear in what it is given.
+
+    Along the probability flow the local error, propagated to t_K, is per mode
+
+        r(u_end) sum_j c_j0 D(u_j) + c_j1 eps(u_j),      r = sqrt(S_K / S_end)
+
+    with the `flow_values` D and eps of every point and the coefficients c of every window
+    (`local_error_coefficients`). The coefficients are those of all modes: their derivatives are those
+    of few numbers, and the rest of the chain rule is one product of matrices.
+    """
+
+    def value(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Float[Array, ""]:
+        points, steps = self._windows(u)
+        flow = self._flow(u)
+        last = self._last(u)
+
+        def term(window: Array, k: Array, flow: Array) -> Array:
+            c = self._coefficients(window, k, num_steps)
+            error = flow[-1, 2] * jnp.sum(c[..., None, None] * flow[:, :2], (0, 1))
+            return jnp.sum(self._of_error(error, last))
+
+        terms = jax.vmap(term)(u[points], steps, flow[points])
+        return self.constant + jnp.sum(jnp.where(steps < num_steps, terms, 0.0))
+
+    @full_precision
+    def derivatives(
+        self, u: Float[Array, " points"], num_steps: Int[Array, ""]
+    ) -> tuple[Float[Array, ""], Float[Array, " points"], Float[Array, "points points"]]:
+        points, steps = self._windows(u)
+        flow = pointwise_derivatives(self._flow, u)
+        last = self._last(u)
+
+        def one(window: Array, k: Array, *flow: Array) -> tuple[Array, Array, Array]:
+            c = forward_derivatives(lambda u: self._coefficients(u, k, num_steps), window)
+            error, slope, bend = _error_derivatives(c, flow)
+            value, f, ff = forward_derivatives(lambda e: self._of_error(e, last), error)
+            gradient = jnp.einsum("im,aim->a", f, slope)
+            bent = jnp.einsum("ijm,aim->ajm", ff, slope)
+            hessian = jnp.einsum("ajm,bjm->ab", bent, slope) + jnp.einsum("im,abim->ab", f, bend)
+            return jnp.sum(value), gradient, hessian
+
+        terms = jax.vmap(one)(u[points], steps, *(values[points] for values in flow))
+        return assemble(self.constant, *terms, points, num_steps)
+
+    def _last(self, u: Float[Array, " points"]) -> Float[Array, " modes"]:
+        """sqrt(S_K)."""
+        return flow_values(self.target, self.process, self._times(u[-1:]))[1][0]
+
+    def _flow(self, u: Float[Array, " points"]) -> Float[Array, "points 3 2 modes"]:
+        """D, eps and r at every point, of the random part of x and of its mean."""
+        predicted, deviation = flow_values(self.target, self.process, self._times(u))
+        last = jax.lax.stop_gradient(deviation[-1])
+        # equal at the last point, also where both are 0
+        ratio = jnp.where(deviation == last, 1.0, safe_divide(last, deviation))
+        mean = jnp.broadcast_to(self.target.mean, ratio.shape)
+        of_mean = jnp.stack([mean, jnp.zeros_like(mean), ratio], 1)
+        return jnp.stack([jnp.concatenate([predicted, ratio[:, None]], 1), of_mean], 2)
+
+    def _coefficients(self, u: Array, step: Array, num_steps: Array) -> Float[Array, "window 2"]:
+        run = (self.process, self.sampler, self._times(u), step, num_steps)
+        return local_error_coefficients(*run)
+
+    def _of_error(
+        self, error: Float[Array, "2 modes"], last: Float[Array, " modes"]
+    ) -> Float[Array, " modes"]:
+        """The metric per mode of an error of sqrt(S_K) xi + mean."""
+        c = jnp.asarray(self.scale)
+        # a negative amplitude puts every sample on the wrong side of the mean, and counts with its sign
+        amplitude = last + error[0]
+        values = (c * error[1], c**2 * amplitude * jnp.abs(amplitude), (c * last) ** 2)
+        return metrics.per_mode(self.metric, self.target.weights, *values)
 
 
 class ScoredWindowSum(AbstractCoordinateObjective):
@@ -162,6 +224,44 @@ class ScoredWindowSum(AbstractCoordinateObjective):
         schedule = Schedule(times)
         logs = log_contractions(self.bound.target, self.bound.process, schedule)
         return self.bound.score(schedule, to_the_end(logs))
+
+
+def _error_derivatives(
+    coefficients: tuple[Float[Array, "..."], ...], flow: tuple[Float[Array, "window 3 *items"], ...]
+) -> tuple[
+    Float[Array, " *items"], Float[Array, "window *items"], Float[Array, "window window *items"]
+]:
+    """Value, gradient and Hessian in the window's u of r(u_end) sum_jc c_jc(u) g_jc(u_j).
+
+    From those of c, and the values and two derivatives of (g, r) at every point.
+    """
+    c, c_a, c_ab = coefficients
+    g = jnp.stack([values[:, :2] for values in flow], 1)
+    r, r_a, r_aa = (values[-1, 2] for values in flow)
+    n = c.shape[0]
+    one = np.eye(n)
+    own = one[..., None] * c
+    cross = one[:, :, None] * c_a[:, None]
+    none = jnp.zeros_like(c_a)
+    # what every derivative of a sum takes of g, g' and g'' at every point
+    rows = (
+        jnp.stack([c, none[0], none[0]], -2),
+        jnp.stack([c_a, own, none], -2),
+        jnp.stack([c_ab, cross + jnp.swapaxes(cross, 0, 1), one[..., None] * own[:, None]], -2),
+    )
+    flat = jnp.concatenate([row.reshape(-1, g[..., 0, 0].size) for row in rows])
+    sums = (flat @ g.reshape(flat.shape[1], -1)).reshape(-1, *r.shape)
+    error = sums[0]
+    slope = sums[1 : n + 1]
+    bend = sums[n + 1 :].reshape(n, n, *r.shape)
+    end = one[-1][:, None, None]
+    at_end = end * slope[:, None]
+    turned = at_end + jnp.swapaxes(at_end, 0, 1)
+    return (
+        r * error,
+        r * slope + r_a * end * error,
+        r * bend + r_a * turned + r_aa * end[:, None] * end * error,
+    )
 
 
 def assemble(
@@ -210,29 +310,6 @@ def pad_modes(target: Gaussian) -> Gaussian:
     # weights of quadrature nodes may be negative, which is checked where a user gives them
     plain = Gaussian(np.zeros(size + extra), np.ones(size + extra))
     return eqx.tree_at(lambda g: (g.mean, g.eigenvalues, g.weights), plain, arrays)
-
-
-def flow_moments(
-    target: Gaussian,
-    process: AbstractProcess,
-    sampler: AbstractSampler,
-    times: Float[Array, " window"],
-    step: Int[Array, ""],
-    num_steps: Int[Array, ""],
-) -> tuple[Float[Array, " modes"], Float[Array, " modes"], Float[Array, " modes"]]:
-    """Mean error, amplitude and exact standard deviation per mode after a deterministic step.
-
-    For a sampler with one evaluation per step that starts on the probability flow. A negative amplitude
-    puts every sample on the wrong side of the mean.
-    """
-    c = window_coefficients(process, sampler, times, step, num_steps)
-    a = process.signal(times)
-    s = process.noise(times)
-    eigenvalues = jnp.asarray(target.eigenvalues)
-    deviation = safe_sqrt(a[:, None] ** 2 * eigenvalues + s[:, None] ** 2)
-    weight = (c[:, 0] * a)[:, None] * eigenvalues + (c[:, 1] * s)[:, None]
-    amplitude = jnp.sum(safe_divide(weight, deviation), 0)
-    return (jnp.sum(c[:, 0]) - a[-1]) * target.mean, amplitude, deviation[-1]
 
 
 @eqx.filter_jit

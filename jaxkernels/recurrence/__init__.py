@@ -39,6 +39,8 @@ from ._run import (
     evaluation_times as evaluation_times,
 )
 from ._windows import (
+    flow_values as flow_values,
+    local_error_coefficients as local_error_coefficients,
     window_coefficients as window_coefficients,
     window_indices as window_indices,
     window_step as window_step,

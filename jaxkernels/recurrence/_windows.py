@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._numerics import safe_divide, safe_sqrt
+from ..distributions import Gaussian
 from ..prediction import Predict, Prediction
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler
@@ -73,6 +75,35 @@ def window_coefficients(
         inside = step - depth + j >= 0
         history = jax.tree.map(lambda a, b, inside=inside: jnp.where(inside, a, b), new, history)
     return after.reshape(len(times), 2)
+
+
+def local_error_coefficients(
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    times: Float[Array, " window"],
+    step: Int[Array, ""],
+    num_steps: int | Int[Array, ""],
+) -> Float[Array, "window 2"]:
+    """x after the step minus the trajectory's x there, in the terms of `window_coefficients`."""
+    after = window_coefficients(process, sampler, times, step, num_steps)
+    exact = jnp.stack([process.signal(times[-1]), process.noise(times[-1])])
+    return after.at[-1].add(-exact)
+
+
+def flow_values(
+    target: Gaussian, process: AbstractProcess, times: Float[Array, " points"]
+) -> tuple[Float[Array, "points 2 modes"], Float[Array, "points modes"]]:
+    """Denoised point and noise of a trajectory of the probability flow, and x - E x, per unit of its xi.
+
+    A mode of variance lambda is x = a mu + sqrt(S) xi, S = a^2 lambda + s^2, with the same xi at all
+    times; its denoiser gives mu + a lambda xi / sqrt(S) and s xi / sqrt(S).
+    """
+    a = process.signal(times)[:, None]
+    s = process.noise(times)[:, None]
+    eigenvalues = jnp.asarray(target.eigenvalues)
+    deviation = safe_sqrt(a**2 * eigenvalues + s**2)
+    predicted = jnp.stack([a * eigenvalues, jnp.broadcast_to(s, deviation.shape)], axis=1)
+    return safe_divide(predicted, deviation[:, None]), deviation
 
 
 def _on_trajectory(unit: Float[Array, "2 space"]) -> Predict:

@@ -10,10 +10,11 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from .. import _checks
 from .._derivatives import forward_derivatives
+from .._linalg import full_precision
 from .._objective import AbstractBoundObjective, AbstractCoordinateObjective, AbstractObjective
 from .._types import Numbers
 from ..processes import AbstractProcess
-from ..recurrence import window_indices
+from ..recurrence import local_error_coefficients, window_indices
 from ..samplers import AbstractSampler
 from ..schedules import CoordinateProcess, Schedule, TimeCoordinate
 from ._record import (
@@ -21,7 +22,6 @@ from ._record import (
     check_record,
     check_sampler,
     first_order_components,
-    window_local_error,
 )
 
 _FLOOR = 1e-6
@@ -157,36 +157,53 @@ class RecordedSum(AbstractCoordinateObjective):
 
     def value(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Float[Array, ""]:
         points, steps = self._windows(u)
-        terms = jax.vmap(self._term, (0, 0, None))(u[points], steps, num_steps)
-        return power_mean(_sum_of(terms, num_steps), self.power)
 
+        def added(window: tuple[Array, Array]) -> Array:
+            weights = self._weights(*window, num_steps)
+            return jnp.tensordot(weights, self.record.blocks(self._places(window[0])), 4)
+
+        # one window after another: a record is large
+        rows = jax.lax.map(added, (u[points], steps))
+        used = (steps < num_steps)[:, None, None]
+        return power_mean(jnp.sum(jnp.where(used, rows, 0.0), 0), self.power)
+
+    @full_precision
     def derivatives(
         self, u: Float[Array, " points"], num_steps: Int[Array, ""]
     ) -> tuple[Float[Array, ""], Float[Array, " points"], Float[Array, "points points"]]:
         points, steps = self._windows(u)
         windows = u[points]
-        terms = jax.vmap(self._term, (0, 0, None))(windows, steps, num_steps)
-        components = _sum_of(terms, num_steps)
-        value, pull = jax.value_and_grad(power_mean)(components, self.power)
 
+        def weights(window: Array, k: Array) -> tuple[Array, Array, Array]:
+            return forward_derivatives(lambda u: self._weights(u, k, num_steps), window)
+
+        w, w_a, w_ab = jax.vmap(weights)(windows, steps)
         # the ends are fixed, and before the first step a window repeats the first coordinate
-        inner = (points > 0) & (points < num_steps) & (steps < num_steps)[:, None]
-        slopes = jax.vmap(jax.jacfwd(self._term), (0, 0, None))(windows, steps, num_steps)
-        slopes = jnp.where(inner[:, None, None], slopes, 0.0)
+        used = (steps < num_steps)[:, None]
+        inner = (points > 0) & (points < num_steps) & used
+        w = jnp.where(used[..., None, None, None], w, 0.0)
+        w_a = jnp.where(inner[..., None, None, None, None], w_a, 0.0)
+
+        def added(window: tuple[Array, Array, Array]) -> Array:
+            u, w, w_a = window
+            return jnp.tensordot(jnp.concatenate([w[None], w_a]), self.record.blocks(u), 4)
+
+        places = jax.vmap(self._places)(windows)
+        rows = jax.lax.map(added, (places, w, w_a))
+        components = jnp.sum(rows[:, 0], 0)
+        value, pull = jax.value_and_grad(power_mean)(components, self.power)
         jacobian = jnp.zeros((u.shape[0], *components.shape), u.dtype)
-        jacobian = jacobian.at[points].add(jnp.moveaxis(slopes, -1, 1))
+        jacobian = jacobian.at[points].add(rows[:, 1:])
 
         def along(direction: Array) -> Array:
             gradient = jax.grad(power_mean)
             return jax.jvp(lambda c: gradient(c, self.power), (components,), (direction,))[1]
 
-        def bend(window: Array, k: Array) -> Array:
-            def pulled(v: Array) -> Array:
-                return jnp.sum(pull * self._term(v, k, num_steps))
+        def bend(window: tuple[Array, Array]) -> Array:
+            u, w_ab = window
+            return jnp.tensordot(w_ab, jnp.tensordot(self.record.blocks(u), pull, 2), 4)
 
-            return forward_derivatives(pulled, window)[2]
-
-        curved = jax.vmap(bend)(windows, steps)
+        curved = jax.lax.map(bend, (places, w_ab))
         curved = jnp.where(inner[:, :, None] & inner[:, None], curved, 0.0)
         hessian = jnp.einsum("tmp,ump->tu", jacobian, jax.vmap(along)(jacobian))
         hessian = hessian.at[points[:, :, None], points[:, None]].add(curved)
@@ -196,22 +213,30 @@ class RecordedSum(AbstractCoordinateObjective):
         points, _ = window_indices(u.shape[0] - 1, self.sampler.history_steps)
         return points, jnp.arange(u.shape[0] - 1)
 
-    def _term(
+    def _weights(
         self, u: Float[Array, " window"], step: Int[Array, ""], num_steps: Int[Array, ""]
-    ) -> Float[Array, "trajectories directions"]:
-        """What the step at the end of a window adds to the components."""
+    ) -> Float[Array, "window 4 4 2"]:
+        """Weights of the record's blocks in what the step at the end of a window adds."""
         process = self.process
-        times = u if self.times is None else self.times.time(u)
-        local_error = window_local_error(process, self.sampler, times, step, num_steps)
+        times = self._times(u)
+        error = local_error_coefficients(process, self.sampler, times, step, num_steps)
         if self.times is None:
             # x of the record's process over x of the process whose time is the coordinate
             signal = self.record.process.signal(self.coordinate.time(u[-1]))
-            local_error = local_error * signal / process.signal(times[-1])
+            error = error * signal / process.signal(times[-1])
+        return self.record.block_weights(self._places(u), error)
+
+    def _places(self, u: Float[Array, " window"]) -> Float[Array, " window"]:
+        """The record's own coordinates."""
         own = self.record.time_coordinate
-        a = process.signal(times)
-        s = process.noise(times)
-        place = jnp.log((s + own.low * a) / (a + s / own.high))
-        return self.record.contract(place, local_error)
+        times = self._times(u)
+        a = self.process.signal(times)
+        s = self.process.noise(times)
+        return jnp.log((s + own.low * a) / (a + s / own.high))
+
+    def _times(self, u: Array) -> Array:
+        """Times of `process` at coordinates."""
+        return u if self.times is None else self.times.time(u)
 
 
 def power_mean(
@@ -226,13 +251,6 @@ def power_mean(
     largest = jax.lax.stop_gradient(jnp.max(logs))
     mean = largest + jnp.log(jnp.mean(jnp.exp(positive * (logs - largest)))) / positive
     return jnp.exp(jnp.where(power > 0, mean, jnp.mean(logs)))
-
-
-def _sum_of(
-    terms: Float[Array, "steps trajectories directions"], num_steps: Int[Array, ""]
-) -> Float[Array, "trajectories directions"]:
-    used = jnp.arange(terms.shape[0]) < num_steps
-    return jnp.sum(jnp.where(used[:, None, None], terms, 0.0), 0)
 
 
 def _constants(tree: T, dtype: DTypeLike) -> T:

@@ -30,7 +30,7 @@ from .. import _checks, _files
 from .._precision import in_float64, to_float64
 from .._types import AnyArray, constant
 from ..processes import PROCESSES, AbstractProcess, from_config, to_config
-from ..recurrence import window_coefficients, window_indices
+from ..recurrence import local_error_coefficients, window_indices
 from ..samplers import RK4, AbstractSampler, as_sampler, check_schedule
 from ..schedules import Schedule, TimeCoordinate
 from ._spline import spline_weights
@@ -271,15 +271,27 @@ class TrajectoryRecord(eqx.Module):
 
         **Returns:** components in units of `scale`, for every trajectory and direction.
         """
+        weights = self.block_weights(u, local_error)
+        return jnp.tensordot(weights, self.blocks(u), weights.ndim)
+
+    def blocks(
+        self, u: Float[Array, " window"]
+    ) -> Float[Array, "window 4 4 2 trajectories directions"]:
+        """The spline coefficients that matter for a local error at the last of these coordinates."""
         products = jnp.asarray(self.products)
-        row, across = self._weights_at(u[-1])
-        total = jnp.zeros(products.shape[3:], u.dtype)
-        for place, coefficients in zip(u, local_error, strict=True):
-            column, along = self._weights_at(place)
-            start = (row, column, 0, 0, 0)
-            near = jax.lax.dynamic_slice(products, start, (4, 4, *products.shape[2:]))
-            total += jnp.tensordot(across[:, None, None] * along[:, None] * coefficients, near, 3)
-        return total
+        size = (4, 4, *products.shape[2:])
+        row, _ = self._weights_at(u[-1])
+        columns = [self._weights_at(place)[0] for place in u]
+        blocks = [jax.lax.dynamic_slice(products, (row, c, 0, 0, 0), size) for c in columns]
+        return jnp.stack(blocks)
+
+    def block_weights(
+        self, u: Float[Array, " window"], local_error: Float[Array, "window 2"]
+    ) -> Float[Array, "window 4 4 2"]:
+        """The weights of `blocks` in the components of a local error."""
+        along = jnp.stack([self._weights_at(place)[1] for place in u])
+        across = along[-1][:, None, None]
+        return across * along[:, None, :, None] * local_error[:, None, None, :]
 
     def _weights_at(self, u: Float[Array, ""]) -> tuple[Int[Array, ""], Float[Array, " 4"]]:
         """First of the four spline coefficients that matter at a coordinate, and their weights."""
@@ -365,26 +377,13 @@ def first_order_components(
     process = record.process
 
     def term(t: Array, k: Array) -> Array:
-        local_error = window_local_error(process, sampler, t, k, num_steps)
+        local_error = local_error_coefficients(process, sampler, t, k, num_steps)
         return record.contract(record.time_coordinate.coordinate(t), local_error)
 
     return jnp.sum(jax.vmap(term)(times[points], jnp.arange(num_steps)), 0)
 
 
 _jitted_components = eqx.filter_jit(first_order_components)
-
-
-def window_local_error(
-    process: AbstractProcess,
-    sampler: AbstractSampler,
-    times: Float[Array, " window"],
-    step: Int[Array, ""],
-    num_steps: int | Int[Array, ""],
-) -> Float[Array, "window 2"]:
-    """Coefficients of the local error with respect to D and eps at the window's times."""
-    after = window_coefficients(process, sampler, times, step, num_steps)
-    exact = jnp.stack([process.signal(times[-1]), process.noise(times[-1])])
-    return after.at[-1].add(-exact)
 
 
 @in_float64
