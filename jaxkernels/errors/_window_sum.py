@@ -1,7 +1,7 @@
-"""Local errors as a sum over steps of functions of each step's window, in the coordinate of the times.
+"""Local errors as a sum over steps of functions of each step's window of coordinates.
 
-Such a sum has a banded Hessian, made of small blocks that are found by forward differentiation in the
-few coordinates of a window: its cost is that of a few values, for any number of steps.
+Such a sum has a banded Hessian, made of small blocks that are found by forward differentiation in
+the few coordinates of a window: its cost is that of a few values, for any number of steps.
 """
 
 from typing import Any, ClassVar
@@ -31,7 +31,8 @@ from ..samplers import AbstractSampler
 from ..schedules import CoordinateProcess, Schedule, TimeCoordinate
 
 _SMALLEST_MODES = 64
-# spectra of more modes are represented by this many quadrature nodes where all modes would be summed
+# spectra of more modes are represented by this many quadrature nodes where all modes
+# would be summed
 _MOST_MODES = 2**14
 _FINE_NODES = 64
 
@@ -39,13 +40,13 @@ _FINE_NODES = 64
 class WindowSum(AbstractCoordinateObjective):
     """constant + sum_k metric(p_K, q_k), q_k wrong in step k only, without noise.
 
-    Along the probability flow a mode of variance lambda is x = a mu + sqrt(S) xi, S = a^2 lambda + s^2,
-    with the same xi at all times. For a sampler with one evaluation per step the window's
-    coefficients c (`window_coefficients`) then give the mean mu sum_j c_j0 and the amplitude
-    sum_j (c_j0 a_j lambda + c_j1 s_j) / sqrt(S_j) of x after the step.
+    Along the probability flow a mode of variance lambda is x = a mu + sqrt(S) xi with
+    S = a^2 lambda + s^2 and the same xi at all times. For a sampler with one evaluation per step
+    the window's coefficients c (`window_coefficients`) then give the mean mu sum_j c_j0 and the
+    amplitude sum_j (c_j0 a_j lambda + c_j1 s_j) / sqrt(S_j) of x after the step.
 
-    A sampler that depends on sigma alone is run in the process whose time is the coordinate; `scale` is
-    the ratio of x at t_K in both.
+    A sampler that depends on sigma alone is run in the process whose time is the coordinate;
+    `scale` is the ratio of x at t_K in both.
     """
 
     target: Gaussian
@@ -101,7 +102,8 @@ class WindowSum(AbstractCoordinateObjective):
         times, end = (u, last) if self.coordinate is None else self._times(u, last)
         p_last = target.marginal_variance(self.process, end)
         mean_error, variance, exact = self._after(times, step, num_steps)
-        # the exact process from the step's end to t_K; equal at the last step, also where both are 0
+        # the exact process from the step's end to t_K; equal at the last step, also
+        # where both are 0
         ratio = jnp.where(exact == p_last, 1.0, safe_divide(p_last, exact))
         change = ratio * (variance - exact)
         c = jnp.asarray(self.scale)
@@ -222,8 +224,8 @@ def flow_moments(
 ) -> tuple[Float[Array, " modes"], Float[Array, " modes"], Float[Array, " modes"]]:
     """Mean error, amplitude and exact standard deviation per mode after a deterministic step.
 
-    For a sampler with one evaluation per step that starts on the probability flow. A negative amplitude
-    puts every sample on the wrong side of the mean.
+    For a sampler with one evaluation per step that starts on the probability flow. A negative
+    amplitude puts every sample on the wrong side of the mean.
     """
     c = window_coefficients(process, sampler, times, step, num_steps)
     a = process.signal(times)
