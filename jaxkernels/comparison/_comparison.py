@@ -231,8 +231,8 @@ class Comparison(eqx.Module):
     def figure(self) -> FigureSpec:
         """Describe the figure that `plot` draws, as plain data.
 
-        One panel per statistic, one row per schedule of `shown()`: the ratio to `leader` and its standard
-        error. If any schedule is stochastic, sliced W2 is the only panel.
+        One panel per statistic, one row per schedule of `shown()`: the ratio to `leader` and its
+        standard error. If any schedule is stochastic, sliced W2 is the only panel.
 
         **Returns:** panels with their marks, labels and numbers.
         """
@@ -260,12 +260,13 @@ class Comparison(eqx.Module):
 
         **Arguments:**
 
-        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default it is not saved.
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default
+          it is not saved.
 
         **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
 
-        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError without
-        matplotlib.
+        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError
+        without matplotlib.
         """
         return render(self.figure(), path)
 

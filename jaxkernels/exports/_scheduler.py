@@ -242,8 +242,8 @@ class Default:
 class Tool:
     """Declare a tool that takes schedules.
 
-    A user-defined tool is one record, and is passed to `export` as it is. To add one to the library,
-    write the record into a new file and name it in `TOOLS` (in `exports/_dispatch.py`); to
+    A user-defined tool is one record, and is passed to `export` as it is. To add one to the
+    library, write the record into a new file and name it in `TOOLS` (in `exports/_dispatch.py`); to
     add a scheduler to a tool, add its record to the tool's `schedulers`. Nothing else is needed:
     tests and documentation walk the records.
 
