@@ -47,6 +47,15 @@ class SamplerReport(eqx.Module):
 
     **Raises:** ValueError if there is none, or if they differ in schedules or in the number of
     samples.
+
+    **Example:**
+
+    ```python
+    >>> errors = np.array([[2.0, 2.0], [1.0, 1.0]])
+    >>> found = jk.Comparison(("a", "b"), errors, np.zeros((2, 2, 1)), np.zeros((2, 1)), 0.0)
+    >>> jk.SamplerReport({("ddim", 8): found}).best()
+    {('ddim', 8): 'b'}
+    ```
     """
 
     comparisons: dict[Setting, Comparison]
