@@ -25,7 +25,7 @@ def _re_exports(module: Path) -> dict[str, list[str]]:
 
 
 def public_names(package: str) -> list[str]:
-    """The full names that users reach: those in `jk`, then those in `jk.package` where it is public."""
+    """The full names that users reach: those in `jk`, then those in public packages."""
     top = _re_exports(PACKAGE / "__init__.py")
     names = [f"jaxkernels.{name}" for name in top.get(package, [])]
     if package in top[""]:

@@ -1,8 +1,8 @@
 """jk.optimize_schedule against SciPy on the same objective: python -m benchmarks.against_scipy.
 
-The local objective is written a second time, in NumPy and in closed form, and minimised by SciPy with its
-own finite differences, from the same starts: on the whole spectrum, as one would without the library, and on
-the spectrum that the library compressed.
+The local objective is written a second time, in NumPy and in closed form, and minimised by SciPy
+with its own finite differences, from the same starts: on the whole spectrum, as one would without
+the library, and on the spectrum that the library compressed.
 """
 
 import itertools
@@ -31,9 +31,10 @@ STEPS = (5, 10, 20)
 def local_objective(target: jk.Gaussian, sampler: str, times: np.ndarray) -> float:
     """Squared local errors of the standard deviation, propagated to the end, and the two end terms.
 
-    The process is VP(0.1, 20). On the probability flow a mode of eigenvalue l is x = a mu + sqrt(S) u with S = a^2 l + s^2 and the same
-    u at all times, and its denoised value mu + a l / sqrt(S) u. So a step's result has an amplitude A' in u
-    where sqrt(S') would be right, and the flow propagates the local error by sqrt(S_K / S'). VP's means are exact.
+    The process is VP(0.1, 20). On the probability flow a mode of eigenvalue l is x = a mu + sqrt(S)
+    u with S = a^2 l + s^2 and the same u at all times, and its denoised value mu + a l / sqrt(S) u.
+    So a step's result has an amplitude A' in u where sqrt(S') would be right, and the flow
+    propagates the local error by sqrt(S_K / S'). VP's means are exact.
     """
     t = np.asarray(times)[:, None]
     mean, eigenvalues, weights = (
@@ -186,7 +187,8 @@ def main() -> None:
         cells.append([*names, *figures, f"{r['excess']:+.1e}"])
     print(table(head, cells))
     print(f"written to {save('against_scipy', {'starts': STARTS, 'rows': rows})}")
-    # the optimum of the compressed objective may miss that of the whole one by the compression's error
+    # the optimum of the compressed objective may miss that of the whole one by the
+    # compression's error
     worse = [r for r in rows if r["excess"] < -1e-8]
     if worse:
         raise SystemExit(f"jaxkernels was beaten: {worse}")

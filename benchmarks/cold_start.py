@@ -1,9 +1,9 @@
 """What users wait for: cold start, compiling, and warm calls: python -m benchmarks.cold_start.
 
 Whole processes are timed from outside, the least of several rounds. The README's first command runs
-without a compilation cache, and a second time with the one that it wrote. In one further process the
-exact optimum of a spectrum of 3072 modes is timed cold, for another number of steps of the same bucket,
-and warm; and spectra of many modes and schedules of many steps.
+without a compilation cache, and a second time with the one that it wrote. In one further process
+the exact optimum of a spectrum of 3072 modes is timed cold, for another number of steps of the same
+bucket, and warm; and spectra of many modes and schedules of many steps.
 """
 
 import json

@@ -2,11 +2,11 @@
 
 Run by `python -m benchmarks.distance_to_data`.
 
-Where the best baseline schedule ends nearer to the data than the reference solution does, its errors
-happen to repair some of the network's. This asks how near to the data any schedule gets whose geometric
-mean and root mean square errors are no higher than the best baselines', by gradient steps through the
-networks of `networks` from three starts. Above 1 from every start: no schedule was found that is as good
-as the baselines, each the best of its kind, in all three.
+Where the best baseline schedule ends nearer to the data than the reference solution does, its
+errors happen to repair some of the network's. This asks how near to the data any schedule gets
+whose geometric mean and root mean square errors are no higher than the best baselines', by gradient
+steps through the networks of `networks` from three starts. Above 1 from every start: no schedule
+was found that is as good as the baselines, each the best of its kind, in all three.
 """
 
 from typing import Any, NamedTuple
@@ -65,7 +65,7 @@ class LogErrors(NamedTuple):
 def nearest(
     log_errors: LogErrors, start: jk.Schedule, seen: Batch, limits: Float[Array, "2"]
 ) -> jk.Schedule:
-    """The schedule nearest to the data with errors under the limits, by Adam on normalised gradients."""
+    """The schedule nearest to the data with errors under the limits, by Adam on unit gradients."""
     dtype = seen.noise.dtype
     coordinate = jk.schedules.TimeCoordinate(
         PROCESS, np.asarray(PROCESS.t_max), np.asarray(0.0), np.asarray(np.inf)

@@ -50,7 +50,7 @@ def _processor() -> str:
 
 
 def save(name: str, content: dict[str, Any]) -> Path:
-    """Write results/`name`.json, with the environment in it; of an accelerator, in a folder with its name."""
+    """Write results/`name`.json with the environment; of an accelerator, in its own folder."""
     environment = describe()
     device = environment["device"]
     folder = RESULTS if device == "cpu" else RESULTS / device.lower().replace(" ", "-")

@@ -2,9 +2,9 @@
 
 Run by `python -m benchmarks.kernels`.
 
-The same expected error twice in one run: `contract`, which propagates each direction of the error once, and the
-sum over all pairs of times of the kernel's blocks, which is what one would write down from the formula. Both
-compiled, warm, the least of several runs.
+The same expected error twice in one run: `contract`, which propagates each direction of the error
+once, and the sum over all pairs of times of the kernel's blocks, which is what one would write down
+from the formula. Both compiled, warm, the least of several runs.
 """
 
 import time
@@ -92,10 +92,12 @@ def main() -> None:
     }
     print(table(["rank one", "ms"], rows))
     print(
-        f"log-log slope in K {figures['slope_in_steps']:.2f}, in modes {figures['slope_in_modes']:.2f}"
+        f"log-log slope in K {figures['slope_in_steps']:.2f}, "
+        f"in modes {figures['slope_in_modes']:.2f}"
     )
     print(
-        f"forming the kernel takes {formed / low_rank:.0f} times as long; same value to {agreement:.1e}"
+        f"forming the kernel takes {formed / low_rank:.0f} times as long; "
+        f"same value to {agreement:.1e}"
     )
     print(f"written to {save('kernels', figures)}")
 

@@ -147,7 +147,8 @@ def main() -> None:
     print(table(["network", "parameters", "seconds", "GiB at most"], rows))
     print(
         f"killed after {resumed['steps_before']} of {steps} steps, then "
-        f"{resumed['seconds']:.1f} s for the rest; the result differs by {difference:.1g} of its size"
+        f"{resumed['seconds']:.1f} s for the rest; "
+        f"the result differs by {difference:.1g} of its size"
     )
     kill = {
         "steps_kept": resumed["steps_before"],

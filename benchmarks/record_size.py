@@ -2,8 +2,9 @@
 
 Run by `python -m benchmarks.record_size`.
 
-The optimum of `RecordedError` for DPM-Solver++(2M) at K = 8 from records of several sizes, run on fresh initial
-noise through the networks of `networks`; errors over the best of four baseline schedules.
+The optimum of `RecordedError` for DPM-Solver++(2M) at K = 8 from records of several sizes, run
+on fresh initial noise through the networks of `networks`; errors over the best of four
+baseline schedules.
 """
 
 from typing import Any

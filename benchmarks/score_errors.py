@@ -2,9 +2,10 @@
 
 Run by `python -m benchmarks.score_errors`.
 
-Five samplers, three spectra, three correlations in time with the same covariance at each time. The simulation draws
-2e5 error trajectories and computes the exact distribution of the samples for each; the expansion serves as a control variate.
-*As published* the formula counts the metric's curvature twice and leaves out its gradient.
+Five samplers, three spectra, three correlations in time with the same covariance at each time. The
+simulation draws 2e5 error trajectories and computes the exact distribution of the samples for each;
+the expansion serves as a control variate. *As published* the formula counts the metric's curvature
+twice and leaves out its gradient.
 """
 
 import jax

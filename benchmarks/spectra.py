@@ -1,4 +1,4 @@
-"""Real data, and their covariance spectra, that installed packages contain: nothing is downloaded."""
+"""Real data of installed packages, and their covariance spectra: nothing is downloaded."""
 
 from collections.abc import Callable
 from functools import cache

@@ -1,7 +1,7 @@
 """Time of `optimize_schedule`: pytest benchmarks --benchmark-only.
 
-warm: compiled before, as in a sweep. cold: JAX's caches emptied before every round, so that tracing and
-compiling count. The quality reached is stored beside the time.
+warm: compiled before, as in a sweep. cold: JAX's caches emptied before every round, so that tracing
+and compiling count. The quality reached is stored beside the time.
 """
 
 from functools import partial

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
-# What the command line is built on; the other packages of its extra are asked for when they are used.
+# What the command line is built on; the other packages of its extra are asked for when
+# they are used.
 _NEEDED = ("typer", "rich")
 
 

@@ -10,9 +10,11 @@ from jaxtyping import Array, Float
 def forward_derivatives(
     fn: Callable[[Array], Array], x: Float[Array, "n *items"]
 ) -> tuple[Array, Array, Array]:
-    """Value, gradient (n, ...) and Hessian (n, n, ...) by two nested forward passes, for few variables.
+    """Value, gradient (n, ...) and Hessian (n, n, ...) by two nested forward passes, for few
+    variables.
 
-    Further axes of x are items that fn treats alike and separately; without them fn is any function.
+    Further axes of x are items that fn treats alike and separately; without them fn is any
+    function.
     """
     n = x.shape[0]
     units = jnp.eye(n, dtype=x.dtype).reshape(n, n, *[1] * (x.ndim - 1))

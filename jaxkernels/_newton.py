@@ -1,4 +1,4 @@
-"""Minimisation with exact second derivatives in a trust region and a box, from many starts at once."""
+"""Minimisation with exact second derivatives in a trust region and a box, from many starts."""
 
 from typing import Protocol, runtime_checkable
 
@@ -46,7 +46,7 @@ def _free(z: AnyArray, gradient: AnyArray, lower: AnyArray, upper: AnyArray) -> 
 
 
 def newton_start(z: Float[np.ndarray, "starts n"], iterations: int) -> NewtonState:
-    """The state before anything was evaluated: the first call of `newton_advance` evaluates the starts."""
+    """The state before the first call of `newton_advance`, which evaluates the starts."""
     count, n = z.shape
     # NumPy, so that nothing is compiled for it
     start = (
@@ -73,11 +73,11 @@ def newton_advance(
 ) -> NewtonState:
     """Iterate until every start is done or iteration `until` is reached.
 
-    Each iteration solves the Newton system on the free variables with the eigenvalues of the Hessian
-    replaced by their absolute values (a descent direction also where it is indefinite), cuts the step to
-    the trust radius and the box, and accepts it if the value falls. A start is done when the largest free
-    gradient entry is at most `tolerance`, or when the model predicts no decrease beyond rounding of a
-    value of order 1 (the values are logarithms).
+    Each iteration solves the Newton system on the free variables with the eigenvalues of the
+    Hessian replaced by their absolute values (a descent direction also where it is indefinite),
+    cuts the step to the trust radius and the box, and accepts it if the value falls. A start is
+    done when the largest free gradient entry is at most `tolerance`, or when the model predicts no
+    decrease beyond rounding of a value of order 1 (the values are logarithms).
     """
     rounding = 4.0 * jnp.finfo(state.z.dtype).eps
     derivatives = jax.vmap(problem.derivatives)
@@ -158,7 +158,7 @@ def _newton_steps(state: NewtonState, lower: AnyArray, upper: AnyArray) -> Array
 def certificate(
     state: NewtonState, best: int, lower: AnyArray, upper: AnyArray
 ) -> tuple[float, float]:
-    """Largest free gradient entry and smallest Hessian eigenvalue on the free variables, at one start."""
+    """Largest free gradient entry and smallest free Hessian eigenvalue, at one start."""
     z, gradient, hessian = (np.asarray(a)[best] for a in (state.z, state.gradient, state.hessian))
     free = _free(z, gradient, lower, upper)
     if not np.isfinite(np.asarray(state.value)[best]):

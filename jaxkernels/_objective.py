@@ -60,29 +60,70 @@ class AbstractBoundObjective(eqx.Module):
 class AbstractObjective(eqx.Module):
     """What to minimise, before target, process and sampler are known.
 
-    To add an objective, subclass this class and write `bind`. Its fields are its options, so that an
-    option that an objective does not have cannot be given to it.
+    To add an objective, subclass this class and write `bind`. Its fields are its options, so that
+    an option that an objective does not have cannot be given to it.
     """
 
     def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
-        """Raise a ValueError if the objective is not defined for such schedules. Default: it is."""
+        """Check that the objective is defined for a sampler and a kind of schedules.
+
+        By default it is defined for all.
+
+        **Arguments:**
+
+        - `sampler`: the sampler.
+        - `deterministic`: whether no schedule injects noise.
+        - `fixed_end`: whether the last time is fixed.
+
+        **Raises:** ValueError if the objective is not defined for them.
+        """
         del sampler, deterministic, fixed_end
 
     def check_target(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
     ) -> None:
-        """Raise a ValueError if an option does not fit a target or a number of steps."""
+        """Check that the objective's options fit a target and a number of steps.
+
+        By default they do.
+
+        **Arguments:**
+
+        - `target`: the Gaussian target.
+        - `process`: the forward process.
+        - `sampler`: the sampler.
+        - `num_steps`: number K >= 1 of steps.
+
+        **Raises:** ValueError for an option that does not fit.
+        """
         del target, process, sampler, num_steps
 
     def reduce(self, bound: AbstractBoundObjective) -> AbstractBoundObjective:
-        """A cheaper objective with nearly the same minimum, for the solver. Default: the same."""
+        """Replace a bound objective by a cheaper one, for the solver to minimise.
+
+        By default it is left as it is. An objective on the modes of a target can be compressed to a
+        few quadrature nodes, which moves the minimum only slightly.
+
+        **Arguments:**
+
+        - `bound`: what `bind` of this objective returned.
+
+        **Returns:** an objective with nearly the same minimum.
+        """
         return bound
 
     @abc.abstractmethod
     def bind(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
     ) -> AbstractBoundObjective:
-        """This objective for a Gaussian target, a process and a sampler.
+        """Bind the objective to a target, a process and a sampler.
+
+        **Arguments:**
+
+        - `target`: a Gaussian with the mean and covariance of the data.
+        - `process`: the forward process.
+        - `sampler`: the sampler.
+
+        **Returns:** a differentiable function of a `Schedule`, with values > 0.
 
         **Raises:** ValueError for an option that does not fit them.
         """

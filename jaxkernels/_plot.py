@@ -1,7 +1,8 @@
 """Figures as plain data, and the one function that draws them.
 
-A result describes its figure as a `FigureSpec`: panels with marks and axes, in numbers and text. `render` draws
-it with matplotlib, which is imported when a figure is drawn, and leaves matplotlib's global state alone.
+A result describes its figure as a `FigureSpec`: panels with marks and axes, in numbers and text.
+`render` draws it with matplotlib, which is imported when a figure is drawn, and leaves matplotlib's
+global state alone.
 """
 
 import dataclasses
@@ -38,7 +39,8 @@ SERIES = (
 )
 LINE_STYLES = ("-", "--", ":")
 
-# Leading digits of the ratios that are labelled: of these sets the finest one with few enough labels.
+# Leading digits of the ratios that are labelled: of these sets the finest one with few
+# enough labels.
 _RATIOS = ((1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0), (1.0,))
 _MOST_TICKS = 7
 
@@ -99,7 +101,7 @@ class Axis:
     limits: tuple[float, float] | None = None
     """From left to right or bottom to top; None to fit the marks."""
     ticks: Literal["auto", "integer", "ratio"] | dict[float, str] = "auto"
-    """"integer" for integers only, "ratio" for plain numbers on a logarithmic axis, or labels by position."""
+    """"integer" for integers, "ratio" for plain numbers on a log axis, or labels by position."""
     grid: bool = True
 
     @classmethod
@@ -162,15 +164,15 @@ def noise_limits(sigmas: np.ndarray) -> tuple[float, float]:
 
 
 def check_path(path: str | os.PathLike[str]) -> str:
-    """The format that the suffix of `path` stands for. ValueError for another than png, pdf and svg."""
+    """The format that the suffix of `path` stands for; ValueError for all but png, pdf and svg."""
     return _checks.lookup(f"suffix of {os.fspath(path)}", Path(path).suffix.lower(), FORMATS)
 
 
 def render(spec: FigureSpec, path: str | os.PathLike[str] | None = None) -> "Figure":
     """Draw a figure, and save it to `path` (.png, .pdf or .svg) if one is given.
 
-    The file appears whole or not at all. Raises ValueError if the suffix is another or the file cannot be
-    written, ImportError without matplotlib.
+    The file appears whole or not at all. Raises ValueError if the suffix is another or the file
+    cannot be written, ImportError without matplotlib.
     """
     file_format = None if path is None else check_path(path)
     figure = _empty_figure(spec.size)
@@ -223,7 +225,7 @@ def _encode(figure: "Figure", file_format: str) -> bytes:
 
 
 def _draw(axes: "Axes", mark: Mark) -> None:
-    """Add a mark that takes part in the panel's limits; other guides wait until the limits are known."""
+    """Add a mark that takes part in the panel's limits; other guides wait until they are known."""
     if isinstance(mark, Bars):
         axes.bar(mark.x, mark.height, color=mark.color, width=0.6)
     elif isinstance(mark, Line):

@@ -36,8 +36,8 @@ def to_float64(tree: T) -> T:
 def fresh(tree: T) -> T:
     """The same tree with a copy of every NumPy array.
 
-    A program that JAX still holds keeps the precision in which it met an array, and with it any later
-    trace of that same array. A copy has no such past.
+    A program that JAX still holds keeps the precision in which it met an array, and with it any
+    later trace of that same array. A copy has no such past.
     """
     return jax.tree.map(lambda a: np.array(a) if isinstance(a, np.ndarray) else a, tree)
 
@@ -52,8 +52,9 @@ def _to_default(leaf: object) -> object:
 def in_float64(fn: Callable[P, R]) -> Callable[P, R]:
     """`fn` computed in float64 whatever the caller's precision; its results have the caller's.
 
-    The global flag is changed inside the call only. Under a transformation of the caller (jit, grad,
-    vmap) precision is the caller's business, and `fn` runs as it is, on copies of the NumPy arrays.
+    The global flag is changed inside the call only. Under a transformation of the caller
+    (jit, grad, vmap) precision is the caller's business, and `fn` runs as it is, on copies of
+    the NumPy arrays.
     """
 
     @wraps(fn)

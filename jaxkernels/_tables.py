@@ -1,6 +1,7 @@
 """Tables as plain data, and as text or Markdown.
 
-Results and the command line make a `Table` of what they print; nothing else knows how columns are laid out.
+Results and the command line make a `Table` of what they print; nothing else knows how
+columns are laid out.
 """
 
 import dataclasses
@@ -15,8 +16,8 @@ _NUMBER = re.compile(r"[*<>~±\s]*[-+]?(\d|inf|nan)", re.IGNORECASE)
 class Table:
     """Rows of text under a header.
 
-    The first column names the row and is aligned to the left; so is every other column that holds anything
-    but numbers.
+    The first column names the row and is aligned to the left; so is every other column that holds
+    anything but numbers.
     """
 
     header: Sequence[str]
@@ -34,7 +35,7 @@ class Table:
 
     @property
     def right_aligned(self) -> tuple[bool, ...]:
-        """Whether each column is aligned to the right: all its cells but the empty ones are numbers."""
+        """Whether each column is aligned to the right: all cells but the empty ones are numbers."""
         columns = list(zip(*self.rows, strict=True)) or [()] * len(self.header)
         numeric = [all(_NUMBER.match(cell) for cell in column if cell) for column in columns]
         return (False, *numeric[1:])

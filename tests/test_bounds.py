@@ -1,7 +1,8 @@
-"""How score errors accumulate: the operators against hand-written steps, the bounds against exact distances.
+"""How score errors accumulate: operators against hand-written steps, bounds against exact errors.
 
-The oracles are NumPy recurrences of the difference between two runs that share their noise, and the closed form of
-W2 between normal distributions. What is called a bound has to hold in every one of several hundred random cases.
+The oracles are NumPy recurrences of the difference between two runs that share their noise, and the
+closed form of W2 between normal distributions. What is called a bound has to hold in every one of
+several hundred random cases.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ def _marginal(kind: str, t: np.ndarray | float, eigenvalues: np.ndarray) -> np.n
 def _step_coefficients(
     kind: str, times: np.ndarray, alpha: float, eigenvalues: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Factors A_j (K, modes), beta_j (K,) and noise variances (K,) of the exponential integrator, by hand."""
+    """Factors A_j (K, modes), beta_j (K,), noise variances (K,), exponential integrator by hand."""
     h, p = -np.diff(times), 1.0 + alpha**2
     keep, beta, noise = {
         "vp": (np.exp(h), p * np.expm1(h), alpha**2 * np.expm1(2 * h)),
@@ -50,7 +51,7 @@ def _step_coefficients(
 def _difference(
     name: str, kind: str, times: np.ndarray, eigenvalues: np.ndarray, errors: np.ndarray
 ) -> np.ndarray:
-    """Terminal difference (..., modes) of two runs, one with the errors (..., evaluations, modes) in its scores."""
+    """Terminal difference (..., modes) of two runs, one with errors (..., evaluations, modes)."""
     out = np.zeros_like(errors[..., 0, :])
     factor, beta, _ = _step_coefficients(kind, times, 0.0, eigenvalues)
     precision = 1.0 / _marginal(kind, times, eigenvalues)
@@ -108,13 +109,13 @@ def _random_times(rng: np.random.Generator, steps: int) -> np.ndarray:
     )
 
 
-# --- operators -------------------------------------------------------------------------------------------
+# --- operators ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", PROCESSES)
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 3.0])
 def test_operators_of_the_exponential_integrator_by_hand(kind: str, alpha: float) -> None:
-    """beta_i prod_{j>i} (alpha_j - beta_j / Sigma_j) with the source's coefficients; signs included."""
+    """beta_i prod_{j>i} (alpha_j - beta_j / Sigma_j), the source's coefficients, with signs."""
     times, eigenvalues = np.array([2.0, 1.2, 0.5, 0.2, 0.05, 0.0]), np.array([3.0, 1.0, 0.04])
     factor, beta, _ = _step_coefficients(kind, times, alpha, eigenvalues)
     expected = np.stack([beta[i] * np.prod(factor[i + 1 :], axis=0) for i in range(5)])
@@ -127,7 +128,8 @@ def test_operators_of_the_exponential_integrator_by_hand(kind: str, alpha: float
     np.testing.assert_allclose(operators.times, times[:-1])
     if alpha == 3.0:
         assert expected.min() < 0 < expected.max()
-    # without dependence on x the general factors are the operators of the mode that grows most at every step
+    # without dependence on x the general factors are the operators of the mode that grows
+    # most at every step
     steps = lipschitz_accumulation(
         target, PROCESSES[kind], EXPONENTIAL, jk.Schedule(times, alpha), lipschitz=0.0
     )
@@ -144,7 +146,7 @@ def _run(
     schedule: jk.Schedule,
     errors: jax.Array,
 ) -> jax.Array:
-    """The end of a run without noise, by the sampler's own steps, with a constant error in every score."""
+    """The end of a run without noise, by the sampler's own steps, with one error in every score."""
     exact = target.denoiser(process)
 
     def take(state, here):
@@ -164,7 +166,7 @@ def _run(
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_operators_of_every_sampler_by_perturbing_it(name: str) -> None:
-    """Heun and RK4 leave out evaluations of the last step, to sigma = 0: nothing follows from an error there."""
+    """Heun and RK4 leave out evaluations of the last step, to sigma = 0: no effect of an error."""
     sampler, process = SAMPLERS[name](), jk.VP()
     schedule = jk.Schedule([0.9, 0.5, 0.2, 0.03, 0.0], 0.8 if sampler.stochastic else 0.0)
     target = jk.Gaussian([1.0, -0.5], [2.0, 0.02])
@@ -183,7 +185,7 @@ def test_operators_of_every_sampler_by_perturbing_it(name: str) -> None:
 
 
 def test_multiplicities_and_bases() -> None:
-    """A mode counts once however often it occurs, not at all with weight 0, and in whatever coordinates."""
+    """A mode counts once however often it occurs, not at all with weight 0, in any coordinates."""
     setting = jk.OU(rate=2.0), EXPONENTIAL, jk.Schedule([1.0, 0.7, 0.4, 0.1, 0.03, 0.01], 1.0)
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
     turned = jk.Gaussian([0.3, 0.1, 2.0], [0.5, 2.0, 0.5], basis=basis)
@@ -198,7 +200,7 @@ def test_multiplicities_and_bases() -> None:
         np.testing.assert_allclose(getattr(ours, field), getattr(theirs, field), rtol=1e-12)
 
 
-# --- bounds for errors of known correlation --------------------------------------------------------------
+# --- bounds for errors of known correlation -------------------------------------------------------
 
 
 def _attained(bound: AccumulationBound, rms_difference: float) -> float:
@@ -208,7 +210,7 @@ def _attained(bound: AccumulationBound, rms_difference: float) -> float:
 def _random_directions(
     rng: np.random.Generator, case: str, count: int, modes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Errors e = sum_l z_l W_l, z independent of unit variance: W (l, evaluations, modes), and their correlation."""
+    """Errors e = sum_l z_l W_l, z independent of variance 1: W (l, evaluations, modes)."""
     sizes = rng.gamma(0.5, size=(count, 1)) * rng.gamma(0.5, size=(count, modes))
     if case == "coherent":
         return rng.normal(size=(rng.integers(1, 4), count, modes)) * sizes, np.ones((count, count))
@@ -226,7 +228,7 @@ def _random_directions(
 
 @pytest.mark.parametrize("name", ["exponential_integrator", "heun"])
 def test_bounds_hold_for_random_errors_that_do_not_depend_on_x(name: str) -> None:
-    """The covariance is not affected, so W2 is the shift of the mean, and its mean square a sum over directions."""
+    """The covariance is not affected, so W2 is the shift of the mean: its mean square is a sum."""
     rng = np.random.default_rng(1)
     ratios: dict[str, list[float]] = {"coherent": [], "orthogonal": [], "correlated": []}
     count = 10 if name == "heun" else 5
@@ -255,7 +257,7 @@ def test_bounds_hold_for_random_errors_that_do_not_depend_on_x(name: str) -> Non
 
 @pytest.mark.parametrize("rho", [0.0, 0.6, 1.0])
 def test_bounds_are_attained_in_one_mode(rho: float) -> None:
-    """AR(1) errors with the signs of G_i; rho = 0 and 1 are the orthogonal and the coherent bound."""
+    """AR(1) errors with the signs of G_i; rho = 0, 1 are the orthogonal and the coherent bound."""
     times, rms = np.array([1.5, 0.8, 0.3, 0.1, 0.02]), np.array([1.0, 0.3, 2.0, 0.5])
     schedule = jk.Schedule(times, 3.0)
     operators = accumulation_operators(jk.Gaussian(0.0, [0.3]), jk.VE(2.0), EXPONENTIAL, schedule)
@@ -279,12 +281,12 @@ def test_bounds_are_attained_in_one_mode(rho: float) -> None:
         assert float(same.value) == pytest.approx(w2, rel=1e-7)
 
 
-# --- bounds for errors that depend on x ------------------------------------------------------------------
+# --- bounds for errors that depend on x -----------------------------------------------------------
 
 
 @dataclasses.dataclass
 class Pair:
-    """Exact distributions of a run without errors and of one with e = -slope x + shift, d modes, and the errors' rms sizes."""
+    """Exact distributions without errors and with e = -slope x + shift, d modes; rms errors."""
 
     means: tuple[np.ndarray, np.ndarray]
     covariances: tuple[np.ndarray, np.ndarray]
@@ -304,7 +306,7 @@ def _pair(
     slope: np.ndarray,
     shift: np.ndarray,
 ) -> Pair:
-    """`constant` (K, d) is beta_j Sigma_j^{-1} mu_j, the part of the step that does not depend on x."""
+    """`constant` (K, d) is beta_j Sigma_j^{-1} mu_j, the part of the step that is free of x."""
     means = [start[0]] * 2
     covariances = [start[1]] * 2
     rms: list[float] = []
@@ -325,7 +327,7 @@ def _pair(
 
 
 def test_bounds_hold_for_random_lipschitz_errors() -> None:
-    """Matrix slopes that commute with nothing, and fresh noise in the score: one draw for all samples, or one each."""
+    """Matrix slopes that commute with nothing; noise in the score, for all samples or for each."""
     rng = np.random.default_rng(2)
     ratios: dict[str, list[float]] = {
         "coherent": [],
@@ -400,7 +402,8 @@ def _mixture_score(x: np.ndarray, a: float, s2: float, mean: float, variance: fl
 def test_bounds_hold_for_a_mixture_and_nonlinear_errors() -> None:
     """A log-concave mixture through the Gaussian target with its two extreme curvatures.
 
-    The inequality holds for the particles themselves, so there is no sampling error: all means are over particles.
+    The inequality holds for the particles themselves, so there is no sampling error: all means are
+    over particles.
     """
     rng = np.random.default_rng(3)
     found = []
@@ -440,14 +443,14 @@ def test_bounds_hold_for_a_mixture_and_nonlinear_errors() -> None:
     assert 0.8 < max(found) <= EXACT  # median 0.49
 
 
-# --- the source's bound as published ---------------------------------------------------------------------
+# --- the source's bound as published --------------------------------------------------------------
 
 
 def test_the_published_sum_of_squares_fails_for_a_constant_error() -> None:
-    """p_0 = N(0, 1), variance-preserving, T = 3, e = 1: every A_j = 2 - e^h, W2 = 2 (1 - (2 - e^h)^K) at any K.
+    """p_0 = N(0, 1), T = 3, e = 1: every A_j = 2 - e^h, W2 = 2 (1 - (2 - e^h)^K) at any K.
 
-    The coherent bound is attained. The published number falls to 0 as K grows, and the ratio W2^2 / number^2 grows
-    like K.
+    The coherent bound is attained. The published number falls to 0 as K grows, and the ratio
+    W2^2 / number^2 grows like K.
     """
     steps = 100
     schedule = jk.Schedule(np.linspace(3.0, 0.0, steps + 1), 1.0)
@@ -465,7 +468,7 @@ def test_the_published_sum_of_squares_fails_for_a_constant_error() -> None:
 
 
 class EndEvaluated(AbstractSampler):
-    """The source's step for g^2 = 2 and signal 1: the score of the step's end at the point of its start."""
+    """The source's step for g^2 = 2, signal 1: the score of the step's end at its start."""
 
     order: ClassVar[int] = 1
     nfe_per_step: ClassVar[int] = 1
@@ -481,9 +484,10 @@ class EndEvaluated(AbstractSampler):
 
 
 def test_the_published_operator_fails_for_a_step_that_overshoots() -> None:
-    """Variance 0.1, two steps of 0.2: A = (0.2, -3). With e_1 = -x the last factor is -3.4, not -3 + 1 * 0.4.
+    """Variance 0.1, steps of 0.2: A = (0.2, -3). With e_1 = -x the last is -3.4, not -3 + 1 * 0.4.
 
-    Also e_0 = 10 and e_1 are uncorrelated, so that correlation in time is not what the published number misses.
+    Also e_0 = 10 and e_1 are uncorrelated, so that correlation in time is not what the published
+    number misses.
     """
     schedule = jk.Schedule([0.4, 0.2, 1e-13], 1.0)
     accumulation = lipschitz_accumulation(
@@ -506,7 +510,7 @@ def test_the_published_operator_fails_for_a_step_that_overshoots() -> None:
 
 
 def test_an_error_sampled_elsewhere_than_at_x() -> None:
-    """A step that evaluates at 2 x meets twice the slope of the error: its Lipschitz part counts twice."""
+    """A step that evaluates at 2 x meets twice the error's slope: its Lipschitz part doubles."""
 
     class Elsewhere(EndEvaluated):
         def step(self, predict, noise, process, step, x, history):
@@ -525,13 +529,13 @@ def test_an_error_sampled_elsewhere_than_at_x() -> None:
     assert float(accumulation.injection[0]) == pytest.approx(0.3)
 
 
-# --- curvature -------------------------------------------------------------------------------------------
+# --- curvature ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("process", [jk.OU(rate=2.0), jk.FlowMatching()])
 @pytest.mark.parametrize("mean", [0.5, 1.0])
 def test_curvature_interval_of_a_mixture(process: jk.AbstractProcess, mean: float) -> None:
-    """Two normals of variance 1/2: 2 - 4 mean^2 <= -Hess log p_0 <= 2, the first at 0 and the second far away."""
+    """Two normals of variance 1/2: 2 - 4 mean^2 <= -Hess log p_0 <= 2, at 0, and far away."""
     mixture = jk.GaussianMixture([0.5, 0.5], [[-mean], [mean]], [[[0.5]], [[0.5]]])
     x = np.linspace(-12.0, 12.0, 801)
     convexity, smoothness = 2.0 - 4.0 * mean**2, 2.0
@@ -567,7 +571,7 @@ def test_curvature_interval_of_normal_distributions_is_exact() -> None:
     assert hessian_interval(jk.VP(), 0.5, convexity=0.0, smoothness=1.0)[1] == 0.0
 
 
-# --- derivatives, precision, refusals --------------------------------------------------------------------
+# --- derivatives, precision, refusals -------------------------------------------------------------
 
 SETTING = jk.Gaussian([0.4, -1.0, 0.0], [2.0, 0.1, 0.5]), jk.OU(rate=2.0)
 SCHEDULE = jk.Schedule([0.9, 0.6, 0.4, 0.1, 0.05, 0.01])

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints and writes, and one line for every mistake."""
+"""The command line as a user meets it: its output, its files, and one line for every mistake."""
 
 import contextlib
 import errno
@@ -355,7 +355,7 @@ def _edited(source: Path, **changes: object) -> str:
 
 
 class TestMistakes:
-    """Exit code 2, one line that names the argument and the value, nothing written, no traceback."""
+    """Exit code 2, one line with the argument and the value, nothing written, no traceback."""
 
     @pytest.fixture(autouse=True)
     def _no_optimisation(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -563,7 +563,7 @@ class TestMistakes:
 
 
 class TestCache:
-    """Compiled programs are kept in a folder of the user's, unless that is not wanted or not possible."""
+    """Compiled programs are kept in a folder of the user's, unless unwanted or impossible."""
 
     @pytest.fixture(autouse=True)
     def _not_configured(self) -> Iterator[None]:
@@ -589,8 +589,8 @@ class TestCache:
         again = self.evaluate(files)
         assert again == first
         assert {p: p.read_bytes() for p in (tmp_path / "jaxkernels").iterdir()} == kept
-        jax_folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-        assert jax_folder is None, "left behind in the process"
+        found = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+        assert found is None, "left behind in the process"
 
     def test_no_cache(self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -627,7 +627,8 @@ class TestCache:
         own = str(tmp_path / "own")
         jax.config.update("jax_compilation_cache_dir", own)
         assert self.evaluate(files).code == 0
-        assert jax.config.jax_compilation_cache_dir == own  # pyright: ignore[reportAttributeAccessIssue]
+        found = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+        assert found == own
         assert not (tmp_path / "jaxkernels").exists()
 
     @pytest.mark.parametrize(

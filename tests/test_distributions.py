@@ -1,4 +1,4 @@
-"""Distributions against dense linear algebra, scikit-learn, scipy.stats, automatic differentiation and limits."""
+"""Distributions against dense algebra, scikit-learn, scipy.stats, differentiation and limits."""
 
 import sys
 import time
@@ -30,12 +30,12 @@ def _reconstructed(target: jk.Gaussian) -> np.ndarray:
     return (basis * np.asarray(target.eigenvalues)) @ basis.T
 
 
-# --- fitting ---------------------------------------------------------------------------------------------
+# --- fitting --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "dim"), [(500, 7), (40, 40), (12, 30), (3, 8), (2, 5)])
 def test_fit_agrees_with_ledoit_wolf(n: int, dim: int) -> None:
-    """Shrinkage and covariance of scikit-learn's estimator, also with fewer samples than dimensions."""
+    """Shrinkage and covariance of scikit-learn's estimator, also with few samples."""
     rng = np.random.default_rng(n)
     samples = rng.normal(size=(n, dim)) @ _covariance(1, dim) + rng.normal(size=dim)
     reference = LedoitWolf().fit(samples)
@@ -68,7 +68,7 @@ def test_fit_with_a_given_shrinkage(amount: float, n: int, dim: int) -> None:
     ("name", "kurtosis"), [("normal", 3.0), ("uniform", 1.8), ("laplace", 6.0)]
 )
 def test_fit_measures_kurtosis(name: str, kurtosis: float) -> None:
-    """Textbook kurtosis of each distribution; standard error of the estimate is below 0.06 at 1e5 samples."""
+    """Textbook kurtosis of each distribution; standard error is below 0.06 at 1e5 samples."""
     samples = getattr(np.random.default_rng(0), name)(size=(100_000, 3)) * np.array([1.0, 5.0, 0.2])
     fitted = jk.Gaussian.fit(samples)
     assert fitted.kurtosis is not None
@@ -180,7 +180,7 @@ def test_shapes_that_do_not_match(make: Callable[[], object]) -> None:
         make()
 
 
-# --- denoisers -------------------------------------------------------------------------------------------
+# --- denoisers ------------------------------------------------------------------------------------
 
 PROCESSES = {"vp": jk.VP(), "edm": jk.EDM(20.0), "flow": jk.FlowMatching()}
 
@@ -236,7 +236,7 @@ def _assert_moments(draws: np.ndarray, mean: np.ndarray, covariance: np.ndarray)
     assert np.max(errors) < 5.0
 
 
-# --- compression -----------------------------------------------------------------------------------------
+# --- compression ----------------------------------------------------------------------------------
 
 
 def _total(target: jk.Gaussian, phi: Function, psi: Function) -> float:
@@ -329,7 +329,7 @@ def test_few_distinct_eigenvalues_cost_no_more_than_nodes() -> None:
 
 
 def _largest_on_ellipse(f: Function, low: float, high: float, strip: float) -> float:
-    """max |f| over the ellipse around [low, high] whose height is the strip (maximum principle: its edge)."""
+    """max |f| over the ellipse around [low, high] as high as the strip, taken on its edge."""
     height = 2.0 * strip / (high - low)
     angle = np.linspace(0.0, 2.0 * np.pi, 4001)
     edge = np.sqrt(1.0 + height**2) * np.cos(angle) + 1j * height * np.sin(angle)
@@ -338,7 +338,7 @@ def _largest_on_ellipse(f: Function, low: float, high: float, strip: float) -> f
 
 @pytest.mark.parametrize("name", ["precision", "entropy", "shrinkage"])
 def test_compression_bound_holds(name: str) -> None:
-    """On 200 random spectra: error <= bound x total weight x M, M the largest value in the strip."""
+    """On 200 random spectra: error <= bound x total weight x M, M the largest in the strip."""
     rng = np.random.default_rng(11)
     ratios = []
     for _ in range(200):
@@ -363,7 +363,7 @@ def test_compression_bound_holds(name: str) -> None:
 
 
 def test_compression_bound_has_the_right_rate() -> None:
-    """Error and bound fall together, node by node, on the ellipse through the pole that limits them."""
+    """Error and bound fall together, node by node, on the ellipse through the nearest pole."""
     low, high, level = np.log(1e-4), np.log(1e2), 0.3
     target = jk.Gaussian(0.0, np.geomspace(1e-4, 1e2, 300))
     pole = (2.0 * (np.log(level) + 1j * np.pi) - low - high) / (high - low)
@@ -439,7 +439,7 @@ def test_compression_bound_limits() -> None:
     )
 
 
-# --- mixtures --------------------------------------------------------------------------------------------
+# --- mixtures -------------------------------------------------------------------------------------
 
 WEIGHTS = np.array([0.2, 0.5, 0.3])
 MEANS = np.array([[0.0, 1.0], [2.0, -1.0], [-3.0, 0.5]])
@@ -509,7 +509,7 @@ def test_mixture_of_one_is_gaussian() -> None:
 
 
 def test_mixture_moments() -> None:
-    """Sampling, and the Gaussian of equal moments, against E X = sum w m, E XX^T = sum w (C + m m^T)."""
+    """Sampling, and the Gaussian of equal moments: E X = sum w m, E XX^T = sum w (C + m m^T)."""
     mean = WEIGHTS @ MEANS
     second = np.einsum("m,mij->ij", WEIGHTS, COVARIANCES + MEANS[:, :, None] * MEANS[:, None, :])
     covariance = second - np.outer(mean, mean)
@@ -602,7 +602,7 @@ def test_a_mixture_with_one_basis_is_the_same_distribution() -> None:
 
 
 def test_fitted_mixture_finds_the_clusters() -> None:
-    """Held-out log density within its sampling error of the distribution the samples come from, and far above a Gaussian's."""
+    """Held-out log density: the true one to sampling error, and far above a Gaussian's."""
     turn = np.linalg.qr(np.random.default_rng(2).normal(size=(4, 4)))[0]
     truth = jk.GaussianMixture(
         [0.25, 0.75],
@@ -629,7 +629,7 @@ def test_fitted_mixture_finds_the_clusters() -> None:
 
 
 def test_fitted_mixture_of_flat_samples_has_a_density() -> None:
-    """Constant pixels, fewer samples than dimensions, images: variances stay above 0, means those of the samples."""
+    """Constant pixels, few samples, images: variances stay above 0, means those of the samples."""
     x = np.random.default_rng(0).normal(size=(20, 5, 5))
     x[:, 2] = 0.7
     fitted = jk.GaussianMixture.fit(x, 3)

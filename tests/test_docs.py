@@ -40,8 +40,8 @@ def _guides() -> list:
 def readme(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     """All Python blocks of the README, run in order in one namespace, as a reader would type them.
 
-    In the precision that a reader has. Also the folder that they were run in, and their result after
-    the first block as `first`.
+    In the precision that a reader has. Also the folder that they were run in, and their result
+    after the first block as `first`.
     """
     namespace: dict = {}
     folder = tmp_path_factory.mktemp("readme")
@@ -64,7 +64,7 @@ def test_readme_code_runs(readme: tuple[dict, Path]):
 
 @pytest.mark.slow
 def test_readme_table_is_true(readme: tuple[dict, Path]):
-    """Every row, recomputed by the README's code, but for what another processor may fit otherwise."""
+    """Every row, recomputed by the README's code, but for what other processors fit otherwise."""
     result = readme[0]["first"]
     assert result.comparison is not None
     labels = {

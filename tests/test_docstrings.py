@@ -16,9 +16,6 @@ import pytest
 
 import jaxkernels as jk
 
-# Until every docstring is in the format: then this mark goes, and nothing else has to be changed.
-CONVERTING = pytest.mark.xfail(strict=False, reason="not every docstring is in the format yet")
-
 # A function's first line is a command. A verb that is missing here may be added.
 VERBS = frozenset(
     [
@@ -174,7 +171,7 @@ class Documented(NamedTuple):
 
 
 def _public_modules() -> list[str]:
-    """The modules that the package's first file offers by name: `from . import schedules as schedules`."""
+    """The modules that the package's first file offers: `from . import schedules as schedules`."""
     tree = ast.parse(Path(inspect.getfile(jk)).read_text())
     statements = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.module is None]
     return [alias.name for statement in statements for alias in statement.names]
@@ -211,7 +208,7 @@ EVERYTHING = TOP_LEVEL + MEMBERS
 
 
 def _docstring(of: Documented) -> str:
-    """The docstring, an overridden method's where there is none of its own."""
+    """The docstring; an override without one has that of the method it overrides."""
     if of.owner is None:
         return inspect.cleandoc(getattr(of.value, "__doc__", None) or "")
     bases = [getattr(base, of.name.rpartition(".")[2], None) for base in of.owner.__mro__]
@@ -325,7 +322,6 @@ def test_examples_run(of: Documented, float32: None, tmp_path: Path, monkeypatch
     assert not runner.failures, "".join(report)
 
 
-@CONVERTING
 @pytest.mark.parametrize("of", EVERYTHING, ids=_identify)
 def test_docstring_is_in_the_format(of: Documented):
     """CONTRIBUTING.md shows the format."""

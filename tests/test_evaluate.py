@@ -40,11 +40,11 @@ def _evaluation(alpha: float, initialization: str = "standard_normal") -> jk.Eva
     return jk.evaluate_schedule(TARGET, jk.VP(), "ddim", schedule, initialization=initialization)
 
 
-# --- distances and budget --------------------------------------------------------------------------------
+# --- distances and budget -------------------------------------------------------------------------
 
 
 def test_distances_are_those_of_the_moments() -> None:
-    """Totals, and each mode's share, from the reported mean and variance by the textbook formulas."""
+    """Totals, and each mode's share, from the reported moments by the textbook formulas."""
     e = _evaluation(1.0)
     error, v, c = np.asarray(e.mean) - MEAN, np.asarray(e.variance), EIGENVALUES
     exact = {
@@ -121,7 +121,8 @@ def test_discretization_vanishes_with_many_steps() -> None:
     for k in (3, 2048):
         schedule = jk.schedules.quadratic(jk.VP(), k, 0.03)
         entries.append(jk.evaluate_schedule(TARGET, jk.VP(), "ddim", schedule).error_budget)
-    # a sampler of order 1: its distance to the exact distribution falls with 1/K, the square of it with 1/K^2
+    # a sampler of order 1: its distance to the exact distribution falls with 1/K, the square
+    # of it with 1/K^2
     assert abs(float(entries[1].discretization)) < 3e-3 * abs(float(entries[0].discretization))
     assert float(entries[1].discretization_alone) < 1e-5 * float(entries[0].discretization_alone)
     others = float(entries[1].initialization + entries[1].truncation)
@@ -142,7 +143,7 @@ def test_weights_are_multiplicities() -> None:
 
 
 def test_rotations_change_nothing() -> None:
-    """A covariance in other coordinates has the same errors; moments are reported along its modes."""
+    """A covariance in other coordinates has the same errors; moments are those along its modes."""
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
     rotated = jk.Gaussian.from_covariance(rotation @ MEAN, (rotation * EIGENVALUES) @ rotation.T)
     ours = jk.evaluate_schedule(rotated, jk.VP(), "ddim", jk.Schedule(TIMES, ALPHAS))
@@ -182,11 +183,11 @@ def test_vanishing_eigenvalue_has_infinite_kl_and_finite_w2() -> None:
     assert np.isfinite(float(evaluation.w2_squared))
 
 
-# --- scores of the step's end -----------------------------------------------------------------------------
+# --- scores of the step's end ---------------------------------------------------------------------
 
 
 class EndEvaluated(AbstractSampler):
-    """A step of variance exploding with g^2 = 2: the score of the step's end, at the point of its start."""
+    """Variance exploding, g^2 = 2: the score of the step's end, at the point of its start."""
 
     order: ClassVar[int] = 1
     nfe_per_step: ClassVar[int] = 1
@@ -208,7 +209,7 @@ END_RUN = TARGET, jk.VE(rate=2.0), EndEvaluated(), jk.Schedule(TIMES, ALPHAS)
 def _end_evaluated(
     mean: np.ndarray, variance: np.ndarray, slope: np.ndarray, shift: np.ndarray, first: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, variance and factor of x at the end, by hand; errors (K, modes), steps from number `first`."""
+    """Mean, variance and factor of x at the end, by hand; errors (K, modes), from step `first`."""
     factor = np.ones(3)
     for k in range(first, 3):
         h = TIMES[k] - TIMES[k + 1]
@@ -243,7 +244,7 @@ def test_a_step_evaluated_at_its_end() -> None:
 
 
 def test_errors_of_scores_at_the_end_of_a_step() -> None:
-    """The exact error for given errors, and its expansion by second differences of the recurrence."""
+    """The exact error for given errors, and its expansion by differences of the recurrence."""
     kernel = jk.error_kernel(*END_RUN)
     np.testing.assert_array_equal(kernel.times, TIMES[1:])
     slope, shift = 0.1 * np.random.default_rng(0).standard_normal((2, 3, 3))
@@ -281,7 +282,7 @@ def test_local_errors_of_steps_evaluated_at_their_ends() -> None:
     np.testing.assert_allclose(moments.variance, signed, rtol=1e-11)
 
 
-# --- refusals --------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 MIXTURE = jk.GaussianMixture(np.ones(1), np.zeros((1, 2)), np.ones(1))
 
@@ -350,7 +351,7 @@ def test_bad_schedule_inside_a_transformation_fails_when_run() -> None:
         jax.block_until_ready(run(jnp.array([1.0, 0.2, 0.4, 0.1])))
 
 
-# --- precision and compilation ---------------------------------------------------------------------------
+# --- precision and compilation --------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("float32")
@@ -391,7 +392,7 @@ SCORE_ERROR = ([0.02, 0.01, 0.03], [0.05, 0.02, 0.01])
 
 
 def _of_schedule(name: str) -> Callable[[jk.Schedule], jax.Array]:
-    """A function of a schedule that closes over arrays of its own: a target, a process, a score error."""
+    """A function of a schedule that closes over arrays: a target, a process, a score error."""
     target = jk.Gaussian(MEAN.copy(), EIGENVALUES.copy())
     process = jk.VP(0.1, 20.0)
     error = jk.ScoreError.diagonal(*SCORE_ERROR, jk.OrnsteinUhlenbeck(1.5), cross=0.4)
@@ -410,7 +411,7 @@ def _of_schedule(name: str) -> Callable[[jk.Schedule], jax.Array]:
     "name", ["w2", "w2 with a score error", "kernel", "expected error", "bound"]
 )
 def test_float32_transformations_after_float64_on_the_same_arrays(name: str) -> None:
-    """As after an optimisation, whose compiled float64 program JAX still holds with the arrays in it."""
+    """As after an optimisation, whose float64 program JAX still holds with the arrays in it."""
     fn = _of_schedule(name)
 
     def of_times(times: jax.Array) -> jax.Array:
@@ -458,7 +459,7 @@ def test_compiled_once_when_only_numbers_change() -> None:
     assert Counting.traces[0] == first
 
 
-# --- derivatives -----------------------------------------------------------------------------------------
+# --- derivatives ----------------------------------------------------------------------------------
 
 SMOOTH = np.array([0.9, 0.6, 0.3, 0.1, 0.25, 1.0, 0.5])  # times, then alpha^2
 
@@ -480,7 +481,7 @@ Derivatives = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
 
 @functools.cache
 def _derivatives(name: str, kind: str, metric: str, order: int) -> Derivatives:
-    """Value and gradient by reverse mode, and for order 2 the Hessian by forward over reverse mode."""
+    """Value, gradient by reverse mode, and for order 2 the Hessian by forward over reverse mode."""
 
     def value_and_gradient(v: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jax.value_and_grad(functools.partial(_objective, name, kind, metric))(v, c)
@@ -494,7 +495,7 @@ def _derivatives(name: str, kind: str, metric: str, order: int) -> Derivatives:
 
 
 def test_derivatives_of_an_evaluation() -> None:
-    """W2^2 and KL in the times and in alpha^2: both modes, and forward mode for the gradient itself."""
+    """W2^2 and KL in the times and in alpha^2: both modes, and forward mode for the gradient."""
 
     @jax.jit
     def value(variables: jax.Array) -> jax.Array:
@@ -575,7 +576,7 @@ def test_kl_derivatives_are_finite_at_benign_points(label: str) -> None:
 
 
 def test_slope_at_stochasticity_zero() -> None:
-    """alpha^2 is the variable that all is smooth in: the slope there is the one-sided difference's limit."""
+    """alpha^2 is the variable that all is smooth in: the slope there is a one-sided limit."""
     fn, step = _derivatives("ddim", "terminal", "w2_squared", 2), 1e-4
     point = np.array([0.9, 0.6, 0.3, 0.1, 0.0, 0.0, 0.0])
     value, slope, _ = fn(point, EIGENVALUES)

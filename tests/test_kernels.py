@@ -1,7 +1,8 @@
 """What score errors cost: kernels, expected errors and models of the errors.
 
-The oracles are recurrences in NumPy, written per sampler from their coefficients, that take an error at every
-evaluation; and second derivatives of a dense recurrence that shares nothing with the package.
+The oracles are recurrences in NumPy, written per sampler from their coefficients, that take an
+error at every evaluation; and second derivatives of a dense recurrence that shares nothing
+with the package.
 """
 
 import functools
@@ -43,7 +44,7 @@ def _terminal(
     mean: np.ndarray,
     alpha=0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of the samples from N(0, I), per draw and mode, for errors (draws, evaluations, modes)."""
+    """Mean, variance of samples from N(0, I), per draw and mode; errors (draws, E, modes)."""
     a, v, beta = _coefficients(times)
     p = 1.0 + alpha**2
     total = a[:, None] ** 2 * (lam + v[:, None])
@@ -137,12 +138,12 @@ def _evaluation_index(name: str, steps: int) -> np.ndarray:
     return np.arange(steps)
 
 
-# --- prediction against simulation -----------------------------------------------------------------------
+# --- prediction against simulation ----------------------------------------------------------------
 
 
 @functools.cache
 def _predicted_and_measured(name: str, regime: str, power: int) -> tuple[float, float, float]:
-    """Excess of E W2^2 over its value without errors: prediction, simulation (2e5 runs), standard error."""
+    """Excess of E W2^2 over its value without errors: prediction, simulation, standard error."""
     alpha, lam, scale, pairs = SAMPLERS[name], SPECTRA[power], 2e-3, 100_000
     correlation, of_lag = REGIMES[regime]
     schedule = jk.Schedule(TIMES, alpha)
@@ -178,13 +179,13 @@ def test_correlation_at_equal_marginals(name: str) -> None:
     assert measured > 3.0
 
 
-# --- the kernel itself -----------------------------------------------------------------------------------
+# --- the kernel itself ----------------------------------------------------------------------------
 
 
 def _dense_error(
     theta: jax.Array, times: np.ndarray, covariance: np.ndarray, mean: np.ndarray
 ) -> jax.Array:
-    """W2^2 of DDIM at stochasticity 0 on a dense Gaussian, theta (K, d, d + 1) = (Delta | delta), in plain JAX."""
+    """W2^2 of DDIM without noise on a dense Gaussian, theta (K, d, d + 1) = (Delta | delta)."""
     a, v, _ = _coefficients(times)
     d = len(mean)
     m, s = jnp.zeros(d), jnp.eye(d)
@@ -231,7 +232,7 @@ def test_blocks_are_the_hessian_of_the_exact_error() -> None:
 
 
 def test_hessian_of_the_bures_distance_in_closed_form() -> None:
-    """D2[U, U] = sum_ij (V^T C^(1/2) U C^(1/2) V)_ij^2 / (r_i r_j (r_i + r_j)), R = V diag(r) V^T."""
+    """D2[U, U] = sum (V^T C^(1/2) U C^(1/2) V)_ij^2 / (r_i r_j (r_i + r_j)), R = V diag(r) V^T."""
     rng = np.random.default_rng(0)
     c, s = (q @ q.T + 0.1 * np.eye(3) for q in rng.standard_normal((2, 3, 3)))
     values, vectors = np.linalg.eigh(c)
@@ -276,7 +277,7 @@ def test_blocks_contraction_and_interactions_agree(name: str) -> None:
 
 
 def test_a_mean_error_enters_with_its_gradient() -> None:
-    """Uncentred second moment and gradient: exact up to third order, so that halving the error shows order 3."""
+    """Second moment and gradient, exact up to third order: halving the error shows order 3."""
     target, known = (
         jk.Gaussian(MEAN, SPECTRA[1]),
         Constant(jnp.array([[0.3, -0.1, 0.2]]), jnp.array([[0.1, 0.2, -0.3]])),
@@ -312,11 +313,11 @@ def test_a_kernel_about_known_errors() -> None:
     )
 
 
-# --- expected errors -------------------------------------------------------------------------------------
+# --- expected errors ------------------------------------------------------------------------------
 
 
 def _shared_slope(size: float) -> tuple[jk.ExpectedError, float]:
-    """Quadrature of the package and of SciPy for one mode whose slope errs by the same normal number at all times."""
+    """Quadratures of the package and SciPy for one mode whose slope errs by one number."""
     lam = np.array([0.5])
     target = jk.Gaussian(0.7, lam)
     error = jk.ScoreError.diagonal(slope=size)
@@ -387,7 +388,7 @@ def test_an_error_beyond_second_order_warns() -> None:
         jk.evaluate_schedule(target, PROCESS, "ddim", SCHEDULE, score_error=error)
 
 
-# --- models of the error ---------------------------------------------------------------------------------
+# --- models of the error --------------------------------------------------------------------------
 
 GRID = jnp.asarray([0.9, 0.6, 0.6, 0.3, 0.1])
 LAG = np.abs(np.array([0, 1, 1, 2, 3])[:, None] - np.array([0, 1, 1, 2, 3]))
@@ -503,7 +504,7 @@ def test_random_features_have_the_stated_shapes() -> None:
     )
 
 
-# --- schedules that account for score errors --------------------------------------------------------------
+# --- schedules that account for score errors ------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m", "euler_maruyama"])
@@ -521,9 +522,10 @@ def test_local_cost_of_an_error_is_the_kernels_for_many_steps(name: str) -> None
 
 
 def test_accounting_for_the_error_pays() -> None:
-    """An error at the noise end: the optimum that accounts for it has a smaller E W2^2 in simulation.
+    """An error at the noise end: the optimum that accounts for it has a smaller E W2^2.
 
-    The optimum without it starts with a long step, which multiplies the error by the ratio of the signals.
+    The optimum without it starts with a long step, which multiplies the error by the ratio
+    of the signals.
     """
     lam, scale = np.array([2.0, 0.5, 0.05]), 0.03
     target = jk.Gaussian(0.0, lam)
@@ -557,7 +559,7 @@ def test_accounting_for_the_error_pays() -> None:
     assert measured(aware.schedule) < 0.6 * measured(plain.schedule)
 
 
-# --- refusals --------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 TARGET = jk.Gaussian(MEAN, SPECTRA[1])
 NEGATIVE = np.zeros((2, 2, 2, 2, 3))

@@ -66,7 +66,7 @@ class Import(NamedTuple):
     file: str
     module: str
     target: str
-    """A module of this package, a sibling file as "./name", or the first part of another package's name."""
+    """A module of this package, a sibling file as "./name", or another package's first part."""
     own: bool
     late: bool
     """Inside a function."""
@@ -191,7 +191,7 @@ def test_late_imports_are_of_extras_only() -> None:
 
 
 def test_other_packages_are_declared() -> None:
-    """At import time: the standard library and the dependencies that come with every installation."""
+    """At import time: the standard library and the dependencies of every installation."""
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
     core = {name.split(">")[0].split("=")[0].split("[")[0] for name in project["dependencies"]}
     allowed = core | set(sys.stdlib_module_names) | {"__future__"}
@@ -234,5 +234,5 @@ def test_there_are_classes_to_look_at() -> None:
 
 @pytest.mark.parametrize("name", PARENTS)
 def test_classes_are_abstract_or_final(name: str) -> None:
-    """A class that has subclasses cannot be instantiated, so there is no doubt which method runs."""
+    """A class that has subclasses cannot be instantiated: there is no doubt which method runs."""
     assert inspect.isabstract(PARENTS[name])

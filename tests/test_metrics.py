@@ -1,4 +1,4 @@
-"""Distances between Gaussians against textbook formulas, quadrature, scipy and finite differences."""
+"""Distances between Gaussians against textbook formulas, quadrature, scipy and differences."""
 
 import decimal
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def _commutator(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a @ b - b @ a).max())
 
 
-# --- commuting -------------------------------------------------------------------------------------------
+# --- commuting ------------------------------------------------------------------------------------
 
 
 def test_w2_squared_is_the_distance_of_quantiles() -> None:
@@ -60,7 +60,7 @@ def test_w2_squared_is_the_distance_of_quantiles() -> None:
 
 @pytest.mark.parametrize(("name", "data_first"), [("kl", True), ("reverse_kl", False)])
 def test_kl_is_the_integral_of_the_log_ratio(name: str, data_first: bool) -> None:
-    """KL(p || q) = int p log(p/q), p = N(0, c) the data and q = N(e, v) the samples; reversed otherwise."""
+    """KL(p || q) = int p log(p/q), p = N(0, c) the data, q = N(e, v) the samples; or reversed."""
 
     def log_normal(x: float, m: float, v: float) -> float:
         return -0.5 * (x - m) ** 2 / v - 0.5 * np.log(2.0 * np.pi * v)
@@ -82,7 +82,7 @@ def test_kl_is_the_integral_of_the_log_ratio(name: str, data_first: bool) -> Non
 @pytest.mark.parametrize("gap", [1e-3, 1e-6, 1e-9, -1e-9, 1e-12])
 @pytest.mark.parametrize("c", [1e-6, 1.0, 1e4])
 def test_no_cancellation_for_nearly_equal_variances(gap: float, c: float) -> None:
-    """Relative accuracy where the textbook formulas lose every digit, against 60-digit arithmetic."""
+    """Relative accuracy where textbook formulas lose every digit, against 60-digit arithmetic."""
     v = c * (1.0 + gap)
     with decimal.localcontext(prec=60):
         x, y = decimal.Decimal(v), decimal.Decimal(c)
@@ -142,7 +142,7 @@ def test_derivatives() -> None:
 
 
 def test_derivatives_are_never_nan() -> None:
-    """Points without variance on one side or both. (An infinite KL may have any slope but no NaN.)"""
+    """Points without variance on one side or both. (An infinite KL may have any slope but NaN.)"""
     points = jnp.array(
         [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 2.0), (0.0, 2.0, 0.0), (0.0, -1.0, 2.0)]
     )
@@ -163,7 +163,7 @@ def test_slope_of_w2_squared_at_a_point_mass() -> None:
 
 @pytest.mark.parametrize("v", [3e-308, 1e-200, -1e-200, -3e-308])
 def test_derivatives_beside_a_point_mass(v: float) -> None:
-    """At c = 0 the distance is |v|, however small v is: not infinity times 0 of the roots that are equal to it."""
+    """At c = 0 the distance is |v|, however small v is: not infinity times 0 of its roots."""
     value = jax.jit(lambda v: metrics.w2_squared(jnp.zeros(()), v, jnp.zeros(())))
     here = jnp.asarray(v)
     assert float(value(here)) == abs(v)
@@ -201,7 +201,7 @@ def test_weights_and_names() -> None:
         metrics.resolve("w2squared")
 
 
-# --- dense -----------------------------------------------------------------------------------------------
+# --- dense ----------------------------------------------------------------------------------------
 
 PAIRS = {
     "random": (_covariance(1), _covariance(2)),
@@ -291,7 +291,7 @@ def test_singular_covariances() -> None:
     ],
 )
 def test_nearly_equal_singular_covariances(a: list[float], b: list[float], turned: bool) -> None:
-    """Commuting ones, in both orders: sum of (sqrt a - sqrt b)^2. Rounding hides a tenth where both are singular."""
+    """Commuting ones, in both orders: sum (sqrt a - sqrt b)^2; singular ones lose a tenth."""
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0] if turned else np.eye(4)
     s, c = ((basis * np.array(v)) @ basis.T for v in (a, b))
     exact = np.sum((np.sqrt(a) - np.sqrt(b)) ** 2)
@@ -304,7 +304,7 @@ def _symmetric(a: jax.Array) -> jax.Array:
 
 
 def _check_two_orders(fn: Callable[..., jax.Array], arguments: tuple[jax.Array, ...]) -> None:
-    """Both modes for the function, and both again for its gradient: what an optimiser differentiates."""
+    """Both modes for the function, and for its gradient: what an optimiser differentiates."""
     fn = jax.jit(fn)
     tolerances = {"modes": ("fwd", "rev"), "rtol": 1e-4, "atol": 1e-4}
     check_grads(fn, arguments, order=1, **tolerances)
@@ -332,7 +332,7 @@ DEGENERATE = [
     ids=["w2_squared", "kl"],
 )
 def test_dense_derivatives(name: str, points: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """First and second derivatives by finite differences, also where eigenvalues or covariances coincide."""
+    """Two derivatives by finite differences, also where eigenvalues or covariances coincide."""
     fn = metrics.DENSE_METRICS[name]
 
     @jax.vmap
@@ -360,9 +360,9 @@ def test_dense_first_derivatives_of_degenerate_distributions(name: str) -> None:
 
 @pytest.mark.parametrize(("s", "c"), [SIMPLE[0], DEGENERATE[1]], ids=["random", "equal"])
 def test_bures_hessian_is_the_closed_form(s: np.ndarray, c: np.ndarray) -> None:
-    """D^2[U, U] = sum (V' C^1/2 U C^1/2 V)_ij^2 / (r_i r_j (r_i + r_j)), R = (C^1/2 S C^1/2)^1/2 = V r V'.
+    """D^2[U, U] = sum (V' C^1/2 U C^1/2 V)_ij^2 / (r_i r_j (r_i + r_j)), R = V r V'.
 
-    The first derivative is <I - T, U> with T = C^1/2 R^-1 C^1/2.
+    R = (C^1/2 S C^1/2)^1/2. The first derivative is <I - T, U> with T = C^1/2 R^-1 C^1/2.
     """
     u = _covariance(9) - np.eye(3)
     root = np.real(scipy.linalg.sqrtm(c))

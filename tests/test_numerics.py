@@ -1,4 +1,4 @@
-"""Elementary functions at the points where textbook formulas lose their digits or their derivatives."""
+"""Elementary functions where textbook formulas lose their digits or their derivatives."""
 
 import decimal
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def test_values_and_finite_slopes(fn, arguments: tuple[float, ...], value: float
 
 
 def test_derivatives_inside() -> None:
-    """Away from the special points all are what they are called; log_ratio_excess also across its switch."""
+    """Away from the special points all are what they are called, log_ratio_excess at its switch."""
 
     @jax.jit
     def every(x: jax.Array, y: jax.Array, z: jax.Array) -> list[jax.Array]:
@@ -67,7 +67,7 @@ def test_derivatives_inside() -> None:
 
 
 def test_log_ratio_excess_keeps_its_digits() -> None:
-    """x - log(1 + x) against 60-digit arithmetic, from 1e-12 through the switch at 1e-2 up to 10."""
+    """x - log(1 + x) against 60-digit arithmetic, from 1e-12 through the switch at 1e-2 to 10."""
     x = np.concatenate(
         [np.geomspace(1e-12, 10.0, 60), -np.geomspace(1e-12, 0.999, 60), [0.00999, 0.01001]]
     )
@@ -115,7 +115,7 @@ def test_as_inexact(value: object, dtype: type) -> None:
 
 @pytest.mark.usefixtures("float32")
 def test_in_float64_computes_in_float64_and_returns_the_callers_precision() -> None:
-    """1 + 1e-12 - 1 is lost in float32; the flag is as it was afterwards, also if the function fails."""
+    """1 + 1e-12 - 1 is lost in float32; the flag is as it was before, also after an error."""
     seen = []
 
     @precision.in_float64
@@ -217,7 +217,7 @@ def _measured(x: jax.Array) -> object:
     ],
 )
 def test_products_are_exact_on_accelerators(fn) -> None:
-    """This library's own matrix products ask for all digits of float32, which matrix units do not give by default."""
+    """Its own matrix products ask for all digits of float32, which matrix units do not give."""
     with jax.enable_x64(False):
         found = list(_products(jax.make_jaxpr(fn)(jnp.asarray(X, jnp.float32)).jaxpr))
     assert found

@@ -40,8 +40,9 @@ def gaussian(mean: float = 0.3) -> jk.Gaussian:
 
 @pytest.mark.parametrize("num_steps", [5, 8])
 def test_isotropic_optimum_has_equal_angles(num_steps: int):
-    """One variance c^2, Euler in sigma: a step's factor is cos(th) cos(th - th') / cos(th'), th = atan(sigma/c).
+    """Euler in sigma for the variance c^2: an optimum in closed form.
 
+    With th = atan(sigma/c) the factor of a step is cos(th) cos(th - th') / cos(th').
     So the product of factors is largest for equal angles, with sampled std / c = cos(Theta/K)^K.
     """
     c = 0.5
@@ -56,7 +57,8 @@ def test_isotropic_optimum_has_equal_angles(num_steps: int):
         objective=jk.TerminalError(metric="kl", initialization="marginal"),
     )
     angles = np.linspace(np.arctan(top / c), np.arctan(low / c), num_steps + 1)
-    # the sampled distribution is compared with the data, whose std at t_min is larger by 1 / cos(atan(low / c))
+    # the sampled distribution is compared with the data, whose std at t_min is larger by
+    # 1 / cos(atan(low / c))
     ratio = np.cos((angles[0] - angles[-1]) / num_steps) ** num_steps / np.cos(angles[-1])
     assert result.converged
     np.testing.assert_allclose(result.schedule.times[1:-1], c * np.tan(angles[1:-1]), rtol=1e-6)
@@ -65,7 +67,7 @@ def test_isotropic_optimum_has_equal_angles(num_steps: int):
 
 
 def ddim_local_objective(log_sigmas: np.ndarray, top: float, low: float) -> float:
-    """Independent: sum over modes and steps of (factor sqrt(S) - sqrt(S'))^2 S_K / S', in sigma = t."""
+    """Independent: sum over modes, steps of (factor sqrt(S) - sqrt(S'))^2 S_K / S', sigma = t."""
     sigma = np.concatenate([[top], np.exp(log_sigmas), [low]])
     total = 0.0
     for variance in SPECTRUM:
@@ -108,7 +110,7 @@ SLOW_SAMPLERS = ("rk4", "euler_maruyama", "exponential_integrator")
 def test_second_derivatives_from_windows_equal_those_of_the_whole(
     name: str, error: jk.ScoreError | None
 ):
-    """The windowed Hessian relies on which times a step depends on; reverse mode on the whole does not."""
+    """The windowed Hessian relies on which times a step depends on; the whole's does not."""
     process = jk.VP()
     bound = jk.LocalError(score_error=error).bind(gaussian(), process, SAMPLERS[name]())
     schedule = jk.schedules.log_snr(process, 5, 1e-2)
@@ -164,7 +166,7 @@ def whole_value(bound: Callable[[jk.Schedule], Array], schedule: jk.Schedule) ->
 def test_the_sum_over_windows_is_the_objective(
     process: jk.AbstractProcess, t_min: float, name: str
 ):
-    """Also where sigma is 0 or infinite, in the process whose time is the coordinate, and padded."""
+    """Also where sigma is 0 or infinite, in the process of the coordinate, and padded."""
     target = gaussian()
     bound = jk.LocalError().bind(target, process, SAMPLERS[name]())
     coordinate = time_coordinate(process, np.asarray(target.eigenvalues), t_min)
@@ -188,7 +190,7 @@ def test_the_sum_over_windows_is_the_objective(
 def test_objectives_have_two_correct_derivatives(
     objective: jk.LocalError | jk.TerminalError, name: str, degenerate: bool
 ):
-    """At random points, and with repeated and zero eigenvalues, a last level 0 and stochasticity 0."""
+    """At random points, with repeated and zero eigenvalues, a last level 0, no stochasticity."""
     process = jk.EDM(10.0)
     spectrum = np.array([0.0, 1.0, 1.0]) if degenerate else SPECTRUM
     last = 0.0 if degenerate else 0.05
@@ -248,7 +250,7 @@ def test_all_starts_reach_one_optimum(num_steps: int):
 
 
 def test_optimum_is_the_same_in_every_time():
-    """DDIM sees time only through a and s: VE, EDM and a rescaled initial distribution give the same levels."""
+    """DDIM sees time only through a and s: VE, EDM and a rescaled start give the same levels."""
     kwargs: dict[str, Any] = {"objective": jk.LocalError(initialization="marginal")}
     edm = jk.optimize_schedule(gaussian(), jk.EDM(10.0), "ddim", 6, t_min=0.02, **kwargs)
     ve = jk.VE(rate=2.0, t_max=50.0)
@@ -574,7 +576,7 @@ def small_problem(
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_derivatives_in_logits_of_step_lengths(padded: bool):
-    """The closed form of softmax's bend and of the pulled-back Hessian, against nested derivatives."""
+    """The closed form of softmax's bend and the pulled-back Hessian, by nested derivatives."""
     problem = small_problem(gaussian(), jk.VP(), 5, 1e-3, free=False).problem
     assert isinstance(problem, TimesProblem)
     z = np.array([0.3, -0.2, 0.5, -1.0])
@@ -691,7 +693,7 @@ def test_sigma_is_exactly_zero_and_infinite_in_a_coordinate(scale: float):
 def test_a_function_of_a_target_can_be_used_before_and_after(
     array: Callable[..., Any], float32: None
 ):
-    """Float32 callers: the optimiser's float64 must not stay in a function that closes over arrays."""
+    """Float32 callers: the optimiser's float64 must not stay in a function with arrays."""
     spectrum = array(np.array([1.0, 0.1], np.float32))
     target = jk.Gaussian(array(np.array([0.3, 0.1], np.float32)), spectrum)
     process = jk.VP()

@@ -1,4 +1,4 @@
-"""Forward processes against closed forms in NumPy, automatic differentiation and the moment equations."""
+"""Forward processes against closed forms, automatic differentiation and moment equations."""
 
 import itertools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Curve = Callable[[Any], np.ndarray]
 
 
 class Case(NamedTuple):
-    """A process, its signal and noise written in NumPy, a as a function of sigma^2, and times inside."""
+    """A process, its signal and noise in NumPy, a as a function of sigma^2, and times inside."""
 
     process: jk.AbstractProcess
     signal: Curve
@@ -42,7 +42,7 @@ SIGMAS = np.sqrt(1.0 / TABLE - 1.0)
 
 
 def _table_signal(t: np.ndarray) -> np.ndarray:
-    """Between entries sigma is the geometric interpolation of its neighbours; below the first, a line."""
+    """Between entries sigma is the neighbours' geometric interpolation; below the first, a line."""
     t = np.asarray(t, float)
     n = np.clip(np.floor(t).astype(int), 1, TABLE.size - 1)
     sigma = SIGMAS[n - 1] * (SIGMAS[n] / SIGMAS[n - 1]) ** (t - n)
@@ -251,7 +251,10 @@ def test_integers_are_times(case: Case) -> None:
 
 
 def test_conventions_of_the_sources() -> None:
-    """dX = -X dt + sqrt 2 dW: a = e^-t. dX = -X/2 dt + dW: a = e^(-t/2). dX = sqrt 2 dW: s^2 = 2t."""
+    """The equations of common conventions.
+
+    dX = -X dt + sqrt 2 dW: a = e^-t. dX = -X/2 dt + dW: a = e^(-t/2). dX = sqrt 2 dW: s^2 = 2t.
+    """
     t = np.array([0.1, 0.7, 2.0])
     np.testing.assert_allclose(jk.OU(rate=2.0).signal(t), np.exp(-t), rtol=1e-14)
     np.testing.assert_allclose(jk.OU(rate=2.0).drift(t), -np.ones(3), rtol=1e-14)
@@ -272,7 +275,8 @@ def test_discrete_vp_reproduces_its_table() -> None:
     assert float(process.t_max) == TABLE.size
     np.testing.assert_allclose(process.signal(n) ** 2, TABLE, rtol=1e-13)
     np.testing.assert_allclose(process.time_at_sigma(SIGMAS), n, rtol=1e-12)
-    # in the middle of entries the level is the geometric mean, below the first entry a straight line
+    # in the middle of entries the level is the geometric mean, below the first entry
+    # a straight line
     np.testing.assert_allclose(
         process.sigma(n[:-1] + 0.5), np.sqrt(SIGMAS[:-1] * SIGMAS[1:]), rtol=1e-13
     )
@@ -282,7 +286,7 @@ def test_discrete_vp_reproduces_its_table() -> None:
 
 
 def test_scaled_linear_table() -> None:
-    """Stable Diffusion's table, built as its reference code does, whose levels run from 0.0292 to 14.6146."""
+    """Stable Diffusion's table, built as its own code does: its levels are 0.0292 to 14.6146."""
     betas = np.array(
         [(0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * i / 999) ** 2 for i in range(1000)]
     )

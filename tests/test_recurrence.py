@@ -1,7 +1,7 @@
 """From a step to moments: user-defined samplers, dense covariances, and local errors.
 
-An affine map is known from its values at the origin and at the unit vectors, which is how the oracles
-here read a step; the package differentiates it.
+An affine map is known from its values at the origin and at the unit vectors, which is how the
+oracles here read a step; the package differentiates it.
 """
 
 import doctest
@@ -43,7 +43,7 @@ def _particles(
     start: np.ndarray,
     draws: np.ndarray,
 ) -> list[np.ndarray]:
-    """Particles after every step, moved by the sampler's own `step`; draws (K, calls, particles, d)."""
+    """Particles after every step of the sampler's own `step`; draws (K, calls, particles, d)."""
 
     @jax.jit
     def take(step: Step, x: jax.Array, history, draws: jax.Array):
@@ -62,7 +62,7 @@ def _particles(
     return points
 
 
-# --- user-defined samplers --------------------------------------------------------------------------------
+# --- user-defined samplers ------------------------------------------------------------------------
 
 
 def _sampler_of_the_documentation() -> AbstractSampler:
@@ -85,7 +85,7 @@ def test_the_documented_sampler_is_euler() -> None:
 
 
 class Churn(AbstractSampler):
-    """Karras et al., Algorithm 2 with a = 1: raise the noise, go down by Euler, and add some more at the end.
+    """Karras et al., Algorithm 2, a = 1: raise the noise, Euler, and more noise at the end.
 
     Two draws of noise in one step, the first of which passes through the network.
     """
@@ -102,7 +102,7 @@ class Churn(AbstractSampler):
 
 
 def test_noise_that_passes_through_the_network() -> None:
-    """x0 = m + g (y - m), eps = r (y - m), y = x + noise: the step's factor multiplies the first noise."""
+    """x0 = m + g (y - m), eps = r (y - m), y = x + noise: the factor multiplies the first noise."""
     sigma = np.array([18.0, 6.0, 2.0, 0.5, 0.03])
     evaluation = jk.evaluate_schedule(TARGET, jk.EDM(20.0), Churn(), jk.Schedule(sigma, 1.0))
     mean, variance = np.zeros(2), np.full(2, sigma[0] ** 2)
@@ -116,7 +116,7 @@ def test_noise_that_passes_through_the_network() -> None:
 
 
 class Remembering(AbstractSampler):
-    """Nothing but history: x' = the denoised points of this step and of the two before, and noise."""
+    """Nothing but history: x' = the denoised points of three steps, and noise."""
 
     constant: float = 0.0
 
@@ -137,7 +137,7 @@ class Remembering(AbstractSampler):
 
 @pytest.mark.parametrize("constant", [0.0, 1.0])
 def test_a_history_of_any_structure_against_monte_carlo(constant: float) -> None:
-    """A dictionary of two arrays that starts from x and from a constant, and is noisy itself; d = 2."""
+    """A dictionary of two arrays that starts from x and a constant, and is noisy itself; d = 2."""
     process, sampler = jk.VP(), Remembering(constant)
     schedule = jk.Schedule(TIMES, 1.0)
     evaluation = jk.evaluate_schedule(TARGET, process, sampler, schedule)
@@ -147,7 +147,7 @@ def test_a_history_of_any_structure_against_monte_carlo(constant: float) -> None
         assert _deviation_scores(x, np.asarray(evaluation.means[k + 1]), covariance) < 5.0
 
 
-# --- dense covariances ------------------------------------------------------------------------------------
+# --- dense covariances ----------------------------------------------------------------------------
 
 ROTATION = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
 VARIANCES = np.array([2.0, 0.5, 0.05])
@@ -186,7 +186,7 @@ def test_dense_coordinates_agree_with_those_per_mode_when_everything_commutes(
 
 @pytest.mark.parametrize(("name", "alpha"), [("ddim", 0.7), ("dpmpp_2m", 0.0)])
 def test_an_initial_covariance_that_does_not_commute(name: str, alpha: float) -> None:
-    """Against particles in data coordinates, d = 3, and the distances against their textbook formulas."""
+    """Against particles in data coordinates, d = 3; distances against their textbook formulas."""
     process, sampler, schedule = jk.VP(), SAMPLERS[name](), jk.Schedule(TIMES, alpha)
     factor = np.array([[1.0, 0.0, 0.0], [0.8, 0.5, 0.0], [-0.3, 0.4, 0.7]])
     start = jk.Gaussian.from_covariance(np.array([0.5, 0.0, -1.0]), factor @ factor.T)
@@ -221,7 +221,7 @@ def test_an_initial_distribution_of_the_wrong_size() -> None:
             jk.evaluate_schedule(DENSE, jk.VP(), "ddim", schedule, initialization=wrong)
 
 
-# --- the exact reverse process ---------------------------------------------------------------------------
+# --- the exact reverse process --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
@@ -242,7 +242,7 @@ def test_contraction_of_the_exact_reverse_process(
     np.testing.assert_allclose(ours, exact, rtol=1e-7)
 
 
-# --- local errors -----------------------------------------------------------------------------------------
+# --- local errors ---------------------------------------------------------------------------------
 
 
 Read = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -251,7 +251,7 @@ Read = tuple[np.ndarray, np.ndarray, np.ndarray]
 def _steps_by_probing(
     process: jk.AbstractProcess, sampler: AbstractSampler, schedule: jk.Schedule
 ) -> list[Read]:
-    """Every step for the exact score as z -> M z + m, noise variance q on x; z = (x, history), per mode."""
+    """Steps for the exact score as z -> M z + m, noise variance q on x; z = (x, history)."""
     leaves, tree = jax.tree.flatten(sampler.init_history(jnp.zeros(2)))
     size = 1 + len(leaves)
 
@@ -285,10 +285,11 @@ def _w2_squared(mean_error: np.ndarray, variance: np.ndarray, target: np.ndarray
 def _local_by_hand(
     process: jk.AbstractProcess, sampler: AbstractSampler, times: np.ndarray, alpha: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """W2^2 that each step alone causes at the end, and the factors of the steps; exact flow for the rest.
+    """W2^2 that each step alone causes at the end, and the steps' factors; exact flow for the rest.
 
-    A history of depth one is filled by the step before, taken from the exact marginal: it is a function of x
-    there, and the exact flow is a function too, so all is one normal variable per mode.
+    A history of depth one is filled by the step before, taken from the exact marginal: it is
+    a function of x there, and the exact flow is a function too, so all is one normal
+    variable per mode.
     """
     steps = _steps_by_probing(process, sampler, jk.Schedule(times, alpha))
     a, s = (np.array([float(v) for v in f(times)]) for f in (process.signal, process.noise))
@@ -317,7 +318,7 @@ def _local_by_hand(
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_local_errors_of_deterministic_steps(name: str) -> None:
-    """Each step's local error propagated to the end by the exact flow, also for modes whose sign a step flips."""
+    """Each step's local error, propagated by the exact flow, also for modes with a flipped sign."""
     sampler = SAMPLERS[name]()
     evaluation = jk.evaluate_schedule(TARGET, jk.VP(), sampler, jk.Schedule(TIMES))
     errors, _ = _local_by_hand(jk.VP(), sampler, TIMES, 0.0)
@@ -326,7 +327,7 @@ def test_local_errors_of_deterministic_steps(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "alpha"), [("euler_maruyama", 1.0), ("ddim", 2.0)])
 def test_local_error_of_the_last_noisy_step(name: str, alpha: float) -> None:
-    """Nothing is propagated: the distribution after one step from the exact one. Euler's factor is negative here."""
+    """Nothing is propagated: one step from the exact distribution. Euler's factor is negative."""
     times = np.array([0.9, 0.8, 0.7, 0.65, 0.05])
     evaluation = jk.evaluate_schedule(TARGET, jk.VP(), name, jk.Schedule(times, alpha))
     errors, factors = _local_by_hand(jk.VP(), SAMPLERS[name](), times, alpha)
@@ -335,7 +336,7 @@ def test_local_error_of_the_last_noisy_step(name: str, alpha: float) -> None:
 
 
 def test_local_errors_of_one_sign_add_up() -> None:
-    """In equal modes the total is the signed sum of the steps at leading order; here all have one sign."""
+    """In equal modes the total is the signed sum of the steps at leading order; all of one sign."""
     same = jk.Gaussian(np.zeros(2), np.full(2, 0.5))
     schedule = jk.Schedule(np.linspace(1.0, 0.02, 5))
     evaluation = jk.evaluate_schedule(same, jk.VP(), "ddim", schedule, initialization="marginal")

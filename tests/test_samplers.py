@@ -1,8 +1,9 @@
 """Every sampler against hand-written coefficients and against a Monte Carlo run of its own step.
 
-The moments come from `evaluate_schedule`, which linearises the step and propagates the affine maps. The
-coefficients are written here in NumPy from the methods' own papers, for a mode N(mean, c) whose score is
--(x - a mean) / (a^2 c + s^2); the Monte Carlo run draws real noise and never differentiates anything.
+The moments come from `evaluate_schedule`, which linearises the step and propagates the affine maps.
+The coefficients are written here in NumPy from the methods' own papers, for a mode N(mean, c) whose
+score is -(x - a mean) / (a^2 c + s^2); the Monte Carlo run draws real noise and never
+differentiates anything.
 """
 
 import functools
@@ -26,7 +27,7 @@ Scalar = Callable[[float], float]
 
 
 class Case(NamedTuple):
-    """A process in NumPy: a, s, their derivatives, f = a'/a, g^2 and int a d(sigma^2); and a schedule."""
+    """A process in NumPy: a, s, derivatives, f = a'/a, g^2 and int a d(sigma^2); and a schedule."""
 
     process: jk.AbstractProcess
     a: Scalar
@@ -120,7 +121,7 @@ def _prior(setting: Case, t: float) -> float:
     return setting.s(t) ** 2 if isinstance(setting.process, jk.EDM) else 1.0
 
 
-# --- closed forms ----------------------------------------------------------------------------------------
+# --- closed forms ---------------------------------------------------------------------------------
 
 Map = tuple[np.ndarray, np.ndarray, float]
 """Matrix, shift and noise variance (on x) of z -> M z + m, for one mode; z is (x, history)."""
@@ -129,7 +130,7 @@ Map = tuple[np.ndarray, np.ndarray, float]
 def _one_evaluation(
     setting: Case, mean: float, c: float, t: float, ell: float, eta: float, nu2: float
 ) -> Map:
-    """x' = ell x + eta score(x) + sqrt(nu2) z, the score -(x - a mean)/(a^2 c + s^2) at the start."""
+    """x' = ell x + eta score(x) + sqrt(nu2) z, score -(x - a mean)/(a^2 c + s^2) at the start."""
     total = setting.a(t) ** 2 * c + setting.s(t) ** 2
     return np.array([[ell - eta / total]]), np.array([eta * setting.a(t) * mean / total]), nu2
 
@@ -190,7 +191,7 @@ def _ddim(setting: Case, mean: float, c: float, t: float, u: float, alpha: float
 
 
 def _flow(setting: Case, mean: float, c: float, t: float) -> tuple[float, float]:
-    """dx/dtau = -(a' E[X_0|x] + s' E[Z|x]) = V x + w of the probability flow, tau running down in t."""
+    """dx/dtau = -(a' E[X_0|x] + s' E[Z|x]) = V x + w of the probability flow, tau down in t."""
     gain, share, center = _denoiser(setting, mean, c, t)
     slope = -setting.da(t) * gain - setting.ds(t) * share
     return slope, -setting.da(t) * mean - slope * center
@@ -211,7 +212,7 @@ def _heun(setting: Case, mean: float, c: float, t: float, u: float, alpha: float
 
 
 def _rk4(setting: Case, mean: float, c: float, t: float, u: float, alpha: float) -> Map:
-    """The classical tableau expanded for dx/dtau = V x + w: products of V at t, the middle (twice), u."""
+    """The classical tableau for dx/dtau = V x + w: products of V at t, the middle (twice), u."""
     if setting.s(u) == 0.0:
         return _euler_maruyama(setting, mean, c, t, u, 0.0)
     del alpha
@@ -240,7 +241,10 @@ ONE_STEP: dict[str, Callable[[Case, float, float, float, float, float], Map]] = 
 def _two_step(
     setting: Case, mean: float, c: float, times: np.ndarray, k: int, lower_order_final: bool
 ) -> Map:
-    """DPM-Solver++(2M), Algorithm 2: D = (1 + 1/(2r)) D_k - 1/(2r) D_(k-1), r = h_(k-1)/h_k, in log(a/s)."""
+    """DPM-Solver++(2M), Algorithm 2.
+
+    D = (1 + 1/(2r)) D_k - 1/(2r) D_(k-1), r = h_(k-1)/h_k, in log(a/s)
+    """
     t, u = times[k], times[k + 1]
     with np.errstate(divide="ignore"):
         logs = [np.log(setting.a(r)) - np.log(setting.s(r)) for r in times]
@@ -306,7 +310,7 @@ def test_moments_are_the_closed_form(setting: str, name: str, alpha: float) -> N
     ],
 )
 def test_runs_from_end_to_end_are_the_closed_form(setting: str, name: str, alpha: float) -> None:
-    """From t_max, where one process has no signal left, to 0, where the flow itself cannot be evaluated."""
+    """From t_max, where one process has no signal, to 0, where the flow cannot be evaluated."""
     evaluation = _evaluation(setting, name, alpha, ends=True)
     means, variances = _by_hand(PROCESSES[setting], name, alpha, ends=True)
     np.testing.assert_allclose(evaluation.means, means, rtol=1e-9, atol=1e-12)
@@ -321,7 +325,7 @@ def test_runs_from_end_to_end_are_the_closed_form(setting: str, name: str, alpha
     ],
 )
 def test_step_to_zero_noise_returns_the_denoised_point(setting: str, name: str) -> None:
-    """E[X_0 | x], also where the flow's equation is Euler's: with s = t, or a + s = 1, that lands there."""
+    """E[X_0 | x], also where the flow's equation is Euler's: s = t or a + s = 1 lands there."""
     evaluation = _evaluation(setting, name, 0.0, ends=True)
     a, s = (
         PROCESSES[setting].a(PROCESSES[setting].times[-2]),
@@ -464,7 +468,7 @@ def test_networks_that_are_defined_at_zero_noise_take_a_full_last_step(
     np.testing.assert_allclose(ours, exact, rtol=1e-10)
 
 
-# --- Monte Carlo -----------------------------------------------------------------------------------------
+# --- Monte Carlo ----------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -477,7 +481,7 @@ def _draws() -> np.ndarray:
 def _simulator(
     setting: str, name: str
 ) -> Callable[[jk.Schedule, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Sample mean and variance after every step, of particles moved by `step` with noise that is drawn."""
+    """Sample mean and variance after every step of particles moved by `step` with noise."""
     process, sampler = PROCESSES[setting].process, SAMPLERS[name]()
     predict = TARGET.denoiser(process)
 
@@ -518,7 +522,7 @@ def test_moments_are_those_of_simulated_particles(setting: str, name: str, alpha
     assert worst_z_score(setting, name, alpha) < 5.0
 
 
-# --- order of convergence --------------------------------------------------------------------------------
+# --- order of convergence -------------------------------------------------------------------------
 
 ORDERS = {
     "ddim": 1,
@@ -531,10 +535,10 @@ ORDERS = {
 
 
 def measured_order(name: str, alpha: float, steps: tuple[int, ...], t_min: float = 0.05) -> float:
-    """Power of 1/K with which W2(q, p_t_min) falls on uniform schedules of VP, started from the exact distribution.
+    """Power of 1/K with which W2(q, p_t_min) falls on uniform schedules of VP, started exactly.
 
-    A deterministic run is affine, so its values at x = 0 and x = 1 give its map. With noise (and no history)
-    the same holds for every step, which adds the variance that it asks for.
+    A deterministic run is affine, so its values at x = 0 and x = 1 give its map. With noise (and no
+    history) the same holds for every step, which adds the variance that it asks for.
     """
     process, sampler = jk.VP(), SAMPLERS[name]()
     predict = TARGET.denoiser(process)
@@ -586,11 +590,11 @@ def test_order_of_convergence(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, sampler in SAMPLERS.items() if sampler.stochastic])
 def test_order_of_convergence_with_noise(name: str) -> None:
-    """As fast in distribution as without noise, where the strong order of Euler-Maruyama would be 1/2."""
+    """As fast in distribution as without noise; Euler-Maruyama's strong order would be 1/2."""
     assert measured_order(name, 1.0, (320, 640, 1280)) == pytest.approx(1.0, abs=0.15)
 
 
-# --- ends of a schedule ----------------------------------------------------------------------------------
+# --- ends of a schedule ---------------------------------------------------------------------------
 
 
 def test_first_step_from_pure_noise() -> None:
@@ -605,7 +609,7 @@ def test_first_step_from_pure_noise() -> None:
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "heun", "rk4", "euler_maruyama"])
 def test_straight_flow_from_pure_noise_to_a_point(name: str) -> None:
-    """Data at one point m: flow lines are straight, x_t = m + t (x_1 - m), and all of these follow them."""
+    """Data at one point m: flow lines are straight, x_t = m + t (x_1 - m), and all follow them."""
     times = np.array([1.0, 0.7, 0.45, 0.2, 0.02])
     evaluation = jk.evaluate_schedule(
         jk.Gaussian(MEAN, np.zeros(2)), jk.FlowMatching(), name, jk.Schedule(times)
@@ -627,13 +631,13 @@ def test_samplers_that_need_signal_say_so(name: str, alpha: float) -> None:
         jk.evaluate_schedule(TARGET, jk.FlowMatching(), name, schedule)
 
 
-# --- DDIM's parameter under other names -----------------------------------------------------------------------
+# --- DDIM's parameter under other names -----------------------------------------------------------
 
 
 def _ddim_coefficients(
     process: jk.AbstractProcess, times: np.ndarray, alpha: np.ndarray
 ) -> np.ndarray:
-    """Factors of x0, of eps and of fresh unit noise in every DDIM step, (3, K), read off `step` itself."""
+    """Factors of x0, of eps and of fresh unit noise in every DDIM step, (3, K), off `step`."""
     rows = []
     for x0, eps, z in np.eye(3):
         interval = jk.Schedule(times, alpha).steps()
@@ -677,7 +681,11 @@ def test_eta_injects_the_noise_of_song(eta: float | np.ndarray) -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_eta_is_the_ancestral_step_of_exploding_noise(eta: float) -> None:
-    """sigma_up = eta sqrt(sigma'^2 (sigma^2 - sigma'^2) / sigma^2), sigma_down^2 = sigma'^2 - sigma_up^2."""
+    """The split of k-diffusion's ancestral samplers.
+
+    sigma_up = eta sqrt(sigma'^2 (sigma^2 - sigma'^2) / sigma^2)
+    sigma_down^2 = sigma'^2 - sigma_up^2
+    """
     sigma = np.array([20.0, 6.0, 2.0, 0.5, 0.03])
     now, later = sigma[:-1], sigma[1:]
     up = eta * np.sqrt(later**2 * (now**2 - later**2) / now**2)
@@ -690,7 +698,10 @@ def test_eta_is_the_ancestral_step_of_exploding_noise(eta: float) -> None:
 
 
 def test_stochasticity_one_is_the_posterior_of_ddpm() -> None:
-    """Ho et al., eq. (7): mean (sqrt(A') b x0 + sqrt(a) (1 - A') x)/(1 - A), variance b (1 - A')/(1 - A)."""
+    """Ho et al., eq. (7), as mean and variance of a step.
+
+    mean (sqrt(A') b x0 + sqrt(a) (1 - A') x)/(1 - A), variance b (1 - A')/(1 - A)
+    """
     cumulated = np.array([_vp_signal(t) ** 2 for t in TIMES])
     now, later = cumulated[:-1], cumulated[1:]
     one, b = now / later, 1.0 - now / later
@@ -706,7 +717,7 @@ def test_stochasticity_one_is_the_posterior_of_ddpm() -> None:
 
 @pytest.mark.parametrize("gamma", [0.0, 0.1, np.sqrt(2.0) - 1.0, 3.0])
 def test_churn_keeps_the_share_of_old_noise_of_karras(gamma: float) -> None:
-    """Karras et al., Algorithm 2: noise raised to (1 + gamma) sigma, then Euler to sigma' with D fixed."""
+    """Karras et al., Algorithm 2: noise raised to (1 + gamma) sigma, Euler to sigma', D fixed."""
     process, sigma = jk.EDM(20.0), np.array([20.0, 6.0, 2.0, 0.5, 0.03])
     now, later = sigma[:-1], sigma[1:]
     raised = now * (1.0 + gamma)

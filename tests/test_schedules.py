@@ -1,4 +1,4 @@
-"""Schedules: baselines against their formulas, files that survive accidents, the time coordinate."""
+"""Schedules: baselines against formulas, files that survive accidents, the time coordinate."""
 
 import itertools
 import json
@@ -31,13 +31,13 @@ def _t_max(process: jk.AbstractProcess) -> float:
     return float(process.t_max)
 
 
-# --- baselines -----------------------------------------------------------------------------------------------
+# --- baselines ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_every_baseline_on_every_process(name: str, process: jk.AbstractProcess) -> None:
-    """From t_max exactly to t_min exactly, strictly down, also where sigma is 0 or infinite at an end."""
+    """From t_max exactly to t_min exactly, strictly down, also with sigma 0 or infinite."""
     for num_steps in (1, 7):
         for t_min in (0.0, 0.02 * _t_max(process)):
             schedule = BASELINES[name](process, num_steps, t_min)
@@ -63,7 +63,7 @@ def test_baselines_in_time(process: jk.AbstractProcess) -> None:
 
 
 def _karras(top: float, low: float, points: int, rho: float) -> np.ndarray:
-    """sigma_i = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, eq. (5)."""
+    """(sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, eq. (5)."""
     return np.array(
         [
             (top ** (1 / rho) + i / (points - 1) * (low ** (1 / rho) - top ** (1 / rho))) ** rho
@@ -122,7 +122,7 @@ AYS = {
 
 @pytest.mark.parametrize("model", AYS)
 def test_align_your_steps_returns_the_published_levels(model: str) -> None:
-    """Sabour et al.: ten steps between the published ends are the published list, 0 appended by samplers."""
+    """Sabour et al.: ten steps between the published ends are the published list."""
     levels = np.array(AYS[model])
     process = jk.EDM(sigma_max=levels[0])
     schedule = jk.schedules.align_your_steps(process, 10, levels[-1], model=model)
@@ -173,7 +173,7 @@ def _raises(make: Callable[[], object], message: str) -> None:
         make()
 
 
-# --- the schedule itself ---------------------------------------------------------------------------------
+# --- the schedule itself --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_only_decreasing_times_make_a_schedule(times: list[float]) -> None:
         _raises(lambda: jk.Schedule(np.array(times)), "times")
 
 
-# --- files -----------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 @given(increments=increasing, data=st.data())
@@ -420,7 +420,7 @@ def test_damaged_files(saved: Path, damage: Callable[[Path], object], message: s
 
 
 def test_unwritable_paths(tmp_path: Path) -> None:
-    """A folder that is missing, a path that is a folder: the error names the path, nothing is left behind."""
+    """A folder that is missing, a path that is a folder: the path is named, nothing is left."""
     schedule = jk.Schedule(np.array([1.0, 0.0]))
     with pytest.raises(ValueError, match=r"cannot write .*nowhere.*No such file"):
         schedule.save(tmp_path / "nowhere" / "s.json")
@@ -447,7 +447,7 @@ def test_a_failed_write_leaves_the_existing_file(
     assert os.listdir(saved.parent) == ["saved.json"]
 
 
-# --- the time coordinate --------------------------------------------------------------------------------
+# --- the time coordinate --------------------------------------------------------------------------
 
 COORDINATES = {
     "vp": (TimeCoordinate(jk.VP(), 1.0, 0.0, np.inf), 0.02),
@@ -477,7 +477,7 @@ def test_time_coordinate_round_trip(coordinate: TimeCoordinate, end: float) -> N
 
 @EVERY_COORDINATE
 def test_time_coordinate_is_divided_by_softmax(coordinate: TimeCoordinate, end: float) -> None:
-    """u = log((sigma + low) / (1 + sigma / high)) falls by the shares softmax(0, z) of its range."""
+    """u = log((sigma + low) / (1 + sigma / high)) falls by the shares softmax(0, z)."""
     z = np.array([0.4, -1.0, 0.7])
     times = np.asarray(coordinate.times(jnp.asarray(z), end))
     sigma = np.asarray(coordinate.process.sigma(times))

@@ -1,4 +1,4 @@
-"""Schedules selected on a network or a mixture: candidates, criteria, fine-tuning and the evidence."""
+"""Schedules selected on a network or a mixture: candidates, criteria, fine-tuning, evidence."""
 
 import dataclasses
 from typing import Any
@@ -61,7 +61,7 @@ def on_mixture() -> jk.OptimizedSchedule:
 
 
 def test_the_selection_to_sigma_zero_is_the_true_best() -> None:
-    """EDM's own setting, t_min = 0: by distances to the exact flow, no baseline beats what is selected."""
+    """EDM's own setting, t_min = 0: no baseline is nearer to the exact flow than the selected."""
     process, target = jk.EDM(80.0), jk.Gaussian(0.0, np.array([0.5, 0.25, 0.05]))
     x = jax.random.normal(jax.random.key(1), (64, 3)) * 80.0
 
@@ -86,7 +86,7 @@ def test_the_selection_to_sigma_zero_is_the_true_best() -> None:
 
 
 def test_a_schedule_without_error_is_the_best() -> None:
-    """Two points as data, to sigma = 0: where steps end on them exactly, no logarithm of 0 gets in the way."""
+    """Two points as data, to sigma = 0: steps end on them exactly; no logarithm of 0 matters."""
     points = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.zeros((2, 2)))
     selection = jk.Selection(noise=32, fine_tune=0)
     result = jk.optimize_schedule(
@@ -100,7 +100,7 @@ def test_a_schedule_without_error_is_the_best() -> None:
 
 
 def test_stochasticity_is_selected_by_the_distribution_of_samples() -> None:
-    """With one h per step the candidates are compared by sliced W2 to data, on noise that selected nothing."""
+    """With one h per step candidates are compared by sliced W2 to data, on fresh noise."""
     rng = np.random.default_rng(0)
     data = 0.2 + rng.standard_normal((4000, 3)) * np.sqrt([2.0, 0.3, 0.05])
     result = jk.optimize_schedule(
@@ -128,7 +128,7 @@ def test_stochasticity_is_selected_by_the_distribution_of_samples() -> None:
 
 
 def test_a_mixture_is_a_network_of_its_own(on_mixture: jk.OptimizedSchedule) -> None:
-    """The comparison is that on a network that computes the mixture's score; but nothing is verified."""
+    """The comparison is that on a network with the mixture's score; nothing is verified."""
     result = on_mixture
     assert not result.verified
     assert "on the mixture" in repr(result)
@@ -169,7 +169,7 @@ def _recorded_noise() -> np.ndarray:
 
 
 def test_every_candidate_has_its_origin(on_mixture: jk.OptimizedSchedule) -> None:
-    """Each optimum, each baseline or start, and what lies between the two; then the fine-tuned one."""
+    """Each optimum, each baseline or start, and what lies between; then the fine-tuned one."""
     baselines = [*jk.schedules.BASELINES, "mine"]
     recorded = {"recorded, geometric mean", "recorded, mean", "recorded, root mean square"}
     origins = {
@@ -208,7 +208,7 @@ def test_every_candidate_has_its_origin(on_mixture: jk.OptimizedSchedule) -> Non
 
 
 def test_noise_for_a_mixture_is_in_its_coordinates() -> None:
-    """Given noise starts where it is, also if the mixture is run in the basis that its components share."""
+    """Given noise starts where it is, also if the mixture is run in its components' basis."""
     turn = np.array([[0.6, -0.8], [0.8, 0.6]])
     plain = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], [[0.02, 0.3], [0.1, 0.05]])
     mixture = eqx.tree_at(lambda m: m.bases, plain, turn, is_leaf=lambda leaf: leaf is None)
@@ -259,7 +259,7 @@ def test_what_a_mixture_refuses(
 
 
 def test_what_the_data_alone_do_not_show() -> None:
-    """Half the baseline's error in all samples but one, whose error is as large as the baseline's together."""
+    """Half the baseline's error in all samples but one, which has the baseline's total error."""
     reference = np.random.default_rng(0).standard_normal((100, 4))
     spiky = np.full(100, 0.5)
     spiky[0] = 8.6  # root mean square 0.993 of the baseline's, due to one sample
@@ -287,7 +287,7 @@ def test_what_the_data_alone_do_not_show() -> None:
 
 
 def test_samples_stand_for_a_mixture_of_them() -> None:
-    """Images as a target: selected as on the fitted mixture, and a network is given noise of their shape."""
+    """Images as a target: selected as on the fitted mixture; a network is given noise like them."""
     rng = np.random.default_rng(0)
     images = (
         np.where(rng.random(160) < 0.4, -1.5, 1.5)[:, None] + 0.1 * rng.normal(size=(160, 4))
@@ -330,7 +330,7 @@ def test_what_is_no_target(target: Any) -> None:
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
 def test_with_a_network_the_result_is_the_best_candidate(sampler: str) -> None:
-    """A network far from the Gaussian model: the exact score of a mixture of two narrow Gaussians."""
+    """A network far from the Gaussian model: the score of a mixture of two narrow Gaussians."""
     seen: list[int] = []
 
     def network(x: Array, t: Array) -> Array:
@@ -369,7 +369,7 @@ def test_with_a_network_the_result_is_the_best_candidate(sampler: str) -> None:
 
 
 def test_fine_tuning_holds_on_other_noise() -> None:
-    """Gradient steps lower the error on noise that gave no gradient, by what a wide model leaves to them."""
+    """Gradient steps lower the error on other noise, by what a wide model leaves to them."""
     setting: dict[str, Any] = {"t_min": 1e-3, "starts": ["quadratic"], "progress": False}
     run = (MIXTURE.gaussian(), PROCESS, "ddim", 4)
     selection = jk.Selection(denoiser=MIXTURE_DENOISER, noise=64, fine_tune=20)
@@ -407,7 +407,7 @@ COORDINATE = jk.schedules.TimeCoordinate(
 def _fine_tune(
     denoiser: jk.AbstractDenoiser, x: Array, criterion: str, solver: jk.Optax
 ) -> tuple[jk.Schedule, int, dict[str, jk.Schedule]]:
-    """Fine-tune `quadratic` from noise x; with the NFE and the baselines that it is compared with."""
+    """Fine-tune `quadratic` from noise x; with the NFE and the baselines of the comparison."""
     baselines = {
         name: jk.schedules.BASELINES[name](PROCESS, 4, 1e-3) for name in ("quadratic", "cosine")
     }
@@ -470,8 +470,8 @@ def test_fine_tuning_returns_the_best_schedule_that_it_saw() -> None:
     np.testing.assert_allclose(same, start, rtol=1e-4)
     assert nfe == 32 * 4 + (32 * 4 + 4 * 32 * 4)
     jax.effects_barrier()
-    # besides the reference and two baselines: two looks, and the forward pass of a gradient (what its
-    # backward pass computes again is not seen)
+    # besides the reference and two baselines: two looks, and the forward pass of a gradient (what
+    # its backward pass computes again is not seen)
     forward = sum(seen) - 64 * (300 + 2 * 4)
     assert forward == 4 * 32 * (1 + 1 + 1)
     # a single step is tried as well as counted
@@ -546,7 +546,7 @@ def test_refusals_of_the_optimiser(
 
 
 def test_options_belong_to_what_they_are_of() -> None:
-    """A prediction type is a network's, a variance factor the local error's: others do not take them."""
+    """A prediction type is a network's, a variance factor the local error's, and no other's."""
     with pytest.raises(ValueError, match=r"variance_factor = 0\.5"):
         jk.LocalError(variance_factor=0.5)
     terminal: Any = jk.TerminalError
@@ -646,7 +646,7 @@ def test_unknown_input_shape_is_refused() -> None:
 
 
 def test_a_network_is_a_target_of_its_own() -> None:
-    """Only a network and initial noise: the schedule is verified, and no baseline is better on the evidence."""
+    """Only a network and initial noise: verified, and no baseline is better on the evidence."""
     x = jax.random.normal(jax.random.key(3), (128, 2))
     selection = jk.Selection(noise=x)
     result = jk.optimize_schedule(

@@ -37,7 +37,7 @@ def _num_parameters(function: Function) -> int:
 
 
 def _packed_assignments(tree: ast.AST) -> list[ast.Assign]:
-    """`a, b = x, y`: two statements in one. A swap, which reads what it writes, is one statement."""
+    """`a, b = x, y`: two statements in one. A swap, which reads what it writes, is one."""
     return [
         node
         for node in ast.walk(tree)

@@ -12,7 +12,7 @@ def table() -> Table:
 
 
 def test_text_has_aligned_columns(table: Table):
-    """Numbers to the right, also marked ones; everything else, and the first column, to the left."""
+    """Numbers to the right, also marked ones; all else, and the first column, to the left."""
     assert table.to_text().splitlines() == [
         "schedule     W2  held out",
         "uniform    1.25  yes",

@@ -113,7 +113,7 @@ def test_few_directions_estimate_the_distance_without_bias() -> None:
 
 @pytest.mark.parametrize(("sampler", "power"), [("ddim", 1.0), ("dpmpp_2m", 0.0)])
 def test_derivatives(sampler: str, power: float, recorded: jk.TrajectoryRecord) -> None:
-    """The windowed Hessian against JAX's differentiation of the whole; ends and padding are fixed."""
+    """The windowed Hessian against JAX's for the whole; ends and padding are fixed."""
     objective = bind_record(recorded, sampler, power)
     coordinate = jk.schedules.TimeCoordinate(
         PROCESS, np.asarray(PROCESS.t_max), np.asarray(0.0), np.asarray(np.inf)

@@ -52,7 +52,7 @@ def ring() -> Float[np.ndarray, "n 2"]:
 
 
 def blobs() -> Float[np.ndarray, "n 144"]:
-    """Sparse images: one or two elliptical blobs of log-normal brightness on a faint noise floor."""
+    """Sparse images: one or two elliptical blobs of log-normal brightness on faint noise."""
     rng = np.random.default_rng(0)
     count = 20_000
     size = 12

@@ -26,7 +26,8 @@ def report(studies: list[Study]) -> str:
     lines = [
         "# Schedules on trained networks",
         "",
-        "Written by `python -m benchmarks.networks`; how to read it: [README](../README.md#networks).",
+        "Written by `python -m benchmarks.networks`; how to read it: "
+        "[README](../README.md#networks).",
         "",
         "## All networks but the held-out one, samplers and K together",
         "",
@@ -143,9 +144,9 @@ def one_network(study: Study, tested: list[str]) -> list[str]:
     lines = [
         f"## {study['problem']}",
         "",
-        f"d = {study['dimension']}, network predicts {study['predicts']}, held-out loss {loss:.2f} of "
-        f"the best affine denoiser's, kurtosis {study['kurtosis']:.1f}, sliced W2 of the reference "
-        f"solution {reference:.4f}.",
+        f"d = {study['dimension']}, network predicts {study['predicts']}, held-out loss {loss:.2f} "
+        f"of the best affine denoiser's, kurtosis {study['kurtosis']:.1f}, sliced W2 of the "
+        f"reference solution {reference:.4f}.",
         "",
     ]
     columns = (*tested, "log_snr", "karras")

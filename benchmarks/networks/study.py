@@ -1,7 +1,8 @@
 """Schedules run on the networks, against every baseline schedule from the same initial noise.
 
-A Gaussian is fitted to the data; schedules are optimised for it and from a record of the network, and
-run on initial noise that no selection has seen. Deterministic sampling, but for `run_stochastic`.
+A Gaussian is fitted to the data; schedules are optimised for it and from a record of the network,
+and run on initial noise that no selection has seen. Deterministic sampling, but for
+`run_stochastic`.
 """
 
 import dataclasses
@@ -92,7 +93,8 @@ def run_deterministic(trained: Trained) -> list[dict[str, Any]]:
     settings = list(itertools.product(SAMPLERS, STEPS))
     rows = []
     for sampler, num_steps in track(settings, f"schedules for {trained.problem.name}"):
-        # every setting compiles programs of its own, and a process can hold a limited number of them
+        # every setting compiles programs of its own, and a process can hold a limited
+        # number of them
         jax.clear_caches()
         schedules, selection = optimize(trained, sampler, num_steps)
         found = jk.compare_schedules(
@@ -168,8 +170,8 @@ def _rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 def statistics(found: jk.Comparison) -> dict[str, dict[str, dict[str, float]]]:
     """Per statistic and schedule: the error and its ratio to the best baseline's.
 
-    `sliced_w2` is to the data, `sliced_w2_reference` to the samples of the reference solution. Which
-    baseline is best is known in hindsight only, so the ratio is hard on the schedule.
+    `sliced_w2` is to the data, `sliced_w2_reference` to the samples of the reference solution.
+    Which baseline is best is known in hindsight only, so the ratio is hard on the schedule.
     """
     to_reference = dataclasses.replace(found, data_projections=None)
     return {
@@ -207,9 +209,9 @@ def run_stochastic(trained: Trained) -> list[dict[str, Any]]:
 def compare_stochastic(trained: Trained, num_steps: int) -> dict[str, Any]:
     """DDIM with h selected on the network, against h = 0 and the ancestral h = g, each at its best.
 
-    Sliced W2 to the data, in units of their standard deviation, from the same fresh initial noise for
-    all schedules: mean and standard error over seeds, and those of the ratio to the better of the two
-    rivals, known in hindsight.
+    Sliced W2 to the data, in units of their standard deviation, from the same fresh initial noise
+    for all schedules: mean and standard error over seeds, and those of the ratio to the better of
+    the two rivals, known in hindsight.
     """
     selection = jk.Selection(
         denoiser=trained.denoiser,

@@ -77,7 +77,7 @@ def _advance(
 
 
 def loss(network: Network, x0: Float[Array, "batch d"], key: Array) -> Float[Array, ""]:
-    """Mean squared error at log-uniform noise levels, in units in which it is of order 1 at each."""
+    """Mean squared error at log-uniform noise levels, in units that make it of order 1 at each."""
     # a constant: a larger scale would lower the loss
     scale = jax.lax.stop_gradient(network.scale)
     return _loss(network, network.prediction_type, scale, x0, key)
@@ -86,7 +86,7 @@ def loss(network: Network, x0: Float[Array, "batch d"], key: Array) -> Float[Arr
 def affine_loss(
     network: Network, target: jk.Gaussian, x0: Float[Array, "batch d"], key: Array
 ) -> Float[Array, ""]:
-    """`loss` of the best affine denoiser: what a network that learned the covariance only would reach."""
+    """`loss` of the best affine denoiser: that of a network that learned the covariance only."""
     denoiser = target.denoiser(PROCESS)
 
     def affine(x: Array, t: Array) -> Array:

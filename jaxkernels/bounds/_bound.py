@@ -40,7 +40,9 @@ from ..recurrence import Run
 class AccumulationBound(eqx.Module):
     """A bound on W2 between the samples with and without score errors.
 
-    - `value`: in the units of the data.
+    **Arguments:**
+
+    - `value`: the bound, a scalar in the units of the data.
     - `assumption`: when it holds.
 
     **Example:**

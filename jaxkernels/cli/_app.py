@@ -44,8 +44,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     - `arguments`: default those of the process.
 
-    **Returns:** 0; 2 for a mistake, told in one line on standard error; 130 if interrupted; 1 if nobody reads
-    the output any more.
+    **Returns:** 0; 2 for a mistake, told in one line on standard error; 130 if interrupted; 1 if
+    nobody reads the output any more.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -17,7 +17,7 @@ _SETTINGS = {
 
 
 def cache_folder() -> Path:
-    """Where compiled programs are kept: under XDG_CACHE_HOME, or where the platform keeps caches."""
+    """Where compiled programs are kept: XDG_CACHE_HOME, or where the platform keeps caches."""
     base = os.environ.get("XDG_CACHE_HOME")
     if base:
         return Path(base) / "jaxkernels"
@@ -35,8 +35,9 @@ def cache_folder() -> Path:
 def compilation_cache(enabled: bool) -> Iterator[None]:
     """Keep what is compiled inside, or read it if it has been kept before.
 
-    A cache that the user has configured for JAX is left as it is, unless `enabled` is False. Without a folder
-    that can be written nothing is kept. JAX's configuration is restored afterwards.
+    A cache that the user has configured for JAX is left as it is, unless `enabled` is
+    False. Without a folder that can be written nothing is kept. JAX's configuration is
+    restored afterwards.
     """
     changes = _changes(enabled)
     before = {name: getattr(jax.config, name) for name in changes}

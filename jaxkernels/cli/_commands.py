@@ -55,7 +55,7 @@ class Optimize(
     ProcessOptions,
     TargetOptions,
 ):
-    """Find the best timestep schedule, and stochasticity if asked, for data, a process and a sampler."""
+    """Find the best timestep schedule, and stochasticity if asked, for data and a sampler."""
 
     objective: Annotated[
         str | None, option("Of the Gaussian model: local (default) or terminal.")
@@ -287,7 +287,7 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
             print(f"note: {note}", file=sys.stderr)
 
     def _taken_by_process(self) -> tuple[str, ...]:
-        """The shared options that describe the process: those it takes, where the options name one."""
+        """The shared options that describe the process: those that it takes, if one is named."""
         if self.file is not None and self.process is None:
             return ()
         known = process_fields(self.process or DEFAULT_PROCESS)
@@ -303,8 +303,8 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
             return make_process(self.process, given)
         if files[0].process is None and not asked:
             raise ValueError(
-                f"{self.file} does not say which process its times belong to; name it with --process, "
-                "or write the file with optimize."
+                f"{self.file} does not say which process its times belong to; name it with "
+                "--process, or write the file with optimize."
             )
         own = {name: None for name in _SHARED if name not in taken}
         return select_process(dataclasses.replace(self, **own), files)
@@ -336,7 +336,7 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
 
 
 def _unknown_samplers(files: list[SavedSchedule]) -> list[str]:
-    """A note on every file whose sampler is user-defined: no export can tell whether a tool has it."""
+    """A note on every file whose sampler is user-defined: no tool is known to have it."""
     return [
         f"the schedule was made for the user-defined sampler {f.sampler!r}"
         for f in files

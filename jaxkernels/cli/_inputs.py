@@ -70,7 +70,7 @@ def select_process(options: ProcessOptions, files: Sequence[SavedSchedule]) -> A
 
 
 def select_sampler(options: SamplerOptions, files: Sequence[SavedSchedule]) -> str:
-    """The name of the sampler that was asked for, else the first one in the files, else the default."""
+    """The name of the sampler that was asked for, else the first in the files, else the default."""
     stated = [f.sampler for f in files if f.sampler in SAMPLERS]
     names = [options.sampler, *stated, DEFAULT_SAMPLER]
     name = next(name for name in names if name is not None)
@@ -131,7 +131,8 @@ def read_target(options: TargetOptions) -> Gaussian:
         return _read_samples(options)[1]
     if options.shrinkage is not None:
         raise ValueError(
-            f"--shrinkage = {options.shrinkage} is for samples (--data); a spectrum is taken as it is."
+            f"--shrinkage = {options.shrinkage} is for samples (--data); a spectrum is taken "
+            "as it is."
         )
     target = Gaussian(0.0, load_spectrum(options.spectrum, options.key))
     say(f"target: {target.dim:.0f} eigenvalues from {options.spectrum}")
@@ -180,7 +181,8 @@ def _read_samples(options: TargetOptions) -> tuple[np.ndarray, Gaussian]:
     )
     if not 0.01 < deviation < 10.0:
         say(
-            "warning: processes are made for data of standard deviation about 1; are the units right?"
+            "warning: processes are made for data of standard deviation about 1; are the units "
+            "right?"
         )
     return samples, target
 
@@ -200,7 +202,7 @@ def figure_path(output: Path, plot: Path | None, no_plot: bool) -> Path | None:
 
 
 def check_writable(path: Path) -> None:
-    """ValueError if a file could not be written at `path`, found out before there is something to write."""
+    """ValueError if a file could not be written at `path`, before there is something to write."""
     if path.exists() and not path.is_file():
         raise ValueError(f"cannot write {path}: it is not a file.")
     if path.exists() and not os.access(path, os.W_OK):

@@ -1,7 +1,7 @@
 """The options that commands share.
 
-A command is a dataclass whose fields are its options and arguments. It inherits from the groups below that it
-needs; the group that is listed last comes first in its help.
+A command is a dataclass whose fields are its options and arguments. It inherits from the groups
+below that it needs; the group that is listed last comes first in its help.
 """
 
 import abc

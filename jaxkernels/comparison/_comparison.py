@@ -46,6 +46,15 @@ class Comparison(eqx.Module):
       smaller errors are not resolved.
     - `data_projections`: components of data, each direction in ascending order; None without data.
     - `selected`: the schedule that was selected on other noise, if any.
+
+    **Example:**
+
+    ```python
+    >>> errors = np.array([[2.0, 2.0], [1.0, 4.0]])
+    >>> found = jk.Comparison(("a", "b"), errors, np.zeros((2, 2, 1)), np.zeros((2, 1)), 0.0)
+    >>> found.statistic("median")
+    {'a': 2.0, 'b': 2.5}
+    ```
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
@@ -98,7 +107,7 @@ class Comparison(eqx.Module):
     def target_quantiles(
         self, samples: slice | np.ndarray = slice(None)
     ) -> Float[np.ndarray, "samples directions"]:
-        """Quantiles of the distribution that sliced W2 is measured to, as many as samples.
+        """Compute as many quantiles as samples of the distribution that sliced W2 is measured to.
 
         **Arguments:**
 
@@ -220,7 +229,12 @@ class Comparison(eqx.Module):
         )
 
     def shown(self) -> list[str]:
-        """Names in a table or figure, ranked: the leader, baselines, and others up to 14."""
+        """List the schedules that tables and figures show.
+
+        They are the leader, the baselines, and the best of the others up to 14 in all.
+
+        **Returns:** names, sorted by `ranking_statistic`, the best one first.
+        """
         values = self.statistic(self.ranking_statistic)
         ranked = sorted(self.names, key=values.__getitem__)
         needed = {self.leader, *(name for name in ranked if name in BASELINES)}
@@ -231,8 +245,8 @@ class Comparison(eqx.Module):
     def figure(self) -> FigureSpec:
         """Describe the figure that `plot` draws, as plain data.
 
-        One panel per statistic, one row per schedule of `shown()`: the ratio to `leader` and its standard
-        error. If any schedule is stochastic, sliced W2 is the only panel.
+        One panel per statistic, one row per schedule of `shown()`: the ratio to `leader` and its
+        standard error. If any schedule is stochastic, sliced W2 is the only panel.
 
         **Returns:** panels with their marks, labels and numbers.
         """
@@ -260,12 +274,13 @@ class Comparison(eqx.Module):
 
         **Arguments:**
 
-        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default it is not saved.
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default
+          it is not saved.
 
         **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
 
-        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError without
-        matplotlib.
+        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError
+        without matplotlib.
         """
         return render(self.figure(), path)
 

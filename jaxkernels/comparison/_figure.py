@@ -27,7 +27,7 @@ def comparison_figure(
     leader_values: Mapping[str, float],
     title: str,
 ) -> FigureSpec:
-    """One panel per statistic with one row per schedule: ratios to the leader with their standard errors.
+    """One panel per statistic, one row per schedule: ratios to the leader with standard errors.
 
     **Arguments:**
 

@@ -47,6 +47,15 @@ class SamplerReport(eqx.Module):
 
     **Raises:** ValueError if there is none, or if they differ in schedules or in the number of
     samples.
+
+    **Example:**
+
+    ```python
+    >>> errors = np.array([[2.0, 2.0], [1.0, 1.0]])
+    >>> found = jk.Comparison(("a", "b"), errors, np.zeros((2, 2, 1)), np.zeros((2, 1)), 0.0)
+    >>> jk.SamplerReport({("ddim", 8): found}).best()
+    {('ddim', 8): 'b'}
+    ```
     """
 
     comparisons: dict[Setting, Comparison]
@@ -191,9 +200,9 @@ class SamplerReport(eqx.Module):
     def figure(self, statistic: str | None = None) -> FigureSpec:
         """Describe the figure that `plot` draws, as plain data.
 
-        One panel per sampler, one line per schedule: a statistic against the number of steps. Schedules
-        are sorted by `ratios`, the best one first. A dotted line at `reference_error` shows, where it is
-        in reach, below what values mean nothing.
+        One panel per sampler, one line per schedule: a statistic against the number of steps.
+        Schedules are sorted by `ratios`, the best one first. A dotted line at `reference_error`
+        shows, where it is in reach, below what values mean nothing.
 
         **Arguments:**
 
@@ -222,13 +231,14 @@ class SamplerReport(eqx.Module):
 
         **Arguments:**
 
-        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default it is not saved.
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default
+          it is not saved.
         - `statistic`: default `ranking_statistic`.
 
         **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
 
-        **Raises:** ValueError for an unknown statistic, another suffix or a file that cannot be written;
-        ImportError without matplotlib.
+        **Raises:** ValueError for an unknown statistic, another suffix or a file that cannot be
+        written; ImportError without matplotlib.
         """
         return render(self.figure(statistic), path)
 
@@ -252,7 +262,7 @@ class SamplerReport(eqx.Module):
         return np.exp(np.mean(logs - np.nanmin(logs[:, baselines], 1, keepdims=True), 0))
 
     def _table(self, statistic: str | None, smallest: str, other: str) -> Table:
-        """Rows by `ratios`, the best one first. The smallest value of a column has its own format."""
+        """Rows by `ratios`, the best one first; a column's smallest value has its own format."""
         statistic = self.ranking_statistic if statistic is None else statistic
         ratios = self.ratios(statistic)
         columns = self.statistic(statistic)

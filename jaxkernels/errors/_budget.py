@@ -17,6 +17,8 @@ class ErrorBudget(eqx.Module):
 
         total = initialization + truncation + discretization + score
 
+    **Arguments:**
+
     - `initialization`: the exact reverse process, run down to t = 0, from the initial distribution.
     - `truncation`: the same, stopped at the schedule's last time.
     - `discretization`: the sampler instead of the exact reverse process.

@@ -24,12 +24,14 @@ from ._kernel import ErrorKernel, contract
 class Evaluation(eqx.Module):
     """Exact distribution of the samples and its distances to the data distribution p_0.
 
+    **Arguments:**
+
     - `mean`, `variance`: (modes,) at the end, along the target's modes.
     - `covariance`: (d, d) in the eigenbasis if the initial covariance did not commute with the
       target's; None otherwise.
     - `means`, `variances`: (K + 1, modes), at every time of the schedule.
-    - `w2_squared`: in units of variance. `kl` = KL(p_0 || q) and `reverse_kl` = KL(q || p_0) in
-      nats.
+    - `w2_squared`: the squared W2 distance, a scalar in units of variance.
+    - `kl`, `reverse_kl`: KL(p_0 || q) and KL(q || p_0), scalars in nats.
     - `per_mode`: the contribution of each mode to the three distances, by name.
     - `local_w2_squared`: (K,), the squared W2 that each step alone would cause.
     - `error_budget`: where `w2_squared` comes from.

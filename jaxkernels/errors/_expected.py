@@ -35,6 +35,9 @@ class ExpectedError(eqx.Module):
 
         value = baseline + excess
 
+    **Arguments:**
+
+    - `value`: the mean error, a scalar as are all others.
     - `baseline`: the error for the mean score error.
     - `excess`: what the randomness of the score error adds.
     - `second_order`: the excess of the expansion.

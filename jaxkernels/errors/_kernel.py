@@ -30,6 +30,8 @@ class Blocks(NamedTuple):
         shift[a, b] E delta_a delta_b + slope[a, b] E Delta_a Delta_b
             + cross[a, b] E delta_a Delta_b.
 
+    **Arguments:**
+
     - `shift`: (E, E, modes), or (E, d, E, d) for matrix slopes.
     - `slope`: (E, E, modes), or (E, d, d, E, d, d).
     - `cross`: (E, E, modes), or (E, d, E, d, d).
@@ -69,6 +71,8 @@ class ErrorKernel(eqx.Module):
 
     Make one with `jk.error_kernel`.
 
+    **Arguments:**
+
     - `run`: the run, with its target in the eigenbasis.
     - `about`: the errors around which the kernel expands, fields (E, modes[, modes]); usually 0.
     - `metric`: the metric between samples and data.
@@ -91,7 +95,16 @@ class ErrorKernel(eqx.Module):
 
     @classmethod
     def about_zero(cls, run: Run, metric: metrics.Metric, *, dense: bool = False) -> "ErrorKernel":
-        """Expand around no error. `dense`: for matrix slopes."""
+        """Expand around no score error.
+
+        **Arguments:**
+
+        - `run`: the run, with its target in the eigenbasis.
+        - `metric`: between samples and data, a function as in `jk.metrics`.
+        - `dense`: whether slopes are matrices; then `metric` compares covariances.
+
+        **Returns:** the kernel.
+        """
         return cls(run, _no_error(run, dense), metric)
 
     @property
@@ -134,11 +147,27 @@ class ErrorKernel(eqx.Module):
         return jnp.sum(self.contributions(theta))
 
     def contributions(self, theta: AffineError) -> Float[Array, " parts"]:
-        """F(theta) per mode; as one number when slopes are matrices."""
+        """Split F(theta) into the contributions of the modes.
+
+        **Arguments:**
+
+        - `theta`: errors of every evaluation, as for `error`.
+
+        **Returns:** (modes,), in the metric's units; (1,) when slopes are matrices.
+        """
         return self.run.contributions(self.metric, theta)
 
     def along(self, w: AffineError) -> tuple[Float[Array, " parts"], Float[Array, " parts"]]:
-        """First derivative of the contributions along w, and half the second."""
+        """Differentiate the contributions along a direction, twice.
+
+            contributions(about + e w) = contributions(about) + e first + e^2 second + O(e^3)
+
+        **Arguments:**
+
+        - `w`: the direction, errors of every evaluation as for `error`.
+
+        **Returns:** first and second, each in the shape of `contributions`.
+        """
         dtype = self.run.schedule.times.dtype
         about = jax.tree.map(lambda a: jnp.asarray(a, dtype), self.about)
 
@@ -155,7 +184,12 @@ class ErrorKernel(eqx.Module):
 
     @in_float64
     def baseline(self) -> Float[Array, ""]:
-        """F where the kernel expands: discretisation and truncation, exactly."""
+        """Compute F where the kernel expands, exactly.
+
+        About no score error it is due to initialization, discretisation and truncation.
+
+        **Returns:** the terminal error, in the metric's units.
+        """
         return _baseline(self)
 
     @in_float64
@@ -243,7 +277,7 @@ class ErrorKernel(eqx.Module):
 
     @in_float64
     def blocks(self) -> Blocks:
-        """Form the kernel itself, O(K^2) numbers per mode, for inspection and checks.
+        """Assemble the kernel itself, O(K^2) numbers per mode, for inspection and checks.
 
         `contract` does not need it.
 

@@ -39,25 +39,28 @@ class LocalError(AbstractObjective):
         metric(p_K, q_init) + metric(p_0, p_K) + sum_k metric(p_K, q_k)
 
     p_K is the exact distribution at t_K, q_init that of the exact reverse process started from the
-    initial distribution of sampling, and q_k that of the sampler in step k and the exact process in all
-    others; plus the expected cost of a score error along the exact process, if there is one. Errors of
-    different steps cannot cancel, as in accumulation theorems for orthogonal score errors.
+    initial distribution of sampling, and q_k that of the sampler in step k and the exact
+    process in all others; plus the expected cost of a score error along the exact process, if
+    there is one. Errors of different steps cannot cancel, as in accumulation theorems for
+    orthogonal score errors.
 
     **Arguments:**
 
     - `metric`: "w2_squared", "kl" = KL(p_data || q), "reverse_kl", or a function
       (mean_error, variance, target_variance) -> value per mode.
     - `initialization`: what sampling starts from, "standard_normal" or "marginal" (exact at t_max).
-    - `variance_factor`: f >= 1; the objective is averaged over variances of each mode from lambda / f
-      to lambda f. The local error of a multistep sampler vanishes at one ratio of steps for one
-      variance; an optimum for exact variances puts a long step there, which data that are not
-      Gaussian do not bear out. 1 takes the target as it is.
-    - `score_error`: a `ScoreError` whose expected cost is added. One that is given per mode is for the
-      target as it is: then `variance_factor` is 1 and nothing is compressed.
+    - `variance_factor`: f >= 1; the objective is averaged over variances of each mode from
+      lambda / f to lambda f. The local error of a multistep sampler vanishes at one ratio of steps
+      for one variance; an optimum for exact variances puts a long step there, which data that are
+      not Gaussian do not bear out. 1 takes the target as it is.
+    - `score_error`: a `ScoreError` whose expected cost is added. One that is given per mode is for
+      the target as it is: then `variance_factor` is 1 and nothing is compressed.
     - `compress`: number of quadrature nodes for the spectrum, False for none, None for 32 above 64
-      modes (none for a user-defined metric).
+      modes (none for a user-defined metric). The solver minimises on these nodes; values are those
+      on the full spectrum, or on 64 nodes for more than 16384 modes, unless `compress` is False.
 
-    **Raises:** ValueError for an option out of range; when bound, for a score error of another target.
+    **Raises:** ValueError for an option out of range; when bound, for a score error of
+    another target.
 
     **Example:**
 
@@ -108,10 +111,6 @@ class LocalError(AbstractObjective):
     def bind(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
     ) -> "BoundLocalError":
-        """The objective on the full spectrum of a target, up to 16384 modes.
-
-        Larger spectra are represented by 64 quadrature nodes, unless `compress` is False.
-        """
         model = target.in_eigenbasis()
         if self.compress is not False and isinstance(self.metric, str) and self._any_spectrum:
             model = limit_modes(model)
@@ -131,19 +130,25 @@ class LocalError(AbstractObjective):
         _check_error_fits(target, process, sampler, num_steps, self.score_error)
 
     def reduce(self, bound: AbstractBoundObjective) -> AbstractBoundObjective:
-        """The objective on the compressed spectrum, which the optimiser minimises."""
         return _reduced(bound, self.compress, isinstance(self.metric, str))
 
 
 class TerminalError(AbstractObjective):
-    """metric(p_0, q): the exact error of the whole run, in which errors of different steps may cancel.
+    """The exact error of the whole run, in which errors of different steps may cancel.
 
-    On a Gaussian this is the truth; on a network, which is not Gaussian, the cancellation is lost. With
-    a score error it is the expectation, to second order in its randomness.
+        metric(p_0, q)
 
-    **Arguments:** `metric`, `initialization`, `score_error` and `compress` as for `LocalError`.
+    On a Gaussian this is the truth; on a network, which is not Gaussian, the cancellation is lost.
+    With a score error it is the expectation, to second order in its randomness.
 
-    **Raises:** ValueError for an option out of range; when bound, for a score error of another target.
+    **Arguments:**
+
+    - `metric`, `initialization`: as for `LocalError`.
+    - `score_error`: a `ScoreError`, over whose randomness the metric is averaged. Default: none.
+    - `compress`: as for `LocalError`.
+
+    **Raises:** ValueError for an option out of range; when bound, for a score error of
+    another target.
 
     **Example:**
 
@@ -177,7 +182,6 @@ class TerminalError(AbstractObjective):
     def bind(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
     ) -> "BoundTerminalError":
-        """The objective on the full spectrum of a target."""
         return BoundTerminalError(
             target.in_eigenbasis(),
             process,
@@ -193,7 +197,6 @@ class TerminalError(AbstractObjective):
         _check_error_fits(target, process, sampler, num_steps, self.score_error)
 
     def reduce(self, bound: AbstractBoundObjective) -> AbstractBoundObjective:
-        """The objective on the compressed spectrum, which the optimiser minimises."""
         return _reduced(bound, self.compress, isinstance(self.metric, str))
 
 
@@ -264,7 +267,9 @@ class BoundLocalError(AbstractBoundObjective):
     def score(
         self, schedule: Schedule, contraction: Float[Array, "points modes"]
     ) -> Float[Array, ""]:
-        """What the score error alone would cost along the exact process: the sum over directions w of
+        """What the score error alone would cost along the exact process.
+
+        The sum over directions w of
 
             (metric at +w  +  metric at -w) / 2,      at +-w: mean +-m, variance p_K +-S_1 + S_2
 
@@ -305,7 +310,7 @@ class BoundLocalError(AbstractBoundObjective):
 def _reduced(
     bound: AbstractBoundObjective, compress: bool | int | None, named_metric: bool
 ) -> AbstractBoundObjective:
-    """A bound objective on quadrature nodes of its target, or itself where nothing is compressed."""
+    """A bound objective on quadrature nodes of its target, or itself if nothing is compressed."""
     assert isinstance(bound, BoundLocalError | BoundTerminalError)
     error = bound.score_error
     modes = np.shape(bound.target.eigenvalues)[0]

@@ -30,8 +30,9 @@ def violations(
 ) -> tuple[str, ...]:
     """Reasons not to trust a schedule outside the Gaussian model; empty if there is none.
 
-    A step must not flip the sign of modes that matter, nor inject more noise than the marginal at its
-    end holds. Networks were seen to punish both, by factors, where the Gaussian model promised a gain.
+    A step must not flip the sign of modes that matter, nor inject more noise than the marginal at
+    its end holds. Networks were seen to punish both, by factors, where the Gaussian model
+    promised a gain.
 
     **Arguments:**
 
@@ -64,7 +65,7 @@ def violations(
 def _noisy_facts(
     target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
 ) -> tuple[np.ndarray, str | None]:
-    """Share of the variance in flipped modes per step, and what is wrong with the injected noise."""
+    """Share of the variance in flipped modes per step, and what is wrong with injected noise."""
     facts = _local_facts(target, process, sampler, schedule)
     share, injected, level = (np.asarray(fact) for fact in facts)
     if not np.any(injected > level * (1.0 + 1e-6)):
@@ -80,7 +81,7 @@ def _noisy_facts(
 def _local_facts(
     target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
 ) -> tuple[Array, Array, Array]:
-    """Per step: share of the variance in flipped modes, largest injected variance, squared noise."""
+    """Per step: share of the variance in flipped modes, largest injected variance, noise^2."""
     moments = local_errors(target, process, sampler, schedule).moments
     weighted = target.weights * target.marginal_variance(process, schedule.times[1:])
     share = jnp.sum(jnp.where(moments.factor < 0, weighted, 0.0), -1) / jnp.sum(weighted, -1)
@@ -115,7 +116,7 @@ def model_warnings(target: Gaussian) -> tuple[str, ...]:
     if target.kurtosis is None or float(target.kurtosis) < _HEAVY_TAIL:
         return ()
     return (
-        f"the data have kurtosis {float(target.kurtosis):.0f} (3 for Gaussian data): a few samples hold "
-        "most of the squared error, and schedules for the Gaussian model have lost to hand-made ones on "
-        "such data; compare both on the network before use",
+        f"the data have kurtosis {float(target.kurtosis):.0f} (3 for Gaussian data): a few samples "
+        "hold most of the squared error, and schedules for the Gaussian model have lost to "
+        "hand-made ones on such data; compare both on the network before use",
     )

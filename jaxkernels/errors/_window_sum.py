@@ -1,7 +1,8 @@
-"""Local errors as a sum over steps of functions of each step's window, in the coordinate of the times.
+"""Local errors as a sum over steps of functions of each step's window, in the coordinate of the
+times.
 
-Such a sum has a banded Hessian, made of small blocks that are found by forward differentiation in the
-few coordinates of a window: its cost is that of a few values, for any number of steps.
+Such a sum has a banded Hessian, made of small blocks that are found by forward differentiation in
+the few coordinates of a window: its cost is that of a few values, for any number of steps.
 """
 
 from typing import Any, ClassVar
@@ -33,7 +34,8 @@ from ..samplers import AbstractSampler
 from ..schedules import CoordinateProcess, Schedule, TimeCoordinate
 
 _SMALLEST_MODES = 32
-# spectra of more modes are represented by this many quadrature nodes where all modes would be summed
+# spectra of more modes are represented by this many quadrature nodes where all modes would be
+# summed
 _MOST_MODES = 2**14
 _FINE_NODES = 64
 
@@ -41,8 +43,8 @@ _FINE_NODES = 64
 class WindowSum(AbstractCoordinateObjective):
     """constant + sum_k metric(p_K, q_k), q_k wrong in step k only, without noise.
 
-    A sampler that depends on sigma alone is run in the process whose time is the coordinate; `scale` is
-    the ratio of x at t_K in both.
+    A sampler that depends on sigma alone is run in the process whose time is the coordinate;
+    `scale` is the ratio of x at t_K in both.
     """
 
     target: Gaussian
@@ -110,7 +112,8 @@ class WindowSum(AbstractCoordinateObjective):
         self, mean_error: Array, change: Array, exact: Array, p_last: Array
     ) -> Float[Array, " modes"]:
         """The metric at t_K per mode of errors of mean and variance after a step, where it is `exact`."""
-        # the exact process from the step's end to t_K; equal at the last step, also where both are 0
+        # the exact process from the step's end to t_K; equal at the last step, also where both are
+        # 0
         ratio = jnp.where(exact == p_last, 1.0, safe_divide(p_last, exact))
         c = jnp.asarray(self.scale)
         values = (c * safe_sqrt(ratio) * mean_error, c**2 * (p_last + ratio * change))
@@ -125,8 +128,8 @@ class LinearWindowSum(WindowSum):
         r(u_end) sum_j c_j0 D(u_j) + c_j1 eps(u_j),      r = sqrt(S_K / S_end)
 
     with the `flow_values` D and eps of every point and the coefficients c of every window
-    (`local_error_coefficients`). The coefficients are those of all modes: their derivatives are those
-    of few numbers, and the rest of the chain rule is one product of matrices.
+    (`local_error_coefficients`). The coefficients are those of all modes: their derivatives are
+    those of few numbers, and the rest of the chain rule is one product of matrices.
     """
 
     def value(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Float[Array, ""]:
@@ -185,7 +188,8 @@ class LinearWindowSum(WindowSum):
     ) -> Float[Array, " modes"]:
         """The metric per mode of an error of sqrt(S_K) xi + mean."""
         c = jnp.asarray(self.scale)
-        # a negative amplitude puts every sample on the wrong side of the mean, and counts with its sign
+        # a negative amplitude puts every sample on the wrong side of the mean, and counts with its
+        # sign
         amplitude = last + error[0]
         values = (c * error[1], c**2 * amplitude * jnp.abs(amplitude), (c * last) ** 2)
         return metrics.per_mode(self.metric, self.target.weights, *values)

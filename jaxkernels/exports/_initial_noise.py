@@ -13,6 +13,16 @@ class AbstractInitialNoise(abc.ABC):
     """Define how a tool scales the initial noise.
 
     A subclass is a frozen dataclass.
+
+    **Example:**
+
+    ```python
+    >>> class Unscaled(jk.exports.AbstractInitialNoise):
+    ...     def warnings(self, plan):
+    ...         return () if plan.initial_std == 1.0 else ("the noise is not scaled",)
+    >>> Unscaled().placeholders
+    ()
+    ```
     """
 
     @property
@@ -21,15 +31,41 @@ class AbstractInitialNoise(abc.ABC):
         return ()
 
     def parts(self, plan: Plan) -> dict[str, str]:
-        """Return what texts and settings say of the initial noise, by placeholder."""
+        """Return what texts and settings say of the initial noise.
+
+        By default nothing.
+
+        **Arguments:**
+
+        - `plan`: what the scheduler is told.
+
+        **Returns:** {placeholder: its text}, for every name in `placeholders`.
+        """
         return {}
 
     @abc.abstractmethod
     def warnings(self, plan: Plan) -> tuple[str, ...]:
-        """Return a warning if the tool scales it otherwise than the schedule assumes."""
+        """Return what separates the tool's initial noise from the schedule's.
+
+        **Arguments:**
+
+        - `plan`: what the scheduler is told.
+
+        **Returns:** a warning if the tool scales the noise otherwise than the schedule assumes;
+        empty if the two agree.
+        """
 
     def remarks(self, plan: Plan) -> tuple[str, ...]:
-        """Return how to make the tool scale it as the schedule assumes."""
+        """Return how to make the tool scale the noise as the schedule assumes.
+
+        By default there is nothing to be done.
+
+        **Arguments:**
+
+        - `plan`: what the scheduler is told.
+
+        **Returns:** remarks for the user.
+        """
         return ()
 
 
@@ -45,6 +81,9 @@ def _scaled(plan: Plan, scale: float) -> tuple[str, ...]:
 class WrittenOut(AbstractInitialNoise):
     """Declare that the text scales the initial noise, by the placeholder {initial_std}.
 
+    It is filled with the standard deviation: an expression in `sigmas` if there is one, else a
+    number.
+
     **Example:**
 
     ```python
@@ -59,7 +98,6 @@ class WrittenOut(AbstractInitialNoise):
         return ("initial_std",)
 
     def parts(self, plan: Plan) -> dict[str, str]:
-        """Return the standard deviation as an expression in `sigmas`, or as a number."""
         std = plan.initial_std
         if math.isclose(std, float(plan.levels[0]), rel_tol=1e-6):
             return {"initial_std": "sigmas[0]"}
@@ -68,7 +106,6 @@ class WrittenOut(AbstractInitialNoise):
         return {"initial_std": repr(std)}
 
     def warnings(self, plan: Plan) -> tuple[str, ...]:
-        """Return nothing: the text is exact."""
         return ()
 
 
@@ -92,11 +129,9 @@ class SpacingSetting(AbstractInitialNoise):
         return ("timestep_spacing",)
 
     def parts(self, plan: Plan) -> dict[str, str]:
-        """Return the value of the setting."""
         return {"timestep_spacing": "leading" if plan.preserves_variance else "trailing"}
 
     def warnings(self, plan: Plan) -> tuple[str, ...]:
-        """Return nothing: the setting follows the schedule."""
         return ()
 
 
@@ -125,7 +160,6 @@ class Scaled(AbstractInitialNoise):
         _checks.one_of("by", self.by, ("level", "variance_preserving", "sigma_max"))
 
     def warnings(self, plan: Plan) -> tuple[str, ...]:
-        """Return a warning if the schedule starts from another standard deviation."""
         scales = {
             "level": lambda: float(plan.levels[0]),
             "variance_preserving": lambda: math.hypot(plan.levels[0], 1.0),
@@ -150,7 +184,6 @@ class ScaledAtTableTop(AbstractInitialNoise):
     """
 
     def warnings(self, plan: Plan) -> tuple[str, ...]:
-        """Return a warning if the schedule starts below the top of its table."""
         if not isinstance(plan.process, DiscreteVP):
             return ()
         first = float(plan.levels[0])
@@ -158,7 +191,6 @@ class ScaledAtTableTop(AbstractInitialNoise):
         return _scaled(plan, math.hypot(first, 1.0) if at_top else first)
 
     def remarks(self, plan: Plan) -> tuple[str, ...]:
-        """Return the rule, for a process without the table."""
         if isinstance(plan.process, DiscreteVP):
             return ()
         return (
@@ -180,7 +212,6 @@ class UnitVariance(AbstractInitialNoise):
     """
 
     def warnings(self, plan: Plan) -> tuple[str, ...]:
-        """Return a warning if the schedule starts elsewhere."""
         if math.isclose(plan.initial_std, 1.0, rel_tol=1e-3):
             return ()
         return (

@@ -21,6 +21,18 @@ class AbstractLevels(abc.ABC):
 
     A subclass is a frozen dataclass. Its `unit` is that of the levels; the fields named in
     `options` are what a user may set in the call of `export`.
+
+    **Example:**
+
+    ```python
+    >>> class Variances(jk.exports.AbstractLevels):
+    ...     unit = "sigma"
+    ...
+    ...     def write(self, levels):
+    ...         return tuple((levels**2).tolist())
+    >>> Variances().write(np.array([80.0, 0.5]))
+    (6400.0, 0.25)
+    ```
     """
 
     unit: ClassVar[Unit]
@@ -31,7 +43,16 @@ class AbstractLevels(abc.ABC):
         return ()
 
     def for_process(self: Self, process: AbstractProcess) -> Self:
-        """Return these levels with what follows from the process filled in."""
+        """Fill in what follows from the process, where the user did not set it.
+
+        By default nothing does.
+
+        **Arguments:**
+
+        - `process`: the process that the schedule was made for.
+
+        **Returns:** levels of the same type.
+        """
         return self
 
     def check(self, levels: Levels, name: str) -> tuple[str, ...]:
@@ -50,7 +71,14 @@ class AbstractLevels(abc.ABC):
 
     @abc.abstractmethod
     def write(self, levels: Levels) -> tuple[float | int, ...]:
-        """Return the numbers that stand for these levels."""
+        """Convert levels into the numbers that stand for them.
+
+        **Arguments:**
+
+        - `levels`: (n,) decreasing, in the unit `unit`; the last one may be 0.
+
+        **Returns:** n numbers, as the scheduler takes them.
+        """
 
 
 def _first_repeated(timesteps: np.ndarray) -> int | None:
@@ -74,13 +102,12 @@ class Sigmas(AbstractLevels):
     unit: ClassVar[Unit] = "sigma"
 
     def write(self, levels: Levels) -> tuple[float | int, ...]:
-        """Return sigma."""
         return written(levels)
 
 
 @dataclasses.dataclass(frozen=True)
 class KarrasRamp(AbstractLevels):
-    """Write levels as positions on a ramp, which the scheduler maps to levels by
+    """Write levels as positions on a ramp, which the scheduler maps to levels.
 
         sigma = (sigma_max^(1/rho) + ramp (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
 
@@ -124,7 +151,6 @@ class KarrasRamp(AbstractLevels):
         return ("sigma_min", "sigma_max", "rho")
 
     def write(self, levels: Levels) -> tuple[float | int, ...]:
-        """Return positions on the ramp."""
         low = self.sigma_min ** (1.0 / self.rho)
         high = self.sigma_max ** (1.0 / self.rho)
         # all digits: the scheduler computes in float64, and a power rho amplifies what is cut off
@@ -166,7 +192,6 @@ class FlowSigmas(AbstractLevels):
         return () if self.shift is None else ("shift",)
 
     def check(self, levels: Levels, name: str) -> tuple[str, ...]:
-        """Return a warning on the timesteps that the network is told."""
         if not self.integer_timesteps:
             return ()
         told = np.array(written(levels))
@@ -184,7 +209,6 @@ class FlowSigmas(AbstractLevels):
         return (warning + "the levels between which it steps",)
 
     def write(self, levels: Levels) -> tuple[float | int, ...]:
-        """Return the levels before the scheduler's shift."""
         if self.shift is None:
             return written(levels)
         return written(levels / (self.shift - (self.shift - 1.0) * levels))
@@ -199,6 +223,16 @@ class AbstractTableLevels(AbstractLevels):
     - `table`: a `DiscreteVP`; by default the process if it is one, else Stable Diffusion's.
 
     **Raises:** ValueError for another type.
+
+    **Example:**
+
+    ```python
+    >>> class Fractions(jk.exports.AbstractTableLevels):
+    ...     def write(self, levels):
+    ...         return tuple((self.positions(levels) / 1000.0).round(4).tolist())
+    >>> Fractions().write(np.exp(jk.DiscreteVP.scaled_linear().log_sigmas[np.array([999, 20])]))
+    (0.999, 0.02)
+    ```
     """
 
     unit: ClassVar[Unit] = "sigma"
@@ -214,7 +248,6 @@ class AbstractTableLevels(AbstractLevels):
         return ("table",)
 
     def for_process(self: OnTable, process: AbstractProcess) -> OnTable:
-        """Return these levels with the table filled in."""
         if self.table is not None:
             return self
         own = process if isinstance(process, DiscreteVP) else DiscreteVP.scaled_linear()
@@ -227,11 +260,24 @@ class AbstractTableLevels(AbstractLevels):
         return np.asarray(table.log_sigmas)
 
     def is_smallest(self, sigma: float) -> bool:
-        """Whether this is the smallest level of the table."""
+        """Return whether a level is the smallest one of the table.
+
+        **Arguments:**
+
+        - `sigma`: the level, > 0.
+
+        **Returns:** True if it is, to 5 digits.
+        """
         return math.isclose(sigma, math.exp(float(self.log_sigmas[0])), rel_tol=1e-5)
 
     def positions(self, sigmas: Levels) -> np.ndarray:
-        """Return fractional timesteps, counted from 0, with log sigma linear in between.
+        """Locate levels in the table, with log sigma linear in between.
+
+        **Arguments:**
+
+        - `sigmas`: (n,), within the levels of the table.
+
+        **Returns:** (n,) fractional timesteps, counted from 0.
 
         **Raises:** ValueError for levels outside the table.
         """
@@ -264,12 +310,11 @@ class TableSigmas(AbstractTableLevels):
     """
 
     def check(self, levels: Levels, name: str) -> tuple[str, ...]:
-        """Raise for a level beyond the table, which the scheduler would silently clip."""
+        # the scheduler would silently clip a level beyond the table
         self.positions(levels)
         return ()
 
     def write(self, levels: Levels) -> tuple[float | int, ...]:
-        """Return sigma."""
         return written(levels)
 
 
@@ -296,7 +341,6 @@ class Timesteps(AbstractTableLevels):
     integer: bool = False
 
     def check(self, levels: Levels, name: str) -> tuple[str, ...]:
-        """Return a warning on how far rounding moves the levels."""
         exact = self.positions(levels)
         if not self.integer:
             return ()
@@ -314,7 +358,6 @@ class Timesteps(AbstractTableLevels):
         return (f"rounding to integer timesteps moves log sigma by at most {moved:.2g}",)
 
     def write(self, levels: Levels) -> tuple[float | int, ...]:
-        """Return the timesteps."""
         if self.integer:
             return tuple(np.rint(self.positions(levels)).astype(int).tolist())
         sigmas = np.exp(self.log_sigmas)

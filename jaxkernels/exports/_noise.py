@@ -19,6 +19,16 @@ class AbstractNoise(abc.ABC):
     """Define how a scheduler injects fresh noise, and which texts set it.
 
     A subclass is a frozen dataclass.
+
+    **Example:**
+
+    ```python
+    >>> class LeavesOut(jk.exports.AbstractNoise):
+    ...     def warnings(self, plan):
+    ...         return ("noise is left out",) if plan.schedule.is_stochastic else ()
+    >>> LeavesOut().texts
+    ()
+    ```
     """
 
     parameter: ClassVar[str] = ""
@@ -32,16 +42,43 @@ class AbstractNoise(abc.ABC):
         return ()
 
     def strength(self, schedule: Schedule, process: AbstractProcess, levels: Levels) -> np.ndarray:
-        """Return the noise parameter (levels - 1,) that meets the schedule's stochasticity."""
+        """Convert the schedule's stochasticity into the tool's noise parameter.
+
+        By default it is the stochasticity alpha itself.
+
+        **Arguments:**
+
+        - `schedule`: the schedule, of K steps.
+        - `process`: the process that it was made for.
+        - `levels`: (levels,) that the scheduler runs: the schedule's, and perhaps a last one 0.
+
+        **Returns:** (levels - 1,), the parameter of every step; 0 in a step to level 0.
+        """
         return per_step(_stochasticity, schedule, process, levels)
 
     def text(self, plan: Plan) -> Text | None:
-        """Return the text that sets the noise parameter, or None if it is 0 or cannot be set."""
+        """Select the text that sets the noise parameter.
+
+        By default there is none.
+
+        **Arguments:**
+
+        - `plan`: what the scheduler is told.
+
+        **Returns:** one of `texts`, or None if the parameter is 0 in all steps or cannot be set.
+        """
         return None
 
     @abc.abstractmethod
     def warnings(self, plan: Plan) -> tuple[str, ...]:
-        """Return what separates the scheduler's noise from the schedule's."""
+        """Return what separates the scheduler's noise from the schedule's.
+
+        **Arguments:**
+
+        - `plan`: what the scheduler is told.
+
+        **Returns:** warnings; empty if the two agree.
+        """
 
 
 def _stochasticity(process: AbstractProcess, times: ArrayLike, alpha: ArrayLike) -> Array:
@@ -80,7 +117,6 @@ class Deterministic(AbstractNoise):
     reason: str = ""
 
     def warnings(self, plan: Plan) -> tuple[str, ...]:
-        """Return a warning that stochasticity is left out."""
         if not plan.schedule.is_stochastic:
             return ()
         return _lost(self.reason or f"{plan.name} is deterministic")
@@ -105,7 +141,6 @@ class Fixed(AbstractNoise):
     stochasticity: float
 
     def warnings(self, plan: Plan) -> tuple[str, ...]:
-        """Return a warning if the schedule's stochasticity is another."""
         alpha = plan.used
         if not alpha.size or np.allclose(alpha, self.stochasticity, atol=1e-6):
             return ()
@@ -154,15 +189,12 @@ class Eta(AbstractNoise):
         return tuple(text for text in (self.constant, self.per_step) if text is not None)
 
     def text(self, plan: Plan) -> Text | None:
-        """Return the text that sets eta, or None if it is 0 or cannot be set."""
         return _text(plan, self.constant, self.per_step)
 
     def strength(self, schedule: Schedule, process: AbstractProcess, levels: Levels) -> np.ndarray:
-        """Return eta."""
         return per_step(to_eta, schedule, process, levels)
 
     def warnings(self, plan: Plan) -> tuple[str, ...]:
-        """Return a warning if the schedule needs one eta per step, and there is only one."""
         if not plan.is_stochastic or self.text(plan) is not None:
             return ()
         return _lost(self.reason)
@@ -170,9 +202,11 @@ class Eta(AbstractNoise):
 
 @dataclasses.dataclass(frozen=True)
 class FlowEta(AbstractNoise):
-    """Declare that a scheduler for flow models splits a step from level l to l' by its own `eta`:
+    """Declare that a scheduler for flow models splits a step by its own `eta`.
 
         l_down = l' (1 - eta (1 - l'/l)), then renoised to l'
+
+    is the step from level l to l'.
 
     The part q of the old noise that the schedule keeps is met by
 
@@ -202,18 +236,16 @@ class FlowEta(AbstractNoise):
         return (self.constant, self.per_step)
 
     def text(self, plan: Plan) -> Text | None:
-        """Return the text that sets eta, or None if it is 0."""
         return _text(plan, self.constant, self.per_step)
 
     def strength(self, schedule: Schedule, process: AbstractProcess, levels: Levels) -> np.ndarray:
-        """Return eta."""
         kept = 1.0 / (1.0 + per_step(to_churn, schedule, process, levels))
         new = levels[1:]
         ratio = new / levels[:-1]
         return (1.0 - new) * (1.0 - kept) / ((1.0 - new + kept * new) * (1.0 - ratio))
 
     def warnings(self, plan: Plan) -> tuple[str, ...]:
-        """Return nothing: every stochasticity can be set."""
+        # every stochasticity can be set
         return ()
 
 
@@ -246,15 +278,12 @@ class Churn(AbstractNoise):
         return (self.per_step,)
 
     def text(self, plan: Plan) -> Text | None:
-        """Return the text that sets gamma, or None if it is 0."""
         return _text(plan, None, self.per_step)
 
     def strength(self, schedule: Schedule, process: AbstractProcess, levels: Levels) -> np.ndarray:
-        """Return gamma."""
         return per_step(to_churn, schedule, process, levels)
 
     def warnings(self, plan: Plan) -> tuple[str, ...]:
-        """Return a warning that the network sees another level than the schedule's."""
         if not plan.is_stochastic:
             return ()
         return ("the network is evaluated at the raised level sigma (1 + gamma), as churn does",)

@@ -186,11 +186,26 @@ class Scheduler:
         return faults
 
     def emulation(self, sampler: str | None) -> Emulation | None:
-        """The entry of `emulates` for a sampler by name, or None."""
+        """Look up how this scheduler takes a sampler's steps.
+
+        **Arguments:**
+
+        - `sampler`: the sampler's name, or None if it is not known.
+
+        **Returns:** the entry of `emulates`, or None if there is none for this sampler.
+        """
         return {entry.sampler: entry for entry in self.emulates}.get(sampler or "")
 
     def sampler_warnings(self, sampler: str | None, process: AbstractProcess) -> tuple[str, ...]:
-        """What separates this scheduler from the sampler that the schedule was made for."""
+        """Return what separates this scheduler from the sampler that the schedule was made for.
+
+        **Arguments:**
+
+        - `sampler`: the sampler's name, or None if it is not known.
+        - `process`: the process that the schedule was made for.
+
+        **Returns:** warnings; empty if the steps agree or the sampler is not known.
+        """
         if sampler is None:
             return ()
         emulation = self.emulation(sampler)
@@ -230,7 +245,15 @@ class Default:
     stochastic: bool = False
 
     def applies(self, schedule: Schedule, process: AbstractProcess, sampler: str | None) -> bool:
-        """Return whether this rule is for these arguments of `export`."""
+        """Return whether this rule is for these arguments of `export`.
+
+        **Arguments:**
+
+        - `schedule`, `process`: the schedule and the process that it was made for.
+        - `sampler`: the sampler's name, or None if it is not known.
+
+        **Returns:** True if it is.
+        """
         return (
             isinstance(process, self.processes)
             and self.sampler in (None, sampler)
@@ -242,8 +265,8 @@ class Default:
 class Tool:
     """Declare a tool that takes schedules.
 
-    A user-defined tool is one record, and is passed to `export` as it is. To add one to the library,
-    write the record into a new file and name it in `TOOLS` (in `exports/_dispatch.py`); to
+    A user-defined tool is one record, and is passed to `export` as it is. To add one to the
+    library, write the record into a new file and name it in `TOOLS` (in `exports/_dispatch.py`); to
     add a scheduler to a tool, add its record to the tool's `schedulers`. Nothing else is needed:
     tests and documentation walk the records.
 

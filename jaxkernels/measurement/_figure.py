@@ -31,16 +31,18 @@ def measurement_figure(
     """What was measured of a denoiser over noise levels: up to three panels, those that are known.
 
     1. its denoising error, that of the best affine denoiser, and what no affine function fits
-    2. the violation of the martingale identity as a share of the increment, with bars of two standard
-       errors
+    2. the violation of the martingale identity as a share of the increment, with bars of two
+       standard errors
     3. the Lipschitz constants found, and that of the best affine denoiser
 
     **Arguments:**
 
     - `sigmas`: (n,) noise levels, decreasing, an infinite one allowed.
-    - `statistics`: by name; "error", "standard_error" and "residual" (n,), "violation", "violation_standard_error"
-      and "increments" (n, n), "lipschitz" (n, points); any of them may be missing.
-    - `affine_error`, `affine_lipschitz`: (n,) of the best affine denoiser, None if the data are unknown.
+    - `statistics`: by name; "error", "standard_error" and "residual" (n,), "violation",
+      "violation_standard_error" and "increments" (n, n), "lipschitz" (n, points); any of them
+      may be missing.
+    - `affine_error`, `affine_lipschitz`: (n,) of the best affine denoiser, None if the
+      data are unknown.
     """
     panels = [_denoising(sigmas, statistics, affine_error)]
     if "violation" in statistics and sigmas.size > 1:
@@ -51,7 +53,7 @@ def measurement_figure(
 
 
 def _noise_axis(sigmas: np.ndarray) -> Axis:
-    """A logarithmic axis from noise to data, with a margin for an infinite level at its left edge."""
+    """A logarithmic axis from noise to data, with a margin for an infinite level at the left."""
     high, low = noise_limits(sigmas)
     at_edge = "" if np.all(np.isfinite(sigmas)) else "; infinite at the edge"
     return Axis(

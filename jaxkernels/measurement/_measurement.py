@@ -339,8 +339,9 @@ class Measurement(eqx.Module):
     def figure(self) -> FigureSpec:
         """Describe the figure that `plot` draws, as plain data.
 
-        Up to three panels over noise levels: the denoising error beside that of the best affine denoiser,
-        the violation of the martingale identity, and the Lipschitz constants found; those that are known.
+        Up to three panels over noise levels: the denoising error beside that of the best affine
+        denoiser, the violation of the martingale identity, and the Lipschitz constants found; those
+        that are known.
 
         **Returns:** panels with their marks, labels and numbers.
         """
@@ -364,16 +365,17 @@ class Measurement(eqx.Module):
         )
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Draw the denoising error, the martingale identity and the Lipschitz constants over noise levels.
+        """Draw denoising error, martingale identity and Lipschitz constants over noise levels.
 
         **Arguments:**
 
-        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default it is not saved.
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default
+          it is not saved.
 
         **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
 
-        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError without
-        matplotlib.
+        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError
+        without matplotlib.
 
         **Example:**
 
@@ -460,7 +462,7 @@ def _check_losses(losses: Numbers, num_times: int) -> np.ndarray:
 def _denoising_rate(
     process: AbstractProcess, times: np.ndarray, prediction_type: str
 ) -> Float[np.ndarray, " n"]:
-    """The derivative of the denoised point in the predicted value; an error where it is infinite."""
+    """The derivative of the denoised point in the predicted value; an error if it is infinite."""
     with jax.enable_x64(True):
         # the denoised point is affine in the predicted value: at x = 0 one unit shows the rate
         unit = Denoiser(lambda x, t: jnp.ones_like(x), to_float64(process), prediction_type)

@@ -125,7 +125,7 @@ class ScoreErrorEstimate(eqx.Module):
         return cross_product_sum(theta - theta.mean(0)) / (self.num_networks - 1)
 
     def score_error(self, structure: str = "dense", size: int | None = None) -> ScoreError:
-        """Model the measured error: its mean, and the covariance between networks.
+        """Make a model of the measured error: its mean, and the covariance between networks.
 
         For a single network the error is known and not random: its mean. Negative eigenvalues of
         the covariance are set to 0.

@@ -146,6 +146,14 @@ def per_mode(
     - `mean_error`, `variance`, `target_variance`: (..., modes), see the metric.
 
     **Returns:** (..., modes); 0 for a mode of weight 0, whatever the metric is there.
+
+    **Example:**
+
+    ```python
+    >>> one = jnp.ones(1)
+    >>> jk.metrics.per_mode(jk.metrics.w2_squared, 3.0 * one, one, one, one).tolist()
+    [3.0]
+    ```
     """
     weights = jnp.asarray(weights)
     used = weights != 0
@@ -245,7 +253,7 @@ DENSE_METRICS: dict[str, Metric] = {
 
 
 def resolve(metric: str | Metric, dense: bool = False) -> Metric:
-    """Resolve a metric that may be given by name.
+    """Look up a metric that may be given by name.
 
     **Arguments:**
 
@@ -255,6 +263,13 @@ def resolve(metric: str | Metric, dense: bool = False) -> Metric:
     **Returns:** the function.
 
     **Raises:** ValueError for an unknown name.
+
+    **Example:**
+
+    ```python
+    >>> jk.metrics.resolve("kl") is jk.metrics.kl
+    True
+    ```
     """
     known = DENSE_METRICS if dense else METRICS
     return metric if callable(metric) else _checks.lookup("metric", metric, known)

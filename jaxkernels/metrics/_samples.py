@@ -19,7 +19,20 @@ _PARTS = 10
 
 
 class Estimate(NamedTuple):
-    """A value and its standard error."""
+    """A value and its standard error.
+
+    **Arguments:**
+
+    - `value`: the estimate.
+    - `standard_error`: >= 0, in the same units.
+
+    **Example:**
+
+    ```python
+    >>> jk.metrics.Estimate(1.234, 0.05)
+    1.234 ± 0.05
+    ```
+    """
 
     value: float
     standard_error: float
@@ -87,6 +100,14 @@ def projected_w2_squared(
     - `quantiles`: of the distribution along the same directions, n in ascending order.
 
     **Returns:** one squared distance per entry of the batch, in squared units of `projections`.
+
+    **Example:**
+
+    ```python
+    >>> projections = np.array([[[3.0], [1.0]]])
+    >>> jk.metrics.projected_w2_squared(np, projections, np.array([[0.0], [2.0]])).tolist()
+    [1.0]
+    ```
     """
     # W2 in one dimension couples the sorted values
     return xp.mean((xp.sort(projections, -2) - quantiles) ** 2, (-2, -1))
@@ -106,6 +127,13 @@ def quantiles(
     - `count`: number of quantiles, >= 1.
 
     **Returns:** `count` quantiles of every column, in ascending order.
+
+    **Example:**
+
+    ```python
+    >>> jk.metrics.quantiles(np.array([[0.0], [1.0]]), 4).ravel().tolist()
+    [0.0, 0.25, 0.75, 1.0]
+    ```
     """
     place = np.clip((np.arange(count) + 0.5) / count * len(y) - 0.5, 0.0, len(y) - 1.0)
     low = np.minimum(place.astype(int), len(y) - 2)

@@ -75,7 +75,7 @@ def _noise_levels(
     ratios: Mapping[str, float],
     process: AbstractProcess,
 ) -> Panel:
-    """One row of noise levels per schedule, the optimised one on top; levels 0 and infinity at the edges."""
+    """Rows of noise levels, the optimised schedule on top; levels 0 and infinity at the edges."""
     names = sorted(ratios, key=ratios.__getitem__)[: _MOST_ROWS - 1]
     shown = [schedule, *(baselines[name] for name in names)]
     levels = [np.asarray(in_float64(Schedule.sigmas)(s, process)) for s in shown]
@@ -191,7 +191,7 @@ def _stochasticity(schedule: Schedule) -> Panel:
 def _pair_of_lines(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, small: bool = False
 ) -> list[Line]:
-    """The optimised schedule's curve and the best baseline's, told apart by colour, marker and dashes."""
+    """Curves of the optimised schedule and the best baseline, in different colours and dashes."""
     styles = ((BLUE, "o", "-"), (ORANGE, "s", "--"))
     return [
         Line(

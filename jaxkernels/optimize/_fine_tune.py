@@ -22,9 +22,9 @@ from ._solver import Optax, optax_step
 # NFE of a gradient per evaluation: a forward pass, the same again since only the points of a
 # trajectory are kept of it, and a backward pass of twice its cost
 _GRADIENT = 4
-# largest change of the logarithm of a step relative to the first: the start is good, and a step much
-# shorter than its neighbours, from which a multistep sampler extrapolates far, would hold for an exact
-# score only
+# largest change of the logarithm of a step relative to the first: the start is good, and a step
+# much shorter than its neighbours, from which a multistep sampler extrapolates far, would hold for
+# an exact score only
 _REACH = 1.0
 _LEARNING_RATE = 0.1
 # calls of the compiled loop, between which progress is shown
@@ -60,8 +60,8 @@ def fine_tune(
 
     **Arguments:** `reference`, a solution on the noise that selects; `coordinate` of the times;
     `schedule`, deterministic; `baselines`, compared on the same noise; `criterion` as for
-    `Comparison.best`; `solver`, its transformation and number of steps; `report`, called with a line
-    of progress.
+    `Comparison.best`; `solver`, its transformation and number of steps; `report`, called with a
+    line of progress.
 
     **Returns:** a `FineTuned`. A gradient counts as four evaluations.
 
@@ -91,9 +91,9 @@ def fine_tune(
         last = jnp.asarray(min(until, steps))
         loop = _advance(solver, objective, z, train, held_out, loop, last)
         report(
-            f"fine-tuning: step {int(loop.step)} of {steps}, NFE {watch + int(loop.step) * each:.3g} "
-            f"of {watch + steps * each:.3g}, held-out {criterion} {float(jnp.exp(loop.lowest)):.4g} "
-            "of the best baseline's"
+            f"fine-tuning: step {int(loop.step)} of {steps}, "
+            f"NFE {watch + int(loop.step) * each:.3g} of {watch + steps * each:.3g}, "
+            f"held-out {criterion} {float(jnp.exp(loop.lowest)):.4g} of the best baseline's"
         )
     if not bool(loop.finite):
         raise ValueError(
@@ -106,7 +106,7 @@ def fine_tune(
 
 
 class _Batch(NamedTuple):
-    """Initial noise, its reference solution, and logarithms of the baselines' smallest statistics."""
+    """Initial noise, its reference solution, and logs of the baselines' smallest statistics."""
 
     noise: Float[Array, "n *shape"]
     ends: Float[Array, "n d"]

@@ -77,28 +77,29 @@ def optimize_schedule(
     **Arguments:**
 
     - `target`: a `Gaussian` (exact, in milliseconds once compiled); a `GaussianMixture` or samples
-      (n, ...), to which a mixture is fitted; or a `Denoiser`. For all but a Gaussian the optimum for
-      its mean and covariance is one of several candidates that are run through the network or the
-      mixture; the optima on recorded trajectories and the baseline schedules are others.
+      (n, ...), to which a mixture is fitted; or a `Denoiser`. For all but a Gaussian the optimum
+      for its mean and covariance is one of several candidates that are run through the network or
+      the mixture; the optima on recorded trajectories and the baseline schedules are others.
     - `process`: the forward process, such as `jk.VP()`.
     - `sampler`: a sampler or its name, such as "ddim" or "dpmpp_2m".
     - `num_steps`: K >= 1.
     - `t_min`: the last time, 0 <= t_min < t_max, by default that of the process; or (low, high) to
       optimise it between these bounds, for a Gaussian.
-    - `objective`: `LocalError()` (default), `TerminalError()`, `RecordedError(record)`, or a jittable,
-      differentiable, positive function of a `Schedule`. Options such as the metric, the initialization
-      or a score error are fields of the objective.
+    - `objective`: `LocalError()` (default), `TerminalError()`, `RecordedError(record)`, or a
+      jittable, differentiable, positive function of a `Schedule`. Options such as the metric, the
+      initialization or a score error are fields of the objective.
     - `stochasticity`: alpha = h/g, a number or (K,), kept as it is; or "optimize" for one per step.
       `DDIM` is the family in which an optimised stochasticity was seen to hold on networks.
     - `starts`: names of baseline schedules, or {name: Schedule}; default every baseline. With
       "optimize", each is started at stochasticity 0 and 1. All starts run at once.
-    - `solver`: `Newton()` (default), or `Optax(transformation, steps)` for any optax transformation.
-    - `selection`: a `Selection`: the network that runs the candidates, its data and the criterion. By
-      default `Selection()` for all targets but a Gaussian.
+    - `solver`: `Newton()` (default), or `Optax(transformation, steps)` for any optax
+      transformation.
+    - `selection`: a `Selection`: the network that runs the candidates, its data and the criterion.
+      By default `Selection()` for all targets but a Gaussian.
     - `progress`: show a status line while it takes longer than a second, on a terminal.
 
-    **Returns:** an `OptimizedSchedule`, never worse under its objective than the best start; or, with a
-    selection, what was best there. Failing to converge is reported in it, not raised.
+    **Returns:** an `OptimizedSchedule`, never worse under its objective than the best start; or,
+    with a selection, what was best there. Failing to converge is reported in it, not raised.
 
     **Raises:** ValueError naming the argument and its value; ImportError for samples without
     scikit-learn.
@@ -112,8 +113,8 @@ def optimize_schedule(
     True
     ```
 
-    Solved in float64; the result has the caller's precision. The first call for a sampler compiles one
-    program that serves all numbers of steps up to the next power of two.
+    Solved in float64; the result has the caller's precision. The first call for a sampler compiles
+    one program that serves all numbers of steps up to the next power of two.
     """
     began = time.perf_counter()
     request = _check(
@@ -218,14 +219,14 @@ def _check_selection(target: object, request: _Request) -> None:
     network = selection.denoiser is not None or isinstance(target, AbstractDenoiser)
     if not request.fixed_end:
         raise ValueError(
-            f"t_min = {request.t_min} must be one number, to run schedules on a network or a mixture; "
-            "between bounds it is optimised for a Gaussian alone."
+            f"t_min = {request.t_min} must be one number, to run schedules on a network or a "
+            "mixture; between bounds it is optimised for a Gaussian alone."
         )
     score_error = getattr(request.objective, "score_error", None)
     if score_error is not None and not network:
         raise ValueError(
-            "score_error is for a Gaussian target or a selection on a network; a mixture is run with "
-            "its exact score."
+            "score_error is for a Gaussian target or a selection on a network; a mixture is run "
+            "with its exact score."
         )
     if selection.fine_tune and request.stochastic:
         raise ValueError(
@@ -273,8 +274,8 @@ def _resolve_network(target: AbstractDenoiser, request: _Request, selection: Sel
     """A network as the target: the Gaussian is that of its own samples, or of the data."""
     if selection.denoiser is not None:
         raise ValueError(
-            "selection.denoiser: the target is a network already; leave it out, or pass the network "
-            "there and a distribution or samples as target."
+            "selection.denoiser: the target is a network already; leave it out, or pass the "
+            "network there and a distribution or samples as target."
         )
     model = model_of_network(target, _network_noise(request, selection), request.t_min[0])
     if selection.data is None:
@@ -340,8 +341,8 @@ def _best(problem: ScheduleProblem, solution: Solution) -> tuple[Schedule, float
     best = int(np.argmin(values))
     if not 0.0 < values[best] < np.inf:
         raise ValueError(
-            f"the objective is {values[best]:g} at its best start; it must be finite and positive. A "
-            "KL metric needs positive eigenvalues, and samplers that divide by the signal need a "
+            f"the objective is {values[best]:g} at its best start; it must be finite and positive. "
+            "A KL metric needs positive eigenvalues, and samplers that divide by the signal need a "
             "process whose sigma(t_max) is finite."
         )
     return [*found, *baselines][best], float(values[best]), values
@@ -370,7 +371,7 @@ def _recorded_optima(
     problem: ScheduleProblem,
     report: Callable[[str], None],
 ) -> list[Candidate]:
-    """The optimum of `RecordedError` for each power, from the schedules that the record ranks best."""
+    """The optimum of `RecordedError` for each power, from the record's best schedules."""
     space = dataclasses.replace(
         problem.space, stochasticity_squared=np.zeros(problem.space.num_steps)
     )

@@ -1,4 +1,4 @@
-"""The problem of an optimisation: its objective, its space of schedules, its starts and baselines."""
+"""The problem of an optimisation: its objective, space of schedules, starts and baselines."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -70,8 +70,8 @@ def as_objective(objective: Any) -> AbstractObjective:
         return objective
     if isinstance(objective, type) or not callable(objective):
         raise ValueError(
-            "objective must be an objective such as jk.LocalError(), or a function of a schedule; got "
-            f"{objective!r}."
+            "objective must be an objective such as jk.LocalError(), or a function of a schedule; "
+            f"got {objective!r}."
         )
     fn: Any = objective if isinstance(objective, eqx.Module) else jax.tree_util.Partial(objective)
     return CustomObjective(fn)
@@ -81,8 +81,8 @@ def as_objective(objective: Any) -> AbstractObjective:
 class ScheduleProblem:
     """Everything that a solver and a selection need of an optimisation. All arrays are float64.
 
-    `objective` is on the full spectrum, `problem` on the compressed one; `baselines` and `starts` are
-    candidates.
+    `objective` is on the full spectrum, `problem` on the compressed one; `baselines` and `starts`
+    are candidates.
     """
 
     objective: AbstractBoundObjective
@@ -205,8 +205,8 @@ def check_stochasticity(
     alpha = _checks.array("stochasticity", stochasticity)
     if alpha.shape not in ((), (num_steps,)):
         raise ValueError(
-            f"stochasticity has shape {alpha.shape}; for num_steps = {num_steps} it must be a single "
-            f"number or have shape ({num_steps},)."
+            f"stochasticity has shape {alpha.shape}; for num_steps = {num_steps} it must be a "
+            f"single number or have shape ({num_steps},)."
         )
     if np.any(alpha < 0):
         raise ValueError(f"stochasticity must be >= 0; its smallest entry is {alpha.min():g}.")

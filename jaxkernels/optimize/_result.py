@@ -29,17 +29,27 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class OptimizedSchedule:
-    """The best schedule found, and why to believe it.
+    """Hold the best schedule found, and why to believe it.
 
     Made by `optimize_schedule`.
+
+    **Example:**
+
+    ```python
+    >>> target = jk.Gaussian(np.zeros(3), [1.0, 0.1, 0.01])
+    >>> result = jk.optimize_schedule(target, jk.VP(), "ddim", 8, t_min=1e-3)
+    >>> assert result.converged and result.selected == "optimised"
+    ```
     """
 
     schedule: Schedule
+    """What was found: K steps from t_max to t_min."""
     objective: float
     """Its objective, on the full spectrum."""
     baselines: dict[str, float]
     """The objective of every baseline schedule, and of every start that was given."""
     baseline_schedules: dict[str, Schedule]
+    """These schedules, by the same names."""
     solution: Solution
     """Where the solver ended from every start, on the compressed spectrum."""
     starts: tuple[str, ...]
@@ -51,14 +61,19 @@ class OptimizedSchedule:
     trusted: bool
     """False if the schedule relies on what holds for the Gaussian model only; see `warnings`."""
     warnings: tuple[str, ...]
+    """Why the schedule may not hold for the data; empty if nothing was found."""
     compression: Compression | None
+    """The quadrature nodes that the solver minimised on; None if the spectrum is full."""
     compression_error: float
     """Relative difference of the objective between the compressed and the full spectrum."""
     seconds: float
     """Wall time of the whole call, compilation included."""
     target: Gaussian
+    """The Gaussian with the mean and covariance of the data."""
     process: AbstractProcess
+    """The forward process."""
     sampler: AbstractSampler
+    """The sampler that the schedule is for."""
     evaluation_options: dict[str, Any]
     """How `evaluation` evaluates: initialization and score error of the objective."""
 
@@ -74,7 +89,7 @@ class OptimizedSchedule:
 
     @property
     def converged(self) -> bool:
-        """Whether the best start met the solver's tolerance; otherwise `reason` says what happened."""
+        """Whether the best start met the solver's tolerance; if not, see `reason`."""
         return self.solution.converged
 
     @property
@@ -115,7 +130,7 @@ class OptimizedSchedule:
 
     @property
     def comparison(self) -> Comparison | None:
-        """Errors of all candidates on the network or the mixture, on noise that selected nothing."""
+        """Errors of all candidates on the network or the mixture, on noise that did not select."""
         return None if self.selection is None else self.selection.comparison
 
     @property
@@ -157,14 +172,14 @@ class OptimizedSchedule:
 
     @property
     def sampler_name(self) -> str:
-        """Name of the sampler as `optimize_schedule` takes it, or the class of a user-defined one."""
+        """Name of the sampler, as `optimize_schedule` takes it; the class of a user-defined one."""
         return sampler_name(self.sampler)
 
     def figure(self) -> FigureSpec:
         """Describe the figure that `plot` draws, as plain data.
 
-        1. the noise levels of the schedule and of the baselines, with their errors relative to it: the
-           objective, or the criterion where candidates were run on a network or a mixture
+        1. the noise levels of the schedule and of the baselines, with their errors relative to it:
+           the objective, or the criterion where candidates were run on a network or a mixture
         2. the W2 error that each step alone causes on the Gaussian, for it and the best baseline
         3. the eigenvalues of the data covariance and the squared W2 error per mode, for both
         4. the stochasticity h/g of each step, if any is above 0
@@ -195,23 +210,25 @@ class OptimizedSchedule:
         )
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Draw noise levels, the error of each step and the error per mode beside the best baseline's.
+        """Draw noise levels, errors per step and errors per mode beside the best baseline's.
 
         **Arguments:**
 
-        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default it is not saved.
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default
+          it is not saved.
 
         **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
 
-        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError without
-        matplotlib.
+        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError
+        without matplotlib.
         """
         return render(self.figure(), path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the schedule as versioned JSON, with its process, sampler and evidence as metadata.
 
-        `processes.from_config` rebuilds a built-in process from it; a user-defined one is only named.
+        `processes.from_config` rebuilds a built-in process from it; a user-defined one
+        is only named.
 
         **Arguments:**
 
@@ -263,7 +280,7 @@ class OptimizedSchedule:
         return f"; best baseline {name}: {self.ratios[name]:.3g} times that"
 
     def _evidence(self, comparison: Comparison) -> str:
-        """The selected candidate's error relative to the best baseline's, on noise that selected nothing."""
+        """The selected candidate's error relative to the best baseline's, on fresh noise."""
         name = self.best_baseline
         ratio = estimate(*comparison.ratio(self.criterion, self.selected, name))
         return (

@@ -35,14 +35,14 @@ from ._model import Model, draw_noise
 from ._solver import Optax
 from ._space import ScheduleSpace
 
-# initial noise that selects, by default: of a network; of a mixture, whose tail in few dimensions needs
-# many samples (divided by the root of the dimension)
+# initial noise that selects, by default: of a network; of a mixture, whose tail in few dimensions
+# needs many samples (divided by the root of the dimension)
 _NOISE = 256
 _NOISE_MIXTURE = 8000
 _NOISE_MOST = 8192
 # draws of a mixture that sliced W2 of stochastic schedules is measured to
 _MIXTURE_DRAWS = 8192
-# steps of fine-tuning through a mixture by default: fewer in many dimensions, where each takes seconds
+# steps of fine-tuning through a mixture by default: fewer in many dimensions, as each is slow
 _FINE_TUNE = 40
 _FINE_TUNE_LEAST = 8
 _FINE_TUNE_DIMENSION = 256
@@ -50,25 +50,27 @@ _FINE_TUNE_DIMENSION = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """How the returned schedule is selected: which network runs the candidates, and by what criterion.
+    """Set how the schedule is selected: on which network, and by what criterion.
 
-    Half of the initial noise selects; the other half gives the evidence in the result's `comparison`.
+    Half of the initial noise selects; the other half gives the evidence in `comparison` of the
+    result.
 
     **Arguments:**
 
-    - `denoiser`: the network. Default: the target, if that is a denoiser, else the exact denoiser of
-      the mixture that the target is or that is fitted to the samples.
-    - `noise`: the number of samples of initial noise that select (as many again give the evidence), or
-      the noise itself (n, ...), n >= 8, in the network's shape. Default: 256; for a mixture 8000 / sqrt(d),
-      between 256 and 8192.
-    - `data`: samples (n, ...) to whose distribution sliced W2 is measured, instead of to that of the
-      reference solution. Needed for stochastic schedules on a network; by default the target's samples.
+    - `denoiser`: the network. Default: the target, if that is a denoiser, else the exact denoiser
+      of the mixture that the target is or that is fitted to the samples.
+    - `noise`: the number of samples of initial noise that select (as many again give the evidence),
+      or the noise itself (n, ...), n >= 8, in the network's shape. Default: 256; for a mixture
+      8000 / sqrt(d), between 256 and 8192.
+    - `data`: samples (n, ...) to whose distribution sliced W2 is measured, instead of to that of
+      the reference solution. Needed for stochastic schedules on a network; by default the
+      target's samples.
     - `criterion`: "balanced" (default) or a statistic, see `Comparison.best`.
     - `record`: a `TrajectoryRecord` of the same network, whose optima become candidates. By default
       trajectories of a mixture, or of a network that is the target, are recorded; False for none.
-    - `fine_tune`: number of gradient steps on the criterion through the network, or an `Optax` solver.
-      The result is one more candidate. Default: 40 through a mixture (fewer above 256 dimensions), 0
-      through a network, which must be differentiable by JAX.
+    - `fine_tune`: number of gradient steps on the criterion through the network, or an `Optax`
+      solver. The result is one more candidate. Default: 40 through a mixture (fewer above 256
+      dimensions), 0 through a network, which must be differentiable by JAX.
     - `key`: a random key for noise, data and directions; fixed by default.
 
     **Raises:** ValueError naming the argument and its value.
@@ -104,12 +106,31 @@ class Selection:
             _check_noise(self.noise)
 
     def random_key(self, number: int) -> Array:
-        """One of several independent keys."""
+        """Return one of several independent random keys.
+
+        **Arguments:**
+
+        - `number`: which one, >= 0; 0 is `key` itself.
+
+        **Returns:** the key.
+        """
         key = jax.random.key(0) if self.key is None else self.key
         return key if number == 0 else jax.random.fold_in(key, number)
 
     def bind(self, model: Model, process: AbstractProcess, stochastic: bool) -> "BoundSelection":
-        """Bind this selection to its network, initial noise and data."""
+        """Bind this selection to its network, initial noise and data.
+
+        **Arguments:**
+
+        - `model`: the target, with the mixture, the samples or the network that come with it.
+        - `process`: the forward process.
+        - `stochastic`: whether a candidate may inject noise.
+
+        **Returns:** a selection that is ready to run candidates.
+
+        **Raises:** ValueError if there is no network to select on, or if noise or data do not fit
+        it.
+        """
         network = self.denoiser or model.denoiser
         if network is None:
             return self._on_mixture(model, process, stochastic)
@@ -180,8 +201,8 @@ class Selection:
 class Selected:
     """The selected candidate, all candidates, their comparison on other noise, and the NFE spent.
 
-    The NFE are those of the selection, its evidence and the fine-tuning (a gradient counts as four), not
-    those of a trajectory record.
+    The NFE are those of the selection, its evidence and the fine-tuning (a gradient counts as
+    four), not those of a trajectory record.
     """
 
     candidate: Candidate
@@ -284,8 +305,8 @@ def _check_noise(noise: object) -> None:
     checked = _checks.array("noise", noise)
     if checked.ndim < 2 or checked.shape[0] < 8:
         raise ValueError(
-            f"noise has shape {checked.shape}; it must be an integer, or initial noise (n, ...) with "
-            "n >= 8."
+            f"noise has shape {checked.shape}; it must be an integer, or initial noise (n, ...) "
+            "with n >= 8."
         )
 
 

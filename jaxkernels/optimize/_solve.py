@@ -25,8 +25,8 @@ class Solution:
     """Where every start of a solver ended.
 
     `z` (starts, n); `values` (starts,), the objective there; `history` (iterations, starts), the
-    objective per iteration; `converged`, `reason`, `gradient_norm` and `smallest_curvature` belong to
-    the best start.
+    objective per iteration; `converged`, `reason`, `gradient_norm` and `smallest_curvature` belong
+    to the best start.
     """
 
     z: Float[np.ndarray, "starts n"]

@@ -18,8 +18,8 @@ from ._space import AbstractProblem
 class AbstractSolver(eqx.Module):
     """An iterative minimiser of an `AbstractProblem`, from all starts at once.
 
-    A state has the fields `z` (starts, n), `value` (starts,), `gradient` (starts, n), `done` (starts,),
-    `history` (iterations, starts) and `iteration`. A loop by hand is
+    A state has the fields `z` (starts, n), `value` (starts,), `gradient` (starts, n), `done`
+    (starts,), `history` (iterations, starts) and `iteration`. A loop by hand is
 
         state = solver.init(problem, z)
         while not solver.terminate(state):
@@ -31,11 +31,29 @@ class AbstractSolver(eqx.Module):
 
     @abc.abstractmethod
     def init(self, problem: AbstractProblem, z: Float[np.ndarray, "starts n"]) -> PyTree:
-        """The state before the first iteration, at vectors within the problem's box."""
+        """Start from vectors within the problem's box, before anything is evaluated.
+
+        **Arguments:**
+
+        - `problem`: the problem, whose box is [lower, upper].
+        - `z`: (starts, n), one vector of the unconstrained variables per start.
+
+        **Returns:** the state before the first iteration.
+        """
 
     @abc.abstractmethod
     def advance(self, problem: AbstractProblem, state: PyTree, until: int) -> PyTree:
-        """Iterate in one compiled loop until all starts are done or iteration `until` is reached."""
+        """Iterate in one compiled loop.
+
+        **Arguments:**
+
+        - `problem`: the problem that `init` was given.
+        - `state`: what `init` or `advance` returned.
+        - `until`: number of iterations, counted from the first, at which to stop unless all starts
+          are done before.
+
+        **Returns:** the state after these iterations.
+        """
 
     def step(self, problem: AbstractProblem, state: PyTree) -> PyTree:
         """One iteration of every start."""
@@ -52,8 +70,8 @@ class Newton(AbstractSolver):
     **Arguments:**
 
     - `max_iterations`: at least 1.
-    - `tolerance`: a start has converged when the largest entry of the objective's relative gradient in
-      the unconstrained variables is at most this.
+    - `tolerance`: a start has converged when the largest entry of the objective's relative gradient
+      in the unconstrained variables is at most this.
 
     **Raises:** ValueError for a value out of range.
 
@@ -93,7 +111,7 @@ def optax_step(
     gradient: Float[Array, " n"],
     state: PyTree,
 ) -> tuple[Float[Array, " n"], PyTree]:
-    """The next point and state of a transformation; line searches are given `fn`, its value and gradient."""
+    """The next point and state of a transformation; line searches are given `fn` as well."""
     extended = optax.with_extra_args_support(transformation)
     # optax mixes types and relies on their promotion, which the caller may have turned off
     with jax.numpy_dtype_promotion("standard"):
@@ -124,8 +142,8 @@ class Optax(AbstractSolver):
     - `transformation`: an `optax.GradientTransformation`, such as `optax.adam(schedule)`,
       `optax.lbfgs()` or a chain. Line searches are given the value, the gradient and the function.
     - `steps`: the largest number of iterations, at least 1.
-    - `tolerance`: a start has converged when the largest entry of the objective's relative gradient is
-      at most this.
+    - `tolerance`: a start has converged when the largest entry of the objective's relative gradient
+      is at most this.
 
     The objective is its logarithm, so that learning rates are relative; points are kept in the
     problem's box by clipping. The best point of every start is returned.

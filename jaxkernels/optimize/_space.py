@@ -26,7 +26,7 @@ class ScheduleSpace(eqx.Module):
     """Schedules of K steps as flat vectors z, and what is held fixed.
 
     z holds the interior times (K-1 logits of step lengths in the coordinate), then the squared
-    stochasticities (K) and the coordinate of the last time, the latter two only if they are optimised.
+    stochasticities (K) and the coordinate of the last time, the latter two only if optimised.
     """
 
     coordinate: TimeCoordinate
@@ -225,7 +225,10 @@ class TimesProblem(AbstractProblem):
         return jnp.concatenate([ends[0][None], inside]), p
 
     def _pull(self, rows: Float[Array, "points n"], p: Float[Array, " steps"]) -> Array:
-        """J^T rows for J = du/dz over interior points: -length p_j (sum_{i > j} rows_i - sum_i P_i rows_i)."""
+        """J^T rows, J = du/dz over interior points.
+
+        -length p_j (sum_{i > j} rows_i - sum_i P_i rows_i)
+        """
         share = jnp.cumsum(p)[:-1]
         total = share @ rows
         later = jnp.concatenate([_sum_after(rows)[1:], jnp.zeros_like(rows[:1])])

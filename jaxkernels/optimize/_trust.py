@@ -14,17 +14,17 @@ def unresolved(comparison: Comparison) -> tuple[str, ...]:
     if not error < _RESOLVED * comparison.reference_error:
         return ()
     return (
-        f"the selected schedule is {error:.2g} from the reference solution, which itself is accurate "
-        f"to {comparison.reference_error:.2g}: which schedule is best is not resolved; a larger t_min "
-        "may help",
+        f"the selected schedule is {error:.2g} from the reference solution, which itself is "
+        f"accurate to {comparison.reference_error:.2g}: which schedule is best is not resolved; a "
+        "larger t_min may help",
     )
 
 
 def unproven(comparison: Comparison, baselines: Iterable[str]) -> tuple[str, ...]:
     """In which statistics the selection on a mixture gains nothing beyond the standard error.
 
-    There a network was seen to reverse the order: where few trajectories make up the error, those that
-    change between clusters.
+    There a network was seen to reverse the order: where few trajectories make up the error, those
+    that change between clusters.
     """
     if comparison.ranking_statistic != "geometric_mean":
         return ()

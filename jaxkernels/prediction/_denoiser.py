@@ -89,7 +89,30 @@ PREDICTION_TYPES = tuple(_ROWS)
 
 
 class AbstractDenoiser(eqx.Module):
-    """A function that splits a noisy point of `process` into its denoised point and its noise."""
+    """A function that splits a noisy point of `process` into its denoised point and its noise.
+
+    To use a network, make a `Denoiser`. Subclass this class for a denoiser of another form: write
+    `__call__` and `astype`.
+
+    **Arguments:**
+
+    - `process`: the forward process.
+
+    **Example:**
+
+    ```python
+    >>> class DataAtZero(jk.AbstractDenoiser):
+    ...     process: jk.AbstractProcess
+    ...
+    ...     def __call__(self, x, t):
+    ...         return jk.Prediction(jnp.zeros_like(x), x / self.process.noise(t))
+    ...
+    ...     def astype(self, dtype):
+    ...         return self
+    >>> DataAtZero(jk.VP())(jnp.ones(2), 0.5).x0.tolist()
+    [0.0, 0.0]
+    ```
+    """
 
     process: eqx.AbstractVar[AbstractProcess]
 

@@ -21,13 +21,14 @@ def log_contraction(
     u: Float[Array, ""],
     stochasticity_squared: Float[Array, ""],
 ) -> Float[Array, " modes"]:
-    """Logarithm of the factor of x - E x of the exact reverse family with h = alpha g from t to u <= t:
+    """Logarithm of the factor of x - E x of the exact reverse family, from t to u <= t.
 
         rho = (Sigma' / Sigma)^((1 + alpha^2)/2) (a / a')^(alpha^2),   Sigma = a^2 lambda + s^2
 
-    (primes at u), so that x' = a' mu + rho (x - a mu) + N(0, Sigma' - rho^2 Sigma). It is the conditional
-    mean of the reverse family integrated exactly; alpha = 0 is the probability flow. A factor 0
-    (Sigma' = 0, or a = 0 with alpha > 0) is represented by a very negative, finite logarithm.
+    (primes at u) for h = alpha g, so that x' = a' mu + rho (x - a mu) + N(0, Sigma' - rho^2 Sigma).
+    It is the conditional mean of the reverse family integrated exactly; alpha = 0 is the
+    probability flow. A factor 0 (Sigma' = 0, or a = 0 with alpha > 0) is represented by a very
+    negative, finite logarithm.
     """
     alpha2 = stochasticity_squared
     growth = floored_log(target.marginal_variance(process, u)) - floored_log(

@@ -20,11 +20,12 @@ from ._windows import window_indices, window_step
 
 
 class StepMoments(eqx.Module):
-    """Moments after one step that starts from the exact distribution: `mean_error` against a' mu, and `variance`.
+    """Moments after one step that starts from the exact distribution.
 
-    `factor` is the step's own factor on x - E x. If it is negative the part of the variance that it explains
-    counts with that sign: the distribution may be right, but every sample is on the wrong side. `injected` is the
-    variance of the noise that the step adds.
+    `mean_error` is against the exact mean a' mu, and `variance` that of x.
+    `factor` is the step's own factor on x - E x. If it is negative the part of the variance that it
+    explains counts with that sign: the distribution may be right, but every sample is on the wrong
+    side. `injected` is the variance of the noise that the step adds.
     """
 
     mean_error: Float[Array, "*steps modes"]
@@ -44,13 +45,13 @@ def window_moments(
 ) -> StepMoments:
     """Moments after step number `step`, which is the last of a window of history_steps + 1 steps.
 
-    The earlier steps of the window fill the multistep history from an exact trajectory: the sampler takes
-    them, and x is put back onto the exact reverse process after each. Before the schedule's first step
-    the window repeats its first time, and the history stays as it is at the start.
+    The earlier steps of the window fill the multistep history from an exact trajectory: the sampler
+    takes them, and x is put back onto the exact reverse process after each. Before the schedule's
+    first step the window repeats its first time, and the history stays as it is at the start.
 
-    x = mean + sum of independent unit normals times columns, the first of which is the distribution of x at the
-    window's start; the exact reverse process and the sampler's noise add further ones. One directional
-    derivative of the step per column propagates them all.
+    x = mean + sum of independent unit normals times columns, the first of which is the distribution
+    of x at the window's start; the exact reverse process and the sampler's noise add further ones.
+    One directional derivative of the step per column propagates them all.
 
     The target is in its eigenbasis; every array runs along its modes.
     """
@@ -75,7 +76,8 @@ def window_moments(
             log_contraction(target, process, times[j], times[j + 1], stochasticity_squared[j])
         )
         if_real = partial(_choose, step - depth + j >= 0)
-        # back onto the exact process: x shrinks by rho and gains fresh noise, independent of what came before
+        # back onto the exact process: x shrinks by rho and gains fresh noise, independent of
+        # what came before
         columns = [
             (rho * old[0], if_real(new[1], old[1])) for new, old in zip(moved, columns, strict=True)
         ]
@@ -112,7 +114,7 @@ def _take(
     state: PyTree,
     columns: list[PyTree],
 ) -> tuple[PyTree, list[PyTree], list[tuple[Array, PyTree]]]:
-    """One step of (x, history): of its mean, of each column, and (variance, column) of each of its injected injected_noise."""
+    """One step of (x, history): its mean, each column, and (variance, column) of injected noise."""
 
     def run(state: PyTree, drawn: list[Array]) -> tuple[PyTree, list[Array]]:
         variances: list[Array] = []
@@ -140,9 +142,9 @@ def _take(
 class LocalErrors(eqx.Module):
     """Distribution at t_K when the sampler takes step k and the exact reverse process all others.
 
-    `mean_error` is against the exact mean, `variance` is signed as in `StepMoments`, `target_variance` the exact
-    one at t_K, and `contraction` the factor of a perturbation from each time to t_K. `moments`
-    are those right after each step, right after each step.
+    `mean_error` is against the exact mean, `variance` is signed as in `StepMoments`,
+    `target_variance` the exact one at t_K, and `contraction` the factor of a perturbation from each
+    time to t_K. `moments` are those right after each step.
     """
 
     mean_error: Float[Array, "steps modes"]
@@ -159,9 +161,10 @@ def local_errors(
 
         variance = Sigma_K + R^2 (V - Sigma'),       mean_error = R (mean after the step - a' mu).
 
-    R is the product over the later steps of the exact factor of the probability flow and of what noise adds
-    to it: the ratio of the sampler's own factor on x with its stochasticity to that without. (The exact
-    reverse process of a large h forgets every error; a sampler that takes few steps does not.)
+    R is the product over the later steps of the exact factor of the probability flow and of what
+    noise adds to it: the ratio of the sampler's own factor on x with its stochasticity to that
+    without. (The exact reverse process of a large h forgets every error; a sampler that takes few
+    steps does not.)
 
     All steps are computed at once. The target is in its eigenbasis.
     """
@@ -186,10 +189,12 @@ def local_errors(
 
 
 class ScoreResponses(eqx.Module):
-    """How the distribution at t_K responds to score errors when everything else is exact, per evaluation and mode:
+    """How the distribution at t_K responds to score errors, everything else being exact.
 
-    change of the mean = sum_a mean_a (delta_a - Delta_a a(t_a) mu),
-    change of the variance = - sum_a variance_a Delta_a.
+        change of the mean     = sum_a mean_a (delta_a - Delta_a a(t_a) mu)
+        change of the variance = - sum_a variance_a Delta_a
+
+    per mode, a being the evaluation.
     """
 
     mean: Float[Array, "evaluations modes"]
@@ -205,9 +210,10 @@ def score_responses(
 ) -> ScoreResponses:
     """Responses to the score errors of every evaluation, along the exact reverse process.
 
-    An error at evaluation a enters the step that makes it and, through the multistep history, the steps after. Each
-    entry is propagated to the end by `contraction` (of `local_errors`); the covariance of x at the evaluation with x
-    after the step is the exact one, rho Sigma. The target is in its eigenbasis.
+    An error at evaluation a enters the step that makes it and, through the multistep history, the
+    steps after. Each entry is propagated to the end by `contraction` (of `local_errors`); the
+    covariance of x at the evaluation with x after the step is the exact one, rho Sigma. The target
+    is in its eigenbasis.
     """
     depth = sampler.history_steps
     count = schedule.num_steps
@@ -250,7 +256,8 @@ def _window_response(
 ) -> Float[Array, "window_steps evaluations modes"]:
     """Derivative of x after a window's last step in the score errors of each of its evaluations.
 
-    x is put back onto the exact mean before every step: what an earlier step does to x itself belongs there.
+    x is put back onto the exact mean before every step: what an earlier step does to x itself
+    belongs there.
     """
     depth = sampler.history_steps
     exact_mean = [process.signal(t) * target.mean for t in times]
@@ -284,6 +291,6 @@ def _window_response(
 def propagate_error(
     local_error: StepMoments, contraction: Array, exact_variance: Array, end_variance: Array
 ) -> tuple[Array, Array]:
-    """Mean error and signed variance at the end when a local error is propagated there by the exact process."""
+    """Mean error and signed variance at the end, to which the exact process propagates an error."""
     change = contraction**2 * (local_error.variance - exact_variance)
     return contraction * local_error.mean_error, end_variance + change

@@ -1,8 +1,8 @@
 """The window of a step: the times it depends on, and its local error on an exact trajectory.
 
-A step of a multistep sampler depends on the times of the steps before. With h = `history_steps`, the
-window of step k holds the times t_{k-h}, ..., t_{k+1}. Before the first step it repeats the first time,
-and the history stays as it is at the start.
+A step of a multistep sampler depends on the times of the steps before. With h = `history_steps`,
+the window of step k holds the times t_{k-h}, ..., t_{k+1}. Before the first step it repeats the
+first time, and the history stays as it is at the start.
 """
 
 import jax
@@ -56,11 +56,11 @@ def window_coefficients(
 
         x_after = sum_j c_j0 D(t_j) + c_j1 eps(t_j),      x(t_j) = a(t_j) D(t_j) + s(t_j) eps(t_j)
 
-    with D the denoised point and eps the noise that the trajectory's own denoiser predicts. The earlier
-    steps of the window fill the history; x is put back onto the trajectory after each.
+    with D the denoised point and eps the noise that the trajectory's own denoiser predicts. The
+    earlier steps of the window fill the history; x is put back onto the trajectory after each.
 
-    A sampler with one evaluation per step is linear in all D and eps, so it is run on unit vectors: one
-    call per step of the window, on arrays of 2 (h + 2) numbers, whatever the target.
+    A sampler with one evaluation per step is linear in all D and eps, so it is run on unit vectors:
+    one call per step of the window, on arrays of 2 (h + 2) numbers, whatever the target.
     """
     depth = sampler.history_steps
     units = jnp.eye(2 * len(times), dtype=times.dtype).reshape(len(times), 2, -1)
@@ -93,7 +93,8 @@ def local_error_coefficients(
 def flow_values(
     target: Gaussian, process: AbstractProcess, times: Float[Array, " points"]
 ) -> tuple[Float[Array, "points 2 modes"], Float[Array, "points modes"]]:
-    """Denoised point and noise of a trajectory of the probability flow, and x - E x, per unit of its xi.
+    """Denoised point and noise of a trajectory of the probability flow, and x - E x, per unit of
+    its xi.
 
     A mode of variance lambda is x = a mu + sqrt(S) xi, S = a^2 lambda + s^2, with the same xi at all
     times; its denoiser gives mu + a lambda xi / sqrt(S) and s xi / sqrt(S).

@@ -66,7 +66,7 @@ class AbstractSampler(eqx.Module):
     """Whether the injected noise makes the noise level of every time exact."""
 
     sigma_only: ClassVar[bool] = False
-    """Whether its steps are the same in every process with the same sigmas, up to the scale of x."""
+    """Whether its steps depend on the process through sigma alone, up to the scale of x."""
 
     def init_history(self, x: X) -> History:
         """Make the multistep history before the first step. Default: none.

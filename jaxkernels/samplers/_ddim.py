@@ -113,6 +113,13 @@ def to_eta(
     - `alpha`: a number or (K,), >= 0.
 
     **Returns:** eta (K,).
+
+    **Example:**
+
+    ```python
+    >>> jk.samplers.to_eta(jk.VP(), np.array([0.9, 0.5, 0.1]), 1.0).round(3).tolist()
+    [1.0, 1.0]
+    ```
     """
     rho = _log_ratios(process, jnp.asarray(times))
     injected = 1.0 - power(jnp.exp(-2.0 * rho), jnp.asarray(alpha) ** 2)
@@ -126,9 +133,9 @@ def from_churn(
 
         (sigma'/sigma)^(alpha^2) = 1 / (1 + gamma)
 
-    Churn raises sigma to (1 + gamma) sigma with fresh noise before the step, so that the part 1/(1
-    + gamma) of the old noise is kept. The noise content agrees exactly; churn evaluates the network
-    at the raised level, the marginal-preserving step at the old one.
+    Churn raises sigma to (1 + gamma) sigma with fresh noise before the step, so that the part
+    1 / (1 + gamma) of the old noise is kept. The noise content agrees exactly; churn evaluates the
+    network at the raised level, the marginal-preserving step at the old one.
 
     **Arguments:**
 
@@ -137,6 +144,13 @@ def from_churn(
     - `gamma`: churn per step, a number or (K,), >= 0.
 
     **Returns:** alpha (K,).
+
+    **Example:**
+
+    ```python
+    >>> jk.samplers.from_churn(jk.EDM(4.0), np.array([4.0, 2.0, 1.0]), 1.0).round(3).tolist()
+    [1.0, 1.0]
+    ```
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
     (2022), Algorithm 2, https://arxiv.org/abs/2206.00364.
@@ -157,6 +171,13 @@ def to_churn(
     - `alpha`: a number or (K,), >= 0.
 
     **Returns:** gamma (K,).
+
+    **Example:**
+
+    ```python
+    >>> jk.samplers.to_churn(jk.EDM(4.0), np.array([4.0, 2.0, 1.0]), 1.0).round(3).tolist()
+    [1.0, 1.0]
+    ```
     """
     rho = _log_ratios(process, jnp.asarray(times))
     alpha = jnp.asarray(alpha)

@@ -46,7 +46,7 @@ class DPMSolverPP2M(AbstractSampler):
     sigma_only: ClassVar[bool] = True
 
     def init_history(self, x: X) -> History:
-        """Return zeros in place of the denoised point of the step before the first."""
+        # in place of the denoised point of the step before the first
         return jnp.zeros_like(x)
 
     def step(

@@ -30,13 +30,20 @@ def sampler_name(sampler: AbstractSampler) -> str:
     - `sampler`: a sampler.
 
     **Returns:** its name in `SAMPLERS`, or the class name of a user-defined one.
+
+    **Example:**
+
+    ```python
+    >>> jk.samplers.sampler_name(jk.DDIM())
+    'ddim'
+    ```
     """
     names = {cls: name for name, cls in SAMPLERS.items()}
     return names.get(type(sampler), type(sampler).__name__)
 
 
 def as_sampler(sampler: object) -> AbstractSampler:
-    """Resolve a sampler that may be given by name.
+    """Look up a sampler that may be given by name.
 
     **Arguments:**
 
@@ -45,6 +52,13 @@ def as_sampler(sampler: object) -> AbstractSampler:
     **Returns:** the sampler.
 
     **Raises:** ValueError for an unknown name or another type.
+
+    **Example:**
+
+    ```python
+    >>> jk.samplers.as_sampler("heun").nfe_per_step
+    2
+    ```
     """
     if isinstance(sampler, str):
         sampler = _checks.lookup("sampler", sampler, SAMPLERS)()
@@ -68,6 +82,14 @@ def check_schedule(
 
     **Raises:** ValueError for another type, times beyond the process's t_max, or stochasticity of a
     deterministic sampler.
+
+    **Example:**
+
+    ```python
+    >>> schedule = jk.Schedule([1.0, 0.5, 0.1])
+    >>> jk.samplers.check_schedule(jk.VP(), jk.DDIM(), schedule) is schedule
+    True
+    ```
     """
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule must be a Schedule; got {type(schedule).__name__}.")

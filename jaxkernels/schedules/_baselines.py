@@ -130,7 +130,7 @@ def _in_sigma(
     last_sigma: ArrayLike,
     levels: Callable[[float, float, np.ndarray], np.ndarray],
 ) -> Schedule:
-    """Times at which sigma = levels(sigma_max, sigma_min, u), with the module's rules at the ends."""
+    """Times at which sigma = levels(sigma_max, sigma_min, u), by the module's rules at the ends."""
     t_min = check_range(process, num_steps, t_min)
     largest, smallest = sigma_range(process, t_min)
     largest = min(largest, _LARGEST_SIGMA)

@@ -17,10 +17,22 @@ class CoordinateProcess(AbstractProcess):
 
     A sampler that depends on its process through sigma alone takes the same steps in every process,
     up to the scale of x. Its schedules can be optimised in this process, where a and s cost one
-    exponential, whatever the process they are meant for. sigma = 0 and sigma = infinity are finite u.
-    Its times are any real numbers, so they are not those of a `Schedule`.
+    exponential, whatever the process they are meant for. sigma = 0 and sigma = infinity are finite
+    u. Its times are any real numbers, so they are not those of a `Schedule`.
 
-    **Arguments:** `t_max`, the largest u; `low` >= 0 and `high` > low in units of sigma.
+    **Arguments:**
+
+    - `t_max`: the largest u, a scalar.
+    - `low`: >= 0, a scalar in units of sigma.
+    - `high`: > `low`, a scalar in units of sigma; may be infinite.
+
+    **Example:**
+
+    ```python
+    >>> process = jk.schedules.CoordinateProcess(jnp.array(2.0), jnp.array(0.0), jnp.array(jnp.inf))
+    >>> float(process.sigma(0.0))
+    1.0
+    ```
     """
 
     t_max: AnyArray
@@ -29,7 +41,14 @@ class CoordinateProcess(AbstractProcess):
 
     @classmethod
     def of(cls, coordinate: TimeCoordinate) -> "CoordinateProcess":
-        """The process whose time is a coordinate; its t_max is left open."""
+        """Make the process whose time is a coordinate.
+
+        **Arguments:**
+
+        - `coordinate`: a `TimeCoordinate`, with its `low` and `high`.
+
+        **Returns:** the process; its t_max is infinite.
+        """
         low, high = (constant(v) for v in (coordinate.low, coordinate.high))
         return cls(constant(np.inf), low, high)
 

@@ -41,6 +41,14 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     **Returns:** its content, with "times", "stochasticity" and "metadata".
 
     **Raises:** ValueError, naming the path, if it cannot be read or has another format or version.
+
+    **Example:**
+
+    ```python
+    >>> jk.Schedule([1.0, 0.5]).save("schedule.json")
+    >>> jk.schedules.read_json("schedule.json")["times"]
+    [1.0, 0.5]
+    ```
     """
     name = os.fspath(path)
     try:

@@ -25,6 +25,13 @@ def times_at_sigmas(
     - `sigmas`: noise levels s/a, >= 0.
 
     **Returns:** the times, in NumPy.
+
+    **Example:**
+
+    ```python
+    >>> jk.schedules.times_at_sigmas(jk.EDM(8.0), np.array([8.0, 2.0])).tolist()
+    [8.0, 2.0]
+    ```
     """
     with jax.enable_x64(True):
         return np.array(_time_at_sigma(to_float64(process), np.asarray(sigmas, np.float64)))

@@ -67,8 +67,8 @@ class RecordedError(AbstractObjective):
         check_sampler(sampler)
         if not (deterministic and fixed_end):
             raise ValueError(
-                "a RecordedError is of deterministic trajectories: stochasticity must be 0, and t_min "
-                "fixed."
+                "a RecordedError is of deterministic trajectories: stochasticity must be 0, and "
+                "t_min fixed."
             )
 
     def bind(
@@ -78,7 +78,7 @@ class RecordedError(AbstractObjective):
 
         **Arguments:**
 
-        - `target`: without effect here, as the record is of one network; all objectives are bound alike.
+        - `target`: without effect, as the record is of one network; all objectives are bound alike.
         - `process`: that of the record.
         - `sampler`: a sampler with one evaluation per step, or its name.
 
@@ -143,8 +143,8 @@ class BoundRecordedError(AbstractBoundObjective):
 class RecordedSum(AbstractCoordinateObjective):
     """`RecordedError` as a function of the coordinates of the times.
 
-    The components of the end point are sums over steps of functions of the step's window, so that their
-    Jacobian is banded, and what their curvature adds to the Hessian is a sum of small blocks.
+    The components of the end point are sums over steps of functions of the step's window, so that
+    their Jacobian is banded, and what their curvature adds to the Hessian is a sum of small blocks.
     """
 
     record: TrajectoryRecord

@@ -55,6 +55,14 @@ class TrajectoryRecord(eqx.Module):
     - `t_min`: last time of the trajectories.
     - `scale`: the root of the total variance of the end points.
     - `end_mean`: (d,), the mean of the end points.
+
+    **Example:**
+
+    ```python
+    >>> exact = jk.Gaussian([0.0, 1.0], [1.0, 0.1]).denoiser(jk.VP())
+    >>> jk.record(exact, np.eye(2), t_min=1e-3, nodes=16)
+    TrajectoryRecord(2 trajectories, 16 nodes, 2 directions)
+    ```
     """
 
     time_coordinate: TimeCoordinate
@@ -262,7 +270,7 @@ class TrajectoryRecord(eqx.Module):
     def contract(
         self, u: Float[Array, " window"], local_error: Float[Array, "window 2"]
     ) -> Float[Array, "trajectories directions"]:
-        """Components of the end point that a local error at the window's last time adds.
+        """Propagate a local error at the window's last time to the end point.
 
         **Arguments:**
 
