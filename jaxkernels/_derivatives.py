@@ -10,8 +10,7 @@ from jaxtyping import Array, Float
 def forward_derivatives(
     fn: Callable[[Array], Array], x: Float[Array, "n *items"]
 ) -> tuple[Array, Array, Array]:
-    """Value, gradient (n, ...) and Hessian (n, n, ...) by two nested forward passes, for few
-    variables.
+    """Value, gradient and Hessian by two nested forward passes, for few variables.
 
     Further axes of x are items that fn treats alike and separately; without them fn is any
     function.
@@ -36,7 +35,7 @@ def forward_derivatives(
 def pointwise_derivatives(
     fn: Callable[[Array], Array], x: Float[Array, " points"]
 ) -> tuple[Array, Array, Array]:
-    """Value, first and second derivative of a function (points,) -> (points, ...) that acts point by point."""
+    """Value and two derivatives of a function (points,) -> (points, ...) of separate points."""
     ones = jnp.ones_like(x)
 
     def directional(x: Array):

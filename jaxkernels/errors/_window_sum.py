@@ -1,5 +1,4 @@
-"""Local errors as a sum over steps of functions of each step's window, in the coordinate of the
-times.
+"""Local errors as a sum over steps of functions of each step's window of coordinates.
 
 Such a sum has a banded Hessian, made of small blocks that are found by forward differentiation in
 the few coordinates of a window: its cost is that of a few values, for any number of steps.
@@ -111,9 +110,8 @@ class WindowSum(AbstractCoordinateObjective):
     def _metric(
         self, mean_error: Array, change: Array, exact: Array, p_last: Array
     ) -> Float[Array, " modes"]:
-        """The metric at t_K per mode of errors of mean and variance after a step, where it is `exact`."""
-        # the exact process from the step's end to t_K; equal at the last step, also where both are
-        # 0
+        """The metric at t_K per mode, of errors after a step that ends at the variance `exact`."""
+        # the exact process from the step's end to t_K; equal at the last step, also at 0
         ratio = jnp.where(exact == p_last, 1.0, safe_divide(p_last, exact))
         c = jnp.asarray(self.scale)
         values = (c * safe_sqrt(ratio) * mean_error, c**2 * (p_last + ratio * change))

@@ -93,11 +93,10 @@ def local_error_coefficients(
 def flow_values(
     target: Gaussian, process: AbstractProcess, times: Float[Array, " points"]
 ) -> tuple[Float[Array, "points 2 modes"], Float[Array, "points modes"]]:
-    """Denoised point and noise of a trajectory of the probability flow, and x - E x, per unit of
-    its xi.
+    """D, eps and x - E x of a trajectory of the probability flow, per unit of its xi.
 
-    A mode of variance lambda is x = a mu + sqrt(S) xi, S = a^2 lambda + s^2, with the same xi at all
-    times; its denoiser gives mu + a lambda xi / sqrt(S) and s xi / sqrt(S).
+    A mode of variance lambda is x = a mu + sqrt(S) xi, S = a^2 lambda + s^2, with the same xi at
+    all times; its denoiser gives mu + a lambda xi / sqrt(S) and s xi / sqrt(S).
     """
     a = process.signal(times)[:, None]
     s = process.noise(times)[:, None]

@@ -285,7 +285,7 @@ class TrajectoryRecord(eqx.Module):
     def blocks(
         self, u: Float[Array, " window"]
     ) -> Float[Array, "window 4 4 2 trajectories directions"]:
-        """The spline coefficients that matter for a local error at the last of these coordinates."""
+        """The spline coefficients that matter for a local error at the last coordinate."""
         products = jnp.asarray(self.products)
         size = (4, 4, *products.shape[2:])
         row, _ = self._weights_at(u[-1])
