@@ -6,15 +6,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from ._compile import quick_jit
 from ._types import AnyArray
 
 # Standard trust-region constants (Nocedal and Wright, "Numerical Optimization", Algorithm 4.1).
 _POOR = 0.25
 _GOOD = 0.75
-_FIRST_RADIUS = 2.0
+_SHRINKAGE = 0.4
+_FIRST_RADIUS = 1.0
 _LARGEST_RADIUS = 16.0
+# a step is within some percent of the trust radius after these iterations
+_SHIFT_ITERATIONS = 4
+# of a shift from the lowest eigenvalue, relative to it
+_SEPARATION = 1e-6
 
 
 @runtime_checkable
@@ -62,20 +68,19 @@ def newton_start(z: Float[np.ndarray, "starts n"], iterations: int) -> NewtonSta
     return NewtonState(*map(jnp.asarray, start))
 
 
-@jax.jit
+@quick_jit
 def newton_advance(
     problem: Problem,
     state: NewtonState,
     lower: Float[Array, " n"],
     upper: Float[Array, " n"],
-    tolerance: Float[Array, ""],
-    until: Int[Array, ""],
+    tolerance: Float[ArrayLike, ""],
+    until: Int[ArrayLike, ""],
 ) -> NewtonState:
     """Iterate until every start is done or iteration `until` is reached.
 
-    Each iteration solves the Newton system on the free variables with the eigenvalues of the
-    Hessian replaced by their absolute values (a descent direction also where it is indefinite),
-    cuts the step to the trust radius and the box, and accepts it if the value falls. A start is
+    Each iteration minimises the quadratic model of the free variables within the trust radius, cuts
+    the step to the box, and accepts it if the value falls. A start is
     done when the largest free gradient entry is at most `tolerance`, or when the model predicts no
     decrease beyond rounding of a value of order 1 (the values are logarithms).
     """
@@ -97,7 +102,7 @@ def newton_advance(
         accepted = usable & ((new[0] < value) | (level & shrunk)) & ~done
         norm = jnp.linalg.norm(step)
         grown = jnp.where((gain > _GOOD) & (norm > 0.9 * radius), 2.0 * radius, radius)
-        grown = jnp.where(gain < _POOR, 0.25 * norm, jnp.minimum(grown, _LARGEST_RADIUS))
+        grown = jnp.where(gain < _POOR, _SHRINKAGE * norm, jnp.minimum(grown, _LARGEST_RADIUS))
         radius = jnp.where(first, radius, grown)
         old = (z, value, gradient, hessian)
         z, value, gradient, hessian = (
@@ -112,7 +117,7 @@ def newton_advance(
         return z, value, gradient, hessian, radius, done
 
     def body(s: NewtonState) -> NewtonState:
-        step = _newton_steps(s, lower, upper)
+        step = _trust_region_steps(s, lower, upper)
         trial = jnp.clip(s.z + step, lower, upper)
         rows = jax.vmap(judge)(
             s.z, s.value, s.gradient, s.hessian, s.radius, s.done,
@@ -124,35 +129,59 @@ def newton_advance(
     return jax.lax.while_loop(lambda s: (s.iteration < until) & ~jnp.all(s.done), body, state)
 
 
-def _newton_steps(state: NewtonState, lower: AnyArray, upper: AnyArray) -> Array:
-    """The Newton step of every start on its free variables, within its trust radius.
+def _trust_region_steps(state: NewtonState, lower: AnyArray, upper: AnyArray) -> Array:
+    """The minimum of every start's quadratic model on its free variables within its trust radius.
 
-    Cholesky where all Hessians are positive definite, which is the rule near an optimum; else by
-    eigenvalues, replaced by their absolute values.
+    By Cholesky's factorisation where all minima are inside, which is the rule near an optimum.
     """
     free = _free(state.z, state.gradient, lower, upper)
     g = jnp.where(free, state.gradient, 0.0)
     h = jnp.where(free[:, :, None] & free[:, None], state.hessian, 0.0)
     h = h + jnp.eye(g.shape[1], dtype=g.dtype) * jnp.where(free, 0.0, 1.0)[:, None]
-
-    def by_eigenvalues() -> Array:
-        curvature, directions = jnp.linalg.eigh(h)
-        curvature = jnp.abs(curvature)
-        largest = jnp.max(curvature, axis=-1, initial=0.0, keepdims=True)
-        curvature = jnp.maximum(curvature, 1e-12 * largest + 1e-300)
-        along = jnp.einsum("sij,si->sj", directions, g) / curvature
-        return -jnp.einsum("sij,sj->si", directions, along)
-
     factor = jnp.linalg.cholesky(h)
-    definite = jnp.all(jnp.isfinite(factor), axis=(1, 2))
+    inside = -jax.vmap(lambda c, g: jax.scipy.linalg.cho_solve((c, True), g))(factor, g)
+    # NaN where a Hessian is not positive definite
+    is_inside = jnp.linalg.norm(inside, axis=-1) <= state.radius
     step = jax.lax.cond(
-        jnp.all(definite | state.done),
-        lambda: -jax.vmap(lambda c, g: jax.scipy.linalg.cho_solve((c, True), g))(factor, g),
-        by_eigenvalues,
+        jnp.all(is_inside | state.done),
+        lambda: inside,
+        lambda: _by_eigenvalues(h, g, state.radius[:, None]),
     )
     step = jnp.where(free & jnp.isfinite(step), step, 0.0)
     norm = jnp.linalg.norm(step, axis=-1, keepdims=True)
     return step * jnp.minimum(1.0, state.radius[:, None] / jnp.maximum(norm, 1e-300))
+
+
+def _by_eigenvalues(h: Array, g: Array, radius: Array) -> Array:
+    """-(h + shift)^-1 g with the smallest shift >= 0 for which that is a minimum within the radius.
+
+    In the eigenbasis, where Newton's method finds the shift from below (Nocedal and Wright, section
+    4.3): the reciprocal of the step's length is nearly linear in it. Where g has no component along
+    a direction of negative curvature, the step is prolonged in that direction.
+    """
+    curvature, directions = jnp.linalg.eigh(h)
+    along = jnp.einsum("sij,si->sj", directions, g)
+    lowest = curvature[:, :1]
+    # what every direction alone demands
+    shift = jnp.max(jnp.abs(along) / radius - curvature, axis=1, keepdims=True)
+    shift = jnp.maximum(shift, jnp.maximum(0.0, -lowest * (1.0 + _SEPARATION)))
+
+    def divided(shift: Array) -> tuple[Array, Array]:
+        shifted = curvature + shift
+        shifted = jnp.maximum(shifted, 1e-12 * jnp.max(shifted, axis=1, keepdims=True) + 1e-300)
+        step = -along / shifted
+        return step, jnp.sum(step**2 / shifted, axis=1, keepdims=True)
+
+    for _ in range(_SHIFT_ITERATIONS):
+        step, slope = divided(shift)
+        norm = jnp.linalg.norm(step, axis=1, keepdims=True)
+        more = norm**2 / jnp.maximum(slope, 1e-300) * (norm / radius - 1.0)
+        shift = jnp.where(norm > radius, shift + more, shift)
+    step, _ = divided(shift)
+    missing = jnp.sqrt(jnp.maximum(radius**2 - jnp.sum(step**2, axis=1, keepdims=True), 0.0))
+    onward = jnp.where(lowest < 0, jnp.copysign(missing, -along[:, :1]), 0.0)
+    step = step.at[:, :1].add(onward)
+    return jnp.einsum("sij,sj->si", directions, step)
 
 
 def certificate(

@@ -37,6 +37,7 @@ from ._problem import (
     check_stochasticity,
     make_problem,
     problem_in,
+    schedule_arrays,
 )
 from ._result import OptimizedSchedule
 from ._selection import Selected, Selection
@@ -335,9 +336,10 @@ def _recordable(request: _Request) -> bool:
 
 def _best(problem: ScheduleProblem, solution: Solution) -> tuple[Schedule, float, np.ndarray]:
     """The best schedule and its objective on the full spectrum, and the baselines' objectives."""
-    found = problem.space.schedules(solution.z)
-    baselines = [candidate.schedule for candidate in problem.baselines]
-    values = problem.evaluate([*found, *baselines])
+    found = problem.space.arrays(solution.z)
+    baselines = schedule_arrays([candidate.schedule for candidate in problem.baselines])
+    both = [np.concatenate(pair) for pair in zip(found, baselines, strict=True)]
+    values = problem.evaluate(*both)
     best = int(np.argmin(values))
     if not 0.0 < values[best] < np.inf:
         raise ValueError(
@@ -345,7 +347,8 @@ def _best(problem: ScheduleProblem, solution: Solution) -> tuple[Schedule, float
             "A KL metric needs positive eigenvalues, and samplers that divide by the signal need a "
             "process whose sigma(t_max) is finite."
         )
-    return [*found, *baselines][best], float(values[best]), values
+    optimum = Schedule.from_squared(*(rows[best] for rows in both))
+    return optimum, float(values[best]), values
 
 
 def _propose(
@@ -381,13 +384,15 @@ def _recorded_optima(
         report(f"optimising: {label}")
         objective = bind_record(made, sampler, power)
         inner = dataclasses.replace(problem, objective=objective, space=space)
-        order = np.argsort(inner.evaluate([s.schedule for s in starts]))[:_RECORDED_STARTS]
+        arrays = schedule_arrays([s.schedule for s in starts])
+        order = np.argsort(inner.evaluate(*arrays))[:_RECORDED_STARTS]
         schedules = [starts[i].schedule for i in order]
         recorded = problem_in(space, objective)
         z = space.vectors(schedules)
         z = np.pad(z, ((0, 0), (0, np.shape(recorded.lower)[0] - z.shape[1])))
         solution = solve(recorded, z, _RECORDED_SOLVER, report)
-        best = space.schedules(solution.z[[solution.best]])[0]
+        arrays = space.arrays(solution.z[[solution.best]])
+        best = Schedule.from_squared(*(rows[0] for rows in arrays))
         found.append(Candidate(label, best, Origin.RECORDED))
     return found
 
@@ -409,7 +414,8 @@ def _result(
     with jax.enable_x64(True):
         if selected is not None:
             optimum = to_float64(selected.candidate.schedule)
-            value = float(problem.evaluate([optimum] * len(values))[0])
+            # as many as before, for which a program is compiled
+            value = float(problem.evaluate(*schedule_arrays([optimum] * len(values)))[0])
             on_network = _on_network(request, model)
             doubts = unresolved(selected.comparison)
             if not on_network and request.num_steps > 1:  # one step is the same by every schedule

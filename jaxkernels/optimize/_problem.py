@@ -98,25 +98,30 @@ class ScheduleProblem:
         padding = np.shape(self.problem.lower)[0] - z.shape[1]
         return np.pad(z, ((0, 0), (0, padding)))
 
-    def evaluate(self, schedules: Sequence[Schedule]) -> Float[np.ndarray, " schedules"]:
-        """The objective of schedules on the full spectrum; infinite where it is not a number."""
-        values = self._in_coordinate(schedules)
+    def evaluate(
+        self,
+        times: Float[np.ndarray, "schedules points"],
+        squared: Float[np.ndarray, "schedules steps"],
+    ) -> Float[np.ndarray, " schedules"]:
+        """The objective of times and squared stochasticities on the full spectrum.
+
+        Infinite where it is not a number.
+        """
+        values = None if np.any(squared) else self._in_coordinate(times)
         if values is None:
-            times = np.stack([np.asarray(s.times) for s in schedules])
-            squared = np.stack([np.asarray(s.stochasticity_squared) for s in schedules])
             values = _values(self.objective, jnp.asarray(times), jnp.asarray(squared))
         values = np.asarray(values)
         return np.where(np.isnan(values), np.inf, values)
 
-    def _in_coordinate(self, schedules: Sequence[Schedule]) -> Array | None:
+    def _in_coordinate(self, times: Float[np.ndarray, "schedules points"]) -> Array | None:
         space = self.space
-        if not space.only_times or any(s.is_stochastic for s in schedules):
+        if not space.only_times:
             return None
         assert space.t_min is not None
         objective = self.objective.in_coordinate(space.coordinate, float(space.t_min))
         if objective is None:
             return None
-        u = space.coordinates(np.stack([np.asarray(s.times, np.float64) for s in schedules]))
+        u = space.coordinates(times)
         if objective.padded:
             u = pad_last(u, bucket(space.num_steps) + 1)
         return _coordinate_values(objective, jnp.asarray(u), jnp.asarray(space.num_steps))
@@ -154,16 +159,24 @@ def make_problem(
     known = {name: make(process, num_steps, end) for name, make in BASELINES.items()}
     given = _given_starts(starts, known, num_steps, float(np.asarray(process.t_max)), low, high)
     every = _with_stochasticity({**known, **given}, stochasticity_squared)
-    first = _with_stochasticity(given, stochasticity_squared)
-    by_name = {candidate.label: candidate for candidate in every}
+    names = {*given, *(f"{name}{_STOCHASTIC}" for name in given)}
     return ScheduleProblem(
         objective=full,
         problem=problem_in(space, reduced),
         space=space,
         baselines=tuple(every),
-        starts=tuple(by_name[candidate.label] for candidate in first),
+        starts=tuple(candidate for candidate in every if candidate.label in names),
         compression=getattr(getattr(reduced, "target", None), "compression", None),
     )
+
+
+def schedule_arrays(
+    schedules: Sequence[Schedule],
+) -> tuple[Float[np.ndarray, "schedules points"], Float[np.ndarray, "schedules steps"]]:
+    """Times and squared stochasticity of schedules of one length."""
+    times = np.stack([np.asarray(s.times, np.float64) for s in schedules])
+    squared = np.stack([np.asarray(s.stochasticity_squared, np.float64) for s in schedules])
+    return times, squared
 
 
 def problem_in(space: ScheduleSpace, objective: AbstractBoundObjective) -> AbstractProblem:
@@ -277,9 +290,10 @@ def _with_stochasticity(
         for name, schedule in schedules.items():
             origin = Origin.BASELINE if name in BASELINES else Origin.START
             label = f"{name}{_STOCHASTIC}" if alpha == 1.0 else name
-            times = np.asarray(schedule.times, np.float64)
             level = np.full(schedule.num_steps, alpha) if squared is None else squared
-            found.append(Candidate(label, Schedule.from_squared(times, level), origin))
+            if np.any(level != np.asarray(schedule.stochasticity_squared)):
+                schedule = Schedule.from_squared(np.asarray(schedule.times), level)
+            found.append(Candidate(label, schedule, origin))
     return found
 
 

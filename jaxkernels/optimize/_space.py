@@ -57,7 +57,7 @@ class ScheduleSpace(eqx.Module):
         return Schedule.from_squared(self.coordinate.times(z[:interior], end), squared)
 
     def vectors(self, schedules: Sequence[Schedule]) -> Float[np.ndarray, "starts n"]:
-        """The vectors of concrete schedules, the inverse of `schedules`."""
+        """The vectors of concrete schedules, the inverse of `arrays`."""
         times = np.stack([np.asarray(s.times, np.float64) for s in schedules])
         u = self.coordinates(times)
         logs = np.log(-np.diff(u, axis=1))
@@ -68,8 +68,13 @@ class ScheduleSpace(eqx.Module):
             parts.append(u[:, -1:])
         return np.concatenate(parts, axis=1)
 
-    def schedules(self, z: Float[np.ndarray, "starts n"]) -> list[Schedule]:
-        """The schedules of vectors; entries of z beyond this space's are padding."""
+    def arrays(
+        self, z: Float[np.ndarray, "starts n"]
+    ) -> tuple[Float[np.ndarray, "starts points"], Float[np.ndarray, "starts steps"]]:
+        """Times and squared stochasticity of vectors, the inverse of `vectors`.
+
+        Entries of z beyond this space's are padding.
+        """
         interior = self.num_steps - 1
         logits = np.concatenate([np.zeros((len(z), 1)), z[:, :interior]], axis=1)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -90,7 +95,7 @@ class ScheduleSpace(eqx.Module):
             squares = z[:, interior : interior + self.num_steps]
         else:
             squares = np.broadcast_to(np.asarray(squared), (len(z), self.num_steps))
-        return [Schedule.from_squared(t, w) for t, w in zip(times, squares, strict=True)]
+        return times, squares
 
     def interpolate(self, first: Schedule, second: Schedule) -> Schedule:
         """The mean of two schedules in the coordinate and in the squared stochasticity."""

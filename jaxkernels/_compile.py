@@ -1,0 +1,44 @@
+"""Compilation of programs whose compiling takes longer than their running."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+
+from ._precision import is_traced
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# XLA's older emitters of loops for CPUs take about 2/3 of the time to compile; on programs of many
+# small arrays the newer ones are hardly faster, or slower
+_QUICK = {"xla_cpu_use_fusion_emitters": False}
+
+
+def quick_jit(fn: Callable[P, R]) -> Callable[P, R]:
+    """`jax.jit` for a quick start on a CPU; under an outer transformation `fn` as it is."""
+
+    @functools.cache
+    def compiled() -> Callable[P, R]:
+        return jax.jit(fn, compiler_options=_options())
+
+    @functools.wraps(fn)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if is_traced((args, kwargs)):
+            return fn(*args, **kwargs)
+        return compiled()(*args, **kwargs)
+
+    return call
+
+
+@functools.cache
+def _options() -> dict[str, Any] | None:
+    """The options, or None on other devices and where XLA no longer knows them."""
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=_QUICK)()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return dict(_QUICK)
