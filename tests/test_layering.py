@@ -22,6 +22,7 @@ ROOT = Path(jaxkernels.__file__).parent
 MODULES = [
     "_types",
     "_precision",
+    "_compile",
     "_checks",
     "_linalg",
     "_numerics",

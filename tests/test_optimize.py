@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 import jaxkernels as jk
 from jaxkernels._derivatives import dense_derivatives
 from jaxkernels._objective import AbstractCoordinateObjective
-from jaxkernels.errors._window_sum import WindowSum
+from jaxkernels.errors._window_sum import AbstractWindowSum
 from jaxkernels.optimize import ScheduleProblem, make_problem, solve
 from jaxkernels.optimize._problem import as_objective
 from jaxkernels.optimize._space import TimesProblem, time_coordinate
@@ -171,7 +171,7 @@ def test_the_sum_over_windows_is_the_objective(
     bound = jk.LocalError().bind(target, process, SAMPLERS[name]())
     coordinate = time_coordinate(process, np.asarray(target.eigenvalues), t_min)
     windows = bound.in_coordinate(coordinate, t_min)
-    assert isinstance(windows, WindowSum)
+    assert isinstance(windows, AbstractWindowSum)
     for make in (jk.schedules.uniform, jk.schedules.cosine):
         schedule = make(process, 5, t_min)
         expected = whole_value(bound, schedule)

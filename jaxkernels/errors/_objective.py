@@ -25,7 +25,7 @@ from ..schedules import BASELINES, Schedule, TimeCoordinate
 from ..score_error import AffineError, ScoreError
 from ._expected import second_order
 from ._kernel import ErrorKernel, error_kernel, factored
-from ._window_sum import ScoredWindowSum, WindowSum, limit_modes
+from ._window_sum import ScoredWindowSum, limit_modes, window_sum
 
 VARIANCE_FACTOR = 3.0
 # spectra of more modes are compressed to this many quadrature nodes
@@ -239,7 +239,7 @@ class BoundLocalError(AbstractBoundObjective):
     def in_coordinate(
         self, coordinate: TimeCoordinate, t_min: float
     ) -> AbstractCoordinateObjective:
-        windows = WindowSum.of(self, coordinate, t_min)
+        windows = window_sum(self, coordinate, t_min)
         if self.score_error is None:
             return windows
         return ScoredWindowSum(windows, self, coordinate, constant(t_min))

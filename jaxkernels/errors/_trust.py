@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._compile import quick_jit
 from .._padding import bucket, pad_last
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
@@ -88,7 +89,7 @@ def _local_facts(
     return share, jnp.max(moments.injected, -1), process.noise(schedule.times[1:]) ** 2
 
 
-@jax.jit
+@quick_jit
 def _flow_facts(
     target: Gaussian,
     process: AbstractProcess,

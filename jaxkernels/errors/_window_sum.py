@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import metrics
+from .._compile import quick_jit
 from .._derivatives import dense_derivatives, forward_derivatives, pointwise_derivatives
 from .._linalg import full_precision
 from .._numerics import safe_divide, safe_sqrt
@@ -39,7 +40,7 @@ _MOST_MODES = 2**14
 _FINE_NODES = 64
 
 
-class WindowSum(AbstractCoordinateObjective):
+class AbstractWindowSum(AbstractCoordinateObjective):
     """constant + sum_k metric(p_K, q_k), q_k wrong in step k only, without noise.
 
     A sampler that depends on sigma alone is run in the process whose time is the coordinate;
@@ -55,18 +56,17 @@ class WindowSum(AbstractCoordinateObjective):
     scale: Float[AnyArray, ""]
     metric: metrics.Metric = eqx.field(static=True)
 
-    @classmethod
-    def of(cls, bound, coordinate: TimeCoordinate, t_min: float) -> "WindowSum":
-        """The sum for a bound `LocalError`, of schedules from the coordinate's start to `t_min`."""
-        ends, scale = _constants(bound, coordinate, jnp.asarray(t_min))
-        target = pad_modes(bound.target)
-        sampler = bound.sampler
-        form = LinearWindowSum if sampler.nfe_per_step == 1 else WindowSum
-        if not sampler.sigma_only:
-            one = constant(1.0)
-            return form(target, bound.process, coordinate, sampler, ends, one, bound.metric)
-        canonical = CoordinateProcess.of(coordinate)
-        return form(target, canonical, None, sampler, ends, scale, bound.metric)
+    def _windows(self, u: Array) -> tuple[np.ndarray, Array]:
+        points, _ = window_indices(u.shape[0] - 1, self.sampler.history_steps)
+        return points, jnp.arange(u.shape[0] - 1)
+
+    def _times(self, u: Array) -> Array:
+        """Times of `process` at coordinates."""
+        return u if self.coordinate is None else self.coordinate.time(u)
+
+
+class WindowSum(AbstractWindowSum):
+    """The sum for any sampler: every window's moments are differentiated as a whole."""
 
     def value(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Float[Array, ""]:
         """The objective alone."""
@@ -89,10 +89,6 @@ class WindowSum(AbstractCoordinateObjective):
         terms = jax.vmap(one, (0, 0, None))(u[points], steps, u[-1])
         return assemble(self.constant, *terms, points, num_steps)
 
-    def _windows(self, u: Array) -> tuple[np.ndarray, Array]:
-        points, _ = window_indices(u.shape[0] - 1, self.sampler.history_steps)
-        return points, jnp.arange(u.shape[0] - 1)
-
     def _term(self, u: Array, step: Array, num_steps: Array, last: Array) -> Float[Array, ""]:
         """The metric between p_K and q_k for one window."""
         times = self._times(u)
@@ -101,25 +97,16 @@ class WindowSum(AbstractCoordinateObjective):
         moments = window_moments(*run)
         exact = self.target.marginal_variance(self.process, times[-1])
         p_last = self.target.marginal_variance(self.process, self._times(last))
-        return jnp.sum(self._metric(moments.mean_error, moments.variance - exact, exact, p_last))
-
-    def _times(self, u: Array) -> Array:
-        """Times of `process` at coordinates."""
-        return u if self.coordinate is None else self.coordinate.time(u)
-
-    def _metric(
-        self, mean_error: Array, change: Array, exact: Array, p_last: Array
-    ) -> Float[Array, " modes"]:
-        """The metric at t_K per mode, of errors after a step that ends at the variance `exact`."""
         # the exact process from the step's end to t_K; equal at the last step, also at 0
         ratio = jnp.where(exact == p_last, 1.0, safe_divide(p_last, exact))
+        variance = p_last + ratio * (moments.variance - exact)
         c = jnp.asarray(self.scale)
-        values = (c * safe_sqrt(ratio) * mean_error, c**2 * (p_last + ratio * change))
-        return metrics.per_mode(self.metric, self.target.weights, *values, c**2 * p_last)
+        values = (c * safe_sqrt(ratio) * moments.mean_error, c**2 * variance, c**2 * p_last)
+        return jnp.sum(metrics.per_mode(self.metric, self.target.weights, *values))
 
 
-class LinearWindowSum(WindowSum):
-    """`WindowSum` of a sampler with one evaluation per step, which is linear in what it is given.
+class LinearWindowSum(AbstractWindowSum):
+    """The sum for a sampler with one evaluation per step, which is linear in what it is given.
 
     Along the probability flow the local error, propagated to t_K, is per mode
 
@@ -193,13 +180,26 @@ class LinearWindowSum(WindowSum):
         return metrics.per_mode(self.metric, self.target.weights, *values)
 
 
+def window_sum(bound, coordinate: TimeCoordinate, t_min: float) -> WindowSum | LinearWindowSum:
+    """The sum for a bound `LocalError`, of schedules from the coordinate's start to `t_min`."""
+    ends, scale = _constants(bound, coordinate, jnp.asarray(t_min))
+    target = pad_modes(bound.target)
+    sampler = bound.sampler
+    form = LinearWindowSum if sampler.nfe_per_step == 1 else WindowSum
+    if not sampler.sigma_only:
+        one = constant(1.0)
+        return form(target, bound.process, coordinate, sampler, ends, one, bound.metric)
+    canonical = CoordinateProcess.of(coordinate)
+    return form(target, canonical, None, sampler, ends, scale, bound.metric)
+
+
 class ScoredWindowSum(AbstractCoordinateObjective):
     """Local errors and the cost of a score error, which ties all times together.
 
     The latter is differentiated as a whole, so that there is no padding.
     """
 
-    windows: WindowSum
+    windows: WindowSum | LinearWindowSum
     bound: Any
     """The `BoundLocalError` with the score error."""
     coordinate: TimeCoordinate
@@ -314,7 +314,7 @@ def pad_modes(target: Gaussian) -> Gaussian:
     return eqx.tree_at(lambda g: (g.mean, g.eigenvalues, g.weights), plain, arrays)
 
 
-@eqx.filter_jit
+@quick_jit
 def _constants(
     bound, coordinate: TimeCoordinate, t_min: Float[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -4,8 +4,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._padding import bucket, pad_last
 from .._precision import to_float64
 from ..processes import AbstractProcess
+
+# few lengths are compiled
+_SMALLEST_ARRAY = 64
 
 
 @jax.jit
@@ -33,5 +37,8 @@ def times_at_sigmas(
     [8.0, 2.0]
     ```
     """
+    levels = np.asarray(sigmas, np.float64)
+    padded = pad_last(levels, bucket(levels.size, _SMALLEST_ARRAY))
     with jax.enable_x64(True):
-        return np.array(_time_at_sigma(to_float64(process), np.asarray(sigmas, np.float64)))
+        times = np.array(_time_at_sigma(to_float64(process), padded))
+    return times[: levels.size]
