@@ -137,6 +137,8 @@ def _trust_region_steps(state: NewtonState, lower: AnyArray, upper: AnyArray) ->
     free = _free(state.z, state.gradient, lower, upper)
     g = jnp.where(free, state.gradient, 0.0)
     h = jnp.where(free[:, :, None] & free[:, None], state.hessian, 0.0)
+    if g.size == 0:  # one step has no times to choose
+        return g
     h = h + jnp.eye(g.shape[1], dtype=g.dtype) * jnp.where(free, 0.0, 1.0)[:, None]
     factor = jnp.linalg.cholesky(h)
     inside = -jax.vmap(lambda c, g: jax.scipy.linalg.cho_solve((c, True), g))(factor, g)

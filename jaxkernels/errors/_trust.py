@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from .._compile import quick_jit
 from .._padding import bucket, pad_last
+from .._types import constant
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
 from ..recurrence import (
@@ -46,8 +47,8 @@ def violations(
         share, excess = _noisy_facts(target, process, sampler, schedule)
     else:
         num_steps = schedule.num_steps
-        times = pad_last(np.asarray(schedule.times), bucket(num_steps) + 1)
-        run = (pad_modes(target), process, sampler, times, np.asarray(num_steps))
+        times = constant(pad_last(np.asarray(schedule.times), bucket(num_steps) + 1))
+        run = (pad_modes(target), process, sampler, times, jnp.asarray(num_steps))
         share = np.asarray(_flow_facts(*run))[:num_steps]
         excess = None
     name = type(sampler).__name__

@@ -285,7 +285,14 @@ class TrajectoryRecord(eqx.Module):
     def blocks(
         self, u: Float[Array, " window"]
     ) -> Float[Array, "window 4 4 2 trajectories directions"]:
-        """The spline coefficients that matter for a local error at the last coordinate."""
+        """Give the spline coefficients that matter for a local error at the last coordinate.
+
+        **Arguments:**
+
+        - `u`: coordinates of the window's times, in the record's own coordinate.
+
+        **Returns:** a block of 4 x 4 coefficients of D and of eps for every coordinate.
+        """
         products = jnp.asarray(self.products)
         size = (4, 4, *products.shape[2:])
         row, _ = self._weights_at(u[-1])
@@ -296,7 +303,15 @@ class TrajectoryRecord(eqx.Module):
     def block_weights(
         self, u: Float[Array, " window"], local_error: Float[Array, "window 2"]
     ) -> Float[Array, "window 4 4 2"]:
-        """The weights of `blocks` in the components of a local error."""
+        """Give the weights of `blocks` in the components of a local error.
+
+        **Arguments:**
+
+        - `u`: coordinates of the window's times, in the record's own coordinate.
+        - `local_error`: coefficients with respect to D and eps at these times.
+
+        **Returns:** the weights, whose contraction with `blocks` is `contract`.
+        """
         along = jnp.stack([self._weights_at(place)[1] for place in u])
         across = along[-1][:, None, None]
         return across * along[:, None, :, None] * local_error[:, None, None, :]
