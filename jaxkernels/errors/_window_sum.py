@@ -124,7 +124,9 @@ class LinearWindowSum(AbstractWindowSum):
 
         def term(window: Array, k: Array, flow: Array) -> Array:
             c = self._coefficients(window, k, num_steps)
-            error = flow[-1, 2] * jnp.sum(c[..., None, None] * flow[:, :2], (0, 1))
+            # term by term: a spectrum may be large
+            pairs = zip(c.reshape(-1), flow[:, :2].reshape(c.size, *flow.shape[2:]), strict=True)
+            error = flow[-1, 2] * sum((a * b for a, b in pairs), start=jnp.zeros_like(flow[0, 0]))
             return jnp.sum(self._of_error(error, last))
 
         terms = jax.vmap(term)(u[points], steps, flow[points])
