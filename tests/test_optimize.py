@@ -159,6 +159,16 @@ def whole_value(bound: Callable[[jk.Schedule], Array], schedule: jk.Schedule) ->
     return bound(schedule)
 
 
+@pytest.mark.slow
+def test_many_steps_converge_in_few_iterations():
+    """Nearly flat directions, of which there are many then, are crossed in few steps."""
+    result = jk.optimize_schedule(gaussian(), jk.VP(), "ddim", 250, t_min=1e-3)
+    assert result.converged
+    assert result.solution.smallest_curvature > 0
+    assert len(result.solution.history) <= 60
+    assert result.objective < min(result.baselines.values())
+
+
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
 @pytest.mark.parametrize(
     ("process", "t_min"), ENDS, ids=[f"{type(p).__name__}-{t:g}" for p, t in ENDS]
