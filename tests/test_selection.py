@@ -714,3 +714,8 @@ def test_what_a_network_as_target_refuses(
     setting: dict[str, Any] = {"t_min": 1e-3, "selection": jk.Selection(**selection)}
     with pytest.raises(ValueError, match=message):
         jk.optimize_schedule(denoiser, PROCESS, "ddim", 3, progress=False, **setting)
+
+
+def test_the_default_fine_tuning_is_compiled_once():
+    """A transformation made anew has new functions, and with them a new program."""
+    assert default_fine_tuning(40) is default_fine_tuning(40)

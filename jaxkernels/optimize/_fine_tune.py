@@ -1,5 +1,6 @@
 """Gradient steps on the selection criterion through the network, with early stopping."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,8 +39,12 @@ class FineTuned(NamedTuple):
     nfe: int
 
 
+@functools.cache
 def default_fine_tuning(steps: int) -> Optax:
-    """Adam in the logits of step lengths with a cosine decay of its learning rate."""
+    """Adam in the logits of step lengths with a cosine decay of its learning rate.
+
+    The same object every time: optax makes new functions, for which a loop is compiled anew.
+    """
     return Optax(optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, steps)), steps)
 
 
