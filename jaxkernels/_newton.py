@@ -80,9 +80,9 @@ def newton_advance(
     """Iterate until every start is done or iteration `until` is reached.
 
     Each iteration minimises the quadratic model of the free variables within the trust radius, cuts
-    the step to the box, and accepts it if the value falls. A start is
-    done when the largest free gradient entry is at most `tolerance`, or when the model predicts no
-    decrease beyond rounding of a value of order 1 (the values are logarithms).
+    the step to the box, and accepts it if the value falls. A start is done when the largest free
+    gradient entry is at most `tolerance`, or when the model predicts no decrease beyond rounding of
+    a value of order 1 (the values are logarithms).
     """
     rounding = 4.0 * jnp.finfo(state.z.dtype).eps
     derivatives = jax.vmap(problem.derivatives)

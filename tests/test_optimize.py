@@ -159,6 +159,12 @@ def whole_value(bound: Callable[[jk.Schedule], Array], schedule: jk.Schedule) ->
     return bound(schedule)
 
 
+def test_starts_keep_their_order():
+    run = (gaussian(), jk.VP(), "ddim", 5)
+    result = jk.optimize_schedule(*run, t_min=0.05, starts=["karras", "uniform"])
+    assert result.starts == ("karras", "uniform")
+
+
 @pytest.mark.slow
 def test_many_steps_converge_in_few_iterations():
     """Nearly flat directions, of which there are many then, are crossed in few steps."""

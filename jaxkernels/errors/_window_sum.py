@@ -119,8 +119,8 @@ class LinearWindowSum(AbstractWindowSum):
 
     def value(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Float[Array, ""]:
         points, steps = self._windows(u)
-        flow = self._flow(u)
         last = self._last(u)
+        flow = self._flow(u, last)
 
         def term(window: Array, k: Array, flow: Array) -> Array:
             c = self._coefficients(window, k, num_steps)
@@ -137,8 +137,8 @@ class LinearWindowSum(AbstractWindowSum):
         self, u: Float[Array, " points"], num_steps: Int[Array, ""]
     ) -> tuple[Float[Array, ""], Float[Array, " points"], Float[Array, "points points"]]:
         points, steps = self._windows(u)
-        flow = pointwise_derivatives(self._flow, u)
         last = self._last(u)
+        flow = pointwise_derivatives(lambda u: self._flow(u, last), u)
 
         def one(window: Array, k: Array, *flow: Array) -> tuple[Array, Array, Array]:
             c = forward_derivatives(lambda u: self._coefficients(u, k, num_steps), window)
@@ -156,10 +156,11 @@ class LinearWindowSum(AbstractWindowSum):
         """sqrt(S_K)."""
         return flow_values(self.target, self.process, self._times(u[-1:]))[1][0]
 
-    def _flow(self, u: Float[Array, " points"]) -> Float[Array, "points 3 2 modes"]:
+    def _flow(
+        self, u: Float[Array, " points"], last: Float[Array, " modes"]
+    ) -> Float[Array, "points 3 2 modes"]:
         """D, eps and r at every point, of the random part of x and of its mean."""
         predicted, deviation = flow_values(self.target, self.process, self._times(u))
-        last = jax.lax.stop_gradient(deviation[-1])
         # equal at the last point, also where both are 0
         ratio = jnp.where(deviation == last, 1.0, safe_divide(last, deviation))
         mean = jnp.broadcast_to(self.target.mean, ratio.shape)

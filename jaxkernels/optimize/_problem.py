@@ -25,7 +25,7 @@ from ..errors import LocalError
 from ..processes import AbstractProcess, check_range
 from ..samplers import AbstractSampler
 from ..schedules import BASELINES, Schedule
-from ._candidates import RESERVED, Candidate, Origin
+from ._candidates import RESERVED, Candidate, Origin, by_label
 from ._space import (
     AbstractProblem,
     DenseProblem,
@@ -159,13 +159,14 @@ def make_problem(
     known = {name: make(process, num_steps, end) for name, make in BASELINES.items()}
     given = _given_starts(starts, known, num_steps, float(np.asarray(process.t_max)), low, high)
     every = _with_stochasticity({**known, **given}, stochasticity_squared)
-    names = {*given, *(f"{name}{_STOCHASTIC}" for name in given)}
+    labelled = by_label(every)
+    labels = [f"{name}{suffix}" for suffix in ("", _STOCHASTIC) for name in given]
     return ScheduleProblem(
         objective=full,
         problem=problem_in(space, reduced),
         space=space,
         baselines=tuple(every),
-        starts=tuple(candidate for candidate in every if candidate.label in names),
+        starts=tuple(labelled[label] for label in labels if label in labelled),
         compression=getattr(getattr(reduced, "target", None), "compression", None),
     )
 

@@ -41,7 +41,6 @@ from ._run import (
 from ._windows import (
     flow_values as flow_values,
     local_error_coefficients as local_error_coefficients,
-    window_coefficients as window_coefficients,
     window_indices as window_indices,
     window_step as window_step,
 )

@@ -45,16 +45,17 @@ def window_step(
     )
 
 
-def window_coefficients(
+def local_error_coefficients(
     process: AbstractProcess,
     sampler: AbstractSampler,
     times: Float[Array, " window"],
     step: Int[Array, ""],
     num_steps: int | Int[Array, ""],
 ) -> Float[Array, "window 2"]:
-    """x after a deterministic step that starts on an exact trajectory, in terms of that trajectory:
+    """Local error of a deterministic step from an exact trajectory, in terms of that trajectory.
 
-        x_after = sum_j c_j0 D(t_j) + c_j1 eps(t_j),      x(t_j) = a(t_j) D(t_j) + s(t_j) eps(t_j)
+        x_after - x(t_end) = sum_j c_j0 D(t_j) + c_j1 eps(t_j)
+                    x(t_j) = a(t_j) D(t_j) + s(t_j) eps(t_j)
 
     with D the denoised point and eps the noise that the trajectory's own denoiser predicts. The
     earlier steps of the window fill the history; x is put back onto the trajectory after each.
@@ -74,20 +75,7 @@ def window_coefficients(
         after, new = sampler.step(predict, jnp.zeros_like, process, current, exact[j], history)
         inside = step - depth + j >= 0
         history = jax.tree.map(lambda a, b, inside=inside: jnp.where(inside, a, b), new, history)
-    return after.reshape(len(times), 2)
-
-
-def local_error_coefficients(
-    process: AbstractProcess,
-    sampler: AbstractSampler,
-    times: Float[Array, " window"],
-    step: Int[Array, ""],
-    num_steps: int | Int[Array, ""],
-) -> Float[Array, "window 2"]:
-    """x after the step minus the trajectory's x there, in the terms of `window_coefficients`."""
-    after = window_coefficients(process, sampler, times, step, num_steps)
-    exact = jnp.stack([process.signal(times[-1]), process.noise(times[-1])])
-    return after.at[-1].add(-exact)
+    return (after - exact[-1]).reshape(len(times), 2)
 
 
 def flow_values(

@@ -159,8 +159,8 @@ class RecordedSum(AbstractCoordinateObjective):
         points, steps = self._windows(u)
 
         def added(window: tuple[Array, Array]) -> Array:
-            weights = self._weights(*window, num_steps)
-            return jnp.tensordot(weights, self.record.blocks(self._places(window[0])), 4)
+            u, k = window
+            return self.record.contract(self._places(u), self._local_error(u, k, num_steps))
 
         # one window after another: a record is large
         rows = jax.lax.map(added, (u[points], steps))
@@ -175,7 +175,11 @@ class RecordedSum(AbstractCoordinateObjective):
         windows = u[points]
 
         def weights(window: Array, k: Array) -> tuple[Array, Array, Array]:
-            return forward_derivatives(lambda u: self._weights(u, k, num_steps), window)
+            def fn(u: Array) -> Array:
+                error = self._local_error(u, k, num_steps)
+                return self.record.block_weights(self._places(u), error)
+
+            return forward_derivatives(fn, window)
 
         w, w_a, w_ab = jax.vmap(weights)(windows, steps)
         # the ends are fixed, and before the first step a window repeats the first coordinate
@@ -213,10 +217,10 @@ class RecordedSum(AbstractCoordinateObjective):
         points, _ = window_indices(u.shape[0] - 1, self.sampler.history_steps)
         return points, jnp.arange(u.shape[0] - 1)
 
-    def _weights(
+    def _local_error(
         self, u: Float[Array, " window"], step: Int[Array, ""], num_steps: Int[Array, ""]
-    ) -> Float[Array, "window 4 4 2"]:
-        """Weights of the record's blocks in what the step at the end of a window adds."""
+    ) -> Float[Array, "window 2"]:
+        """Coefficients of the local error of a window's last step, in the record's process."""
         process = self.process
         times = self._times(u)
         error = local_error_coefficients(process, self.sampler, times, step, num_steps)
@@ -224,7 +228,7 @@ class RecordedSum(AbstractCoordinateObjective):
             # x of the record's process over x of the process whose time is the coordinate
             signal = self.record.process.signal(self.coordinate.time(u[-1]))
             error = error * signal / process.signal(times[-1])
-        return self.record.block_weights(self._places(u), error)
+        return error
 
     def _places(self, u: Float[Array, " window"]) -> Float[Array, " window"]:
         """The record's own coordinates."""
