@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+import equinox as eqx
 import jax
 
 from ._precision import is_traced
@@ -16,12 +17,12 @@ R = TypeVar("R")
 _QUICK = {"xla_cpu_use_fusion_emitters": False}
 
 
-def quick_jit(fn: Callable[P, R]) -> Callable[P, R]:
-    """`jax.jit` for a quick start on a CPU; under an outer transformation `fn` as it is."""
+def quick_jit(fn: Callable[P, R], jit: Callable[..., Any] = jax.jit) -> Callable[P, R]:
+    """`jit` for a quick start on a CPU; under an outer transformation `fn` as it is."""
 
     @functools.cache
     def compiled() -> Callable[P, R]:
-        return jax.jit(fn, compiler_options=_options())
+        return jit(fn, compiler_options=_options())
 
     @functools.wraps(fn)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -30,6 +31,10 @@ def quick_jit(fn: Callable[P, R]) -> Callable[P, R]:
         return compiled()(*args, **kwargs)
 
     return call
+
+
+# for arguments that hold functions, such as a network
+quick_filter_jit = functools.partial(quick_jit, jit=eqx.filter_jit)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 from sklearn.covariance import LedoitWolf
 
 import jaxkernels as jk
@@ -672,3 +672,36 @@ def test_fitting_a_mixture_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -
 def test_mixtures_that_cannot_be_fitted(samples: np.ndarray, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         jk.GaussianMixture.fit(samples, **options)
+
+
+@pytest.mark.parametrize("tight", [1.0, 1e-4], ids=["overlapping", "far apart"])
+def test_the_mixture_agrees_with_scipy(tight: float) -> None:
+    """log density and posterior mean, where the squares are multiplied out and where not."""
+    rng = np.random.default_rng(0)
+    weights = np.array([0.2, 0.5, 0.3])
+    means = rng.normal(size=(3, 4)) * 2.0
+    variances = tight * rng.uniform(0.5, 2.0, (3, 4))
+    mixture = jk.GaussianMixture(weights, means, variances)
+    process = jk.VP()
+    x = rng.normal(size=(50, 4)) * 2.0
+    with jax.enable_x64(True):
+        for t in (0.01, 0.3, 0.9):
+            a = float(process.signal(t))
+            s = float(process.noise(t))
+            normals = [
+                stats.multivariate_normal(a * m, np.diag(a**2 * v + s**2))
+                for m, v in zip(means, variances, strict=True)
+            ]
+            logs = np.log(weights) + np.stack([normal.logpdf(x) for normal in normals], -1)
+            total = special.logsumexp(logs, -1)
+            gamma = np.exp(logs - total[:, None])
+            gains = a * variances / (a**2 * variances + s**2)
+            parts = means + gains * (x[:, None] - a * means)
+            found = mixture.predict(process, jnp.asarray(x), t)
+            np.testing.assert_allclose(
+                mixture.log_density(process, jnp.asarray(x), t), total, rtol=1e-11
+            )
+            np.testing.assert_allclose(
+                found.x0, np.einsum("nm,nmd->nd", gamma, parts), rtol=1e-8, atol=1e-10
+            )
+            np.testing.assert_allclose(a * found.x0 + s * found.eps, x, rtol=1e-9, atol=1e-9)

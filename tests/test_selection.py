@@ -20,6 +20,7 @@ from jaxkernels.exports import export
 from jaxkernels.measurement import Measurement
 from jaxkernels.optimize import Candidate, Origin
 from jaxkernels.optimize._fine_tune import default_fine_tuning, fine_tune
+from jaxkernels.optimize._space import ScheduleSpace
 from jaxkernels.optimize._trust import unproven, unresolved
 
 PROCESS = jk.VP()
@@ -399,8 +400,14 @@ def test_fine_tuning_holds_on_other_noise() -> None:
         jk.optimize_schedule(*run, selection=jk.Selection(fine_tune=3), **setting)
 
 
-COORDINATE = jk.schedules.TimeCoordinate(
-    PROCESS, np.asarray(PROCESS.t_max), np.asarray(0.0), np.asarray(np.inf)
+SPACE = ScheduleSpace(
+    jk.schedules.TimeCoordinate(
+        PROCESS, np.asarray(PROCESS.t_max), np.asarray(0.0), np.asarray(np.inf)
+    ),
+    4,
+    np.zeros(4),
+    np.asarray(1e-3),
+    np.zeros(2),
 )
 
 
@@ -416,7 +423,7 @@ def _fine_tune(
         compared = compare_to(reference, jk.DDIM(), baselines, key=None, line=line)
     start = baselines["quadratic"]
     sampler = jk.DDIM()
-    found = fine_tune(reference, sampler, COORDINATE, start, compared, criterion, solver)
+    found = fine_tune(reference, sampler, SPACE, start, compared, criterion, solver)
     return found.schedule, found.nfe, baselines
 
 

@@ -22,6 +22,9 @@ _FLAT = 1e-6
 _EM_STEPS = 100
 # the default number of components, and the samples that each of them should have
 _COMPONENTS = 32
+# squared distances of the components' means, in units of their variances, up to which those of
+# points may be multiplied out: float32 keeps four digits behind the point
+_OVERLAP = 1e3
 _SAMPLES_PER_COMPONENT = 40
 
 
@@ -54,6 +57,7 @@ class GaussianMixture(AbstractDistribution):
     eigenvalues: Float[AnyArray, "components d"]
     bases: Float[AnyArray, "components d d"] | Float[AnyArray, "d d"] | None
     """Eigenvectors (columns) of each component, one basis for all, or None for the coordinates."""
+    _overlap: bool = eqx.field(static=True)
 
     def __init__(self, weights: Numbers, means: Numbers, covariances: Numbers):
         weights = _checks.array("weights", weights)
@@ -80,6 +84,7 @@ class GaussianMixture(AbstractDistribution):
             parts = [eigendecomposition(f"covariances[{m}]", c) for m, c in enumerate(covariances)]
             self.eigenvalues = constant(np.stack([values for values, _ in parts]))
             self.bases = constant(np.stack([basis for _, basis in parts]))
+            self._overlap = False
             return
         variances = covariances if covariances.ndim == 2 else covariances[:, None]
         if np.any(variances < 0):
@@ -87,6 +92,10 @@ class GaussianMixture(AbstractDistribution):
             raise ValueError(f"covariances[{m}] has a negative variance, {variances[m].min():g}.")
         self.eigenvalues = constant(np.broadcast_to(variances, means.shape))
         self.bases = None
+        centered = means - self.weights @ means
+        with np.errstate(divide="ignore", invalid="ignore"):
+            distances = np.sum(centered**2 / variances, -1)
+        self._overlap = bool(np.all(distances < _OVERLAP))
 
     @classmethod
     def fit(
@@ -135,9 +144,11 @@ class GaussianMixture(AbstractDistribution):
         scale = np.sqrt(np.asarray(gaussian.eigenvalues))
         z = (x.reshape(len(x), -1) - np.asarray(gaussian.mean)) @ basis
         weights, means, variances = _expectation_maximisation(z, scale, asked, floor, seed)
-        mixture = cls(weights, np.asarray(gaussian.mean) + means @ basis.T, variances)
         return eqx.tree_at(
-            lambda m: m.bases, mixture, constant(basis), is_leaf=lambda leaf: leaf is None
+            lambda m: (m.means, m.bases),
+            cls(weights, means, variances),
+            (constant(np.asarray(gaussian.mean) + means @ basis.T), constant(basis)),
+            is_leaf=lambda leaf: leaf is None,
         )
 
     def in_eigenbasis(self) -> "GaussianMixture":
@@ -180,37 +191,92 @@ class GaussianMixture(AbstractDistribution):
         bases = jnp.eye(dim) if self.bases is None else jnp.asarray(self.bases)
         return jnp.broadcast_to(bases, (*self.means.shape, dim))
 
-    @full_precision
-    def _along(self, x: Float[Array, "... d"], a: Array) -> Float[Array, "... components d"]:
+    @property
+    def _one_basis(self) -> bool:
+        """Whether all components have the same eigenvectors."""
+        return self.bases is None or self.bases.ndim == 2
+
+    def _into_basis(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Coordinates along the eigenvectors that all components share."""
+        return x if self.bases is None else x @ jnp.asarray(self.bases)
+
+    def _out_of_basis(self, z: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        return z if self.bases is None else z @ jnp.asarray(self.bases).T
+
+    def _variances(
+        self, process: AbstractProcess, t: Float[ArrayLike, ""]
+    ) -> Float[Array, "components d"]:
+        """Of the noised components along their eigenvectors, a^2 eigenvalues + s^2."""
+        return process.signal(t) ** 2 * jnp.asarray(self.eigenvalues) + process.noise(t) ** 2
+
+    def _from_means(self, x: Float[Array, "... d"], a: Array) -> Float[Array, "... components d"]:
         """x - a mu_m along the eigenvectors of every component."""
         means = jnp.asarray(self.means)
-        x = jnp.asarray(x)
-        if self.bases is None:
-            return x[..., None, :] - a * means
-        if self.bases.ndim == 2:  # each of the two once
-            return (x @ self.bases)[..., None, :] - a * (means @ self.bases)
+        if self._one_basis:
+            return self._into_basis(x)[..., None, :] - a * self._into_basis(means)
         return jnp.einsum("...md,mde->...me", x[..., None, :] - a * means, self.bases)
 
-    @full_precision
-    def _combined(
-        self, gamma: Float[Array, "... components"], y: Float[Array, "... components d"]
-    ) -> Float[Array, "... d"]:
-        """sum_m gamma_m B_m y_m: back from the components' eigenvectors."""
-        if self.bases is not None and self.bases.ndim == 3:
-            return jnp.einsum("...m,...me,mde->...d", gamma, y, self.bases)
-        x = jnp.einsum("...m,...me->...e", gamma, y)
-        return x if self.bases is None else x @ jnp.asarray(self.bases).T
+    def _squared_distances(
+        self, x: Float[Array, "... d"], a: Array, variance: Float[Array, "components d"]
+    ) -> Float[Array, "... components"]:
+        """|x - a mu_m|^2 in units of the variances.
 
-    def _whitened(
+        Multiplied out it is two matrix products, with x and the means counted from the mean of
+        all. That cancels as many digits as |mu_m|^2 in those units has, so it is for components
+        that overlap enough.
+        """
+        if not self._overlap:
+            y = self._from_means(x, a)
+            return jnp.sum(y * y / variance, -1)
+        center = jnp.asarray(self.weights) @ jnp.asarray(self.means)
+        z = self._into_basis(x - a * center)
+        means = a * self._into_basis(jnp.asarray(self.means) - center)
+        pulls = means / variance
+        return (z * z) @ (1.0 / variance).T - 2.0 * z @ pulls.T + jnp.sum(means * pulls, -1)
+
+    @full_precision
+    def _log_terms(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
-    ) -> tuple[Array, Array, Array]:
-        """Per component: x - a mu_m in its eigenbasis, variances, log of weight times density."""
-        a = process.signal(t)
-        s = process.noise(t)
-        y = self._along(x, a)
-        variance = a**2 * self.eigenvalues + s**2
-        log_normal = -0.5 * jnp.sum(y * y / variance + jnp.log(2.0 * jnp.pi * variance), -1)
-        return y, variance, jnp.log(jnp.asarray(self.weights)) + log_normal
+    ) -> Float[Array, "... components"]:
+        """log of weight times density of every component."""
+        variance = self._variances(process, t)
+        squared = self._squared_distances(jnp.asarray(x), process.signal(t), variance)
+        logs = jnp.sum(jnp.log(2.0 * jnp.pi * variance), -1)
+        return jnp.log(jnp.asarray(self.weights)) - 0.5 * (squared + logs)
+
+    @full_precision
+    def _pull(
+        self,
+        gamma: Float[Array, "... components"],
+        x: Float[Array, "... d"],
+        a: Array,
+        inverse: Float[Array, "components d"],
+    ) -> Float[Array, "... d"]:
+        """sum_m gamma_m Sigma_m^-1 (x - a mu_m), with the inverse variances."""
+        if self._one_basis:
+            means = self._into_basis(jnp.asarray(self.means))
+            z = self._into_basis(x)
+            return self._out_of_basis(z * (gamma @ inverse) - gamma @ (a * means * inverse))
+        y = self._from_means(x, a) * inverse
+        return jnp.einsum("...m,...me,mde->...d", gamma, y, self.bases)
+
+    @full_precision
+    def _posterior_mean(
+        self,
+        gamma: Float[Array, "... components"],
+        x: Float[Array, "... d"],
+        a: Array,
+        inverse: Float[Array, "components d"],
+    ) -> Float[Array, "... d"]:
+        """sum_m gamma_m (mu_m + a C_m Sigma_m^-1 (x - a mu_m)), with the inverse variances."""
+        gain = a * self.eigenvalues * inverse
+        means = jnp.asarray(self.means)
+        if self._one_basis:
+            means = self._into_basis(means)
+            z = self._into_basis(x)
+            return self._out_of_basis(z * (gamma @ gain) + gamma @ (means * (1.0 - a * gain)))
+        y = self._from_means(x, a) * gain
+        return gamma @ means + jnp.einsum("...m,...me,mde->...d", gamma, y, self.bases)
 
     def log_density(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""] = 0.0
@@ -225,7 +291,7 @@ class GaussianMixture(AbstractDistribution):
 
         **Returns:** the log density (...), in nats.
         """
-        return jax.nn.logsumexp(self._whitened(process, x, t)[2], -1)
+        return jax.nn.logsumexp(self._log_terms(process, x, t), -1)
 
     def score(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""] = 0.0
@@ -244,8 +310,9 @@ class GaussianMixture(AbstractDistribution):
 
         **Returns:** the score, in the shape of x.
         """
-        y, variance, logits = self._whitened(process, x, t)
-        return -self._combined(jax.nn.softmax(logits, -1), y / variance)
+        gamma = jax.nn.softmax(self._log_terms(process, x, t), -1)
+        inverse = 1.0 / self._variances(process, t)
+        return -self._pull(gamma, jnp.asarray(x), process.signal(t), inverse)
 
     @full_precision
     def hessian(
@@ -265,8 +332,9 @@ class GaussianMixture(AbstractDistribution):
 
         **Returns:** the Hessian (..., d, d).
         """
-        y, variance, logits = self._whitened(process, x, t)
-        gamma = jax.nn.softmax(logits, -1)
+        gamma = jax.nn.softmax(self._log_terms(process, x, t), -1)
+        variance = self._variances(process, t)
+        y = self._from_means(jnp.asarray(x), process.signal(t))
         bases = self._own_bases()
         pulls = -jnp.einsum("...me,mde->...md", y / variance, bases)
         precisions = jnp.einsum("mde,me,mfe->mdf", bases, 1.0 / variance, bases)
@@ -289,14 +357,16 @@ class GaussianMixture(AbstractDistribution):
 
         **Returns:** the `Prediction`, with the score; the latter is NaN where p_t has no density.
         """
+        x = jnp.asarray(x)
         a = process.signal(t)
-        s = process.noise(t)
-        y, variance, logits = self._whitened(process, x, t)
-        gamma = jax.nn.softmax(logits, -1)
-        y = safe_divide(y, jnp.broadcast_to(variance, y.shape))
-        x0 = gamma @ jnp.asarray(self.means) + self._combined(gamma, a * self.eigenvalues * y)
-        pull = self._combined(gamma, y)
-        return Prediction(x0, s * pull, jnp.where(jnp.all(variance > 0), -pull, jnp.nan))
+        gamma = jax.nn.softmax(self._log_terms(process, x, t), -1)
+        variance = self._variances(process, t)
+        inverse = safe_divide(jnp.ones(()), variance)
+        pull = self._pull(gamma, x, a, inverse)
+        score = jnp.where(jnp.all(variance > 0), -pull, jnp.nan)
+        return Prediction(
+            self._posterior_mean(gamma, x, a, inverse), process.noise(t) * pull, score
+        )
 
     @full_precision
     def sample(self, key: Array, num: int) -> Float[Array, "num d"]:

@@ -3,12 +3,12 @@
 import warnings
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from .. import metrics
+from .._compile import quick_jit
 from .._precision import in_float64, is_traced
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
@@ -145,7 +145,7 @@ def _evaluate(run: Run, score_error: ScoreError | None) -> Evaluation:
     return _compare(run, run.initial_moments(), known, excess)
 
 
-@jax.jit
+@quick_jit
 def _compare(
     run: Run,
     start: Moments,

@@ -12,6 +12,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
+from .._compile import quick_filter_jit
 from .._linalg import matmul
 from ..comparison import BALANCED, WEIGHED, Comparison, Reference, balance, statistic
 from ..prediction import AbstractDenoiser, Prediction
@@ -19,6 +20,7 @@ from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, sample
 from ..schedules import Schedule, TimeCoordinate
 from ._solver import Optax, optax_step
+from ._space import ScheduleSpace
 
 # NFE of a gradient per evaluation: a forward pass, the same again since only the points of a
 # trajectory are kept of it, and a backward pass of twice its cost
@@ -51,7 +53,7 @@ def default_fine_tuning(steps: int) -> Optax:
 def fine_tune(
     reference: Reference,
     sampler: AbstractSampler,
-    coordinate: TimeCoordinate,
+    space: ScheduleSpace,
     schedule: Schedule,
     baselines: Comparison,
     criterion: str,
@@ -63,8 +65,8 @@ def fine_tune(
     Half of the reference's noise gives gradients; the other half is held out, and the schedule with
     the lowest criterion there is returned, the given one among them.
 
-    **Arguments:** `reference`, a solution on the noise that selects; `coordinate` of the times;
-    `schedule`, deterministic; `baselines`, compared on the same noise; `criterion` as for
+    **Arguments:** `reference`, a solution on the noise that selects; `space` of deterministic
+    schedules; `schedule`, one of them; `baselines`, compared on the same noise; `criterion` as for
     `Comparison.best`; `solver`, its transformation and number of steps; `report`, called with a
     line of progress.
 
@@ -75,17 +77,18 @@ def fine_tune(
     dtype = reference.noise.dtype
     half = reference.noise.shape[0] // 2
     names = WEIGHED if criterion == BALANCED else (criterion,)
-    objective = _Criterion.of(reference, sampler, coordinate, schedule, names)
+    objective = _Criterion.of(reference, sampler, space, names)
     train = _batch(reference, baselines, names, slice(None, half))
     held_out = _batch(reference, baselines, names, slice(half, None))
-    z = jnp.asarray(_logits(coordinate, schedule), dtype)
+    with jax.enable_x64(True):
+        z = jax.device_put(space.vectors([schedule])[0].astype(dtype))
     loop = _Loop(
         z=z,
-        transformation_state=solver.transformation.init(z),
+        transformation_state=_init(solver, z),
         best=z,
         lowest=_evaluate(objective, z, held_out),
-        finite=jnp.asarray(True),
-        step=jnp.asarray(0),
+        finite=jax.device_put(np.asarray(True)),
+        step=jax.device_put(np.asarray(0, np.int32)),
     )
     per_run = schedule.num_steps * sampler.nfe_per_step
     watch = per_run * (reference.noise.shape[0] - half)
@@ -93,21 +96,21 @@ def fine_tune(
     steps = solver.max_iterations
     chunk = -(-steps // _CHUNKS)
     for until in range(chunk, steps + chunk, chunk):
-        last = jnp.asarray(min(until, steps))
+        last = jax.device_put(np.asarray(min(until, steps), np.int32))
         loop = _advance(solver, objective, z, train, held_out, loop, last)
         report(
             f"fine-tuning: step {int(loop.step)} of {steps}, "
             f"NFE {watch + int(loop.step) * each:.3g} of {watch + steps * each:.3g}, "
-            f"held-out {criterion} {float(jnp.exp(loop.lowest)):.4g} of the best baseline's"
+            f"held-out {criterion} {float(np.exp(loop.lowest)):.4g} of the best baseline's"
         )
     if not bool(loop.finite):
         raise ValueError(
             "fine_tune: the gradient of the error in the times is not finite; is the network "
             "differentiable?"
         )
-    times = np.array(objective.coordinate.times(loop.best, objective.t_min), np.float64)
-    times[[0, -1]] = np.asarray(schedule.times)[[0, -1]]
-    return FineTuned(Schedule(times), watch + int(loop.step) * each)
+    with jax.enable_x64(True):
+        times, _ = space.arrays(np.asarray(loop.best, np.float64)[None])
+    return FineTuned(Schedule(times[0]), watch + int(loop.step) * each)
 
 
 class _Batch(NamedTuple):
@@ -152,8 +155,7 @@ class _Criterion(eqx.Module):
         cls,
         reference: Reference,
         sampler: AbstractSampler,
-        coordinate: TimeCoordinate,
-        schedule: Schedule,
+        space: ScheduleSpace,
         statistics: tuple[str, ...],
     ) -> "_Criterion":
         """The criterion in the precision of the reference's noise."""
@@ -161,10 +163,12 @@ class _Criterion(eqx.Module):
         return cls(
             denoiser=reference.denoiser,
             sampler=sampler,
-            coordinate=jax.tree.map(lambda a: jnp.asarray(a, dtype), coordinate),
-            t_min=jnp.asarray(np.asarray(schedule.times)[-1], dtype),
-            scale=jnp.asarray(reference.scale, dtype),
-            directions=jnp.asarray(reference.directions, dtype),
+            coordinate=jax.device_put(
+                jax.tree.map(lambda a: np.asarray(a, dtype), space.coordinate)
+            ),
+            t_min=jax.device_put(np.asarray(space.t_min, dtype)),
+            scale=jax.device_put(np.asarray(reference.scale, dtype)),
+            directions=jax.device_put(np.asarray(reference.directions, dtype)),
             statistics=statistics,
         )
 
@@ -192,12 +196,17 @@ class _Loop(NamedTuple):
     step: Int[Array, ""]
 
 
-@eqx.filter_jit
+@quick_filter_jit
+def _init(solver: Optax, z: Float[Array, " interior"]) -> PyTree:
+    return solver.transformation.init(z)
+
+
+@quick_filter_jit
 def _evaluate(objective: _Criterion, z: Float[Array, " interior"], batch: _Batch) -> Array:
     return objective(z, batch)
 
 
-@eqx.filter_jit
+@quick_filter_jit
 def _advance(
     solver: Optax,
     objective: _Criterion,
@@ -240,10 +249,5 @@ def _batch(
     lowest = np.array([baselines.statistic_values(name, rows).min() for name in names])
     floor = np.log(np.maximum(lowest, np.finfo(dtype).tiny))
     arrays = (reference.ends[rows], baselines.target_quantiles(rows), floor)
-    return _Batch(reference.noise[rows], *(jnp.asarray(a, dtype) for a in arrays))
-
-
-def _logits(coordinate: TimeCoordinate, schedule: Schedule) -> Float[np.ndarray, " interior"]:
-    with jax.enable_x64(True):
-        times = jnp.asarray(np.asarray(schedule.times, np.float64))
-        return np.asarray(coordinate.unconstrained(times))
+    noise = np.asarray(reference.noise)[rows]
+    return _Batch(*jax.device_put((noise, *(np.asarray(a, dtype) for a in arrays))))

@@ -335,8 +335,11 @@ def _recordable(request: _Request) -> bool:
 
 
 def _best(problem: ScheduleProblem, solution: Solution) -> tuple[Schedule, float, np.ndarray]:
-    """The best schedule and its objective on the full spectrum, and the baselines' objectives."""
-    found = problem.space.arrays(solution.z)
+    """The best schedule, its objective, and the objectives of the solver's best and all baselines.
+
+    On the full spectrum, where the baselines could be better than what the solver found.
+    """
+    found = problem.space.arrays(solution.z[[solution.best]])
     baselines = schedule_arrays([candidate.schedule for candidate in problem.baselines])
     both = [np.concatenate(pair) for pair in zip(found, baselines, strict=True)]
     values = problem.evaluate(*both)
@@ -408,7 +411,7 @@ def _result(
     selected: Selected | None,
     began: float,
 ) -> OptimizedSchedule:
-    """The result with its warnings; `values` are of the solver's starts, then of the baselines."""
+    """The result with its warnings; `values` are of the solver's best, then of the baselines."""
     doubts: tuple[str, ...] = ()
     on_network = False
     with jax.enable_x64(True):
@@ -424,14 +427,10 @@ def _result(
         reasons = violations(limit_modes(gaussian.in_eigenbasis()), process, sampler, optimum)
     if isinstance(request.objective, TerminalError):
         reasons = (_TERMINAL_RISK, *reasons)
-    starts = len(solution.values)
-    full = values[solution.best] if solution.best < starts else value
     return OptimizedSchedule(
         schedule=_outside(optimum),
         objective=value,
-        baselines={
-            c.label: float(v) for c, v in zip(problem.baselines, values[starts:], strict=True)
-        },
+        baselines={c.label: float(v) for c, v in zip(problem.baselines, values[1:], strict=True)},
         baseline_schedules={c.label: _outside(c.schedule) for c in problem.baselines},
         solution=solution,
         starts=tuple(start.label for start in problem.starts),
@@ -440,7 +439,7 @@ def _result(
         trusted=not reasons,
         warnings=(*reasons, *model_warnings(model.gaussian), *doubts),
         compression=problem.compression,
-        compression_error=abs(float(solution.values[solution.best]) / float(full) - 1.0),
+        compression_error=abs(float(solution.values[solution.best]) / float(values[0]) - 1.0),
         seconds=time.perf_counter() - began,
         target=model.gaussian,
         process=request.process,

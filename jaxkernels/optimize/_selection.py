@@ -244,7 +244,7 @@ class BoundSelection:
                 tuned = fine_tune(
                     trial.reference,
                     sampler,
-                    space.coordinate,
+                    space,
                     known[label].schedule,
                     comparison.take(baselines),
                     self.criterion,

@@ -1,7 +1,7 @@
 """The unconstrained variables that schedules are optimised in."""
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -11,15 +11,14 @@ from jaxtyping import Array, Float, Int
 
 from .._derivatives import dense_derivatives
 from .._objective import AbstractBoundObjective, AbstractCoordinateObjective, Derivatives
-from .._padding import bucket, pad_last
+from .._padding import bucket
 from .._types import AnyArray, constant
 from ..processes import AbstractProcess, sigma_range
-from ..schedules import Schedule, TimeCoordinate
+from ..schedules import Schedule, TimeCoordinate, coordinates_of, times_of
 
 # |z| <= 20 keeps every step longer than e^-40 of the whole range, still distinct in float64
 LARGEST_LOGIT = 20.0
 LARGEST_STOCHASTICITY = 10.0
-_SMALLEST_ARRAY = 128
 
 
 class ScheduleSpace(eqx.Module):
@@ -107,10 +106,10 @@ class ScheduleSpace(eqx.Module):
 
     def coordinates(self, times: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, "rows n"]:
         """The coordinates of times."""
-        return _on_padded(_coordinate_of, self.coordinate, times)
+        return coordinates_of(self.coordinate, times)
 
     def _times(self, u: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, "rows n"]:
-        return _on_padded(_time_of, self.coordinate, u)
+        return times_of(self.coordinate, u)
 
     def bounds(self) -> tuple[Float[AnyArray, " n"], Float[AnyArray, " n"]]:
         """The box that vectors are kept in."""
@@ -254,28 +253,6 @@ def time_coordinate(
         np.asarray(0.1 * np.sqrt(np.min(scale)) if to_zero else 0.0),
         np.asarray(10.0 * np.sqrt(np.max(scale)) if to_infinity else np.inf),
     )
-
-
-@jax.jit
-def _coordinate_of(coordinate: TimeCoordinate, times: Array) -> Array:
-    return coordinate.coordinate(times)
-
-
-@jax.jit
-def _time_of(coordinate: TimeCoordinate, u: Array) -> Array:
-    return coordinate.time(u)
-
-
-def _on_padded(
-    fn: Callable[[TimeCoordinate, Array], Array],
-    coordinate: TimeCoordinate,
-    values: Float[np.ndarray, "rows n"],
-) -> Float[np.ndarray, "rows n"]:
-    """fn of an array that is padded to a power of two entries, so that few shapes are compiled."""
-    flat = values.reshape(-1)
-    padded = pad_last(flat, bucket(flat.size, _SMALLEST_ARRAY))
-    found = np.array(fn(coordinate, padded))[: flat.size]  # pyright: ignore[reportArgumentType]
-    return found.reshape(values.shape)
 
 
 def _sum_after(rows: Float[Array, "points *n"]) -> Float[Array, "points *n"]:

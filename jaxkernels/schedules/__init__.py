@@ -12,6 +12,8 @@ from ._baselines import (
 from ._canonical import CoordinateProcess as CoordinateProcess
 from ._coordinate import (
     TimeCoordinate as TimeCoordinate,
+    coordinates_of as coordinates_of,
+    times_of as times_of,
 )
 from ._file import (
     read_json as read_json,

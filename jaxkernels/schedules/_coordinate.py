@@ -1,11 +1,17 @@
 """Decreasing times from unconstrained numbers."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from .._padding import bucket, pad_last
 from ..processes import AbstractProcess
+
+_SMALLEST_ARRAY = 128
 
 
 class TimeCoordinate(eqx.Module):
@@ -96,3 +102,37 @@ class TimeCoordinate(eqx.Module):
         """
         log_increments = jnp.log(-jnp.diff(self.coordinate(times)))
         return log_increments[1:] - log_increments[0]
+
+
+def coordinates_of(
+    coordinate: TimeCoordinate, times: Float[np.ndarray, "*s"]
+) -> Float[np.ndarray, "*s"]:
+    """The coordinates of concrete times, by one compiled program for few sizes."""
+    return _on_padded(_coordinate_of, coordinate, times)
+
+
+def times_of(coordinate: TimeCoordinate, u: Float[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
+    """The times at concrete coordinates, by one compiled program for few sizes."""
+    return _on_padded(_time_of, coordinate, u)
+
+
+@jax.jit
+def _coordinate_of(coordinate: TimeCoordinate, times: Array) -> Array:
+    return coordinate.coordinate(times)
+
+
+@jax.jit
+def _time_of(coordinate: TimeCoordinate, u: Array) -> Array:
+    return coordinate.time(u)
+
+
+def _on_padded(
+    fn: Callable[[TimeCoordinate, Array], Array],
+    coordinate: TimeCoordinate,
+    values: Float[np.ndarray, "*s"],
+) -> Float[np.ndarray, "*s"]:
+    """fn of an array that is padded to a power of two entries, so that few shapes are compiled."""
+    flat = values.reshape(-1)
+    padded = pad_last(flat, bucket(flat.size, _SMALLEST_ARRAY))
+    found = np.array(fn(coordinate, padded))[: flat.size]  # pyright: ignore[reportArgumentType]
+    return found.reshape(values.shape)

@@ -32,7 +32,7 @@ from .._types import AnyArray, constant
 from ..processes import PROCESSES, AbstractProcess, from_config, to_config
 from ..recurrence import local_error_coefficients, window_indices
 from ..samplers import RK4, AbstractSampler, as_sampler, check_schedule
-from ..schedules import Schedule, TimeCoordinate
+from ..schedules import Schedule, TimeCoordinate, coordinates_of, times_of
 from ._spline import spline_weights
 
 _FORMAT = "jaxkernels.record"
@@ -414,8 +414,8 @@ def node_times(coordinate: TimeCoordinate, nodes: int, t_min: float) -> np.ndarr
     """Times evenly spaced in the coordinate; the end times exactly."""
     coordinate = to_float64(coordinate)
     start = float(np.asarray(coordinate.start))
-    top, bottom = np.asarray(coordinate.coordinate(np.asarray([start, t_min])))
-    times = np.array(coordinate.time(np.linspace(top, bottom, nodes)))
+    top, bottom = coordinates_of(coordinate, np.asarray([start, t_min]))
+    times = times_of(coordinate, np.linspace(top, bottom, nodes))
     times[0] = start
     times[-1] = t_min
     return times

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
+from .._compile import quick_filter_jit
 from .._progress import Progress
 from .._types import AnyArray, constant
 from ..prediction import AbstractDenoiser, Prediction, check_denoiser
@@ -143,7 +143,7 @@ def _batches(total: int, largest: int) -> Iterator[tuple[np.ndarray, int]]:
         yield np.minimum(rows, total - 1), min(size, total - begin)
 
 
-@eqx.filter_jit
+@quick_filter_jit
 def _follow(
     denoiser: AbstractDenoiser,
     times: Float[Array, " nodes"],
