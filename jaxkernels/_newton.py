@@ -19,6 +19,8 @@ _FIRST_RADIUS = 1.0
 _LARGEST_RADIUS = 16.0
 # a step is within some percent of the trust radius after these iterations
 _SHIFT_ITERATIONS = 4
+# in which variables are held at their bounds, before the rest are cut to the box
+_MOST_ROUNDS = 8
 # of a shift from the lowest eigenvalue, relative to it
 _SEPARATION = 1e-6
 
@@ -79,8 +81,8 @@ def newton_advance(
 ) -> NewtonState:
     """Iterate until every start is done or iteration `until` is reached.
 
-    Each iteration minimises the quadratic model of the free variables within the trust radius, cuts
-    the step to the box, and accepts it if the value falls. A start is done when the largest free
+    Each iteration minimises the quadratic model of the free variables within the trust radius and
+    the box, and accepts the minimum if the value falls. A start is done when the largest free
     gradient entry is at most `tolerance`, or when the model predicts no decrease beyond rounding of
     a value of order 1 (the values are logarithms).
     """
@@ -111,14 +113,13 @@ def newton_advance(
         free = _free(z, gradient, lower, upper)
         flat = jnp.max(jnp.where(free, jnp.abs(gradient), 0.0), initial=0.0) <= tolerance
         # a start without a finite value cannot be improved by derivatives
-        exhausted = ~accepted & (predicted <= rounding) | (radius <= 1e-12)
+        exhausted = ~accepted & (jnp.abs(predicted) <= rounding) | (radius <= 1e-12)
         exhausted = jnp.where(first, ~usable, exhausted)
         done = done | (flat & ~jnp.isinf(value)) | exhausted
         return z, value, gradient, hessian, radius, done
 
     def body(s: NewtonState) -> NewtonState:
-        step = _trust_region_steps(s, lower, upper)
-        trial = jnp.clip(s.z + step, lower, upper)
+        trial = _trial_points(s, lower, upper)
         rows = jax.vmap(judge)(
             s.z, s.value, s.gradient, s.hessian, s.radius, s.done,
             trial - s.z, trial, derivatives(trial),
@@ -129,17 +130,38 @@ def newton_advance(
     return jax.lax.while_loop(lambda s: (s.iteration < until) & ~jnp.all(s.done), body, state)
 
 
-def _trust_region_steps(state: NewtonState, lower: AnyArray, upper: AnyArray) -> Array:
-    """The minimum of every start's quadratic model on its free variables within its trust radius.
+def _trial_points(state: NewtonState, lower: AnyArray, upper: AnyArray) -> Array:
+    """A minimum of every start's quadratic model within its trust radius and the box.
+
+    A variable that the minimum within the radius takes out of the box stays on its bound, and the
+    others are minimised again, until all are inside.
+    """
+    z = state.z
+    moving = _free(z, state.gradient, lower, upper) & ~state.done[:, None]
+
+    def again(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        moving, trial, _, rounds = carry
+        held = jnp.where(moving, 0.0, trial - z)
+        gradient = state.gradient + jnp.einsum("sij,sj->si", state.hessian, held)
+        point = jnp.where(moving, z + _steps_within_radius(state, moving, gradient), trial)
+        trial = jnp.clip(point, lower, upper)
+        inside = moving & (trial == point)
+        return inside, trial, jnp.any(inside != moving), rounds + 1
+
+    start = (moving, z, jnp.asarray(True), jnp.asarray(0))
+    return jax.lax.while_loop(lambda carry: carry[2] & (carry[3] < _MOST_ROUNDS), again, start)[1]
+
+
+def _steps_within_radius(state: NewtonState, moving: Array, gradient: Array) -> Array:
+    """The minimum over the moving variables within the trust radius, 0 for the others.
 
     By Cholesky's factorisation where all minima are inside, which is the rule near an optimum.
     """
-    free = _free(state.z, state.gradient, lower, upper)
-    g = jnp.where(free, state.gradient, 0.0)
-    h = jnp.where(free[:, :, None] & free[:, None], state.hessian, 0.0)
+    g = jnp.where(moving, gradient, 0.0)
     if g.size == 0:  # one step has no times to choose
         return g
-    h = h + jnp.eye(g.shape[1], dtype=g.dtype) * jnp.where(free, 0.0, 1.0)[:, None]
+    h = jnp.where(moving[:, :, None] & moving[:, None], state.hessian, 0.0)
+    h = h + jnp.eye(g.shape[1], dtype=g.dtype) * jnp.where(moving, 0.0, 1.0)[:, None]
     factor = jnp.linalg.cholesky(h)
     inside = -jax.vmap(lambda c, g: jax.scipy.linalg.cho_solve((c, True), g))(factor, g)
     # NaN where a Hessian is not positive definite
@@ -149,7 +171,7 @@ def _trust_region_steps(state: NewtonState, lower: AnyArray, upper: AnyArray) ->
         lambda: inside,
         lambda: _by_eigenvalues(h, g, state.radius[:, None]),
     )
-    step = jnp.where(free & jnp.isfinite(step), step, 0.0)
+    step = jnp.where(moving & jnp.isfinite(step), step, 0.0)
     norm = jnp.linalg.norm(step, axis=-1, keepdims=True)
     return step * jnp.minimum(1.0, state.radius[:, None] / jnp.maximum(norm, 1e-300))
 

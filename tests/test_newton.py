@@ -1,11 +1,14 @@
-"""The trust-region steps of Newton's method, against the exact minimum found by bisection."""
+"""Newton's method in a trust region and a box, against bisection and SciPy's bounded solvers."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array
+from scipy import optimize
 
-from jaxkernels._newton import NewtonState, _trust_region_steps, newton_start
+from jaxkernels._newton import NewtonState, _trial_points, newton_advance, newton_start
 
 N = 6
 FREE = np.full(N, np.inf)
@@ -36,7 +39,7 @@ def steps_of(h: np.ndarray, g: np.ndarray, radius: float) -> np.ndarray:
         start = newton_start(np.zeros((1, N)), 1)
         found = {"gradient": g[None], "hessian": h[None], "radius": np.array([radius])}
         state = NewtonState(**{**vars(start), **{k: jnp.asarray(v) for k, v in found.items()}})
-        return np.asarray(jax.jit(_trust_region_steps)(state, -FREE, FREE))[0]
+        return np.asarray(jax.jit(_trial_points)(state, -FREE, FREE))[0]
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -61,3 +64,32 @@ def test_steps_leave_a_saddle_without_slope_along_it():
     p = steps_of(h, g, 1.0)
     assert np.linalg.norm(p) == pytest.approx(1.0, rel=1e-6)
     assert g @ p + 0.5 * p @ h @ p == pytest.approx(-0.06 + 0.02 - 0.24, rel=1e-4)
+
+
+class Quadratic(eqx.Module):
+    """|A z - b|^2 / 2."""
+
+    a: Array
+    b: Array
+
+    def derivatives(self, z: Array) -> tuple[Array, Array, Array]:
+        rest = self.a @ z - self.b
+        return 0.5 * rest @ rest, self.a.T @ rest, self.a.T @ self.a
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_minimum_in_a_box(seed: int):
+    """About half of the variables end at a bound, where some of the starts nearly are."""
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal((16, 12)) * np.exp(rng.uniform(-3, 0, 12))
+    b = 3.0 * rng.standard_normal(16)
+    low = np.zeros(12)
+    high = rng.uniform(0.1, 4.0, 12)
+    best = optimize.lsq_linear(a, b, (low, high), tol=1e-14, max_iter=1000)
+    starts = np.stack([low + 1e-9, high - 1e-9, 0.5 * high, low])
+    with jax.enable_x64(True):
+        problem = Quadratic(jnp.asarray(a), jnp.asarray(b))
+        start = newton_start(starts, 100)
+        found = newton_advance(problem, start, low, high, np.asarray(1e-9), np.asarray(100))
+    assert np.all(np.asarray(found.done))
+    np.testing.assert_allclose(found.value, best.cost, rtol=1e-9)

@@ -200,20 +200,22 @@ def _optax_advance(
     solver: Optax, problem: AbstractProblem, state: OptaxState, until: Int[Array, ""]
 ) -> OptaxState:
 
+    def inside(z: Array) -> Array:
+        """The objective at the nearest point of the box, for the trial points of line searches."""
+        return problem.value(jnp.clip(z, problem.lower, problem.upper))
+
     def one(z: Array, inner: PyTree) -> tuple[Array, Array, Array, PyTree]:
         value, gradient = jax.value_and_grad(problem.value)(z)
-        moved, inner = optax_step(solver.transformation, problem.value, z, value, gradient, inner)
-        moved = jnp.clip(moved, problem.lower, problem.upper)
-        return value, gradient, moved, inner
+        outward = ((z <= problem.lower) & (gradient > 0)) | ((z >= problem.upper) & (gradient < 0))
+        gradient = jnp.where(outward, 0.0, gradient)
+        moved, inner = optax_step(solver.transformation, inside, z, value, gradient, inner)
+        return value, gradient, jnp.clip(moved, problem.lower, problem.upper), inner
 
     def body(s: OptaxState) -> OptaxState:
         value, gradient, moved, inner = jax.vmap(one)(s.current, s.transformation_state)
         usable = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient), -1)
         better = usable & (value < s.value) & ~s.done
-        at_bound = ((s.current <= problem.lower) & (gradient > 0)) | (
-            (s.current >= problem.upper) & (gradient < 0)
-        )
-        largest = jnp.max(jnp.where(at_bound, 0.0, jnp.abs(gradient)), -1, initial=0.0)
+        largest = jnp.max(jnp.abs(gradient), -1, initial=0.0)
         stuck = ~jnp.all(jnp.isfinite(moved), -1) | ~usable
         done = s.done | stuck | (largest <= solver.tolerance)
         best = jnp.where(better, value, s.value)
