@@ -21,6 +21,9 @@ What is supported stands in `TOOLS` and, for diffusers, in `SCHEDULERS`; what is
 reason, in `Tool.unsupported` and `UNSUPPORTED`. `tools_table()` shows both.
 """
 
+from ._bind import (
+    bind as bind,
+)
 from ._diffusers import (
     NO_TIMESTEPS as NO_TIMESTEPS,
     SCHEDULERS as SCHEDULERS,

@@ -168,7 +168,11 @@ def _exported(
     warnings += record.noise.warnings(plan)
     warnings += record.sampler_warnings(sampler, plan.process)
     remarks = text.remarks + record.initial_noise.remarks(plan)
-    return Export(tool, values, text.template, warnings, remarks)
+    if not text.call:
+        return Export(tool, values, text.template, warnings, remarks)
+    return Export(
+        tool, values, f"{text.template}\n{text.call}", warnings, remarks, binding=text.template
+    )
 
 
 def _parts(
@@ -190,18 +194,20 @@ def _parts(
         "num_steps": plan.levels.size - 1,
         "function": emulation.function,
         "parameters": assignment(noise.variable, values.get(noise.parameter, ())),
-        "constant": plan.constant,
+        "constant": plan.constant or 0.0,
         **plan.options,
         **record.initial_noise.parts(plan),
     }
     settings = record.settings
     if record.settings_above_zero and not plan.ends_at_zero:
         settings = record.settings_above_zero
-    parts["config"] = from_config(record.name, [s.format_map(parts) for s in settings])
+    filled = [setting.format_map(parts) for setting in settings]
+    parts["config"] = from_config(record.name, filled)
+    parts["scheduled"] = from_config("Scheduled", filled)
     return parts
 
 
 def _filled(text: Text, parts: dict[str, object]) -> Text:
     """The text with its placeholders filled."""
     remarks = tuple(remark.format_map(parts) for remark in text.remarks)
-    return Text(text.template.format_map(parts), remarks)
+    return Text(text.template.format_map(parts), remarks, text.call.format_map(parts))

@@ -165,7 +165,6 @@ class FlowSigmas(AbstractLevels):
 
     - `shift`: that of a scheduler which maps what it is given, x -> shift x / (1 + (shift - 1) x),
       > 0; the inverse of that map is applied. None for a scheduler that maps nothing.
-    - `integer_timesteps`: the network is told floor(1000 l) instead of 1000 l.
 
     **Raises:** ValueError for a shift that is not > 0.
 
@@ -179,7 +178,6 @@ class FlowSigmas(AbstractLevels):
 
     unit: ClassVar[Unit] = "flow"
     shift: float | None = None
-    integer_timesteps: bool = False
 
     def __post_init__(self):
         if self.shift is not None:
@@ -190,23 +188,6 @@ class FlowSigmas(AbstractLevels):
     def options(self) -> tuple[str, ...]:
         """The shift, if the scheduler has one."""
         return () if self.shift is None else ("shift",)
-
-    def check(self, levels: Levels, name: str) -> tuple[str, ...]:
-        if not self.integer_timesteps:
-            return ()
-        told = np.array(written(levels))
-        # the scheduler moves level 1 to 1 - 1e-6
-        told = np.floor(1000.0 * np.where(np.abs(told - 1.0) < 1e-6, told - 1e-6, told))
-        k = _first_repeated(told)
-        if k is not None:
-            raise ValueError(
-                f"levels {k} and {k + 1} of the schedule, {levels[k]:.6g} and {levels[k + 1]:.6g}, "
-                f"are one timestep, {told[k]:.0f} of 1000, to {name}; use fewer steps, or the "
-                "scheduler 'flow_match_euler'."
-            )
-        lag = float(np.max(1000.0 * levels - told))
-        warning = f"the network is told integer timesteps of 1000, up to {lag:.2g} below those of "
-        return (warning + "the levels between which it steps",)
 
     def write(self, levels: Levels) -> tuple[float | int, ...]:
         if self.shift is None:
