@@ -37,15 +37,19 @@ class Scheduled({name}):
         super().set_timesteps({keyword}=self.numbers, device=device)
 """
 
-# the scheduler itself would round them
+# the scheduler itself would round the timesteps, and image-to-image asks for its noise by that name
 _EXACT_TIMESTEPS = """\
         self.timesteps = self.config.num_train_timesteps * self.sigmas[:-1].to(device)
+
+    def scale_noise(self, sample, timestep, noise):
+        return self.add_noise(sample, noise, timestep)
 """
 
-# for pipelines that pass what only their own scheduler takes
+# for pipelines that pass what only their own scheduler takes, or the network's variances as well
 _STEP = """
     def step(self, model_output, timestep, sample, generator=None, return_dict=True, **others):
-        return super().step(model_output, timestep, sample, generator, return_dict=return_dict)
+        output = model_output[:, : sample.shape[1]]
+        return super().step(output, timestep, sample, generator, return_dict=return_dict)
 """
 
 # schedulers in units of sigma rely on the pipeline to scale the noise and the network's input
@@ -176,6 +180,8 @@ def _dpm_settings(final_sigmas_type: str, lower_order_final: bool) -> tuple[str,
         f'final_sigmas_type="{final_sigmas_type}"',
         f"lower_order_final={lower_order_final}",
         "euler_at_final=False",
+        "variance_type=None",
+        "thresholding=False",
         *_AS_GIVEN,
         "use_lu_lambdas=False",
         "use_flow_sigmas=False",
