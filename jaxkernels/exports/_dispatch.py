@@ -101,7 +101,7 @@ def _planned(
         strength=record.noise.strength(schedule, process, levels),
         options={name: getattr(rule, name) for name in rule.options},
     )
-    return plan, end_warnings + rule.check(levels[:-1], record.name)
+    return plan, end_warnings + rule.check(levels, record.name)
 
 
 def _ended(
@@ -113,7 +113,6 @@ def _ended(
     if end is None:
         end = "keep" if keeps else "replace"
     _checks.one_of("end", end, ("replace", "append", "keep"))
-    _check_distinct(levels)
     if last == 0.0:
         return levels, ()
     if end == "keep":
@@ -142,23 +141,16 @@ def _can_stop(record: Scheduler, last: float) -> bool:
     return record.stops == "anywhere"
 
 
-def _check_distinct(levels: Levels) -> None:
-    """Raise if neighbouring levels are one number to the tools."""
-    same = np.diff(np.float32(levels)) >= 0
-    if same.any():
-        k = int(np.argmax(same))
-        raise ValueError(
-            f"levels {k} and {k + 1} of the schedule, {levels[k]:.9g} and {levels[k + 1]:.9g}, are "
-            "equal in float32, in which the tools compute."
-        )
-
-
 def _exported(
     tool: str, record: Scheduler, plan: Plan, sampler: str | None, warnings: tuple[str, ...]
 ) -> Export:
     """The numbers and the text of a plan, with all that there is to say."""
-    shown = plan.levels if record.final_zero == "written" else plan.levels[:-1]
-    values = {record.keyword: record.levels.write(shown)}
+    if record.final_zero == "written":
+        numbers = record.levels.write(plan.levels)
+    else:
+        # a level above 0 where the tool stops counts among those that must be distinct
+        numbers = record.levels.write(plan.levels[plan.levels > 0])[: plan.levels.size - 1]
+    values = {record.keyword: numbers}
     noisy = record.noise.text(plan)
     if noisy is not None:
         values[record.noise.parameter] = written(plan.strength)
