@@ -572,6 +572,33 @@ class TestOptions:
         with pytest.raises(ValueError, match="no meaning for Heun"):
             export(jk.Schedule(self.SCHEDULE.times, 1.0), jk.EDM(), "k-diffusion", sampler="heun")
 
+    @pytest.mark.parametrize(
+        ("sampler", "tools", "process", "last", "option"),
+        [
+            (jk.Heun(final="full"), ["k-diffusion", "comfyui", "edm"], jk.EDM(), 0.0, "final"),
+            (jk.Heun(final="full"), ["k-diffusion", "comfyui"], jk.EDM(), 0.1, None),
+            (jk.Heun(final="full"), ["diffusers"], TABLE, 0.0, "final"),
+            (
+                jk.DPMSolverPP2M(lower_order_final=True),
+                ["k-diffusion", "comfyui"],
+                jk.EDM(),
+                0.1,
+                "lower_order_final",
+            ),
+            (jk.DPMSolverPP2M(lower_order_final=True), ["k-diffusion"], jk.EDM(), 0.0, None),
+            (jk.DPMSolverPP2M(lower_order_final=True), ["diffusers"], TABLE, 0.0, None),
+        ],
+    )
+    def test_options_of_a_sampler_that_the_tool_takes_otherwise(
+        self, sampler, tools: list[str], process, last: float, option: str | None
+    ):
+        """In a step to level 0 Heun's `final`, else the multistep's `lower_order_final`."""
+        for tool in tools:
+            result = export(_at([80.0, 5.0, last]), process, tool, sampler=sampler)
+            found = [text for text in result.warnings if "takes the steps of" in text]
+            assert len(found) == (option is not None)
+            assert option is None or f"{type(sampler).__name__}({option}=" in found[0]
+
     def test_another_sampler_is_pointed_out(self):
         result = export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler="rk4")
         assert any("made for the sampler rk4" in note for note in result.notes)

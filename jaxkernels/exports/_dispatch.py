@@ -7,7 +7,14 @@ from jaxtyping import Float
 
 from .. import _checks
 from ..processes import AbstractProcess
-from ..samplers import DDIM, as_sampler, check_schedule, sampler_name
+from ..samplers import (
+    DDIM,
+    SAMPLERS,
+    AbstractSampler,
+    as_sampler,
+    check_schedule,
+    sampler_name,
+)
 from ..schedules import Schedule
 from ._comfyui import COMFYUI
 from ._diffusers import DIFFUSERS
@@ -73,6 +80,7 @@ def export(
     levels = _configured(record.levels, options, label).for_process(process)
     record = dataclasses.replace(record, levels=levels)
     plan, warnings = _planned(record, schedule, process, end)
+    warnings += _option_warnings(record, as_given, plan)
     return _exported(tool.name, record, plan, name, warnings)
 
 
@@ -139,6 +147,26 @@ def _can_stop(record: Scheduler, last: float) -> bool:
     if isinstance(record.levels, AbstractTableLevels) and record.stops == "table_minimum":
         return record.levels.is_smallest(last)
     return record.stops == "anywhere"
+
+
+_ACTS_AT_ZERO = {"final": True, "lower_order_final": False}
+"""Options of samplers that matter only if the last level is 0, or only if it is not."""
+
+
+def _option_warnings(record: Scheduler, sampler: AbstractSampler, plan: Plan) -> tuple[str, ...]:
+    """Warnings on options of the sampler that the scheduler takes otherwise."""
+    emulation = record.emulation(sampler_name(sampler))
+    if emulation is None:
+        return ()
+    usual = SAMPLERS[emulation.sampler]()
+    made_for = type(sampler).__name__
+    return tuple(
+        f"the schedule was made for {made_for}({field.name}={getattr(sampler, field.name)!r}); "
+        f"{record.name} takes the steps of {field.name}={getattr(usual, field.name)!r}"
+        for field in dataclasses.fields(usual)
+        if getattr(sampler, field.name) != getattr(usual, field.name)
+        and _ACTS_AT_ZERO.get(field.name, plan.ends_at_zero) == plan.ends_at_zero
+    )
 
 
 def _exported(
