@@ -16,7 +16,7 @@ from ..samplers import (
     sampler_name,
 )
 from ..schedules import Schedule
-from ._comfyui import COMFYUI
+from ._comfyui import COMFYUI, COMFYUI_NODE
 from ._diffusers import DIFFUSERS
 from ._edm import EDM
 from ._export import Export
@@ -26,7 +26,9 @@ from ._plan import Levels, Plan, schedule_levels
 from ._render import Text, assignment, decimals, from_config, written
 from ._scheduler import Scheduler, Tool
 
-TOOLS: dict[str, Tool] = {tool.name: tool for tool in (DIFFUSERS, K_DIFFUSION, COMFYUI, EDM)}
+TOOLS: dict[str, Tool] = {
+    tool.name: tool for tool in (DIFFUSERS, K_DIFFUSION, COMFYUI, COMFYUI_NODE, EDM)
+}
 """The tools that `export` knows by name."""
 
 
@@ -46,7 +48,8 @@ def export(
 
     - `schedule`: the schedule.
     - `process`: the process that its times belong to.
-    - `tool`: "diffusers", "k-diffusion", "comfyui" or "edm", or a user-defined `Tool`.
+    - `tool`: "diffusers", "k-diffusion", "comfyui", "comfyui-node" (a file for its folder
+      custom_nodes) or "edm", or a user-defined `Tool`.
     - `sampler`: the sampler that the schedule is for, or its name. A warning says where the tool
       differs from it; for diffusers and k-diffusion it selects what the text runs.
     - `scheduler`: diffusers only: a name in `exports.SCHEDULERS`, by default the one that takes the
