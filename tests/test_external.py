@@ -362,9 +362,7 @@ class TestDeterministic:
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
         pipe, last = run(result, scheduler, velocity(gaussian), z)
         np.testing.assert_allclose(pipe.scheduler.sigmas, schedule.times, rtol=2e-6)
-        np.testing.assert_allclose(
-            pipe.told, 1000.0 * np.asarray(schedule.times)[:-1], rtol=2e-6
-        )
+        np.testing.assert_allclose(pipe.told, 1000.0 * np.asarray(schedule.times)[:-1], rtol=2e-6)
         if top < 1.0:
             follows([*pipe.points, last], ours(jk.FlowMatching(), "dpmpp_2m", schedule, z))
         else:
@@ -376,9 +374,7 @@ class TestDeterministic:
         levels = np.array([0.9956, 0.7509, 0.7501, 0.1001, 0.0])
         result = export(Schedule(levels), jk.FlowMatching(), "diffusers", sampler="dpmpp_2m")
         z = noise()
-        pipe, last = run(
-            result, diffusers.FlowMatchEulerDiscreteScheduler(), velocity(gaussian), z
-        )
+        pipe, last = run(result, diffusers.FlowMatchEulerDiscreteScheduler(), velocity(gaussian), z)
         np.testing.assert_allclose(pipe.told, 1000.0 * levels[:-1], rtol=1e-6)
         follows([*pipe.points, last], ours(jk.FlowMatching(), "dpmpp_2m", Schedule(levels), z))
         assert result.warnings == ()
@@ -485,6 +481,53 @@ def injected(path: Sequence[Any] | np.ndarray, levels: np.ndarray) -> tuple[np.n
         kept.append(slope * old / new if new > 0 else 0.0)
         fresh.append(np.std(added))
     return np.array(kept), np.array(fresh)
+
+
+class TestTablesOfDiffusers:
+    """What `DiscreteVP` makes of a table is what diffusers makes of it."""
+
+    @pytest.mark.parametrize("spacing", ["scaled_linear", "squaredcos_cap_v2"])
+    def test_zero_terminal_snr(self, spacing: str):
+        """Euler writes 2^-24 for the last entry."""
+        scheduler = diffusers.EulerDiscreteScheduler(
+            beta_schedule=spacing, rescale_betas_zero_snr=True
+        )
+        betas = scheduler.betas.double().numpy()
+        assert betas[-1] == 1.0
+        for table in (
+            jk.DiscreteVP.from_betas(betas),
+            jk.DiscreteVP(np.cumprod(1.0 - betas)),
+        ):
+            wanted = scheduler.alphas_cumprod.double().numpy()
+            a = np.asarray(table.signal(np.arange(1.0, 1001.0)), np.float64)
+            np.testing.assert_allclose(a**2, wanted, rtol=1e-3)
+
+    def test_zero_terminal_snr_of_a_table_that_then_increases(self):
+        """Rescaled linear betas fall below 2^-24 before their end, in diffusers as well."""
+        scheduler = diffusers.EulerDiscreteScheduler(rescale_betas_zero_snr=True)
+        assert scheduler.alphas_cumprod[-2] < scheduler.alphas_cumprod[-1]
+        with pytest.raises(ValueError, match=r"stands for 2\^-24, but the entry before is 4"):
+            jk.DiscreteVP.from_betas(scheduler.betas.double().numpy())
+
+    def test_betas(self):
+        scheduler = stable_diffusion()
+        table = jk.DiscreteVP(scheduler.betas.double().numpy())
+        np.testing.assert_allclose(table.log_sigmas, LOG_SIGMAS, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("end", ["replace", "keep"])
+    def test_karras_with_more_steps_than_distinct_roundings(self, end: str):
+        """60 steps: the samples stay those of the sampler at the timesteps that are written."""
+        times = np.append(
+            jk.schedules.karras(TABLE, 60, 0.0, last_sigma=float(np.exp(LOG_SIGMAS[0]))).times[:-2],
+            1.0,
+        )
+        result = export(Schedule(times), TABLE, "diffusers", sampler="dpmpp_2m", end=end)
+        written = np.array(result.values["timesteps"])
+        last = [1.0] if end == "keep" else [0.0]
+        moved, z = Schedule(np.append(written + 1.0, last)), noise()
+        pipe, samples = run(result, stable_diffusion(), epsilon(gaussian), z)
+        assert pipe.told == written.tolist()
+        follows([samples], ours(TABLE, "dpmpp_2m", moved, z)[-1:])
 
 
 class TestStochastic:

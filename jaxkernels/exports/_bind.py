@@ -22,7 +22,8 @@ def bind(
 
     `pipe.scheduler` is replaced by one made from its configuration that keeps to the schedule
     whatever the pipeline asks for, so that it serves pipelines without an argument for it as well.
-    Call the pipeline with num_inference_steps = K afterwards; any other number is an error.
+    Call the pipeline with num_inference_steps = K afterwards; any other number is an error. The
+    schedule is not saved with the pipeline.
 
     **Arguments:**
 
@@ -35,6 +36,14 @@ def bind(
 
     **Raises:** ValueError as in `export`, for an object without a scheduler, and for a schedule
     whose stochasticity no scheduler of diffusers can take.
+
+    **Example:**
+
+    ```python
+    >>> pipe = diffusers.DDPMPipeline.from_pretrained("google/ddpm-cat-256")  # doctest: +SKIP
+    >>> jk.exports.bind(pipe, schedule, process, scheduler="dpm_multistep")  # doctest: +SKIP
+    >>> image = pipe(num_inference_steps=schedule.num_steps).images[0]  # doctest: +SKIP
+    ```
 
     Source: https://huggingface.co/docs/diffusers/api/schedulers/overview.
     """

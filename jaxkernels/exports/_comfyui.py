@@ -62,8 +62,8 @@ _FLOW_MODELS = dataclasses.replace(
 
 # without braces, which the placeholders use
 _NODE_FILE = """\
-# A schedule of {num_steps} steps. Save this file in ComfyUI's folder custom_nodes: its name (without
-# .py) is that of a scheduler for KSampler and BasicScheduler, and of a node for SIGMAS.
+# A schedule of {num_steps} steps. Save this file in ComfyUI's folder custom_nodes: its name without
+# .py is that of a scheduler for KSampler and BasicScheduler, and of a node for SIGMAS.
 import logging
 import pathlib
 
@@ -112,8 +112,8 @@ NODE_CLASS_MAPPINGS = dict([(NAME, Sigmas)])
 NODE_DISPLAY_NAME_MAPPINGS = dict([(NAME, NAME)])"""
 
 _OWN_NODE = (
-    "select it with {num_steps} steps in KSampler, or connect its node to SamplerCustom; levels for "
-    "other numbers of steps (in KSampler also denoise < 1, dpm_2 and uni_pc) are interpolated"
+    "select it with {num_steps} steps in KSampler, or connect its node to SamplerCustom; levels "
+    "for other numbers of steps (in KSampler also denoise < 1, dpm_2, uni_pc) are interpolated"
 )
 _ANCESTRAL = "use its node with SamplerEulerAncestral, with eta {constant} and s_noise 1"
 _NODE_TEXT = Text(_NODE_FILE, (_OWN_NODE, "the sampler is '{function}'"))

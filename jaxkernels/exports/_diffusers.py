@@ -72,6 +72,10 @@ _CHECKED_STEP = """
         return super().step(*args, **kwargs)
 """
 
+_UNSCALED = (
+    "DDPMPipeline, DDIMPipeline, DiTPipeline and those of Kandinsky scale neither noise nor input: "
+    "export to the scheduler 'dpm_multistep' for them",
+)
 _REMARKS = (
     "the last line is for {pipeline}; any other pipeline takes its own arguments there, with "
     "num_inference_steps={num_steps}",
@@ -145,7 +149,7 @@ _SHAPES: dict[str, Callable[..., Scheduler]] = {
         keyword="sigmas",
         noise=_ETA_PER_STEP,
         emulates=(Emulation("ddim"),),
-        text=_bound(*_STABLE_DIFFUSION, _CHECKED_STEP),
+        text=_bound(*_STABLE_DIFFUSION, _CHECKED_STEP, remarks=_UNSCALED),
     ),
     "timesteps": functools.partial(
         Scheduler,
@@ -220,7 +224,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         levels=Timesteps(integer=False),
         emulates=(Emulation("heun", exact_for=(EDM,), difference=HEUN_IN_SIGMA),),
         initial_noise=SpacingSetting(),
-        text=_bound(*_STABLE_DIFFUSION, _CHECKED_STEP),
+        text=_bound(*_STABLE_DIFFUSION, _CHECKED_STEP, remarks=_UNSCALED),
         settings=('timestep_spacing="{timestep_spacing}"', *_AS_GIVEN),
     ),
     "flow_match_euler": _SHAPES["flow"](
@@ -272,7 +276,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         final_zero="appended",
         stops="never",
         initial_noise=Scaled("sigma_max"),
-        text=_bound(*_STABLE_DIFFUSION, _CHECKED_STEP, imports="import torch\n"),
+        text=_bound(*_STABLE_DIFFUSION, _CHECKED_STEP, "import torch\n", _UNSCALED),
         form="torch.tensor({}, dtype=torch.float64)",
         settings=(
             'sigma_schedule="karras"',

@@ -396,6 +396,11 @@ def _read_table(table: np.ndarray) -> np.ndarray:
     if table[0] == 1.0 and table.size > 2:
         table = table[1:]
     if table[-1] == 0.0:
+        if 0.0 < table[-2] <= _ZERO_TERMINAL:
+            raise ValueError(
+                "alphas_cumprod end with 0, which stands for 2^-24, but the entry before is "
+                f"{table[-2]:g}, which is smaller; give the last entry that your sampler uses."
+            )
         table = np.append(table[:-1], _ZERO_TERMINAL)
     if not (np.all(table > 0) and np.all(table < 1)):
         raise ValueError(
