@@ -378,6 +378,27 @@ def test_the_pasted_text_runs_the_schedule(
     assert names["image"].size == (16, 16) if size else names["image"].size == (8, 8)
 
 
+def test_the_pasted_text_of_a_network_in_the_preconditioning_of_edm():
+    """SDXL with EDMEuler, whose network is told log(sigma) / 4."""
+    levels = np.array([80.0, 12.0, 2.0, 0.3, 0.0])
+    result = export(Schedule(levels), jk.EDM(), "diffusers", sampler="ddim")
+    pipe = Watched(stable_diffusion_xl(), **SMALL)
+    exec(result.text, {"pipe": pipe, "prompt": "a cat"})
+    np.testing.assert_allclose(pipe.told, np.log(levels[:-1]) / 4.0, rtol=1e-5)
+
+
+def test_the_pasted_text_of_heun():
+    """Every level but the first is met twice, at the end of a step and at the start of the next."""
+    schedule = Schedule(np.append(TABLE_TIMES[:-1], 0.0))
+    result = export(schedule, TABLE, "diffusers", sampler="heun")
+    pipe = Watched(stable_diffusion(), **SMALL)
+    calls: list[None] = []
+    pipe.network.register_forward_pre_hook(lambda *_: calls.append(None))
+    exec(result.text, {"pipe": pipe, "prompt": "a cat"})
+    np.testing.assert_allclose(pipe.told, timesteps(TABLE), atol=0.02)
+    assert len(calls) == 9
+
+
 def test_the_pasted_text_of_a_video_pipeline():
     """LTX, which evaluates the network once more after the last level."""
     levels = np.array([0.9, 0.6, 0.3, 0.1])

@@ -76,6 +76,10 @@ _UNSCALED = (
     "DDPMPipeline, DDIMPipeline, DiTPipeline and those of Kandinsky scale neither noise nor input: "
     "export to the scheduler 'dpm_multistep' for them",
 )
+_FROM_ONE = (
+    "a first level 1 becomes 1 - 1e-6, so that the second step extrapolates a little, where "
+    "jaxkernels' takes a step of first order",
+)
 _REMARKS = (
     "the last line is for {pipeline}; any other pipeline takes its own arguments there, with "
     "num_inference_steps={num_steps}",
@@ -202,6 +206,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         initial_noise=SpacingSetting(),
         settings=('timestep_spacing="{timestep_spacing}"', *_AS_GIVEN),
     ),
+    # what it calls a sampler is the order
     "dpm_multistep": _SHAPES["timesteps"](
         name="DPMSolverMultistepScheduler",
         stops="table_minimum",
@@ -251,7 +256,7 @@ SCHEDULERS: dict[str, Scheduler] = {
     "unipc": _SHAPES["flow"](
         name="UniPCMultistepScheduler",
         emulates=(Emulation("dpmpp_2m"),),
-        text=_bound(*_FLOW_PIPELINE, _EXACT_TIMESTEPS, imports="import numpy as np\n"),
+        text=_bound(*_FLOW_PIPELINE, _EXACT_TIMESTEPS, "import numpy as np\n", _FROM_ONE),
         form="np.array({})",
         settings=(
             'prediction_type="flow_prediction"',

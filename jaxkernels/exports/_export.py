@@ -12,10 +12,10 @@ class Export:
     - `tool`: name of the tool.
     - `values`: the numbers by the name that the tool gives them, exactly those in `text`.
     - `text`: ready to paste: Python for libraries, the string of a node for ComfyUI.
-    - `binding`: diffusers only: the text without the call of a pipeline, that is the statements
-      that give `pipe.scheduler` the schedule. Empty where the text is a loop.
     - `warnings`: where the tool departs from the schedule, and what it cannot represent.
     - `remarks`: how to use the text.
+    - `binding`: diffusers only: the text without the call of a pipeline, that is the statements
+      that give `pipe.scheduler` the schedule. Empty where the text is a loop.
 
     **Example:**
 
