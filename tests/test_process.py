@@ -409,7 +409,9 @@ class TestTables:
             {"type": "discrete_vp", "alphas_cumprod": [1.0, 0.9, 0.5, 0.0]}
         )
         again = jk.processes.from_config(jk.processes.to_config(process))
-        np.testing.assert_array_equal(again.log_sigmas, process.log_sigmas)
+        times = np.arange(1.0, 4.0)
+        np.testing.assert_array_equal(again.sigma(times), process.sigma(times))
+        np.testing.assert_allclose(process.signal(times[:2]) ** 2, [0.9, 0.5], rtol=1e-6)
 
 
 def test_repr_shows_the_parameters() -> None:

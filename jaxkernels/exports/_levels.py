@@ -329,7 +329,8 @@ class Timesteps(AbstractTableLevels):
             self.positions(levels[:-1])
             return super().check(levels, name)
         levels = levels[levels > 0]
-        moved = np.abs(self.log_sigmas[list(self.write(levels))] - np.log(levels)).max()
+        timesteps = np.asarray(self.write(levels), int)
+        moved = np.abs(self.log_sigmas[timesteps] - np.log(levels)).max()
         if moved < 1e-6:
             return ()
         return (f"rounding to distinct integer timesteps moves log sigma by at most {moved:.2g}",)

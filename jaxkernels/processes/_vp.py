@@ -273,7 +273,7 @@ class DiscreteVP(AbstractVariancePreserving):
     name: str | None = eqx.field(static=True)
 
     def __init__(self, alphas_cumprod: Numbers, name: str | None = None):
-        table = _read_table(_checks.array("alphas_cumprod", alphas_cumprod))
+        table = _read_table(np.asarray(_checks.array("alphas_cumprod", alphas_cumprod)))
         self.log_sigmas = constant(0.5 * (np.log1p(-table) - np.log(table)))
         self.t_max = constant(table.size)
         self.name = name
