@@ -296,21 +296,21 @@ class DiscreteVP(AbstractVariancePreserving):
         **Example:**
 
         ```python
-        >>> float(jk.DiscreteVP.from_betas([0.1, 0.2]).signal(2.0) ** 2).__round__(6)
+        >>> round(float(jk.DiscreteVP.from_betas([0.1, 0.2]).signal(2.0) ** 2), 6)
         0.72
         ```
 
         Source: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2020), section 2,
         https://arxiv.org/abs/2006.11239.
         """
-        values = _checks.array("betas", betas)
+        values = np.atleast_1d(np.asarray(_checks.array("betas", betas)))
         inside = (values > 0.0) & (values < 1.0)
         if not inside[:-1].all() or not (inside[-1:] | (values[-1:] == 1.0)).all():
             raise ValueError(
                 "betas must lie strictly between 0 and 1, the last one may be 1; found "
                 f"{values.min():g} .. {values.max():g}."
             )
-        return cls(np.cumprod(1.0 - values), name=name)
+        return cls(np.cumprod(1.0 - values, axis=-1), name=name)
 
     @classmethod
     def scaled_linear(
