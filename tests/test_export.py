@@ -6,6 +6,7 @@ with the numbers is restated below in a few lines of NumPy, so that these tests 
 
 import ast
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -285,12 +286,58 @@ class TestDiffusers:
         moved = abs(np.log(TABLE_SIGMAS[200] / TABLE_SIGMAS[199])) * 0.4
         assert any(f"at most {moved:.2g}" in note for note in result.notes)
 
-    def test_two_levels_at_one_timestep(self):
+    @pytest.mark.parametrize("scheduler", ["dpm_multistep", "ddpm"])
+    def test_two_levels_at_one_timestep(self, scheduler: str):
+        """At 699.3 and 699.1: the one moves up, as 0.7 and 0.1 are less than 0.3 and 1.1."""
         schedule = _at([1000.0, 700.3, 700.1, 1.0])
-        with pytest.raises(
-            ValueError, match=r"levels 1 and 2 .* 699\.30 and 699\.10.*timestep 699"
-        ):
-            export(schedule, TABLE, "diffusers", sampler="dpmpp_2m")
+        result = export(schedule, TABLE, "diffusers", scheduler=scheduler, end="replace")
+        assert result.values["timesteps"] == (999, 700, 699)
+        moved = abs(np.log(TABLE_SIGMAS[700] / TABLE_SIGMAS[699])) * 0.7
+        assert any(f"at most {moved:.2g}" in note for note in result.warnings)
+
+    def test_no_step_of_length_zero_at_the_end(self):
+        """A level that rounds to the table's smallest, at which the sampler stops."""
+        schedule = _at([1000.0, 700.0, 1.3, 1.0])
+        result = export(schedule, TABLE, "diffusers", sampler="dpmpp_2m", end="keep")
+        assert result.values["timesteps"] == (999, 699, 1)
+        result = export(schedule, TABLE, "diffusers", sampler="dpmpp_2m", end="replace")
+        assert result.values["timesteps"] == (999, 699, 0)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_integer_timesteps_are_the_nearest_of_all(self, seed: int):
+        """Of all 184756 selections of 10 from a table of 20 entries."""
+        rng = np.random.default_rng(seed)
+        table = jk.DiscreteVP(np.cumprod(rng.uniform(0.5, 0.98, 20)))
+        log_sigmas = np.asarray(table.log_sigmas)
+        times = np.sort(rng.uniform(2.0, 8.0, 10))[::-1]
+        result = export(
+            jk.Schedule(np.append(times, 0.0)), table, "diffusers", scheduler="dpm_multistep"
+        )
+        wanted = np.log(np.asarray(jk.Schedule(times).sigmas(table), np.float64))[::-1]
+        every = np.array(list(itertools.combinations(range(20), 10)))
+        sums = ((log_sigmas[every] - wanted) ** 2).sum(1)
+        found = np.array(result.values["timesteps"])[::-1]
+        assert ((log_sigmas[found] - wanted) ** 2).sum() == pytest.approx(sums.min(), rel=1e-5)
+        moved = np.abs(log_sigmas[found] - wanted).max()
+        assert any(f"at most {moved:.2g}" in warning for warning in result.warnings)
+
+    @pytest.mark.parametrize("steps", [43, 44, 100, 1000])
+    def test_karras_of_any_length_on_the_table_of_stable_diffusion(self, steps: int):
+        """Its last levels lie closer than the entries of the table."""
+        schedule = jk.schedules.karras(TABLE, steps, 0.0, last_sigma=float(TABLE_SIGMAS[0]))
+        result = export(schedule, TABLE, "diffusers", scheduler="dpm_multistep")
+        timesteps = np.array(result.values["timesteps"])
+        assert timesteps.size == steps
+        assert np.all(np.diff(timesteps) < 0)
+        assert timesteps[0] <= 999
+        assert timesteps[-1] >= 0
+
+    def test_more_steps_than_entries(self):
+        """No distinct timesteps exist."""
+        table = jk.DiscreteVP([0.9, 0.5, 0.1])
+        schedule = _at([3.0, 2.5, 2.0, 1.5, 0.0])
+        with pytest.raises(ValueError, match="4 levels, which are more than the 3 entries"):
+            export(schedule, table, "diffusers", scheduler="ddpm")
 
     def test_multistep_ends_at_the_smallest_level_of_the_table(self):
         """Where it stops without a step to 0, and only there."""
@@ -309,13 +356,11 @@ class TestDiffusers:
         )
         np.testing.assert_allclose(result.values["sigmas"], [0.9956, 0.75], rtol=RTOL)
         assert "disable_corrector=list(range(2))" in result.text.replace("\n   ", "")
-        assert any(
-            "integer timesteps of 1000, up to 0.6 below" in warning for warning in result.warnings
+        close = export(
+            _at([0.9, 0.7503, 0.7501, 0.0]), jk.FlowMatching(), "diffusers", scheduler="unipc"
         )
-        with pytest.raises(ValueError, match=r"levels 1 and 2 .* are one timestep, 750 of 1000"):
-            export(
-                _at([0.9, 0.7503, 0.7501, 0.0]), jk.FlowMatching(), "diffusers", scheduler="unipc"
-            )
+        np.testing.assert_allclose(close.values["sigmas"], [0.9, 0.7503, 0.7501], rtol=RTOL)
+        assert close.warnings == ()
 
     def test_the_initial_noise_of_a_pipeline(self):
         """EDMEuler scales it by its own sigma_max, DPMSolverMultistep to variance 1 + sigma^2."""
@@ -526,6 +571,33 @@ class TestOptions:
             export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler=3)
         with pytest.raises(ValueError, match="no meaning for Heun"):
             export(jk.Schedule(self.SCHEDULE.times, 1.0), jk.EDM(), "k-diffusion", sampler="heun")
+
+    @pytest.mark.parametrize(
+        ("sampler", "tools", "process", "last", "option"),
+        [
+            (jk.Heun(final="full"), ["k-diffusion", "comfyui", "edm"], jk.EDM(), 0.0, "final"),
+            (jk.Heun(final="full"), ["k-diffusion", "comfyui"], jk.EDM(), 0.1, None),
+            (jk.Heun(final="full"), ["diffusers"], TABLE, 0.0, "final"),
+            (
+                jk.DPMSolverPP2M(lower_order_final=True),
+                ["k-diffusion", "comfyui"],
+                jk.EDM(),
+                0.1,
+                "lower_order_final",
+            ),
+            (jk.DPMSolverPP2M(lower_order_final=True), ["k-diffusion"], jk.EDM(), 0.0, None),
+            (jk.DPMSolverPP2M(lower_order_final=True), ["diffusers"], TABLE, 0.0, None),
+        ],
+    )
+    def test_options_of_a_sampler_that_the_tool_takes_otherwise(
+        self, sampler, tools: list[str], process, last: float, option: str | None
+    ):
+        """In a step to level 0 Heun's `final`, else the multistep's `lower_order_final`."""
+        for tool in tools:
+            result = export(_at([80.0, 5.0, last]), process, tool, sampler=sampler)
+            found = [text for text in result.warnings if "takes the steps of" in text]
+            assert len(found) == (option is not None)
+            assert option is None or f"{type(sampler).__name__}({option}=" in found[0]
 
     def test_another_sampler_is_pointed_out(self):
         result = export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler="rk4")

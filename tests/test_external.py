@@ -95,7 +95,7 @@ class Pipeline:
         self.told.append(float(t))
         return self._network(self.scheduler, x, t)
 
-    def __call__(self, prompt: str, **numbers: Any) -> types.SimpleNamespace:
+    def __call__(self, prompt: str = "", **numbers: Any) -> types.SimpleNamespace:
         module = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
         retrieve_timesteps = importlib.import_module(module).retrieve_timesteps
         timesteps, _ = retrieve_timesteps(self.scheduler, device="cpu", **numbers)
@@ -104,7 +104,7 @@ class Pipeline:
         for t in timesteps:
             self.points.append(x)
             x = self.scheduler.step(self.network(scale(x, t), t), t, x).prev_sample
-        return types.SimpleNamespace(images=[x])
+        return types.SimpleNamespace(images=[x], frames=[x])
 
 
 def level_at(t: Any, linear: bool = False) -> float:
@@ -166,7 +166,7 @@ def run(
     """Run the exported text for diffusers: the pipeline afterwards, and the samples."""
     pipe = Pipeline(scheduler, network, noise)
     names = execute(result, pipe=pipe, network=pipe.network, noise=noise)
-    return pipe, names["image"] if "image" in names else names["latents"]
+    return pipe, next(names[name] for name in ("image", "video", "latents") if name in names)
 
 
 def noise(seed: int = 0, size: int = 32, dim: int = 4) -> Any:
@@ -288,6 +288,18 @@ class TestDeterministic:
         )
         assert any(f"at most {moved.max():.2g}" in warning for warning in result.warnings)
 
+    @pytest.mark.parametrize("end", ["replace", "keep"])
+    def test_dpm_multistep_of_first_order_is_ddim(self, end: str):
+        """In the units of pipelines that scale neither noise nor input."""
+        result = export(
+            INTEGER, TABLE, "diffusers", scheduler="dpm_multistep", sampler="ddim", end=end
+        )
+        schedule, z = ended(INTEGER, end), noise()
+        pipe, last = run(result, stable_diffusion(), epsilon(gaussian), z)
+        np.testing.assert_allclose(pipe.scheduler.sigmas, schedule.sigmas(TABLE), rtol=1e-4)
+        follows([*pipe.points, last], ours(TABLE, "ddim", schedule, z))
+        assert len(result.warnings) == (end != "keep")
+
     def test_heun(self):
         """Fractional timesteps that it interpolates to the exact levels, each twice."""
         schedule = Schedule(np.array([14.0, 7.0, 3.0, 1.1, 0.5, 0.2, 0.0]))
@@ -342,10 +354,7 @@ class TestDeterministic:
 
     @pytest.mark.parametrize("top", [0.995, 1.0])
     def test_unipc_is_dpmpp_2m_for_flow_models(self, top: float):
-        """At integer timesteps.
-
-        Level 1 becomes 1 - 1e-6, where ours has no predecessor to extrapolate from.
-        """
+        """Level 1 becomes 1 - 1e-6, where ours has no predecessor to extrapolate from."""
         given = Schedule(np.array([top, *FLOW_TIMES[1:]]))
         result = export(given, jk.FlowMatching(), "diffusers", sampler="dpmpp_2m")
         assert "UniPCMultistepScheduler" in result.text
@@ -353,23 +362,22 @@ class TestDeterministic:
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
         pipe, last = run(result, scheduler, velocity(gaussian), z)
         np.testing.assert_allclose(pipe.scheduler.sigmas, schedule.times, rtol=2e-6)
-        np.testing.assert_allclose(
-            pipe.told, 1000.0 * np.asarray(schedule.times)[:-1], atol=1.01 * (top == 1.0)
-        )
+        np.testing.assert_allclose(pipe.told, 1000.0 * np.asarray(schedule.times)[:-1], rtol=2e-6)
         if top < 1.0:
             follows([*pipe.points, last], ours(jk.FlowMatching(), "dpmpp_2m", schedule, z))
         else:
             close: dict[str, Any] = {"rtol": 0.05, "atol": 0.05}
             follows([*pipe.points, last], ours(jk.FlowMatching(), "dpmpp_2m", schedule, z), close)
 
-    def test_unipc_tells_integer_timesteps_and_a_warning_says_so(self):
-        schedule = Schedule(np.array([0.9956, 0.7503, 0.4009, 0.1001, 0.0]))
-        result = export(schedule, jk.FlowMatching(), "diffusers", sampler="dpmpp_2m")
-        pipe, _ = run(
-            result, diffusers.FlowMatchEulerDiscreteScheduler(), velocity(gaussian), noise()
-        )
-        assert pipe.told == [995.0, 750.0, 400.0, 100.0]
-        assert any("up to 0.9 below" in warning for warning in result.warnings)
+    def test_unipc_tells_the_exact_timesteps(self):
+        """By itself it rounds them down, and takes 750.9 and 750.1 for one."""
+        levels = np.array([0.9956, 0.7509, 0.7501, 0.1001, 0.0])
+        result = export(Schedule(levels), jk.FlowMatching(), "diffusers", sampler="dpmpp_2m")
+        z = noise()
+        pipe, last = run(result, diffusers.FlowMatchEulerDiscreteScheduler(), velocity(gaussian), z)
+        np.testing.assert_allclose(pipe.told, 1000.0 * levels[:-1], rtol=1e-6)
+        follows([*pipe.points, last], ours(jk.FlowMatching(), "dpmpp_2m", Schedule(levels), z))
+        assert result.warnings == ()
 
     @pytest.mark.parametrize(("sigma_max", "rho"), [(80.0, 7.0), (100.0, 5.0)])
     def test_edm_euler_is_ddim(self, sigma_max: float, rho: float):
@@ -473,6 +481,53 @@ def injected(path: Sequence[Any] | np.ndarray, levels: np.ndarray) -> tuple[np.n
         kept.append(slope * old / new if new > 0 else 0.0)
         fresh.append(np.std(added))
     return np.array(kept), np.array(fresh)
+
+
+class TestTablesOfDiffusers:
+    """What `DiscreteVP` makes of a table is what diffusers makes of it."""
+
+    @pytest.mark.parametrize("spacing", ["scaled_linear", "squaredcos_cap_v2"])
+    def test_zero_terminal_snr(self, spacing: str):
+        """Euler writes 2^-24 for the last entry."""
+        scheduler = diffusers.EulerDiscreteScheduler(
+            beta_schedule=spacing, rescale_betas_zero_snr=True
+        )
+        betas = scheduler.betas.double().numpy()
+        assert betas[-1] == 1.0
+        for table in (
+            jk.DiscreteVP.from_betas(betas),
+            jk.DiscreteVP(np.cumprod(1.0 - betas)),
+        ):
+            wanted = scheduler.alphas_cumprod.double().numpy()
+            a = np.asarray(table.signal(np.arange(1.0, 1001.0)), np.float64)
+            np.testing.assert_allclose(a**2, wanted, rtol=1e-3)
+
+    def test_zero_terminal_snr_of_a_table_that_then_increases(self):
+        """Rescaled linear betas fall below 2^-24 before their end, in diffusers as well."""
+        scheduler = diffusers.EulerDiscreteScheduler(rescale_betas_zero_snr=True)
+        assert scheduler.alphas_cumprod[-2] < scheduler.alphas_cumprod[-1]
+        with pytest.raises(ValueError, match=r"stands for 2\^-24, but the entry before is 4"):
+            jk.DiscreteVP.from_betas(scheduler.betas.double().numpy())
+
+    def test_betas(self):
+        scheduler = stable_diffusion()
+        table = jk.DiscreteVP(scheduler.betas.double().numpy())
+        np.testing.assert_allclose(table.log_sigmas, LOG_SIGMAS, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("end", ["replace", "keep"])
+    def test_karras_with_more_steps_than_distinct_roundings(self, end: str):
+        """60 steps: the samples stay those of the sampler at the timesteps that are written."""
+        times = np.append(
+            jk.schedules.karras(TABLE, 60, 0.0, last_sigma=float(np.exp(LOG_SIGMAS[0]))).times[:-2],
+            1.0,
+        )
+        result = export(Schedule(times), TABLE, "diffusers", sampler="dpmpp_2m", end=end)
+        written = np.array(result.values["timesteps"])
+        last = [1.0] if end == "keep" else [0.0]
+        moved, z = Schedule(np.append(written + 1.0, last)), noise()
+        pipe, samples = run(result, stable_diffusion(), epsilon(gaussian), z)
+        assert pipe.told == written.tolist()
+        follows([samples], ours(TABLE, "dpmpp_2m", moved, z)[-1:])
 
 
 class TestStochastic:

@@ -345,12 +345,20 @@ def test_derivatives_in_parameters() -> None:
         ),
         (lambda: jk.DiscreteVP(np.array([[0.5, 0.4]])), r"alphas_cumprod .* shape \(1, 2\)"),
         (
-            lambda: jk.DiscreteVP(np.array([0.5, 0.0])),
-            r"alphas_cumprod must lie strictly .* 0 \.\. 0\.5",
+            lambda: jk.DiscreteVP(np.array([0.5, 0.0, 0.0])),
+            r"alphas_cumprod must lie strictly .* 5\.96046e-08|.* 0 \.\. 0\.5",
         ),
         (
-            lambda: jk.DiscreteVP(np.array([1.0, 0.5])),
+            lambda: jk.DiscreteVP(np.array([1.0, 1.0, 0.5])),
             r"alphas_cumprod must lie strictly .* 0\.5 \.\. 1",
+        ),
+        (
+            lambda: jk.DiscreteVP(np.array([0.1, 0.5, 0.9])),
+            r"must decrease; entries 0 and 1 are 0\.1, 0\.5\. Betas go to DiscreteVP\.from_betas",
+        ),
+        (
+            lambda: jk.DiscreteVP.from_betas([0.1, 1.0, 0.2]),
+            r"betas must lie strictly between 0 and 1, the last one may be 1; found 0\.1 \.\. 1",
         ),
         (
             lambda: jk.DiscreteVP(np.array([0.9, 0.5, 0.6])),
@@ -362,6 +370,48 @@ def test_derivatives_in_parameters() -> None:
 def test_bad_arguments(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+class TestTables:
+    """What stands for the entries of a table."""
+
+    BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+
+    def test_a_first_entry_1_is_the_data(self) -> None:
+        table = np.cumprod(1.0 - self.BETAS)
+        process = jk.DiscreteVP(np.append(1.0, table))
+        np.testing.assert_array_equal(process.log_sigmas, jk.DiscreteVP(table).log_sigmas)
+        assert float(process.sigma(0.0)) == 0.0
+
+    def test_a_last_entry_0_is_that_of_diffusers(self) -> None:
+        """sigma^2 = 1 / 2^-24 - 1."""
+        process = jk.DiscreteVP([0.9, 0.5, 0.0])
+        assert float(process.sigma(3.0)) == pytest.approx(np.sqrt(2.0**24 - 1.0), rel=1e-6)
+        assert float(process.sigma(2.0)) == pytest.approx(1.0, rel=1e-6)
+
+    def test_betas_are_recognised(self) -> None:
+        named = jk.DiscreteVP.from_betas(self.BETAS)
+        for process in (named, jk.DiscreteVP(self.BETAS)):
+            np.testing.assert_array_equal(
+                process.log_sigmas, jk.DiscreteVP.scaled_linear().log_sigmas
+            )
+        constant = jk.DiscreteVP(np.full(3, 0.1))
+        np.testing.assert_allclose(constant.signal(np.arange(1.0, 4.0)) ** 2, [0.9, 0.81, 0.729])
+
+    def test_betas_of_zero_terminal_snr(self) -> None:
+        process = jk.DiscreteVP.from_betas([0.1, 0.5, 1.0])
+        np.testing.assert_allclose(
+            process.signal(np.arange(1.0, 4.0)) ** 2, [0.9, 0.45, 2.0**-24], rtol=1e-5
+        )
+
+    def test_through_a_configuration(self) -> None:
+        process = jk.processes.from_config(
+            {"type": "discrete_vp", "alphas_cumprod": [1.0, 0.9, 0.5, 0.0]}
+        )
+        again = jk.processes.from_config(jk.processes.to_config(process))
+        times = np.arange(1.0, 4.0)
+        np.testing.assert_array_equal(again.sigma(times), process.sigma(times))
+        np.testing.assert_allclose(process.signal(times[:2]) ** 2, [0.9, 0.5], rtol=1e-6)
 
 
 def test_repr_shows_the_parameters() -> None:

@@ -12,7 +12,7 @@ from .._files import write_atomically
 from .._tables import Table, number
 from ..data import load_numbers
 from ..errors import evaluate_schedule
-from ..exports import SCHEDULERS, export
+from ..exports import SCHEDULERS, TOOLS, export
 from ..metrics import METRICS
 from ..processes import AbstractProcess, DiscreteVP
 from ..samplers import SAMPLERS
@@ -223,9 +223,7 @@ _SHARED = ("table", "sigma_max")
 class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions):
     """Write a schedule in the form that another tool takes."""
 
-    to: Annotated[
-        str, typer.Option(help="diffusers, k-diffusion, comfyui or edm.", show_default=False)
-    ]
+    to: Annotated[str, typer.Option(help=f"{', '.join(TOOLS)}.", show_default=False)]
     end: Annotated[
         str | None,
         option(

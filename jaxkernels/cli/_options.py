@@ -87,7 +87,9 @@ class ProcessOptions:
     offset: Annotated[float | None, option("cosine_vp: offset of the cosine.", "Process")] = None
     table: Annotated[
         str | None,
-        option("discrete_vp: file with alphas_cumprod; default Stable Diffusion's.", "Process"),
+        option(
+            "discrete_vp: file with alphas_cumprod or betas; default Stable Diffusion's.", "Process"
+        ),
     ] = None
 
     def process_parameters(self) -> dict[str, float | str]:

@@ -15,12 +15,20 @@ file per tool; one engine, `export`, does the rest. They agree in this:
   issued where it has none. The step to 0 injects nothing whatever its parameter, which is therefore
   written as 0;
 * the initial noise has the variance that `Evaluation` assumes, prior_variance(t_0), or a warning is
-  issued.
+  issued;
+* integer timesteps are the nearest ones of which no two agree, and a warning says how far they
+  moved.
+
+The text for diffusers gives `pipe.scheduler` the schedule, so that it runs in every pipeline;
+`bind` does so for a pipeline that is at hand.
 
 What is supported stands in `TOOLS` and, for diffusers, in `SCHEDULERS`; what is not, with the
 reason, in `Tool.unsupported` and `UNSUPPORTED`. `tools_table()` shows both.
 """
 
+from ._bind import (
+    bind as bind,
+)
 from ._diffusers import (
     NO_TIMESTEPS as NO_TIMESTEPS,
     SCHEDULERS as SCHEDULERS,

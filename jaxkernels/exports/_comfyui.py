@@ -1,7 +1,8 @@
-"""ComfyUI: SIGMAS (K+1,), decreasing, as the string of a ManualSigmas node; it stops at the last.
+"""ComfyUI: SIGMAS (K+1,), decreasing; it stops at the last.
 
-The node reads digits, a dot and digits, so no number is written with an exponent. For flow models a
-level is s/(a + s), in [0, 1], and the model's own shift is not applied to it.
+They are the string of a ManualSigmas node, or a file with a node of its own. ManualSigmas reads
+digits, a dot and digits, so no number is written with an exponent. For flow models a level is
+s/(a + s), in [0, 1], and the model's own shift is not applied to it.
 """
 
 import dataclasses
@@ -59,8 +60,79 @@ _FLOW_MODELS = dataclasses.replace(
     initial_noise=Scaled("level"),
 )
 
-COMFYUI = Tool(
-    "comfyui",
-    {"sigma_models": _SIGMA_MODELS, "flow_models": _FLOW_MODELS},
-    defaults=(Default("flow_models", processes=(FlowMatching,)), Default("sigma_models")),
+# without braces, which the placeholders use
+_NODE_FILE = """\
+# A schedule of {num_steps} steps. Save this file in ComfyUI's folder custom_nodes: its name without
+# .py is that of a scheduler for KSampler and BasicScheduler, and of a node for SIGMAS.
+import logging
+import pathlib
+
+import numpy
+import torch
+from comfy import samplers
+
+{numbers}
+NAME = pathlib.Path(__file__).stem
+
+
+def schedule(model_sampling, steps):
+    if sigmas[0] > 1.001 * float(model_sampling.sigma_max):
+        raise ValueError(NAME + " was made for a model with a larger sigma_max")
+    if steps == {num_steps}:
+        return torch.FloatTensor(sigmas)
+    logging.warning("%s has {num_steps} steps; its levels are interpolated for %d", NAME, steps)
+    above = [sigma for sigma in sigmas if sigma > 0]
+    end = sigmas[len(above) :]
+    position = numpy.linspace(0, len(above) - 1, steps + 1 - len(end))
+    logarithms = numpy.interp(position, range(len(above)), numpy.log(above))
+    return torch.FloatTensor([*numpy.exp(logarithms), *end])
+
+
+samplers.SCHEDULER_HANDLERS[NAME] = samplers.SchedulerHandler(schedule, use_ms=True)
+if NAME not in samplers.SCHEDULER_NAMES:
+    samplers.SCHEDULER_NAMES.append(NAME)
+
+
+class Sigmas:
+    RETURN_TYPES = ("SIGMAS",)
+    FUNCTION = "get_sigmas"
+    CATEGORY = "sampling/custom_sampling/schedulers"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        denoise = ("FLOAT", dict(default=1.0, min=0.0, max=1.0, step=0.01))
+        return dict(required=dict(denoise=denoise))
+
+    def get_sigmas(self, denoise):
+        steps = round({num_steps} * denoise)
+        return (torch.FloatTensor(sigmas[-(steps + 1) :] if steps else []),)
+
+
+NODE_CLASS_MAPPINGS = dict([(NAME, Sigmas)])
+NODE_DISPLAY_NAME_MAPPINGS = dict([(NAME, NAME)])"""
+
+_OWN_NODE = (
+    "select it with {num_steps} steps in KSampler, or connect its node to SamplerCustom; levels "
+    "for other numbers of steps (in KSampler also denoise < 1, dpm_2, uni_pc) are interpolated"
+)
+_ANCESTRAL = "use its node with SamplerEulerAncestral, with eta {constant} and s_noise 1"
+_NODE_TEXT = Text(_NODE_FILE, (_OWN_NODE, "the sampler is '{function}'"))
+
+
+def _as_node(scheduler: Scheduler) -> Scheduler:
+    """The scheduler with the text of a custom node."""
+    noise = scheduler.noise
+    if isinstance(noise, Eta):
+        noise = dataclasses.replace(noise, constant=Text(_NODE_FILE, (_OWN_NODE, _ANCESTRAL)))
+    return dataclasses.replace(scheduler, name="comfyui-node", noise=noise, text=_NODE_TEXT)
+
+
+_DEFAULTS = (Default("flow_models", processes=(FlowMatching,)), Default("sigma_models"))
+_SCHEDULERS = {"sigma_models": _SIGMA_MODELS, "flow_models": _FLOW_MODELS}
+
+COMFYUI = Tool("comfyui", _SCHEDULERS, defaults=_DEFAULTS)
+COMFYUI_NODE = Tool(
+    "comfyui-node",
+    {name: _as_node(scheduler) for name, scheduler in _SCHEDULERS.items()},
+    defaults=_DEFAULTS,
 )

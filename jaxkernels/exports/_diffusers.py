@@ -1,7 +1,12 @@
-"""diffusers: call arguments for its schedulers.
+"""diffusers: schedules bound to `pipe.scheduler`.
 
-A schedule has no place in a scheduler's configuration, so the texts pass it in the pipeline's call.
+A schedule has no place in a scheduler's configuration, and pipelines differ in what they take:
+some have no argument for it, and Flux drops the one it has for some schedulers. The texts therefore
+give the pipeline a scheduler that knows the schedule, whatever numbers the pipeline asks for.
 """
+
+import functools
+from collections.abc import Callable
 
 from ..processes import EDM, VE, FlowMatching
 from ._initial_noise import Scaled, SpacingSetting, UnitVariance
@@ -14,12 +19,83 @@ from ._scheduler import Default, Emulation, Scheduler, Tool
 # settings under which a scheduler takes the numbers it is given as they are
 _AS_GIVEN = ("use_karras_sigmas=False", "use_exponential_sigmas=False", "use_beta_sigmas=False")
 
-_PIPELINE = """\
+_CLASS = """\
 from diffusers import {name}
 
 {numbers}
-{config}
-image = pipe(prompt, {keyword}={variable}).images[0]"""
+
+
+class Scheduled({name}):
+    numbers = {variable}
+
+    def set_timesteps(
+        self, num_inference_steps=None, device=None, timesteps=None, sigmas=None, **others
+    ):
+        constructed = hasattr(self, "timesteps")
+        if constructed and num_inference_steps not in (None, {num_steps}):
+            raise ValueError("the schedule needs num_inference_steps={num_steps}")
+        super().set_timesteps({keyword}=self.numbers, device=device)
+"""
+
+# the scheduler itself would round the timesteps, and image-to-image asks for its noise by that name
+_EXACT_TIMESTEPS = """\
+        self.timesteps = self.config.num_train_timesteps * self.sigmas[:-1].to(device)
+
+    def scale_noise(self, sample, timestep, noise):
+        return self.add_noise(sample, noise, timestep)
+"""
+
+# for pipelines that pass what only their own scheduler takes, or the network's variances as well
+_STEP = """
+    def step(self, model_output, timestep, sample, generator=None, return_dict=True, **others):
+        output = model_output[:, : sample.shape[1]]
+        return super().step(output, timestep, sample, generator, return_dict=return_dict)
+"""
+
+# schedulers in units of sigma rely on the pipeline to scale the noise and the network's input
+_CHECKED_STEP = """
+    noise_scaled = input_scaled = False
+
+    @property
+    def init_noise_sigma(self):
+        self.noise_scaled = True
+        return super().init_noise_sigma
+
+    def scale_model_input(self, sample, timestep):
+        self.input_scaled = True
+        return super().scale_model_input(sample, timestep)
+
+    def step(self, *args, **kwargs):
+        starts_from_image = self.begin_index is not None
+        if not self.input_scaled or not (self.noise_scaled or starts_from_image):
+            raise ValueError("the pipeline does not scale by sigma: export to 'dpm_multistep'")
+        return super().step(*args, **kwargs)
+"""
+
+_UNSCALED = (
+    "DDPMPipeline, DDIMPipeline, DiTPipeline and those of Kandinsky scale neither noise nor input: "
+    "export to the scheduler 'dpm_multistep' for them",
+)
+_FROM_ONE = (
+    "a first level 1 becomes 1 - 1e-6, so that the second step extrapolates a little, where "
+    "jaxkernels' takes a step of first order",
+)
+_REMARKS = (
+    "the last line is for {pipeline}; any other pipeline takes its own arguments there, with "
+    "num_inference_steps={num_steps}",
+    "pipelines with an argument strength (image-to-image, inpainting) run the last "
+    "int({num_steps} * strength) of these steps: pass strength=1 to run them all",
+)
+
+
+def _bound(
+    pipeline: str, call: str, more: str = "", imports: str = "", remarks: tuple[str, ...] = ()
+) -> Text:
+    """The text that binds the schedule to `pipe.scheduler`, and a call of the pipeline."""
+    template = imports + _CLASS + more + "\n\n{scheduled}"
+    own = tuple(remark.replace("{pipeline}", pipeline) for remark in _REMARKS)
+    return Text(template, (*own, *remarks), call)
+
 
 _LOOP_REMARK = (
     "no scheduler of diffusers takes levels and one eta per step, so the loop is written out; "
@@ -44,113 +120,6 @@ for i, t in enumerate(scheduler.timesteps):
     down = max(next_sigma**2 - up**2, 0) ** 0.5
     latents = x0 + down / sigma * (latents - x0) + up * torch.randn_like(latents)"""
 
-_ETA_PER_STEP = Eta(per_step=Text(_DDIM_LOOP, (_LOOP_REMARK,)))
-
-# finds the timesteps itself
-_EULER = Scheduler(
-    name="EulerDiscreteScheduler",
-    keyword="sigmas",
-    levels=TableSigmas(),
-    final_zero="written",
-    stops="anywhere",
-    noise=_ETA_PER_STEP,
-    emulates=(Emulation("ddim"),),
-    initial_noise=SpacingSetting(),
-    text=Text(_PIPELINE),
-    settings=('timestep_spacing="{timestep_spacing}"', *_AS_GIVEN),
-)
-
-
-def _dpm_settings(final_sigmas_type: str, lower_order_final: bool) -> tuple[str, ...]:
-    """Settings of DPMSolverMultistep under which it is DPM-Solver++(2M)."""
-    return (
-        'algorithm_type="dpmsolver++"',
-        "solver_order=2",
-        'solver_type="midpoint"',
-        f'final_sigmas_type="{final_sigmas_type}"',
-        f"lower_order_final={lower_order_final}",
-        "euler_at_final=False",
-        *_AS_GIVEN,
-        "use_lu_lambdas=False",
-        "use_flow_sigmas=False",
-    )
-
-
-_DPM_MULTISTEP = Scheduler(
-    name="DPMSolverMultistepScheduler",
-    keyword="timesteps",
-    levels=Timesteps(integer=True),
-    final_zero="appended",
-    stops="table_minimum",
-    noise=Deterministic(),
-    emulates=(Emulation("dpmpp_2m"),),
-    initial_noise=Scaled("variance_preserving"),
-    text=Text(_PIPELINE),
-    settings=_dpm_settings("zero", lower_order_final=True),
-    settings_above_zero=_dpm_settings("sigma_min", lower_order_final=False),
-)
-
-# every step is ancestral, whatever the schedule's stochasticity
-_DDPM = Scheduler(
-    name="DDPMScheduler",
-    keyword="timesteps",
-    levels=Timesteps(integer=True),
-    final_zero="appended",
-    stops="never",
-    noise=Fixed(1.0),
-    emulates=(Emulation("ddim"),),
-    initial_noise=Scaled("variance_preserving"),
-    text=Text(_PIPELINE),
-    settings=('variance_type="fixed_small"', "clip_sample=False", "thresholding=False"),
-)
-
-_HEUN = Scheduler(
-    name="HeunDiscreteScheduler",
-    keyword="timesteps",
-    levels=Timesteps(integer=False),
-    final_zero="appended",
-    stops="never",
-    noise=Deterministic(),
-    emulates=(Emulation("heun", exact_for=(EDM,), difference=HEUN_IN_SIGMA),),
-    initial_noise=SpacingSetting(),
-    text=Text(_PIPELINE),
-    settings=('timestep_spacing="{timestep_spacing}"', *_AS_GIVEN),
-)
-
-_FLOW_MATCH_EULER = Scheduler(
-    name="FlowMatchEulerDiscreteScheduler",
-    keyword="sigmas",
-    levels=FlowSigmas(shift=1.0),
-    final_zero="appended",
-    stops="never",
-    noise=Deterministic(),
-    emulates=(Emulation("ddim"),),
-    initial_noise=UnitVariance(),
-    text=Text(_PIPELINE),
-    settings=(
-        "shift={shift}",
-        "use_dynamic_shifting=False",
-        "shift_terminal=None",
-        "stochastic_sampling=False",
-        *_AS_GIVEN,
-    ),
-)
-
-
-def _ltx_pipeline(eta: str) -> Text:
-    """The call of a pipeline with one eta for all steps, a setting of the scheduler."""
-    text = """\
-from diffusers import {name}
-
-{numbers}
-pipe.scheduler = {name}.from_config(
-    pipe.scheduler.config, eta=ETA, s_noise=1.0,
-)
-image = pipe(prompt, {keyword}={variable}).images[0]"""
-    remark = "the pipeline evaluates the network once more at the level 0, to no effect"
-    return Text(text.replace("ETA", eta), (remark,))
-
-
 # eta is a setting, so one for each step needs the loop to be written out
 _LTX_LOOP = """\
 from diffusers import {name}
@@ -165,69 +134,165 @@ for i, t in enumerate(scheduler.timesteps[:-1]):
     output = network(latents, t)  # with its conditioning
     latents = scheduler.step(output, t, latents).prev_sample"""
 
-_LTX_EULER_ANCESTRAL = Scheduler(
-    name="LTXEulerAncestralRFScheduler",
-    keyword="sigmas",
-    levels=FlowSigmas(),
-    final_zero="written",
-    stops="anywhere",
-    noise=FlowEta(constant=_ltx_pipeline("{constant}"), per_step=Text(_LTX_LOOP, (_LOOP_REMARK,))),
-    emulates=(Emulation("ddim"),),
-    initial_noise=UnitVariance(),
-    text=_ltx_pipeline("0.0"),
-    settings=("s_noise=1.0",),
+_ETA_PER_STEP = Eta(per_step=Text(_DDIM_LOOP, (_LOOP_REMARK,)))
+
+_LTX_TEXT = _bound(
+    "LTXPipeline",
+    "video = pipe(prompt, num_inference_steps={num_steps}).frames[0]",
+    remarks=("the pipeline evaluates the network once more at the level 0, to no effect",),
 )
 
-# Without its corrector, the second order of "bh2" is DPM-Solver++(2M). For models that are not
-# flows it takes no custom timesteps.
-_UNIPC = Scheduler(
-    name="UniPCMultistepScheduler",
-    keyword="sigmas",
-    levels=FlowSigmas(integer_timesteps=True),
-    final_zero="appended",
-    stops="never",
-    noise=Deterministic(),
-    emulates=(Emulation("dpmpp_2m"),),
-    initial_noise=UnitVariance(),
-    text=Text("import numpy as np\n" + _PIPELINE),
-    form="np.array({})",
-    settings=(
-        'prediction_type="flow_prediction"',
-        "use_flow_sigmas=True",
-        "flow_shift=1.0",
-        "use_dynamic_shifting=False",
-        "shift_terminal=None",
-        "predict_x0=True",
-        "solver_order=2",
-        'solver_type="bh2"',
-        "disable_corrector=list(range({num_steps}))",
-        "lower_order_final=True",
-        'final_sigmas_type="zero"',
+_IMAGE = "image = pipe(prompt, num_inference_steps={num_steps}).images[0]"
+_STABLE_DIFFUSION = ("StableDiffusionPipeline or StableDiffusionXLPipeline", _IMAGE)
+_FLOW_PIPELINE = ("FluxPipeline or StableDiffusion3Pipeline", _IMAGE)
+
+# what schedulers of one kind have in common: their numbers, their end and their noise
+_SHAPES: dict[str, Callable[..., Scheduler]] = {
+    "sigmas": functools.partial(
+        Scheduler,
+        keyword="sigmas",
+        noise=_ETA_PER_STEP,
+        emulates=(Emulation("ddim"),),
+        text=_bound(*_STABLE_DIFFUSION, _CHECKED_STEP, remarks=_UNSCALED),
+    ),
+    "timesteps": functools.partial(
+        Scheduler,
+        keyword="timesteps",
+        levels=Timesteps(integer=True),
+        final_zero="appended",
+        stops="never",
+        noise=Deterministic(),
+        initial_noise=Scaled("variance_preserving"),
+        text=_bound(*_STABLE_DIFFUSION, _STEP),
+    ),
+    "flow": functools.partial(
+        Scheduler,
+        keyword="sigmas",
+        levels=FlowSigmas(),
+        final_zero="appended",
+        stops="never",
+        noise=Deterministic(),
+        emulates=(Emulation("ddim"),),
+        initial_noise=UnitVariance(),
+        text=_bound(*_FLOW_PIPELINE),
+    ),
+}
+
+
+def _dpm_settings(final_sigmas_type: str, lower_order_final: bool) -> tuple[str, ...]:
+    """Settings of DPMSolverMultistep under which it is DPM-Solver++, whose first order is DDIM."""
+    return (
+        'algorithm_type="dpmsolver++"',
+        "solver_order={function}",
+        'solver_type="midpoint"',
+        f'final_sigmas_type="{final_sigmas_type}"',
+        f"lower_order_final={lower_order_final}",
+        "euler_at_final=False",
+        "variance_type=None",
         "thresholding=False",
         *_AS_GIVEN,
-    ),
-)
+        "use_lu_lambdas=False",
+        "use_flow_sigmas=False",
+    )
 
-_EDM_EULER = Scheduler(
-    name="EDMEulerScheduler",
-    keyword="sigmas",
-    variable="ramp",
-    levels=KarrasRamp(),
-    final_zero="appended",
-    stops="never",
-    noise=_ETA_PER_STEP,
-    emulates=(Emulation("ddim"),),
-    initial_noise=Scaled("sigma_max"),
-    text=Text("import torch\n" + _PIPELINE),
-    form="torch.tensor({}, dtype=torch.float64)",
-    settings=(
-        'sigma_schedule="karras"',
-        'final_sigmas_type="zero"',
-        "sigma_min={sigma_min}",
-        "sigma_max={sigma_max}",
-        "rho={rho}",
+
+SCHEDULERS: dict[str, Scheduler] = {
+    # finds the timesteps itself
+    "euler": _SHAPES["sigmas"](
+        name="EulerDiscreteScheduler",
+        levels=TableSigmas(),
+        final_zero="written",
+        stops="anywhere",
+        initial_noise=SpacingSetting(),
+        settings=('timestep_spacing="{timestep_spacing}"', *_AS_GIVEN),
     ),
-)
+    # what it calls a sampler is the order
+    "dpm_multistep": _SHAPES["timesteps"](
+        name="DPMSolverMultistepScheduler",
+        stops="table_minimum",
+        emulates=(Emulation("dpmpp_2m", "2"), Emulation("ddim", "1")),
+        settings=_dpm_settings("zero", lower_order_final=True),
+        settings_above_zero=_dpm_settings("sigma_min", lower_order_final=False),
+    ),
+    # every step is ancestral, whatever the schedule's stochasticity
+    "ddpm": _SHAPES["timesteps"](
+        name="DDPMScheduler",
+        noise=Fixed(1.0),
+        emulates=(Emulation("ddim"),),
+        text=_bound(
+            "DDPMPipeline", "image = pipe(num_inference_steps={num_steps}).images[0]", _STEP
+        ),
+        settings=('variance_type="fixed_small"', "clip_sample=False", "thresholding=False"),
+    ),
+    "heun": _SHAPES["timesteps"](
+        name="HeunDiscreteScheduler",
+        levels=Timesteps(integer=False),
+        emulates=(Emulation("heun", exact_for=(EDM,), difference=HEUN_IN_SIGMA),),
+        initial_noise=SpacingSetting(),
+        text=_bound(*_STABLE_DIFFUSION, _CHECKED_STEP, remarks=_UNSCALED),
+        settings=('timestep_spacing="{timestep_spacing}"', *_AS_GIVEN),
+    ),
+    "flow_match_euler": _SHAPES["flow"](
+        name="FlowMatchEulerDiscreteScheduler",
+        levels=FlowSigmas(shift=1.0),
+        settings=(
+            "shift={shift}",
+            "use_dynamic_shifting=False",
+            "shift_terminal=None",
+            "stochastic_sampling=False",
+            *_AS_GIVEN,
+        ),
+    ),
+    "ltx_euler_ancestral": _SHAPES["flow"](
+        name="LTXEulerAncestralRFScheduler",
+        final_zero="written",
+        stops="anywhere",
+        noise=FlowEta(constant=_LTX_TEXT, per_step=Text(_LTX_LOOP, (_LOOP_REMARK,))),
+        text=_LTX_TEXT,
+        settings=("eta={constant}", "s_noise=1.0"),
+    ),
+    # Without its corrector, the second order of "bh2" is DPM-Solver++(2M). For models that are not
+    # flows it takes no custom timesteps.
+    "unipc": _SHAPES["flow"](
+        name="UniPCMultistepScheduler",
+        emulates=(Emulation("dpmpp_2m"),),
+        text=_bound(*_FLOW_PIPELINE, _EXACT_TIMESTEPS, "import numpy as np\n", _FROM_ONE),
+        form="np.array({})",
+        settings=(
+            'prediction_type="flow_prediction"',
+            "use_flow_sigmas=True",
+            "flow_shift=1.0",
+            "use_dynamic_shifting=False",
+            "shift_terminal=None",
+            "predict_x0=True",
+            "solver_order=2",
+            'solver_type="bh2"',
+            "disable_corrector=list(range({num_steps}))",
+            "lower_order_final=True",
+            'final_sigmas_type="zero"',
+            "thresholding=False",
+            *_AS_GIVEN,
+        ),
+    ),
+    "edm_euler": _SHAPES["sigmas"](
+        name="EDMEulerScheduler",
+        variable="ramp",
+        levels=KarrasRamp(),
+        final_zero="appended",
+        stops="never",
+        initial_noise=Scaled("sigma_max"),
+        text=_bound(*_STABLE_DIFFUSION, _CHECKED_STEP, "import torch\n", _UNSCALED),
+        form="torch.tensor({}, dtype=torch.float64)",
+        settings=(
+            'sigma_schedule="karras"',
+            'final_sigmas_type="zero"',
+            "sigma_min={sigma_min}",
+            "sigma_max={sigma_max}",
+            "rho={rho}",
+        ),
+    ),
+}
+"""Schedulers of diffusers that `export` supports."""
 
 NO_TIMESTEPS = "takes no custom timesteps"
 _DISTILLED = "is for networks distilled to few steps, whose output is not the denoiser"
@@ -286,18 +351,6 @@ UNSUPPORTED: dict[str, str] = {
     ),
 }
 """Schedulers of diffusers that `export` does not support, with the reason."""
-
-SCHEDULERS: dict[str, Scheduler] = {
-    "euler": _EULER,
-    "dpm_multistep": _DPM_MULTISTEP,
-    "ddpm": _DDPM,
-    "heun": _HEUN,
-    "flow_match_euler": _FLOW_MATCH_EULER,
-    "ltx_euler_ancestral": _LTX_EULER_ANCESTRAL,
-    "unipc": _UNIPC,
-    "edm_euler": _EDM_EULER,
-}
-"""Schedulers of diffusers that `export` supports."""
 
 DIFFUSERS = Tool(
     "diffusers",

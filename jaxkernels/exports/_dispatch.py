@@ -7,9 +7,16 @@ from jaxtyping import Float
 
 from .. import _checks
 from ..processes import AbstractProcess
-from ..samplers import DDIM, as_sampler, check_schedule, sampler_name
+from ..samplers import (
+    DDIM,
+    SAMPLERS,
+    AbstractSampler,
+    as_sampler,
+    check_schedule,
+    sampler_name,
+)
 from ..schedules import Schedule
-from ._comfyui import COMFYUI
+from ._comfyui import COMFYUI, COMFYUI_NODE
 from ._diffusers import DIFFUSERS
 from ._edm import EDM
 from ._export import Export
@@ -19,7 +26,9 @@ from ._plan import Levels, Plan, schedule_levels
 from ._render import Text, assignment, decimals, from_config, written
 from ._scheduler import Scheduler, Tool
 
-TOOLS: dict[str, Tool] = {tool.name: tool for tool in (DIFFUSERS, K_DIFFUSION, COMFYUI, EDM)}
+TOOLS: dict[str, Tool] = {
+    tool.name: tool for tool in (DIFFUSERS, K_DIFFUSION, COMFYUI, COMFYUI_NODE, EDM)
+}
 """The tools that `export` knows by name."""
 
 
@@ -39,7 +48,8 @@ def export(
 
     - `schedule`: the schedule.
     - `process`: the process that its times belong to.
-    - `tool`: "diffusers", "k-diffusion", "comfyui" or "edm", or a user-defined `Tool`.
+    - `tool`: "diffusers", "k-diffusion", "comfyui", "comfyui-node" (a file for its folder
+      custom_nodes) or "edm", or a user-defined `Tool`.
     - `sampler`: the sampler that the schedule is for, or its name. A warning says where the tool
       differs from it; for diffusers and k-diffusion it selects what the text runs.
     - `scheduler`: diffusers only: a name in `exports.SCHEDULERS`, by default the one that takes the
@@ -73,6 +83,7 @@ def export(
     levels = _configured(record.levels, options, label).for_process(process)
     record = dataclasses.replace(record, levels=levels)
     plan, warnings = _planned(record, schedule, process, end)
+    warnings += _option_warnings(record, as_given, plan)
     return _exported(tool.name, record, plan, name, warnings)
 
 
@@ -101,7 +112,7 @@ def _planned(
         strength=record.noise.strength(schedule, process, levels),
         options={name: getattr(rule, name) for name in rule.options},
     )
-    return plan, end_warnings + rule.check(levels[:-1], record.name)
+    return plan, end_warnings + rule.check(levels, record.name)
 
 
 def _ended(
@@ -113,7 +124,6 @@ def _ended(
     if end is None:
         end = "keep" if keeps else "replace"
     _checks.one_of("end", end, ("replace", "append", "keep"))
-    _check_distinct(levels)
     if last == 0.0:
         return levels, ()
     if end == "keep":
@@ -142,23 +152,36 @@ def _can_stop(record: Scheduler, last: float) -> bool:
     return record.stops == "anywhere"
 
 
-def _check_distinct(levels: Levels) -> None:
-    """Raise if neighbouring levels are one number to the tools."""
-    same = np.diff(np.float32(levels)) >= 0
-    if same.any():
-        k = int(np.argmax(same))
-        raise ValueError(
-            f"levels {k} and {k + 1} of the schedule, {levels[k]:.9g} and {levels[k + 1]:.9g}, are "
-            "equal in float32, in which the tools compute."
-        )
+_ACTS_AT_ZERO = {"final": True, "lower_order_final": False}
+"""Options of samplers that matter only if the last level is 0, or only if it is not."""
+
+
+def _option_warnings(record: Scheduler, sampler: AbstractSampler, plan: Plan) -> tuple[str, ...]:
+    """Warnings on options of the sampler that the scheduler takes otherwise."""
+    emulation = record.emulation(sampler_name(sampler))
+    if emulation is None:
+        return ()
+    usual = SAMPLERS[emulation.sampler]()
+    made_for = type(sampler).__name__
+    return tuple(
+        f"the schedule was made for {made_for}({field.name}={getattr(sampler, field.name)!r}); "
+        f"{record.name} takes the steps of {field.name}={getattr(usual, field.name)!r}"
+        for field in dataclasses.fields(usual)
+        if getattr(sampler, field.name) != getattr(usual, field.name)
+        and _ACTS_AT_ZERO.get(field.name, plan.ends_at_zero) == plan.ends_at_zero
+    )
 
 
 def _exported(
     tool: str, record: Scheduler, plan: Plan, sampler: str | None, warnings: tuple[str, ...]
 ) -> Export:
     """The numbers and the text of a plan, with all that there is to say."""
-    shown = plan.levels if record.final_zero == "written" else plan.levels[:-1]
-    values = {record.keyword: record.levels.write(shown)}
+    if record.final_zero == "written":
+        numbers = record.levels.write(plan.levels)
+    else:
+        # a level above 0 where the tool stops counts among those that must be distinct
+        numbers = record.levels.write(plan.levels[plan.levels > 0])[: plan.levels.size - 1]
+    values = {record.keyword: numbers}
     noisy = record.noise.text(plan)
     if noisy is not None:
         values[record.noise.parameter] = written(plan.strength)
@@ -168,7 +191,11 @@ def _exported(
     warnings += record.noise.warnings(plan)
     warnings += record.sampler_warnings(sampler, plan.process)
     remarks = text.remarks + record.initial_noise.remarks(plan)
-    return Export(tool, values, text.template, warnings, remarks)
+    if not text.call:
+        return Export(tool, values, text.template, warnings, remarks)
+    return Export(
+        tool, values, f"{text.template}\n{text.call}", warnings, remarks, binding=text.template
+    )
 
 
 def _parts(
@@ -190,18 +217,20 @@ def _parts(
         "num_steps": plan.levels.size - 1,
         "function": emulation.function,
         "parameters": assignment(noise.variable, values.get(noise.parameter, ())),
-        "constant": plan.constant,
+        "constant": plan.constant or 0.0,
         **plan.options,
         **record.initial_noise.parts(plan),
     }
     settings = record.settings
     if record.settings_above_zero and not plan.ends_at_zero:
         settings = record.settings_above_zero
-    parts["config"] = from_config(record.name, [s.format_map(parts) for s in settings])
+    filled = [setting.format_map(parts) for setting in settings]
+    parts["config"] = from_config(record.name, filled)
+    parts["scheduled"] = from_config("Scheduled", filled)
     return parts
 
 
 def _filled(text: Text, parts: dict[str, object]) -> Text:
     """The text with its placeholders filled."""
     remarks = tuple(remark.format_map(parts) for remark in text.remarks)
-    return Text(text.template.format_map(parts), remarks)
+    return Text(text.template.format_map(parts), remarks, text.call.format_map(parts))

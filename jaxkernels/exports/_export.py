@@ -14,6 +14,8 @@ class Export:
     - `text`: ready to paste: Python for libraries, the string of a node for ComfyUI.
     - `warnings`: where the tool departs from the schedule, and what it cannot represent.
     - `remarks`: how to use the text.
+    - `binding`: diffusers only: the text without the call of a pipeline, that is the statements
+      that give `pipe.scheduler` the schedule. Empty where the text is a loop.
 
     **Example:**
 
@@ -28,6 +30,7 @@ class Export:
     text: str
     warnings: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    binding: str = ""
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -56,17 +56,25 @@ class AbstractLevels(abc.ABC):
         return self
 
     def check(self, levels: Levels, name: str) -> tuple[str, ...]:
-        """Return warnings on levels at which the scheduler `name` evaluates the network.
+        """Return warnings on the levels that the scheduler `name` is told.
 
         **Arguments:**
 
-        - `levels`: (K,), without the level at which sampling ends.
+        - `levels`: (K+1,), the last of which is where sampling ends.
         - `name`: the scheduler's name, for messages.
 
         **Returns:** warnings on what the scheduler changes.
 
-        **Raises:** ValueError for levels that it cannot represent.
+        **Raises:** ValueError for levels that it cannot represent. By default these are neighbours
+        that are equal in float32.
         """
+        same = np.diff(np.float32(levels)) >= 0
+        if same.any():
+            k = int(np.argmax(same))
+            raise ValueError(
+                f"levels {k} and {k + 1} of the schedule, {levels[k]:.9g} and {levels[k + 1]:.9g}, "
+                "are equal in float32, in which the tools compute."
+            )
         return ()
 
     @abc.abstractmethod
@@ -79,12 +87,6 @@ class AbstractLevels(abc.ABC):
 
         **Returns:** n numbers, as the scheduler takes them.
         """
-
-
-def _first_repeated(timesteps: np.ndarray) -> int | None:
-    """The first step whose timestep does not decrease, or None."""
-    repeated = np.diff(timesteps) >= 0
-    return int(np.argmax(repeated)) if repeated.any() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +167,6 @@ class FlowSigmas(AbstractLevels):
 
     - `shift`: that of a scheduler which maps what it is given, x -> shift x / (1 + (shift - 1) x),
       > 0; the inverse of that map is applied. None for a scheduler that maps nothing.
-    - `integer_timesteps`: the network is told floor(1000 l) instead of 1000 l.
 
     **Raises:** ValueError for a shift that is not > 0.
 
@@ -179,7 +180,6 @@ class FlowSigmas(AbstractLevels):
 
     unit: ClassVar[Unit] = "flow"
     shift: float | None = None
-    integer_timesteps: bool = False
 
     def __post_init__(self):
         if self.shift is not None:
@@ -190,23 +190,6 @@ class FlowSigmas(AbstractLevels):
     def options(self) -> tuple[str, ...]:
         """The shift, if the scheduler has one."""
         return () if self.shift is None else ("shift",)
-
-    def check(self, levels: Levels, name: str) -> tuple[str, ...]:
-        if not self.integer_timesteps:
-            return ()
-        told = np.array(written(levels))
-        # the scheduler moves level 1 to 1 - 1e-6
-        told = np.floor(1000.0 * np.where(np.abs(told - 1.0) < 1e-6, told - 1e-6, told))
-        k = _first_repeated(told)
-        if k is not None:
-            raise ValueError(
-                f"levels {k} and {k + 1} of the schedule, {levels[k]:.6g} and {levels[k + 1]:.6g}, "
-                f"are one timestep, {told[k]:.0f} of 1000, to {name}; use fewer steps, or the "
-                "scheduler 'flow_match_euler'."
-            )
-        lag = float(np.max(1000.0 * levels - told))
-        warning = f"the network is told integer timesteps of 1000, up to {lag:.2g} below those of "
-        return (warning + "the levels between which it steps",)
 
     def write(self, levels: Levels) -> tuple[float | int, ...]:
         if self.shift is None:
@@ -311,8 +294,8 @@ class TableSigmas(AbstractTableLevels):
 
     def check(self, levels: Levels, name: str) -> tuple[str, ...]:
         # the scheduler would silently clip a level beyond the table
-        self.positions(levels)
-        return ()
+        self.positions(levels[:-1])
+        return super().check(levels, name)
 
     def write(self, levels: Levels) -> tuple[float | int, ...]:
         return written(levels)
@@ -325,9 +308,10 @@ class Timesteps(AbstractTableLevels):
     **Arguments:**
 
     - `table`: as in `AbstractTableLevels`.
-    - `integer`: the scheduler truncates fractions, so the nearest integers are written and the
-      levels move. Otherwise it interpolates sigma (not log sigma) between integer timesteps, and
-      the fractions are those that give exactly the schedule's levels.
+    - `integer`: the scheduler truncates fractions, so integers are written and the levels move: of
+      all distinct timesteps, those with the smallest sum of squared changes of log sigma are taken.
+      Otherwise it interpolates sigma (not log sigma) between integer timesteps, and the fractions
+      are those that give exactly the schedule's levels.
 
     **Example:**
 
@@ -341,24 +325,41 @@ class Timesteps(AbstractTableLevels):
     integer: bool = False
 
     def check(self, levels: Levels, name: str) -> tuple[str, ...]:
-        exact = self.positions(levels)
         if not self.integer:
-            return ()
-        timesteps = np.rint(exact).astype(int)
-        k = _first_repeated(timesteps)
-        if k is not None:
-            raise ValueError(
-                f"levels {k} and {k + 1} of the schedule, at timesteps {exact[k]:.2f} and "
-                f"{exact[k + 1]:.2f}, are both rounded to timestep {timesteps[k]}, which {name} "
-                "would run twice; use fewer steps, or the scheduler 'euler', which takes sigmas."
-            )
-        moved = float(np.max(np.abs(self.log_sigmas[timesteps] - np.log(levels))))
+            self.positions(levels[:-1])
+            return super().check(levels, name)
+        levels = levels[levels > 0]
+        timesteps = np.asarray(self.write(levels), int)
+        moved = np.abs(self.log_sigmas[timesteps] - np.log(levels)).max()
         if moved < 1e-6:
             return ()
-        return (f"rounding to integer timesteps moves log sigma by at most {moved:.2g}",)
+        return (f"rounding to distinct integer timesteps moves log sigma by at most {moved:.2g}",)
 
     def write(self, levels: Levels) -> tuple[float | int, ...]:
         if self.integer:
-            return tuple(np.rint(self.positions(levels)).astype(int).tolist())
+            self.positions(levels)
+            return _nearest_increasing(np.log(levels)[::-1], self.log_sigmas)[::-1]
         sigmas = np.exp(self.log_sigmas)
         return written(np.interp(levels, sigmas, np.arange(sigmas.size)))
+
+
+def _nearest_increasing(values: np.ndarray, table: np.ndarray) -> tuple[int, ...]:
+    """Increasing indices of the table's entries that are closest to the values, by least squares.
+
+    Solved exactly by dynamic programming: `best[k][n]` is the least sum for the first k + 1 values
+    if the last of them goes to entry n.
+    """
+    if values.size > table.size:
+        raise ValueError(
+            f"the schedule has {values.size} levels, which are more than the {table.size} entries "
+            "of the table: no two may share a timestep; use fewer steps."
+        )
+    squares = (values[:, None] - table) ** 2
+    best = [squares[0]]
+    for square in squares[1:]:
+        before = np.minimum.accumulate(best[-1])[:-1]
+        best.append(square + np.append(np.inf, before))
+    indices = [int(np.argmin(best[-1]))]
+    for total in best[-2::-1]:
+        indices.append(int(np.argmin(total[: indices[-1]])))
+    return tuple(indices[::-1])

@@ -19,6 +19,7 @@ class Text:
     - `template`: the text, with placeholders in braces as for `str.format`. Those of every
       scheduler are listed in `PLACEHOLDERS`; its options and those of its initial noise are added.
     - `remarks`: how to use the text, with the same placeholders.
+    - `call`: a last statement, which runs what the template prepares, with the same placeholders.
 
     **Example:**
 
@@ -31,11 +32,12 @@ class Text:
 
     template: str
     remarks: tuple[str, ...] = ()
+    call: str = ""
 
     @property
     def placeholders(self) -> set[str]:
-        """Names in braces in the template and the remarks."""
-        return set().union(*map(placeholders, (self.template, *self.remarks)))
+        """Names in braces in the template, the remarks and the call."""
+        return set().union(*map(placeholders, (self.template, *self.remarks, self.call)))
 
 
 def placeholders(template: str) -> set[str]:
@@ -63,7 +65,7 @@ def assignment(name: str, values: Sequence[float | int], form: str = "{}") -> st
 
 
 def from_config(name: str, settings: Sequence[str]) -> str:
-    """The statement that gives a pipeline of diffusers the scheduler `name` with these settings."""
+    """The statement that gives a pipeline of diffusers a scheduler of this class and settings."""
     arguments = ", ".join(["pipe.scheduler.config", *settings])
     line = f"pipe.scheduler = {name}.from_config({arguments})"
     if len(line) <= _WIDTH:

@@ -23,6 +23,7 @@ PLACEHOLDERS: Mapping[str, str] = types.MappingProxyType(
         "num_steps": "the number of steps that the tool takes",
         "function": "the tool's name of the sampler",
         "config": "the statement that gives a pipeline of diffusers the scheduler and its settings",
+        "scheduled": "the same for the class Scheduled, which the text defines",
         "parameters": "the statement that assigns the noise parameter of every step",
         "constant": "the noise parameter of all steps",
     }
@@ -90,7 +91,7 @@ class Scheduler:
     - `text`: the text for a schedule without noise; `noise` has those with noise.
     - `variable`: the variable that the text assigns, by default `keyword`.
     - `form`: the expression that holds the list of numbers, in place of {}.
-    - `settings`: arguments for the placeholder {config}, which may contain placeholders.
+    - `settings`: arguments for {config} and {scheduled}, which may contain placeholders.
     - `settings_above_zero`: those for a schedule that stops above 0, where they differ.
 
     **Raises:** ValueError for declarations that contradict each other.
@@ -171,8 +172,8 @@ class Scheduler:
             f"{{{name}}} is no placeholder; known: {', '.join(sorted(known))}"
             for name in sorted(found - known)
         ]
-        if settings and "config" not in found:
-            faults.append("settings are given, but no text contains {config}")
+        if settings and not {"config", "scheduled"} & found:
+            faults.append("settings are given, but no text contains {config} or {scheduled}")
         faults += [
             f"{{function}} is used, but not given for {entry.sampler}"
             for entry in self.emulates

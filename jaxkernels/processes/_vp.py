@@ -250,7 +250,9 @@ class DiscreteVP(AbstractVariancePreserving):
 
     **Arguments:**
 
-    - `alphas_cumprod`: (N,) with N >= 2, strictly decreasing, every entry in (0, 1).
+    - `alphas_cumprod`: (N,) with N >= 2, strictly decreasing, every entry in (0, 1). A first entry
+      1 is the data, time 0, and is left out; a last entry 0 (zero terminal SNR) becomes 2^-24, as
+      in diffusers. Numbers that increase (or are constant) within (0, 1/2) are read as betas.
     - `name`: the table's name in other tools, such as "scaled_linear", or None.
 
     **Raises:** ValueError for a table that is none, naming the first offending entry.
@@ -271,25 +273,44 @@ class DiscreteVP(AbstractVariancePreserving):
     name: str | None = eqx.field(static=True)
 
     def __init__(self, alphas_cumprod: Numbers, name: str | None = None):
-        table = _checks.array("alphas_cumprod", alphas_cumprod)
-        if table.ndim != 1 or table.size < 2:
-            raise ValueError(
-                f"alphas_cumprod must be a list of at least 2 numbers; got shape {table.shape}."
-            )
-        if not (np.all(table > 0) and np.all(table < 1)):
-            raise ValueError(
-                "alphas_cumprod must lie strictly between 0 and 1 (an entry 0 has no signal); "
-                f"found {table.min():g} .. {table.max():g}."
-            )
-        if not np.all(np.diff(table) < 0):
-            n = int(np.argmax(np.diff(table) >= 0))
-            raise ValueError(
-                f"alphas_cumprod must decrease; entries {n} and {n + 1} are {table[n]:g}, "
-                f"{table[n + 1]:g}."
-            )
+        table = _read_table(np.asarray(_checks.array("alphas_cumprod", alphas_cumprod)))
         self.log_sigmas = constant(0.5 * (np.log1p(-table) - np.log(table)))
         self.t_max = constant(table.size)
         self.name = name
+
+    @classmethod
+    def from_betas(cls, betas: Numbers, name: str | None = None) -> "DiscreteVP":
+        """Make the process of a table given by its betas.
+
+            alphas_cumprod[n] = prod_{m <= n} (1 - betas[m])
+
+        **Arguments:**
+
+        - `betas`: (N,) with N >= 2, in (0, 1); the last one may be 1 (zero terminal SNR).
+        - `name`: as for the class.
+
+        **Returns:** a `DiscreteVP`.
+
+        **Raises:** ValueError for betas out of range.
+
+        **Example:**
+
+        ```python
+        >>> round(float(jk.DiscreteVP.from_betas([0.1, 0.2]).signal(2.0) ** 2), 6)
+        0.72
+        ```
+
+        Source: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2020), section 2,
+        https://arxiv.org/abs/2006.11239.
+        """
+        values = np.atleast_1d(np.asarray(_checks.array("betas", betas)))
+        inside = (values > 0.0) & (values < 1.0)
+        if not inside[:-1].all() or not (inside[-1:] | (values[-1:] == 1.0)).all():
+            raise ValueError(
+                "betas must lie strictly between 0 and 1, the last one may be 1; found "
+                f"{values.min():g} .. {values.max():g}."
+            )
+        return cls(np.cumprod(1.0 - values, axis=-1), name=name)
 
     @classmethod
     def scaled_linear(
@@ -316,7 +337,7 @@ class DiscreteVP(AbstractVariancePreserving):
         (2022), https://arxiv.org/abs/2112.10752, and its published configurations.
         """
         betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
-        return cls(np.cumprod(1.0 - betas), name="scaled_linear")
+        return cls.from_betas(betas, name="scaled_linear")
 
     @property
     def default_t_min(self) -> float:
@@ -356,3 +377,41 @@ class DiscreteVP(AbstractVariancePreserving):
         sigma = self.sigma(t)
         rate = jnp.where(t < 1.0, jnp.exp(log_sigmas[0]), sigma * slope)
         return -sigma * rate / (1.0 + sigma**2)
+
+
+_ZERO_TERMINAL = 2.0**-24
+"""What stands for a last entry 0: sigma is 4096 there, and infinite otherwise."""
+
+
+def _read_table(table: np.ndarray) -> np.ndarray:
+    """alphas_cumprod strictly between 0 and 1 and decreasing, from what stands for them."""
+    if table.ndim != 1 or table.size < 2:
+        raise ValueError(
+            f"alphas_cumprod must be a list of at least 2 numbers; got shape {table.shape}."
+        )
+    # alphas_cumprod never increase, and reversed ones would exceed 1/2 where there is little noise
+    increases = bool(np.all(np.diff(table) >= 0))
+    if increases and table[0] > 0 and table[-1] < 0.5:
+        return _read_table(np.cumprod(1.0 - table))
+    if table[0] == 1.0 and table.size > 2:
+        table = table[1:]
+    if table[-1] == 0.0:
+        if 0.0 < table[-2] <= _ZERO_TERMINAL:
+            raise ValueError(
+                "alphas_cumprod end with 0, which stands for 2^-24, but the entry before is "
+                f"{table[-2]:g}, which is smaller; give the last entry that your sampler uses."
+            )
+        table = np.append(table[:-1], _ZERO_TERMINAL)
+    if not (np.all(table > 0) and np.all(table < 1)):
+        raise ValueError(
+            "alphas_cumprod must lie strictly between 0 and 1, but for a first entry 1 and a last "
+            f"entry 0; found {table.min():g} .. {table.max():g}."
+        )
+    if not np.all(np.diff(table) < 0):
+        n = int(np.argmax(np.diff(table) >= 0))
+        hint = " Betas go to DiscreteVP.from_betas; a table in reverse order must be reversed."
+        raise ValueError(
+            f"alphas_cumprod must decrease; entries {n} and {n + 1} are {table[n]:g}, "
+            f"{table[n + 1]:g}.{hint if increases else ''}"
+        )
+    return table
