@@ -7,5 +7,6 @@ from ._denoiser import (
     Predict as Predict,
     Prediction as Prediction,
     check_denoiser as check_denoiser,
+    in_working_precision as in_working_precision,
 )
 from ._torch import from_torch as from_torch
