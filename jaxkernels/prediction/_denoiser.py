@@ -229,7 +229,7 @@ class Denoiser(AbstractDenoiser):
     def astype(self, dtype: DTypeLike) -> "Denoiser":
         wide = working_dtype(dtype)
         fn = self.fn if wide == dtype else _InPrecision(self.fn, dtype)
-        return Denoiser(fn, _cast(self.process, wide), self.prediction_type)
+        return Denoiser(fn, cast_process(self.process, wide), self.prediction_type)
 
 
 class _InPrecision(eqx.Module):
@@ -270,6 +270,6 @@ def _widened(t: Array) -> Array:
     return t.astype(working_dtype(t.dtype)) if jnp.issubdtype(t.dtype, jnp.floating) else t
 
 
-def _cast(process: AbstractProcess, dtype: DTypeLike) -> AbstractProcess:
+def cast_process(process: AbstractProcess, dtype: DTypeLike) -> AbstractProcess:
     """The process with its parameters in `dtype`."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), process)

@@ -58,11 +58,7 @@ def from_torch(
     ```
     """
     torch = import_torch("from_torch")
-    device = torch.device("cpu")
-    dtype = torch.float32
-    if isinstance(module, torch.nn.Module):
-        check_evaluation_mode(module)
-        device, dtype = parameters_type(torch, module)
+    device, dtype = placement(torch, module)
 
     def network(x: Tensor, t: Tensor, row: int) -> Tensor:
         del row
@@ -81,17 +77,17 @@ def import_torch(user: str) -> Any:
         ) from None
 
 
-def check_evaluation_mode(module: Any) -> None:
-    """Raise for a module whose output may be random."""
-    if module.training:
-        raise ValueError(
-            "module is in training mode, where its output may be random; call module.eval() first."
-        )
-
-
-def parameters_type(torch: Any, module: Any) -> tuple[Any, Any]:
-    """Device and dtype of a module's first floating parameter."""
-    for parameter in module.parameters():
+def placement(torch: Any, module: Any) -> tuple[Any, Any]:
+    """Device and dtype of the points that a module in evaluation mode, or a function, is given."""
+    parameters = ()
+    if isinstance(module, torch.nn.Module):
+        if module.training:
+            raise ValueError(
+                "module is in training mode, where its output may be random; call module.eval() "
+                "first."
+            )
+        parameters = module.parameters()
+    for parameter in parameters:
         if parameter.is_floating_point():
             return parameter.device, parameter.dtype
     return torch.device("cpu"), torch.float32
@@ -126,7 +122,7 @@ class TorchNetwork:
         if key not in self._checked:
             # any time will do; 0 is an integer timestep
             t = np.zeros if jnp.issubdtype(dtype, jnp.integer) else np.ones
-            self._in_batches(self.evaluate, np.ones(shape, np.float32), t((), dtype))
+            self._in_batches(self.network, np.ones(shape, np.float32), t((), dtype))
             self._checked.add(key)
 
     def call(self, fn: Callable[..., Tensor], *values: Array) -> Array:
@@ -138,7 +134,7 @@ class TorchNetwork:
         like = jax.ShapeDtypeStruct(values[0].shape, values[0].dtype)
         return jax.pure_callback(host, like, *values, vmap_method="sequential")
 
-    def _in_batches(self, fn: Callable[..., Tensor], *values: AnyArray) -> np.ndarray:
+    def _in_batches(self, fn: Callable[..., Tensor], *values: Any) -> np.ndarray:
         """`fn(*points, t, row)` of all rows, as many at a time as fit."""
         *points, t = (np.asarray(value) for value in values)
         rows = points[0].shape[0]
@@ -149,9 +145,11 @@ class TorchNetwork:
             size = min(self.batch or rows, rows)
             part = slice(row, row + size)
             try:
-                tensors = [self._tensor(p[part], self.dtype) for p in points]
-                found = fn(*tensors, self._time(t[part]), row)
-                parts.append(found.detach().to("cpu", self._host_dtype).numpy())
+                # parameters are constants: outside of torch.func there is nothing to differentiate
+                with self.torch.no_grad():
+                    tensors = [self._tensor(p[part], self.dtype) for p in points]
+                    found = fn(*tensors, self._time(t[part]), row)
+                parts.append(found.to("cpu", self._host_dtype).numpy())
             except self.torch.cuda.OutOfMemoryError:
                 if size == 1:
                     raise
@@ -178,14 +176,10 @@ class TorchNetwork:
             return self.torch.from_numpy(np.array(t, np.int64)).to(self.device)
         return self._tensor(t, self._host_dtype)
 
-    def evaluate(self, x: Tensor, t: Tensor, row: int) -> Tensor:
-        """The output, without a graph for derivatives."""
-        with self.torch.no_grad():
-            return self.network(x, t, row)
-
     def push(self, dx: Tensor, x: Tensor, t: Tensor, row: int) -> Tensor:
         """The derivative along dx."""
-        return self.torch.func.jvp(lambda v: self.network(v, t, row), (x,), (dx,))[1]
+        with self._differentiable_attention():
+            return self.torch.func.jvp(lambda v: self.network(v, t, row), (x,), (dx,))[1]
 
     def pull(self, cotangent: Tensor, x: Tensor, t: Tensor, row: int) -> Tensor:
         """The transposed derivative in x, of a cotangent."""
@@ -195,14 +189,20 @@ class TorchNetwork:
     def rate(self, x: Tensor, t: Tensor, row: int) -> Tensor:
         """The derivative in t."""
         one = self.torch.ones_like(t)
-        return self.torch.func.jvp(lambda v: self.network(x, v, row), (t,), (one,))[1]
+        with self._differentiable_attention():
+            return self.torch.func.jvp(lambda v: self.network(x, v, row), (t,), (one,))[1]
+
+    def _differentiable_attention(self) -> Any:
+        """A context in which attention has forward derivatives: its fast kernels have none."""
+        attention = importlib.import_module("torch.nn.attention")
+        return attention.sdpa_kernel(attention.SDPBackend.MATH)
 
     def as_function(self) -> Callable[[Array, Array], Array]:
         """A function of JAX arrays with first derivatives."""
 
         @jax.custom_jvp
         def call(x: Array, t: Array) -> Array:
-            return self.call(self.evaluate, x, t)
+            return self.call(self.network, x, t)
 
         def derivative(
             primals: tuple[Array, Array], tangents: tuple[Tangent, Tangent]
