@@ -170,7 +170,8 @@ def test_a_pipeline_keeps_its_precision(name: str) -> None:
     eps = denoiser(x, jnp.float32(998.7)).eps
     np.testing.assert_allclose(eps, wanted, atol=0.15 if name == "bfloat16" else 1e-4)
     assert {named["sample"].dtype for named in seen} == {dtype}
-    assert all(float(named["timestep"][0]) == np.float32(998.7) - 1 for named in seen)
+    # after the calls that check what the network returns
+    assert all(float(named["timestep"][0]) == np.float32(998.7) - 1 for named in seen[-2:])
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
@@ -221,6 +222,47 @@ def test_networks_in_edm_preconditioning(prediction_type: str) -> None:
     start = jnp.asarray(points[0].numpy())
     path = jk.sample(denoiser, "ddim", schedule, start, trajectory=True)
     np.testing.assert_allclose(path, torch.stack(points), rtol=1e-3, atol=1e-3)
+
+
+SET: list[Any] = [
+    pytest.param(tiny.stable_diffusion, "ddim", {**SMALL, **PROMPT}, {}, id="sd"),
+    pytest.param(tiny.flux, "dpmpp_2m", {**SMALL, "prompt": "a cat"}, {}, id="flux"),
+    pytest.param(
+        lambda: tiny.unconditional("DDPMPipeline"),
+        "ddim",
+        {},
+        {"scheduler": "dpm_multistep"},
+        id="ddpm",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "sampler", "call", "options"), SET)
+def test_an_optimised_schedule_is_set_on_its_pipeline(
+    make: Callable[[], Any], sampler: str, call: Any, options: Any
+) -> None:
+    """The next call evaluates the network at its times, and at no others."""
+    pipe = ready(make())
+    process = process_of_scheduler(pipe.scheduler)[0]
+    target = jk.Gaussian(np.zeros(3), [1.0, 0.1, 0.01])
+    result = jk.optimize_schedule(target, process, sampler, 4, progress=False)
+    export = result.to_diffusers(pipe, **options)
+    expected = ("replaced by 0", "rounding to distinct integer timesteps")
+    assert not [w for w in export.warnings if not any(part in w for part in expected)]
+    told: list[float] = []
+
+    def note(module: Any, given: Any, named: Any) -> None:
+        time = named["timestep"] if "timestep" in named else given[1]
+        told.append(float(torch.as_tensor(time).flatten()[0]))
+
+    network = pipe.components.get("unet") or pipe.transformer
+    network.register_forward_pre_hook(note, with_kwargs=True)
+    pipe(num_inference_steps=4, **call)
+    times = np.asarray(result.schedule.times)[:-1]
+    if "timesteps" in export.values:
+        times = np.rint(times)
+    wanted = times if isinstance(process, jk.FlowMatching) else times - 1.0
+    np.testing.assert_allclose(told, wanted, rtol=1e-4, atol=0.01 * wanted.max() / 1000)
 
 
 def test_a_table_without_signal_at_its_end_is_that_of_diffusers() -> None:

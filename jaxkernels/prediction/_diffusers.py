@@ -159,12 +159,17 @@ def _call_of_pipeline(torch: Any, pipe: Any, arguments: dict[str, Any]) -> Call:
 def _call_of_network(torch: Any, network: Any, arguments: dict[str, Any]) -> Call:
     """How a network is called alone."""
     device, dtype = placement(torch, network)
-    config = getattr(network, "config", None)
-    size = getattr(config, "sample_size", None)
-    shape = None
-    if size is not None and hasattr(config, "in_channels"):
-        shape = (config.in_channels, *((size, size) if isinstance(size, int) else size))
     function = by_name(network) if isinstance(network, torch.nn.Module) else network
     count = count_rows(arguments, "arguments")
     conditions = (Condition(1.0, arguments),)
-    return Call(function, conditions, count, shape, device, dtype)
+    return Call(function, conditions, count, _shape(network), device, dtype)
+
+
+def _shape(network: Any) -> tuple[int, ...] | None:
+    """Channels and size of an image in a network's configuration."""
+    config = getattr(network, "config", {})
+    channels = config.get("in_channels")
+    size = config.get("sample_size")
+    if channels is None or size is None:
+        return None
+    return (channels, *((size, size) if isinstance(size, int) else size))
