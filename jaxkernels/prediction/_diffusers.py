@@ -14,8 +14,6 @@ from ._denoiser import Denoiser
 from ._pipeline import Call, Condition, by_name, observe
 from ._torch import TorchNetwork, import_torch, placement
 
-# as diffusers writes an entry 0 of alphas_cumprod, so that sigma is finite
-_NO_SIGNAL = 2.0**-24
 _PREDICTION_TYPES = {
     "epsilon": "epsilon",
     "sample": "x0",
@@ -131,8 +129,6 @@ def process_of_scheduler(scheduler: Any) -> tuple[AbstractProcess, str]:
             "of a flow nor of EDM; make a Denoiser of the network by jk.from_torch."
         )
     table = np.array(scheduler.alphas_cumprod.cpu().numpy(), np.float64)
-    if table[-1] == 0.0:
-        table[-1] = _NO_SIGNAL
     known = _checks.lookup("prediction_type", predicted, _PREDICTION_TYPES)
     return DiscreteVP(table), known
 
