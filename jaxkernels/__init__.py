@@ -60,6 +60,8 @@ from .prediction import (
     AbstractDenoiser as AbstractDenoiser,
     Denoiser as Denoiser,
     Prediction as Prediction,
+    from_diffusers as from_diffusers,
+    from_k_diffusion as from_k_diffusion,
     from_torch as from_torch,
 )
 from .processes import (

@@ -8,11 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+
+def working_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The precision of times, noise levels and formulas for data of `dtype`: float32 or better."""
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
 def is_traced(tree: PyTree) -> bool:

@@ -10,8 +10,11 @@ from jaxtyping import ArrayLike
 Numbers: TypeAlias = ArrayLike | Sequence[Any]
 """Numbers from a user, before they are checked: a scalar, an array or nested lists."""
 
-Network: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
-"""A network: (x, t) -> an array of x's shape, batched over x, with a scalar time t."""
+Network: TypeAlias = Callable[[jax.Array, jax.Array], Any]
+"""A network: (x, t) -> an array of x's shape, batched over x, with a scalar time t.
+
+Libraries return it alone, or in an object of their own.
+"""
 
 if TYPE_CHECKING:
     AnyArray: TypeAlias = jax.Array

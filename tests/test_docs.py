@@ -101,6 +101,10 @@ def test_guides_run(block: str, float32: None, tmp_path: Path, monkeypatch: pyte
 def test_notebook_runs(path: Path):
     """From the first cell to the last, in a fresh kernel."""
     notebook = nbformat.read(path, as_version=4)
+    needed = notebook.metadata.get("needs", [])
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}: `pip install --group external`")
     NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}
     ).execute()

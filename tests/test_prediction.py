@@ -1,6 +1,9 @@
 """Denoisers: every prediction type gives the same split of a noisy point, and back."""
 
+import dataclasses
+import types
 from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -168,8 +171,106 @@ def test_weights_of_a_network_are_leaves() -> None:
             lambda: jk.Denoiser(lambda x, t: x[0], jk.VP(), "v")(jnp.ones((2, 3)), 0.5),
             r"the network returned shape \(3,\) for x of shape \(2, 3\)",
         ),
+        (
+            lambda: jk.Denoiser(lambda x, t: x > 0, jk.VP(), "v")(jnp.ones((2, 3)), 0.5),
+            r"shape \(2, 3\) for x of shape \(2, 3\), in bool; it must return one real number",
+        ),
+        (
+            lambda: jk.Denoiser(lambda x, t: {"a": x, "b": x}, jk.VP(), "v")(jnp.ones((2, 3)), 0.5),
+            r"returned a dict with 'a': float64 of shape \(2, 3\), 'b': .*; return its prediction",
+        ),
+        (
+            lambda: jk.Denoiser(lambda x, t: None, jk.VP(), "v")(jnp.ones((2, 3)), 0.5),
+            r"the network returned a NoneType, for x of shape",
+        ),
     ],
 )
 def test_bad_denoisers(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+HALVES = [jnp.bfloat16, jnp.float16]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_network_of_few_digits_is_told_all_of_the_time(dtype: jnp.dtype) -> None:
+    """Its points have its own precision; times, steps and the sum over steps have float32's."""
+    told: list[float] = []
+
+    def network(x: jax.Array, t: jax.Array) -> jax.Array:
+        assert (x.dtype, t.dtype) == (dtype, jnp.float32)
+        jax.debug.callback(lambda t: told.append(float(t)), t)
+        return jnp.zeros_like(x)
+
+    schedule = jk.schedules.uniform(jk.FlowMatching(), 90, 0.1)
+    noise = jnp.asarray([[1.0, -3.0, 0.7]], dtype)
+    denoiser = jk.Denoiser(network, jk.FlowMatching(), "x0")
+    samples = jk.sample(denoiser, "ddim", schedule, noise)
+    jax.effects_barrier()
+    times = np.asarray(schedule.times, np.float32)
+    np.testing.assert_array_equal(sorted(told), times[:-1][::-1])
+    # without data each step multiplies by t'/t: 0.1 after all, rounded once
+    assert samples.dtype == dtype
+    np.testing.assert_array_equal(samples, (0.1 * noise.astype(jnp.float32)).astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_few_digits_of_noise_are_the_same_noise(dtype: jnp.dtype) -> None:
+    """For an exact denoiser, which has no network of that precision."""
+    denoiser = jk.Gaussian([0.0, 1.0], [1.0, 0.1]).denoiser(jk.VP())
+    rounded = jax.random.normal(jax.random.key(0), (6, 2), jnp.float32).astype(dtype)
+    schedules = {
+        name: getattr(jk.schedules, name)(jk.VP(), 6, 1e-3) for name in ("cosine", "karras")
+    }
+    few, many = (
+        (
+            jk.record(denoiser, noise, t_min=1e-3, nodes=8, progress=False),
+            jk.compare_schedules(denoiser, "ddim", schedules, noise, progress=False),
+        )
+        for noise in (rounded, rounded.astype(jnp.float32))
+    )
+    np.testing.assert_array_equal(few[0].products, many[0].products)
+    assert few[1].statistic("rms") == pytest.approx(many[1].statistic("rms"), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_prediction_of_few_digits_is_split_in_float32(dtype: jnp.dtype) -> None:
+    """Where the signal is small, x0 is a small difference of large numbers."""
+    t = 0.999
+    x = jnp.asarray([0.5], dtype)
+    x0, eps = jk.Denoiser(lambda x, t: x / 2, jk.FlowMatching(), "epsilon")(x, jnp.float32(t))
+    assert (x0.dtype, eps.dtype) == (jnp.float32, jnp.float32)
+    np.testing.assert_allclose(x0, (0.5 - t * 0.25) / (1.0 - t), rtol=1e-3)
+
+
+@dataclasses.dataclass
+class _Output:
+    prediction: jax.Array
+    steps: int = 3
+
+
+class _Sample(NamedTuple):
+    sample: jax.Array
+    auxiliary: jax.Array
+
+
+OUTPUTS: dict[str, Callable[[jax.Array], object]] = {
+    "tuple": lambda x: (2.0 * x,),
+    "one of a tuple": lambda x: (None, 2.0 * x, jnp.zeros(3)),
+    "dict": lambda x: {"sample": 2.0 * x, "hidden": x},
+    "the only member of a dict": lambda x: {"prediction": 2.0 * x, "loss": jnp.zeros(())},
+    "dataclass": lambda x: _Output(2.0 * x),
+    "named tuple": lambda x: _Sample(2.0 * x, x),
+    "object": lambda x: types.SimpleNamespace(sample=2.0 * x),
+    "channels first": lambda x: jnp.concatenate([2.0 * x, x], 1),
+    "channels last": lambda x: {"sample": jnp.concatenate([2.0 * x, x], -1)},
+    "fewer digits": lambda x: (2.0 * x).astype(jnp.bfloat16),
+}
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_outputs_of_networks(output: str) -> None:
+    x = jnp.asarray(np.arange(2.0 * 3 * 4).reshape(2, 3, 4))
+    eps = jk.Denoiser(lambda x, t: OUTPUTS[output](x), jk.VP(), "epsilon")(x, 0.5).eps
+    np.testing.assert_array_equal(eps, 2.0 * x)

@@ -36,7 +36,7 @@ def _torch_pair() -> tuple[Callable[[Array, Array], Array], Callable[[Array, Arr
             assert t.shape == x.shape[:1]
             return torch.tanh(x @ self.weight) * t[:, None]
 
-    return jk.from_torch(Net().eval()), lambda x, t: jnp.tanh(x @ jnp.asarray(weight)) * t
+    return jk.from_torch(Net().eval()), lambda x, t: jnp.tanh(x @ jnp.asarray(weight, x.dtype)) * t
 
 
 # PyTorch's own warnings are not of this library
@@ -89,10 +89,76 @@ def test_torch_networks_that_are_refused() -> None:
     torch = pytest.importorskip("torch")
     with pytest.raises(ValueError, match="training mode"):
         jk.from_torch(torch.nn.Linear(3, 3))
-    with pytest.raises(Exception, match=r"shape \(4, 2\) for x of shape \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"shape \(4, 2\) for x of shape \(4, 3\)"):
         jk.from_torch(lambda x, t: x[:, :2])(
             jnp.zeros((4, 3)), jnp.asarray(0.1)
         ).block_until_ready()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float64"])
+def test_a_torch_module_computes_in_its_own_precision(name: str) -> None:
+    """Values and derivatives come back in that of x; times are never rounded with the points."""
+    torch = pytest.importorskip("torch")
+    dtype = getattr(torch, name)
+    told: list[Any] = []
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 3, dtype=dtype)
+            torch.nn.init.eye_(self.layer.weight)
+            torch.nn.init.zeros_(self.layer.bias)
+
+        def forward(self, x: Any, t: Any) -> Any:
+            told.append(t)
+            return {"sample": self.layer(x) * t[:, None].to(x.dtype)}
+
+    network = jk.from_torch(Net().eval())
+    x = jnp.asarray(DATA[:4], jnp.float32)
+    for t in (jnp.asarray(998.7, jnp.float32), jnp.asarray(999), jnp.arange(4)):
+        value, moved = jax.jvp(lambda x, t=t: network(x, t), (x,), (x,))
+        scale = jnp.broadcast_to(jnp.asarray(t, jnp.float32), (4,))[:, None]
+        for found in (value, moved, jax.grad(lambda x, t=t: network(x, t).sum())(x)):
+            assert found.dtype == jnp.float32
+        np.testing.assert_allclose(value, scale * x, rtol=0.02)
+        np.testing.assert_allclose(moved, scale * x, rtol=0.02)
+        assert told[-1].dtype == (
+            torch.int64 if t.dtype == jnp.int64 else torch.promote_types(dtype, torch.float32)
+        )
+        np.testing.assert_array_equal(told[-1].numpy(), np.broadcast_to(np.asarray(t), (4,)))
+    samples = jk.sample(
+        jk.Denoiser(network, jk.FlowMatching(), "epsilon"),
+        "ddim",
+        jk.Schedule([0.9, 0.5]),
+        x.astype(jnp.bfloat16),
+    )
+    assert samples.dtype == jnp.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_outputs_of_torch_networks() -> None:
+    torch = pytest.importorskip("torch")
+    x = jnp.asarray(np.arange(2.0 * 3 * 4).reshape(2, 3, 4), jnp.float32)
+    outputs: dict[str, tuple[Callable[[Any], Any], str | int | None]] = {
+        "tuple": (lambda x: (2 * x,), None),
+        "index": (lambda x: (x, 2 * x), 1),
+        "name": (lambda x: {"prediction": 2 * x, "sample": x}, "prediction"),
+        "learned variance": (lambda x: torch.cat([2 * x, x], 1), None),
+    }
+    for fn, output in outputs.values():
+        network = jk.from_torch(lambda x, t, fn=fn: fn(x), output=output)
+        np.testing.assert_array_equal(network(x, jnp.float32(0.1)), 2 * x)
+    for value, message in (
+        ((1, 2), r"a tuple with 0: int, 1: int, for x of shape \(2, 3, 4\); name it"),
+        ({"a": torch.ones(2)}, r"a dict with 'a': torch.float32 of shape \(2,\)"),
+        (torch.ones(2, 3, 4, dtype=torch.int64), r"shape \(2, 3, 4\) .* in torch.int64"),
+    ):
+        network = jk.from_torch(lambda x, t, value=value: value)
+        with pytest.raises(ValueError, match=message):
+            jax.jit(network)(x, jnp.float32(0.1))
+    with pytest.raises(ValueError, match="which has no array 'noise'"):
+        jk.from_torch(lambda x, t: {"sample": x}, output="noise")(x, jnp.float32(0.1))
 
 
 def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:

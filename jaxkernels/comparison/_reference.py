@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from .. import _checks
 from .._types import Numbers, constant
-from ..prediction import AbstractDenoiser
+from ..prediction import AbstractDenoiser, in_working_precision
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, DPMSolverPP2M, sample
 from ..schedules import Schedule, log_snr
@@ -24,7 +24,7 @@ class Reference(NamedTuple):
     **Arguments:**
 
     - `denoiser`: what it was solved with.
-    - `noise`: (n, ...), where the solution starts.
+    - `noise`: (n, ...), where the solution starts, in float32 or better.
     - `ends`: (n, d), where it ends.
     - `scale`: the root of the total variance of `ends`.
     - `directions`: (d, directions), unit vectors divided by `scale`.
@@ -64,6 +64,7 @@ def solve_reference(
     **Raises:** ValueError for data of another shape, or if all samples coincide.
     """
     data = _check_data(data, noise)
+    denoiser, noise = in_working_precision(denoiser, noise)
     solver = DPMSolverPP2M()
     ends = sample_ends(denoiser, solver, _schedule(denoiser.process, steps, span), noise)
     coarse = sample_ends(denoiser, solver, _schedule(denoiser.process, steps // 2, span), noise)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
+from .._precision import working_dtype
 from ..prediction import AbstractDenoiser, Prediction
 from ..processes import AbstractProcess
 
@@ -87,4 +88,5 @@ class ExactDenoiser(AbstractDenoiser):
         return self.distribution.predict(self.process, x, t)
 
     def astype(self, dtype: DTypeLike) -> "ExactDenoiser":
+        dtype = working_dtype(dtype)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import _checks
+from .._numerics import as_inexact
 from .._objective import AbstractObjective, ScheduleFunction
 from .._precision import is_traced, to_float64
 from .._progress import Progress
@@ -320,11 +321,15 @@ def _network_noise(request: _Request, selection: Selection) -> Array:
             )
         shape = np.shape(selection.data)[1:]
         count = 256 if given is None else int(given)
+        dtype = None
     else:
         shape = np.shape(given)[1:]
+        dtype = as_inexact(given).dtype
         count = np.shape(given)[0]
     scale = np.sqrt(np.asarray(request.process.prior_variance(np.asarray(request.process.t_max))))
-    return float(scale) * jax.random.normal(selection.random_key(3), (count, *shape))
+    noise = float(scale) * jax.random.normal(selection.random_key(3), (count, *shape))
+    # a network may take one precision only
+    return noise if dtype is None else noise.astype(dtype)
 
 
 def _recordable(request: _Request) -> bool:

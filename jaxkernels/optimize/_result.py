@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from .. import exports
 from .._plot import FigureSpec, render
 from .._precision import in_float64
 from .._tables import describe, estimate, label
@@ -223,6 +224,30 @@ class OptimizedSchedule:
         without matplotlib.
         """
         return render(self.figure(), path)
+
+    def to_diffusers(self, pipe: Any, **options: object) -> exports.Export:
+        """Give a pipeline of diffusers a scheduler that runs this schedule, see `exports.bind`.
+
+        The next call of the pipeline runs it: pass num_inference_steps, the number of steps.
+
+        **Arguments:**
+
+        - `pipe`: the pipeline, whose `scheduler` is replaced.
+        - `options`: as for `exports.bind`, such as `scheduler="dpm_multistep"`.
+
+        **Returns:** the `Export`; its warnings say where the pipeline departs from the schedule.
+
+        **Raises:** ValueError for an object without a scheduler of diffusers, or a schedule that it
+        cannot take.
+
+        **Example:**
+
+        ```python
+        >>> result.to_diffusers(pipe)  # doctest: +SKIP
+        >>> image = pipe("a cat", num_inference_steps=8).images[0]  # doctest: +SKIP
+        ```
+        """
+        return exports.bind(pipe, self.schedule, self.process, sampler=self.sampler, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the schedule as versioned JSON, with its process, sampler and evidence as metadata.

@@ -7,5 +7,12 @@ from ._denoiser import (
     Predict as Predict,
     Prediction as Prediction,
     check_denoiser as check_denoiser,
+    in_working_precision as in_working_precision,
 )
+from ._diffusers import (
+    DiffusersNetwork as DiffusersNetwork,
+    from_diffusers as from_diffusers,
+    process_of_scheduler as process_of_scheduler,
+)
+from ._k_diffusion import from_k_diffusion as from_k_diffusion
 from ._torch import from_torch as from_torch

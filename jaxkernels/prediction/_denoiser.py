@@ -25,8 +25,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
+from .._precision import working_dtype
 from .._types import Network
 from ..processes import AbstractProcess, check_process
+from ._output import take_output
 
 
 class Prediction(eqx.Module):
@@ -87,6 +89,8 @@ _ROWS: dict[str, Callable[[AbstractProcess, Array], _Row]] = {
 }
 PREDICTION_TYPES = tuple(_ROWS)
 
+_HINT = "return its prediction alone, as in lambda x, t: network(x, t)[0]"
+
 
 class AbstractDenoiser(eqx.Module):
     """A function that splits a noisy point of `process` into its denoised point and its noise.
@@ -130,13 +134,16 @@ class AbstractDenoiser(eqx.Module):
 
     @abc.abstractmethod
     def astype(self, dtype: DTypeLike) -> "AbstractDenoiser":
-        """Return this denoiser with the parameters of its formulas in another precision.
+        """Return this denoiser for points of another precision.
+
+        A network is given points in `dtype`, and its own weights keep theirs. The parameters of
+        formulas are converted to `dtype`, or to float32 if that has fewer digits.
 
         **Arguments:**
 
-        - `dtype`: a floating type. A network's own weights keep theirs.
+        - `dtype`: a floating type.
 
-        **Returns:** the denoiser to be used with arrays of that type.
+        **Returns:** the denoiser.
         """
 
 
@@ -145,21 +152,27 @@ class Denoiser(AbstractDenoiser):
 
     **Arguments:**
 
-    - `fn`: the network, `fn(x, t)` with x of shape (batch, ...) and a scalar time t of `process`,
-      returning an array of x's shape. The weights of an Equinox module are arguments of what is
-      compiled, so that new weights do not recompile. Wrap a PyTorch module by `jk.from_torch`.
+    - `fn`: the network, `fn(x, t)` with x of shape (batch, ...) and a scalar time t of `process` in
+      float32 or better, returning an array of x's shape, or of twice its channels (the first half
+      is taken), alone or as `.sample` or the only such member of an output object. The weights of
+      an Equinox module are arguments of what is compiled, so that new weights do not recompile.
+      Wrap a PyTorch module by `jk.from_torch`.
     - `process`: the forward process of training, such as `jk.VP()`.
     - `prediction_type`: "score", "epsilon", "x0", "v" (a eps - s x0) or "flow" (dx/dt, with t
       increasing with noise).
 
-    **Returns:** a module; `denoiser(x, t)` is a `Prediction(x0, eps)`.
+    **Returns:** a module; `denoiser(x, t)` is a `Prediction(x0, eps)` in the precision of x, but
+    float32 at least.
+
+    A network that is told something else than t, or t once per row, is wrapped:
+    `lambda x, t: network(x, jnp.full(len(x), jnp.log(process.sigma(t))))`.
 
     A score or epsilon does not determine x0 where a(t) = 0, and x0 does not determine eps where
     s(t) = 0: there the other part is infinite or NaN, and both parts of a flow are where a rate is
     infinite (VP at t = 0). Start and stop away from those points.
 
     **Raises:** ValueError for an unknown prediction type or a process that is none; when called,
-    for an output of another shape than x.
+    for an output of another form, naming it.
 
     **Example:**
 
@@ -182,13 +195,10 @@ class Denoiser(AbstractDenoiser):
         self.prediction_type = _checks.one_of("prediction_type", prediction_type, PREDICTION_TYPES)
 
     def __call__(self, x: Float[Array, "..."], t: Float[ArrayLike, ""]) -> Prediction:
-        value = self.fn(x, jnp.asarray(t))
-        if jnp.shape(value) != jnp.shape(x):
-            raise ValueError(
-                f"the network returned shape {jnp.shape(value)} for x of shape {jnp.shape(x)}; "
-                "it must return one value per entry of x."
-            )
-        return self._split(x, jnp.asarray(t), value)
+        dtype = working_dtype(x.dtype)
+        t = _widened(jnp.asarray(t))
+        value = take_output(self.fn(x, t), x.shape, "the network", _HINT)
+        return self._split(x.astype(dtype), t, jnp.asarray(value).astype(dtype))
 
     def _split(self, x: Array, t: Array, value: Array) -> Prediction:
         """The solution of the module's two equations for a predicted value."""
@@ -217,7 +227,19 @@ class Denoiser(AbstractDenoiser):
         return jnp.where(s > 0, -eps / jnp.where(s > 0, s, 1.0), undetermined)
 
     def astype(self, dtype: DTypeLike) -> "Denoiser":
-        return Denoiser(self.fn, _cast(self.process, dtype), self.prediction_type)
+        wide = working_dtype(dtype)
+        fn = self.fn if wide == dtype else _InPrecision(self.fn, dtype)
+        return Denoiser(fn, cast_process(self.process, wide), self.prediction_type)
+
+
+class _InPrecision(eqx.Module):
+    """A network that is given points in a lower precision than it is called with."""
+
+    fn: Network
+    dtype: DTypeLike = eqx.field(static=True)
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        return self.fn(x.astype(self.dtype), t)
 
 
 def check_denoiser(denoiser: object) -> AbstractDenoiser:
@@ -230,6 +252,24 @@ def check_denoiser(denoiser: object) -> AbstractDenoiser:
     return denoiser
 
 
-def _cast(process: AbstractProcess, dtype: DTypeLike) -> AbstractProcess:
+def in_working_precision(
+    denoiser: AbstractDenoiser, x: Float[Array, "..."]
+) -> tuple[AbstractDenoiser, Float[Array, "..."]]:
+    """The denoiser and x for computations in float32 or better.
+
+    The network is still given points in the precision of x.
+    """
+    dtype = working_dtype(x.dtype)
+    if dtype == x.dtype:
+        return denoiser, x
+    return denoiser.astype(x.dtype), x.astype(dtype)
+
+
+def _widened(t: Array) -> Array:
+    """Times in float32 or better; integers as they are."""
+    return t.astype(working_dtype(t.dtype)) if jnp.issubdtype(t.dtype, jnp.floating) else t
+
+
+def cast_process(process: AbstractProcess, dtype: DTypeLike) -> AbstractProcess:
     """The process with its parameters in `dtype`."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), process)

@@ -10,35 +10,45 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
+from .._precision import working_dtype
 from .._types import AnyArray
+from ._output import take_output
 
 Tangent: TypeAlias = Array | SymbolicZero
 
 Tensor: TypeAlias = Any
 """A torch.Tensor: PyTorch is not needed to read or check this file."""
 
+_HINT = "name it, as in from_torch(module, output='prediction')"
 
-def from_torch(module: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Array, Array], Array]:
+
+def from_torch(
+    module: Callable[[Tensor, Tensor], object], *, output: str | int | None = None
+) -> Callable[[Array, Array], Array]:
     """Wrap a PyTorch network as the function of JAX arrays that a `Denoiser` takes.
 
-    PyTorch is called back by the running JAX program, on the device of a module's parameters (a
-    function gets tensors on the CPU). Works under jit, and under vmap by one call per element.
-    First derivatives in x and t, forward and reverse, come from `torch.func`, so the network must
-    be one that it can differentiate; parameters are constants.
+    PyTorch is called back by the running JAX program, on the device and in the precision of a
+    module's parameters (a function gets float32 on the CPU). Works under jit, and under vmap by one
+    call per element. First derivatives in x and t, forward and reverse, come from `torch.func`, so
+    the network must be one that it can differentiate; parameters are constants.
 
     **Arguments:**
 
     - `module`: a `torch.nn.Module` in evaluation mode, or any function of tensors. `module(x, t)`
-      is given x in float32, (batch, ...), and t repeated to (batch,), and returns a tensor of x's
-      shape. Whatever else a network takes (a scaled or discrete time, a class label, guidance)
-      belongs into a small function around it.
+      is given x (batch, ...) and t (batch,), float32 or better, or int64 if the function is called
+      with integers. It returns a tensor of x's shape, or of twice its channels, of which the first
+      half is taken.
+    - `output`: the name or index of the prediction in an output object, tuple or dict. Default:
+      "sample", or the only member that fits.
 
-    **Returns:** a function (x, t) -> an array of x's shape and precision. Its second derivatives
-    raise NotImplementedError.
+    **Returns:** a function (x, t) -> an array of x's shape and precision, for t a scalar or
+    (batch,). Its second derivatives raise NotImplementedError. To tell the network something else,
+    convert t: `lambda x, t: network(x, jnp.log(process.sigma(t)))` for a logarithm of sigma,
+    `network(x, jnp.rint(t).astype(int) - 1)` for the integer timesteps of `DiscreteVP`.
 
     **Raises:** ImportError without PyTorch; ValueError for a module in training mode, whose dropout
-    or batch statistics would make it another function at every call. An output of another shape
-    raises when the function is called.
+    or batch statistics would make it another function at every call, and, when the function is
+    called, for an output of another form, naming it.
 
     **Example:**
 
@@ -47,102 +57,184 @@ def from_torch(module: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Array, A
     >>> denoiser = jk.Denoiser(network, jk.VP(), "epsilon")  # doctest: +SKIP
     ```
     """
+    torch = import_torch("from_torch")
+    device, dtype = placement(torch, module)
+
+    def network(x: Tensor, t: Tensor, row: int) -> Tensor:
+        del row
+        return take_output(module(x, t), x.shape, "module", _HINT, output)
+
+    return TorchNetwork(torch, network, device, dtype).as_function()
+
+
+def import_torch(user: str) -> Any:
+    """PyTorch, or an ImportError that says what needs it."""
     try:
-        torch: Any = importlib.import_module("torch")
+        return importlib.import_module("torch")
     except ImportError:
         raise ImportError(
-            "from_torch needs PyTorch, which is not installed: pip install torch."
+            f"{user} needs PyTorch, which is not installed: pip install torch."
         ) from None
-    return _differentiable(_TorchNetwork(torch, module))
 
 
-class _TorchNetwork:
-    """A network and its first derivatives as functions of tensors, called back from JAX."""
+def placement(torch: Any, module: Any) -> tuple[Any, Any]:
+    """Device and dtype of the points that a module in evaluation mode, or a function, is given."""
+    parameters = ()
+    if isinstance(module, torch.nn.Module):
+        if module.training:
+            raise ValueError(
+                "module is in training mode, where its output may be random; call module.eval() "
+                "first."
+            )
+        parameters = module.parameters()
+    for parameter in parameters:
+        if parameter.is_floating_point():
+            return parameter.device, parameter.dtype
+    return torch.device("cpu"), torch.float32
 
-    def __init__(self, torch: Any, module: Any):
+
+class TorchNetwork:
+    """A network and its first derivatives as functions of tensors, called back from JAX.
+
+    **Arguments:** `torch`, the package; `network`, a function (x, t, row) -> a tensor of x's shape,
+    of x (rows, ...), t (rows,) and the number of x's first row; `device` and `dtype` of x; `batch`,
+    the rows of a call at most, halved if a GPU's memory does not suffice.
+    """
+
+    def __init__(
+        self,
+        torch: Any,
+        network: Callable[[Tensor, Tensor, int], Tensor],
+        device: Any,
+        dtype: Any,
+        batch: int | None = None,
+    ):
         self.torch = torch
-        self.module = module
-        self.device = torch.device("cpu")
-        if isinstance(module, torch.nn.Module):
-            if module.training:
-                raise ValueError(
-                    "module is in training mode, where its output may be random; call "
-                    "module.eval() first."
-                )
-            self.device = next((p.device for p in module.parameters()), self.device)
+        self.network = network
+        self.device = device
+        self.dtype = dtype
+        self.batch = batch
+        self._checked: set[tuple[tuple[int, ...], Any]] = set()
+
+    def check(self, shape: tuple[int, ...], dtype: Any) -> None:
+        """Call the network once, so that an error is not one of the program that calls back."""
+        key = (shape, dtype)
+        if key not in self._checked:
+            # any time will do; 0 is an integer timestep
+            t = np.zeros if jnp.issubdtype(dtype, jnp.integer) else np.ones
+            self._in_batches(self.network, np.ones(shape, np.float32), t((), dtype))
+            self._checked.add(key)
 
     def call(self, fn: Callable[..., Tensor], *values: Array) -> Array:
         """`fn` of tensors, as JAX sees it: an array like the first of the values."""
 
         def host(*values: AnyArray) -> np.ndarray:
-            arrays = (np.array(value, np.float32) for value in values)
-            tensors = (self.torch.from_numpy(array).to(self.device) for array in arrays)
-            return fn(*tensors).detach().cpu().numpy().astype(values[0].dtype)
+            return self._in_batches(fn, *values).astype(values[0].dtype)
 
         like = jax.ShapeDtypeStruct(values[0].shape, values[0].dtype)
         return jax.pure_callback(host, like, *values, vmap_method="sequential")
 
-    def network(self, x: Tensor, t: Tensor) -> Tensor:
-        """The output, of x's shape."""
-        value = self.module(x, t.expand(x.shape[0]))
-        if value.shape != x.shape:
-            raise ValueError(
-                f"module returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}."
-            )
-        return value
+    def _in_batches(self, fn: Callable[..., Tensor], *values: Any) -> np.ndarray:
+        """`fn(*points, t, row)` of all rows, as many at a time as fit."""
+        *points, t = (np.asarray(value) for value in values)
+        rows = points[0].shape[0]
+        t = np.broadcast_to(t, (rows,))
+        parts = []
+        row = 0
+        while row < rows:
+            size = min(self.batch or rows, rows)
+            part = slice(row, row + size)
+            try:
+                # parameters are constants: outside of torch.func there is nothing to differentiate
+                with self.torch.no_grad():
+                    tensors = [self._tensor(p[part], self.dtype) for p in points]
+                    found = fn(*tensors, self._time(t[part]), row)
+                parts.append(found.to("cpu", self._host_dtype).numpy())
+            except self.torch.cuda.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self.batch = size // 2
+                continue
+            row += size
+        return np.concatenate(parts) if parts else np.zeros_like(points[0])
 
-    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
-        """The output, without a graph for derivatives."""
-        with self.torch.no_grad():
-            return self.network(x, t)
+    @property
+    def _host_dtype(self) -> Any:
+        """The precision in which tensors come and go: NumPy has no bfloat16."""
+        wide = self.dtype == self.torch.float64
+        return self.torch.float64 if wide else self.torch.float32
 
-    def push(self, dx: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def _tensor(self, value: np.ndarray, dtype: Any) -> Tensor:
+        """A tensor of this dtype on the network's device."""
+        wide = self._host_dtype == self.torch.float64
+        host = np.array(value, np.float64 if wide else np.float32)
+        return self.torch.from_numpy(host).to(self.device, dtype)
+
+    def _time(self, t: np.ndarray) -> Tensor:
+        """Times in float32 or better, or integers."""
+        if np.issubdtype(t.dtype, np.integer):
+            return self.torch.from_numpy(np.array(t, np.int64)).to(self.device)
+        return self._tensor(t, self._host_dtype)
+
+    def push(self, dx: Tensor, x: Tensor, t: Tensor, row: int) -> Tensor:
         """The derivative along dx."""
-        return self.torch.func.jvp(lambda v: self.network(v, t), (x,), (dx,))[1]
+        with self._differentiable_attention():
+            return self.torch.func.jvp(lambda v: self.network(v, t, row), (x,), (dx,))[1]
 
-    def pull(self, cotangent: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def pull(self, cotangent: Tensor, x: Tensor, t: Tensor, row: int) -> Tensor:
         """The transposed derivative in x, of a cotangent."""
-        return self.torch.func.vjp(lambda v: self.network(v, t), x)[1](cotangent)[0]
+        value, transposed = self.torch.func.vjp(lambda v: self.network(v, t, row), x)
+        return transposed(cotangent.to(value.dtype))[0]
 
-    def rate(self, x: Tensor, t: Tensor) -> Tensor:
+    def rate(self, x: Tensor, t: Tensor, row: int) -> Tensor:
         """The derivative in t."""
         one = self.torch.ones_like(t)
-        return self.torch.func.jvp(lambda v: self.network(x, v), (t,), (one,))[1]
+        with self._differentiable_attention():
+            return self.torch.func.jvp(lambda v: self.network(x, v, row), (t,), (one,))[1]
 
+    def _differentiable_attention(self) -> Any:
+        """A context in which attention has forward derivatives: its fast kernels have none."""
+        attention = importlib.import_module("torch.nn.attention")
+        return attention.sdpa_kernel(attention.SDPBackend.MATH)
 
-def _differentiable(torch_network: _TorchNetwork) -> Callable[[Array, Array], Array]:
-    """A function of JAX arrays with first derivatives."""
+    def as_function(self) -> Callable[[Array, Array], Array]:
+        """A function of JAX arrays with first derivatives."""
 
-    @jax.custom_jvp
-    def call(x: Array, t: Array) -> Array:
-        return torch_network.call(torch_network.evaluate, x, t)
+        @jax.custom_jvp
+        def call(x: Array, t: Array) -> Array:
+            return self.call(self.network, x, t)
 
-    def derivative(
-        primals: tuple[Array, Array], tangents: tuple[Tangent, Tangent]
-    ) -> tuple[Array, Array]:
-        x, t = primals
-        dx, dt = tangents
-        moved = jnp.zeros_like(x)
-        if not isinstance(dx, SymbolicZero):
-            # a linear map with its transpose, which JAX takes (also under vmap) as the solution of
-            # linear equations
-            moved = jax.lax.custom_linear_solve(
-                lambda v: v * _constant_once(x, t),
-                dx,
-                solve=lambda _, v: torch_network.call(torch_network.push, v, x, t),
-                transpose_solve=lambda _, v: torch_network.call(torch_network.pull, v, x, t),
-            )
-        if not isinstance(dt, SymbolicZero):
-            moved = moved + torch_network.call(torch_network.rate, x, t) * dt
-        return call(x, t), moved
+        def derivative(
+            primals: tuple[Array, Array], tangents: tuple[Tangent, Tangent]
+        ) -> tuple[Array, Array]:
+            x, t = primals
+            dx, dt = tangents
+            moved = jnp.zeros_like(x)
+            if not isinstance(dx, SymbolicZero):
+                # a linear map with its transpose, which JAX takes (also under vmap) as the solution
+                # of linear equations
+                moved = jax.lax.custom_linear_solve(
+                    lambda v: v * _constant_once(x, t),
+                    dx,
+                    solve=lambda _, v: self.call(self.push, v, x, t),
+                    transpose_solve=lambda _, v: self.call(self.pull, v, x, t),
+                )
+            if not isinstance(dt, SymbolicZero):
+                dt = dt.reshape(dt.shape + (1,) * (x.ndim - 1 if dt.ndim else 0))
+                moved = moved + self.call(self.rate, x, t) * dt.astype(x.dtype)
+            return call(x, t), moved
 
-    call.defjvp(derivative, symbolic_zeros=True)
+        call.defjvp(derivative, symbolic_zeros=True)
 
-    def network(x: Array, t: Array) -> Array:
-        x = jnp.asarray(x)
-        return call(x, jnp.asarray(t, x.dtype))
+        def network(x: Array, t: Array) -> Array:
+            x = jnp.asarray(x)
+            t = jnp.asarray(t)
+            if not jnp.issubdtype(t.dtype, jnp.integer):
+                t = t.astype(working_dtype(x.dtype))
+            self.check(x.shape, t.dtype)
+            return call(x, t)
 
-    return network
+        return network
 
 
 @jax.custom_jvp

@@ -347,7 +347,8 @@ class DiscreteVP(AbstractVariancePreserving):
     @property
     def _knots(self) -> Array:
         """Times of the table's entries."""
-        return jnp.asarray(np.arange(1.0, self.log_sigmas.shape[0] + 1))
+        knots = np.arange(1.0, self.log_sigmas.shape[0] + 1, dtype=self.log_sigmas.dtype)
+        return jnp.asarray(knots)
 
     def sigma(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         t = as_inexact(t)

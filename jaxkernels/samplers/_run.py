@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._numerics import safe_sqrt
 from .._precision import is_traced
-from ..prediction import AbstractDenoiser, check_denoiser
+from ..prediction import AbstractDenoiser, check_denoiser, in_working_precision
 from ..schedules import Schedule, Step
 from ._base import AbstractSampler
 from ._names import as_sampler, check_schedule
@@ -35,7 +35,9 @@ def sample(
     - `key`: a random key, required if the schedule is stochastic.
     - `trajectory`: return x at every time, (K+1, batch, ...), instead of the last.
 
-    **Returns:** samples in the shape and precision of `noise`. Works under jit, grad and vmap.
+    **Returns:** samples in the shape and precision of `noise`. In bfloat16 and float16 only the
+    network is given points of that precision: times and steps are computed in float32. Works under
+    jit, grad and vmap.
 
     **Raises:** ValueError for a wrong argument, an output of another shape, or if x becomes
     non-finite, naming the step.
@@ -87,6 +89,8 @@ def _run(
     trajectory: bool,
 ) -> tuple[Array, Bool[Array, " steps"]]:
     """The last x or all of them, and whether x is finite after every step."""
+    given = x.dtype
+    denoiser, x = in_working_precision(denoiser, x)
     denoiser = denoiser.astype(x.dtype)
     schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
 
@@ -106,4 +110,5 @@ def _run(
     keys = jax.random.split(key, schedule.num_steps)
     start = (x, sampler.init_history(x))
     (last, _), (path, finite) = jax.lax.scan(step, start, (schedule.steps(), keys))
-    return last if path is None else jnp.concatenate([x[None], path]), finite
+    points = last if path is None else jnp.concatenate([x[None], path])
+    return points.astype(given), finite

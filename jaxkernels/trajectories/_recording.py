@@ -11,7 +11,12 @@ from .. import _checks
 from .._compile import quick_filter_jit
 from .._progress import Progress
 from .._types import AnyArray, constant
-from ..prediction import AbstractDenoiser, Prediction, check_denoiser
+from ..prediction import (
+    AbstractDenoiser,
+    Prediction,
+    check_denoiser,
+    in_working_precision,
+)
 from ..processes import AbstractProcess, check_range, sigma_range
 from ..samplers import RK4
 from ..schedules import Step, TimeCoordinate
@@ -74,7 +79,7 @@ def record(
     process = check_denoiser(denoiser).process
     low_time = check_range(process, 1, t_min)
     nodes = _checks.count("nodes", nodes, at_least=_LEAST_NODES)
-    x = _check_noise(noise)
+    denoiser, x = in_working_precision(denoiser, _check_noise(noise))
     batch = _checks.count("batch", batch)
     frame = _directions(x, _checks.count("directions", directions), key)
     coordinate = _time_coordinate(process, low_time)
