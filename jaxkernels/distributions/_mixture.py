@@ -15,7 +15,8 @@ from .._types import AnyArray, Numbers, constant
 from ..prediction import Prediction
 from ..processes import AbstractProcess
 from ._base import AbstractDistribution
-from ._gaussian import Gaussian, eigendecomposition
+from ._gaussian import Gaussian, eigendecomposition, gaussian_in_basis
+from ._principal_axes import check_samples, coordinates
 
 # axes along which the samples do not vary at all get this share of the largest deviation
 _FLAT = 1e-6
@@ -37,6 +38,8 @@ class GaussianMixture(AbstractDistribution):
     - `means`: (M, d).
     - `covariances`: (M, d, d), or (M, d) of variances, or (M,) of isotropic ones.
 
+    One fitted to n <= d samples keeps only the axes of their span, see `fit`.
+
     **Raises:** ValueError for weights that do not sum to 1, wrong shapes, or a covariance that is
     not symmetric and positive semidefinite.
 
@@ -51,9 +54,11 @@ class GaussianMixture(AbstractDistribution):
 
     weights: Float[AnyArray, " components"]
     means: Float[AnyArray, "components d"]
-    eigenvalues: Float[AnyArray, "components d"]
-    bases: Float[AnyArray, "components d d"] | Float[AnyArray, "d d"] | None
+    eigenvalues: Float[AnyArray, "components axes"]
+    bases: Float[AnyArray, "components d d"] | Float[AnyArray, "d axes"] | None
     """Eigenvectors (columns) of each component, one basis for all, or None for the coordinates."""
+    outside: Float[AnyArray, ""] | None
+    """The components' common variance orthogonal to one basis of fewer than d columns."""
 
     def __init__(self, weights: Numbers, means: Numbers, covariances: Numbers):
         weights = _checks.array("weights", weights)
@@ -76,6 +81,7 @@ class GaussianMixture(AbstractDistribution):
             )
         self.weights = weights / weights.sum()
         self.means = means
+        self.outside = None
         if covariances.ndim == 3:
             parts = [eigendecomposition(f"covariances[{m}]", c) for m, c in enumerate(covariances)]
             self.eigenvalues = constant(np.stack([values for values, _ in parts]))
@@ -95,7 +101,9 @@ class GaussianMixture(AbstractDistribution):
         """Fit a mixture to samples by expectation maximisation, along their principal axes.
 
         A mixture knows what the covariance does not: clusters, and samples of different scales.
-        Axes and scales are those of `Gaussian.fit`; the components share them as one basis.
+        Axes and scales are those of `Gaussian.fit`; the components share them as one basis. Of
+        n <= d samples these are the axes of their span: orthogonal to it all samples agree, and so
+        do the components, with `floor` times the eigenvalue of `Gaussian.fit` as their variance.
 
         **Arguments:**
 
@@ -127,21 +135,38 @@ class GaussianMixture(AbstractDistribution):
         floor = float(_checks.scalar("floor", floor, above=0.0, at_most=1.0))
         seed = _checks.count("seed", seed, at_least=0)
         gaussian = Gaussian.fit(samples)
-        assert gaussian.basis is not None
-        x = np.asarray(samples, np.float64)
+        basis = np.asarray(gaussian.basis)
+        axes = basis.shape[1]
+        x = check_samples(samples)
         if asked is not None and len(x) < asked:
             raise ValueError(f"components = {asked} is more than the {len(x)} samples.")
-        basis = np.asarray(gaussian.basis)
-        scale = np.sqrt(np.asarray(gaussian.eigenvalues))
-        z = (x.reshape(len(x), -1) - np.asarray(gaussian.mean)) @ basis
-        weights, means, variances = _expectation_maximisation(z, scale, asked, floor, seed)
-        mixture = cls(weights, np.asarray(gaussian.mean) + means @ basis.T, variances)
+        mean = np.asarray(gaussian.mean)
+        eigenvalues = np.asarray(gaussian.eigenvalues)
+        fitted = _expectation_maximisation(
+            coordinates(x, mean, basis), np.sqrt(eigenvalues[:axes]), asked, floor, seed
+        )
+        weights, means, variances = fitted
+        inside = cls(weights, means, variances)
+        outside = floor * eigenvalues[-1] if axes < basis.shape[0] else None
         return eqx.tree_at(
-            lambda m: m.bases, mixture, constant(basis), is_leaf=lambda leaf: leaf is None
+            lambda m: (m.means, m.bases, m.outside),
+            inside,
+            (
+                constant(mean + means @ basis.T),
+                constant(basis),
+                None if outside is None else constant(outside),
+            ),
+            is_leaf=lambda leaf: leaf is None,
         )
 
     def in_eigenbasis(self) -> "GaussianMixture":
         """Return the same distribution in the coordinates of the basis that all components share.
+
+        A rotation of the coordinates changes no distance, and noise has the same distribution along
+        any axes. So a sampler has the same errors here as in the coordinates of the data.
+
+        Of a mixture fitted to n <= d samples only the axes of their span are kept: noise orthogonal
+        to it is removed independently of what happens along it, whatever the component.
 
         **Returns:** a mixture whose `bases` is None; itself if the components share no basis.
         """
@@ -158,27 +183,32 @@ class GaussianMixture(AbstractDistribution):
         """
         weights = np.asarray(self.weights)
         means = np.asarray(self.means)
+        inside = self.in_eigenbasis()
+        if inside is not self:
+            turned = inside.gaussian()
+            basis = np.asarray(self.bases) @ np.asarray(turned.basis)
+            outside = () if self.outside is None else np.asarray(self.outside)
+            return gaussian_in_basis(
+                weights @ means, np.append(np.asarray(turned.eigenvalues), outside), basis
+            )
         mean = weights @ means
         centered = means - mean
         between = (weights[:, None] * centered).T @ centered
         return Gaussian.from_covariance(mean, self._mean_covariance() + between)
 
     def _mean_covariance(self) -> np.ndarray:
-        """sum_m weights_m covariances_m."""
+        """sum_m weights_m covariances_m, where no basis is shared."""
         weights = np.asarray(self.weights)
         values = np.asarray(self.eigenvalues)
         if self.bases is None:
             return np.diag(weights @ values)
         bases = np.asarray(self.bases)
-        if bases.ndim == 2:
-            return (bases * (weights @ values)) @ bases.T
         return np.einsum("m,mij,mj,mkj->ik", weights, bases, values, bases, optimize=True)
 
-    def _own_bases(self) -> Float[AnyArray, "components d d"]:
+    def _own_bases(self) -> Float[AnyArray, "components d axes"]:
         """The eigenvectors of every component."""
-        dim = self.means.shape[1]
-        bases = jnp.eye(dim) if self.bases is None else jnp.asarray(self.bases)
-        return jnp.broadcast_to(bases, (*self.means.shape, dim))
+        bases = jnp.eye(self.means.shape[1]) if self.bases is None else jnp.asarray(self.bases)
+        return jnp.broadcast_to(bases, (self.means.shape[0], *bases.shape[-2:]))
 
     @full_precision
     def _along(self, x: Float[Array, "... d"], a: Array) -> Float[Array, "... components d"]:
@@ -200,6 +230,16 @@ class GaussianMixture(AbstractDistribution):
             return jnp.einsum("...m,...me,mde->...d", gamma, y, self.bases)
         x = jnp.einsum("...m,...me->...e", gamma, y)
         return x if self.bases is None else x @ jnp.asarray(self.bases).T
+
+    @full_precision
+    def _outside(
+        self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
+    ) -> tuple[Array, Array]:
+        """x - a mu orthogonal to an incomplete basis, and its variance per direction."""
+        a = process.signal(t)
+        y = x - a * jnp.asarray(self.means)[0]  # the components have one mean there
+        basis = jnp.asarray(self.bases)
+        return y - (y @ basis) @ basis.T, a**2 * self.outside + process.noise(t) ** 2
 
     def _whitened(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
@@ -225,7 +265,13 @@ class GaussianMixture(AbstractDistribution):
 
         **Returns:** the log density (...), in nats.
         """
-        return jax.nn.logsumexp(self._whitened(process, x, t)[2], -1)
+        log_density = jax.nn.logsumexp(self._whitened(process, x, t)[2], -1)
+        if self.outside is None:
+            return log_density
+        y, variance = self._outside(process, x, t)
+        directions = y.shape[-1] - self.eigenvalues.shape[1]
+        constant = directions * jnp.log(2.0 * jnp.pi * variance)
+        return log_density - 0.5 * (jnp.sum(y * y, -1) / variance + constant)
 
     def score(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""] = 0.0
@@ -245,7 +291,11 @@ class GaussianMixture(AbstractDistribution):
         **Returns:** the score, in the shape of x.
         """
         y, variance, logits = self._whitened(process, x, t)
-        return -self._combined(jax.nn.softmax(logits, -1), y / variance)
+        score = -self._combined(jax.nn.softmax(logits, -1), y / variance)
+        if self.outside is None:
+            return score
+        y, variance = self._outside(process, x, t)
+        return score - y / variance
 
     @full_precision
     def hessian(
@@ -271,9 +321,13 @@ class GaussianMixture(AbstractDistribution):
         pulls = -jnp.einsum("...me,mde->...md", y / variance, bases)
         precisions = jnp.einsum("mde,me,mfe->mdf", bases, 1.0 / variance, bases)
         centered = pulls - jnp.einsum("...m,...md->...d", gamma, pulls)[..., None, :]
-        return jnp.einsum("...m,...md,...mf->...df", gamma, centered, centered) - jnp.einsum(
+        hessian = jnp.einsum("...m,...md,...mf->...df", gamma, centered, centered) - jnp.einsum(
             "...m,mdf->...df", gamma, precisions
         )
+        if self.outside is None:
+            return hessian
+        variance = self._outside(process, x, t)[1]
+        return hessian - (jnp.eye(bases.shape[1]) - bases[0] @ bases[0].T) / variance
 
     @full_precision
     def predict(
@@ -296,7 +350,14 @@ class GaussianMixture(AbstractDistribution):
         y = safe_divide(y, jnp.broadcast_to(variance, y.shape))
         x0 = gamma @ jnp.asarray(self.means) + self._combined(gamma, a * self.eigenvalues * y)
         pull = self._combined(gamma, y)
-        return Prediction(x0, s * pull, jnp.where(jnp.all(variance > 0), -pull, jnp.nan))
+        dense = jnp.all(variance > 0)
+        if self.outside is not None:
+            y, variance = self._outside(process, x, t)
+            y = safe_divide(y, variance)
+            x0 = x0 + a * self.outside * y
+            pull = pull + y
+            dense = dense & (variance > 0)
+        return Prediction(x0, s * pull, jnp.where(dense, -pull, jnp.nan))
 
     @full_precision
     def sample(self, key: Array, num: int) -> Float[Array, "num d"]:
@@ -311,12 +372,19 @@ class GaussianMixture(AbstractDistribution):
         """
         component_key, point_key = jax.random.split(key)
         m = jax.random.categorical(component_key, jnp.log(jnp.asarray(self.weights)), shape=(num,))
-        z = jax.random.normal(point_key, (num, self.means.shape[1]))
-        z = z * jnp.sqrt(jnp.asarray(self.eigenvalues))[m]
-        if self.bases is not None:
-            bases = jnp.asarray(self.bases)
-            z = z @ bases.T if bases.ndim == 2 else jnp.einsum("ne,nde->nd", z, bases[m])
-        return jnp.asarray(self.means)[m] + z
+        means = jnp.asarray(self.means)[m]
+        z = jax.random.normal(point_key, means.shape)
+        deviations = jnp.sqrt(jnp.asarray(self.eigenvalues))[m]
+        if self.bases is None:
+            return means + z * deviations
+        bases = jnp.asarray(self.bases)
+        if bases.ndim == 3:
+            return means + jnp.einsum("ne,nde->nd", z * deviations, bases[m])
+        if self.outside is None:
+            return means + (z * deviations) @ bases.T
+        along = z @ bases
+        outside = z - along @ bases.T
+        return means + (along * deviations) @ bases.T + jnp.sqrt(self.outside) * outside
 
 
 def _expectation_maximisation(
