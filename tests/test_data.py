@@ -187,7 +187,7 @@ class TestSpectrum:
     @pytest.mark.parametrize(
         ("text", "fault"),
         [
-            ("[1, -0.25]", r"eigenvalues\[1\] = -0.25 in .*s\.json is negative"),
+            ("[1, -0.25]", r"s\.json: eigenvalues\[1\] = -0.25 is negative"),
             ("[1, NaN]", r"s\.json\[1\] = nan"),
             ("[]", "is empty"),
             ("[1, 2", "not a complete JSON file"),

@@ -331,7 +331,7 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
             name: value for name, value in given.items() if value is not None and name not in taken
         }
         if "table" in options:
-            options["table"] = DiscreteVP(load_numbers(str(self.table)))
+            options["table"] = DiscreteVP(load_numbers(str(self.table), report=say))
         return options
 
 

@@ -34,8 +34,9 @@ class Gaussian(AbstractDistribution):
     **Arguments:**
 
     - `mean`: (d,), or a number for all. In data coordinates if `basis` is given, else per mode.
-    - `eigenvalues`: (d,) of the covariance, >= 0, in units of variance. Zero is allowed. (k + 1,)
-      with a basis of k < d columns: the last is the variance in every direction orthogonal to them.
+    - `eigenvalues`: (d,) of the covariance, >= 0, in units of variance. Zero is allowed, and what
+      rounding made negative, down to -1e-6 of the largest, is taken as 0. (k + 1,) with a basis of
+      k < d columns: the last is the variance in every direction orthogonal to them.
     - `weights`: of the modes, multiplicities or quadrature weights >= 0; default 1, and d - k for
       the last mode of a basis of k < d columns.
     - `basis`: (d, d) orthonormal eigenvectors in columns, or the k < d whose eigenvalues differ
@@ -501,12 +502,9 @@ def _checked(
     compressed: bool,
 ) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray | None]:
     """The four arrays of a Gaussian, mean and weights with one entry per mode."""
-    eigenvalues = _checks.array("eigenvalues", eigenvalues)
+    eigenvalues = _checks.variances("eigenvalues", eigenvalues)
     if eigenvalues.ndim != 1 or eigenvalues.size == 0:
         raise ValueError(f"eigenvalues must be a non-empty list; got shape {eigenvalues.shape}.")
-    if np.any(eigenvalues < 0):
-        i = int(np.argmin(eigenvalues))
-        raise ValueError(f"eigenvalues[{i}] = {eigenvalues[i]:g} is negative; variances are >= 0.")
     basis = None if basis is None else _checked_basis(basis, eigenvalues.size)
     expected = _multiplicities(eigenvalues.size, basis)
     mean = _checks.array("mean", mean)

@@ -88,9 +88,7 @@ class GaussianMixture(AbstractDistribution):
             self.bases = constant(np.stack([basis for _, basis in parts]))
             return
         variances = covariances if covariances.ndim == 2 else covariances[:, None]
-        if np.any(variances < 0):
-            m = int(np.argmin(variances.min(1)))
-            raise ValueError(f"covariances[{m}] has a negative variance, {variances[m].min():g}.")
+        variances = _checks.variances("covariances", variances)
         self.eigenvalues = constant(np.broadcast_to(variances, means.shape))
         self.bases = None
 
@@ -188,13 +186,13 @@ class GaussianMixture(AbstractDistribution):
             turned = inside.gaussian()
             basis = np.asarray(self.bases) @ np.asarray(turned.basis)
             outside = () if self.outside is None else np.asarray(self.outside)
-            return gaussian_in_basis(
-                weights @ means, np.append(np.asarray(turned.eigenvalues), outside), basis
-            )
+            eigenvalues = np.append(np.asarray(turned.eigenvalues), outside)
+            return gaussian_in_basis(weights @ means, eigenvalues, basis)
         mean = weights @ means
         centered = means - mean
         between = (weights[:, None] * centered).T @ centered
-        return Gaussian.from_covariance(mean, self._mean_covariance() + between)
+        found = eigendecomposition("covariances", self._mean_covariance() + between)
+        return gaussian_in_basis(mean, *found)
 
     def _mean_covariance(self) -> np.ndarray:
         """sum_m weights_m covariances_m, where no basis is shared."""
