@@ -26,8 +26,12 @@ def _covariance(seed: int, dim: int, scale: float = 1.0) -> np.ndarray:
 
 
 def _reconstructed(target: jk.Gaussian) -> np.ndarray:
+    """The dense covariance, with the one variance of all directions that the basis leaves out."""
     basis = np.asarray(target.basis)
-    return (basis * np.asarray(target.eigenvalues)) @ basis.T
+    columns = basis.shape[1]
+    eigenvalues = np.asarray(target.eigenvalues)
+    inside = (basis * eigenvalues[:columns]) @ basis.T
+    return inside + eigenvalues[-1] * (np.eye(len(basis)) - basis @ basis.T)
 
 
 # --- fitting --------------------------------------------------------------------------------------
@@ -45,9 +49,10 @@ def test_fit_agrees_with_ledoit_wolf(n: int, dim: int) -> None:
     # the amount itself, read off the spectrum: C = (1 - r) S + r tr(S)/d I
     empirical = np.cov(samples.T, bias=True)
     level = np.trace(empirical) / dim
-    kept = np.var(np.asarray(fitted.eigenvalues)) / np.var(np.linalg.eigvalsh(empirical))
+    spectrum = np.repeat(fitted.eigenvalues, np.asarray(fitted.weights).astype(int))
+    kept = np.var(spectrum) / np.var(np.linalg.eigvalsh(empirical))
     assert 1.0 - np.sqrt(kept) == pytest.approx(reference.shrinkage_, abs=1e-9)
-    assert np.mean(fitted.eigenvalues) == pytest.approx(level, rel=1e-12)
+    assert np.mean(spectrum) == pytest.approx(level, rel=1e-12)
     # two samples look noiseless to the estimate: nothing is shrunk
     assert np.min(fitted.eigenvalues) > 0 if n > 2 else np.min(fitted.eigenvalues) >= 0
 
@@ -61,7 +66,7 @@ def test_fit_with_a_given_shrinkage(amount: float, n: int, dim: int) -> None:
     fitted = jk.Gaussian.fit(samples, shrinkage=amount)
     np.testing.assert_allclose(_reconstructed(fitted), expected, rtol=1e-10, atol=1e-11)
     rank = min(n - 1, dim) if amount == 0 else dim
-    assert np.sum(np.asarray(fitted.eigenvalues) > 1e-10) == rank
+    assert np.sum(np.asarray(fitted.weights)[np.asarray(fitted.eigenvalues) > 1e-10]) == rank
 
 
 @pytest.mark.parametrize(
@@ -634,7 +639,10 @@ def test_fitted_mixture_of_flat_samples_has_a_density() -> None:
     x[:, 2] = 0.7
     fitted = jk.GaussianMixture.fit(x, 3)
     scales = np.asarray(jk.Gaussian.fit(x).eigenvalues)
-    assert np.all(np.asarray(fitted.eigenvalues) >= 0.999e-3 * scales)  # the floor
+    assert fitted.outside is not None
+    outside = np.full((3, 1), fitted.outside)
+    floored = np.concatenate([np.asarray(fitted.eigenvalues), outside], 1)
+    assert np.all(floored >= 0.999e-3 * scales)  # the floor
     assert np.min(fitted.eigenvalues) > 0
     np.testing.assert_allclose(
         np.asarray(fitted.weights) @ np.asarray(fitted.means), x.reshape(20, -1).mean(0), atol=1e-6

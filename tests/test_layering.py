@@ -24,6 +24,7 @@ MODULES = [
     "_precision",
     "_compile",
     "_checks",
+    "_field_names",
     "_linalg",
     "_numerics",
     "_derivatives",

@@ -9,12 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from .. import _checks
+from .._field_names import known_name
 from .._plot import check_path
 from .._progress import Progress
 from ..data import load, load_numbers, load_spectrum
 from ..distributions import Gaussian, GaussianMixture, sample_moments
-from ..processes import AbstractProcess, DiscreteVP, from_config, parameters, to_config
-from ..samplers import SAMPLERS
+from ..processes import (
+    AbstractProcess,
+    DiscreteVP,
+    check_process_name,
+    from_config,
+    parameters,
+    to_config,
+)
+from ..samplers import SAMPLERS, check_sampler_name
 from ..schedules import BASELINES, Schedule, read_json
 from ._options import (
     DEFAULT_MAX_SAMPLES,
@@ -75,12 +83,12 @@ def select_sampler(options: SamplerOptions, files: Sequence[SavedSchedule]) -> s
     stated = [f.sampler for f in files if f.sampler in SAMPLERS]
     names = [options.sampler, *stated, DEFAULT_SAMPLER]
     name = next(name for name in names if name is not None)
-    return _checks.one_of("sampler", name, SAMPLERS)
+    return check_sampler_name(name)
 
 
 def make_process(name: str | None, given: Mapping[str, float | str]) -> AbstractProcess:
     """A built-in process with the parameters that were given."""
-    name = DEFAULT_PROCESS if name is None else name
+    name = check_process_name(DEFAULT_PROCESS if name is None else name)
     known = process_fields(name)
     for key, value in given.items():
         if key not in known:
@@ -112,7 +120,7 @@ def _describe(process: AbstractProcess) -> str:
 def baseline_schedule(name: str, process: AbstractProcess, options: ScheduleOptions) -> Schedule:
     """A baseline schedule with the length and end that were asked for."""
     t_min = process.default_t_min if options.t_min is None else options.t_min
-    make = _checks.lookup("schedule", name, BASELINES)
+    make = BASELINES[known_name("schedule", "schedule", name, BASELINES)]
     return make(process, options.num_steps(), t_min)
 
 

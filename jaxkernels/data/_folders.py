@@ -38,7 +38,7 @@ def folder_rows(folder: Path, key: str | None, report: Callable[[str], None]) ->
     if kind in TABLE_SUFFIXES:
         return joined_rows([table_rows(path, key) for path in paths])
     subfolders = len({path.parent for path in paths} - {folder})
-    if subfolders:
+    if subfolders > 1:
         report(f"{folder}: the files of {subfolders} subfolders are taken together")
     return _file_rows([_File(str(path), path.read_bytes) for path in paths], kind, key, report)
 
