@@ -103,7 +103,7 @@ ANSWERS: dict[str, dict[str, str]] = {
         "pndm": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
         "ipndm": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
         "deis": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
-        "res_multistep": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
+        "res": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
         "sa_solver": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
         "er_sde": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
         "lcm": "It draws fresh noise around x0: 'ddim' with a large stochasticity here.",

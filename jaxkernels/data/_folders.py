@@ -128,11 +128,11 @@ def _read_images(files: Sequence[_File], index: np.ndarray, done: Callable[[], N
     """Images by index."""
 
     def contents():
-        for i in index:
+        for i in index.tolist():
             yield files[i].content()
             done()
 
-    return read_images([files[i].name for i in index], contents())
+    return read_images([files[i].name for i in index.tolist()], contents())
 
 
 def _read_arrays(
@@ -143,11 +143,11 @@ def _read_arrays(
 ) -> np.ndarray:
     """Arrays by index, of one shape."""
     found = []
-    for i in index:
+    for i in index.tolist():
         found.append(read(i))
         if found[-1].shape != found[0].shape:
             raise ValueError(
-                f"samples must have one shape; {files[index[0]].name} has {found[0].shape} and "
+                f"samples must have one shape; {files[int(index[0])].name} has {found[0].shape} and "
                 f"{files[i].name} has {found[-1].shape}."
             )
         done()

@@ -21,6 +21,7 @@ class _Layout:
     lines: dict[int, list[str]]
     """The cells of every line that is neither blank nor a remark, by its number from 1."""
     delimiter: str | None
+    decimal: str
     header: bool
     index: bool
 
@@ -45,6 +46,7 @@ def read_csv(name: str, text: str) -> tuple[Float[np.ndarray, "rows columns"], l
             sep=layout.delimiter or r"\s+",
             header=0 if layout.header else None,
             index_col=0 if layout.index else False,
+            decimal=layout.decimal,
             comment="#",
             skipinitialspace=True,
             low_memory=False,
@@ -75,21 +77,25 @@ def _layout(text: str, integer_names: bool = True) -> _Layout:
     plain = [line.split("#")[0] for line in text.splitlines()]
     used = [i for i, line in enumerate(plain) if line.strip()]
     if not used:
-        return _Layout({}, None, False, False)
-    delimiter = next((mark for mark in ",;\t" if mark in plain[used[0]]), None)
-    lines = {i + 1: _cells(plain[i], delimiter) for i in used}
+        return _Layout({}, None, ".", False, False)
+    delimiter = next((mark for mark in ";,\t" if mark in plain[used[0]]), None)
+    # where ";" separates the entries, a comma is a decimal mark
+    decimal = "," if delimiter == ";" and any("," in line for line in plain) else "."
+    lines = {i + 1: _cells(plain[i], delimiter, decimal) for i in used}
     first, *rest = lines.values()
     header = _are_names(first, integer_names and bool(rest))
     shifted = bool(rest) and len(rest[0]) == len(first) + 1
-    return _Layout(lines, delimiter, header, header and (shifted or first[0] in _INDEX_NAMES))
+    return _Layout(
+        lines, delimiter, decimal, header, header and (shifted or first[0] in _INDEX_NAMES)
+    )
 
 
-def _cells(line: str, delimiter: str | None) -> list[str]:
+def _cells(line: str, delimiter: str | None, decimal: str) -> list[str]:
     """The entries of a line, without quotes."""
     if delimiter is None:
         return [cell.strip('"') for cell in line.split()]
     row = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
-    return [cell.strip() for cell in row]
+    return [cell.strip().replace(decimal, ".") for cell in row]
 
 
 def _are_names(cells: Sequence[str], integer_names: bool) -> bool:

@@ -209,7 +209,7 @@ class GaussianMixture(AbstractDistribution):
         return jnp.broadcast_to(bases, (self.means.shape[0], *bases.shape[-2:]))
 
     @full_precision
-    def _along(self, x: Float[Array, "... d"], a: Array) -> Float[Array, "... components d"]:
+    def _along(self, x: Float[Array, "... d"], a: Array) -> Float[Array, "... components axes"]:
         """x - a mu_m along the eigenvectors of every component."""
         means = jnp.asarray(self.means)
         x = jnp.asarray(x)
@@ -221,7 +221,7 @@ class GaussianMixture(AbstractDistribution):
 
     @full_precision
     def _combined(
-        self, gamma: Float[Array, "... components"], y: Float[Array, "... components d"]
+        self, gamma: Float[Array, "... components"], y: Float[Array, "... components axes"]
     ) -> Float[Array, "... d"]:
         """sum_m gamma_m B_m y_m: back from the components' eigenvectors."""
         if self.bases is not None and self.bases.ndim == 3:
