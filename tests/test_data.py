@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import h5py
+import jax.numpy as jnp
 import numpy as np
 import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
+import safetensors.flax
 import safetensors.numpy
 from PIL import Image
 
@@ -273,6 +275,9 @@ class TestFormats:
         found = load(tmp_path / "x.safetensors", key="a")
         np.testing.assert_array_equal(found, self.LATENTS)
         assert found.dtype == np.float32
+        halves = {"z": jnp.asarray(SAMPLES, jnp.bfloat16)}  # SAMPLES have few digits
+        safetensors.flax.save_file(halves, tmp_path / "y.safetensors")
+        np.testing.assert_array_equal(load(tmp_path / "y.safetensors"), SAMPLES)
         with pytest.raises(ValueError, match="holds 2 arrays; select one by key: a, b"):
             load(tmp_path / "x.safetensors")
 

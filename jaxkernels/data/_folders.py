@@ -143,12 +143,13 @@ def _read_arrays(
 ) -> np.ndarray:
     """Arrays by index, of one shape."""
     found = []
-    for i in index.tolist():
+    names = [files[i].name for i in index.tolist()]
+    for i, name in zip(index.tolist(), names, strict=True):
         found.append(read(i))
         if found[-1].shape != found[0].shape:
             raise ValueError(
-                f"samples must have one shape; {files[int(index[0])].name} has {found[0].shape} and "
-                f"{files[i].name} has {found[-1].shape}."
+                f"samples must have one shape; {names[0]} has {found[0].shape} and {name} has "
+                f"{found[-1].shape}."
             )
         done()
     return np.stack(found)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 
 from .. import _checks
@@ -18,6 +19,17 @@ from ._rows import Rows, num_samples
 Decoder: TypeAlias = Callable[[str, bytes, str | None], np.ndarray]
 """(name of the file, its content, name of an array in it) -> an array."""
 
+_SAFETENSORS_DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": jnp.dtype("bfloat16"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+}
 # suffixes of files that hold several arrays by name
 KEYED = (".npz", ".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".parquet", ".arrow", ".tar")
 
@@ -93,14 +105,15 @@ def _numpy(name: str, content: bytes) -> "np.ndarray | np.lib.npyio.NpzFile":
 def _torch(name: str, content: bytes, key: str | None) -> np.ndarray:
     """A tensor, the tensor of a name, or a list of tensors of one shape."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise missing_extra(f"reading {name}", "PyTorch", "formats") from None
     try:
         found: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError) as error:
+        fault = str(error).split(". ")[0].splitlines()[0]
         raise ValueError(
-            f"{name} is damaged, cut off or holds more than tensors: {str(error).splitlines()[0]}"
+            f"{name} is damaged, cut off or holds more than tensors: {fault}."
         ) from None
     if isinstance(found, Mapping):
         tensors = {str(k): v for k, v in found.items() if isinstance(v, torch.Tensor)}
@@ -113,22 +126,27 @@ def _torch(name: str, content: bytes, key: str | None) -> np.ndarray:
         found = torch.stack(list(found))
     if not isinstance(found, torch.Tensor):
         raise ValueError(f"{name} must hold a tensor; it holds a {type(found).__name__}.")
-    found = found.detach()
-    return (found.float() if found.dtype == torch.bfloat16 else found).numpy()
+    tensor: Any = found
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _safetensors(name: str, content: bytes, key: str | None) -> np.ndarray:
     """The only tensor of a file, or that of a name."""
     try:
         import safetensors
-        from safetensors.numpy import load
     except ImportError:
         raise missing_extra(f"reading {name}", "safetensors", "formats") from None
     try:
-        found = load(content)
+        found = dict(safetensors.deserialize(content))
     except safetensors.SafetensorError as error:
         raise ValueError(f"{name} is damaged or cut off: {error}.") from None
-    return found[select_array(name, key, sorted(found))]
+    tensor = found[select_array(name, key, sorted(found))]
+    kind = tensor["dtype"]
+    if kind not in _SAFETENSORS_DTYPES:
+        raise ValueError(f"{name} holds numbers of dtype {kind}, which are not read.")
+    values = np.frombuffer(tensor["data"], _SAFETENSORS_DTYPES[kind]).reshape(tensor["shape"])
+    return values.astype(np.float32) if kind == "BF16" else values
 
 
 def hdf5_rows(path: Path, key: str | None) -> Rows:
@@ -146,13 +164,15 @@ def hdf5_rows(path: Path, key: str | None) -> Rows:
     def read(index: np.ndarray, done: Callable[[], None]) -> np.ndarray:
         del done
         with h5py.File(path, "r") as file:
-            return np.asarray(file[selected][index])
+            found: Any = file[selected]
+            return np.asarray(found[index])
 
     try:
         with h5py.File(path, "r") as file:
             file.visititems(note)
             selected = select_array(str(path), key, names)
-            return Rows(num_samples(str(path), file[selected].shape), read)
+            found: Any = file[selected]
+            return Rows(num_samples(str(path), found.shape), read)
     except OSError as error:
         raise ValueError(f"{path} is damaged or cut off: {error}.") from None
 

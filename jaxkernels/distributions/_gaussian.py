@@ -221,7 +221,7 @@ class Gaussian(AbstractDistribution):
         """
         if self.basis is None:
             return self
-        mean, outside = _split(np.asarray(self.mean), np.asarray(self.basis))
+        mean, outside = _split(constant(self.mean), constant(self.basis))
         if outside is not None:
             mean = np.append(mean, np.sqrt(np.sum(outside**2) / self.weights[-1]))
         return eqx.tree_at(lambda g: (g.mean, g.basis), self, (mean, None))
@@ -459,7 +459,7 @@ def gaussian_in_basis(
 
     **Returns:** the Gaussian.
     """
-    weights = _multiplicities(eigenvalues.size, basis)
+    weights = _multiplicities(eigenvalues.size, constant(basis))
     target = Gaussian(0.0, eigenvalues, weights)
     return eqx.tree_at(
         lambda g: (g.mean, g.basis, g.kurtosis),

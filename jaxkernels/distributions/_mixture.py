@@ -237,7 +237,7 @@ class GaussianMixture(AbstractDistribution):
         a = process.signal(t)
         y = x - a * jnp.asarray(self.means)[0]  # the components have one mean there
         basis = jnp.asarray(self.bases)
-        return y - (y @ basis) @ basis.T, a**2 * self.outside + process.noise(t) ** 2
+        return y - (y @ basis) @ basis.T, a**2 * jnp.asarray(self.outside) + process.noise(t) ** 2
 
     def _whitened(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
