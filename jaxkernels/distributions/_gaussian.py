@@ -311,6 +311,7 @@ class Gaussian(AbstractDistribution):
             return self.mean + z @ basis.T
         z = jax.random.normal(key, (num, basis.shape[0]))
         along, outside = _split(z, basis)
+        assert outside is not None
         return self.mean + (deviation[:-1] * along) @ basis.T + deviation[-1] * outside
 
     def with_variance_factor(self, factor: float) -> "Gaussian":
