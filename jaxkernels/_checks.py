@@ -15,6 +15,9 @@ from ._types import AnyArray, Numbers
 
 T = TypeVar("T")
 
+# negative variances of this size, relative to the largest, are rounding of a float32 decomposition
+_ROUNDING = 1e-6
+
 
 def lookup(argument: str, name: str, known: Mapping[str, T]) -> T:
     """`known[name]`, or an error with the nearest known name."""
@@ -39,6 +42,16 @@ def array(argument: str, value: object) -> AnyArray:
         where = f"[{', '.join(map(str, bad))}]" if out.ndim else ""
         raise ValueError(f"{argument}{where} = {out[tuple(bad)]}: every number must be finite.")
     return cast(AnyArray, out)
+
+
+def variances(argument: str, value: object) -> AnyArray:
+    """`value` as an array of variances >= 0; what rounding made negative is 0."""
+    out = array(argument, value)
+    if out.size and out.min() < -_ROUNDING * max(out.max(), 0.0):
+        index = ", ".join(map(str, np.unravel_index(int(np.argmin(out)), out.shape)))
+        where = f"[{index}]" if out.ndim else ""
+        raise ValueError(f"{argument}{where} = {out.min():g} is negative; variances are >= 0.")
+    return cast(AnyArray, np.maximum(out, 0.0))
 
 
 def scalar(

@@ -158,7 +158,7 @@ def test_samples_are_modelled_by_a_mixture_unless_a_covariance_is_asked_for(
         "--output",
         tmp_path / "best.json",
     )
-    assert "target: ndarray" in run(*how).err
+    assert "target: GaussianMixture" in run(*how).err
     assert "target: GaussianMixture" in run(*how, "--mixture", "2").err
     for options in (
         ("--mixture", "0"),

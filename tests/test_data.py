@@ -1,13 +1,23 @@
 """Reading samples and spectra: what comes back, and that every fault of a file is named."""
 
+import io
 import json
 import re
+import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+import h5py
+import jax.numpy as jnp
 import numpy as np
+import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
+import safetensors.flax
+import safetensors.numpy
 from PIL import Image
 
 from jaxkernels import data
@@ -187,7 +197,7 @@ class TestSpectrum:
     @pytest.mark.parametrize(
         ("text", "fault"),
         [
-            ("[1, -0.25]", r"eigenvalues\[1\] = -0.25 in .*s\.json is negative"),
+            ("[1, -0.25]", r"s\.json: eigenvalues\[1\] = -0.25 is negative"),
             ("[1, NaN]", r"s\.json\[1\] = nan"),
             ("[]", "is empty"),
             ("[1, 2", "not a complete JSON file"),
@@ -205,3 +215,199 @@ class TestSpectrum:
         (tmp_path / "x.json").write_text(json.dumps([[1, 2], [3, 4]]))
         with pytest.raises(ValueError, match=r"suffix '\.json'"):
             load(tmp_path / "x.json")
+
+
+def _load(source: Path, **options) -> tuple[np.ndarray, list[str]]:
+    """The samples, and what was said of them."""
+    notes: list[str] = []
+    return load(source, report=notes.append, **options), notes
+
+
+class TestPandas:
+    """Tables as pandas writes them come back without their header and index."""
+
+    FRAME = pandas.DataFrame(SAMPLES)
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({}, ["line 1 is the header ('', 0, 1, 2)", "the first column is the index"]),
+            ({"index": False}, ["line 1 is the header (0, 1, 2)"]),
+            ({"index": False, "header": False}, []),
+            ({"index_label": "index"}, ["(index, 0, 1, 2)", "the first column is the index"]),
+            ({"sep": ";", "decimal": ","}, ["('', 0, 1, 2)", "the first column is the index"]),
+            ({"sep": ";", "index": False}, ["line 1 is the header (0, 1, 2)"]),
+            ({"sep": "\t", "index": False}, ["line 1 is the header (0, 1, 2)"]),
+        ],
+    )
+    def test_what_to_csv_writes(self, tmp_path: Path, options: dict, said: list[str]):
+        self.FRAME.to_csv(tmp_path / "x.csv", **options)
+        values, notes = _load(tmp_path / "x.csv")
+        np.testing.assert_array_equal(values, SAMPLES)
+        assert len(notes) == len(said)
+        assert all(text in note for text, note in zip(said, notes))
+
+    def test_an_index_of_words(self, tmp_path: Path):
+        self.FRAME.rename(index={0: "a", 1: "b"}).to_csv(tmp_path / "x.csv")
+        np.testing.assert_array_equal(_load(tmp_path / "x.csv")[0], SAMPLES)
+
+    def test_a_spectrum(self, tmp_path: Path):
+        pandas.Series([3.0, 0.5]).to_csv(tmp_path / "s.csv")
+        values = load_spectrum(tmp_path / "s.csv", report=lambda text: None)
+        np.testing.assert_array_equal(values, [3.0, 0.5])
+
+    def test_parquet(self, tmp_path: Path):
+        named = self.FRAME.rename(columns=str)
+        named.to_parquet(tmp_path / "x.parquet")
+        np.testing.assert_array_equal(_load(tmp_path / "x.parquet")[0], SAMPLES)
+        named.assign(label=["a", "b"]).to_parquet(tmp_path / "y.parquet")
+        with pytest.raises(ValueError, match=r"column 'label' holds .*string, not numbers"):
+            load(tmp_path / "y.parquet")
+
+
+class TestFormats:
+    """What other libraries write comes back."""
+
+    LATENTS = np.random.default_rng(0).normal(size=(6, 4, 3, 2)).astype(np.float32)
+
+    def test_safetensors(self, tmp_path: Path):
+        safetensors.numpy.save_file({"a": self.LATENTS, "b": SAMPLES}, tmp_path / "x.safetensors")
+        found = load(tmp_path / "x.safetensors", key="a")
+        np.testing.assert_array_equal(found, self.LATENTS)
+        assert found.dtype == np.float32
+        halves = {"z": jnp.asarray(SAMPLES, jnp.bfloat16)}  # SAMPLES have few digits
+        safetensors.flax.save_file(halves, tmp_path / "y.safetensors")
+        np.testing.assert_array_equal(load(tmp_path / "y.safetensors"), SAMPLES)
+        with pytest.raises(ValueError, match="holds 2 arrays; select one by key: a, b"):
+            load(tmp_path / "x.safetensors")
+
+    def test_hdf5(self, tmp_path: Path):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file["group/latents"] = self.LATENTS
+        np.testing.assert_array_equal(load(tmp_path / "x.h5"), self.LATENTS)
+        (tmp_path / "y.h5").write_bytes(b"no such file")
+        with pytest.raises(ValueError, match=r"y\.h5 is damaged"):
+            load(tmp_path / "y.h5")
+
+    def test_torch(self, tmp_path: Path):
+        torch = pytest.importorskip("torch")
+        torch.save(torch.tensor(self.LATENTS), tmp_path / "x.pt")
+        np.testing.assert_array_equal(load(tmp_path / "x.pt"), self.LATENTS)
+        torch.save({"z": torch.tensor(SAMPLES).bfloat16(), "step": 3}, tmp_path / "y.pt")
+        np.testing.assert_array_equal(load(tmp_path / "y.pt"), SAMPLES)
+
+    def test_missing_libraries_are_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        for suffix, library in [("h5", "h5py"), ("parquet", "pyarrow"), ("pt", "torch")]:
+            (tmp_path / f"x.{suffix}").touch()
+            monkeypatch.setitem(sys.modules, library, None)
+            with pytest.raises(ImportError, match=r"pip install \"jaxkernels\[formats\]\""):
+                load(tmp_path / f"x.{suffix}")
+
+    def test_a_data_set_of_hugging_face(self, tmp_path: Path):
+        """The layout of `Dataset.save_to_disk`: shards of an Arrow stream, and an index."""
+        content = io.BytesIO()
+        Image.new("L", (4, 3), 255).save(content, "PNG")
+        cells = [{"bytes": content.getvalue(), "path": None}] * 2
+        kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+        for i in range(2):
+            table = pyarrow.table({"image": pyarrow.array(cells, kind), "label": [0, 1]})
+            with (
+                pyarrow.OSFile(str(tmp_path / f"data-0000{i}-of-00002.arrow"), "wb") as file,
+                pyarrow.ipc.new_stream(file, table.schema) as stream,
+            ):
+                stream.write_table(table)
+        (tmp_path / "state.json").write_text("{}")
+        found, _ = _load(tmp_path)
+        assert found.shape == (4, 3, 4)
+        assert np.all(found == 1.0)
+
+    def test_one_split_of_a_data_set_is_asked_for(self, tmp_path: Path):
+        (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+        with pytest.raises(ValueError, match=r"several splits .* give one of .*train, .*test"):
+            load(tmp_path)
+
+    def test_lists_of_parquet(self, tmp_path: Path):
+        nested = pyarrow.table({"z": self.LATENTS.tolist(), "label": list(range(6))})
+        pyarrow.parquet.write_table(nested, tmp_path / "x.parquet", row_group_size=2)
+        np.testing.assert_array_equal(load(tmp_path / "x.parquet"), self.LATENTS)
+        found, notes = _load(tmp_path / "x.parquet", max_samples=3, seed=1)
+        assert all(any(np.array_equal(row, z) for z in self.LATENTS) for row in found)
+        assert len(found) == 3
+        assert "3 of 6 samples, at random" in notes[0]
+
+    def test_shards_of_webdataset(self, tmp_path: Path):
+        with tarfile.open(tmp_path / "0000.tar", "w") as archive:
+            for i, z in enumerate(self.LATENTS):
+                for name, content in ((f"{i:03}.npy", _npy(z)), (f"{i:03}.cls", b"1")):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+        for source in (tmp_path / "0000.tar", tmp_path):
+            found, notes = _load(source)
+            np.testing.assert_array_equal(found, self.LATENTS)
+            assert notes == ["6 .npy files of one sample each, of shape (4, 3, 2)"]
+
+
+def _npy(values: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, values)
+    return content.getvalue()
+
+
+class TestFolders:
+    LATENTS = TestFormats.LATENTS
+
+    def test_classes_in_subfolders(self, tmp_path: Path):
+        for i, name in enumerate(["cat", "dog", ".hidden"]):
+            (tmp_path / name).mkdir()
+            _image(tmp_path / name / "a.png", value=255 * i)
+        found, notes = _load(tmp_path)
+        np.testing.assert_array_equal(found[:, 0, 0], [-1.0, 1.0])
+        assert notes == [f"{tmp_path}: the files of 2 subfolders are taken together"]
+
+    def test_one_latent_per_file(self, tmp_path: Path):
+        for i, z in enumerate(self.LATENTS):
+            np.save(tmp_path / f"{i}.npy", z)
+        np.testing.assert_array_equal(_load(tmp_path)[0], self.LATENTS)
+
+    def test_several_samples_per_file(self, tmp_path: Path):
+        np.save(tmp_path / "a.npy", self.LATENTS[:2])
+        np.save(tmp_path / "b.npy", self.LATENTS[2:])
+        found, notes = _load(tmp_path)
+        np.testing.assert_array_equal(found, self.LATENTS)
+        assert notes == ["2 .npy files of several samples each, of shape (4, 3, 2)"]
+
+    def test_a_subset_is_random_and_the_same_again(self, tmp_path: Path):
+        for i in range(9):
+            np.save(tmp_path / f"{i}.npy", [float(i)])
+        first, notes = _load(tmp_path, max_samples=4)
+        assert notes[-1] == f"{tmp_path}: 4 of 9 samples, at random"
+        np.testing.assert_array_equal(first, _load(tmp_path, max_samples=4)[0])
+        assert np.all(np.diff(first[:, 0]) > 0)
+        assert not np.array_equal(first, _load(tmp_path, max_samples=4, seed=1)[0])
+        np.testing.assert_array_equal(_load(tmp_path, max_samples=9)[0][:, 0], np.arange(9.0))
+
+    @pytest.mark.parametrize("value", [1, 0])
+    def test_a_subset_has_two_samples_or_more(self, value: int):
+        with pytest.raises(ValueError, match="max_samples = "):
+            load("digits", max_samples=value)
+
+    def test_kinds_are_not_mixed(self, tmp_path: Path):
+        _image(tmp_path / "a.png")
+        np.save(tmp_path / "a.npy", SAMPLES)
+        with pytest.raises(ValueError, match=r"one kind; it holds 1 \.npy, 1 images"):
+            load(tmp_path)
+
+    def test_latents_of_two_shapes(self, tmp_path: Path):
+        for i, shape in enumerate([(2, 3), (2, 4), (2, 3)]):
+            np.save(tmp_path / f"{i}.npy", np.zeros(shape))
+        with pytest.raises(ValueError, match=r"0\.npy has \(2, 3\) and .*1\.npy has \(2, 4\)"):
+            _load(tmp_path)
+
+
+def test_rounding_of_a_spectrum_is_zero_and_said(tmp_path: Path):
+    np.save(tmp_path / "s.npy", [2.0, 0.5, -1.7e-15])
+    notes: list[str] = []
+    values = load_spectrum(tmp_path / "s.npy", report=notes.append)
+    np.testing.assert_array_equal(values, [2.0, 0.5, 0.0])
+    assert notes == [f"{tmp_path / 's.npy'}: 1 eigenvalues >= -1.7e-15, of rounding, are now 0"]

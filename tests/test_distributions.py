@@ -26,8 +26,12 @@ def _covariance(seed: int, dim: int, scale: float = 1.0) -> np.ndarray:
 
 
 def _reconstructed(target: jk.Gaussian) -> np.ndarray:
+    """The dense covariance, with the one variance of all directions that the basis leaves out."""
     basis = np.asarray(target.basis)
-    return (basis * np.asarray(target.eigenvalues)) @ basis.T
+    columns = basis.shape[1]
+    eigenvalues = np.asarray(target.eigenvalues)
+    inside = (basis * eigenvalues[:columns]) @ basis.T
+    return inside + eigenvalues[-1] * (np.eye(len(basis)) - basis @ basis.T)
 
 
 # --- fitting --------------------------------------------------------------------------------------
@@ -45,9 +49,10 @@ def test_fit_agrees_with_ledoit_wolf(n: int, dim: int) -> None:
     # the amount itself, read off the spectrum: C = (1 - r) S + r tr(S)/d I
     empirical = np.cov(samples.T, bias=True)
     level = np.trace(empirical) / dim
-    kept = np.var(np.asarray(fitted.eigenvalues)) / np.var(np.linalg.eigvalsh(empirical))
+    spectrum = np.repeat(fitted.eigenvalues, np.asarray(fitted.weights).astype(int))
+    kept = np.var(spectrum) / np.var(np.linalg.eigvalsh(empirical))
     assert 1.0 - np.sqrt(kept) == pytest.approx(reference.shrinkage_, abs=1e-9)
-    assert np.mean(fitted.eigenvalues) == pytest.approx(level, rel=1e-12)
+    assert np.mean(spectrum) == pytest.approx(level, rel=1e-12)
     # two samples look noiseless to the estimate: nothing is shrunk
     assert np.min(fitted.eigenvalues) > 0 if n > 2 else np.min(fitted.eigenvalues) >= 0
 
@@ -61,7 +66,7 @@ def test_fit_with_a_given_shrinkage(amount: float, n: int, dim: int) -> None:
     fitted = jk.Gaussian.fit(samples, shrinkage=amount)
     np.testing.assert_allclose(_reconstructed(fitted), expected, rtol=1e-10, atol=1e-11)
     rank = min(n - 1, dim) if amount == 0 else dim
-    assert np.sum(np.asarray(fitted.eigenvalues) > 1e-10) == rank
+    assert np.sum(np.asarray(fitted.weights)[np.asarray(fitted.eigenvalues) > 1e-10]) == rank
 
 
 @pytest.mark.parametrize(
@@ -634,7 +639,10 @@ def test_fitted_mixture_of_flat_samples_has_a_density() -> None:
     x[:, 2] = 0.7
     fitted = jk.GaussianMixture.fit(x, 3)
     scales = np.asarray(jk.Gaussian.fit(x).eigenvalues)
-    assert np.all(np.asarray(fitted.eigenvalues) >= 0.999e-3 * scales)  # the floor
+    assert fitted.outside is not None
+    outside = np.full((3, 1), fitted.outside)
+    floored = np.concatenate([np.asarray(fitted.eigenvalues), outside], 1)
+    assert np.all(floored >= 0.999e-3 * scales)  # the floor
     assert np.min(fitted.eigenvalues) > 0
     np.testing.assert_allclose(
         np.asarray(fitted.weights) @ np.asarray(fitted.means), x.reshape(20, -1).mean(0), atol=1e-6
@@ -705,3 +713,106 @@ def test_the_mixture_agrees_with_scipy(tight: float) -> None:
                 found.x0, np.einsum("nm,nmd->nd", gamma, parts), rtol=1e-8, atol=1e-10
             )
             np.testing.assert_allclose(a * found.x0 + s * found.eps, x, rtol=1e-9, atol=1e-9)
+
+
+# --- fewer samples than dimensions ----------------------------------------------------------------
+
+
+def _complete(mixture: jk.GaussianMixture) -> jk.GaussianMixture:
+    """The same mixture by dense covariances, the variance outside the span written out."""
+    basis = np.asarray(mixture.bases)
+    assert mixture.outside is not None
+    outside = float(mixture.outside) * (np.eye(len(basis)) - basis @ basis.T)
+    dense = [(basis * values) @ basis.T + outside for values in np.asarray(mixture.eigenvalues)]
+    return jk.GaussianMixture(mixture.weights, mixture.means, np.stack(dense))
+
+
+def test_an_incomplete_basis_is_the_same_distribution() -> None:
+    """Against the dense covariance: denoiser, score, samples and the error of a schedule."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 15)) @ _covariance(1, 15) + rng.normal(size=15)
+    fitted = jk.Gaussian.fit(x)
+    assert fitted.basis is not None
+    assert fitted.basis.shape == (15, 5)
+    assert np.asarray(fitted.weights).tolist() == [1.0] * 5 + [10.0]
+    assert fitted.dim == 15
+    dense = jk.Gaussian.from_covariance(x.mean(0), _reconstructed(fitted))
+    points = jnp.asarray(rng.normal(size=(4, 15)))
+    for t in (0.05, 0.7):
+        here = fitted.denoiser(jk.VP())(points, t)
+        there = dense.denoiser(jk.VP())(points, t)
+        np.testing.assert_allclose(here.x0, there.x0, atol=2e-5)
+        np.testing.assert_allclose(here.eps, there.eps, atol=2e-5)
+        np.testing.assert_allclose(
+            fitted.score(jk.VP(), points, t), dense.score(jk.VP(), points, t), rtol=2e-4, atol=2e-4
+        )
+    schedule = jk.schedules.karras(jk.VP(), 5, 1e-3)
+    errors = [jk.evaluate_schedule(g, jk.VP(), "ddim", schedule) for g in (fitted, dense)]
+    assert float(errors[0].w2) == pytest.approx(float(errors[1].w2), rel=1e-5)
+    assert float(errors[0].kl) == pytest.approx(float(errors[1].kl), rel=1e-5)
+    drawn = np.asarray(fitted.sample(jax.random.key(0), 20_000))
+    scale = np.max(np.asarray(fitted.eigenvalues))
+    assert np.abs(np.cov(drawn.T) - _reconstructed(fitted)).max() < 0.05 * scale
+
+
+def test_a_mixture_of_few_samples_is_the_same_distribution() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(12, 20)) + np.repeat([[0.0], [4.0]], 6, 0)
+    fitted = jk.GaussianMixture.fit(x, 2)
+    dense = _complete(fitted)
+    points = jnp.asarray(rng.normal(size=(3, 20)))
+    for t in (0.1, 0.6):
+        for name in ("log_density", "score", "hessian"):
+            here = getattr(fitted, name)(jk.VP(), points, t)
+            there = getattr(dense, name)(jk.VP(), points, t)
+            np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-3)
+        here = fitted.predict(jk.VP(), points, t)
+        there = dense.predict(jk.VP(), points, t)
+        np.testing.assert_allclose(here.x0, there.x0, atol=1e-4)
+        np.testing.assert_allclose(here.eps, there.eps, atol=1e-4)
+    spectrum = fitted.gaussian()
+    found = np.repeat(spectrum.eigenvalues, np.asarray(spectrum.weights).astype(int))
+    np.testing.assert_allclose(found, dense.gaussian().eigenvalues, rtol=1e-6, atol=1e-9)
+    inside = fitted.in_eigenbasis()
+    assert inside.means.shape == (2, 11)
+    np.testing.assert_allclose(  # score of the span, rotated back
+        np.asarray(inside.score(jk.VP(), points @ jnp.asarray(fitted.bases), 0.5)),
+        np.asarray(fitted.score(jk.VP(), points, 0.5)) @ np.asarray(fitted.bases),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+def test_axes_of_very_different_scales_are_orthogonal() -> None:
+    """Eigenvalues over 10 digits, against the singular values."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(20, 20)) * 10.0 ** -np.linspace(0, 5, 20)) @ rng.normal(size=(20, 300))
+    fitted = jk.Gaussian.fit(x, shrinkage=0.0)
+    basis = np.asarray(fitted.basis)
+    assert np.abs(basis.T @ basis - np.eye(basis.shape[1])).max() < 1e-8
+    expected = np.linalg.svd(x - x.mean(0), compute_uv=False)[: basis.shape[1]] ** 2 / 20
+    np.testing.assert_allclose(
+        np.asarray(fitted.eigenvalues)[:-1], expected, rtol=1e-3, atol=1e-14 * expected[0]
+    )
+
+
+def test_six_large_images_are_fitted() -> None:
+    """512 x 512 x 3: a d x d covariance would take 4.5 TiB."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 512, 512, 3)).astype(np.float32)
+    fitted = jk.Gaussian.fit(x)
+    assert fitted.dim == 512 * 512 * 3
+    total = float(np.asarray(fitted.weights) @ np.asarray(fitted.eigenvalues))
+    assert total == pytest.approx(float(x.reshape(6, -1).var(0).sum()), rel=1e-5)
+    mixture = jk.GaussianMixture.fit(x)
+    assert mixture.in_eigenbasis().means.shape == (1, 5)
+
+
+@pytest.mark.parametrize("make", [lambda e: jk.Gaussian(0.0, e).eigenvalues])
+def test_rounding_of_a_variance_is_zero(make) -> None:
+    """What eigvalsh returns for a singular covariance; a truly negative one is refused."""
+    assert np.asarray(make([1.0, -1.7e-15])).tolist() == [1.0, 0.0]
+    with pytest.raises(ValueError, match=r"eigenvalues\[1\] = -0.001 is negative"):
+        make([1.0, -1e-3])
+    with pytest.raises(ValueError, match=r"eigenvalues\[0\] = -1e-15 is negative"):
+        make([-1e-15])

@@ -24,6 +24,7 @@ MODULES = [
     "_precision",
     "_compile",
     "_checks",
+    "_field_names",
     "_linalg",
     "_numerics",
     "_derivatives",
@@ -56,7 +57,13 @@ MODULES = [
     "__main__",
 ]
 # Packages that are extras, which alone may be imported inside a function.
-OPTIONAL = {"matplotlib", "sklearn", "PIL", "typer", "rich"}
+OPTIONAL = {"matplotlib", "sklearn", "PIL", "typer", "rich"} | {
+    "pandas",
+    "pyarrow",
+    "h5py",
+    "safetensors",
+    "torch",
+}
 # Modules that exist only for their extra and may import it at once.
 NEEDS_EXTRAS = {"cli"}
 

@@ -164,8 +164,8 @@ def test_weights_of_a_network_are_leaves() -> None:
     ("make", "message"),
     [
         (
-            lambda: jk.Denoiser(jnp.add, jk.VP(), "eps"),
-            r"prediction_type='eps' is not known. Did you mean 'epsilon'",
+            lambda: jk.Denoiser(jnp.add, jk.VP(), "epsilom"),
+            r"prediction_type='epsilom' is not known. Did you mean 'epsilon'",
         ),
         (
             lambda: jk.Denoiser(lambda x, t: x[0], jk.VP(), "v")(jnp.ones((2, 3)), 0.5),

@@ -15,7 +15,7 @@ from ..errors import evaluate_schedule
 from ..exports import SCHEDULERS, TOOLS, export
 from ..metrics import METRICS
 from ..processes import AbstractProcess, DiscreteVP
-from ..samplers import SAMPLERS
+from ..samplers import SAMPLERS, check_sampler_name
 from ..schedules import BASELINES
 from . import _solve
 from ._inputs import (
@@ -310,7 +310,7 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
     def _sampler(self, files: list[SavedSchedule]) -> str | None:
         """The sampler that the schedule is for, if it is known."""
         if self.sampler is not None:
-            return _checks.one_of("sampler", self.sampler, SAMPLERS)
+            return check_sampler_name(self.sampler)
         return next((f.sampler for f in files if f.sampler in SAMPLERS), None)
 
     def _scheduler_options(self) -> dict[str, Any]:
@@ -329,7 +329,7 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
             name: value for name, value in given.items() if value is not None and name not in taken
         }
         if "table" in options:
-            options["table"] = DiscreteVP(load_numbers(str(self.table)))
+            options["table"] = DiscreteVP(load_numbers(str(self.table), report=say))
         return options
 
 

@@ -9,14 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from .. import _checks
+from .._field_names import known_name
 from .._plot import check_path
 from .._progress import Progress
 from ..data import load, load_numbers, load_spectrum
-from ..distributions import Gaussian, GaussianMixture
-from ..processes import AbstractProcess, DiscreteVP, from_config, parameters, to_config
-from ..samplers import SAMPLERS
+from ..distributions import Gaussian, GaussianMixture, sample_moments
+from ..processes import (
+    AbstractProcess,
+    DiscreteVP,
+    check_process_name,
+    from_config,
+    parameters,
+    to_config,
+)
+from ..samplers import SAMPLERS, check_sampler_name
 from ..schedules import BASELINES, Schedule, read_json
 from ._options import (
+    DEFAULT_MAX_SAMPLES,
     DEFAULT_PROCESS,
     DEFAULT_SAMPLER,
     ProcessOptions,
@@ -74,12 +83,12 @@ def select_sampler(options: SamplerOptions, files: Sequence[SavedSchedule]) -> s
     stated = [f.sampler for f in files if f.sampler in SAMPLERS]
     names = [options.sampler, *stated, DEFAULT_SAMPLER]
     name = next(name for name in names if name is not None)
-    return _checks.one_of("sampler", name, SAMPLERS)
+    return check_sampler_name(name)
 
 
 def make_process(name: str | None, given: Mapping[str, float | str]) -> AbstractProcess:
     """A built-in process with the parameters that were given."""
-    name = DEFAULT_PROCESS if name is None else name
+    name = check_process_name(DEFAULT_PROCESS if name is None else name)
     known = process_fields(name)
     for key, value in given.items():
         if key not in known:
@@ -91,7 +100,7 @@ def make_process(name: str | None, given: Mapping[str, float | str]) -> Abstract
         return from_config({"type": name, **given})
     if "table" not in given:
         return DiscreteVP.scaled_linear()
-    return DiscreteVP(load_numbers(str(given["table"])))
+    return DiscreteVP(load_numbers(str(given["table"]), report=say))
 
 
 def process_fields(name: str) -> list[str]:
@@ -111,7 +120,7 @@ def _describe(process: AbstractProcess) -> str:
 def baseline_schedule(name: str, process: AbstractProcess, options: ScheduleOptions) -> Schedule:
     """A baseline schedule with the length and end that were asked for."""
     t_min = process.default_t_min if options.t_min is None else options.t_min
-    make = _checks.lookup("schedule", name, BASELINES)
+    make = BASELINES[known_name("schedule", "schedule", name, BASELINES)]
     return make(process, options.num_steps(), t_min)
 
 
@@ -128,23 +137,29 @@ def read_target(options: TargetOptions) -> Gaussian:
     if (options.data is None) == (options.spectrum is None):
         raise ValueError("give the data either as --data (samples) or as --spectrum (eigenvalues).")
     if options.spectrum is None:
-        return _read_samples(options)[1]
-    if options.shrinkage is not None:
-        raise ValueError(
-            f"--shrinkage = {options.shrinkage} is for samples (--data); a spectrum is taken "
-            "as it is."
-        )
-    target = Gaussian(0.0, load_spectrum(options.spectrum, options.key))
+        value = None if options.shrinkage is None else as_number(options.shrinkage)
+        shrinkage = options.shrinkage or "ledoit_wolf"
+        samples = _read_samples(options)
+        with Progress("finding the principal axes"):
+            return Gaussian.fit(samples, shrinkage=shrinkage if value is None else value)
+    for name in ("shrinkage", "max_samples"):
+        given = getattr(options, name)
+        if given is not None:
+            raise ValueError(
+                f"{flag_name(name)} = {given} is for samples (--data); a spectrum is taken as it "
+                "is."
+            )
+    target = Gaussian(0.0, load_spectrum(options.spectrum, options.key, report=say))
     say(f"target: {target.dim:.0f} eigenvalues from {options.spectrum}")
     return target
 
 
 def read_model(
     options: TargetOptions, components: int | None, covariance_options: Sequence[str]
-) -> Gaussian | GaussianMixture | np.ndarray:
+) -> Gaussian | GaussianMixture:
     """What `optimize` takes as target.
 
-    Samples, to which a mixture is fitted, unless an option needs the covariance alone.
+    A mixture is fitted to samples, unless an option needs the covariance alone.
     """
     if components is not None:
         _checks.count("--mixture", components, at_least=0)
@@ -158,33 +173,30 @@ def read_model(
     no_samples = options.spectrum is not None or options.data is None
     if no_samples or components == 0 or covariance_options:
         return read_target(options)
-    samples, _ = _read_samples(options)
+    samples = _read_samples(options)
     say("model: a mixture of Gaussians (--mixture 0: the covariance alone, in seconds)")
-    if components is None:
-        return samples
     with Progress("fitting a mixture"):
         return GaussianMixture.fit(samples, components)
 
 
-def _read_samples(options: TargetOptions) -> tuple[np.ndarray, Gaussian]:
-    """The samples, and the Gaussian fitted to them."""
-    shrinkage = options.shrinkage or "ledoit_wolf"
-    value = as_number(shrinkage)
-    with Progress(f"reading {options.data}"):
-        samples = load(str(options.data), options.key)
-        target = Gaussian.fit(samples, shrinkage=shrinkage if value is None else value)
-    deviation = float(np.sqrt(np.mean(np.asarray(target.eigenvalues))))
-    kurtosis = float(np.asarray(target.kurtosis))
+def _read_samples(options: TargetOptions) -> np.ndarray:
+    """The samples, described."""
+    most = DEFAULT_MAX_SAMPLES
+    if options.max_samples is not None:
+        most = _checks.count("--max-samples", options.max_samples, at_least=2)
+    samples = load(str(options.data), options.key, max_samples=most, report=say)
+    moments = sample_moments(samples.reshape(len(samples), -1))
+    deviation = float(np.sqrt(np.mean(moments.variance)))
     say(
-        f"target: {samples.shape[0]} samples of {target.dim:.0f} dimensions from {options.data}, "
-        f"standard deviation {deviation:.3g}, kurtosis {kurtosis:.2g}"
+        f"target: {len(samples)} samples of {moments.mean.size} dimensions from {options.data}, "
+        f"standard deviation {deviation:.3g}, kurtosis {moments.kurtosis:.2g}"
     )
     if not 0.01 < deviation < 10.0:
         say(
             "warning: processes are made for data of standard deviation about 1; are the units "
             "right?"
         )
-    return samples, target
+    return samples
 
 
 def figure_path(output: Path, plot: Path | None, no_plot: bool) -> Path | None:

@@ -19,6 +19,7 @@ from ..schedules import BASELINES
 DEFAULT_PROCESS = "vp"
 DEFAULT_SAMPLER = "dpmpp_2m"
 DEFAULT_STEPS = 10
+DEFAULT_MAX_SAMPLES = 2000
 
 Initialization: TypeAlias = Literal["standard_normal", "marginal"]
 
@@ -55,13 +56,27 @@ class TargetOptions:
     """The statistics of the data."""
 
     data: Annotated[
-        str | None, option("Samples: digits, a .npy, .npz, .csv file or a folder of images.")
+        str | None,
+        option(
+            "Samples: digits; a .npy, .npz, .pt, .safetensors, .h5, .csv, .parquet, .arrow or .tar "
+            "file; or a folder of images, arrays, tables or shards."
+        ),
+    ] = None
+    max_samples: Annotated[
+        int | None,
+        option(
+            f"Read a random subset of this size of larger data (default {DEFAULT_MAX_SAMPLES}; "
+            "always the same one)."
+        ),
     ] = None
     spectrum: Annotated[
         str | None,
         option("Eigenvalues of the data covariance: a .npy, .npz, .csv, .txt or .json file."),
     ] = None
-    key: Annotated[str | None, option("Which array of a .npz file to read.")] = None
+    key: Annotated[
+        str | None,
+        option("Which array, column or extension to read, where a file holds several by name."),
+    ] = None
     shrinkage: Annotated[
         str | None,
         option("Of the covariance of samples: ledoit_wolf (default) or a number in 0..1."),

@@ -1,7 +1,6 @@
 """The calls of the optimiser, whose arguments the command line knows as plain values."""
 
 import jax
-import numpy as np
 
 from .._objective import AbstractBoundObjective
 from .._precision import in_float64
@@ -17,7 +16,7 @@ OBJECTIVES = {"local": LocalError, "terminal": TerminalError}
 
 
 def optimize(
-    target: Gaussian | GaussianMixture | np.ndarray,
+    target: Gaussian | GaussianMixture,
     process: AbstractProcess,
     sampler: str,
     num_steps: int,

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
+from .._field_names import known_name
 from .._plot import FigureSpec, render
 from .._progress import Progress
 from .._tables import Table, estimate, label, number
@@ -16,7 +17,7 @@ from .._types import AnyArray, Numbers
 from ..metrics import Estimate
 from ..prediction import AbstractDenoiser, check_denoiser
 from ..processes import AbstractProcess, check_range
-from ..samplers import SAMPLERS, AbstractSampler, sampler_name
+from ..samplers import SAMPLERS, AbstractSampler, check_sampler_name, sampler_name
 from ..schedules import BASELINES, Schedule
 from ._compare import check_noise, check_schedules, compare_to
 from ._comparison import Comparison
@@ -249,7 +250,7 @@ class SamplerReport(eqx.Module):
         if not len(baselines):
             raise ValueError(f"baselines is empty; known are {', '.join(self.names)}.")
         known = {name: row for row, name in enumerate(self.names)}
-        return [_checks.lookup("baselines", name, known) for name in baselines]
+        return [known[known_name("schedule", "baselines", name, known)] for name in baselines]
 
     def _mean_ratios(
         self, statistic: str, baselines: list[int], samples: slice | np.ndarray
@@ -370,7 +371,9 @@ def _by_name(samplers: Sequence[AbstractSampler | str]) -> dict[str, AbstractSam
         raise ValueError(f"samplers = {samplers!r} must be a list of names or samplers.")
     found: dict[str, AbstractSampler] = {}
     for given in samplers:
-        sampler = _checks.lookup("samplers", given, SAMPLERS)() if isinstance(given, str) else given
+        sampler = given
+        if isinstance(given, str):
+            sampler = SAMPLERS[check_sampler_name(given, "samplers")]()
         name = sampler_name(sampler)
         if name in found:
             raise ValueError(f"samplers has {name!r} twice; a report holds one of each class.")

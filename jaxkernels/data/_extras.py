@@ -1,8 +1,8 @@
-"""Libraries that come with the command line only."""
+"""Optional libraries that read data."""
 
 
-def missing_extra(what: str, library: str) -> ImportError:
+def missing_extra(what: str, library: str, extra: str = "cli") -> ImportError:
     """An error that says how to install a library."""
     return ImportError(
-        f'{what} needs {library}, which is not installed: pip install "jaxkernels[cli]".'
+        f'{what} needs {library}, which is not installed: pip install "jaxkernels[{extra}]".'
     )

@@ -1,9 +1,11 @@
-"""Folders of images as arrays."""
+"""Images as arrays."""
 
+import io
 import warnings
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from ._extras import missing_extra
 
@@ -14,23 +16,27 @@ _GREY_MODES = ("1", "L", "LA")
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
 
 
-def read_images(folder: Path) -> np.ndarray:
-    """All images of a folder, scaled to [-1, 1]."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise ValueError(f"{folder} is a folder without images ({', '.join(IMAGE_SUFFIXES)}).")
-    images = [_image(path) for path in paths]
-    for path, image in zip(paths, images, strict=True):
+def read_images(
+    names: Sequence[str], contents: Iterable[bytes]
+) -> Float[np.ndarray, "n height width *channels"]:
+    """Images of one size, scaled to [-1, 1], with three channels if any has colour."""
+    images: list[np.ndarray] = []
+    for name, content in zip(names, contents, strict=True):
+        image = _decode(name, content)
+        images.append(image)
         if image.shape[:2] != images[0].shape[:2]:
             raise ValueError(
-                f"images must have one size; {paths[0]} has {_size(images[0])} and {path} has "
-                f"{_size(image)}."
+                f"images must have one size; {names[0]} has {_size(images[0])} and {name} has "
+                f"{_size(image)}. Crop or resize them as for the network."
             )
-    if len({image.ndim for image in images}) > 1:
-        images = [
-            image if image.ndim == 3 else np.repeat(image[..., None], 3, -1) for image in images
-        ]
-    return np.stack(images) / 127.5 - 1.0
+    colour = any(image.ndim == 3 for image in images)
+    shape = (*images[0].shape[:2], *((3,) if colour else ()))
+    found = np.empty((len(images), *shape), np.float32)
+    for row, image in zip(found, images, strict=True):
+        row[...] = image[..., None] if colour and image.ndim == 2 else image
+    found /= 127.5
+    found -= 1.0
+    return found
 
 
 def _size(image: np.ndarray) -> str:
@@ -38,16 +44,16 @@ def _size(image: np.ndarray) -> str:
     return f"{image.shape[1]} x {image.shape[0]} pixels"
 
 
-def _image(path: Path) -> np.ndarray:
+def _decode(name: str, content: bytes) -> np.ndarray:
     """Pixels 0..255 of shape (height, width) or (height, width, 3)."""
     try:
         from PIL import Image
     except ImportError:
-        raise missing_extra(f"reading {path}", "Pillow") from None
+        raise missing_extra(f"reading {name}", "Pillow") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata, which is not used
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(content)) as image:
                 if image.mode not in _GREY_MODES + _COLOUR_MODES:
                     raise ValueError(
                         f"pixels of mode {image.mode!r} have more than 8 bits per channel"
@@ -55,4 +61,4 @@ def _image(path: Path) -> np.ndarray:
                 return np.asarray(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         fault = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot read the image {path}: {fault}.") from None
+        raise ValueError(f"cannot read the image {name}: {fault}.") from None

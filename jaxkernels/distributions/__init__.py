@@ -12,6 +12,11 @@ from ._pack import (
     pack_target as pack_target,
     unpack_target as unpack_target,
 )
+from ._principal_axes import (
+    Moments as Moments,
+    check_samples as check_samples,
+    sample_moments as sample_moments,
+)
 from ._quadrature import (
     Compression as Compression,
 )

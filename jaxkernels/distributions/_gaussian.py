@@ -10,12 +10,13 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._linalg import full_precision
-from .._numerics import safe_divide
+from .._numerics import safe_divide, safe_sqrt
 from .._precision import is_traced
 from .._types import AnyArray, Numbers, constant
 from ..prediction import Prediction
 from ..processes import AbstractProcess
 from ._base import AbstractDistribution
+from ._principal_axes import check_samples, principal_axes, sample_moments
 from ._quadrature import Compression, gauss_rule
 
 # Variances that stand for an uncertain one. An odd number keeps the variance itself; five leave a
@@ -33,10 +34,13 @@ class Gaussian(AbstractDistribution):
     **Arguments:**
 
     - `mean`: (d,), or a number for all. In data coordinates if `basis` is given, else per mode.
-    - `eigenvalues`: (d,) of the covariance, >= 0, in units of variance. Zero is allowed.
-    - `weights`: (d,) multiplicities or quadrature weights of the modes, >= 0; default 1.
-    - `basis`: (d, d) orthonormal eigenvectors in columns; None if data are already in the
-      eigenbasis.
+    - `eigenvalues`: (d,) of the covariance, >= 0, in units of variance. Zero is allowed, and what
+      rounding made negative, down to -1e-6 of the largest, is taken as 0. (k + 1,) with a basis of
+      k < d columns: the last is the variance in every direction orthogonal to them.
+    - `weights`: of the modes, multiplicities or quadrature weights >= 0; default 1, and d - k for
+      the last mode of a basis of k < d columns.
+    - `basis`: (d, d) orthonormal eigenvectors in columns, or the k < d whose eigenvalues differ
+      from the last; None if data are already in the eigenbasis.
     - `compression`, `kurtosis`: set by `compress` and `fit`, see the fields.
 
     **Raises:** ValueError naming the argument for a wrong shape, a NaN, a negative eigenvalue or
@@ -50,10 +54,10 @@ class Gaussian(AbstractDistribution):
     ```
     """
 
-    mean: Float[AnyArray, " modes"]
+    mean: Float[AnyArray, " d"]
     eigenvalues: Float[AnyArray, " modes"]
     weights: Float[AnyArray, " modes"]
-    basis: Float[AnyArray, "modes modes"] | None
+    basis: Float[AnyArray, "d columns"] | None
     compression: Compression | None = eqx.field(static=True)
     """How this spectrum was compressed, if it was."""
     kurtosis: Float[AnyArray, ""] | None
@@ -71,8 +75,11 @@ class Gaussian(AbstractDistribution):
     ):
         if is_traced((mean, eigenvalues, weights, basis)):
             eigenvalues = jnp.asarray(eigenvalues)
-            weights = jnp.ones_like(eigenvalues) if weights is None else weights
-            mean = jnp.broadcast_to(jnp.asarray(mean), eigenvalues.shape)
+            basis = None if basis is None else jnp.asarray(basis)
+            if weights is None:
+                weights = jnp.asarray(_multiplicities(eigenvalues.size, basis), eigenvalues.dtype)
+            coordinates = eigenvalues.shape if basis is None else basis.shape[:1]
+            mean = jnp.broadcast_to(jnp.asarray(mean), coordinates)
         else:
             compressed = compression is not None
             mean, eigenvalues, weights, basis = _checked(
@@ -144,7 +151,10 @@ class Gaussian(AbstractDistribution):
 
             C = (1 - r) S + r tr(S)/d I,
 
-        which keeps every eigenvalue positive for r > 0 also where n < d and S has rank n - 1.
+        which keeps every eigenvalue positive for r > 0 also where n < d and S has rank n - 1. With
+        n <= d samples only the directions of their span get a column of `basis`. In the d - n + 1
+        others, or more, S is 0: they are one mode, of variance r tr(S)/d and of their number as
+        weight. Time and memory are then linear in d.
 
         **Arguments:**
 
@@ -170,20 +180,21 @@ class Gaussian(AbstractDistribution):
         Source: Ledoit and Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance
         Matrices" (2004), lemmas 3.2 to 3.4.
         """
-        x = _checked_samples(samples)
-        mean = x.mean(0)
-        x = x - mean
-        eigenvalues, basis = _principal_axes(x)
-        level = eigenvalues.mean()
+        x = check_samples(samples)
+        moments = sample_moments(x)
+        level = moments.variance.mean()
         if not level > 0:
             raise ValueError("samples are all equal: they have no variance to fit.")
+        axes, fourth = principal_axes(x, moments.mean)
+        outside = x.shape[1] - axes.eigenvalues.size
         if isinstance(shrinkage, str):
             _checks.one_of("shrinkage", shrinkage, ("ledoit_wolf",))
-            amount = _ledoit_wolf(x, eigenvalues)
+            amount = _ledoit_wolf(x.shape[0], axes.eigenvalues, outside, fourth)
         else:
             amount = float(_checks.scalar("shrinkage", shrinkage, at_least=0.0, at_most=1.0))
+        eigenvalues = np.append(axes.eigenvalues, np.zeros(min(outside, 1)))
         eigenvalues = (1.0 - amount) * eigenvalues + amount * level
-        return cls(mean, eigenvalues, basis=basis, kurtosis=constant(_kurtosis(x)))
+        return gaussian_in_basis(moments.mean, eigenvalues, axes.basis, moments.kurtosis)
 
     @property
     def dim(self) -> float:
@@ -195,7 +206,13 @@ class Gaussian(AbstractDistribution):
     def mode_mean(self) -> Float[Array, " modes"]:
         """The mean along the modes."""
         mean = jnp.asarray(self.mean)
-        return mean if self.basis is None else jnp.asarray(self.basis).T @ mean
+        if self.basis is None:
+            return mean
+        along, outside = _split(mean, jnp.asarray(self.basis))
+        if outside is None:
+            return along
+        # the root mean square over the coordinates of the mode, as sums over modes need it
+        return jnp.append(along, safe_sqrt(jnp.sum(outside**2) / self.weights[-1]))
 
     def in_eigenbasis(self) -> "Gaussian":
         """Return the same distribution in the coordinates of its modes.
@@ -204,7 +221,9 @@ class Gaussian(AbstractDistribution):
         """
         if self.basis is None:
             return self
-        mean = np.asarray(self.basis).T @ np.asarray(self.mean)
+        mean, outside = _split(constant(self.mean), constant(self.basis))
+        if outside is not None:
+            mean = np.append(mean, np.sqrt(np.sum(outside**2) / self.weights[-1]))
         return eqx.tree_at(lambda g: (g.mean, g.basis), self, (mean, None))
 
     def marginal_variance(
@@ -256,9 +275,14 @@ class Gaussian(AbstractDistribution):
         **Returns:** the score, in the shape of x.
         """
         y = x - process.signal(t) * jnp.asarray(self.mean)
-        y = y if self.basis is None else y @ self.basis
-        y = -y / self.marginal_variance(process, t)
-        return y if self.basis is None else y @ jnp.asarray(self.basis).T
+        variance = self.marginal_variance(process, t)
+        if self.basis is None:
+            return -y / variance
+        basis = jnp.asarray(self.basis)
+        along, outside = _split(y, basis)
+        if outside is None:
+            return (-along / variance) @ basis.T
+        return (-along / variance[:-1]) @ basis.T - outside / variance[-1]
 
     @full_precision
     def sample(self, key: Array, num: int) -> Float[Array, "num d"]:
@@ -271,13 +295,24 @@ class Gaussian(AbstractDistribution):
 
         **Returns:** samples (num, d).
 
-        **Raises:** ValueError for weights other than 1: such a mode is not one coordinate.
+        **Raises:** ValueError for weights other than 1 without a basis: such a mode is not one
+        coordinate.
         """
-        if np.any(np.asarray(self.weights) != 1.0):
-            raise ValueError("a Gaussian with weights other than 1 has no coordinates to sample.")
-        z = jax.random.normal(key, (num, self.eigenvalues.shape[0]))
-        z = z * jnp.sqrt(jnp.asarray(self.eigenvalues))
-        return self.mean + (z if self.basis is None else z @ jnp.asarray(self.basis).T)
+        deviation = jnp.sqrt(jnp.asarray(self.eigenvalues))
+        if self.basis is None:
+            if np.any(np.asarray(self.weights) != 1.0):
+                raise ValueError(
+                    "a Gaussian with weights other than 1 has no coordinates to sample."
+                )
+            return self.mean + deviation * jax.random.normal(key, (num, deviation.shape[0]))
+        basis = jnp.asarray(self.basis)
+        if basis.shape[0] == basis.shape[1]:
+            z = deviation * jax.random.normal(key, (num, deviation.shape[0]))
+            return self.mean + z @ basis.T
+        z = jax.random.normal(key, (num, basis.shape[0]))
+        along, outside = _split(z, basis)
+        assert outside is not None
+        return self.mean + (deviation[:-1] * along) @ basis.T + deviation[-1] * outside
 
     def with_variance_factor(self, factor: float) -> "Gaussian":
         """Return the same modes with uncertain variances, from lambda / factor to lambda factor.
@@ -383,16 +418,64 @@ def gaussian_prediction(
     a = process.signal(t)
     s = process.noise(t)
     y = x - a * jnp.asarray(mean)
-    y = y if basis is None else y @ jnp.asarray(basis)
     variance = a**2 * eigenvalues + s**2
-    y = safe_divide(y, jnp.broadcast_to(variance, y.shape))
-    shift = a * eigenvalues * y
-    dense = variance > 0
-    if basis is not None:
-        shift = shift @ jnp.asarray(basis).T
-        y = y @ jnp.asarray(basis).T
-        dense = jnp.all(dense)
-    return Prediction(mean + shift, s * y, jnp.where(dense, -y, jnp.nan))
+    if basis is None:
+        y = safe_divide(y, jnp.broadcast_to(variance, y.shape))
+        return Prediction(mean + a * eigenvalues * y, s * y, jnp.where(variance > 0, -y, jnp.nan))
+    basis = jnp.asarray(basis)
+    columns = basis.shape[1]
+    along, outside = _split(y, basis)
+    along = safe_divide(along, jnp.broadcast_to(variance[:columns], along.shape))
+    shift = (a * eigenvalues[:columns] * along) @ basis.T
+    y = along @ basis.T
+    if outside is not None:
+        outside = safe_divide(outside, variance[-1])
+        shift = shift + a * eigenvalues[-1] * outside
+        y = y + outside
+    return Prediction(mean + shift, s * y, jnp.where(jnp.all(variance > 0), -y, jnp.nan))
+
+
+@full_precision
+def _split(
+    x: Float[AnyArray, "... d"], basis: Float[AnyArray, "d columns"]
+) -> tuple[Float[AnyArray, "... columns"], Float[AnyArray, "... d"] | None]:
+    """x along the columns, and what is orthogonal to them: None if they are complete."""
+    along = x @ basis
+    if basis.shape[0] == basis.shape[1]:
+        return along, None
+    return along, x - along @ basis.T
+
+
+def gaussian_in_basis(
+    mean: np.ndarray, eigenvalues: np.ndarray, basis: np.ndarray, kurtosis: float | None = None
+) -> Gaussian:
+    """Make a Gaussian with a basis that is known to be orthonormal.
+
+    The check takes seconds for a basis of thousands of columns.
+
+    **Arguments:**
+
+    - `mean`, `eigenvalues`, `basis`: as of `Gaussian`.
+    - `kurtosis`: of the samples, if they were fitted.
+
+    **Returns:** the Gaussian.
+    """
+    weights = _multiplicities(eigenvalues.size, constant(basis))
+    target = Gaussian(0.0, eigenvalues, weights)
+    return eqx.tree_at(
+        lambda g: (g.mean, g.basis, g.kurtosis),
+        target,
+        (constant(mean), constant(basis), None if kurtosis is None else constant(kurtosis)),
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def _multiplicities(modes: int, basis: AnyArray | None) -> np.ndarray:
+    """The weights of the modes: 1, and the number of directions that an incomplete basis leaves."""
+    weights = np.ones(modes)
+    if basis is not None and basis.shape[1] < basis.shape[0]:
+        weights[-1] = basis.shape[0] - basis.shape[1]
+    return weights
 
 
 def eigendecomposition(argument: str, covariance: Numbers) -> tuple[np.ndarray, np.ndarray]:
@@ -420,16 +503,18 @@ def _checked(
     compressed: bool,
 ) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray | None]:
     """The four arrays of a Gaussian, mean and weights with one entry per mode."""
-    eigenvalues = _checks.array("eigenvalues", eigenvalues)
+    eigenvalues = _checks.variances("eigenvalues", eigenvalues)
     if eigenvalues.ndim != 1 or eigenvalues.size == 0:
         raise ValueError(f"eigenvalues must be a non-empty list; got shape {eigenvalues.shape}.")
-    if np.any(eigenvalues < 0):
-        i = int(np.argmin(eigenvalues))
-        raise ValueError(f"eigenvalues[{i}] = {eigenvalues[i]:g} is negative; variances are >= 0.")
-    shape = eigenvalues.shape
+    basis = None if basis is None else _checked_basis(basis, eigenvalues.size)
+    expected = _multiplicities(eigenvalues.size, basis)
     mean = _checks.array("mean", mean)
-    weights = np.ones(shape) if weights is None else _checks.array("weights", weights)
-    for name, value in (("mean", mean), ("weights", weights)):
+    weights = expected if weights is None else _checks.array("weights", weights)
+    coordinates = eigenvalues.shape if basis is None else basis.shape[:1]
+    for name, value, shape in (
+        ("mean", mean, coordinates),
+        ("weights", weights, eigenvalues.shape),
+    ):
         if value.shape not in ((), shape):
             raise ValueError(
                 f"{name} has shape {value.shape}; for {eigenvalues.size} eigenvalues it must have "
@@ -439,62 +524,37 @@ def _checked(
         raise ValueError(
             f"weights must be >= 0 and not all zero; the smallest is {weights.min():g}."
         )
-    basis = None if basis is None else _checked_basis(basis, eigenvalues.size)
-    mean = cast(AnyArray, np.broadcast_to(mean, shape))
-    weights = cast(AnyArray, np.broadcast_to(weights, shape))
+    if expected[-1] != 1 and np.any(weights != expected):
+        raise ValueError(
+            f"weights must be 1, and {expected[-1]:g} for the last mode: a basis of "
+            f"{eigenvalues.size - 1} columns leaves as many directions."
+        )
+    mean = cast(AnyArray, np.broadcast_to(mean, coordinates))
+    weights = cast(AnyArray, np.broadcast_to(weights, eigenvalues.shape))
     return mean, eigenvalues, weights, basis
 
 
 def _checked_basis(basis: Numbers, size: int) -> AnyArray:
-    """A basis (size, size) with orthonormal columns."""
+    """A basis (size, size) or (d >= size, size - 1) with orthonormal columns."""
     checked = _checks.array("basis", basis)
-    if checked.shape != (size, size):
+    incomplete = checked.ndim == 2 and checked.shape[0] >= size and checked.shape[1] == size - 1 > 0
+    if checked.shape != (size, size) and not incomplete:
         raise ValueError(
-            f"basis has shape {checked.shape}; for {size} eigenvalues it must be {(size, size)}."
+            f"basis has shape {checked.shape}; for {size} eigenvalues it must be {(size, size)}, "
+            f"or (d, {size - 1}) with the last eigenvalue that of all other directions."
         )
-    error = np.abs(checked.T @ checked - np.eye(size)).max()
+    error = np.abs(checked.T @ checked - np.eye(checked.shape[1])).max()
     if error > 1e-5:
         raise ValueError(f"basis is not orthonormal: basis^T basis differs from I by {error:.1g}.")
     return checked
 
 
-def _checked_samples(samples: Numbers) -> np.ndarray:
-    """Samples (n, d) with n >= 2, every sample in one row."""
-    x = np.asarray(_checks.array("samples", samples))
-    if x.ndim < 2 or x.shape[0] < 2 or x.size == 0:
-        raise ValueError(
-            f"samples has shape {x.shape}; it must be (n, d) with at least 2 samples in its rows."
-        )
-    return x.reshape(x.shape[0], -1)
-
-
-def _principal_axes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Descending eigenvalues (d,) and eigenvectors (d, d) of centred samples' covariance."""
-    n, dim = x.shape
-    if n >= dim:
-        eigenvalues, basis = np.linalg.eigh(x.T @ x / n)
-        return np.maximum(eigenvalues[::-1], 0.0), basis[:, ::-1]
-    # the complement of the samples' span completes the basis
-    _, singular, rows = np.linalg.svd(x, full_matrices=True)
-    eigenvalues = np.zeros(dim)
-    eigenvalues[: singular.size] = singular**2 / n
-    return eigenvalues, rows.T
-
-
-def _ledoit_wolf(x: np.ndarray, eigenvalues: np.ndarray) -> float:
-    """The amount of shrinkage r of `Gaussian.fit` for centred samples."""
-    fourth = np.mean(np.sum(x * x, 1) ** 2)
-    error = (fourth - np.sum(eigenvalues**2)) / x.shape[0]
-    distance = np.sum((eigenvalues - eigenvalues.mean()) ** 2)
+def _ledoit_wolf(n: int, eigenvalues: np.ndarray, outside: int, fourth: float) -> float:
+    """The amount of shrinkage r of `Gaussian.fit`, where `outside` more eigenvalues are 0."""
+    level = eigenvalues.sum() / (eigenvalues.size + outside)
+    error = (fourth - np.sum(eigenvalues**2)) / n
+    distance = np.sum((eigenvalues - level) ** 2) + outside * level**2
     return float(min(1.0, max(0.0, error / distance))) if distance > 0 else 1.0
-
-
-def _kurtosis(x: np.ndarray) -> float:
-    """E x^4 / (E x^2)^2 of centred samples, averaged over coordinates with their variances."""
-    second = np.mean(x**2, 0)
-    fourth = np.mean(x**4, 0)
-    varying = second > 0
-    return float(np.sum(fourth[varying] / second[varying]) / np.sum(second))
 
 
 def _spectral_measures(target: Gaussian) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

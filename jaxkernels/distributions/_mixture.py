@@ -15,7 +15,8 @@ from .._types import AnyArray, Numbers, constant
 from ..prediction import Prediction
 from ..processes import AbstractProcess
 from ._base import AbstractDistribution
-from ._gaussian import Gaussian, eigendecomposition
+from ._gaussian import Gaussian, eigendecomposition, gaussian_in_basis
+from ._principal_axes import check_samples, coordinates
 
 # axes along which the samples do not vary at all get this share of the largest deviation
 _FLAT = 1e-6
@@ -40,6 +41,8 @@ class GaussianMixture(AbstractDistribution):
     - `means`: (M, d).
     - `covariances`: (M, d, d), or (M, d) of variances, or (M,) of isotropic ones.
 
+    One fitted to n <= d samples keeps only the axes of their span, see `fit`.
+
     **Raises:** ValueError for weights that do not sum to 1, wrong shapes, or a covariance that is
     not symmetric and positive semidefinite.
 
@@ -54,9 +57,11 @@ class GaussianMixture(AbstractDistribution):
 
     weights: Float[AnyArray, " components"]
     means: Float[AnyArray, "components d"]
-    eigenvalues: Float[AnyArray, "components d"]
-    bases: Float[AnyArray, "components d d"] | Float[AnyArray, "d d"] | None
+    eigenvalues: Float[AnyArray, "components axes"]
+    bases: Float[AnyArray, "components d d"] | Float[AnyArray, "d axes"] | None
     """Eigenvectors (columns) of each component, one basis for all, or None for the coordinates."""
+    outside: Float[AnyArray, ""] | None
+    """The components' common variance orthogonal to one basis of fewer than d columns."""
     _overlap: bool = eqx.field(static=True)
 
     def __init__(self, weights: Numbers, means: Numbers, covariances: Numbers):
@@ -80,6 +85,7 @@ class GaussianMixture(AbstractDistribution):
             )
         self.weights = weights / weights.sum()
         self.means = means
+        self.outside = None
         if covariances.ndim == 3:
             parts = [eigendecomposition(f"covariances[{m}]", c) for m, c in enumerate(covariances)]
             self.eigenvalues = constant(np.stack([values for values, _ in parts]))
@@ -87,9 +93,7 @@ class GaussianMixture(AbstractDistribution):
             self._overlap = False
             return
         variances = covariances if covariances.ndim == 2 else covariances[:, None]
-        if np.any(variances < 0):
-            m = int(np.argmin(variances.min(1)))
-            raise ValueError(f"covariances[{m}] has a negative variance, {variances[m].min():g}.")
+        variances = _checks.variances("covariances", variances)
         self.eigenvalues = constant(np.broadcast_to(variances, means.shape))
         self.bases = None
         centered = means - self.weights @ means
@@ -104,14 +108,15 @@ class GaussianMixture(AbstractDistribution):
         """Fit a mixture to samples by expectation maximisation, along their principal axes.
 
         A mixture knows what the covariance does not: clusters, and samples of different scales.
-        Axes and scales are those of `Gaussian.fit`; the components share them as one basis.
+        Axes and scales are those of `Gaussian.fit`; the components share them as one basis. Of
+        n <= d samples these are the axes of their span: orthogonal to it all samples agree, and so
+        do the components, with `floor` times the eigenvalue of `Gaussian.fit` as their variance.
 
         **Arguments:**
 
         - `samples`: (n, ...), flattened to (n, d).
         - `components`: number M of components; by default min(32, n // 40), at least 1, and never
-          more
-          than there are distinct samples.
+          more than there are distinct samples.
         - `floor`: in (0, 1]; every component's variances have `floor` times the eigenvalues of
           `Gaussian.fit` added, so that none collapses onto a single sample.
         - `seed`: integer >= 0 of the clustering that starts the iteration.
@@ -136,23 +141,37 @@ class GaussianMixture(AbstractDistribution):
         floor = float(_checks.scalar("floor", floor, above=0.0, at_most=1.0))
         seed = _checks.count("seed", seed, at_least=0)
         gaussian = Gaussian.fit(samples)
-        assert gaussian.basis is not None
-        x = np.asarray(samples, np.float64)
+        basis = np.asarray(gaussian.basis)
+        axes = basis.shape[1]
+        x = check_samples(samples)
         if asked is not None and len(x) < asked:
             raise ValueError(f"components = {asked} is more than the {len(x)} samples.")
-        basis = np.asarray(gaussian.basis)
-        scale = np.sqrt(np.asarray(gaussian.eigenvalues))
-        z = (x.reshape(len(x), -1) - np.asarray(gaussian.mean)) @ basis
-        weights, means, variances = _expectation_maximisation(z, scale, asked, floor, seed)
+        mean = np.asarray(gaussian.mean)
+        eigenvalues = np.asarray(gaussian.eigenvalues)
+        fitted = _expectation_maximisation(
+            coordinates(x, mean, basis), np.sqrt(eigenvalues[:axes]), asked, floor, seed
+        )
+        weights, means, variances = fitted
+        incomplete = axes < basis.shape[0]
         return eqx.tree_at(
-            lambda m: (m.means, m.bases),
+            lambda m: (m.means, m.bases, m.outside),
             cls(weights, means, variances),
-            (constant(np.asarray(gaussian.mean) + means @ basis.T), constant(basis)),
+            (
+                constant(mean + means @ basis.T),
+                constant(basis),
+                constant(floor * eigenvalues[-1]) if incomplete else None,
+            ),
             is_leaf=lambda leaf: leaf is None,
         )
 
     def in_eigenbasis(self) -> "GaussianMixture":
         """Return the same distribution in the coordinates of the basis that all components share.
+
+        A rotation of the coordinates changes no distance, and noise has the same distribution along
+        any axes. So a sampler has the same errors here as in the coordinates of the data.
+
+        Of a mixture fitted to n <= d samples only the axes of their span are kept: noise orthogonal
+        to it is removed independently of what happens along it, whatever the component.
 
         **Returns:** a mixture whose `bases` is None; itself if the components share no basis.
         """
@@ -169,47 +188,65 @@ class GaussianMixture(AbstractDistribution):
         """
         weights = np.asarray(self.weights)
         means = np.asarray(self.means)
+        inside = self.in_eigenbasis()
+        if inside is not self:
+            turned = inside.gaussian()
+            basis = np.asarray(self.bases) @ np.asarray(turned.basis)
+            outside = () if self.outside is None else np.asarray(self.outside)
+            eigenvalues = np.append(np.asarray(turned.eigenvalues), outside)
+            return gaussian_in_basis(weights @ means, eigenvalues, basis)
         mean = weights @ means
         centered = means - mean
         between = (weights[:, None] * centered).T @ centered
-        return Gaussian.from_covariance(mean, self._mean_covariance() + between)
+        found = eigendecomposition("covariances", self._mean_covariance() + between)
+        return gaussian_in_basis(mean, *found)
 
     def _mean_covariance(self) -> np.ndarray:
-        """sum_m weights_m covariances_m."""
+        """sum_m weights_m covariances_m, where no basis is shared."""
         weights = np.asarray(self.weights)
         values = np.asarray(self.eigenvalues)
         if self.bases is None:
             return np.diag(weights @ values)
         bases = np.asarray(self.bases)
-        if bases.ndim == 2:
-            return (bases * (weights @ values)) @ bases.T
         return np.einsum("m,mij,mj,mkj->ik", weights, bases, values, bases, optimize=True)
 
-    def _own_bases(self) -> Float[AnyArray, "components d d"]:
+    def _own_bases(self) -> Float[AnyArray, "components d axes"]:
         """The eigenvectors of every component."""
-        dim = self.means.shape[1]
-        bases = jnp.eye(dim) if self.bases is None else jnp.asarray(self.bases)
-        return jnp.broadcast_to(bases, (*self.means.shape, dim))
+        bases = jnp.eye(self.means.shape[1]) if self.bases is None else jnp.asarray(self.bases)
+        return jnp.broadcast_to(bases, (self.means.shape[0], *bases.shape[-2:]))
 
     @property
     def _one_basis(self) -> bool:
         """Whether all components have the same eigenvectors."""
         return self.bases is None or self.bases.ndim == 2
 
-    def _into_basis(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    def _into_basis(self, x: Float[Array, "... d"]) -> Float[Array, "... axes"]:
         """Coordinates along the eigenvectors that all components share."""
         return x if self.bases is None else x @ jnp.asarray(self.bases)
 
-    def _out_of_basis(self, z: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    def _out_of_basis(self, z: Float[Array, "... axes"]) -> Float[Array, "... d"]:
         return z if self.bases is None else z @ jnp.asarray(self.bases).T
 
     def _variances(
         self, process: AbstractProcess, t: Float[ArrayLike, ""]
-    ) -> Float[Array, "components d"]:
+    ) -> Float[Array, "components axes"]:
         """Of the noised components along their eigenvectors, a^2 eigenvalues + s^2."""
         return process.signal(t) ** 2 * jnp.asarray(self.eigenvalues) + process.noise(t) ** 2
 
-    def _from_means(self, x: Float[Array, "... d"], a: Array) -> Float[Array, "... components d"]:
+    def _centered(
+        self, x: Float[Array, "... d"], a: Array
+    ) -> tuple[Float[Array, " d"], Float[Array, "... axes"], Float[Array, "components axes"]]:
+        """The mean c of all, and x - a c and the means less c along the one basis.
+
+        Its axes hold all of the means' differences, even where they are fewer than d.
+        """
+        means = jnp.asarray(self.means)
+        center = jnp.asarray(self.weights) @ means
+        return center, self._into_basis(x - a * center), self._into_basis(means - center)
+
+    def _from_means(
+        self, x: Float[Array, "... d"], a: Array
+    ) -> Float[Array, "... components axes"]:
         """x - a mu_m along the eigenvectors of every component."""
         means = jnp.asarray(self.means)
         if self._one_basis:
@@ -217,22 +254,30 @@ class GaussianMixture(AbstractDistribution):
         return jnp.einsum("...md,mde->...me", x[..., None, :] - a * means, self.bases)
 
     def _squared_distances(
-        self, x: Float[Array, "... d"], a: Array, variance: Float[Array, "components d"]
+        self, x: Float[Array, "... d"], a: Array, variance: Float[Array, "components axes"]
     ) -> Float[Array, "... components"]:
         """|x - a mu_m|^2 in units of the variances.
 
-        Multiplied out it is two matrix products, with x and the means counted from the mean of
-        all. That cancels as many digits as |mu_m|^2 in those units has, so it is for components
-        that overlap enough.
+        Multiplied out it is two matrix products. That cancels as many digits as |mu_m|^2 in those
+        units has, so it is for components that overlap enough.
         """
         if not self._overlap:
             y = self._from_means(x, a)
             return jnp.sum(y * y / variance, -1)
-        center = jnp.asarray(self.weights) @ jnp.asarray(self.means)
-        z = self._into_basis(x - a * center)
-        means = a * self._into_basis(jnp.asarray(self.means) - center)
-        pulls = means / variance
-        return (z * z) @ (1.0 / variance).T - 2.0 * z @ pulls.T + jnp.sum(means * pulls, -1)
+        _, z, means = self._centered(x, a)
+        pulls = a * means / variance
+        squares = jnp.sum(a * means * pulls, -1)
+        return (z * z) @ (1.0 / variance).T - 2.0 * z @ pulls.T + squares
+
+    @full_precision
+    def _outside(
+        self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""]
+    ) -> tuple[Array, Array]:
+        """x - a mu orthogonal to an incomplete basis, and its variance per direction."""
+        a = process.signal(t)
+        y = x - a * jnp.asarray(self.means)[0]  # the components have one mean there
+        y = y - self._out_of_basis(self._into_basis(y))
+        return y, a**2 * jnp.asarray(self.outside) + process.noise(t) ** 2
 
     @full_precision
     def _log_terms(
@@ -250,12 +295,11 @@ class GaussianMixture(AbstractDistribution):
         gamma: Float[Array, "... components"],
         x: Float[Array, "... d"],
         a: Array,
-        inverse: Float[Array, "components d"],
+        inverse: Float[Array, "components axes"],
     ) -> Float[Array, "... d"]:
         """sum_m gamma_m Sigma_m^-1 (x - a mu_m), with the inverse variances."""
         if self._one_basis:
-            means = self._into_basis(jnp.asarray(self.means))
-            z = self._into_basis(x)
+            _, z, means = self._centered(x, a)
             return self._out_of_basis(z * (gamma @ inverse) - gamma @ (a * means * inverse))
         y = self._from_means(x, a) * inverse
         return jnp.einsum("...m,...me,mde->...d", gamma, y, self.bases)
@@ -266,17 +310,17 @@ class GaussianMixture(AbstractDistribution):
         gamma: Float[Array, "... components"],
         x: Float[Array, "... d"],
         a: Array,
-        inverse: Float[Array, "components d"],
+        inverse: Float[Array, "components axes"],
     ) -> Float[Array, "... d"]:
         """sum_m gamma_m (mu_m + a C_m Sigma_m^-1 (x - a mu_m)), with the inverse variances."""
         gain = a * self.eigenvalues * inverse
-        means = jnp.asarray(self.means)
         if self._one_basis:
-            means = self._into_basis(means)
-            z = self._into_basis(x)
-            return self._out_of_basis(z * (gamma @ gain) + gamma @ (means * (1.0 - a * gain)))
+            center, z, means = self._centered(x, a)
+            inside = z * (gamma @ gain) + gamma @ (means * (1.0 - a * gain))
+            return center + self._out_of_basis(inside)
         y = self._from_means(x, a) * gain
-        return gamma @ means + jnp.einsum("...m,...me,mde->...d", gamma, y, self.bases)
+        moved = jnp.einsum("...m,...me,mde->...d", gamma, y, self.bases)
+        return gamma @ jnp.asarray(self.means) + moved
 
     def log_density(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""] = 0.0
@@ -291,7 +335,13 @@ class GaussianMixture(AbstractDistribution):
 
         **Returns:** the log density (...), in nats.
         """
-        return jax.nn.logsumexp(self._log_terms(process, x, t), -1)
+        log_density = jax.nn.logsumexp(self._log_terms(process, x, t), -1)
+        if self.outside is None:
+            return log_density
+        y, variance = self._outside(process, x, t)
+        directions = y.shape[-1] - self.eigenvalues.shape[1]
+        constant = directions * jnp.log(2.0 * jnp.pi * variance)
+        return log_density - 0.5 * (jnp.sum(y * y, -1) / variance + constant)
 
     def score(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""] = 0.0
@@ -312,7 +362,11 @@ class GaussianMixture(AbstractDistribution):
         """
         gamma = jax.nn.softmax(self._log_terms(process, x, t), -1)
         inverse = 1.0 / self._variances(process, t)
-        return -self._pull(gamma, jnp.asarray(x), process.signal(t), inverse)
+        score = -self._pull(gamma, jnp.asarray(x), process.signal(t), inverse)
+        if self.outside is None:
+            return score
+        y, variance = self._outside(process, x, t)
+        return score - y / variance
 
     @full_precision
     def hessian(
@@ -339,9 +393,13 @@ class GaussianMixture(AbstractDistribution):
         pulls = -jnp.einsum("...me,mde->...md", y / variance, bases)
         precisions = jnp.einsum("mde,me,mfe->mdf", bases, 1.0 / variance, bases)
         centered = pulls - jnp.einsum("...m,...md->...d", gamma, pulls)[..., None, :]
-        return jnp.einsum("...m,...md,...mf->...df", gamma, centered, centered) - jnp.einsum(
+        hessian = jnp.einsum("...m,...md,...mf->...df", gamma, centered, centered) - jnp.einsum(
             "...m,mdf->...df", gamma, precisions
         )
+        if self.outside is None:
+            return hessian
+        variance = self._outside(process, x, t)[1]
+        return hessian - (jnp.eye(bases.shape[1]) - bases[0] @ bases[0].T) / variance
 
     @full_precision
     def predict(
@@ -362,11 +420,16 @@ class GaussianMixture(AbstractDistribution):
         gamma = jax.nn.softmax(self._log_terms(process, x, t), -1)
         variance = self._variances(process, t)
         inverse = safe_divide(jnp.ones(()), variance)
+        x0 = self._posterior_mean(gamma, x, a, inverse)
         pull = self._pull(gamma, x, a, inverse)
-        score = jnp.where(jnp.all(variance > 0), -pull, jnp.nan)
-        return Prediction(
-            self._posterior_mean(gamma, x, a, inverse), process.noise(t) * pull, score
-        )
+        dense = jnp.all(variance > 0)
+        if self.outside is not None:
+            y, variance = self._outside(process, x, t)
+            y = safe_divide(y, variance)
+            x0 = x0 + a * self.outside * y
+            pull = pull + y
+            dense = dense & (variance > 0)
+        return Prediction(x0, process.noise(t) * pull, jnp.where(dense, -pull, jnp.nan))
 
     @full_precision
     def sample(self, key: Array, num: int) -> Float[Array, "num d"]:
@@ -381,12 +444,19 @@ class GaussianMixture(AbstractDistribution):
         """
         component_key, point_key = jax.random.split(key)
         m = jax.random.categorical(component_key, jnp.log(jnp.asarray(self.weights)), shape=(num,))
-        z = jax.random.normal(point_key, (num, self.means.shape[1]))
-        z = z * jnp.sqrt(jnp.asarray(self.eigenvalues))[m]
-        if self.bases is not None:
-            bases = jnp.asarray(self.bases)
-            z = z @ bases.T if bases.ndim == 2 else jnp.einsum("ne,nde->nd", z, bases[m])
-        return jnp.asarray(self.means)[m] + z
+        means = jnp.asarray(self.means)[m]
+        z = jax.random.normal(point_key, means.shape)
+        deviations = jnp.sqrt(jnp.asarray(self.eigenvalues))[m]
+        if self.bases is None:
+            return means + z * deviations
+        bases = jnp.asarray(self.bases)
+        if bases.ndim == 3:
+            return means + jnp.einsum("ne,nde->nd", z * deviations, bases[m])
+        if self.outside is None:
+            return means + (z * deviations) @ bases.T
+        along = z @ bases
+        outside = z - along @ bases.T
+        return means + (along * deviations) @ bases.T + jnp.sqrt(self.outside) * outside
 
 
 def _expectation_maximisation(

@@ -45,12 +45,12 @@ def unpack_target(content: Mapping[str, np.ndarray]) -> Gaussian | None:
     if _PREFIX + "mean" not in content:
         return None
     fields = {name: content.get(_PREFIX + name) for name in _FIELDS}
-    target = Gaussian(*(content[_PREFIX + name] for name in ("mean", "eigenvalues", "weights")))
-    # set as it is: a basis of thousands of columns takes seconds to check, and was checked when
+    target = Gaussian(0.0, content[_PREFIX + "eigenvalues"], content[_PREFIX + "weights"])
+    # set as they are: a basis of thousands of columns takes seconds to check, and was checked when
     # made
     return eqx.tree_at(
-        lambda g: (g.basis, g.kurtosis),
+        lambda g: (g.mean, g.basis, g.kurtosis),
         target,
-        (fields["basis"], fields["kurtosis"]),
+        (fields["mean"], fields["basis"], fields["kurtosis"]),
         is_leaf=lambda leaf: leaf is None,
     )

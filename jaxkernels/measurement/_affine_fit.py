@@ -24,7 +24,7 @@ from ..distributions import Gaussian
 from ..prediction import AbstractDenoiser, Denoiser, check_denoiser
 from ..processes import check_times
 from ..score_error import FullyCorrelated, ScoreError, Tabulated
-from ._samples import check_samples, check_target, dimensions
+from ._samples import check_samples, check_target, dimensions, fit_gaussian
 from ._score_error import ScoreErrorEstimate
 
 
@@ -264,7 +264,7 @@ def _check_data(
     rows = rows.reshape(rows.shape[0], -1)
     check_target(target, dimensions(rows))
     if target is None:
-        target = Gaussian.fit(rows, shrinkage=0.0)
+        target = fit_gaussian(rows)
     checked = check_times(check_denoiser(denoiser).process, times)
     return _Data(jnp.asarray(rows, float), target, checked)
 

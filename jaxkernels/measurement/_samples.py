@@ -12,6 +12,8 @@ from ..distributions import Gaussian
 
 # numbers per block: 16 MiB in float64
 _BLOCK = 2**21
+# their covariance takes 2 GiB
+_MOST_MODES = 2**14
 
 
 def check_samples(samples: Numbers) -> np.ndarray:
@@ -32,7 +34,10 @@ def check_target(target: Gaussian | None, dimensions: int | None = None) -> Gaus
         raise ValueError(f"target must be a Gaussian; got {type(target).__name__}.")
     modes = np.size(target.eigenvalues)
     if dimensions is not None and modes != dimensions:
-        raise ValueError(f"target has {modes} modes; samples have {dimensions} dimensions.")
+        raise ValueError(
+            f"target has {modes} modes; samples have {dimensions} dimensions. A Gaussian fitted to "
+            "fewer samples than dimensions has too few: leave it out, and all modes are found."
+        )
     return target
 
 
@@ -63,9 +68,18 @@ def draw_points(samples: np.ndarray, key: Array, num: int) -> Float[Array, "num 
 
 
 def fit_gaussian(samples: np.ndarray) -> Gaussian:
-    """`Gaussian.fit` without shrinkage, block by block."""
+    """`Gaussian.fit` without shrinkage and with all d modes, block by block.
+
+    Every mode is measured on its own, so that one that stands for many directions will not do.
+    """
     count = samples.shape[0]
     size = dimensions(samples)
+    if size > _MOST_MODES:
+        raise ValueError(
+            f"samples have {size} dimensions; the modes of their covariance are found for at most "
+            f"{_MOST_MODES}. Pass target=jk.Gaussian(mean, variances), {size} numbers each, to "
+            "measure along the coordinates."
+        )
     block = max(1, _BLOCK // size)
     starts = range(0, count, block)
     total = np.zeros(size)

@@ -68,12 +68,12 @@ def draw_noise(
 ) -> Array:
     """Initial noise of `count` samples, in `shape` or as vectors along the target's coordinates."""
     if shape is None:
-        if np.any(np.asarray(gaussian.weights) != 1):
+        if gaussian.basis is None and np.any(np.asarray(gaussian.weights) != 1):
             raise ValueError(
                 "target's modes have weights, so the network's input shape is unknown: pass "
                 "Selection(noise=...) as an array."
             )
-        shape = (gaussian.eigenvalues.shape[0],)
+        shape = gaussian.mean.shape
     scale = jnp.sqrt(process.prior_variance(jnp.asarray(process.t_max, float)))
     return scale * jax.random.normal(key, (count, *shape))
 

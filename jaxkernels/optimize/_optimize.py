@@ -293,13 +293,16 @@ def _with_record(
     if selection.record is not None or not _recordable(request):
         return selection
     denoiser = model.denoiser
+    shape = None
     if model.mixture is not None:
-        denoiser = model.mixture.in_eigenbasis().denoiser(request.process)
+        turned = model.mixture.in_eigenbasis()
+        shape = turned.means.shape[1:]
+        denoiser = turned.denoiser(request.process)
     if denoiser is None:
         return selection
     if isinstance(denoiser, ExactDenoiser):
         key = selection.random_key(3)
-        noise = draw_noise(model.gaussian, request.process, _MIXTURE_TRAJECTORIES, key, None)
+        noise = draw_noise(model.gaussian, request.process, _MIXTURE_TRAJECTORIES, key, shape)
         nodes = _MIXTURE_NODES
     else:
         noise = _network_noise(request, selection)[:_NETWORK_TRAJECTORIES]

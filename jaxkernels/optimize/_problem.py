@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
+from .._field_names import known_name
 from .._objective import (
     AbstractBoundObjective,
     AbstractCoordinateObjective,
@@ -248,7 +249,8 @@ def _given_starts(
             f"starts = {starts!r} must be a list of names or a dict of schedules, not empty."
         )
     if not isinstance(starts, Mapping):
-        return {name: _checks.lookup("starts", name, known) for name in starts}
+        names = [known_name("schedule", "starts", name, known) for name in starts]
+        return {name: known[name] for name in names}
     return {
         name: _given_start(name, schedule, num_steps, t_max, low, high)
         for name, schedule in starts.items()

@@ -159,18 +159,19 @@ class Selection:
             raise ValueError(
                 "data is for a network: a mixture is compared with its own distribution."
             )
-        dim = mixture.means.shape[1]
-        count = min(max(int(_NOISE_MIXTURE / np.sqrt(dim)), _NOISE), _NOISE_MOST)
-        noise = self._noise(model, process, count, None)
-        if noise.shape[1:] != (dim,):
-            raise ValueError(
-                f"noise has shape {noise.shape}; for a mixture of {dim} dimensions it must be "
-                f"(n, {dim})."
-            )
         turned = mixture.in_eigenbasis()
-        given = not isinstance(self.noise, int | np.integer | None)
-        if turned is not mixture and given:
-            noise = matmul(noise, jnp.asarray(mixture.bases, noise.dtype))
+        dim = turned.means.shape[1]
+        count = min(max(int(_NOISE_MIXTURE / np.sqrt(dim)), _NOISE), _NOISE_MOST)
+        noise = self._noise(model, process, count, (dim,))
+        if not isinstance(self.noise, int | np.integer | None):
+            given = mixture.means.shape[1]
+            if noise.shape[1:] != (given,):
+                raise ValueError(
+                    f"noise has shape {noise.shape}; for a mixture of {given} dimensions it must "
+                    f"be (n, {given})."
+                )
+            if turned is not mixture:
+                noise = matmul(noise, jnp.asarray(mixture.bases, noise.dtype))
         data = turned.sample(self.random_key(2), _MIXTURE_DRAWS) if stochastic else None
         fewer = _FINE_TUNE * _FINE_TUNE_DIMENSION // dim
         steps = 0 if stochastic else max(_FINE_TUNE_LEAST, min(_FINE_TUNE, fewer))

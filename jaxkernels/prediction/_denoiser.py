@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
-from .. import _checks
+from .._field_names import known_name
 from .._precision import working_dtype
 from .._types import Network
 from ..processes import AbstractProcess, check_process
@@ -192,7 +192,9 @@ class Denoiser(AbstractDenoiser):
             raise ValueError(f"fn must be a function of (x, t); got {fn!r}.")
         self.fn = fn
         self.process = check_process(process)
-        self.prediction_type = _checks.one_of("prediction_type", prediction_type, PREDICTION_TYPES)
+        self.prediction_type = known_name(
+            "prediction type", "prediction_type", prediction_type, PREDICTION_TYPES
+        )
 
     def __call__(self, x: Float[Array, "..."], t: Float[ArrayLike, ""]) -> Prediction:
         dtype = working_dtype(x.dtype)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _checks
+from .._field_names import known_name
 from .._precision import is_traced
 from ._base import AbstractProcess
 from ._flow import FlowMatching
@@ -35,8 +35,29 @@ def parameters(name: str) -> tuple[str, ...]:
 
     **Raises:** ValueError for an unknown name.
     """
-    cls = _checks.lookup("process", name, PROCESSES)
+    cls = PROCESSES[check_process_name(name)]
     return tuple(inspect.signature(cls).parameters)
+
+
+def check_process_name(name: str) -> str:
+    """Look up the name of a process, which may be one of another tool.
+
+    **Arguments:**
+
+    - `name`: a name in `PROCESSES`, or a synonym, in any spelling.
+
+    **Returns:** the name in `PROCESSES`.
+
+    **Raises:** ValueError for an unknown name, with the right one if it is known elsewhere.
+
+    **Example:**
+
+    ```python
+    >>> jk.processes.check_process_name("rectified flow")
+    'flow_matching'
+    ```
+    """
+    return known_name("process", "process", name, PROCESSES)
 
 
 def to_config(process: AbstractProcess) -> dict[str, object]:
@@ -78,7 +99,7 @@ def from_config(config: Mapping[str, Any]) -> AbstractProcess:
     """
     if not isinstance(config, Mapping) or "type" not in config:
         raise ValueError(f"process must be a configuration with a 'type'; got {config!r}.")
-    name = str(config["type"])
+    name = check_process_name(str(config["type"]))
     arguments = {key: value for key, value in config.items() if key != "type"}
     known = parameters(name)
     for key in arguments:

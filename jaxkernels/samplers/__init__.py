@@ -21,6 +21,7 @@ from ._multistep import (
 from ._names import (
     SAMPLERS as SAMPLERS,
     as_sampler as as_sampler,
+    check_sampler_name as check_sampler_name,
     check_schedule as check_schedule,
     sampler_name as sampler_name,
 )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .. import _checks
+from .._field_names import known_name
 from .._precision import is_traced
 from ..processes import AbstractProcess, check_process
 from ..schedules import Schedule
@@ -42,12 +42,34 @@ def sampler_name(sampler: AbstractSampler) -> str:
     return names.get(type(sampler), type(sampler).__name__)
 
 
+def check_sampler_name(name: str, argument: str = "sampler") -> str:
+    """Look up the name of a sampler, which may be one of another tool.
+
+    **Arguments:**
+
+    - `name`: a name in `SAMPLERS`, or a synonym, in any spelling.
+    - `argument`: what an error calls it.
+
+    **Returns:** the name in `SAMPLERS`.
+
+    **Raises:** ValueError for an unknown name, with the right one if it is known elsewhere.
+
+    **Example:**
+
+    ```python
+    >>> jk.samplers.check_sampler_name("DPM++ 2M")
+    'dpmpp_2m'
+    ```
+    """
+    return known_name("sampler", argument, name, SAMPLERS)
+
+
 def as_sampler(sampler: object) -> AbstractSampler:
     """Look up a sampler that may be given by name.
 
     **Arguments:**
 
-    - `sampler`: a sampler, or its name in `SAMPLERS`.
+    - `sampler`: a sampler, its name in `SAMPLERS`, or a synonym (`check_sampler_name`).
 
     **Returns:** the sampler.
 
@@ -61,7 +83,7 @@ def as_sampler(sampler: object) -> AbstractSampler:
     ```
     """
     if isinstance(sampler, str):
-        sampler = _checks.lookup("sampler", sampler, SAMPLERS)()
+        sampler = SAMPLERS[check_sampler_name(sampler)]()
     if not isinstance(sampler, AbstractSampler):
         raise ValueError(f"sampler must be a sampler or a name; got {sampler!r}.")
     return sampler

@@ -1,0 +1,206 @@
+"""Names of samplers, processes, schedules and prediction types in other tools and in papers.
+
+A synonym is exactly the same thing under another name. What is only related, or has one name for
+several things, gets an answer that names the right thing here.
+"""
+
+import re
+from collections.abc import Iterable
+
+from . import _checks
+
+_NO_SAMPLER = "is not built in; write it as an AbstractSampler, or use the nearest, "
+
+SYNONYMS: dict[str, dict[str, str]] = {
+    "sampler": {
+        "dpmpp2m": "dpmpp_2m",
+        "dpm_solver_pp_2m": "dpmpp_2m",
+        "dpmsolverpp_2m": "dpmpp_2m",
+        "dpmsolverpp2m": "dpmpp_2m",
+        "dpm_solver_1": "ddim",
+        "dpmsolver_1": "ddim",
+        "dpmpp_1": "ddim",
+        "runge_kutta_4": "rk4",
+        "eulermaruyama": "euler_maruyama",
+        "exponentialintegrator": "exponential_integrator",
+    },
+    "prediction type": {
+        "eps": "epsilon",
+        "noise": "epsilon",
+        "noise_prediction": "epsilon",
+        "epsilon_prediction": "epsilon",
+        "eps_prediction": "epsilon",
+        "v_prediction": "v",
+        "v_pred": "v",
+        "vpred": "v",
+        "sample": "x0",
+        "x_0": "x0",
+        "x_start": "x0",
+        "xstart": "x0",
+        "start_x": "x0",
+        "x0_prediction": "x0",
+        "data": "x0",
+        "data_prediction": "x0",
+        "denoised": "x0",
+        "denoiser": "x0",
+        "flow_prediction": "flow",
+        "flow_matching": "flow",
+        "rectified_flow": "flow",
+    },
+    "schedule": {
+        "ays": "align_your_steps",
+        "exponential": "log_snr",
+        "logsnr": "log_snr",
+        "log_linear": "log_snr",
+        "edm": "karras",
+    },
+    "process": {
+        "vpsde": "vp",
+        "vp_sde": "vp",
+        "ornstein_uhlenbeck": "ou",
+        "rectified_flow": "flow_matching",
+        "flow": "flow_matching",
+        "flow_match": "flow_matching",
+    },
+}
+
+ANSWERS: dict[str, dict[str, str]] = {
+    "sampler": {
+        "euler": "Euler's method in sigma, as k-diffusion, diffusers, ComfyUI and A1111 have it, "
+        "is 'ddim' here; in time it is 'euler_maruyama'.",
+        "flow_match_euler": "Euler's method for flows is 'ddim' here.",
+        "edm_euler": "Euler's method in sigma is 'ddim' here.",
+        "euler_ancestral": "It is 'ddim' with stochasticity 1 here (DDIM's eta = 1).",
+        "euler_a": "It is 'ddim' with stochasticity 1 here (DDIM's eta = 1).",
+        "ddpm": "Ancestral sampling is 'ddim' with stochasticity 1 here (DDIM's eta = 1).",
+        "ancestral": "Ancestral sampling is 'ddim' with stochasticity 1 here (DDIM's eta = 1).",
+        "dpm_solver": "With diffusers' defaults it is 'dpmpp_2m' here.",
+        "dpmsolver": "With diffusers' defaults it is 'dpmpp_2m' here.",
+        "dpm_solverpp": "Its second-order multistep form is 'dpmpp_2m' here.",
+        "dpmsolverpp": "Its second-order multistep form is 'dpmpp_2m' here.",
+        "dpmpp": "Its second-order multistep form is 'dpmpp_2m' here.",
+        "dpmpp_2m_sde": f"It {_NO_SAMPLER}'dpmpp_2m', or 'ddim' with stochasticity.",
+        "dpmpp_3m_sde": f"It {_NO_SAMPLER}'dpmpp_2m', or 'ddim' with stochasticity.",
+        "dpmpp_sde": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
+        "dpmpp_2s": f"It {_NO_SAMPLER}'dpmpp_2m' or 'heun'.",
+        "dpmpp_2s_ancestral": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
+        "dpmpp_2s_a": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
+        "dpmpp_3m": f"It {_NO_SAMPLER}'dpmpp_2m'.",
+        "dpm_2": f"It {_NO_SAMPLER}'heun', which has two evaluations per step as well.",
+        "dpm2": f"It {_NO_SAMPLER}'heun', which has two evaluations per step as well.",
+        "dpm_2_ancestral": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
+        "dpm2_a": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
+        "kdpm2": f"It {_NO_SAMPLER}'heun', which has two evaluations per step as well.",
+        "midpoint": f"It {_NO_SAMPLER}'heun', which has two evaluations per step as well.",
+        "dpm_solver_2": f"It {_NO_SAMPLER}'heun', which has two evaluations per step as well.",
+        "dpm_fast": "Its steps adapt to the network; it has no timestep schedule.",
+        "dpm_adaptive": "Its steps adapt to the network; it has no timestep schedule.",
+        "uni_pc": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
+        "unipc": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
+        "uni_pc_bh2": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
+        "lms": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
+        "plms": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
+        "pndm": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
+        "ipndm": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
+        "deis": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
+        "res": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
+        "sa_solver": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
+        "er_sde": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
+        "lcm": "It draws fresh noise around x0: 'ddim' with a large stochasticity here.",
+        "edm": "EDM's deterministic sampler is 'heun' here.",
+        "edm_heun": "EDM's deterministic sampler is 'heun' here.",
+        "reverse_sde": "Its integrators are 'euler_maruyama', 'exponential_integrator' and 'ddim'.",
+        "rk45": "A schedule is of fixed steps, 'rk4' here.",
+        "dopri5": "A schedule is of fixed steps, 'rk4' here.",
+    },
+    "prediction type": {
+        "velocity": "A diffusion model's v = a eps - s x0 is 'v' here, a flow's dx/dt is 'flow'.",
+        "edm": "EDM's net(x, sigma), with its preconditioning, returns the denoised point: 'x0'.",
+        "karras": "EDM's net(x, sigma), with its preconditioning, returns the denoised point: "
+        "'x0'.",
+        "learned_range": "It names the variance; the prediction itself is 'epsilon' in these "
+        "models. Return its first half of the channels.",
+    },
+    "schedule": {
+        "simple": "Evenly spaced timesteps are 'uniform' here.",
+        "normal": "Evenly spaced timesteps are 'uniform' here.",
+        "sgm_uniform": "Evenly spaced timesteps are 'uniform' here.",
+        "ddim_uniform": "Evenly spaced timesteps are 'uniform' here.",
+        "linspace": "Evenly spaced timesteps are 'uniform' here.",
+        "leading": "Evenly spaced timesteps are 'uniform' here.",
+        "trailing": "Evenly spaced timesteps are 'uniform' here.",
+        "linear": "Evenly spaced timesteps are 'uniform' here; evenly spaced log sigma, 'log_snr'.",
+        "quad": "DDIM's is 'quadratic' here, up to the factor 0.8 of its first timestep.",
+        "polyexponential": "With rho = 1 it is 'log_snr' here; with another it is not built in.",
+        "beta": "Quantiles of a beta distribution are not built in; a Schedule takes any times.",
+        "kl_optimal": "Not built in; Schedule.from_sigmas takes its levels.",
+        "linear_quadratic": "Not built in; Schedule.from_sigmas takes its levels.",
+        "gits": "Its tables are not built in; Schedule.from_sigmas takes their levels.",
+        "automatic": "A1111 selects one for each sampler; name that one.",
+    },
+    "process": {
+        "ddpm": "In continuous time it is 'vp' here; with a network's own alphas_cumprod, "
+        "'discrete_vp'.",
+        "linear": "In continuous time it is 'vp' here; with a network's own alphas_cumprod, "
+        "'discrete_vp'.",
+        "scaled_linear": "It is the default table of 'discrete_vp' here.",
+        "stable_diffusion": "Its table is the default of 'discrete_vp' here.",
+        "sd15": "Its table is the default of 'discrete_vp' here.",
+        "sdxl": "Its table is the default of 'discrete_vp' here.",
+        "cosine": "In continuous time it is 'cosine_vp' here.",
+        "squaredcos_cap_v2": "It is 'discrete_vp' with its alphas_cumprod here; in continuous time "
+        "'cosine_vp'.",
+        "karras": "Noise levels as time are 'edm' here.",
+        "vesde": "Noise levels as time are 'edm' here, of which that is a time change.",
+        "ve_sde": "Noise levels as time are 'edm' here, of which that is a time change.",
+        "flux": "It is 'flow_matching' here; its shift belongs to the schedule.",
+        "sd3": "It is 'flow_matching' here; its shift belongs to the schedule.",
+        "subvp": "Not built in; write it as an AbstractProcess.",
+    },
+}
+
+# between a small and a capital letter, and before the last capital of several
+_WORD_ENDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+# A1111 writes sampler and schedule as one name
+_WITH_SCHEDULE = ("karras", "exponential", "sgm_uniform", "uniform", "beta")
+
+
+def known_name(kind: str, argument: str, name: str, known: Iterable[str]) -> str:
+    """The name in `known` of what a user means. ValueError with the right name where there is one.
+
+    `kind` is a key of `SYNONYMS`. Spelling is free: "DPM++ 2M" is "dpmpp_2m".
+    """
+    names = list(known)
+    plain = _plain(str(name))
+    for candidate in (name, plain, SYNONYMS[kind].get(plain)):
+        if candidate in names:
+            return str(candidate)
+    answer = ANSWERS[kind].get(plain) or _split_schedule(kind, plain, names)
+    if answer is not None:
+        raise ValueError(f"{argument}={name!r} is not known. {answer} Known: {', '.join(names)}.")
+    return _checks.one_of(argument, name, names)
+
+
+def _plain(name: str) -> str:
+    """A name in lower case, with "_" between words and "pp" for "++".
+
+    Of a class of diffusers, what tells it from the others: EulerDiscreteScheduler is "euler".
+    """
+    text = name.strip().replace("++", "pp")
+    if text.endswith("Scheduler"):
+        text = _WORD_ENDS.sub("_", text.removesuffix("Scheduler"))
+    plain = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+    return plain.removesuffix("_discrete").removesuffix("_multistep")
+
+
+def _split_schedule(kind: str, plain: str, known: list[str]) -> str | None:
+    """The answer to a sampler and a schedule in one name."""
+    if kind != "sampler":
+        return None
+    for schedule in _WITH_SCHEDULE:
+        sampler = plain.removesuffix(f"_{schedule}")
+        if sampler != plain and SYNONYMS[kind].get(sampler, sampler) in known:
+            sampler = SYNONYMS[kind].get(sampler, sampler)
+            return f"It is the sampler {sampler!r} with the schedule {schedule!r}: name them apart."
+    return None

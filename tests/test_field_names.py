@@ -1,0 +1,145 @@
+"""Names of other tools: what is the same thing is taken, for the rest the right name is given."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxkernels as jk
+from jaxkernels import _field_names
+from jaxkernels.prediction import PREDICTION_TYPES
+from jaxkernels.processes import PROCESSES, check_process_name, from_config
+from jaxkernels.samplers import SAMPLERS, as_sampler, check_sampler_name
+from jaxkernels.schedules import BASELINES
+
+KNOWN = {
+    "sampler": list(SAMPLERS),
+    "prediction type": list(PREDICTION_TYPES),
+    "schedule": list(BASELINES),
+    "process": list(PROCESSES),
+}
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_the_table_agrees_with_what_is_built_in(kind: str):
+    """Synonyms lead to known names, and every name is written as it is looked up."""
+    names = [*_field_names.SYNONYMS[kind], *_field_names.ANSWERS[kind]]
+    assert set(_field_names.SYNONYMS[kind].values()) <= set(KNOWN[kind])
+    assert [_field_names._plain(name) for name in names] == names
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("DPM++ 2M", "dpmpp_2m"),
+        ("dpm++_2m", "dpmpp_2m"),
+        ("DPMPP-2M", "dpmpp_2m"),
+        ("DDIMScheduler", "ddim"),
+        ("Heun", "heun"),
+        ("HeunDiscreteScheduler", "heun"),
+        ("Euler-Maruyama", "euler_maruyama"),
+        ("RK4", "rk4"),
+    ],
+)
+def test_samplers_in_any_spelling(name: str, expected: str):
+    assert check_sampler_name(name) == expected
+    assert type(as_sampler(name)) is SAMPLERS[expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("euler", "'ddim'"),
+        ("Euler", "'ddim'"),
+        ("EulerDiscreteScheduler", "'ddim'"),
+        ("FlowMatchEulerDiscreteScheduler", "'ddim'"),
+        ("euler_ancestral", "'ddim' with stochasticity 1"),
+        ("Euler a", "'ddim' with stochasticity 1"),
+        ("ddpm", "'ddim' with stochasticity 1"),
+        ("DPMSolverMultistepScheduler", "'dpmpp_2m'"),
+        ("UniPCMultistepScheduler", "nearest, 'dpmpp_2m'"),
+        ("DPM++ 2M Karras", "the sampler 'dpmpp_2m' with the schedule 'karras'"),
+        ("dpm_2", "nearest, 'heun'"),
+        ("KDPM2DiscreteScheduler", "nearest, 'heun'"),
+        ("edm", "'heun'"),
+    ],
+)
+def test_samplers_of_other_names_are_answered(name: str, right: str):
+    with pytest.raises(ValueError, match=f"sampler='.*' is not known. .*{right}"):
+        as_sampler(name)
+
+
+def test_eulers_method_in_sigma_is_ddim():
+    """What the answer says, by Euler's step of dx/dsigma = (x - D) / sigma written out."""
+    denoiser = jk.Gaussian([0.3], [0.5]).denoiser(jk.EDM())
+    schedule = jk.schedules.karras(jk.EDM(), 5, 0.01)
+    x = jnp.array([[60.0]])
+    levels = np.asarray(schedule.times)
+    expected = x
+    for level, below in zip(levels, levels[1:]):
+        slope = (expected - denoiser(expected, level).x0) / level
+        expected = expected + slope * (below - level)
+    found = jk.sample(denoiser, "ddim", schedule, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("v_prediction", "v"),
+        ("v-prediction", "v"),
+        ("eps", "epsilon"),
+        ("epsilon", "epsilon"),
+        ("sample", "x0"),
+        ("x_0", "x0"),
+        ("flow_prediction", "flow"),
+    ],
+)
+def test_prediction_types(name: str, expected: str):
+    denoiser = jk.Denoiser(lambda x, t: x, jk.VP(), name)
+    assert denoiser.prediction_type == expected
+
+
+def test_a_velocity_has_two_meanings():
+    with pytest.raises(ValueError, match=r"prediction_type='velocity'.*'v' here.*'flow'"):
+        jk.Denoiser(lambda x, t: x, jk.VP(), "velocity")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("vpsde", "vp"), ("Rectified Flow", "flow_matching"), ("EDM", "edm")]
+)
+def test_processes(name: str, expected: str):
+    assert check_process_name(name) == expected
+    assert type(from_config({"type": name})) is PROCESSES[expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [("ddpm", "'discrete_vp'"), ("scaled_linear", "'discrete_vp'"), ("vesde", "'edm'")],
+)
+def test_processes_of_other_names_are_answered(name: str, right: str):
+    with pytest.raises(ValueError, match=f"process='{name}' is not known. .*{right}"):
+        from_config({"type": name})
+
+
+def test_schedules():
+    target = jk.Gaussian(0.0, [1.0])
+    for name, right in [("sgm_uniform", "'uniform'"), ("polyexponential", "'log_snr'")]:
+        with pytest.raises(ValueError, match=f"starts='{name}' is not known. .*{right}"):
+            jk.optimize_schedule(target, jk.VP(), "ddim", 2, t_min=1e-3, starts=[name])
+    known = {"exponential": "log_snr", "AYS": "align_your_steps", "edm": "karras"}
+    for name, expected in known.items():
+        found = _field_names.known_name("schedule", "schedule", name, BASELINES)
+        assert found == expected
+
+
+def test_the_exponential_schedule_is_uniform_in_log_sigma():
+    """k-diffusion's get_sigmas_exponential: linspace of log sigma, then exp."""
+    schedule = jk.schedules.log_snr(jk.EDM(), 6, 0.02)
+    expected = np.exp(np.linspace(np.log(80.0), np.log(0.02), 7))
+    np.testing.assert_allclose(schedule.sigmas(jk.EDM()), expected, rtol=1e-5)
+
+
+def test_unknown_everywhere():
+    with pytest.raises(ValueError, match=r"sampler='ddmi' is not known\. Did you mean 'ddim'"):
+        as_sampler("ddmi")
