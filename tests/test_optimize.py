@@ -295,6 +295,50 @@ def test_compression_keeps_the_optimum():
     np.testing.assert_allclose(small.schedule.times, full.schedule.times, atol=1e-6)
 
 
+@pytest.mark.parametrize("free", ["times", "times and noise"])
+def test_interior_times_stay_within_a_table(free: str):
+    """SciPy with bounds on the times finds the same optimum, which lies at the smallest entry."""
+    levels = np.array([0.6, 0.9, 1.5, 3.0, 8.0])
+    process = jk.DiscreteVP(1.0 / (1.0 + levels**2))
+    target = gaussian(0.0)
+    noise: Any = 0.0 if free == "times" else "optimize"
+    result = jk.optimize_schedule(target, process, "ddim", 4, t_min=0.0, stochasticity=noise)
+    times = np.asarray(result.schedule.times)
+    assert result.converged
+    assert times[-1] == 0.0
+    assert 1.0 <= times[-2] < 1.0 + 1e-6
+    for schedule in result.baseline_schedules.values():
+        assert float(schedule.times[-2]) >= 1.0 - 1e-9
+    if free != "times":
+        return
+    bound = eqx.filter_jit(jk.LocalError().bind(target.in_eigenbasis(), process, jk.DDIM()))
+
+    def value(interior: np.ndarray) -> float:
+        ordered = np.sort(interior)[::-1]
+        return float(bound(jk.Schedule(np.concatenate([[5.0], ordered, [0.0]]))))
+
+    start = np.array([4.0, 2.5, 1.2])
+    box = [(1.0, 4.999)] * 3
+    found = minimize(value, start, method="Nelder-Mead", bounds=box, options={"xatol": 1e-7})
+    assert result.objective == pytest.approx(found.fun, rel=1e-6)
+    np.testing.assert_allclose(times[1:-1], found.x, atol=1e-3)
+
+
+def test_a_start_below_the_table_is_refused():
+    process = jk.DiscreteVP.scaled_linear()
+    with pytest.raises(
+        ValueError, match=r"starts\['mine'\] has t = 0.5 before .* down to t = 1 only"
+    ):
+        jk.optimize_schedule(
+            gaussian(),
+            process,
+            "ddim",
+            2,
+            t_min=0.0,
+            starts={"mine": jk.Schedule([1000.0, 0.5, 0.0])},
+        )
+
+
 def test_end_time_is_optimised_within_its_bounds():
     """The optimised end must be the better one of a scan over fixed ends."""
     target = jk.Gaussian(0.0, [1.0, 0.05])

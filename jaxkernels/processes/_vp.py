@@ -11,7 +11,7 @@ from .. import _checks
 from .._numerics import as_inexact, safe_sqrt
 from .._precision import is_traced
 from .._types import AnyArray, Numbers, constant
-from ._base import AbstractProcess
+from ._base import AbstractProcess, range_ends
 
 
 class AbstractVariancePreserving(AbstractProcess):
@@ -99,6 +99,8 @@ class VP(AbstractExponential):
 
     - `beta_min`: rate at t = 0, > 0, per unit of time.
     - `beta_max`: rate at t = 1, >= `beta_min`.
+    - `t_max`: first time of sampling, in (0, 1]; below 1 it starts from noised data, see
+      `sub_range`.
 
     **Raises:** ValueError for an argument out of range.
 
@@ -117,11 +119,11 @@ class VP(AbstractExponential):
     beta_max: AnyArray
     t_max: AnyArray
 
-    def __init__(self, beta_min: Numbers = 0.1, beta_max: Numbers = 20.0):
+    def __init__(self, beta_min: Numbers = 0.1, beta_max: Numbers = 20.0, t_max: Numbers = 1.0):
         self.beta_min = _checks.parameter("beta_min", beta_min, above=0.0)
         least = 0.0 if is_traced(self.beta_min) else float(self.beta_min)
         self.beta_max = _checks.parameter("beta_max", beta_max, at_least=least)
-        self.t_max = constant(1.0)
+        self.t_max, self.full_t_max = range_ends(t_max, constant(1.0))
 
     def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return self.beta_min + (self.beta_max - self.beta_min) * as_inexact(t)
@@ -147,7 +149,7 @@ class OU(AbstractExponential):
     **Arguments:**
 
     - `rate`: > 0, per unit of time.
-    - `t_max`: end of time, > 0.
+    - `t_max`: end of time, > 0, where sampling starts from N(0, I). `sub_range` starts below it.
 
     **Raises:** ValueError for an argument out of range.
 
@@ -167,6 +169,7 @@ class OU(AbstractExponential):
     def __init__(self, rate: Numbers = 1.0, t_max: Numbers = 10.0):
         self.rate = _checks.parameter("rate", rate, above=0.0)
         self.t_max = _checks.parameter("t_max", t_max, above=0.0)
+        self.full_t_max = None
 
     def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return self.rate * jnp.ones_like(as_inexact(t))
@@ -179,7 +182,7 @@ class OU(AbstractExponential):
 
 
 class CosineVP(AbstractVariancePreserving):
-    """Variance-preserving process with the cosine schedule, on [0, t_max].
+    """Variance-preserving process with the cosine schedule, on [0, 1].
 
         a(t) = cos(theta(t)) / cos(theta(0)),     theta(t) = pi/2 (t + offset) / (1 + offset)
 
@@ -189,7 +192,8 @@ class CosineVP(AbstractVariancePreserving):
     **Arguments:**
 
     - `offset`: >= 0; it makes the noise grow more quickly near the data.
-    - `t_max`: end of time, in (0, 1].
+    - `t_max`: first time of sampling, in (0, 1]; below 1 it starts from noised data, see
+      `sub_range`.
 
     **Raises:** ValueError for an argument out of range.
 
@@ -209,7 +213,7 @@ class CosineVP(AbstractVariancePreserving):
 
     def __init__(self, offset: Numbers = 0.008, t_max: Numbers = 1.0):
         self.offset = _checks.parameter("offset", offset, at_least=0.0)
-        self.t_max = _checks.parameter("t_max", t_max, above=0.0, at_most=1.0)
+        self.t_max, self.full_t_max = range_ends(t_max, constant(1.0))
 
     @property
     def _speed(self) -> Array:
@@ -252,6 +256,8 @@ class DiscreteVP(AbstractVariancePreserving):
 
     - `alphas_cumprod`: (N,) with N >= 2, strictly decreasing, every entry in (0, 1).
     - `name`: the table's name in other tools, such as "scaled_linear", or None.
+    - `t_max`: first time of sampling, in (1, N]; by default N, below it sampling starts from noised
+      data, see `sub_range`.
 
     **Raises:** ValueError for a table that is none, naming the first offending entry.
 
@@ -270,7 +276,9 @@ class DiscreteVP(AbstractVariancePreserving):
     t_max: AnyArray
     name: str | None = eqx.field(static=True)
 
-    def __init__(self, alphas_cumprod: Numbers, name: str | None = None):
+    def __init__(
+        self, alphas_cumprod: Numbers, name: str | None = None, t_max: Numbers | None = None
+    ):
         table = _checks.array("alphas_cumprod", alphas_cumprod)
         if table.ndim != 1 or table.size < 2:
             raise ValueError(
@@ -288,7 +296,9 @@ class DiscreteVP(AbstractVariancePreserving):
                 f"{table[n + 1]:g}."
             )
         self.log_sigmas = constant(0.5 * (np.log1p(-table) - np.log(table)))
-        self.t_max = constant(table.size)
+        full = constant(table.size)
+        start = full if t_max is None else t_max
+        self.t_max, self.full_t_max = range_ends(start, full, self.trained_t_min)
         self.name = name
 
     @classmethod
@@ -321,6 +331,11 @@ class DiscreteVP(AbstractVariancePreserving):
     @property
     def default_t_min(self) -> float:
         """Time at which sampling ends by default: 1, the first entry of the table."""
+        return self.trained_t_min
+
+    @property
+    def trained_t_min(self) -> float:
+        """The smallest time at which a network has been trained: 1, the first entry."""
         return 1.0
 
     @property

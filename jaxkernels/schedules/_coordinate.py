@@ -7,6 +7,9 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ..processes import AbstractProcess
 
+# of a mean increment: the least last one of a start, where it may be empty
+LEAST_SHARE = 0.01
+
 
 class TimeCoordinate(eqx.Module):
     """A coordinate of decreasing times: one unconstrained number per interior time.
@@ -17,7 +20,9 @@ class TimeCoordinate(eqx.Module):
 
     which is log sigma between `low` and `high`, and finite at sigma = 0 and infinity when low > 0
     and high < infinity. Every z in R^(K-1) gives a strictly decreasing schedule and every schedule
-    has one z, so gradients need no constraint. The ends are kept exactly.
+    has one z, so gradients need no constraint. The ends are kept exactly. Where the last time lies
+    below the smallest time at which a network has been trained, the increments stop at the latter,
+    so that no interior time lies between the two.
 
     **Arguments:**
 
@@ -53,6 +58,17 @@ class TimeCoordinate(eqx.Module):
         s = self.process.noise(t)
         return jnp.log((s + self.low * a) / (a + s / self.high))
 
+    def interior_end(self, end: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        """Evaluate u where the interior times stop.
+
+        **Arguments:**
+
+        - `end`: last times of schedules, of any shape.
+
+        **Returns:** u(end), or u of the smallest trained time where `end` lies below.
+        """
+        return self.coordinate(jnp.maximum(jnp.asarray(end), self.process.trained_t_min))
+
     def time(self, u: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """Invert u(t).
 
@@ -78,7 +94,7 @@ class TimeCoordinate(eqx.Module):
         **Returns:** times (K+1,), strictly decreasing from `start` to `end`.
         """
         top = self.coordinate(self.start)
-        bottom = self.coordinate(end)
+        bottom = self.interior_end(end)
         increments = jax.nn.softmax(jnp.concatenate([jnp.zeros((1,), z.dtype), z]))
         interior = self.time(top - (top - bottom) * jnp.cumsum(increments)[:-1])
         first = jnp.asarray(self.start, z.dtype)[None]
@@ -90,9 +106,14 @@ class TimeCoordinate(eqx.Module):
 
         **Arguments:**
 
-        - `times`: (K+1,), strictly decreasing from `start`.
+        - `times`: (K+1,), strictly decreasing from `start`. A last interior time at the smallest
+          trained one, where no z puts it, is moved by a hundredth of a mean increment.
 
         **Returns:** z (K-1,).
         """
-        log_increments = jnp.log(-jnp.diff(self.coordinate(times)))
+        u = jnp.append(self.coordinate(times[:-1]), self.interior_end(times[-1]))
+        increments = -jnp.diff(u)
+        moved = jnp.maximum(increments, LEAST_SHARE * jnp.mean(increments))
+        below = times[-1] < self.process.trained_t_min
+        log_increments = jnp.log(jnp.where(below, moved, increments))
         return log_increments[1:] - log_increments[0]
