@@ -17,6 +17,7 @@ from ..recurrence import (
     Run,
     evaluation_times,
     initial_moments,
+    initialization_name,
     local_errors,
     score_responses,
 )
@@ -49,6 +50,7 @@ class LocalError(AbstractObjective):
     - `metric`: "w2_squared", "kl" = KL(p_data || q), "reverse_kl", or a function
       (mean_error, variance, target_variance) -> value per mode.
     - `initialization`: what sampling starts from, "standard_normal" or "marginal" (exact at t_max).
+      Default: that of the process.
     - `variance_factor`: f >= 1; the objective is averaged over variances of each mode from
       lambda / f to lambda f. The local error of a multistep sampler vanishes at one ratio of steps
       for one variance; an optimum for exact variances puts a long step there, which data that are
@@ -73,7 +75,7 @@ class LocalError(AbstractObjective):
     """
 
     metric: str | metrics.Metric = eqx.field(static=True)
-    initialization: str = eqx.field(static=True)
+    initialization: str | None = eqx.field(static=True)
     variance_factor: float = eqx.field(static=True)
     score_error: ScoreError | None
     compress: bool | int | None = eqx.field(static=True)
@@ -81,7 +83,7 @@ class LocalError(AbstractObjective):
     def __init__(
         self,
         metric: str | metrics.Metric = "w2_squared",
-        initialization: str = "standard_normal",
+        initialization: str | None = None,
         variance_factor: float | None = None,
         score_error: ScoreError | None = None,
         compress: bool | int | None = None,
@@ -96,9 +98,7 @@ class LocalError(AbstractObjective):
                 "leave it out, or use 1."
             )
         self.metric = _check_metric(metric)
-        self.initialization = _checks.one_of(
-            "initialization", initialization, NAMED_INITIALIZATIONS
-        )
+        self.initialization = _check_initialization(initialization)
         self.variance_factor = factor
         self.score_error = score_error
         self.compress = _check_compress(compress)
@@ -120,7 +120,7 @@ class LocalError(AbstractObjective):
             process,
             sampler,
             metrics.resolve(self.metric),
-            self.initialization,
+            initialization_name(process, self.initialization),
             self.score_error,
         )
 
@@ -161,21 +161,19 @@ class TerminalError(AbstractObjective):
     """
 
     metric: str | metrics.Metric = eqx.field(static=True)
-    initialization: str = eqx.field(static=True)
+    initialization: str | None = eqx.field(static=True)
     score_error: ScoreError | None
     compress: bool | int | None = eqx.field(static=True)
 
     def __init__(
         self,
         metric: str | metrics.Metric = "w2_squared",
-        initialization: str = "standard_normal",
+        initialization: str | None = None,
         score_error: ScoreError | None = None,
         compress: bool | int | None = None,
     ):
         self.metric = _check_metric(metric)
-        self.initialization = _checks.one_of(
-            "initialization", initialization, NAMED_INITIALIZATIONS
-        )
+        self.initialization = _check_initialization(initialization)
         self.score_error = None if score_error is None else _check_score_error(score_error)
         self.compress = _check_compress(compress)
 
@@ -187,7 +185,7 @@ class TerminalError(AbstractObjective):
             process,
             sampler,
             metrics.resolve(self.metric),
-            self.initialization,
+            initialization_name(process, self.initialization),
             self.score_error,
         )
 
@@ -321,6 +319,12 @@ def _reduced(
         return bound
     nodes = _NODES if compress is True else compress
     return eqx.tree_at(lambda b: b.target, bound, bound.target.compress(nodes))
+
+
+def _check_initialization(initialization: str | None) -> str | None:
+    if initialization is None:
+        return None
+    return _checks.one_of("initialization", initialization, NAMED_INITIALIZATIONS)
 
 
 def _check_metric(metric: object) -> str | metrics.Metric:

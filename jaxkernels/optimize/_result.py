@@ -243,6 +243,7 @@ class OptimizedSchedule:
             path,
             sampler=self.sampler_name,
             process=to_config(self.process) if built_in else {"type": kind.__name__},
+            initialization=self.evaluation_options["initialization"],
             sigmas=[_json_number(v) for v in sigmas],
             objective=_json_number(self.objective),
             baselines={name: _json_number(value) for name, value in self.baselines.items()},
