@@ -13,6 +13,7 @@ from ..distributions import Gaussian
 from ..processes import AbstractProcess
 from ..recurrence import (
     NAMED_INITIALIZATIONS,
+    LocalErrors,
     NamedInitialization,
     Run,
     evaluation_times,
@@ -26,7 +27,7 @@ from ..schedules import BASELINES, Schedule, TimeCoordinate
 from ..score_error import AffineError, ScoreError
 from ._expected import second_order
 from ._kernel import ErrorKernel, error_kernel, factored
-from ._window_sum import ScoredWindowSum, limit_modes, window_sum
+from ._window_sum import ScoredWindowSum, limit_modes, window_constants, window_sum
 
 VARIANCE_FACTOR = 3.0
 # spectra of more modes are compressed to this many quadrature nodes
@@ -228,11 +229,14 @@ class BoundLocalError(AbstractBoundObjective):
 
     def __call__(self, schedule: Schedule) -> Float[Array, ""]:
         local = local_errors(self.target, self.process, self.sampler, schedule)
-        steps = self.total(local.mean_error, local.variance, local.target_variance)
-        value = jnp.sum(steps) + self.ends(schedule, local.contraction[0])
+        value = self.steps(local) + jnp.sum(self.ends(schedule, local.contraction[0]))
         if self.score_error is None:
             return value
         return value + self.score(schedule, local.contraction)
+
+    def steps(self, local: LocalErrors) -> Float[Array, ""]:
+        """What the steps cause, each alone."""
+        return jnp.sum(self.total(local.mean_error, local.variance, local.target_variance))
 
     def in_coordinate(
         self, coordinate: TimeCoordinate, t_min: float
@@ -248,7 +252,10 @@ class BoundLocalError(AbstractBoundObjective):
         value = metrics.per_mode(self.metric, weights, mean_error, variance, target_variance)
         return jnp.sum(value, -1)
 
-    def ends(self, schedule: Schedule, contraction: Float[Array, " modes"]) -> Float[Array, ""]:
+    def unchangeable(self, coordinate: TimeCoordinate, t_min: float) -> Float[Array, " 2"]:
+        return window_constants(self, coordinate, jnp.asarray(t_min))[0]
+
+    def ends(self, schedule: Schedule, contraction: Float[Array, " modes"]) -> Float[Array, " 2"]:
         """The two sources that are no step: the initial distribution, and stopping at t_K."""
         target = self.target
         process = self.process
@@ -260,7 +267,8 @@ class BoundLocalError(AbstractBoundObjective):
         shift = contraction * (mean - process.signal(first) * target.mean)
         initialization = self.total(shift, p_last + change, p_last)
         lost = (process.signal(last) - 1.0) * target.mean
-        return initialization + self.total(lost, p_last, jnp.asarray(target.eigenvalues))
+        truncation = self.total(lost, p_last, jnp.asarray(target.eigenvalues))
+        return jnp.stack([initialization, truncation])
 
     def score(
         self, schedule: Schedule, contraction: Float[Array, "points modes"]

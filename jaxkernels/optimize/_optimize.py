@@ -15,9 +15,16 @@ from .._numerics import as_inexact
 from .._objective import AbstractObjective, ScheduleFunction
 from .._precision import is_traced, to_float64
 from .._progress import Progress
-from .._types import Numbers
+from .._types import AnyArray, Numbers
 from ..distributions import AbstractDistribution, ExactDenoiser, Gaussian
-from ..errors import LocalError, TerminalError, limit_modes, model_warnings, violations
+from ..errors import (
+    LocalError,
+    TerminalError,
+    limit_modes,
+    model_warnings,
+    unchangeable_warnings,
+    violations,
+)
 from ..prediction import AbstractDenoiser
 from ..processes import AbstractProcess, check_process, sigma_range
 from ..recurrence import initialization_name
@@ -54,6 +61,8 @@ _MIXTURE_TRAJECTORIES = 256
 _MIXTURE_NODES = 48
 _NETWORK_TRAJECTORIES = 128
 _NETWORK_NODES = 40
+# samples of a network that is the target, from which its covariance is taken
+_NETWORK_NOISE = 256
 # statistics of a hundred trajectories are not worth more digits, nor more starts
 _RECORDED_STARTS = 3
 _RECORDED_SOLVER = Newton(tolerance=1e-5)
@@ -185,8 +194,9 @@ class _Request:
     @property
     def initialization(self) -> str:
         """What sampling starts from: as the objective says, else as the process does."""
-        named = isinstance(self.objective, LocalError | TerminalError)
-        return initialization_name(self.process, self.objective.initialization if named else None)
+        if isinstance(self.objective, LocalError | TerminalError):
+            return initialization_name(self.process, self.objective.initialization)
+        return self.process.initialization
 
     @property
     def fixed_end(self) -> bool:
@@ -345,10 +355,9 @@ def _network_noise(request: _Request, selection: Selection) -> Array:
                 "Selection(noise=...), initial noise (n, ...), or Selection(data=...), samples."
             )
         shape = np.shape(selection.data)[1:]
-        count = 256 if given is None else int(given)
     else:
         shape = np.shape(given)[1:]
-        count = np.shape(given)[0]
+    count = _noise_count(given)
     scale = np.sqrt(np.asarray(request.process.prior_variance(np.asarray(request.process.t_max))))
     return float(scale) * jax.random.normal(selection.random_key(3), (count, *shape))
 
@@ -358,17 +367,24 @@ def _noised_data(request: _Request, selection: Selection) -> Array:
     given = selection.noise
     if selection.data is not None:
         samples = _checks.array("data", selection.data)
-        count = 256 if given is None else int(given) if np.ndim(given) == 0 else len(given)
+        count = _noise_count(given)
         key = selection.random_key(3)
         model = Model(Gaussian(0.0, [1.0]), samples=samples)
         return draw_start(model, request.process, "marginal", count, key, samples.shape[1:])
-    if np.ndim(given) == 0:
+    if given is None or isinstance(given, int | np.integer):
         raise ValueError(
             "selection: sampling starts from noised data at t_max = "
             f"{float(request.process.t_max):g}; pass Selection(data=...), samples, or "
             "Selection(noise=...), noised data (n, ...)."
         )
-    return as_inexact(given)[: (len(given) + 1) // 2]
+    return as_inexact(given)[: (np.shape(given)[0] + 1) // 2]
+
+
+def _noise_count(noise: int | AnyArray | None) -> int:
+    """How many samples of initial noise are asked for, by a number or by giving them."""
+    if noise is None:
+        return _NETWORK_NOISE
+    return int(noise) if isinstance(noise, int | np.integer) else np.shape(noise)[0]
 
 
 def _recordable(request: _Request) -> bool:
@@ -456,6 +472,7 @@ def _result(
     doubts: tuple[str, ...] = ()
     on_network = False
     with jax.enable_x64(True):
+        unchangeable = problem.unchangeable()
         if selected is not None:
             optimum = to_float64(selected.candidate.schedule)
             # as many as before, for which a program is compiled
@@ -465,6 +482,9 @@ def _result(
             if not on_network and request.num_steps > 1:  # one step is the same by every schedule
                 doubts += unproven(selected.comparison, [c.label for c in problem.baselines])
         gaussian, process, sampler = to_float64((model.gaussian, request.process, request.sampler))
+        ends = tuple(unchangeable.values())
+        last = float(optimum.times[-1])
+        doubts += unchangeable_warnings(ends, value, model.gaussian, request.process, last)
         reasons = violations(limit_modes(gaussian.in_eigenbasis()), process, sampler, optimum)
     if isinstance(request.objective, TerminalError):
         reasons = (_TERMINAL_RISK, *reasons)
@@ -473,6 +493,7 @@ def _result(
     return OptimizedSchedule(
         schedule=_outside(optimum),
         objective=value,
+        unchangeable=unchangeable,
         baselines={
             c.label: float(v) for c, v in zip(problem.baselines, values[starts:], strict=True)
         },

@@ -98,6 +98,21 @@ class ScheduleProblem:
         padding = np.shape(self.problem.lower)[0] - z.shape[1]
         return np.pad(z, ((0, 0), (0, padding)))
 
+    def unchangeable(self) -> dict[str, float]:
+        """What no schedule of the space can change of the objective on the full spectrum.
+
+        Injected noise reduces the error of the initial distribution, and t_min that of truncation.
+        """
+        t_min = self.space.t_min
+        if t_min is None:
+            t_min = self.space.coordinate.time(self.space.end_range[0])
+        parts = self.objective.unchangeable(self.space.coordinate, float(np.asarray(t_min)))
+        initialization, truncation = np.asarray(parts).tolist()
+        return {
+            "initialization": initialization if self.space.only_times else 0.0,
+            "truncation": truncation,
+        }
+
     def evaluate(
         self,
         times: Float[np.ndarray, "schedules points"],

@@ -198,7 +198,7 @@ class TimesProblem(AbstractProblem):
         size = bucket(num_steps) if objective.padded else num_steps
         t_min = float(space.t_min)
         low = max(t_min, space.coordinate.process.trained_t_min)
-        ends = np.asarray([[float(space.coordinate.start), low, t_min]])
+        ends = np.asarray([[space.coordinate.start, low, t_min]], np.float64)
         top, bottom, end = space.coordinates(ends)[0]
         free = np.arange(size - 1) < num_steps - 1
         upper = constant(np.where(free, LARGEST_LOGIT, 0.0))

@@ -185,8 +185,9 @@ class AbstractProcess(eqx.Module):
     def __repr__(self) -> str:
         # numbers as numbers: a process is known by its parameters
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if self.full_t_max is None:
-            del values["full_t_max"]
+        full = values.pop("full_t_max")
+        if full is not None:
+            values["full_t_max"] = full
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in values.items())
         return f"{type(self).__name__}({shown})"
 
