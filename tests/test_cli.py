@@ -231,8 +231,8 @@ class TestSubRange:
     def test_process(self, name: str):
         """The options say where sampling starts, whatever the process calls its parameters."""
         options, whole, t_max = SUB_RANGES[name]
-        given = {flag[2:].replace("-", "_"): v for flag, v in zip(*[iter(options[1:])] * 2)}
-        process = make_process(options[0], given)
+        kind, flag, value = options
+        process = make_process(kind, {flag[2:].replace("-", "_"): float(value)})
         assert to_config(process) == to_config(whole.sub_range(float(process.t_max)))
         assert float(process.t_max) == pytest.approx(t_max, rel=1e-12)
         assert process.initialization == "marginal"

@@ -152,6 +152,38 @@ def test_any_process_may_have_a_smallest_trained_level(name: str) -> None:
     assert times[-1] == 0.0
 
 
+def test_timesteps_are_those_of_the_network() -> None:
+    """diffusers: timestep n has the table's entry n; a flow model is told 1000 t."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    table = np.sqrt(1.0 / np.cumprod(1.0 - betas) - 1.0)
+    process = jk.DiscreteVP.scaled_linear()
+    schedule = jk.Schedule.from_timesteps(process, [999, 850, 24, 0])
+    sigmas = np.append(table[[999, 850, 24, 0]], 0.0)
+    np.testing.assert_allclose(schedule.sigmas(process), sigmas, rtol=1e-9)
+    flow = jk.Schedule.from_timesteps(jk.FlowMatching(), np.array([1000.0, 250.0]))
+    np.testing.assert_allclose(flow.times, [1.0, 0.25, 0.0])
+    for given, timesteps, message in (
+        (process, [1000, 1], "timesteps from 1000 to 1 lie beyond"),
+        (process, [10, -1], "timesteps from 10 to -1 lie beyond"),
+        (process.sub_range(500.0), [999, 1], "timesteps from 999 to 1 lie beyond"),
+        (jk.FlowMatching(), [1000, 0], "timesteps from 1000 to 0 lie beyond"),
+        (process, [[3, 1]], r"got shape \(1, 2\)"),
+        (process, [1, 3], "times must strictly decrease"),
+        (jk.EDM(), [3, 1], "process EDM has no timesteps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jk.Schedule.from_timesteps(given, timesteps)
+
+
+def test_published_levels_are_rounded() -> None:
+    """Align Your Steps starts at 14.615, the table at 14.6146."""
+    process = jk.DiscreteVP.scaled_linear()
+    times = jk.Schedule.from_sigmas(process, [14.615, 1.0, 0.0]).times
+    assert (float(times[0]), float(times[-1])) == (1000.0, 0.0)
+    with pytest.raises(ValueError, match=r"14.7 lies beyond"):
+        jk.Schedule.from_sigmas(process, [14.7, 1.0, 0.0])
+
+
 def test_last_sigma() -> None:
     ours = np.asarray(jk.schedules.karras(jk.EDM(), 5, 0.0, last_sigma=0.3).times)
     np.testing.assert_allclose(ours, np.append(_karras(80.0, 0.3, 5, 7.0), 0.0), rtol=1e-11)

@@ -303,7 +303,11 @@ class DiscreteVP(AbstractVariancePreserving):
 
     @classmethod
     def scaled_linear(
-        cls, beta_start: float = 0.00085, beta_end: float = 0.012, num_train_timesteps: int = 1000
+        cls,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        num_train_timesteps: int = 1000,
+        t_max: Numbers | None = None,
     ) -> "DiscreteVP":
         """Make the process of Stable Diffusion 1.x, 2.x and XL: sqrt(beta) linear over its steps.
 
@@ -312,6 +316,7 @@ class DiscreteVP(AbstractVariancePreserving):
         - `beta_start`: first beta, in (0, 1).
         - `beta_end`: last beta, in (0, 1).
         - `num_train_timesteps`: number N >= 2 of entries.
+        - `t_max`: first time of sampling, in (1, N]; by default N.
 
         **Returns:** a `DiscreteVP` named "scaled_linear".
 
@@ -326,7 +331,7 @@ class DiscreteVP(AbstractVariancePreserving):
         (2022), https://arxiv.org/abs/2112.10752, and its published configurations.
         """
         betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
-        return cls(np.cumprod(1.0 - betas), name="scaled_linear")
+        return cls(np.cumprod(1.0 - betas), name="scaled_linear", t_max=t_max)
 
     @property
     def default_t_min(self) -> float:
