@@ -91,13 +91,11 @@ def test_karras_in_other_processes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("process", "t_min", "top"), [(jk.EDM(2560.0), 0.0064, 2560.0), (jk.OU(1.0, 20.0), 1e-3, None)]
+    ("process", "t_min", "top"),
+    [(jk.EDM(2560.0), 0.0064, 2560.0), (jk.OU(1.0, 20.0), 1e-3, np.sqrt(np.expm1(20.0)))],
 )
-def test_finite_levels_are_not_cut(
-    process: jk.AbstractProcess, t_min: float, top: float | None
-) -> None:
+def test_finite_levels_are_not_cut(process: jk.AbstractProcess, t_min: float, top: float) -> None:
     """Only an infinite sigma(t_max) needs another top level."""
-    top = np.sqrt(np.expm1(20.0)) if top is None else top
     low = float(process.sigma(t_min))
     ours = np.asarray(jk.schedules.karras(process, 8, t_min).sigmas(process))
     np.testing.assert_allclose(ours, _karras(top, low, 9, 7.0), rtol=1e-9)
@@ -142,7 +140,12 @@ def test_levels_of_a_table_are_those_that_people_run() -> None:
 class TrainedAbove(jk.EDM):
     """A network that was trained from sigma = 0.5 on."""
 
-    trained_t_min = 0.5
+    def __init__(self):
+        super().__init__(80.0)
+
+    @property
+    def trained_t_min(self) -> float:
+        return 0.5
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -162,7 +165,7 @@ def test_timesteps_are_those_of_the_network() -> None:
     np.testing.assert_allclose(schedule.sigmas(process), sigmas, rtol=1e-9)
     flow = jk.Schedule.from_timesteps(jk.FlowMatching(), np.array([1000.0, 250.0]))
     np.testing.assert_allclose(flow.times, [1.0, 0.25, 0.0])
-    for given, timesteps, message in (
+    for forward, timesteps, message in (
         (process, [1000, 1], "timesteps from 1000 to 1 lie beyond"),
         (process, [10, -1], "timesteps from 10 to -1 lie beyond"),
         (process.sub_range(500.0), [999, 1], "timesteps from 999 to 1 lie beyond"),
@@ -172,7 +175,7 @@ def test_timesteps_are_those_of_the_network() -> None:
         (jk.EDM(), [3, 1], "process EDM has no timesteps"),
     ):
         with pytest.raises(ValueError, match=message):
-            jk.Schedule.from_timesteps(given, timesteps)
+            jk.Schedule.from_timesteps(forward, timesteps)
 
 
 def test_published_levels_are_rounded() -> None:
