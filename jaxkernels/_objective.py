@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import ClassVar, TypeAlias
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .distributions import Gaussian
@@ -55,6 +56,16 @@ class AbstractBoundObjective(eqx.Module):
         None (the default) if they are not: then it is differentiated as a whole.
         """
         del coordinate, t_min
+
+    def unchangeable(
+        self, coordinate: TimeCoordinate, t_min: float
+    ) -> Float[Array, " 2"] | np.ndarray:
+        """What initialization and truncation add to the objective of every noiseless schedule.
+
+        By default 0.
+        """
+        del coordinate, t_min
+        return np.zeros(2)
 
 
 class AbstractObjective(eqx.Module):

@@ -19,6 +19,7 @@ import pytest
 import jaxkernels as jk
 from jaxkernels.__main__ import main
 from jaxkernels.cli import _cache, _solve
+from jaxkernels.cli._inputs import make_process
 from jaxkernels.exports import SCHEDULERS
 from jaxkernels.processes import from_config, to_config
 from jaxkernels.schedules import read_json
@@ -103,9 +104,10 @@ class TestOptimize:
         assert metadata["sampler"] == "ddim"
         assert metadata["converged"] is True
         assert (metadata["selected"], metadata["criterion"]) == ("optimised", "objective")
-        ratios = {
-            name: value / metadata["objective"] for name, value in metadata["baselines"].items()
-        }
+        # of what the steps cause
+        fixed = sum(metadata["unchangeable"].values())
+        own = metadata["objective"] - fixed
+        ratios = {name: (v - fixed) / own for name, v in metadata["baselines"].items()}
         assert metadata["ratios"] == pytest.approx(ratios)
         assert to_config(from_config(metadata["process"])) == to_config(jk.EDM(14.0))
         assert files.figure.read_bytes().startswith(b"\x89PNG")
@@ -202,12 +204,135 @@ class TestEvaluate:
 def test_compare_ranks_baselines_and_files(files: Files):
     result = run("compare", files.schedule, "--spectrum", files.spectrum, "--steps", 3)
     assert result.code == 0
-    rows = [line for line in result.out.splitlines() if line.count("│") == 7]
+    rows = [line for line in result.out.splitlines() if line.count("│") == 8]
     assert len(rows) == len(jk.schedules.BASELINES) + 1
     local = [float(row.split("│")[4]) for row in rows]
     assert local == sorted(local)
     objective = read_json(files.schedule)["metadata"]["objective"]
     assert local[0] == pytest.approx(objective, rel=1e-3)
+
+
+SUB_RANGES = {
+    "image-to-image": (("vp", "--strength", 0.7), jk.VP(), 0.7),
+    "vp": (("vp", "--t-max", 0.7), jk.VP(), 0.7),
+    # sigma^2 = e^t - 1 = 3, sigma^2 = 2 t = 9, sigma = t / (1 - t) = 3
+    "ou": (("ou", "--sigma-max", 3**0.5), jk.OU(), 2 * np.log(2)),
+    "ve": (("ve", "--sigma-max", 3), jk.VE(), 4.5),
+    "inpainting": (("edm", "--t-max", 3), jk.EDM(), 3.0),
+    "cosine": (("cosine_vp", "--strength", 0.7), jk.CosineVP(), 0.7),
+    "second expert": (("flow_matching", "--t-max", 0.875), jk.FlowMatching(), 0.875),
+    "flow": (("flow_matching", "--sigma-max", 3), jk.FlowMatching(), 0.75),
+    "table": (("discrete_vp", "--strength", 0.7), jk.DiscreteVP.scaled_linear(), 700.0),
+}
+
+
+class TestSubRange:
+    @pytest.mark.parametrize("name", SUB_RANGES)
+    def test_process(self, name: str):
+        """The options say where sampling starts, whatever the process calls its parameters."""
+        options, whole, t_max = SUB_RANGES[name]
+        kind, flag, value = options
+        process = make_process(kind, {flag[2:].replace("-", "_"): float(value)})
+        assert to_config(process) == to_config(whole.sub_range(float(process.t_max)))
+        assert float(process.t_max) == pytest.approx(t_max, rel=1e-12)
+        assert process.initialization == "marginal"
+
+    def test_the_start_is_kept_in_the_file(self, tmp_path: Path):
+        """The saved schedule is evaluated as it was optimised: from noised data."""
+        spectrum = tmp_path / "spectrum.txt"
+        spectrum.write_text("1\n0.1\n")
+        how = ("--spectrum", spectrum, "--sampler", "ddim", "--steps", 3, "--no-plot")
+        starts = (
+            ("--process", "flow_matching", "--t-max", 0.875),
+            ("--process", "ou", "--t-max", 1, "--initialization", "marginal"),
+        )
+        for number, start in enumerate(starts):
+            file = tmp_path / f"{number}.json"
+            made = run("optimize", *how, *start, "--output", file)
+            assert "sampling starts from noised data at t = " in made.out
+            again = run("evaluate", file, "--spectrum", spectrum)
+            assert read_json(file)["metadata"]["initialization"] == "marginal"
+            (said,) = re.findall(r"W2 [\d.]+, KL.*", made.out)
+            assert said in again.out
+            assert re.search(r"initialization │ +0 │ +0 │", again.out)
+            other = run(
+                "evaluate", file, "--spectrum", spectrum, "--initialization", "standard_normal"
+            )
+            assert said not in other.out
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--strength", 0.5, "--t-max", 0.5), "both say where sampling starts"),
+            (("--process", "edm", "--strength", 0.5), "--strength = 0.5 .* as --t-max"),
+            (("--process", "ve", "--strength", 0.5), "--strength = 0.5 .* as --sigma-max"),
+            (("--strength", 2), "--strength = 2 must be > 0 and <= 1"),
+            (("--t-max", 3), "t_max = 3 must be > 0 and <= 1"),
+            (("--sigma-max", 1000), "--sigma-max = 1000 must be > 0 and <= 152"),
+            (("--process", "discrete_vp", "--t-max", 0.5), "t_max = 0.5 must be > 1 and <= 1000"),
+        ],
+    )
+    def test_mistakes(self, files: Files, options: tuple, message: str):
+        result = run("evaluate", "--schedule", "karras", "--spectrum", files.spectrum, *options)
+        assert result.code == 2
+        assert re.search(message, result.err)
+
+
+class TestOwnSchedule:
+    LEVELS = (14.615, 6.475, 1.396, 0.152, 0.0)
+
+    def test_lists_are_rivals(self, files: Files, tmp_path: Path):
+        """Inline and in files; the numbers are those of the library."""
+        np.save(tmp_path / "mine.npy", self.LEVELS)
+        (tmp_path / "mine.json").write_text(json.dumps(self.LEVELS))
+        (tmp_path / "mine.txt").write_text("\n".join(map(str, self.LEVELS)))
+        inline = ",".join(map(str, self.LEVELS))
+        steps = tmp_path / "steps.json"
+        steps.write_text("[999, 499, 99]")
+        how = ("--spectrum", files.spectrum, "--process", "discrete_vp", "--sampler", "ddim")
+        lists = (inline, *(tmp_path / f"mine.{s}" for s in ("npy", "json", "txt")))
+        rivals = [part for text in lists for part in ("--sigmas", text)]
+        table = run("compare", *how, "--t-min", 0, *rivals, "--timesteps", steps)
+        assert table.code == 0, table.err
+        process = jk.DiscreteVP.scaled_linear()
+        target = jk.Gaussian(0.0, np.array([1.0, 0.1]))
+        top = float(process.sigma(1000.0))
+        mine = jk.Schedule.from_sigmas(process, [top, *self.LEVELS[1:]])
+        w2 = float(jk.evaluate_schedule(target, process, "ddim", mine).w2)
+        assert table.out.count(f"│ {w2:.4g} │") == 4
+        timed = jk.Schedule([1000.0, 500.0, 100.0, 0.0])
+        w2 = float(jk.evaluate_schedule(target, process, "ddim", timed).w2)
+        assert re.search(rf"steps.json +│ +3 │ +3 │.*│ {w2:.4g} │", table.out)
+        assert f"W2 {w2:.4g}" in run("evaluate", *how, "--timesteps", "[999 499 99]").out
+
+    def test_sigmas_of_flow_models_are_times(self, files: Files):
+        how = ("--spectrum", files.spectrum, "--process", "flow_matching", "--sampler", "ddim")
+        out = run("evaluate", *how, "--sigmas", "1, 0.5, 0").out
+        exact = jk.evaluate_schedule(
+            jk.Gaussian(0.0, np.array([1.0, 0.1])),
+            jk.FlowMatching(),
+            "ddim",
+            jk.Schedule([1.0, 0.5, 0.0]),
+        )
+        assert f"W2 {float(exact.w2):.4g}" in out
+        assert run("evaluate", *how, "--timesteps", "1000, 500").out.count(out.split("W2 ")[-1])
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--sigmas", "3,x"), "--sigmas = '3,x' must be numbers or a .*'x' is no number"),
+            (("--sigmas", ""), "--sigmas = '' must be numbers .*it is empty"),
+            (("--sigmas", "1,2"), "sigmas must strictly decrease"),
+            (("--sigmas", "missing.npy"), "missing.npy is no file"),
+            (("--sigmas", "3,1", "--steps", 4), "--steps = 4 is for --schedule NAME"),
+            (("--sigmas", "3,1", "--schedule", "karras"), "either a schedule FILE or --schedule"),
+            (("--timesteps", "9,1"), "process VP has no timesteps"),
+        ],
+    )
+    def test_mistakes(self, files: Files, options: tuple, message: str):
+        result = run("evaluate", "--spectrum", files.spectrum, *options)
+        assert result.code == 2
+        assert re.search(message, result.err)
 
 
 class TestExport:

@@ -21,6 +21,12 @@ EXAMPLES = [
     jk.CosineVP(0.008, 0.9946),
     jk.FlowMatching(),
     jk.DiscreteVP.scaled_linear(),
+    jk.VP(t_max=0.7),
+    jk.OU(2.0, 5.0).sub_range(1 / 3),
+    jk.VE(0.1).sub_range(2.0),
+    jk.EDM(80.3, t_max=3.1),
+    jk.FlowMatching(t_max=0.875),
+    jk.DiscreteVP([0.9, 0.5, 0.1], t_max=2.5),
 ]
 
 
@@ -29,6 +35,17 @@ def _same(a: AbstractProcess, b: AbstractProcess) -> bool:
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
         np.array_equal(x, y) for x, y in leaves
     )
+
+
+def test_a_sub_range_is_one_number_beside_the_whole_process():
+    assert to_config(jk.EDM(14.0, t_max=3.0)) == {
+        "type": "edm",
+        "sigma_max": 14.0,
+        "sub_range": 3.0,
+    }
+    assert to_config(jk.EDM(14.0)) == {"type": "edm", "sigma_max": 14.0}
+    assert to_config(jk.FlowMatching()) == {"type": "flow_matching"}
+    assert _same(from_config({"type": "vp", "t_max": 0.7}), jk.VP(t_max=0.7))
 
 
 def test_every_process_is_covered():
@@ -51,7 +68,7 @@ def test_tables_come_back_exactly(table: list[float]):
 
 def test_arguments_left_out_are_defaults():
     assert _same(from_config({"type": "vp"}), jk.VP())
-    assert parameters("vp") == ("beta_min", "beta_max")
+    assert parameters("vp") == ("beta_min", "beta_max", "t_max")
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,25 @@ class TestComfyUI:
         assert len(found) == (scale is not None)
         assert scale is None or re.search(scale, found[0])
 
+    @pytest.mark.parametrize(
+        ("process", "tool", "first"),
+        [
+            (jk.FlowMatching(t_max=0.875), "comfyui", r"level 0.875, .* \(1 - 0.875\) x0 \+ 0.875"),
+            (jk.FlowMatching(t_max=0.875), "diffusers", r"level 0.875, .* \(1 - 0.875\) x0"),
+            (jk.EDM(t_max=3.0), "k-diffusion", r"level 3, .* x0 \+ 3 noise"),
+            (jk.EDM(t_max=3.0), "edm", r"level 3, .* x0 \+ 3 noise"),
+            (jk.DiscreteVP.scaled_linear(t_max=700.0), "comfyui", r"level 3.32\d+, .* x0 \+ 3.32"),
+        ],
+    )
+    def test_a_sub_range_starts_from_noised_data(
+        self, process: jk.AbstractProcess, tool: str, first: str
+    ):
+        """What the tool makes of unit noise does not matter then."""
+        schedule = jk.schedules.karras(process, 4, process.default_t_min)
+        warnings = export(schedule, process, tool, sampler="ddim").warnings
+        assert sum(bool(re.search(f"starts from noised data at {first}", w)) for w in warnings) == 1
+        assert not any("scales the initial noise" in w for w in warnings)
+
     def test_samplers_of_flow_models(self):
         """Heun in the level t is Heun in the process's time.
 

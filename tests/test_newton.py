@@ -90,6 +90,8 @@ def test_the_minimum_in_a_box(seed: int):
     with jax.enable_x64(True):
         problem = Quadratic(jnp.asarray(a), jnp.asarray(b))
         start = newton_start(starts, 100)
-        found = newton_advance(problem, start, low, high, np.asarray(1e-9), np.asarray(100))
+        found = newton_advance(
+            problem, start, jnp.asarray(low), jnp.asarray(high), np.asarray(1e-9), np.asarray(100)
+        )
     assert np.all(np.asarray(found.done))
     np.testing.assert_allclose(found.value, best.cost, rtol=1e-9)

@@ -28,6 +28,7 @@ from jaxkernels.errors._window_sum import AbstractWindowSum
 from jaxkernels.optimize import ScheduleProblem, make_problem, solve
 from jaxkernels.optimize._problem import as_objective
 from jaxkernels.optimize._space import TimesProblem, time_coordinate
+from jaxkernels.processes import from_config
 from jaxkernels.samplers import SAMPLERS
 from jaxkernels.schedules import CoordinateProcess, TimeCoordinate
 
@@ -295,6 +296,50 @@ def test_compression_keeps_the_optimum():
     np.testing.assert_allclose(small.schedule.times, full.schedule.times, atol=1e-6)
 
 
+@pytest.mark.parametrize("free", ["times", "times and noise"])
+def test_interior_times_stay_within_a_table(free: str):
+    """SciPy with bounds on the times finds the same optimum, which lies at the smallest entry."""
+    levels = np.array([0.6, 0.9, 1.5, 3.0, 8.0])
+    process = jk.DiscreteVP(1.0 / (1.0 + levels**2))
+    target = gaussian(0.0)
+    noise: Any = 0.0 if free == "times" else "optimize"
+    result = jk.optimize_schedule(target, process, "ddim", 4, t_min=0.0, stochasticity=noise)
+    times = np.asarray(result.schedule.times)
+    assert result.converged
+    assert times[-1] == 0.0
+    assert 1.0 <= times[-2] < 1.0 + 1e-6
+    for schedule in result.baseline_schedules.values():
+        assert float(schedule.times[-2]) >= 1.0 - 1e-9
+    if free != "times":
+        return
+    bound = eqx.filter_jit(jk.LocalError().bind(target.in_eigenbasis(), process, jk.DDIM()))
+
+    def value(interior: np.ndarray) -> float:
+        ordered = np.sort(interior)[::-1]
+        return float(bound(jk.Schedule(np.concatenate([[5.0], ordered, [0.0]]))))
+
+    start = np.array([4.0, 2.5, 1.2])
+    box = [(1.0, 4.999)] * 3
+    found = minimize(value, start, method="Nelder-Mead", bounds=box, options={"xatol": 1e-7})
+    assert result.objective == pytest.approx(found.fun, rel=1e-6)
+    np.testing.assert_allclose(times[1:-1], found.x, atol=1e-3)
+
+
+def test_a_start_below_the_table_is_refused():
+    process = jk.DiscreteVP.scaled_linear()
+    with pytest.raises(
+        ValueError, match=r"starts\['mine'\] has t = 0.5 before .* down to t = 1 only"
+    ):
+        jk.optimize_schedule(
+            gaussian(),
+            process,
+            "ddim",
+            2,
+            t_min=0.0,
+            starts={"mine": jk.Schedule([1000.0, 0.5, 0.0])},
+        )
+
+
 def test_end_time_is_optimised_within_its_bounds():
     """The optimised end must be the better one of a scan over fixed ends."""
     target = jk.Gaussian(0.0, [1.0, 0.05])
@@ -438,6 +483,84 @@ def test_stopping_early_is_said():
     assert "2 iterations were used up" in result.reason
     assert result.objective <= min(result.baselines.values())
     assert "not converged" in repr(result)
+
+
+DOMINATED = {
+    "data of 0..255": (jk.Gaussian(127.0, 5000.0 * SPECTRUM), jk.VP(), 1e-3, "initial noise"),
+    "sigma_max = 1": (gaussian(0.0), jk.EDM(1.0), 0.002, "initial noise"),
+    "half a range": (gaussian(0.0), jk.OU(t_max=1.0), 1e-3, "initial noise"),
+    "stops early": (gaussian(0.0), jk.EDM(), 0.5, "stops at t_min = 0.5"),
+    "tiny data": (jk.Gaussian(0.0, 1e-6 * SPECTRUM), jk.EDM(), 0.002, "stops at t_min = 0.002"),
+}
+
+
+@pytest.mark.parametrize("name", DOMINATED)
+def test_ratios_are_of_what_the_steps_cause(name: str):
+    """What no schedule can change is the objective of very many steps; it is warned of."""
+    target, process, t_min, reason = DOMINATED[name]
+    result = jk.optimize_schedule(target, process, "ddim", 8, t_min=t_min)
+    fixed = sum(result.unchangeable.values())
+    bound = eqx.filter_jit(jk.LocalError().bind(target.in_eigenbasis(), process, jk.DDIM()))
+    assert fixed > 0.9 * result.objective
+    # the local errors of a method of first order: K squared ones of size 1 / K^2, times K
+    many = [float(bound(jk.schedules.log_snr(process, k, t_min))) - fixed for k in (400, 800)]
+    assert 0 < many[1] < many[0] < 0.05 * (result.baselines["log_snr"] - fixed)
+    for baseline, ratio in result.ratios.items():
+        expected = (result.baselines[baseline] - fixed) / (result.objective - fixed)
+        assert ratio == pytest.approx(expected, rel=1e-6)
+    assert max(result.ratios.values()) > 1.2
+    (warning,) = result.warnings
+    assert reason in warning
+    assert ("are the units right?" in warning) == ("data" in name)
+    assert "what no schedule can change" in repr(result)
+
+
+def test_a_usual_error_is_not_warned_of():
+    """Nothing is unchangeable in what a record measures, nor in a start from noised data."""
+    for process in (jk.VP(), jk.OU().sub_range(1.0), jk.EDM()):
+        result = jk.optimize_schedule(gaussian(0.0), process, "ddim", 8)
+        assert result.warnings == ()
+        assert (result.unchangeable["initialization"] == 0) == (process.full_t_max is not None)
+    free = jk.optimize_schedule(
+        gaussian(0.0), jk.OU(t_max=1.0), "ddim", 4, t_min=1e-3, stochasticity="optimize"
+    )
+    assert free.unchangeable["initialization"] == 0.0
+
+
+SUB_RANGES = {
+    "vp": (jk.VP(t_max=0.7), 1e-3),
+    "ou": (jk.OU().sub_range(1.0), 1e-3),
+    "ve": (jk.VE().sub_range(4.5), 1e-3),
+    "edm": (jk.EDM(t_max=3.0), 0.002),
+    "cosine": (jk.CosineVP(t_max=0.7), 1e-3),
+    "flow": (jk.FlowMatching(t_max=0.875), 1e-3),
+    "table": (jk.DiscreteVP.scaled_linear().sub_range(700.0), 0.0),
+}
+
+
+@pytest.mark.parametrize("name", SUB_RANGES)
+def test_a_sub_range_starts_from_noised_data(name: str, tmp_path: Path):
+    """As with the exact marginal, which has no error of initialization; the file keeps it."""
+    process, t_min = SUB_RANGES[name]
+    result = jk.optimize_schedule(gaussian(), process, "ddim", 4, t_min=t_min)
+    exact = jk.optimize_schedule(
+        gaussian(),
+        process,
+        "ddim",
+        4,
+        t_min=t_min,
+        objective=jk.LocalError(initialization="marginal"),
+    )
+    assert result.objective == exact.objective
+    assert float(result.schedule.times[0]) == float(process.t_max)
+    assert result.evaluation.error_budget.initialization == pytest.approx(0.0, abs=1e-12)
+    run = (gaussian(), process, "ddim", result.schedule)
+    marginal = jk.evaluate_schedule(*run, initialization="marginal")
+    assert jk.evaluate_schedule(*run).w2 == marginal.w2 == result.evaluation.w2
+    result.save(tmp_path / "schedule.json")
+    metadata = json.loads((tmp_path / "schedule.json").read_text())["metadata"]
+    assert metadata["initialization"] == "marginal"
+    assert from_config(metadata["process"]).initialization == "marginal"
 
 
 def test_one_step_has_nothing_to_optimise():

@@ -414,7 +414,48 @@ class TestTables:
         np.testing.assert_allclose(process.signal(times[:2]) ** 2, [0.9, 0.5], rtol=1e-6)
 
 
+WHOLE = {
+    "vp": (jk.VP(), 1.0, lambda t: jk.VP(t_max=t)),
+    "ou": (jk.OU(2.0, t_max=5.0), 5.0, None),
+    "ve": (jk.VE(t_max=9.0), 9.0, None),
+    "edm": (jk.EDM(14.0), 14.0, lambda t: jk.EDM(14.0, t_max=t)),
+    "cosine_vp": (jk.CosineVP(), 1.0, lambda t: jk.CosineVP(t_max=t)),
+    "flow_matching": (jk.FlowMatching(), 1.0, lambda t: jk.FlowMatching(t_max=t)),
+    "discrete_vp": (jk.DiscreteVP(TABLE), 6.0, lambda t: jk.DiscreteVP(TABLE, t_max=t)),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_sub_range_is_the_same_process_that_starts_from_noised_data(name: str) -> None:
+    """Sampling starts from pure noise at the end of the whole range only."""
+    whole, end, constructed = WHOLE[name]
+    assert (float(whole.t_max), whole.full_t_max) == (end, None)
+    assert whole.initialization == "standard_normal"
+    half = whole.sub_range(0.7 * end)
+    assert (float(half.t_max), float(half.full_t_max)) == (0.7 * end, end)
+    assert half.initialization == "marginal"
+    times = np.linspace(0.1, 0.7, 5) * end
+    np.testing.assert_array_equal(half.sigma(times), whole.sigma(times))
+    for same in (whole.sub_range(end), half.sub_range(end)):
+        assert repr(same) == repr(whole)
+        assert same.full_t_max is None
+    if constructed is not None:
+        assert repr(constructed(0.7 * end)) == repr(half)
+        assert repr(constructed(end)) == repr(whole)
+    with pytest.raises(ValueError, match=rf"t_max = {2 * end:g} must be > \d and <= {end:g}"):
+        half.sub_range(2 * end)
+
+
+def test_a_sub_range_of_a_table_holds_an_entry() -> None:
+    """Below the first entry no network was trained."""
+    with pytest.raises(ValueError, match=r"t_max = 1 must be > 1 and <= 6"):
+        jk.DiscreteVP(TABLE, t_max=1.0)
+    trained = {name: process.trained_t_min for name, (process, _, _) in WHOLE.items()}
+    assert trained == {name: float(name == "discrete_vp") for name in WHOLE}
+
+
 def test_repr_shows_the_parameters() -> None:
+    assert repr(jk.VP(t_max=0.5)) == "VP(beta_min=0.1, beta_max=20, t_max=0.5, full_t_max=1)"
     assert repr(jk.VP()) == "VP(beta_min=0.1, beta_max=20, t_max=1)"
     assert repr(jk.EDM(14.0)).startswith("EDM(")
     assert "[1000]" in repr(jk.DiscreteVP.scaled_linear())

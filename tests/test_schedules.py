@@ -90,6 +90,103 @@ def test_karras_in_other_processes() -> None:
     np.testing.assert_allclose(ours, _karras(top, low, 7, 7.0), rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("process", "t_min", "top"),
+    [(jk.EDM(2560.0), 0.0064, 2560.0), (jk.OU(1.0, 20.0), 1e-3, np.sqrt(np.expm1(20.0)))],
+)
+def test_finite_levels_are_not_cut(process: jk.AbstractProcess, t_min: float, top: float) -> None:
+    """Only an infinite sigma(t_max) needs another top level."""
+    low = float(process.sigma(t_min))
+    ours = np.asarray(jk.schedules.karras(process, 8, t_min).sigmas(process))
+    np.testing.assert_allclose(ours, _karras(top, low, 9, 7.0), rtol=1e-9)
+    ours = np.asarray(jk.schedules.log_snr(process, 8, t_min).sigmas(process))
+    np.testing.assert_allclose(ours, np.geomspace(top, low, 9), rtol=1e-9)
+
+
+def test_karras_from_2560() -> None:
+    levels = jk.schedules.karras(jk.EDM(2560.0), 8, 0.0064).times
+    np.testing.assert_allclose(levels[:4], [2560.0, 1175.7, 489.9, 180.0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 10, 44, 200])
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_stay_within_a_table(name: str, num_steps: int) -> None:
+    """The network of a table has seen no level between its smallest and the data."""
+    process = jk.DiscreteVP.scaled_linear()
+    for t_min in (0.0, 0.5):
+        times = np.asarray(BASELINES[name](process, num_steps, t_min).times)
+        assert times.shape == (num_steps + 1,)
+        assert (times[0], times[-1]) == (1000.0, t_min)
+        assert np.all(np.diff(times) < 0)
+        assert num_steps == 1 or times[-2] >= 1.0 - 1e-9
+
+
+def test_levels_of_a_table_are_those_that_people_run() -> None:
+    """k-diffusion's lists: sigma_max to sigma_min of the table, then 0; trailing timesteps."""
+    process = jk.DiscreteVP.scaled_linear()
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    table = np.sqrt(1.0 / np.cumprod(1.0 - betas) - 1.0)
+    ends = table[-1], table[0]
+    karras = np.asarray(jk.schedules.karras(process, 20, 0.0).sigmas(process))
+    np.testing.assert_allclose(karras, np.append(_karras(*ends, 20, 7.0), 0.0), rtol=1e-9)
+    exponential = np.asarray(jk.schedules.log_snr(process, 20, 0.0).sigmas(process))
+    np.testing.assert_allclose(exponential, np.append(np.geomspace(*ends, 20), 0.0), rtol=1e-9)
+    times = jk.schedules.uniform(process, 5, 0.0).times
+    np.testing.assert_allclose(times, [1000.0, 800.0, 600.0, 400.0, 200.0, 0.0], rtol=1e-12)
+    with pytest.raises(ValueError, match=r"last_sigma = 0.002 must be >= 0.029"):
+        jk.schedules.karras(process, 20, 0.0, last_sigma=0.002)
+
+
+class TrainedAbove(jk.EDM):
+    """A network that was trained from sigma = 0.5 on."""
+
+    def __init__(self):
+        super().__init__(80.0)
+
+    @property
+    def trained_t_min(self) -> float:
+        return 0.5
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_any_process_may_have_a_smallest_trained_level(name: str) -> None:
+    times = np.asarray(BASELINES[name](TrainedAbove(), 40, 0.0).times)
+    assert times[-2] >= 0.5 - 1e-12
+    assert times[-1] == 0.0
+
+
+def test_timesteps_are_those_of_the_network() -> None:
+    """diffusers: timestep n has the table's entry n; a flow model is told 1000 t."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    table = np.sqrt(1.0 / np.cumprod(1.0 - betas) - 1.0)
+    process = jk.DiscreteVP.scaled_linear()
+    schedule = jk.Schedule.from_timesteps(process, [999, 850, 24, 0])
+    sigmas = np.append(table[[999, 850, 24, 0]], 0.0)
+    np.testing.assert_allclose(schedule.sigmas(process), sigmas, rtol=1e-9)
+    flow = jk.Schedule.from_timesteps(jk.FlowMatching(), np.array([1000.0, 250.0]))
+    np.testing.assert_allclose(flow.times, [1.0, 0.25, 0.0])
+    for forward, timesteps, message in (
+        (process, [1000, 1], "timesteps from 1000 to 1 lie beyond"),
+        (process, [10, -1], "timesteps from 10 to -1 lie beyond"),
+        (process.sub_range(500.0), [999, 1], "timesteps from 999 to 1 lie beyond"),
+        (jk.FlowMatching(), [1000, 0], "timesteps from 1000 to 0 lie beyond"),
+        (process, [[3, 1]], r"got shape \(1, 2\)"),
+        (process, [1, 3], "times must strictly decrease"),
+        (jk.EDM(), [3, 1], "process EDM has no timesteps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jk.Schedule.from_timesteps(forward, timesteps)
+
+
+def test_published_levels_are_rounded() -> None:
+    """Align Your Steps starts at 14.615, the table at 14.6146."""
+    process = jk.DiscreteVP.scaled_linear()
+    times = jk.Schedule.from_sigmas(process, [14.615, 1.0, 0.0]).times
+    assert (float(times[0]), float(times[-1])) == (1000.0, 0.0)
+    with pytest.raises(ValueError, match=r"14.7 lies beyond"):
+        jk.Schedule.from_sigmas(process, [14.7, 1.0, 0.0])
+
+
 def test_last_sigma() -> None:
     ours = np.asarray(jk.schedules.karras(jk.EDM(), 5, 0.0, last_sigma=0.3).times)
     np.testing.assert_allclose(ours, np.append(_karras(80.0, 0.3, 5, 7.0), 0.0), rtol=1e-11)
@@ -456,6 +553,7 @@ COORDINATES = {
     "edm to zero": (TimeCoordinate(jk.EDM(), 80.0, 0.1, 50.0), 0.0),
     "flow": (TimeCoordinate(jk.FlowMatching(), 1.0, 0.1, 20.0), 0.0),
     "cosine": (TimeCoordinate(jk.CosineVP(), 1.0, 0.1, 20.0), 0.0),
+    "table": (TimeCoordinate(jk.DiscreteVP.scaled_linear(), 1000.0, 0.0, np.inf), 1.0),
 }
 EVERY_COORDINATE = pytest.mark.parametrize(
     ("coordinate", "end"), COORDINATES.values(), ids=COORDINATES
@@ -473,6 +571,19 @@ def test_time_coordinate_round_trip(coordinate: TimeCoordinate, end: float) -> N
     np.testing.assert_allclose(
         coordinate.unconstrained(jnp.asarray(times)), z, rtol=1e-7, atol=1e-8
     )
+
+
+def test_interior_times_stop_at_the_smallest_trained_one() -> None:
+    """However long the last increment is, and back again, also from the very end."""
+    coordinate = TimeCoordinate(jk.DiscreteVP.scaled_linear(), 1000.0, 0.05, np.inf)
+    z = jnp.asarray([0.3, -0.2, -18.0])
+    times = np.array(coordinate.times(z, 0.0))
+    assert times[-1] == 0.0
+    assert 1.0 <= times[-2] < 1.0001
+    inside = coordinate.times(z.at[-1].set(0.1), 0.0)
+    np.testing.assert_allclose(coordinate.unconstrained(inside), [0.3, -0.2, 0.1], rtol=1e-9)
+    times[-2] = 1.0
+    assert np.all(np.isfinite(coordinate.unconstrained(jnp.asarray(times))))
 
 
 @EVERY_COORDINATE

@@ -15,6 +15,7 @@ from jaxtyping import Array
 import jaxkernels as jk
 import jaxkernels.optimize._optimize
 from jaxkernels._progress import Progress
+from jaxkernels._types import constant
 from jaxkernels.comparison import compare_to, solve_reference
 from jaxkernels.exports import export
 from jaxkernels.measurement import Measurement
@@ -405,9 +406,9 @@ SPACE = ScheduleSpace(
         PROCESS, np.asarray(PROCESS.t_max), np.asarray(0.0), np.asarray(np.inf)
     ),
     4,
-    np.zeros(4),
-    np.asarray(1e-3),
-    np.zeros(2),
+    constant(np.zeros(4)),
+    constant(1e-3),
+    constant(np.zeros(2)),
 )
 
 
@@ -643,6 +644,77 @@ def test_fine_tuning_keeps_the_callers_precision() -> None:
     times = result.candidates["fine-tuned"].schedule.times
     assert times.dtype == np.float64
     assert float(times[-1]) == 1e-3
+
+
+def _assert_marginal(x: Any, mean: Any, variance: Any) -> None:
+    """Within five standard errors of the exact mean and variance of noised data."""
+    n = np.shape(x)[0]
+    x = np.asarray(x, np.float64).reshape(n, -1)
+    assert np.all(np.abs(x.mean(0) - mean) < 5 * np.sqrt(variance / n))
+    fourth = np.mean((x - x.mean(0)) ** 4, 0) - x.var(0) ** 2
+    assert np.all(np.abs(x.var(0) - variance) < 5 * np.sqrt(fourth / n))
+
+
+HALF = jk.VP(t_max=0.3)
+
+
+@pytest.mark.parametrize("kind", ["mixture", "samples", "gaussian", "network"])
+def test_on_a_sub_range_everything_starts_from_noised_data(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is recorded, selected and compared has the exact marginal at t_max."""
+    a, s = float(HALF.signal(0.3)), float(HALF.noise(0.3))
+    samples = np.asarray(MIXTURE.sample(jax.random.key(5), 4096), np.float64)
+    target: Any = {"mixture": MIXTURE, "samples": samples, "network": MIXTURE_DENOISER}.get(kind)
+    selection = jk.Selection(noise=2000, fine_tune=0)
+    mean, variance = a * samples.mean(0), a**2 * samples.var(0) + s**2
+    if kind == "mixture":
+        turned = MIXTURE.in_eigenbasis()
+        mean = a * np.asarray(turned.weights) @ np.asarray(turned.means)
+        variance = a**2 * np.asarray(turned.gaussian().eigenvalues) + s**2
+    if kind == "gaussian":
+        target = TARGET
+        selection = jk.Selection(denoiser=DENOISER, noise=2000)
+        mean = a * np.asarray(TARGET.mean)
+        variance = a**2 * np.asarray(TARGET.eigenvalues) + s**2
+    if kind == "network":
+        selection = jk.Selection(noise=2000, data=samples)
+    started = {}
+
+    def recorded(denoiser: Any, noise: Any, **options: Any) -> Any:
+        started["recorded"] = noise
+        return jk.record(denoiser, noise[:8], **{**options, "nodes": 8})
+
+    def referenced(denoiser: Any, noise: Any, *rest: Any) -> Any:
+        started["selected"] = noise
+        assert float(denoiser.process.t_max) == 0.3
+        return solve_reference(denoiser, noise[:8], *rest)
+
+    monkeypatch.setattr(jaxkernels.optimize._optimize, "record", recorded)
+    monkeypatch.setattr(jaxkernels.optimize._selection, "solve_reference", referenced)
+    result = jk.optimize_schedule(
+        target, HALF, "ddim", 2, t_min=1e-3, selection=selection, progress=False
+    )
+    assert float(result.schedule.times[0]) == pytest.approx(0.3)
+    assert set(started) == {"selected"} | ({"recorded"} if kind != "gaussian" else set())
+    if kind == "samples":
+        # in the eigenbasis of the mixture that was fitted to them
+        size = float(np.mean(np.sum(np.asarray(started["selected"], float) ** 2, 1)))
+        assert size == pytest.approx(np.sum(variance + mean**2), rel=0.1)
+        return
+    for x in started.values():
+        _assert_marginal(x, mean, variance)
+
+
+def test_a_network_on_a_sub_range_needs_data() -> None:
+    """Or noised data, and it never runs beyond its range."""
+    setting: dict[str, Any] = {"t_min": 1e-3, "progress": False}
+    for selection in (None, jk.Selection(noise=64)):
+        with pytest.raises(ValueError, match=r"noised data at t_max = 0.3; pass Selection\(data"):
+            jk.optimize_schedule(MIXTURE_DENOISER, HALF, "ddim", 2, selection=selection, **setting)
+    expert = jk.Denoiser(_mixture_score, HALF, "score")
+    with pytest.raises(ValueError, match=r"target is a network of VP\(.*full_t_max=1\)"):
+        jk.optimize_schedule(expert, PROCESS, "ddim", 2, **setting)
 
 
 def test_unknown_input_shape_is_refused() -> None:

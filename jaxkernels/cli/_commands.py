@@ -24,13 +24,17 @@ from ._inputs import (
     baseline_schedule,
     check_writable,
     figure_path,
+    listed_name,
+    listed_schedule,
     make_process,
+    one_schedule,
     process_fields,
     read_model,
     read_schedule,
     read_target,
     select_process,
     select_sampler,
+    stated_starts,
 )
 from ._options import (
     DEFAULT_PROCESS,
@@ -38,12 +42,21 @@ from ._options import (
     InitializationOptions,
     OneScheduleOptions,
     ProcessOptions,
+    RivalOptions,
     SamplerOptions,
     ScheduleOptions,
     TargetOptions,
     option,
 )
-from ._show import say, show, show_evaluation, show_optimized, show_schedule
+from ._show import (
+    say,
+    say_start,
+    show,
+    show_evaluation,
+    show_optimized,
+    show_schedule,
+    show_unchangeable,
+)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -94,6 +107,7 @@ class Optimize(
         process = select_process(self, ())
         sampler = select_sampler(self, ())
         t_min = self._last_time(process)
+        say_start(process, initialization)
         target = read_model(self, self.mixture, self._covariance_options())
         result = _solve.optimize(
             target,
@@ -107,7 +121,7 @@ class Optimize(
             initialization=initialization,
         )
         result.save(self.output)
-        show_optimized(result, f"{objective} {metric}", initialization)
+        show_optimized(result, f"{objective} {metric}")
         if figure is not None:
             result.plot(figure)
         say(f"written: {', '.join(str(p) for p in (self.output, figure) if p is not None)}")
@@ -159,31 +173,29 @@ class Evaluate(
         files = [] if self.file is None else [read_schedule(self.file)]
         process = select_process(self, files)
         sampler = select_sampler(self, files)
-        if files:
-            schedule = files[0].schedule
-        else:
-            schedule = baseline_schedule(str(self.schedule), process, self)
+        initialization = self.initial_distribution(stated_starts(files))
+        schedule = one_schedule(self, files, process)
+        target = read_target(self)
         result = evaluate_schedule(
-            read_target(self),
-            process,
-            sampler,
-            schedule,
-            initialization=self.initial_distribution(),
+            target, process, sampler, schedule, initialization=initialization
         )
+        say_start(process, initialization)
         show_schedule(schedule, process, result)
         show_evaluation(result)
+        show_unchangeable(result, target, process, float(schedule.times[-1]))
 
 
 @dataclasses.dataclass(kw_only=True)
 class Compare(
     AbstractCommand,
     ScheduleOptions,
+    RivalOptions,
     InitializationOptions,
     SamplerOptions,
     ProcessOptions,
     TargetOptions,
 ):
-    """Compare the baseline schedules, and files, by exact W2, KL and the local objective."""
+    """Compare the baselines, files and one's own lists by exact W2, KL and local objective."""
 
     files: Annotated[list[Path] | None, typer.Argument(help="Schedule files to compare too.")] = (
         None
@@ -196,20 +208,25 @@ class Compare(
         sampler = select_sampler(self, saved)
         schedules = {name: baseline_schedule(name, process, self) for name in BASELINES}
         schedules |= {str(file.path): file.schedule for file in saved}
+        for kind in ("sigmas", "timesteps"):
+            for text in getattr(self, kind) or []:
+                schedules[listed_name(text, kind)] = listed_schedule(text, process, kind)
+        initialization = self.initial_distribution(stated_starts(saved))
         target = read_target(self)
-        initialization = self.initial_distribution()
+        say_start(process, initialization)
         rows = []
         for name, schedule in schedules.items():
             result = evaluate_schedule(
                 target, process, sampler, schedule, initialization=initialization
             )
-            local = _solve.local_error(target, process, sampler, schedule, initialization)
-            numbers = map(number, (local, float(result.w2), float(result.kl)))
+            local, steps = _solve.local_error(target, process, sampler, schedule, initialization)
+            numbers = map(number, (local, steps, float(result.w2), float(result.kl)))
             rows.append((local, name, [name, str(schedule.num_steps), str(result.nfe), *numbers]))
-        header = ["schedule", "K", "NFE", "local", "W2", "KL"]
+        header = ["schedule", "K", "NFE", "local", "of the steps", "W2", "KL"]
         note = (
-            "local: the objective of optimize for a covariance, squared W2; W2: to the data "
-            "distribution, in units of the data; KL(p_data || q): nats"
+            "local: the objective of optimize for a covariance, squared W2, and its part that the "
+            "steps cause; W2: to the data distribution, in units of the data; "
+            "KL(p_data || q): nats"
         )
         cells = [row for _, _, row in sorted(rows, key=lambda row: row[:2])]
         show(Table(header, cells, notes=[note]))
@@ -267,10 +284,7 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
             check_writable(self.output)
         files = [] if self.file is None else [read_schedule(self.file)]
         process = self._process(files)
-        if files:
-            schedule = files[0].schedule
-        else:
-            schedule = baseline_schedule(str(self.schedule), process, self)
+        schedule = one_schedule(self, files, process)
         sampler = self._sampler(files)
         options = self._scheduler_options()
         if sampler is not None:

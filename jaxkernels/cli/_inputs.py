@@ -17,17 +17,21 @@ from ..distributions import Gaussian, GaussianMixture, sample_moments
 from ..processes import (
     AbstractProcess,
     DiscreteVP,
+    FlowMatching,
     check_process_name,
     from_config,
     parameters,
+    sigma_range,
     to_config,
 )
+from ..recurrence import NAMED_INITIALIZATIONS
 from ..samplers import SAMPLERS, check_sampler_name
-from ..schedules import BASELINES, Schedule, read_json
+from ..schedules import BASELINES, Schedule, read_json, times_at_sigmas
 from ._options import (
     DEFAULT_MAX_SAMPLES,
     DEFAULT_PROCESS,
     DEFAULT_SAMPLER,
+    OneScheduleOptions,
     ProcessOptions,
     SamplerOptions,
     ScheduleOptions,
@@ -35,6 +39,10 @@ from ._options import (
     flag_name,
 )
 from ._show import say
+
+# options that say where sampling starts, unless they are parameters of the process
+_STARTS = ("t_max", "sigma_max", "strength")
+_LIST_SUFFIXES = (".txt", ".csv", ".json", ".npy", ".npz")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +54,7 @@ class SavedSchedule:
     process: AbstractProcess | None
     sampler: str | None
     """Its name as the file states it, which need not be one of `SAMPLERS`."""
+    initialization: str | None
 
 
 def read_schedule(path: Path) -> SavedSchedule:
@@ -59,7 +68,15 @@ def read_schedule(path: Path) -> SavedSchedule:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     sampler = metadata.get("sampler")
-    return SavedSchedule(path, schedule, process, None if sampler is None else str(sampler))
+    start = metadata.get("initialization")
+    if start is not None:
+        start = _checks.one_of(f"{path}: initialization", start, NAMED_INITIALIZATIONS)
+    return SavedSchedule(path, schedule, process, None if sampler is None else str(sampler), start)
+
+
+def stated_starts(files: Sequence[SavedSchedule]) -> dict[str, str]:
+    """What sampling starts from, by the files that state it."""
+    return {str(f.path): f.initialization for f in files if f.initialization is not None}
 
 
 def select_process(options: ProcessOptions, files: Sequence[SavedSchedule]) -> AbstractProcess:
@@ -89,7 +106,41 @@ def select_sampler(options: SamplerOptions, files: Sequence[SavedSchedule]) -> s
 def make_process(name: str | None, given: Mapping[str, float | str]) -> AbstractProcess:
     """A built-in process with the parameters that were given."""
     name = check_process_name(DEFAULT_PROCESS if name is None else name)
-    known = process_fields(name)
+    known = [key for key in process_fields(name) if key != "t_max" or name in ("ou", "ve")]
+    starts = {key: float(given[key]) for key in _STARTS if key in given and key not in known}
+    whole = _whole_process(name, {k: v for k, v in given.items() if k not in starts}, known)
+    if not starts:
+        return whole
+    if len(starts) > 1:
+        both = " and ".join(f"{flag_name(key)} {value:g}" for key, value in starts.items())
+        raise ValueError(f"{both} both say where sampling starts; give one.")
+    ((key, value),) = starts.items()
+    return whole.sub_range(_start_time(name, whole, key, value))
+
+
+def _start_time(name: str, process: AbstractProcess, key: str, value: float) -> float:
+    """The time that an option means."""
+    flag = flag_name(key)
+    if key == "t_max":
+        return value
+    if key == "sigma_max":
+        largest = sigma_range(process, 0.0)[0]
+        _checks.scalar(flag, value, above=0.0, at_most=largest)
+        return float(times_at_sigmas(process, np.array([value]))[0])
+    if name in ("edm", "ve"):
+        other = "--t-max" if name == "edm" else "--sigma-max"
+        raise ValueError(
+            f"{flag} = {value:g} is a share of the timesteps, which {name} has none of; give the "
+            f"noise level at which sampling starts as {other}."
+        )
+    share = float(_checks.scalar(flag, value, above=0.0, at_most=1.0))
+    return share * float(process.t_max)
+
+
+def _whole_process(
+    name: str, given: Mapping[str, float | str], known: Sequence[str]
+) -> AbstractProcess:
+    """A built-in process on its whole range."""
     for key, value in given.items():
         if key not in known:
             takes = ", ".join(map(flag_name, known)) or "no parameters"
@@ -122,6 +173,50 @@ def baseline_schedule(name: str, process: AbstractProcess, options: ScheduleOpti
     t_min = process.default_t_min if options.t_min is None else options.t_min
     make = BASELINES[known_name("schedule", "schedule", name, BASELINES)]
     return make(process, options.num_steps(), t_min)
+
+
+def one_schedule(
+    options: OneScheduleOptions, files: Sequence[SavedSchedule], process: AbstractProcess
+) -> Schedule:
+    """The schedule of a file, of a list or of a baseline's name."""
+    if files:
+        return files[0].schedule
+    if options.sigmas is not None:
+        return listed_schedule(options.sigmas, process, "sigmas")
+    if options.timesteps is not None:
+        return listed_schedule(options.timesteps, process, "timesteps")
+    return baseline_schedule(str(options.schedule), process, options)
+
+
+def listed_schedule(text: str, process: AbstractProcess, kind: str) -> Schedule:
+    """One's own schedule, a list of "sigmas" or "timesteps" that is inline or in a file."""
+    numbers = _read_list(flag_name(kind), text)
+    if kind == "timesteps":
+        return Schedule.from_timesteps(process, numbers)
+    if isinstance(process, FlowMatching):
+        # what tools for flow models call sigma is t
+        return Schedule(_checks.array("--sigmas", numbers))
+    return Schedule.from_sigmas(process, numbers)
+
+
+def listed_name(text: str, kind: str) -> str:
+    """How tables call it: by its file, or by its beginning."""
+    return text if Path(text).suffix in _LIST_SUFFIXES else f"{kind} {text[:24]}"
+
+
+def _read_list(flag: str, text: str) -> np.ndarray:
+    """The numbers of a file or of the command line."""
+    if Path(text).suffix in _LIST_SUFFIXES:
+        return load_numbers(text)
+    words = text.strip().strip("[]()").replace(",", " ").split()
+    values = [as_number(word) for word in words]
+    wrong = [word for word, value in zip(words, values, strict=True) if value is None]
+    if wrong or not words:
+        said = f"{wrong[0]!r} is no number" if wrong else "it is empty"
+        raise ValueError(
+            f"{flag} = {text!r} must be numbers or a {', '.join(_LIST_SUFFIXES)} file: {said}."
+        )
+    return np.array(values, np.float64)
 
 
 def as_number(text: str) -> float | None:
@@ -191,11 +286,6 @@ def _read_samples(options: TargetOptions) -> np.ndarray:
         f"target: {len(samples)} samples of {moments.mean.size} dimensions from {options.data}, "
         f"standard deviation {deviation:.3g}, kurtosis {moments.kurtosis:.2g}"
     )
-    if not 0.01 < deviation < 10.0:
-        say(
-            "warning: processes are made for data of standard deviation about 1; are the units "
-            "right?"
-        )
     return samples
 
 

@@ -6,13 +6,15 @@ below that it needs; the group that is listed last comes first in its help.
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any
 
 import typer
 
 from .. import _checks
 from ..processes import PROCESSES
+from ..recurrence import NAMED_INITIALIZATIONS
 from ..samplers import SAMPLERS
 from ..schedules import BASELINES
 
@@ -21,12 +23,21 @@ DEFAULT_SAMPLER = "dpmpp_2m"
 DEFAULT_STEPS = 10
 DEFAULT_MAX_SAMPLES = 2000
 
-Initialization: TypeAlias = Literal["standard_normal", "marginal"]
-
 
 def option(help: str, panel: str | None = None, *names: str) -> Any:
     """Metadata of an option whose default is told in its help."""
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+
+
+_LIST = "inline (14.6,3.1,0), or a .txt, .csv, .json, .npy or .npz file"
+_SIGMAS = (
+    f"One's own schedule as noise levels s/a, {_LIST}: all K + 1, the last one too. Of flow models "
+    "what their tools call sigmas, t in 0..1."
+)
+_TIMESTEPS = (
+    f"One's own schedule as the K timesteps of the network, {_LIST}; a last step to the data "
+    "follows. discrete_vp: 0..N-1; flow_matching: 0..1000."
+)
 
 
 def flag_name(field: str) -> str:
@@ -97,8 +108,29 @@ class ProcessOptions:
     beta_min: Annotated[float | None, option("vp: rate at t = 0.", "Process")] = None
     beta_max: Annotated[float | None, option("vp: rate at t = 1.", "Process")] = None
     rate: Annotated[float | None, option("ou, ve: rate.", "Process")] = None
-    t_max: Annotated[float | None, option("ou, ve, cosine_vp: largest time.", "Process")] = None
-    sigma_max: Annotated[float | None, option("edm: largest noise level.", "Process")] = None
+    t_max: Annotated[
+        float | None,
+        option(
+            "ou, ve: largest time. Others: where sampling starts, from noised data if that is "
+            "below the process's largest time.",
+            "Process",
+        ),
+    ] = None
+    sigma_max: Annotated[
+        float | None,
+        option(
+            "edm: largest noise level. Others: the level where sampling starts, from noised data.",
+            "Process",
+        ),
+    ] = None
+    strength: Annotated[
+        float | None,
+        option(
+            "Image-to-image: sampling starts from noised data at this share of the largest time, "
+            "in 0..1; not for edm and ve, whose time is no timestep.",
+            "Process",
+        ),
+    ] = None
     offset: Annotated[float | None, option("cosine_vp: offset of the cosine.", "Process")] = None
     table: Annotated[
         str | None,
@@ -129,17 +161,26 @@ class InitializationOptions:
     """The initial distribution."""
 
     initialization: Annotated[
-        str,
+        str | None,
         option(
-            "Distribution that sampling starts from: standard_normal (default), or marginal, "
-            "the exact one at the largest time."
+            "Distribution that sampling starts from: standard_normal, or marginal, the exact one "
+            "at the first time, that is noised data. Default: that of the schedule's file; "
+            "marginal where sampling starts below the process's largest time; else standard_normal."
         ),
-    ] = "standard_normal"
+    ] = None
 
-    def initial_distribution(self) -> Initialization:
-        """The checked name of the initial distribution."""
-        names = ("standard_normal", "marginal")
-        return cast(Initialization, _checks.one_of("--initialization", self.initialization, names))
+    def initial_distribution(self, stated: Mapping[str, str] | None = None) -> str | None:
+        """The checked name that was asked for, or the one that files state; None for neither."""
+        if self.initialization is not None:
+            return _checks.one_of("--initialization", self.initialization, NAMED_INITIALIZATIONS)
+        names = set((stated or {}).values())
+        if len(names) > 1:
+            told = ", ".join(f"{file}: {name}" for file, name in (stated or {}).items())
+            raise ValueError(
+                f"the files start from different distributions ({told}); give one as "
+                "--initialization."
+            )
+        return names.pop() if names else None
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -157,20 +198,35 @@ class ScheduleOptions:
 
 
 @dataclasses.dataclass(kw_only=True)
+class RivalOptions:
+    """One's own schedules, as lists."""
+
+    sigmas: Annotated[list[str] | None, option(f"{_SIGMAS} May be repeated.")] = None
+    timesteps: Annotated[list[str] | None, option(f"{_TIMESTEPS} May be repeated.")] = None
+
+
+@dataclasses.dataclass(kw_only=True)
 class OneScheduleOptions(ScheduleOptions):
     """One schedule, from a file or by the name of a baseline."""
 
     file: Annotated[Path | None, typer.Argument(help="A schedule file, or use --schedule.")] = None
     schedule: Annotated[str | None, option(f"A baseline schedule: {', '.join(BASELINES)}.")] = None
+    sigmas: Annotated[str | None, option(_SIGMAS)] = None
+    timesteps: Annotated[str | None, option(_TIMESTEPS)] = None
 
     def check_source(self, command: str) -> None:
         """ValueError unless there is exactly one schedule, and options only of a baseline."""
-        if (self.file is None) == (self.schedule is None):
-            raise ValueError(f"{command} needs either a schedule FILE or --schedule NAME.")
-        if self.file is None:
+        sources = (self.file, self.schedule, self.sigmas, self.timesteps)
+        given = [str(source) for source in sources if source is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"{command} needs either a schedule FILE or --schedule NAME, or else a list as "
+                "--sigmas or --timesteps."
+            )
+        if self.schedule is not None:
             return
         for name, value in (("steps", self.steps), ("t_min", self.t_min)):
             if value is not None:
                 raise ValueError(
-                    f"{flag_name(name)} = {value} is for --schedule NAME; {self.file} has its own."
+                    f"{flag_name(name)} = {value} is for --schedule NAME; {given[0]} has its own."
                 )

@@ -11,11 +11,11 @@ from rich.table import Table as RichTable
 from .._precision import in_float64
 from .._tables import Table, label, number
 from ..comparison import STATISTICS, Comparison
-from ..errors import Evaluation, evaluate_schedule
+from ..distributions import Gaussian
+from ..errors import Evaluation, evaluate_schedule, unchangeable_warnings
 from ..optimize import OptimizedSchedule
-from ..processes import AbstractProcess
+from ..processes import AbstractProcess, sigma_range
 from ..schedules import Schedule
-from ._options import Initialization
 
 
 def _console() -> Console:
@@ -42,12 +42,12 @@ def show(table: Table) -> None:
         say(note)
 
 
-def show_optimized(result: OptimizedSchedule, title: str, initialization: Initialization) -> None:
+def show_optimized(result: OptimizedSchedule, title: str) -> None:
     """The optimal schedule, the baselines beside it, its error budget and what it is worth."""
     show_schedule(result.schedule, result.process, result.evaluation)
     warnings = result.warnings
     if result.comparison is None:
-        exact = _baseline_evaluations(result, initialization)
+        exact = _baseline_evaluations(result)
         show(_objective_table(result, exact, f"objective {title}"))
         warnings = (*warnings, *_exact_warning(result, exact))
     else:
@@ -60,9 +60,7 @@ def show_optimized(result: OptimizedSchedule, title: str, initialization: Initia
     say(f"converged: {_yes(result.converged)} ({result.reason}), {result.seconds:.1f} s")
 
 
-def _baseline_evaluations(
-    result: OptimizedSchedule, initialization: Initialization
-) -> dict[str, Evaluation]:
+def _baseline_evaluations(result: OptimizedSchedule) -> dict[str, Evaluation]:
     """The exact error of every baseline on the target."""
     return {
         name: evaluate_schedule(
@@ -70,7 +68,7 @@ def _baseline_evaluations(
             result.process,
             result.sampler,
             result.baseline_schedules[name],
-            initialization=initialization,
+            initialization=result.evaluation_options["initialization"],
         )
         for name in result.baselines
     }
@@ -80,11 +78,21 @@ def _objective_table(
     result: OptimizedSchedule, exact: Mapping[str, Evaluation], title: str
 ) -> Table:
     """The objective and the exact error of the optimum and of every baseline."""
-    rows = [[result.selected, number(result.objective), "1", number(float(result.evaluation.w2))]]
-    for name, value in sorted(result.baselines.items(), key=lambda item: item[1]):
-        ratio = value / result.objective if result.objective > 0 else float("nan")
-        rows.append([name, number(value), f"{ratio:.3g}", number(float(exact[name].w2))])
-    return Table(["schedule", "objective", "to the optimum", "W2"], rows, title)
+    own = (result.selected, result.objective, "1", result.evaluation)
+    others = [
+        (name, value, f"{result.ratios[name]:.3g}", exact[name])
+        for name, value in sorted(result.baselines.items(), key=lambda item: item[1])
+    ]
+    rows = [
+        [name, number(result.of_the_steps(value)), ratio, number(value), number(float(found.w2))]
+        for name, value, ratio, found in (own, *others)
+    ]
+    notes = []
+    if sum(result.unchangeable.values()):
+        parts = ", ".join(f"{name} {number(v)}" for name, v in result.unchangeable.items())
+        notes = [f"what no schedule can change of the objective: {parts}"]
+    header = ["schedule", "of the steps", "to the optimum", "objective", "W2"]
+    return Table(header, rows, title, notes=notes)
 
 
 def _comparison_table(result: OptimizedSchedule, comparison: Comparison) -> Table:
@@ -117,6 +125,24 @@ def _exact_warning(result: OptimizedSchedule, exact: Mapping[str, Evaluation]) -
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
+
+
+def say_start(process: AbstractProcess, initialization: str | None) -> None:
+    """Say what sampling starts from, where that is not pure noise."""
+    if (initialization or process.initialization) == "marginal":
+        t_max = float(process.t_max)
+        sigma = sigma_range(process, 0.0)[0]
+        say(f"sampling starts from noised data at t = {t_max:g}, sigma = {sigma:.4g}")
+
+
+def show_unchangeable(
+    evaluation: Evaluation, target: Gaussian, process: AbstractProcess, t_min: float
+) -> None:
+    """Warn if most of the squared W2 is what no schedule can change."""
+    budget = evaluation.error_budget
+    parts = (float(budget.initialization), float(budget.truncation))
+    for text in unchangeable_warnings(parts, float(budget.total), target, process, t_min):
+        say(f"warning: {text}")
 
 
 def show_schedule(schedule: Schedule, process: AbstractProcess, evaluation: Evaluation) -> None:

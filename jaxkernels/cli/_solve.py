@@ -2,15 +2,14 @@
 
 import jax
 
-from .._objective import AbstractBoundObjective
 from .._precision import in_float64
 from ..distributions import Gaussian, GaussianMixture
-from ..errors import LocalError, TerminalError
+from ..errors import BoundLocalError, LocalError, TerminalError
 from ..optimize import OptimizedSchedule, optimize_schedule
 from ..processes import AbstractProcess
+from ..recurrence import local_errors
 from ..samplers import as_sampler
 from ..schedules import Schedule
-from ._options import Initialization
 
 OBJECTIVES = {"local": LocalError, "terminal": TerminalError}
 
@@ -25,7 +24,7 @@ def optimize(
     stochasticity: float | str,
     objective: str,
     metric: str,
-    initialization: Initialization,
+    initialization: str | None,
 ) -> OptimizedSchedule:
     """The optimal schedule under an objective given by names."""
     return optimize_schedule(
@@ -44,16 +43,18 @@ def local_error(
     process: AbstractProcess,
     sampler: str,
     schedule: Schedule,
-    initialization: Initialization,
-) -> float:
-    """The default objective of `optimize` for a covariance."""
+    initialization: str | None,
+) -> tuple[float, float]:
+    """The default objective of `optimize` for a covariance, and the part that the steps cause."""
     step = as_sampler(sampler)
     bound = in_float64(LocalError(initialization=initialization).bind)(target, process, step)
-    return float(_call(bound, schedule))
+    value, steps = _call(bound, schedule)
+    return float(value), float(steps)
 
 
 @in_float64
 @jax.jit
-def _call(objective: AbstractBoundObjective, schedule: Schedule) -> jax.Array:
-    """The objective, compiled once for all schedules of a length."""
-    return objective(schedule)
+def _call(objective: BoundLocalError, schedule: Schedule) -> tuple[jax.Array, jax.Array]:
+    """The objective and its part of the steps, compiled once for all schedules of a length."""
+    local = local_errors(objective.target, objective.process, objective.sampler, schedule)
+    return objective(schedule), objective.steps(local)

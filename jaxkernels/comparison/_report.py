@@ -371,9 +371,10 @@ def _by_name(samplers: Sequence[AbstractSampler | str]) -> dict[str, AbstractSam
         raise ValueError(f"samplers = {samplers!r} must be a list of names or samplers.")
     found: dict[str, AbstractSampler] = {}
     for given in samplers:
-        sampler = given
         if isinstance(given, str):
             sampler = SAMPLERS[check_sampler_name(given, "samplers")]()
+        else:
+            sampler = given
         name = sampler_name(sampler)
         if name in found:
             raise ValueError(f"samplers has {name!r} twice; a report holds one of each class.")

@@ -29,6 +29,7 @@ from ._objective import (
 )
 from ._trust import (
     model_warnings as model_warnings,
+    unchangeable_warnings as unchangeable_warnings,
     violations as violations,
 )
 from ._window_sum import limit_modes as limit_modes

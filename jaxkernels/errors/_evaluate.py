@@ -78,7 +78,7 @@ def evaluate_schedule(
     schedule: Schedule,
     *,
     score_error: ScoreError | None = None,
-    initialization: Initialization = "standard_normal",
+    initialization: Initialization = None,
 ) -> Evaluation:
     """Compute the exact distribution of a sampler's output for a Gaussian target, and its error.
 
@@ -102,6 +102,7 @@ def evaluate_schedule(
     - `initialization`: the distribution that sampling starts from: "standard_normal" (the process's
       prior: N(0, I), or N(0, sigma_max^2 I) for exploding variance), "marginal" (the exact p_T), or
       any Gaussian in data coordinates, whose covariance need not commute with the target's.
+      Default: the prior, and on a sub-range of a process the marginal.
 
     **Returns:** an `Evaluation`, computed in float64 whatever the caller's flags; inside jit, grad
     or vmap, in the caller's precision.

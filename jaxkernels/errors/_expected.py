@@ -88,7 +88,7 @@ def expected_error(
     score_error: ScoreError,
     method: str = "second_order",
     metric: str | metrics.Metric = "w2_squared",
-    initialization: str = "standard_normal",
+    initialization: str | None = None,
     dense: bool = False,
     pairs: int | None = None,
     nodes: int = 16,

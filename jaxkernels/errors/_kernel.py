@@ -311,7 +311,7 @@ def error_kernel(
     schedule: Schedule,
     *,
     metric: str | metrics.Metric = "w2_squared",
-    initialization: str = "standard_normal",
+    initialization: str | None = None,
     dense: bool = False,
     about: AffineError | None = None,
 ) -> ErrorKernel:
@@ -322,7 +322,7 @@ def error_kernel(
     - `target`, `process`, `sampler`, `schedule`: as for `jk.evaluate_schedule`.
     - `metric`: "w2_squared", "kl" = KL(p_data || q), "reverse_kl", or a differentiable function as
       in `jk.metrics` (with `dense`, of covariance matrices).
-    - `initialization`: "standard_normal" or "marginal".
+    - `initialization`: "standard_normal" or "marginal". Default: that of the process.
     - `dense`: True for errors that mix modes (small d; needs unit weights).
     - `about`: known errors to expand around, fields (evaluations, modes[, modes]), along the
       target's modes: for matrices in data coordinates pass basis^T Delta basis. Default: none.
@@ -342,7 +342,8 @@ def error_kernel(
 
     Source: as for `ErrorKernel`.
     """
-    initialization = _checks.one_of("initialization", initialization, NAMED_INITIALIZATIONS)
+    if initialization is not None:
+        _checks.one_of("initialization", initialization, NAMED_INITIALIZATIONS)
     run = Run.checked(target, process, sampler, schedule, initialization)
     run.check_signal()
     none = _no_error(run, dense)

@@ -13,10 +13,12 @@ from ..distributions import Gaussian
 from ..processes import AbstractProcess
 from ..recurrence import (
     NAMED_INITIALIZATIONS,
+    LocalErrors,
     NamedInitialization,
     Run,
     evaluation_times,
     initial_moments,
+    initialization_name,
     local_errors,
     score_responses,
 )
@@ -25,7 +27,7 @@ from ..schedules import BASELINES, Schedule, TimeCoordinate
 from ..score_error import AffineError, ScoreError
 from ._expected import second_order
 from ._kernel import ErrorKernel, error_kernel, factored
-from ._window_sum import ScoredWindowSum, limit_modes, window_sum
+from ._window_sum import ScoredWindowSum, limit_modes, window_constants, window_sum
 
 VARIANCE_FACTOR = 3.0
 # spectra of more modes are compressed to this many quadrature nodes
@@ -49,6 +51,7 @@ class LocalError(AbstractObjective):
     - `metric`: "w2_squared", "kl" = KL(p_data || q), "reverse_kl", or a function
       (mean_error, variance, target_variance) -> value per mode.
     - `initialization`: what sampling starts from, "standard_normal" or "marginal" (exact at t_max).
+      Default: that of the process.
     - `variance_factor`: f >= 1; the objective is averaged over variances of each mode from
       lambda / f to lambda f. The local error of a multistep sampler vanishes at one ratio of steps
       for one variance; an optimum for exact variances puts a long step there, which data that are
@@ -73,7 +76,7 @@ class LocalError(AbstractObjective):
     """
 
     metric: str | metrics.Metric = eqx.field(static=True)
-    initialization: str = eqx.field(static=True)
+    initialization: str | None = eqx.field(static=True)
     variance_factor: float = eqx.field(static=True)
     score_error: ScoreError | None
     compress: bool | int | None = eqx.field(static=True)
@@ -81,7 +84,7 @@ class LocalError(AbstractObjective):
     def __init__(
         self,
         metric: str | metrics.Metric = "w2_squared",
-        initialization: str = "standard_normal",
+        initialization: str | None = None,
         variance_factor: float | None = None,
         score_error: ScoreError | None = None,
         compress: bool | int | None = None,
@@ -96,9 +99,7 @@ class LocalError(AbstractObjective):
                 "leave it out, or use 1."
             )
         self.metric = _check_metric(metric)
-        self.initialization = _checks.one_of(
-            "initialization", initialization, NAMED_INITIALIZATIONS
-        )
+        self.initialization = _check_initialization(initialization)
         self.variance_factor = factor
         self.score_error = score_error
         self.compress = _check_compress(compress)
@@ -120,7 +121,7 @@ class LocalError(AbstractObjective):
             process,
             sampler,
             metrics.resolve(self.metric),
-            self.initialization,
+            initialization_name(process, self.initialization),
             self.score_error,
         )
 
@@ -161,21 +162,19 @@ class TerminalError(AbstractObjective):
     """
 
     metric: str | metrics.Metric = eqx.field(static=True)
-    initialization: str = eqx.field(static=True)
+    initialization: str | None = eqx.field(static=True)
     score_error: ScoreError | None
     compress: bool | int | None = eqx.field(static=True)
 
     def __init__(
         self,
         metric: str | metrics.Metric = "w2_squared",
-        initialization: str = "standard_normal",
+        initialization: str | None = None,
         score_error: ScoreError | None = None,
         compress: bool | int | None = None,
     ):
         self.metric = _check_metric(metric)
-        self.initialization = _checks.one_of(
-            "initialization", initialization, NAMED_INITIALIZATIONS
-        )
+        self.initialization = _check_initialization(initialization)
         self.score_error = None if score_error is None else _check_score_error(score_error)
         self.compress = _check_compress(compress)
 
@@ -187,7 +186,7 @@ class TerminalError(AbstractObjective):
             process,
             sampler,
             metrics.resolve(self.metric),
-            self.initialization,
+            initialization_name(process, self.initialization),
             self.score_error,
         )
 
@@ -230,11 +229,14 @@ class BoundLocalError(AbstractBoundObjective):
 
     def __call__(self, schedule: Schedule) -> Float[Array, ""]:
         local = local_errors(self.target, self.process, self.sampler, schedule)
-        steps = self.total(local.mean_error, local.variance, local.target_variance)
-        value = jnp.sum(steps) + self.ends(schedule, local.contraction[0])
+        value = self.steps(local) + jnp.sum(self.ends(schedule, local.contraction[0]))
         if self.score_error is None:
             return value
         return value + self.score(schedule, local.contraction)
+
+    def steps(self, local: LocalErrors) -> Float[Array, ""]:
+        """What the steps cause, each alone."""
+        return jnp.sum(self.total(local.mean_error, local.variance, local.target_variance))
 
     def in_coordinate(
         self, coordinate: TimeCoordinate, t_min: float
@@ -250,7 +252,10 @@ class BoundLocalError(AbstractBoundObjective):
         value = metrics.per_mode(self.metric, weights, mean_error, variance, target_variance)
         return jnp.sum(value, -1)
 
-    def ends(self, schedule: Schedule, contraction: Float[Array, " modes"]) -> Float[Array, ""]:
+    def unchangeable(self, coordinate: TimeCoordinate, t_min: float) -> Float[Array, " 2"]:
+        return window_constants(self, coordinate, jnp.asarray(t_min))[0]
+
+    def ends(self, schedule: Schedule, contraction: Float[Array, " modes"]) -> Float[Array, " 2"]:
         """The two sources that are no step: the initial distribution, and stopping at t_K."""
         target = self.target
         process = self.process
@@ -262,7 +267,8 @@ class BoundLocalError(AbstractBoundObjective):
         shift = contraction * (mean - process.signal(first) * target.mean)
         initialization = self.total(shift, p_last + change, p_last)
         lost = (process.signal(last) - 1.0) * target.mean
-        return initialization + self.total(lost, p_last, jnp.asarray(target.eigenvalues))
+        truncation = self.total(lost, p_last, jnp.asarray(target.eigenvalues))
+        return jnp.stack([initialization, truncation])
 
     def score(
         self, schedule: Schedule, contraction: Float[Array, "points modes"]
@@ -321,6 +327,12 @@ def _reduced(
         return bound
     nodes = _NODES if compress is True else compress
     return eqx.tree_at(lambda b: b.target, bound, bound.target.compress(nodes))
+
+
+def _check_initialization(initialization: str | None) -> str | None:
+    if initialization is None:
+        return None
+    return _checks.one_of("initialization", initialization, NAMED_INITIALIZATIONS)
 
 
 def _check_metric(metric: object) -> str | metrics.Metric:

@@ -1,5 +1,7 @@
 """Whether a schedule relies on something that holds for the Gaussian model only."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from .._compile import quick_jit
 from .._padding import bucket, pad_last
 from .._types import constant
 from ..distributions import Gaussian
-from ..processes import AbstractProcess
+from ..processes import AbstractProcess, sigma_range
 from ..recurrence import (
     flow_values,
     local_error_coefficients,
@@ -25,6 +27,11 @@ _SHARE = 0.01
 
 
 _HEAVY_TAIL = 9.0
+
+# the share of an error from which on what cannot be changed is said to be most of it
+_DOMINATING = 0.5
+# data of 1 / this to this are of usual size
+_USUAL_SIZE = 3.0
 
 
 def violations(
@@ -111,6 +118,52 @@ def _flow_facts(
 
     steps = jnp.arange(times.shape[0] - 1)
     return jax.vmap(share)(times[points], steps, predicted[points], deviation[1:])
+
+
+def unchangeable_warnings(
+    parts: Sequence[float],
+    total: float,
+    target: Gaussian,
+    process: AbstractProcess,
+    t_min: float,
+) -> tuple[str, ...]:
+    """What is to be done if an error is mostly what no schedule can change; empty if it is not.
+
+    **Arguments:**
+
+    - `parts`: what initialization and truncation add to the error.
+    - `total`: the error, in the same units.
+    - `target`: the data.
+    - `process`: the forward process.
+    - `t_min`: last time of the schedule.
+
+    **Returns:** a sentence with the share and the likely reason.
+    """
+    initialization, truncation = parts
+    if not initialization + truncation > _DOMINATING * total:
+        return ()
+    power = np.asarray(target.weights) * (
+        np.asarray(target.eigenvalues) + np.asarray(target.mean) ** 2
+    )
+    size = float(np.sqrt(np.sum(power) / np.sum(np.asarray(target.weights))))
+    sigma_max, sigma_min = sigma_range(process, t_min)
+    if initialization >= truncation:
+        reason = (
+            f"mostly the initial noise, which at sigma(t_max) = {sigma_max:.3g} does not hide data "
+            f"of size {size:.3g}"
+        )
+        remedy = "a larger sigma_max, or a start from noised data (initialization='marginal')"
+    else:
+        reason = (
+            f"mostly that it stops at t_min = {t_min:.3g}, where sigma = {sigma_min:.3g} is large "
+            f"for data of size {size:.3g}"
+        )
+        remedy = "a smaller t_min"
+    if not 1.0 / _USUAL_SIZE < size < _USUAL_SIZE:
+        remedy = f"the scale of the data, which is usually about 1 (are the units right?), {remedy}"
+    share = (initialization + truncation) / total
+    text = f"{share:.0%} of the error is what no schedule can change: {reason}"
+    return (f"{text}; what may help: {remedy}",)
 
 
 def model_warnings(target: Gaussian) -> tuple[str, ...]:

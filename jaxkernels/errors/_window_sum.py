@@ -185,7 +185,8 @@ class LinearWindowSum(AbstractWindowSum):
 
 def window_sum(bound, coordinate: TimeCoordinate, t_min: float) -> WindowSum | LinearWindowSum:
     """The sum for a bound `LocalError`, of schedules from the coordinate's start to `t_min`."""
-    ends, scale = _constants(bound, coordinate, jnp.asarray(t_min))
+    ends, scale = window_constants(bound, coordinate, jnp.asarray(t_min))
+    ends = jnp.sum(ends)
     target = pad_modes(bound.target)
     sampler = bound.sampler
     form = LinearWindowSum if sampler.nfe_per_step == 1 else WindowSum
@@ -318,9 +319,9 @@ def pad_modes(target: Gaussian) -> Gaussian:
 
 
 @quick_jit
-def _constants(
+def window_constants(
     bound, coordinate: TimeCoordinate, t_min: Float[Array, ""]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+) -> tuple[Float[Array, " 2"], Float[Array, ""]]:
     """The two error sources that are no step, and x at t_min over that of the canonical process."""
     process = bound.process
     target = bound.target

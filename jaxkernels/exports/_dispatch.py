@@ -187,14 +187,27 @@ def _exported(
         values[record.noise.parameter] = written(plan.strength)
     parts = _parts(record, plan, values, sampler)
     text = _filled(record.text if noisy is None else noisy, parts)
-    warnings += record.initial_noise.warnings(plan)
+    starts_from_data = plan.process.full_t_max is not None
+    warnings += _noised_data(plan) if starts_from_data else record.initial_noise.warnings(plan)
     warnings += record.noise.warnings(plan)
     warnings += record.sampler_warnings(sampler, plan.process)
-    remarks = text.remarks + record.initial_noise.remarks(plan)
+    remarks = text.remarks
+    if not starts_from_data:
+        remarks += record.initial_noise.remarks(plan)
     if not text.call:
         return Export(tool, values, text.template, warnings, remarks)
     return Export(
         tool, values, f"{text.template}\n{text.call}", warnings, remarks, binding=text.template
+    )
+
+
+def _noised_data(plan: Plan) -> tuple[str, ...]:
+    """What the first x is where a schedule starts below the process's largest time."""
+    first = f"{plan.levels[0]:.6g}"
+    x = f"(1 - {first}) x0 + {first} noise" if plan.unit == "flow" else f"x0 + {first} noise"
+    return (
+        f"the schedule starts from noised data at level {first}, not from pure noise: start "
+        f"{plan.name} from {x}, with x0 from the data and noise of standard deviation 1",
     )
 
 

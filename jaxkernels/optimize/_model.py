@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import _checks
-from .._types import AnyArray
+from .._types import AnyArray, Numbers
 from ..distributions import AbstractDistribution, ExactDenoiser, Gaussian, GaussianMixture
 from ..prediction import AbstractDenoiser
 from ..processes import AbstractProcess
@@ -76,6 +76,38 @@ def draw_noise(
         shape = gaussian.mean.shape
     scale = jnp.sqrt(process.prior_variance(jnp.asarray(process.t_max, float)))
     return scale * jax.random.normal(key, (count, *shape))
+
+
+def draw_start(
+    model: Model,
+    process: AbstractProcess,
+    initialization: str,
+    count: int,
+    key: Array,
+    shape: tuple[int, ...] | None,
+    data: Numbers | None = None,
+) -> Array:
+    """x of `count` samples where sampling starts: initial noise, or noised data."""
+    if initialization != "marginal":
+        return draw_noise(model.gaussian, process, count, key, shape)
+    data_key, noise_key = jax.random.split(key)
+    x0 = _draw_data(model, data, count, data_key)
+    x0 = x0 if shape is None else x0.reshape(count, *shape)
+    t = jnp.asarray(process.t_max, x0.dtype)
+    noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+    return process.signal(t) * x0 + process.noise(t) * noise
+
+
+def _draw_data(model: Model, data: Numbers | None, count: int, key: Array) -> Array:
+    """Rows of the samples that are known, or draws of the distribution."""
+    given = model.samples if data is None else data
+    if given is not None:
+        samples = np.asarray(given)
+        few = len(samples) < count
+        rows = np.asarray(jax.random.choice(key, len(samples), (count,), replace=few))
+        return jnp.asarray(samples[rows], float)
+    known = model.gaussian if model.mixture is None else model.mixture
+    return known.sample(key, count)
 
 
 def check_target(target: object) -> None:

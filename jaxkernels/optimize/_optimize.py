@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array
@@ -14,13 +15,22 @@ from .._numerics import as_inexact
 from .._objective import AbstractObjective, ScheduleFunction
 from .._precision import is_traced, to_float64
 from .._progress import Progress
-from .._types import Numbers
+from .._types import AnyArray, Numbers
 from ..distributions import AbstractDistribution, ExactDenoiser, Gaussian
-from ..errors import LocalError, TerminalError, limit_modes, model_warnings, violations
+from ..errors import (
+    LocalError,
+    TerminalError,
+    limit_modes,
+    model_warnings,
+    unchangeable_warnings,
+    violations,
+)
 from ..prediction import AbstractDenoiser
 from ..processes import AbstractProcess, check_process, sigma_range
+from ..recurrence import initialization_name
 from ..samplers import AbstractSampler, as_sampler
 from ..schedules import Schedule
+from ..score_error import ScoreError
 from ..trajectories import (
     RecordedError,
     TrajectoryRecord,
@@ -29,7 +39,7 @@ from ..trajectories import (
     record,
 )
 from ._candidates import OPTIMISED, RECORDED, Candidate, Origin, interpolate_candidates
-from ._model import Model, as_model, check_target, draw_noise, model_of_network
+from ._model import Model, as_model, check_target, draw_start, model_of_network
 from ._problem import (
     ScheduleProblem,
     Starts,
@@ -51,6 +61,8 @@ _MIXTURE_TRAJECTORIES = 256
 _MIXTURE_NODES = 48
 _NETWORK_TRAJECTORIES = 128
 _NETWORK_NODES = 40
+# samples of a network that is the target, from which its covariance is taken
+_NETWORK_NOISE = 256
 # statistics of a hundred trajectories are not worth more digits, nor more starts
 _RECORDED_STARTS = 3
 _RECORDED_SOLVER = Newton(tolerance=1e-5)
@@ -82,7 +94,8 @@ def optimize_schedule(
       (n, ...), to which a mixture is fitted; or a `Denoiser`. For all but a Gaussian the optimum
       for its mean and covariance is one of several candidates that are run through the network or
       the mixture; the optima on recorded trajectories and the baseline schedules are others.
-    - `process`: the forward process, such as `jk.VP()`.
+    - `process`: the forward process, such as `jk.VP()`. On a sub-range of one, `jk.VP(t_max=0.7)`
+      or `process.sub_range(t_max)`, schedules start from noised data at its t_max.
     - `sampler`: a sampler or its name, such as "ddim" or "dpmpp_2m".
     - `num_steps`: K >= 1.
     - `t_min`: the last time, 0 <= t_min < t_max, by default that of the process; or (low, high) to
@@ -122,7 +135,8 @@ def optimize_schedule(
     request = _check(
         target, process, sampler, num_steps, t_min, objective, stochasticity, solver, selection
     )
-    return _optimize(target, request, starts, progress, began)
+    request = dataclasses.replace(request, selection=_on_range(request.selection, request.process))
+    return _optimize(_on_range(target, request.process), request, starts, progress, began)
 
 
 def _optimize(
@@ -135,7 +149,7 @@ def _optimize(
     bound = None
     if selection is not None:
         # what does not fit together is found before anything is recorded
-        bound = selection.bind(model, request.process, request.stochastic)
+        bound = selection.bind(model, request.process, request.initialization, request.stochastic)
         selection = _with_record(selection, model, request, progress)
     with Progress("optimising: compiling", progress) as line, jax.enable_x64(True):
         problem = make_problem(
@@ -176,6 +190,13 @@ class _Request:
         """Whether a candidate may inject noise."""
         squared = self.stochasticity_squared
         return squared is None or bool(np.any(squared))
+
+    @property
+    def initialization(self) -> str:
+        """What sampling starts from: as the objective says, else as the process does."""
+        if isinstance(self.objective, LocalError | TerminalError):
+            return initialization_name(self.process, self.objective.initialization)
+        return self.process.initialization
 
     @property
     def fixed_end(self) -> bool:
@@ -224,8 +245,7 @@ def _check_selection(target: object, request: _Request) -> None:
             f"t_min = {request.t_min} must be one number, to run schedules on a network or a "
             "mixture; between bounds it is optimised for a Gaussian alone."
         )
-    score_error = getattr(request.objective, "score_error", None)
-    if score_error is not None and not network:
+    if _score_error(request.objective) is not None and not network:
         raise ValueError(
             "score_error is for a Gaussian target or a selection on a network; a mixture is run "
             "with its exact score."
@@ -255,8 +275,18 @@ def _check_selection(target: object, request: _Request) -> None:
 def _check_same_process(name: str, process: AbstractProcess, request: _Request) -> None:
     t_max = float(np.asarray(request.process.t_max))
     times = np.linspace(request.t_min[0], t_max, 7)[1:-1]
-    if not np.allclose(process.sigma(times), request.process.sigma(times), rtol=1e-4):
+    short = float(process.t_max) < t_max * (1.0 - 1e-6)
+    if short or not np.allclose(process.sigma(times), request.process.sigma(times), rtol=1e-4):
         raise ValueError(f"{name} is a network of {process}; process is {request.process}.")
+
+
+def _on_range(target: Any, process: AbstractProcess) -> Any:
+    """A network, or a selection on one, on the range of `process`; anything else as it is."""
+    if isinstance(target, Selection) and target.denoiser is not None:
+        return dataclasses.replace(target, denoiser=_on_range(target.denoiser, process))
+    if isinstance(target, AbstractDenoiser) and target.process.t_max != process.t_max:
+        return eqx.tree_at(lambda denoiser: denoiser.process, target, process)
+    return target
 
 
 def _resolve(target: object, request: _Request, progress: bool) -> tuple[Model, Selection | None]:
@@ -296,13 +326,15 @@ def _with_record(
     shape = None
     if model.mixture is not None:
         turned = model.mixture.in_eigenbasis()
+        model = Model(model.gaussian, turned)
         shape = turned.means.shape[1:]
         denoiser = turned.denoiser(request.process)
     if denoiser is None:
         return selection
     if isinstance(denoiser, ExactDenoiser):
         key = selection.random_key(3)
-        noise = draw_noise(model.gaussian, request.process, _MIXTURE_TRAJECTORIES, key, shape)
+        start = (model, request.process, request.initialization)
+        noise = draw_start(*start, _MIXTURE_TRAJECTORIES, key, shape)
         nodes = _MIXTURE_NODES
     else:
         noise = _network_noise(request, selection)[:_NETWORK_TRAJECTORIES]
@@ -316,6 +348,8 @@ def _with_record(
 def _network_noise(request: _Request, selection: Selection) -> Array:
     """Initial noise of a network that is the target, other than the noise that selects."""
     given = selection.noise
+    if request.initialization == "marginal":
+        return _noised_data(request, selection)
     if given is None or isinstance(given, int | np.integer):
         if selection.data is None:
             raise ValueError(
@@ -323,16 +357,40 @@ def _network_noise(request: _Request, selection: Selection) -> Array:
                 "Selection(noise=...), initial noise (n, ...), or Selection(data=...), samples."
             )
         shape = np.shape(selection.data)[1:]
-        count = 256 if given is None else int(given)
         dtype = None
     else:
         shape = np.shape(given)[1:]
         dtype = as_inexact(given).dtype
-        count = np.shape(given)[0]
+    count = _noise_count(given)
     scale = np.sqrt(np.asarray(request.process.prior_variance(np.asarray(request.process.t_max))))
     noise = float(scale) * jax.random.normal(selection.random_key(3), (count, *shape))
     # a network may take one precision only
     return noise if dtype is None else noise.astype(dtype)
+
+
+def _noised_data(request: _Request, selection: Selection) -> Array:
+    """Noised data that a network starts from: drawn, or those of the given that select."""
+    given = selection.noise
+    if selection.data is not None:
+        samples = _checks.array("data", selection.data)
+        count = _noise_count(given)
+        key = selection.random_key(3)
+        model = Model(Gaussian(0.0, [1.0]), samples=samples)
+        return draw_start(model, request.process, "marginal", count, key, samples.shape[1:])
+    if given is None or isinstance(given, int | np.integer):
+        raise ValueError(
+            "selection: sampling starts from noised data at t_max = "
+            f"{float(request.process.t_max):g}; pass Selection(data=...), samples, or "
+            "Selection(noise=...), noised data (n, ...)."
+        )
+    return as_inexact(given)[: (np.shape(given)[0] + 1) // 2]
+
+
+def _noise_count(noise: int | AnyArray | None) -> int:
+    """How many samples of initial noise are asked for, by a number or by giving them."""
+    if noise is None:
+        return _NETWORK_NOISE
+    return int(noise) if isinstance(noise, int | np.integer) else np.shape(noise)[0]
 
 
 def _recordable(request: _Request) -> bool:
@@ -423,6 +481,7 @@ def _result(
     doubts: tuple[str, ...] = ()
     on_network = False
     with jax.enable_x64(True):
+        unchangeable = problem.unchangeable()
         if selected is not None:
             optimum = to_float64(selected.candidate.schedule)
             # as many as before, for which a program is compiled
@@ -432,12 +491,16 @@ def _result(
             if not on_network and request.num_steps > 1:  # one step is the same by every schedule
                 doubts += unproven(selected.comparison, [c.label for c in problem.baselines])
         gaussian, process, sampler = to_float64((model.gaussian, request.process, request.sampler))
+        ends = tuple(unchangeable.values())
+        last = float(optimum.times[-1])
+        doubts += unchangeable_warnings(ends, value, model.gaussian, request.process, last)
         reasons = violations(limit_modes(gaussian.in_eigenbasis()), process, sampler, optimum)
     if isinstance(request.objective, TerminalError):
         reasons = (_TERMINAL_RISK, *reasons)
     return OptimizedSchedule(
         schedule=_outside(optimum),
         objective=value,
+        unchangeable=unchangeable,
         baselines={c.label: float(v) for c, v in zip(problem.baselines, values[1:], strict=True)},
         baseline_schedules={c.label: _outside(c.schedule) for c in problem.baselines},
         solution=solution,
@@ -452,22 +515,20 @@ def _result(
         target=model.gaussian,
         process=request.process,
         sampler=request.sampler,
-        evaluation_options=_evaluation_options(request.objective),
+        evaluation_options={
+            "initialization": request.initialization,
+            "score_error": _score_error(request.objective),
+        },
     )
+
+
+def _score_error(objective: AbstractObjective) -> ScoreError | None:
+    return objective.score_error if isinstance(objective, LocalError | TerminalError) else None
 
 
 def _on_network(request: _Request, model: Model) -> bool:
     selection = request.selection
     return model.denoiser is not None or (selection is not None and selection.denoiser is not None)
-
-
-def _evaluation_options(objective: AbstractObjective) -> dict[str, Any]:
-    if not isinstance(objective, LocalError | TerminalError):
-        return {}
-    return {
-        "initialization": objective.initialization,
-        "score_error": objective.score_error,
-    }
 
 
 def _outside(schedule: Schedule) -> Schedule:

@@ -99,6 +99,21 @@ class ScheduleProblem:
         padding = np.shape(self.problem.lower)[0] - z.shape[1]
         return np.pad(z, ((0, 0), (0, padding)))
 
+    def unchangeable(self) -> dict[str, float]:
+        """What no schedule of the space can change of the objective on the full spectrum.
+
+        Injected noise reduces the error of the initial distribution, and t_min that of truncation.
+        """
+        t_min = self.space.t_min
+        if t_min is None:
+            t_min = self.space.coordinate.time(self.space.end_range[0])
+        parts = self.objective.unchangeable(self.space.coordinate, float(np.asarray(t_min)))
+        initialization, truncation = np.asarray(parts).tolist()
+        return {
+            "initialization": initialization if self.space.only_times else 0.0,
+            "truncation": truncation,
+        }
+
     def evaluate(
         self,
         times: Float[np.ndarray, "schedules points"],
@@ -158,7 +173,7 @@ def make_problem(
     else:
         end = low
     known = {name: make(process, num_steps, end) for name, make in BASELINES.items()}
-    given = _given_starts(starts, known, num_steps, float(np.asarray(process.t_max)), low, high)
+    given = _given_starts(starts, known, num_steps, process, low, high)
     every = _with_stochasticity({**known, **given}, stochasticity_squared)
     labelled = by_label(every)
     labels = [f"{name}{suffix}" for suffix in ("", _STOCHASTIC) for name in given]
@@ -237,7 +252,7 @@ def _given_starts(
     starts: Starts,
     known: dict[str, Schedule],
     num_steps: int,
-    t_max: float,
+    process: AbstractProcess,
     low: float,
     high: float,
 ) -> dict[str, Schedule]:
@@ -252,13 +267,18 @@ def _given_starts(
         names = [known_name("schedule", "starts", name, known) for name in starts]
         return {name: known[name] for name in names}
     return {
-        name: _given_start(name, schedule, num_steps, t_max, low, high)
+        name: _given_start(name, schedule, num_steps, process, low, high)
         for name, schedule in starts.items()
     }
 
 
 def _given_start(
-    name: str, schedule: object, num_steps: int, t_max: float, low: float, high: float
+    name: str,
+    schedule: object,
+    num_steps: int,
+    process: AbstractProcess,
+    low: float,
+    high: float,
 ) -> Schedule:
     if not isinstance(schedule, Schedule):
         raise ValueError(f"starts[{name!r}] must be a Schedule; got {type(schedule).__name__}.")
@@ -272,12 +292,19 @@ def _given_start(
             f"starts[{name!r}] has {schedule.num_steps} steps; num_steps is {num_steps}."
         )
     times = np.asarray(schedule.times, np.float64).copy()
+    t_max = float(np.asarray(process.t_max))
     slack = 1e-6 * t_max
     if abs(times[0] - t_max) > slack or not low - slack <= times[-1] <= high + slack:
         end = f"{low:g}" if low == high else f"{low:g} .. {high:g}"
         raise ValueError(
             f"starts[{name!r}] runs from {times[0]:g} to {times[-1]:g}; it must run from t_max = "
             f"{t_max:g} to t_min = {end}."
+        )
+    trained = process.trained_t_min
+    if num_steps > 1 and times[-2] < trained - slack:
+        raise ValueError(
+            f"starts[{name!r}] has t = {times[-2]:g} before its last time; the network of "
+            f"{type(process).__name__} was trained down to t = {trained:g} only."
         )
     times[0] = t_max
     times[-1] = np.clip(times[-1], low, high)

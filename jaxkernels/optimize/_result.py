@@ -24,6 +24,9 @@ from ._figure import optimized_figure
 from ._selection import Selected
 from ._solve import Solution
 
+# relative, of an objective in float64
+_ROUNDING = 1e-13
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -47,6 +50,8 @@ class OptimizedSchedule:
     """What was found: K steps from t_max to t_min."""
     objective: float
     """Its objective, on the full spectrum."""
+    unchangeable: dict[str, float]
+    """What no schedule can change of the objective: its "initialization" and "truncation"."""
     baselines: dict[str, float]
     """The objective of every baseline schedule, and of every start that was given."""
     baseline_schedules: dict[str, Schedule]
@@ -160,11 +165,26 @@ class OptimizedSchedule:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """`criterion` of every baseline divided by that of this schedule."""
+        """`criterion` of every baseline divided by that of this schedule.
+
+        Of an objective the part that the steps cause: without `unchangeable`.
+        """
         if self.comparison is None:
-            return {name: value / self.objective for name, value in self.baselines.items()}
+            own = self.of_the_steps(self.objective)
+            return {name: self.of_the_steps(value) / own for name, value in self.baselines.items()}
         values = self.comparison.statistic(self.criterion)
         return {name: values[name] / values[self.selected] for name in self.baselines}
+
+    def of_the_steps(self, objective: float) -> float:
+        """Compute what the steps cause of an objective.
+
+        **Arguments:**
+
+        - `objective`: that of this schedule or of a baseline.
+
+        **Returns:** the objective without `unchangeable`, at least its rounding.
+        """
+        return max(objective - sum(self.unchangeable.values()), _ROUNDING * abs(objective))
 
     @property
     def best_baseline(self) -> str:
@@ -225,7 +245,7 @@ class OptimizedSchedule:
         """
         return render(self.figure(), path)
 
-    def to_diffusers(self, pipe: Any, **options: object) -> exports.Export:
+    def to_diffusers(self, pipe: Any, **options: Any) -> exports.Export:
         """Give a pipeline of diffusers a scheduler that runs this schedule, see `exports.bind`.
 
         The next call of the pipeline runs it: pass num_inference_steps, the number of steps.
@@ -268,8 +288,10 @@ class OptimizedSchedule:
             path,
             sampler=self.sampler_name,
             process=to_config(self.process) if built_in else {"type": kind.__name__},
+            initialization=self.evaluation_options["initialization"],
             sigmas=[_json_number(v) for v in sigmas],
             objective=_json_number(self.objective),
+            unchangeable={n: _json_number(value) for n, value in self.unchangeable.items()},
             baselines={name: _json_number(value) for name, value in self.baselines.items()},
             w2=_json_number(float(self.evaluation.w2)),
             converged=self.converged,
@@ -302,7 +324,13 @@ class OptimizedSchedule:
         if self.selection is not None:
             return ""
         name = self.best_baseline
-        return f"; best baseline {name}: {self.ratios[name]:.3g} times that"
+        fixed = sum(self.unchangeable.values())
+        if not fixed:
+            return f"; best baseline {name}: {self.ratios[name]:.3g} times that"
+        return (
+            f", {self.of_the_steps(self.objective):.3g} of it by the steps; best baseline {name}: "
+            f"{self.ratios[name]:.3g} times those"
+        )
 
     def _evidence(self, comparison: Comparison) -> str:
         """The selected candidate's error relative to the best baseline's, on fresh noise."""

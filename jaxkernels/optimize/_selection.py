@@ -31,7 +31,7 @@ from ..schedules import Schedule
 from ..trajectories import TrajectoryRecord
 from ._candidates import FINE_TUNED, Candidate, Origin, by_label
 from ._fine_tune import default_fine_tuning, fine_tune
-from ._model import Model, draw_noise
+from ._model import Model, draw_start
 from ._solver import Optax
 from ._space import ScheduleSpace
 
@@ -60,11 +60,11 @@ class Selection:
     - `denoiser`: the network. Default: the target, if that is a denoiser, else the exact denoiser
       of the mixture that the target is or that is fitted to the samples.
     - `noise`: the number of samples of initial noise that select (as many again give the evidence),
-      or the noise itself (n, ...), n >= 8, in the network's shape. Default: 256; for a mixture
-      8000 / sqrt(d), between 256 and 8192.
+      or the noise itself (n, ...), n >= 8, in the network's shape; on a sub-range of a process
+      noised data. Default: 256; for a mixture 8000 / sqrt(d), between 256 and 8192.
     - `data`: samples (n, ...) to whose distribution sliced W2 is measured, instead of to that of
-      the reference solution. Needed for stochastic schedules on a network; by default the
-      target's samples.
+      the reference solution. Needed for stochastic schedules on a network, and to start a network
+      that is the target from noised data; by default the target's samples.
     - `criterion`: "balanced" (default) or a statistic, see `Comparison.best`.
     - `record`: a `TrajectoryRecord` of the same network, whose optima become candidates. By default
       trajectories of a mixture, or of a network that is the target, are recorded; False for none.
@@ -117,13 +117,16 @@ class Selection:
         key = jax.random.key(0) if self.key is None else self.key
         return key if number == 0 else jax.random.fold_in(key, number)
 
-    def bind(self, model: Model, process: AbstractProcess, stochastic: bool) -> "BoundSelection":
+    def bind(
+        self, model: Model, process: AbstractProcess, initialization: str, stochastic: bool
+    ) -> "BoundSelection":
         """Bind this selection to its network, initial noise and data.
 
         **Arguments:**
 
         - `model`: the target, with the mixture, the samples or the network that come with it.
         - `process`: the forward process.
+        - `initialization`: what sampling starts from, "standard_normal" or "marginal", noised data.
         - `stochastic`: whether a candidate may inject noise.
 
         **Returns:** a selection that is ready to run candidates.
@@ -133,9 +136,9 @@ class Selection:
         """
         network = self.denoiser or model.denoiser
         if network is None:
-            return self._on_mixture(model, process, stochastic)
+            return self._on_mixture(model, process, initialization, stochastic)
         shape = None if model.samples is None else model.samples.shape[1:]
-        noise = self._noise(model, process, _NOISE, shape)
+        noise = self._noise(model, process, initialization, _NOISE, shape)
         data = model.samples if self.data is None and stochastic else self.data
         if stochastic and data is None:
             raise ValueError(
@@ -147,7 +150,7 @@ class Selection:
         return BoundSelection(network, noise, data, self.criterion, solver, self.random_key(1))
 
     def _on_mixture(
-        self, model: Model, process: AbstractProcess, stochastic: bool
+        self, model: Model, process: AbstractProcess, initialization: str, stochastic: bool
     ) -> "BoundSelection":
         mixture = model.mixture
         if mixture is None:
@@ -162,7 +165,7 @@ class Selection:
         turned = mixture.in_eigenbasis()
         dim = turned.means.shape[1]
         count = min(max(int(_NOISE_MIXTURE / np.sqrt(dim)), _NOISE), _NOISE_MOST)
-        noise = self._noise(model, process, count, (dim,))
+        noise = self._noise(Model(model.gaussian, turned), process, initialization, count, (dim,))
         if not isinstance(self.noise, int | np.integer | None):
             given = mixture.means.shape[1]
             if noise.shape[1:] != (given,):
@@ -183,13 +186,15 @@ class Selection:
         self,
         model: Model,
         process: AbstractProcess,
+        initialization: str,
         default: int,
         shape: tuple[int, ...] | None,
     ) -> Array:
         if self.noise is not None and not isinstance(self.noise, int | np.integer):
             return as_inexact(self.noise)
         count = default if self.noise is None else int(self.noise)
-        return draw_noise(model.gaussian, process, 2 * count, self.random_key(0), shape)
+        key = self.random_key(0)
+        return draw_start(model, process, initialization, 2 * count, key, shape, self.data)
 
     def _solver(self, default: int) -> Optax | None:
         if isinstance(self.fine_tune, Optax):

@@ -14,7 +14,7 @@ from .._objective import AbstractBoundObjective, AbstractCoordinateObjective, De
 from .._padding import bucket
 from .._types import AnyArray, constant
 from ..processes import AbstractProcess, sigma_range
-from ..schedules import Schedule, TimeCoordinate, coordinates_of, times_of
+from ..schedules import LEAST_SHARE, Schedule, TimeCoordinate, coordinates_of, times_of
 
 # |z| <= 20 keeps every step longer than e^-40 of the whole range, still distinct in float64
 LARGEST_LOGIT = 20.0
@@ -59,7 +59,10 @@ class ScheduleSpace(eqx.Module):
         """The vectors of concrete schedules, the inverse of `arrays`."""
         times = np.stack([np.asarray(s.times, np.float64) for s in schedules])
         u = self.coordinates(times)
-        logs = np.log(-np.diff(u, axis=1))
+        increments = -np.diff(np.append(u[:, :-1], self._interior_ends(times[:, -1:]), 1), axis=1)
+        moved = np.maximum(increments, LEAST_SHARE * increments.mean(1, keepdims=True))
+        below = times[:, -1:] < self.coordinate.process.trained_t_min
+        logs = np.log(np.where(below, moved, increments))
         parts = [logs[:, 1:] - logs[:, :1]]
         if self.stochasticity_squared is None:
             parts.append(np.stack([np.asarray(s.stochasticity_squared) for s in schedules]))
@@ -81,13 +84,13 @@ class ScheduleSpace(eqx.Module):
         first = np.asarray(self.coordinate.start, np.float64)
         top = self.coordinates(first[None, None])
         if self.t_min is None:
-            bottom = z[:, -1:]
+            ends = self._times(z[:, -1:])
         else:
-            bottom = self.coordinates(np.asarray(self.t_min, np.float64)[None, None])
+            ends = np.full((len(z), 1), np.asarray(self.t_min, np.float64))
+        bottom = self._interior_ends(ends)
         u = top - (top - bottom) * np.cumsum(shares, axis=1)
         times = self._times(u)
-        if self.t_min is not None:
-            times[:, -1] = self.t_min
+        times[:, -1:] = ends
         times = np.concatenate([np.broadcast_to(first, (len(z), 1)), times], axis=1)
         squared = self.stochasticity_squared
         if squared is None:
@@ -107,6 +110,10 @@ class ScheduleSpace(eqx.Module):
     def coordinates(self, times: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, "rows n"]:
         """The coordinates of times."""
         return coordinates_of(self.coordinate, times)
+
+    def _interior_ends(self, ends: Float[np.ndarray, "rows 1"]) -> Float[np.ndarray, "rows 1"]:
+        """The coordinates where the interior times of schedules with these last times stop."""
+        return self.coordinates(np.maximum(ends, self.coordinate.process.trained_t_min))
 
     def _times(self, u: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, "rows n"]:
         return times_of(self.coordinate, u)
@@ -171,12 +178,14 @@ class TimesProblem(AbstractProblem):
 
         u_i = top - length P_i,      P_i = p_0 + ... + p_{i-1},      p = softmax(0, z)
 
-    The numbers of steps and of logits differ: logits beyond `num_steps` are padding, held at 0.
+    The last coordinate is `end`, at most top - length. The numbers of steps and of logits differ:
+    logits beyond `num_steps` are padding, held at 0.
     """
 
     objective: AbstractCoordinateObjective
     top: Float[AnyArray, ""]
     length: Float[AnyArray, ""]
+    end: Float[AnyArray, ""]
     num_steps: Int[AnyArray, ""]
     lower: Float[AnyArray, " n"]
     upper: Float[AnyArray, " n"]
@@ -186,8 +195,10 @@ class TimesProblem(AbstractProblem):
         assert space.t_min is not None
         num_steps = space.num_steps
         size = bucket(num_steps) if objective.padded else num_steps
-        ends = np.asarray([[space.coordinate.start, space.t_min]], np.float64)
-        top, bottom = space.coordinates(ends)[0]
+        t_min = float(space.t_min)
+        low = max(t_min, space.coordinate.process.trained_t_min)
+        ends = np.asarray([[space.coordinate.start, low, t_min]], np.float64)
+        top, bottom, end = space.coordinates(ends)[0]
         free = np.arange(size - 1) < num_steps - 1
         upper = constant(np.where(free, LARGEST_LOGIT, 0.0))
         length = constant(top - bottom)
@@ -195,6 +206,7 @@ class TimesProblem(AbstractProblem):
             objective=objective,
             top=constant(top),
             length=length,
+            end=constant(end),
             num_steps=jnp.asarray(num_steps),
             lower=-upper,
             upper=upper,
@@ -223,10 +235,9 @@ class TimesProblem(AbstractProblem):
         logits = jnp.concatenate([jnp.zeros(1, z.dtype), z])
         logits = jnp.where(jnp.arange(size) < self.num_steps, logits, -jnp.inf)
         p = jax.nn.softmax(logits)
-        ends = jnp.asarray(self.top, z.dtype), jnp.asarray(self.top - self.length, z.dtype)
         inside = self.top - self.length * jnp.cumsum(p)
-        inside = jnp.where(jnp.arange(1, size + 1) < self.num_steps, inside, ends[1])
-        return jnp.concatenate([ends[0][None], inside]), p
+        inside = jnp.where(jnp.arange(1, size + 1) < self.num_steps, inside, self.end)
+        return jnp.concatenate([jnp.asarray(self.top, z.dtype)[None], inside]), p
 
     def _pull(self, rows: Float[Array, "points n"], p: Float[Array, " steps"]) -> Array:
         """J^T rows, J = du/dz over interior points.

@@ -12,6 +12,7 @@ tests hold them to each other and to automatic differentiation.
 import abc
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -19,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
+from .. import _checks
 from .._numerics import as_inexact, safe_log
 from .._precision import is_traced
-from .._types import AnyArray
+from .._types import AnyArray, Numbers
 
 _DEFAULT_LAST_SIGMA = 0.002
 
@@ -31,6 +33,8 @@ class AbstractProcess(eqx.Module):
 
     To add a process, subclass this class, state `t_max` and write the abstract methods. Every
     method takes times of any shape and returns the same shape. Parameters may be traced.
+
+    Sampling starts at `t_max`: from pure noise; or, on a sub-range, from noised data.
 
     **Example:**
 
@@ -42,6 +46,8 @@ class AbstractProcess(eqx.Module):
     """
 
     t_max: eqx.AbstractVar[AnyArray]
+    full_t_max: AnyArray | None = eqx.field(default=None, kw_only=True)
+    """End of the whole range, if this is a sub-range of it; else None."""
 
     @property
     def default_t_min(self) -> float:
@@ -52,6 +58,50 @@ class AbstractProcess(eqx.Module):
         """
         with jax.enable_x64(True):
             return float(self.time_at_sigma(np.float64(_DEFAULT_LAST_SIGMA)))
+
+    @property
+    def trained_t_min(self) -> float:
+        """The smallest time at which a network has been trained; 0 if there is none.
+
+        A sampler may step from there to the data, but evaluates no network in between.
+        """
+        return 0.0
+
+    @property
+    def initialization(self) -> str:
+        """What sampling starts from by default: "standard_normal", or "marginal" on a sub-range."""
+        return "standard_normal" if self.full_t_max is None else "marginal"
+
+    def sub_range(self, t_max: Numbers) -> "AbstractProcess":
+        """Restrict the process to [0, t_max], where sampling starts from noised data.
+
+        That is image-to-image, inpainting, or the last of several networks that share the range:
+        sampling starts from x = a(t_max) x0 + s(t_max) eps with x0 from the data, or from what
+        another network made of it.
+
+        **Arguments:**
+
+        - `t_max`: first time of sampling, > `trained_t_min` and at most the end of the whole range.
+
+        **Returns:** the process, the whole one for the end of the whole range.
+
+        **Raises:** ValueError for `t_max` out of range.
+
+        **Example:**
+
+        ```python
+        >>> process = jk.OU(rate=2.0).sub_range(0.5)
+        >>> float(process.t_max), process.initialization
+        (0.5, 'marginal')
+        ```
+        """
+        full = self.t_max if self.full_t_max is None else self.full_t_max
+        start, full = range_ends(t_max, full, self.trained_t_min)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        restricted = object.__new__(type(self))
+        for name, value in {**values, "t_max": start, "full_t_max": full}.items():
+            object.__setattr__(restricted, name, value)
+        return restricted
 
     @abc.abstractmethod
     def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
@@ -135,6 +185,9 @@ class AbstractProcess(eqx.Module):
     def __repr__(self) -> str:
         # numbers as numbers: a process is known by its parameters
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        full = values.pop("full_t_max")
+        if full is not None:
+            values["full_t_max"] = full
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in values.items())
         return f"{type(self).__name__}({shown})"
 
@@ -208,6 +261,17 @@ def check_process(process: object) -> AbstractProcess:
     if not isinstance(process, AbstractProcess):
         raise ValueError(f"process must be a forward process such as VP(); got {process!r}.")
     return process
+
+
+def range_ends(
+    t_max: Numbers, full: AnyArray | float, above: float = 0.0
+) -> tuple[AnyArray, AnyArray | None]:
+    """`t_max` and `full_t_max` of a process on [0, t_max] whose whole range is [0, full]."""
+    most = np.inf if is_traced(full) else float(full)
+    start = _checks.parameter("t_max", t_max, above=above, at_most=most)
+    if is_traced((start, full)) or float(start) < most:
+        return start, cast(AnyArray, full)
+    return start, None
 
 
 def _shown(value: object) -> str:

@@ -22,6 +22,8 @@ PROCESSES: dict[str, type[AbstractProcess]] = {
     "flow_matching": FlowMatching,
     "discrete_vp": DiscreteVP,
 }
+# the argument t_max of the others is a sub-range
+_FREE_END = ("ou", "ve")
 
 
 def parameters(name: str) -> tuple[str, ...]:
@@ -69,7 +71,8 @@ def to_config(process: AbstractProcess) -> dict[str, object]:
 
     - `process`: a built-in process.
 
-    **Returns:** {"type": its name in `PROCESSES`, argument: value, ...}.
+    **Returns:** {"type": its name in `PROCESSES`, argument: value, ...}, of the whole process, and
+    "sub_range": `t_max`, if it is restricted to one.
 
     **Raises:** ValueError for a process that is not built in, or whose parameters are traced.
     """
@@ -81,7 +84,11 @@ def to_config(process: AbstractProcess) -> dict[str, object]:
         )
     if is_traced(process):
         raise ValueError(f"process {name!r} is traced; call to_config outside jit, grad and vmap.")
-    return {"type": name, **{key: _value(process, key) for key in parameters(name)}}
+    keys = [key for key in parameters(name) if key != "t_max" or name in _FREE_END]
+    config = {"type": name, **{key: _value(process, key) for key in keys}}
+    if process.full_t_max is not None:
+        config["sub_range"] = float(process.t_max)
+    return config
 
 
 def from_config(config: Mapping[str, Any]) -> AbstractProcess:
@@ -89,9 +96,8 @@ def from_config(config: Mapping[str, Any]) -> AbstractProcess:
 
     **Arguments:**
 
-    - `config`: "type" and constructor arguments, as made by `to_config`; arguments left out take
-      their
-      defaults.
+    - `config`: "type", constructor arguments and "sub_range", as made by `to_config`; arguments
+      left out take their defaults.
 
     **Returns:** the process.
 
@@ -100,7 +106,7 @@ def from_config(config: Mapping[str, Any]) -> AbstractProcess:
     if not isinstance(config, Mapping) or "type" not in config:
         raise ValueError(f"process must be a configuration with a 'type'; got {config!r}.")
     name = check_process_name(str(config["type"]))
-    arguments = {key: value for key, value in config.items() if key != "type"}
+    arguments = {key: value for key, value in config.items() if key not in ("type", "sub_range")}
     known = parameters(name)
     for key in arguments:
         if key not in known:
@@ -109,15 +115,17 @@ def from_config(config: Mapping[str, Any]) -> AbstractProcess:
             )
     if name == "discrete_vp" and "alphas_cumprod" not in arguments:
         raise ValueError("process 'discrete_vp' needs the parameter 'alphas_cumprod'.")
-    return PROCESSES[name](**arguments)
+    process = PROCESSES[name](**arguments)
+    return process.sub_range(config["sub_range"]) if "sub_range" in config else process
 
 
 def _value(process: AbstractProcess, key: str) -> object:
     """One constructor argument as a JSON value."""
+    if key in ("t_max", "sigma_max"):  # EDM's time is its noise level
+        return float(process.t_max if process.full_t_max is None else process.full_t_max)
     if isinstance(process, DiscreteVP):
         return process.name if key == "name" else _alphas_cumprod(process).tolist()
-    # the one argument that is stored under another name: EDM's time is its noise level
-    return float(getattr(process, "t_max" if key == "sigma_max" else key))
+    return float(getattr(process, key))
 
 
 def _alphas_cumprod(process: DiscreteVP) -> np.ndarray:

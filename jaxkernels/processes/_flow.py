@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .._numerics import as_inexact
-from .._types import AnyArray, constant
-from ._base import AbstractProcess
+from .._types import AnyArray, Numbers, constant
+from ._base import AbstractProcess, range_ends
 
 
 class FlowMatching(AbstractProcess):
@@ -15,6 +15,13 @@ class FlowMatching(AbstractProcess):
 
     Sampling starts from N(0, I) at t = 1. There the signal is 0, so f and g^2 are infinite: start
     below 1 with samplers that use them.
+
+    **Arguments:**
+
+    - `t_max`: first time of sampling, in (0, 1]; below 1 it starts from noised data, see
+      `sub_range`.
+
+    **Raises:** ValueError for `t_max` out of range.
 
     **Example:**
 
@@ -30,8 +37,8 @@ class FlowMatching(AbstractProcess):
 
     t_max: AnyArray
 
-    def __init__(self):
-        self.t_max = constant(1.0)
+    def __init__(self, t_max: Numbers = 1.0):
+        self.t_max, self.full_t_max = range_ends(t_max, constant(1.0))
 
     @property
     def default_t_min(self) -> float:

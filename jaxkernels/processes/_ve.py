@@ -6,7 +6,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 from .. import _checks
 from .._numerics import as_inexact, safe_sqrt
 from .._types import AnyArray, Numbers
-from ._base import AbstractProcess
+from ._base import AbstractProcess, range_ends
 
 
 class AbstractVarianceExploding(AbstractProcess):
@@ -33,7 +33,7 @@ class VE(AbstractVarianceExploding):
     **Arguments:**
 
     - `rate`: g^2 > 0, variance per unit of time.
-    - `t_max`: end of time, > 0.
+    - `t_max`: end of time, > 0, where sampling starts from pure noise. `sub_range` starts below it.
 
     **Raises:** ValueError for an argument out of range.
 
@@ -54,6 +54,7 @@ class VE(AbstractVarianceExploding):
     def __init__(self, rate: Numbers = 2.0, t_max: Numbers = 50.0):
         self.rate = _checks.parameter("rate", rate, above=0.0)
         self.t_max = _checks.parameter("t_max", t_max, above=0.0)
+        self.full_t_max = None
 
     @property
     def default_t_min(self) -> float:
@@ -77,9 +78,11 @@ class EDM(AbstractVarianceExploding):
 
     **Arguments:**
 
-    - `sigma_max`: the largest noise level, > 0, in units of the data; it is also `t_max`.
+    - `sigma_max`: the largest noise level of the process, > 0, in units of the data.
+    - `t_max`: first time, that is noise level, of sampling; by default `sigma_max`, below it
+      sampling starts from noised data, see `sub_range`.
 
-    **Raises:** ValueError for `sigma_max` out of range.
+    **Raises:** ValueError for an argument out of range.
 
     **Example:**
 
@@ -94,8 +97,9 @@ class EDM(AbstractVarianceExploding):
 
     t_max: AnyArray
 
-    def __init__(self, sigma_max: Numbers = 80.0):
-        self.t_max = _checks.parameter("sigma_max", sigma_max, above=0.0)
+    def __init__(self, sigma_max: Numbers = 80.0, t_max: Numbers | None = None):
+        full = _checks.parameter("sigma_max", sigma_max, above=0.0)
+        self.t_max, self.full_t_max = range_ends(full if t_max is None else t_max, full)
 
     @property
     def default_t_min(self) -> float:

@@ -11,7 +11,7 @@ from .. import _checks
 from .._numerics import as_inexact, safe_sqrt
 from .._precision import is_traced
 from .._types import AnyArray, Numbers, constant
-from ._base import AbstractProcess
+from ._base import AbstractProcess, range_ends
 
 
 class AbstractVariancePreserving(AbstractProcess):
@@ -99,6 +99,8 @@ class VP(AbstractExponential):
 
     - `beta_min`: rate at t = 0, > 0, per unit of time.
     - `beta_max`: rate at t = 1, >= `beta_min`.
+    - `t_max`: first time of sampling, in (0, 1]; below 1 it starts from noised data, see
+      `sub_range`.
 
     **Raises:** ValueError for an argument out of range.
 
@@ -117,11 +119,11 @@ class VP(AbstractExponential):
     beta_max: AnyArray
     t_max: AnyArray
 
-    def __init__(self, beta_min: Numbers = 0.1, beta_max: Numbers = 20.0):
+    def __init__(self, beta_min: Numbers = 0.1, beta_max: Numbers = 20.0, t_max: Numbers = 1.0):
         self.beta_min = _checks.parameter("beta_min", beta_min, above=0.0)
         least = 0.0 if is_traced(self.beta_min) else float(self.beta_min)
         self.beta_max = _checks.parameter("beta_max", beta_max, at_least=least)
-        self.t_max = constant(1.0)
+        self.t_max, self.full_t_max = range_ends(t_max, constant(1.0))
 
     def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return self.beta_min + (self.beta_max - self.beta_min) * as_inexact(t)
@@ -147,7 +149,7 @@ class OU(AbstractExponential):
     **Arguments:**
 
     - `rate`: > 0, per unit of time.
-    - `t_max`: end of time, > 0.
+    - `t_max`: end of time, > 0, where sampling starts from N(0, I). `sub_range` starts below it.
 
     **Raises:** ValueError for an argument out of range.
 
@@ -167,6 +169,7 @@ class OU(AbstractExponential):
     def __init__(self, rate: Numbers = 1.0, t_max: Numbers = 10.0):
         self.rate = _checks.parameter("rate", rate, above=0.0)
         self.t_max = _checks.parameter("t_max", t_max, above=0.0)
+        self.full_t_max = None
 
     def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return self.rate * jnp.ones_like(as_inexact(t))
@@ -179,7 +182,7 @@ class OU(AbstractExponential):
 
 
 class CosineVP(AbstractVariancePreserving):
-    """Variance-preserving process with the cosine schedule, on [0, t_max].
+    """Variance-preserving process with the cosine schedule, on [0, 1].
 
         a(t) = cos(theta(t)) / cos(theta(0)),     theta(t) = pi/2 (t + offset) / (1 + offset)
 
@@ -189,7 +192,8 @@ class CosineVP(AbstractVariancePreserving):
     **Arguments:**
 
     - `offset`: >= 0; it makes the noise grow more quickly near the data.
-    - `t_max`: end of time, in (0, 1].
+    - `t_max`: first time of sampling, in (0, 1]; below 1 it starts from noised data, see
+      `sub_range`.
 
     **Raises:** ValueError for an argument out of range.
 
@@ -209,7 +213,7 @@ class CosineVP(AbstractVariancePreserving):
 
     def __init__(self, offset: Numbers = 0.008, t_max: Numbers = 1.0):
         self.offset = _checks.parameter("offset", offset, at_least=0.0)
-        self.t_max = _checks.parameter("t_max", t_max, above=0.0, at_most=1.0)
+        self.t_max, self.full_t_max = range_ends(t_max, constant(1.0))
 
     @property
     def _speed(self) -> Array:
@@ -254,6 +258,8 @@ class DiscreteVP(AbstractVariancePreserving):
       1 is the data, time 0, and is left out; a last entry 0 (zero terminal SNR) becomes 2^-24, as
       in diffusers. Numbers that increase (or are constant) within (0, 1/2) are read as betas.
     - `name`: the table's name in other tools, such as "scaled_linear", or None.
+    - `t_max`: first time of sampling, in (1, N]; by default N, below it sampling starts from noised
+      data, see `sub_range`.
 
     **Raises:** ValueError for a table that is none, naming the first offending entry.
 
@@ -272,14 +278,20 @@ class DiscreteVP(AbstractVariancePreserving):
     t_max: AnyArray
     name: str | None = eqx.field(static=True)
 
-    def __init__(self, alphas_cumprod: Numbers, name: str | None = None):
+    def __init__(
+        self, alphas_cumprod: Numbers, name: str | None = None, t_max: Numbers | None = None
+    ):
         table = _read_table(np.asarray(_checks.array("alphas_cumprod", alphas_cumprod)))
         self.log_sigmas = constant(0.5 * (np.log1p(-table) - np.log(table)))
-        self.t_max = constant(table.size)
+        full = constant(table.size)
+        start = full if t_max is None else t_max
+        self.t_max, self.full_t_max = range_ends(start, full, self.trained_t_min)
         self.name = name
 
     @classmethod
-    def from_betas(cls, betas: Numbers, name: str | None = None) -> "DiscreteVP":
+    def from_betas(
+        cls, betas: Numbers, name: str | None = None, t_max: Numbers | None = None
+    ) -> "DiscreteVP":
         """Make the process of a table given by its betas.
 
             alphas_cumprod[n] = prod_{m <= n} (1 - betas[m])
@@ -287,7 +299,7 @@ class DiscreteVP(AbstractVariancePreserving):
         **Arguments:**
 
         - `betas`: (N,) with N >= 2, in (0, 1); the last one may be 1 (zero terminal SNR).
-        - `name`: as for the class.
+        - `name`, `t_max`: as for the class.
 
         **Returns:** a `DiscreteVP`.
 
@@ -310,11 +322,15 @@ class DiscreteVP(AbstractVariancePreserving):
                 "betas must lie strictly between 0 and 1, the last one may be 1; found "
                 f"{values.min():g} .. {values.max():g}."
             )
-        return cls(np.cumprod(1.0 - values, axis=-1), name=name)
+        return cls(np.cumprod(1.0 - values, axis=-1), name=name, t_max=t_max)
 
     @classmethod
     def scaled_linear(
-        cls, beta_start: float = 0.00085, beta_end: float = 0.012, num_train_timesteps: int = 1000
+        cls,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        num_train_timesteps: int = 1000,
+        t_max: Numbers | None = None,
     ) -> "DiscreteVP":
         """Make the process of Stable Diffusion 1.x, 2.x and XL: sqrt(beta) linear over its steps.
 
@@ -323,6 +339,7 @@ class DiscreteVP(AbstractVariancePreserving):
         - `beta_start`: first beta, in (0, 1).
         - `beta_end`: last beta, in (0, 1).
         - `num_train_timesteps`: number N >= 2 of entries.
+        - `t_max`: first time of sampling, in (1, N]; by default N.
 
         **Returns:** a `DiscreteVP` named "scaled_linear".
 
@@ -337,11 +354,16 @@ class DiscreteVP(AbstractVariancePreserving):
         (2022), https://arxiv.org/abs/2112.10752, and its published configurations.
         """
         betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
-        return cls.from_betas(betas, name="scaled_linear")
+        return cls.from_betas(betas, name="scaled_linear", t_max=t_max)
 
     @property
     def default_t_min(self) -> float:
         """Time at which sampling ends by default: 1, the first entry of the table."""
+        return self.trained_t_min
+
+    @property
+    def trained_t_min(self) -> float:
+        """The smallest time at which a network has been trained: 1, the first entry."""
         return 1.0
 
     @property

@@ -24,6 +24,7 @@ from ._initialization import (
     Initialization as Initialization,
     NamedInitialization as NamedInitialization,
     initial_moments as initial_moments,
+    initialization_name as initialization_name,
 )
 from ._local import (
     LocalErrors as LocalErrors,

@@ -18,8 +18,11 @@ from ._coordinates import AbstractCoordinates, Moments
 
 NAMED_INITIALIZATIONS = ("standard_normal", "marginal")
 
-Initialization: TypeAlias = str | Gaussian
-"""What a user gives: "standard_normal", "marginal", or any Gaussian in data coordinates."""
+Initialization: TypeAlias = str | Gaussian | None
+"""What a user gives: "standard_normal", "marginal", any Gaussian in data coordinates, or None.
+
+None is the process's own: its prior, or the exact marginal on a sub-range.
+"""
 
 
 @partial(jax.jit, static_argnames="initialization")
@@ -85,11 +88,19 @@ class GaussianInitialization(AbstractInitialization):
         return Moments(jnp.asarray(self.mean), jnp.asarray(self.covariance))
 
 
-def check_initialization(target: Gaussian, initialization: object) -> AbstractInitialization:
+def initialization_name(process: AbstractProcess, initialization: object) -> str:
+    """The name of an initial distribution, by default that of the process."""
+    if initialization is None:
+        return process.initialization
+    return _checks.one_of("initialization", initialization, NAMED_INITIALIZATIONS)
+
+
+def check_initialization(
+    target: Gaussian, process: AbstractProcess, initialization: object
+) -> AbstractInitialization:
     """The initial distribution that a user names or gives, in the eigenbasis of the target."""
     if not isinstance(initialization, Gaussian):
-        name = _checks.one_of("initialization", initialization, NAMED_INITIALIZATIONS)
-        return NamedInitialization(name)
+        return NamedInitialization(initialization_name(process, initialization))
     weights = (target.weights, initialization.weights)
     unit = all(np.all(np.asarray(w) == 1) for w in weights)
     if not unit or target.mean.shape != initialization.mean.shape:

@@ -75,7 +75,7 @@ class Run(eqx.Module):
         process: object,
         sampler: object,
         schedule: object,
-        initialization: object = "standard_normal",
+        initialization: object = None,
     ) -> "Run":
         """Check that the parts of a run fit each other, and rotate the target into its eigenbasis.
 
@@ -86,7 +86,7 @@ class Run(eqx.Module):
         - `sampler`: a sampler, or its name.
         - `schedule`: a schedule within the process's time range; stochastic only if the sampler is.
         - `initialization`: "standard_normal" (the process's prior), "marginal" (the exact marginal
-          at the first time) or a Gaussian in data coordinates.
+          at the first time) or a Gaussian in data coordinates. Default: that of the process.
 
         **Returns:** the run.
 
@@ -108,7 +108,7 @@ class Run(eqx.Module):
             forward,
             step,
             check_schedule(forward, step, schedule),
-            check_initialization(checked, initialization),
+            check_initialization(checked, forward, initialization),
         )
 
     @property

@@ -11,6 +11,7 @@ from ._baselines import (
 )
 from ._canonical import CoordinateProcess as CoordinateProcess
 from ._coordinate import (
+    LEAST_SHARE as LEAST_SHARE,
     TimeCoordinate as TimeCoordinate,
     coordinates_of as coordinates_of,
     times_of as times_of,

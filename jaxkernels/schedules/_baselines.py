@@ -1,13 +1,13 @@
 """Baseline schedules: what people use today, and what an optimum has to beat.
 
-Every function returns a `Schedule` of `num_steps` steps from the process's t_max to `t_min`. Those
-that are defined by noise levels sigma need a finite, positive one at both ends:
+Every function returns a `Schedule` of `num_steps` steps from the process's t_max to `t_min`.
 
-* if t_min = 0, the levels stop at `last_sigma` and a last step to 0 is appended, as in EDM and
-  k-diffusion;
-* if sigma(t_max) is infinite (no signal left), the levels start at sigma = 1000 and the first is
-  replaced
-  by t_max.
+* No interior time lies below the smallest one at which a network has been trained (the first entry
+  of a table). A schedule that is defined by noise levels, and any other that would go below, stops
+  there and takes a last step to t_min.
+* Levels need a finite, positive one at both ends. If t_min = 0, they stop at `last_sigma`, and a
+  last step to 0 is appended, as in EDM and k-diffusion. If sigma(t_max) is infinite (no signal
+  left), they start at sigma = 1000, and the first is replaced by t_max.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,10 @@ from ..processes import AbstractProcess, check_range, sigma_range
 from ._levels import times_at_sigmas
 from ._schedule import Schedule
 
+# the top of levels where sigma(t_max) is infinite
 _LARGEST_SIGMA = 1e3
+# the last level before 0 of EDM, where no smallest trained one is known
+_LAST_SIGMA = 0.002
 
 # Published levels (Sabour et al., "Align Your Steps", 2024), largest first, before the final 0.
 _ALIGN_YOUR_STEPS = {
@@ -36,13 +39,23 @@ def _in_time(
     t_min: ArrayLike,
     curve: Callable[[np.ndarray], np.ndarray],
 ) -> Schedule:
-    """Times t_min + (t_max - t_min) curve(u), u = 0..1 from noise to data."""
+    """Times t_min + (t_max - t_min) curve(u), u = 0..1 from noise to data, by the module's rule."""
     t_min = check_range(process, num_steps, t_min)
-    t_max = float(process.t_max)
-    times = t_min + (t_max - t_min) * curve(np.arange(num_steps + 1) / num_steps)
-    times[0] = t_max
-    times[-1] = t_min
+    times = _along(process, num_steps, t_min, curve)
+    if num_steps > 1 and times[-2] < process.trained_t_min:
+        times = np.append(_along(process, num_steps - 1, process.trained_t_min, curve), t_min)
     return Schedule(times)
+
+
+def _along(
+    process: AbstractProcess, num_steps: int, low: float, curve: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Times along a curve from t_max to `low`."""
+    t_max = float(process.t_max)
+    times = low + (t_max - low) * curve(np.arange(num_steps + 1) / num_steps)
+    times[0] = t_max
+    times[-1] = low
+    return times
 
 
 def uniform(process: AbstractProcess, num_steps: int, t_min: ArrayLike) -> Schedule:
@@ -127,27 +140,37 @@ def _in_sigma(
     process: AbstractProcess,
     num_steps: int,
     t_min: ArrayLike,
-    last_sigma: ArrayLike,
+    last_sigma: ArrayLike | None,
     levels: Callable[[float, float, np.ndarray], np.ndarray],
 ) -> Schedule:
     """Times at which sigma = levels(sigma_max, sigma_min, u), by the module's rules at the ends."""
     t_min = check_range(process, num_steps, t_min)
-    largest, smallest = sigma_range(process, t_min)
-    largest = min(largest, _LARGEST_SIGMA)
-    append_zero = smallest == 0.0
-    if append_zero:
-        smallest = float(_checks.scalar("last_sigma", last_sigma, above=0.0, below=largest))
-    points = num_steps if append_zero else num_steps + 1
+    low = max(t_min, process.trained_t_min)
+    largest, smallest = sigma_range(process, low)
+    if not np.isfinite(largest):
+        largest = _LARGEST_SIGMA
+    append = t_min < low or smallest == 0.0
+    if append:
+        smallest = _last_level(last_sigma, smallest, largest)
+    points = num_steps if append else num_steps + 1
     u = np.arange(points) / max(points - 1, 1)
     times = times_at_sigmas(process, levels(largest, smallest, u))
-    times = np.append(times, 0.0) if append_zero else times
+    times = np.append(times, t_min) if append else times
     times[0] = float(process.t_max)
     times[-1] = t_min
     return Schedule(times)
 
 
+def _last_level(last_sigma: ArrayLike | None, trained: float, largest: float) -> float:
+    """The level before an appended end: what is asked for, or the smallest trained one."""
+    if last_sigma is None:
+        last_sigma = trained if trained > 0.0 else _LAST_SIGMA
+    least = {"at_least": trained} if trained > 0.0 else {"above": 0.0}
+    return float(_checks.scalar("last_sigma", last_sigma, **least, below=largest))
+
+
 def log_snr(
-    process: AbstractProcess, num_steps: int, t_min: ArrayLike, last_sigma: ArrayLike = 0.002
+    process: AbstractProcess, num_steps: int, t_min: ArrayLike, last_sigma: ArrayLike | None = None
 ) -> Schedule:
     """Make equal steps in log-SNR, that is in log sigma (also called exponential).
 
@@ -158,7 +181,8 @@ def log_snr(
     - `process`: the forward process.
     - `num_steps`: number K >= 1 of steps.
     - `t_min`: last time, in [0, t_max).
-    - `last_sigma`: if t_min = 0, the last positive noise level, below sigma(t_max).
+    - `last_sigma`: if t_min = 0, the last positive noise level, below sigma(t_max); by default the
+      smallest trained one, or 0.002.
 
     **Returns:** the schedule, from t_max to `t_min`.
 
@@ -185,7 +209,7 @@ def karras(
     process: AbstractProcess,
     num_steps: int,
     t_min: ArrayLike,
-    last_sigma: ArrayLike = 0.002,
+    last_sigma: ArrayLike | None = None,
     rho: ArrayLike = 7.0,
 ) -> Schedule:
     """Make equal steps in sigma^(1/rho), the schedule of EDM.
@@ -197,7 +221,8 @@ def karras(
     - `process`: the forward process.
     - `num_steps`: number K >= 1 of steps.
     - `t_min`: last time, in [0, t_max).
-    - `last_sigma`: if t_min = 0, the last positive noise level, below sigma(t_max).
+    - `last_sigma`: if t_min = 0, the last positive noise level, below sigma(t_max); by default the
+      smallest trained one, or 0.002.
     - `rho`: > 0; 1 is uniform in sigma, large values are uniform in log sigma.
 
     **Returns:** the schedule, from t_max to `t_min`.
@@ -226,7 +251,7 @@ def align_your_steps(
     process: AbstractProcess,
     num_steps: int,
     t_min: ArrayLike,
-    last_sigma: ArrayLike = 0.002,
+    last_sigma: ArrayLike | None = None,
     model: str = "sd15",
 ) -> Schedule:
     """Make the published 10-step schedule of a model, for any process and number of steps.
@@ -242,7 +267,8 @@ def align_your_steps(
     - `process`: the forward process.
     - `num_steps`: number K >= 1 of steps.
     - `t_min`: last time, in [0, t_max).
-    - `last_sigma`: if t_min = 0, the last positive noise level, below sigma(t_max).
+    - `last_sigma`: if t_min = 0, the last positive noise level, below sigma(t_max); by default the
+      smallest trained one, or 0.002.
     - `model`: "sd15", "sdxl" or "svd".
 
     **Returns:** the schedule, from t_max to `t_min`.

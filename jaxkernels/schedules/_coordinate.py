@@ -12,6 +12,8 @@ from .._padding import bucket, pad_last
 from ..processes import AbstractProcess
 
 _SMALLEST_ARRAY = 128
+# of a mean increment: the least last one of a start, where it may be empty
+LEAST_SHARE = 0.01
 
 
 class TimeCoordinate(eqx.Module):
@@ -23,7 +25,9 @@ class TimeCoordinate(eqx.Module):
 
     which is log sigma between `low` and `high`, and finite at sigma = 0 and infinity when low > 0
     and high < infinity. Every z in R^(K-1) gives a strictly decreasing schedule and every schedule
-    has one z, so gradients need no constraint. The ends are kept exactly.
+    has one z, so gradients need no constraint. The ends are kept exactly. Where the last time lies
+    below the smallest time at which a network has been trained, the increments stop at the latter,
+    so that no interior time lies between the two.
 
     **Arguments:**
 
@@ -59,6 +63,17 @@ class TimeCoordinate(eqx.Module):
         s = self.process.noise(t)
         return jnp.log((s + self.low * a) / (a + s / self.high))
 
+    def interior_end(self, end: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        """Evaluate u where the interior times stop.
+
+        **Arguments:**
+
+        - `end`: last times of schedules, of any shape.
+
+        **Returns:** u(end), or u of the smallest trained time where `end` lies below.
+        """
+        return self.coordinate(jnp.maximum(jnp.asarray(end), self.process.trained_t_min))
+
     def time(self, u: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """Invert u(t).
 
@@ -84,7 +99,7 @@ class TimeCoordinate(eqx.Module):
         **Returns:** times (K+1,), strictly decreasing from `start` to `end`.
         """
         top = self.coordinate(self.start)
-        bottom = self.coordinate(end)
+        bottom = self.interior_end(end)
         increments = jax.nn.softmax(jnp.concatenate([jnp.zeros((1,), z.dtype), z]))
         interior = self.time(top - (top - bottom) * jnp.cumsum(increments)[:-1])
         first = jnp.asarray(self.start, z.dtype)[None]
@@ -96,11 +111,16 @@ class TimeCoordinate(eqx.Module):
 
         **Arguments:**
 
-        - `times`: (K+1,), strictly decreasing from `start`.
+        - `times`: (K+1,), strictly decreasing from `start`. A last interior time at the smallest
+          trained one, where no z puts it, is moved by a hundredth of a mean increment.
 
         **Returns:** z (K-1,).
         """
-        log_increments = jnp.log(-jnp.diff(self.coordinate(times)))
+        u = jnp.append(self.coordinate(times[:-1]), self.interior_end(times[-1]))
+        increments = -jnp.diff(u)
+        moved = jnp.maximum(increments, LEAST_SHARE * jnp.mean(increments))
+        below = times[-1] < self.process.trained_t_min
+        log_increments = jnp.log(jnp.where(below, moved, increments))
         return log_increments[1:] - log_increments[0]
 
 

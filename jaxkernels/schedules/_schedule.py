@@ -12,7 +12,13 @@ from .. import _checks
 from .._numerics import as_inexact, safe_sqrt
 from .._precision import is_traced
 from .._types import AnyArray, Numbers
-from ..processes import AbstractProcess, check_process, sigma_range
+from ..processes import (
+    AbstractProcess,
+    DiscreteVP,
+    FlowMatching,
+    check_process,
+    sigma_range,
+)
 from ._file import read_json, write_json
 from ._levels import times_at_sigmas
 from ._step import Step
@@ -116,6 +122,53 @@ class Schedule(eqx.Module):
         if levels[0] >= sigma_range(process, 0.0)[0]:
             times[0] = float(process.t_max)
         return cls(times, stochasticity)
+
+    @classmethod
+    def from_timesteps(
+        cls, process: AbstractProcess, timesteps: Numbers, stochasticity: Numbers = 0.0
+    ) -> "Schedule":
+        """Make a schedule from the timesteps that a discrete sampler evaluates its network at.
+
+        A last step to the data (t = 0) follows.
+
+        **Arguments:**
+
+        - `process`: a `DiscreteVP`, whose timesteps count the table from 0 to N - 1, or a
+          `FlowMatching`, whose timesteps are 1000 t.
+        - `timesteps`: (K,), strictly decreasing; they may be fractional.
+        - `stochasticity`: a number or (K,), >= 0.
+
+        **Returns:** the schedule of K steps.
+
+        **Raises:** ValueError for another process, or timesteps beyond its range.
+
+        **Example:**
+
+        ```python
+        >>> process = jk.DiscreteVP.scaled_linear()
+        >>> jk.Schedule.from_timesteps(process, [999, 499]).times.tolist()
+        [1000.0, 500.0, 0.0]
+        ```
+        """
+        numbers = np.asarray(_checks.array("timesteps", timesteps))
+        if numbers.ndim != 1 or not numbers.size:
+            raise ValueError(f"timesteps must be a list of numbers; got shape {numbers.shape}.")
+        if isinstance(check_process(process), DiscreteVP):
+            least = 0.0
+            times = numbers + 1.0
+        elif isinstance(process, FlowMatching):
+            least = np.finfo(float).tiny
+            times = numbers / 1000.0
+        else:
+            raise ValueError(
+                f"process {type(process).__name__} has no timesteps; DiscreteVP and FlowMatching "
+                "have. Give its times, or its noise levels by from_sigmas."
+            )
+        if numbers[-1] < least or times[0] > float(process.t_max):
+            raise ValueError(
+                f"timesteps from {numbers[0]:g} to {numbers[-1]:g} lie beyond those of {process}."
+            )
+        return cls(np.append(times, 0.0), stochasticity)
 
     @property
     def stochasticity(self) -> Float[Array, " steps"]:
@@ -237,7 +290,8 @@ def _checked_sigmas(process: AbstractProcess, sigmas: Numbers) -> np.ndarray:
     if levels[-1] < 0:
         raise ValueError(f"sigmas must end at sigma >= 0; the last is {levels[-1]:g}.")
     largest = sigma_range(process, 0.0)[0]
-    if levels[0] > largest * (1.0 + 1e-6):
+    # published lists have four or five digits
+    if levels[0] > largest * (1.0 + 1e-4):
         raise ValueError(
             f"sigmas[0] = {levels[0]:g} lies beyond sigma(t_max) = {largest:g} of the process."
         )
