@@ -697,7 +697,7 @@ def test_the_mixture_agrees_with_scipy(tight: float) -> None:
             a = float(process.signal(t))
             s = float(process.noise(t))
             scales = np.sqrt(a**2 * variances + s**2)
-            logs = np.log(weights) + stats.norm(a * means, scales).logpdf(x[:, None]).sum(-1)
+            logs = np.log(weights) + stats.norm.logpdf(x[:, None], a * means, scales).sum(-1)
             total = np.asarray(special.logsumexp(logs, -1))
             gamma = np.exp(logs - total[:, None])
             gains = a * variances / (a**2 * variances + s**2)

@@ -585,7 +585,7 @@ class TestOptions:
             self.SCHEDULE, jk.EDM(), "k-diffusion", sampler=jk.samplers.DPMSolverPP2M()
         ) == export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler="dpmpp_2m")
         with pytest.raises(ValueError, match="Did you mean 'dpmpp_2m'"):
-            export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler="dpmpp2m")
+            export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler="dpmpp_22m")
         with pytest.raises(ValueError, match="sampler must be a sampler or a name; got 3"):
             export(self.SCHEDULE, jk.EDM(), "k-diffusion", sampler=3)
         with pytest.raises(ValueError, match="no meaning for Heun"):
