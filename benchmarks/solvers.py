@@ -33,15 +33,15 @@ STARTS = (1, 10, 100, 1000, 10_000)
 PATIENCE = 60.0
 
 
-def adam(steps: int) -> jk.Optax:
-    return jk.Optax(optax.adam(optax.cosine_decay_schedule(0.1, steps)), steps)
+def adam(rate: float, steps: int) -> jk.Optax:
+    return jk.Optax(optax.adam(optax.cosine_decay_schedule(rate, steps), b2=0.99), steps)
 
 
 def solvers() -> dict[str, AbstractSolver]:
     return {
         "Newton": jk.Newton(),
-        "adam, 300 steps": adam(300),
-        "adam, 1000 steps": adam(1000),
+        "adam, 300 steps": adam(0.1, 300),
+        "adam, 3000 steps": adam(0.3, 3000),
         "lbfgs": jk.Optax(optax.lbfgs(), 300),
     }
 

@@ -516,7 +516,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("numbers", "fault"),
         [
-            ((1.0, -0.5), "eigenvalues[1] = -0.5 in"),
+            ((1.0, -0.5), "eigenvalues[1] = -0.5 is negative"),
             ((1.0, float("nan")), "s.txt[1, 0] = nan"),
             ((), "holds no numbers"),
         ],

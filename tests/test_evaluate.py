@@ -316,7 +316,7 @@ def _evaluate(
             r"stochasticity = 2 has no meaning for DPMSolverPP2M",
         ),
         (lambda: _evaluate(sampler="ddmi"), r"sampler='ddmi' is not known. Did you mean 'ddim'"),
-        (lambda: _evaluate(sampler="dpm++2m"), r"Did you mean 'dpmpp_2m'"),
+        (lambda: _evaluate(sampler="dpmpp_22m"), r"Did you mean 'dpmpp_2m'"),
         (lambda: _evaluate(sampler="huen"), r"Did you mean 'heun'"),
         (
             lambda: Run.checked(MIXTURE, jk.VP(), "ddim", jk.Schedule(TIMES)),

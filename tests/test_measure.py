@@ -765,8 +765,8 @@ def test_networks_without_a_process_are_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_unknown_predictions_are_refused() -> None:
-    with pytest.raises(ValueError, match="prediction_type='noise' is not known"):
-        _denoiser(_exact, "noise")
+    with pytest.raises(ValueError, match="prediction_type='noisy' is not known"):
+        _denoiser(_exact, "noisy")
 
 
 @pytest.mark.parametrize(
@@ -774,7 +774,7 @@ def test_unknown_predictions_are_refused() -> None:
     [
         ({"losses": [1.0]}, r"losses has shape \(1,\)"),
         ({"losses": [1.0, -1.0]}, "losses must be >= 0"),
-        ({"prediction_type": "eps"}, "prediction_type='eps' is not known"),
+        ({"prediction_type": "epsilom"}, "prediction_type='epsilom' is not known"),
         ({"averaged_over": 0}, "averaged_over = 0"),
         ({"times": [0.1, 0.5]}, "strictly decreasing"),
     ],

@@ -238,8 +238,8 @@ def test_a_stochastic_schedule_is_ranked_by_its_distribution() -> None:
     ("arguments", "message"),
     [
         (
-            {"samplers": ["ddim", "dpmpp2m"]},
-            "samplers='dpmpp2m' is not known. Did you mean 'dpmpp_2m'",
+            {"samplers": ["ddim", "dpmpp_22m"]},
+            "samplers='dpmpp_22m' is not known. Did you mean 'dpmpp_2m'",
         ),
         ({"samplers": []}, r"samplers = \[\] must be a list"),
         ({"samplers": "ddim"}, "samplers = 'ddim' must be a list"),

@@ -127,12 +127,44 @@ class TimeCoordinate(eqx.Module):
 def coordinates_of(
     coordinate: TimeCoordinate, times: Float[np.ndarray, "*s"]
 ) -> Float[np.ndarray, "*s"]:
-    """The coordinates of concrete times, by one compiled program for few sizes."""
+    """Evaluate the coordinate of concrete times by one compiled program for few sizes.
+
+    **Arguments:**
+
+    - `coordinate`: the coordinate.
+    - `times`: of any shape.
+
+    **Returns:** u of these times, a NumPy array.
+
+    **Example:**
+
+    ```python
+    >>> coordinate = jk.schedules.TimeCoordinate(jk.EDM(), 4.0, 0.0, jnp.inf)
+    >>> float(jk.schedules.coordinates_of(coordinate, np.ones(1))[0])
+    0.0
+    ```
+    """
     return _on_padded(_coordinate_of, coordinate, times)
 
 
 def times_of(coordinate: TimeCoordinate, u: Float[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
-    """The times at concrete coordinates, by one compiled program for few sizes."""
+    """Invert the coordinate at concrete values by one compiled program for few sizes.
+
+    **Arguments:**
+
+    - `coordinate`: the coordinate.
+    - `u`: its values, of any shape.
+
+    **Returns:** the times at these values, a NumPy array.
+
+    **Example:**
+
+    ```python
+    >>> coordinate = jk.schedules.TimeCoordinate(jk.EDM(), 4.0, 0.0, jnp.inf)
+    >>> float(jk.schedules.times_of(coordinate, np.zeros(1))[0])
+    1.0
+    ```
+    """
     return _on_padded(_time_of, coordinate, u)
 
 
