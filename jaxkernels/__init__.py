@@ -78,12 +78,17 @@ from .reverse_sde import (
 )
 from .samplers import (
     DDIM as DDIM,
+    DEIS as DEIS,
+    IPNDM as IPNDM,
+    LMS as LMS,
     RK4 as RK4,
     AbstractSampler as AbstractSampler,
     DPMSolverPP2M as DPMSolverPP2M,
+    DPMSolverPP3M as DPMSolverPP3M,
     EulerMaruyama as EulerMaruyama,
     ExponentialIntegrator as ExponentialIntegrator,
     Heun as Heun,
+    UniPC as UniPC,
     sample as sample,
 )
 from .schedules import (

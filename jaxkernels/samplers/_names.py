@@ -6,15 +6,21 @@ from .. import _checks
 from .._precision import is_traced
 from ..processes import AbstractProcess, check_process
 from ..schedules import Schedule
+from ._adams_bashforth import DEIS, IPNDM, LMS
 from ._base import AbstractSampler
 from ._ddim import DDIM
-from ._multistep import DPMSolverPP2M
+from ._dpm_solver import DPMSolverPP2M, DPMSolverPP3M, UniPC
 from ._reverse import EulerMaruyama, ExponentialIntegrator
 from ._runge_kutta import RK4, Heun
 
 SAMPLERS: dict[str, type[AbstractSampler]] = {
     "ddim": DDIM,
     "dpmpp_2m": DPMSolverPP2M,
+    "dpmpp_3m": DPMSolverPP3M,
+    "unipc": UniPC,
+    "deis": DEIS,
+    "ipndm": IPNDM,
+    "lms": LMS,
     "heun": Heun,
     "rk4": RK4,
     "euler_maruyama": EulerMaruyama,
