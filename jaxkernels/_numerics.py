@@ -70,7 +70,7 @@ def log_ratio_excess(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 def phi(order: int, z: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """phi_n(z) = sum_k z^k / (k + n)! of exponential integrators, (e^z - 1) / z for n = 1.
 
-        int_0^h e^(c (h - s)) s^m ds = m! h^(m+1) phi_(m+1)(c h)
+    int_0^h e^(c (h - s)) s^m ds = m! h^(m+1) phi_(m+1)(c h)
     """
     small = jnp.abs(z) < 1.0
     # 18 terms leave less than 1e-17 below the threshold

@@ -161,7 +161,9 @@ def _run(
 
     x = jnp.full(errors.shape[1], 0.7)
     by_step = errors.reshape(schedule.num_steps, -1, errors.shape[1])
-    return jax.lax.scan(take, (x, sampler.init_history(x)), (schedule.steps(), by_step))[0][0]
+    return jax.lax.scan(
+        take, (x, sampler.init_history(x)), (schedule.steps(sampler.history_steps), by_step)
+    )[0][0]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -54,7 +54,7 @@ def _particles(
 
         return sampler.step(target.denoiser(process), noise, process, step, x, history)
 
-    x, steps, points = jnp.asarray(start), schedule.steps(), []
+    x, steps, points = jnp.asarray(start), schedule.steps(sampler.history_steps), []
     history = sampler.init_history(x)
     for k in range(schedule.num_steps):
         x, history = take(Step(*(field[k] for field in steps)), x, history, jnp.asarray(draws[k]))
@@ -267,7 +267,7 @@ def _steps_by_probing(
         after = sampler.step(TARGET.denoiser(process), noise, process, step, z[0], history)
         return jnp.stack(jax.tree.leaves(after)), variances[-1]
 
-    found, steps = [], schedule.steps()
+    found, steps = [], schedule.steps(sampler.history_steps)
     for k in range(schedule.num_steps):
         step = Step(*(field[k] for field in steps))
         shift, injected = (np.asarray(v) for v in at(step, jnp.zeros((size, 2))))

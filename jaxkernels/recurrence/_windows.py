@@ -40,7 +40,7 @@ def window_step(
         next_time=times[j + 1],
         earlier_times=times[np.maximum(np.arange(j - 1, j - len(times) + 1, -1), 0)],
         stochasticity_squared=stochasticity_squared[j],
-        index=index,
+        completed=index,
         remaining=num_steps - 1 - index,
     )
 

@@ -23,30 +23,35 @@ MOST_EVALUATIONS = 4
 
 
 class AbstractAdamsBashforth(AbstractMultistep):
-    """Extrapolates the predicted noise from `order` evaluations, with integrals of the form
+    """Extrapolates the predicted noise from `solver_order` evaluations, with integrals of the form
 
         int_sigma^sigma' polynomial dsigma
 
     in a coordinate of which the polynomial is one.
     """
 
-    order: eqx.AbstractVar[int]
+    solver_order: eqx.AbstractVar[int]
 
     stochastic: ClassVar[bool] = False
 
     def __check_init__(self) -> None:
-        _checks.count("order", self.order, at_most=MOST_EVALUATIONS)
+        _checks.count("solver_order", self.solver_order, at_most=MOST_EVALUATIONS)
 
     @property
-    def history_steps(self) -> int:
-        """Number of earlier evaluations: one less than the order."""
-        return self.order - 1
+    def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the polynomial and one more."""
+        return self.solver_order
+
+    @property
+    def history_steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Number of earlier evaluations."""
+        return self.solver_order - 1
 
     def extrapolated(self, prediction: Prediction) -> Array:
         return prediction.eps
 
     def integrals(self, process: Process, step: Step, nodes: Sequence[Array]) -> list[Array]:
-        moments = [self.moment(process, step, nodes[0], m) for m in range(self.order)]
+        moments = [self.moment(process, step, nodes[0], m) for m in range(self.solver_order)]
         return newton_integrals(moments, nodes[1:])
 
     @abc.abstractmethod
@@ -69,13 +74,13 @@ class LMS(AbstractAdamsBashforth):
 
         x'/a' = x/a + int_sigma^sigma' eps(sigma) dsigma
 
-    with eps the polynomial through the evaluations of this step and of `order` - 1 before. It is
+    with eps the polynomial through this evaluation and those before, `solver_order` in all. It is
     the Adams-Bashforth method of variable steps on dx/dsigma = eps, and ComfyUI's ipndm_v. The
     first steps have orders 1, 2, ... One evaluation per step.
 
     **Arguments:**
 
-    - `order`: 1 to 4.
+    - `solver_order`: 1 to 4, the number of evaluations.
 
     **Raises:** ValueError for another order.
 
@@ -92,7 +97,7 @@ class LMS(AbstractAdamsBashforth):
     Capillary Action" (1883).
     """
 
-    order: int = eqx.field(static=True, default=4)
+    solver_order: int = eqx.field(static=True, default=4)
 
     def nodes(self, process: Process, step: Step, usable: Sequence[Array]) -> list[Array]:
         # a sigma that is infinite or of no evaluation is replaced before it is used
@@ -114,13 +119,13 @@ class DEIS(AbstractAdamsBashforth):
 
         x'/a' = x/a + int_sigma^sigma' eps(log sigma) dsigma
 
-    with eps the polynomial through the evaluations of this step and of `order` - 1 before. The
+    with eps the polynomial through this evaluation and those before, `solver_order` in all. The
     first steps have orders 1, 2, ..., and a step to sigma = 0, where the logarithm is infinite, has
     order 1. One evaluation per step.
 
     **Arguments:**
 
-    - `order`: 1 to 4.
+    - `solver_order`: 1 to 4, the number of evaluations.
 
     **Raises:** ValueError for another order.
 
@@ -136,7 +141,7 @@ class DEIS(AbstractAdamsBashforth):
     solver_type="logrho".
     """
 
-    order: int = eqx.field(static=True, default=3)
+    solver_order: int = eqx.field(static=True, default=3)
 
     def nodes(self, process: Process, step: Step, usable: Sequence[Array]) -> list[Array]:
         return log_nodes(process, step, usable)
@@ -154,34 +159,39 @@ class IPNDM(AbstractAdamsBashforth):
 
         x' = a' x0 + s' eps + a' (sigma' - sigma) (1/2 d_1 + 5/12 d_2 + 3/8 d_3)
 
-    with d_m the backward differences eps - eps_before, ... These are the coefficients 55/24, -59/24,
-    37/24, -9/24 of Adams and Bashforth. The first steps have orders 1, 2, ... One evaluation per
-    step. The order holds where steps change slowly: on a smooth schedule of unequal steps it is 2.
+    with d_m the backward differences eps - eps_before, ... The coefficients are those of Adams and
+    Bashforth, 55/24, -59/24, 37/24 and -9/24. Where steps are unequal the order is 2 at most. The
+    first steps have orders 1, 2, ... One evaluation per step.
 
     **Arguments:**
 
-    - `order`: 1 to 4.
+    - `solver_order`: 1 to 4, the number of evaluations.
 
     **Raises:** ValueError for another order.
 
     **Example:**
 
     ```python
-    >>> jk.IPNDM().order
-    4
+    >>> jk.IPNDM().history_steps
+    3
     ```
 
     Source: Zhang and Chen, "Fast Sampling of Diffusion Models with Exponential Integrator" (2023),
-    appendix on iPNDM, https://arxiv.org/abs/2204.13902, after Liu et al., "Pseudo Numerical Methods
-    for Diffusion Models on Manifolds" (2022), https://arxiv.org/abs/2202.09778; diffusers,
-    IPNDMScheduler.
+    https://arxiv.org/abs/2204.13902, after Liu et al., "Pseudo Numerical Methods for Diffusion
+    Models on Manifolds" (2022), https://arxiv.org/abs/2202.09778; diffusers, IPNDMScheduler.
     """
 
-    order: int = eqx.field(static=True, default=4)
+    solver_order: int = eqx.field(static=True, default=4)
+
+    @property
+    def order(self) -> int:
+        """At most 2, as steps are not equally long."""
+        return min(self.solver_order, 2)
 
     def nodes(self, process: Process, step: Step, usable: Sequence[Array]) -> list[Array]:
         # in steps
-        return [jnp.ones(()), *(jnp.asarray(-1.0 - j) for j in range(len(usable)))]
+        one = jnp.ones_like(step.time)
+        return [one, *(-(1.0 + j) * one for j in range(len(usable)))]
 
     def moment(self, process: Process, step: Step, length: Array, m: int) -> Array:
         finite = process.signal(step.time) > 0

@@ -54,7 +54,7 @@ class AbstractSampler(eqx.Module):
     ```
     """
 
-    order: eqx.AbstractVar[int]
+    order: ClassVar[int]
     """Power of 1/K with which the W2 distance to the exact distribution vanishes, without noise.
 
     For a multistep method, if its first steps, which have lower orders, are short enough.
@@ -63,16 +63,13 @@ class AbstractSampler(eqx.Module):
     """Network evaluations per step. Override `evaluation_times` too if there are several."""
     stochastic: ClassVar[bool]
     """Whether it accepts stochasticity > 0."""
+    history_steps: ClassVar[int] = 0
+    """Number of earlier times that a step depends on, through `history` or `earlier_times`."""
     marginal_preserving: ClassVar[bool] = False
     """Whether the injected noise makes the noise level of every time exact."""
 
     sigma_only: ClassVar[bool] = False
     """Whether its steps depend on the process through sigma alone, up to the scale of x."""
-
-    @property
-    def history_steps(self) -> int:
-        """Number of earlier times that a step depends on, through `history` or `earlier_times`."""
-        return 0
 
     def init_history(self, x: X) -> History:
         """Make the multistep history before the first step. Default: none.

@@ -13,6 +13,7 @@ from ..schedules import Step
 from ._base import History, Noise, Process, X
 from ._multistep import (
     AbstractMultistep,
+    count_usable,
     divided_differences,
     exponential_moment,
     log_nodes,
@@ -41,20 +42,20 @@ class AbstractDataMultistep(AbstractMultistep):
     def step_order(self, process: Process, step: Step, known: Array) -> Array:
         order = known + 1
         if self.lower_order_final:
-            order = jnp.minimum(order, step.remaining + 1)
+            order = jnp.minimum(order, (step.remaining + 1).astype(int))
         return jnp.where(process.noise(step.next_time) > 0, order, 1)
 
 
 class DPMSolverPP2M(AbstractDataMultistep):
-    """DPM-Solver++(2M) and its SDE form: the denoised point from this evaluation and the one before.
+    """DPM-Solver++(2M) and its SDE form: the denoised point extrapolated from two evaluations.
 
         x' = (s'/s) q x + (a' - a q s'/s) (x0 + w (x0 - x0_before)) + s' sqrt(1 - q^2) z
         w = l / (2 l_before),        q = (sigma'/sigma)^(alpha^2)
 
     with l the step's length in log(a/s). With stochasticity this is DPM-Solver++(2M) SDE of eta =
-    alpha^2, and the noise level is exact as in `DDIM`. One evaluation per step, order 2, or 1 with
-    noise. The first step has no predecessor and w = 0 (order 1), and so has a step to sigma = 0,
-    where l is infinite.
+    alpha^2, and the noise level is exact as in `DDIM`. One evaluation per step, order 2. The first
+    step has no predecessor and w = 0 (order 1), and so has a step to sigma = 0, where l is
+    infinite.
 
     **Arguments:**
 
@@ -90,13 +91,14 @@ class DPMSolverPP3M(AbstractDataMultistep):
 
         x' = (s'/s) q x + (a' - a q s'/s) x0 + a' (M_1 d_1 + (M_2 / 2 + l_before M_1) d_2)
              + s' sqrt(1 - q^2) z
-        M_m = c int_0^l e^(-c (l - r)) r^m dr,        c = 1 + alpha^2,   q = (sigma'/sigma)^(alpha^2)
+        M_m = c int_0^l e^(-c (l - r)) r^m dr
+        c = 1 + alpha^2,        q = (sigma'/sigma)^(alpha^2)
 
     with d_1 and d_2 the divided differences of x0 in log(a/s), and l and l_before the lengths there
     of this step and the one before. With stochasticity this is DPM-Solver++(3M) SDE of eta =
     alpha^2, and the noise level is exact as in `DDIM`. The integral of the parabola has M_2 where
     all implementations have M_2 / 2: the order is 2, not 3, with a smaller error than
-    `DPMSolverPP2M`. One evaluation per step, order 1 with noise.
+    `DPMSolverPP2M`. One evaluation per step.
 
     **Arguments:**
 
@@ -172,12 +174,12 @@ class UniPC(AbstractDataMultistep):
         _checks.count("solver_order", self.solver_order, at_least=2, at_most=3)
 
     @property
-    def order(self) -> int:
-        """One more than that of the predictor, thanks to the corrector."""
-        return self.solver_order + 1
+    def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the corrector; of the last step, if that has order 1."""
+        return 2 if self.lower_order_final else self.solver_order + 1
 
     @property
-    def history_steps(self) -> int:
+    def history_steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Number of earlier evaluations: those of the predictor in the step before."""
         return self.solver_order
 
@@ -189,7 +191,7 @@ class UniPC(AbstractDataMultistep):
         exact = newton_integrals(moments, nodes[1:])
         if self.solver_order == 2:
             return [_midpoint(moments, nodes[0])]
-        known = sum(usable_predictions(process, step, self.history_steps), start=jnp.zeros((), int))
+        known = count_usable(usable_predictions(process, step, self.history_steps))
         second = self.step_order(process, step, known) == 2
         return [jnp.where(second, _midpoint(moments, nodes[0]), exact[0]), *exact[1:]]
 
@@ -220,9 +222,9 @@ class UniPC(AbstractDataMultistep):
 
     def _order_before(self, step: Step, usable: Sequence[Array]) -> Array:
         """Order of the predictor in the step before; 0 if there is none."""
-        order = sum(usable, start=jnp.zeros((), int))
+        order = count_usable(usable)
         if self.lower_order_final:
-            order = jnp.minimum(order, step.remaining + 2)
+            order = jnp.minimum(order, (step.remaining + 2).astype(int))
         return order
 
 

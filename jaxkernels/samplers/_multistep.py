@@ -101,7 +101,7 @@ class AbstractMultistep(AbstractSampler):
         usable = usable_predictions(process, step, self.history_steps)
         nodes = self.nodes(process, step, usable)
         differences = divided_differences([value, *history], nodes[1:])
-        order = self.step_order(process, step, sum(usable, start=jnp.zeros((), int)))
+        order = self.step_order(process, step, count_usable(usable))
         a = process.signal(step.next_time)
         s = process.noise(step.next_time)
         after = a * p.x0
@@ -120,19 +120,25 @@ def usable_predictions(process: Process, step: Step, count: int) -> list[Array]:
     """Whether each earlier time of a step has a prediction, of finite noise level."""
     usable = []
     for j in range(count):
-        usable.append((step.index > j) & (process.signal(step.earlier_times[j]) > 0))
+        usable.append((step.completed > j) & (process.signal(step.earlier_times[j]) > 0))
     return usable
+
+
+def count_usable(usable: Sequence[Array]) -> Array:
+    """How many earlier predictions are usable: only the first time may have no signal."""
+    return sum((known.astype(int) for known in usable), start=jnp.zeros((), int))
 
 
 def divided_differences(values: Sequence[Array], nodes: Sequence[Array]) -> list[Array]:
     """v[0], v[0, 1], ... of values at 0 and at `nodes`; 0 where two nodes are equal."""
-    places = [jnp.zeros(()), *nodes]
+    places = [0.0, *nodes]
     column = list(values)
     found = [column[0]]
     for m in range(1, len(values)):
+        gaps = [places[i] - places[i + m] for i in range(len(column) - 1)]
         column = [
-            safe_divide(jnp.ones(()), places[i] - places[i + m]) * (column[i] - column[i + 1])
-            for i in range(len(column) - 1)
+            safe_divide(jnp.ones_like(gap), gap) * (column[i] - column[i + 1])
+            for i, gap in enumerate(gaps)
         ]
         found.append(column[0])
     return found
@@ -141,16 +147,15 @@ def divided_differences(values: Sequence[Array], nodes: Sequence[Array]) -> list
 def newton_integrals(moments: Sequence[Array], nodes: Sequence[Array]) -> list[Array]:
     """Integrals of r, r (r - r_1), r (r - r_1) (r - r_2), ... from those of 1, r, r^2, ..."""
     # coefficients of the polynomial, the lowest power first
-    polynomial: list[Array] = [jnp.zeros(()), jnp.ones(())]
+    polynomial = [0.0, 1.0]
     found = []
     for m in range(1, len(moments)):
         found.append(sum(c * moment for c, moment in zip(polynomial, moments, strict=False)))
         if m < len(moments) - 1:
-            shifted = [jnp.zeros(()), *polynomial]
-            root = nodes[m - 1]
+            raised = [0.0, *polynomial]
             polynomial = [
-                high - root * low
-                for high, low in zip(shifted, [*polynomial, jnp.zeros(())], strict=True)
+                high - nodes[m - 1] * low
+                for high, low in zip(raised, [*polynomial, 0.0], strict=True)
             ]
     return found
 
@@ -167,6 +172,6 @@ def log_nodes(process: Process, step: Step, usable: Sequence[Array]) -> list[Arr
     return [end, *earlier]
 
 
-def exponential_moment(rate: Array, length: Array, m: int) -> Array:
+def exponential_moment(rate: Array | float, length: Array, m: int) -> Array:
     """int_0^h e^(c (h - r)) r^m dr."""
     return math.factorial(m) * length ** (m + 1) * phi(m + 1, rate * length)

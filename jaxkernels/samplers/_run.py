@@ -105,5 +105,7 @@ def _run(
 
     keys = jax.random.split(key, schedule.num_steps)
     start = (x, sampler.init_history(x))
-    (last, _), (path, finite) = jax.lax.scan(step, start, (schedule.steps(sampler.history_steps), keys))
+    (last, _), (path, finite) = jax.lax.scan(
+        step, start, (schedule.steps(sampler.history_steps), keys)
+    )
     return last if path is None else jnp.concatenate([x[None], path]), finite

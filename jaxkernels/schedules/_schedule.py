@@ -166,7 +166,7 @@ class Schedule(eqx.Module):
             next_time=self.times[1:],
             earlier_times=self.times[earlier],
             stochasticity_squared=self.stochasticity_squared,
-            index=jnp.asarray(k),
+            completed=jnp.asarray(k),
             remaining=jnp.asarray(k[::-1].copy()),
         )
 

@@ -24,7 +24,7 @@ class Step(NamedTuple):
     """t_{k-1}, t_{k-2}, ...; before the schedule's first step its first time is repeated."""
     stochasticity_squared: Float[Array, "*steps"]
     """alpha^2 = (h / g)^2 of this step: the quantity every formula is smooth in, also at 0."""
-    index: Int[Array, "*steps"]
+    completed: Int[Array, "*steps"]
     """k, the number of steps before this one."""
     remaining: Int[Array, "*steps"]
     """K - 1 - k, the number of steps after this one."""
@@ -32,7 +32,7 @@ class Step(NamedTuple):
     @property
     def is_first(self) -> Bool[Array, "*steps"]:
         """Whether it is the schedule's first step."""
-        return self.index <= 0
+        return self.completed <= 0
 
     @property
     def is_last(self) -> Bool[Array, "*steps"]:
