@@ -1,8 +1,8 @@
 """Samplers as their papers and implementations write them, in NumPy, to be compared with.
 
-Each is a function of (process, denoise, times, x, z): `process` has a(t) and s(t), `denoise(x, t)`
-is E[X_0 | x], z[k] is what is added to x in step k in units of the step's own standard deviation,
-and alpha[k] the stochasticity. It returns x at all times.
+Each is a function of (process, denoise, times, x, z, alpha): `process` has a(t), s(t), their
+derivatives and the time at a value of log(a/s), `denoise(x, t)` is E[X_0 | x], z[k] the unit noise
+of step k, and alpha[k] its stochasticity. It returns x at all times.
 """
 
 import math
@@ -260,7 +260,120 @@ def ipndm(
     return _adams_bashforth(weight, process, denoise, times, x, order, order)
 
 
+def dpmpp_2s(
+    process: Any,
+    denoise: Denoise,
+    times: np.ndarray,
+    x: np.ndarray,
+    z: Any,
+    alpha: np.ndarray,
+    r: float = 0.5,
+) -> Path:
+    """Lu et al. (2022b), Algorithm 1."""
+    del z, alpha
+    path = [x]
+    for t, u in zip(times[:-1], times[1:], strict=True):
+        d = denoise(x, t)
+        if process.s(u) == 0.0 or process.a(t) == 0.0:
+            x = process.a(u) * d + process.s(u) / process.s(t) * (x - process.a(t) * d)
+        else:
+            start, end = _lambdas(process, np.array([t, u]))
+            h = end - start
+            middle = process.at(start + r * h)
+            inside = process.s(middle) / process.s(t) * x
+            inside = inside - process.a(middle) * np.expm1(-r * h) * d
+            d = (1.0 - 1.0 / (2.0 * r)) * d + 1.0 / (2.0 * r) * denoise(inside, middle)
+            x = process.s(u) / process.s(t) * x - process.a(u) * np.expm1(-h) * d
+        path.append(x)
+    return path
+
+
+def dpm2(
+    process: Any,
+    denoise: Denoise,
+    times: np.ndarray,
+    x: np.ndarray,
+    z: Any,
+    alpha: np.ndarray,
+    r: float = 0.5,
+) -> Path:
+    """Lu et al. (2022a), Algorithm 1, with e^h - 1 in place of the first-order phi function."""
+    del z, alpha
+    path = [x]
+    for t, u in zip(times[:-1], times[1:], strict=True):
+        d = denoise(x, t)
+        eps = (x - process.a(t) * d) / process.s(t)
+        if process.s(u) == 0.0 or process.a(t) == 0.0:
+            x = process.a(u) * d + process.s(u) * eps
+        else:
+            start, end = _lambdas(process, np.array([t, u]))
+            h = end - start
+            middle = process.at(start + r * h)
+            inside = (
+                process.a(middle) / process.a(t) * x - process.s(middle) * np.expm1(r * h) * eps
+            )
+            other = (inside - process.a(middle) * denoise(inside, middle)) / process.s(middle)
+            x = process.a(u) / process.a(t) * x - process.s(u) * np.expm1(h) * (
+                eps + (other - eps) / (2.0 * r)
+            )
+        path.append(x)
+    return path
+
+
+def midpoint(
+    process: Any, denoise: Denoise, times: np.ndarray, x: np.ndarray, z: Any, alpha: np.ndarray
+) -> Path:
+    """The explicit midpoint rule on dx/dt = a'(t) x0 + s'(t) eps."""
+    del z, alpha
+
+    def velocity(x: np.ndarray, t: float) -> np.ndarray:
+        d = denoise(x, t)
+        return process.da(t) * d + process.ds(t) * (x - process.a(t) * d) / process.s(t)
+
+    path = [x]
+    for t, u in zip(times[:-1], times[1:], strict=True):
+        x = x + (u - t) * velocity(x + 0.5 * (u - t) * velocity(x, t), 0.5 * (t + u))
+        path.append(x)
+    return path
+
+
+def edm_sampler(
+    process: Any,
+    denoise: Denoise,
+    times: np.ndarray,
+    x: np.ndarray,
+    z: Any,
+    alpha: np.ndarray,
+    s_noise: float = 1.0,
+) -> Path:
+    """Karras et al. (2022), Algorithm 2, on x/a, with 1 + gamma = (sigma/sigma')^(alpha^2)."""
+    path = [x]
+    for k, (t, u) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        if process.a(t) == 0.0:
+            d = denoise(x, t)
+            x = process.a(u) * d + process.s(u) * x / process.s(t)
+            path.append(x)
+            continue
+        scaled = x / process.a(t)
+        sigma, end = process.s(t) / process.a(t), process.s(u) / process.a(u)
+        raised = sigma * (sigma / end) ** alpha[k] ** 2 if end > 0.0 else sigma
+        t = process.at(-math.log(raised))
+        scaled = scaled + s_noise * math.sqrt(max(raised**2 - sigma**2, 0.0)) * z[k]
+        slope = (scaled - denoise(process.a(t) * scaled, t)) / raised
+        new = scaled + (end - raised) * slope
+        if end > 0.0:
+            other = (new - denoise(process.a(u) * new, u)) / end
+            new = scaled + (end - raised) * 0.5 * (slope + other)
+        x = process.a(u) * new
+        path.append(x)
+    return path
+
+
 PUBLISHED = {
+    "dpmpp_2s": dpmpp_2s,
+    "dpm2": dpm2,
+    "midpoint": midpoint,
+    "edm_sampler": edm_sampler,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_3m": dpmpp_3m,
     "unipc": unipc,

@@ -17,7 +17,7 @@ import pytest
 from published_samplers import PUBLISHED
 
 import jaxkernels as jk
-from jaxkernels.samplers import SAMPLERS, from_churn, from_eta, to_churn, to_eta
+from jaxkernels.samplers import SAMPLERS, edm_churn, from_churn, from_eta, to_churn, to_eta
 from jaxkernels.schedules import Step
 
 MEAN, EIGENVALUES = np.array([1.5, -0.4]), np.array([2.0, 0.05])
@@ -39,6 +39,8 @@ class Case(NamedTuple):
     g2: Scalar
     integral: Scalar
     times: np.ndarray
+    at: Scalar
+    """The time at a value of log(a/s)."""
     start: float
     """A last time of noise alone, for the runs from one end to the other."""
 
@@ -59,6 +61,12 @@ def _vp_rate(t: float) -> float:
     return 0.1 + 19.9 * t
 
 
+def _vp_time(log: float) -> float:
+    """Root of the exponent's quadratic equation, where a/s is e^log."""
+    exponent = np.log1p(np.exp(-2.0 * log))
+    return (-0.1 + np.sqrt(0.01 + 2.0 * 19.9 * exponent)) / 19.9
+
+
 PROCESSES = {
     "vp": Case(
         jk.VP(),
@@ -70,6 +78,7 @@ PROCESSES = {
         _vp_rate,
         lambda t: 2.0 * np.expm1(_vp_exponent(t) / 2.0),
         np.array([0.9, 0.6, 0.35, 0.12, 0.01]),
+        _vp_time,
         1.0,
     ),
     "edm": Case(
@@ -82,6 +91,7 @@ PROCESSES = {
         lambda t: 2.0 * t,
         lambda t: t * t,
         np.array([18.0, 6.0, 2.0, 0.5, 0.03]),
+        lambda log: np.exp(-log),
         20.0,
     ),
     "flow": Case(
@@ -94,6 +104,7 @@ PROCESSES = {
         lambda t: 2.0 * t / (1.0 - t),
         lambda t: 2.0 * (t / (1.0 - t) - np.log(1.0 / (1.0 - t))),
         np.array([0.95, 0.7, 0.45, 0.2, 0.02]),
+        lambda log: 1.0 / (1.0 + np.exp(log)),
         1.0,
     ),
 }
@@ -287,8 +298,10 @@ def test_every_sampler_has_a_closed_form() -> None:
 def test_moments_are_the_closed_form(setting: str, name: str, alpha: float) -> None:
     evaluation = _evaluation(setting, name, alpha)
     means, variances = _by_hand(PROCESSES[setting], name, alpha)
-    np.testing.assert_allclose(evaluation.means, means, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(evaluation.variances, variances, rtol=1e-10)
+    # the level that EDM's sampler raises to is found by inverting sigma(t)
+    rtol = 1e-8 if name == "edm_sampler" else 1e-10
+    np.testing.assert_allclose(evaluation.means, means, rtol=rtol, atol=1e-12)
+    np.testing.assert_allclose(evaluation.variances, variances, rtol=rtol)
     np.testing.assert_array_equal(evaluation.mean, evaluation.means[-1])
     np.testing.assert_array_equal(evaluation.variance, evaluation.variances[-1])
 
@@ -346,6 +359,8 @@ def test_step_to_zero_noise_returns_the_denoised_point(setting: str, name: str) 
         (jk.DPMSolverPP3M(lower_order_final=True), "dpmpp_3m", {"lower_order_final": True}),
         (jk.UniPC(lower_order_final=False), "unipc", {"lower_order_final": False}),
         (jk.UniPC(3, lower_order_final=False), "unipc", {"order": 3, "lower_order_final": False}),
+        (jk.DPMSolverPP2S(r=1.0), "dpmpp_2s", {"r": 1.0}),
+        (jk.DPM2(r=0.8), "dpm2", {"r": 0.8}),
         *[
             (kind(order), name, {"order": order})
             for name, kind in (("lms", jk.LMS), ("deis", jk.DEIS), ("ipndm", jk.IPNDM))
@@ -354,9 +369,7 @@ def test_step_to_zero_noise_returns_the_denoised_point(setting: str, name: str) 
     ],
     ids=str,
 )
-def test_options_of_multistep_samplers(
-    sampler: jk.AbstractSampler, name: str, options: dict
-) -> None:
+def test_options_of_samplers(sampler: jk.AbstractSampler, name: str, options: dict) -> None:
     """Every option changes what it says."""
     setting = PROCESSES["vp"]
     schedule = jk.Schedule(setting.times)
@@ -369,11 +382,37 @@ def test_options_of_multistep_samplers(
         assert np.any(np.abs(evaluation.variances[-1] / plain[-1] - 1.0) > 1e-3)
 
 
-def test_orders_that_multistep_samplers_do_not_have() -> None:
+def test_noise_of_the_edm_sampler() -> None:
+    """S_noise scales what every step adds, and the start does not."""
+    setting = PROCESSES["edm"]
+    schedule = jk.Schedule(setting.times, VARYING)
+    sampler = jk.EDMSampler(s_noise=1.1)
+    evaluation = jk.evaluate_schedule(TARGET, setting.process, sampler, schedule)
+    means, variances = _by_hand(setting, "edm_sampler", 1.0, s_noise=1.1)
+    np.testing.assert_allclose(evaluation.means, means, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(evaluation.variances, variances, rtol=1e-10)
+    assert np.all(evaluation.variances[1:] > _evaluation("edm", "edm_sampler", 1.0).variances[1:])
+
+
+def test_churn_of_the_edm_sampler() -> None:
+    """Karras et al., Algorithm 2: min(S_churn / N, sqrt(2) - 1) between S_min and S_max."""
+    sigmas = np.array([20.0, 6.0, 2.0, 0.5, 0.03])
+    found = edm_churn(sigmas, 0.8, s_min=1.0, s_max=10.0)
+    np.testing.assert_allclose(found, [0.0, 0.2, 0.2, 0.0], rtol=1e-12)
+    np.testing.assert_allclose(edm_churn(sigmas, 40.0), np.sqrt(2.0) - 1.0, rtol=1e-12)
+    # the levels at which the network is told to be
+    alpha = from_churn(jk.EDM(20.0), sigmas, found)
+    at = jk.EDMSampler().evaluation_times(jk.EDM(20.0), jk.Schedule(sigmas, alpha).steps())[0]
+    np.testing.assert_allclose(at, sigmas[:-1] * (1.0 + np.asarray(found)), rtol=1e-9)
+
+
+def test_options_out_of_range() -> None:
     for make, message in (
         (lambda: jk.LMS(0), "solver_order = 0 must be at least 1"),
         (lambda: jk.DEIS(5), "solver_order = 5 must be at most 4"),
         (lambda: jk.IPNDM(5), "solver_order = 5 must be at most 4"),
+        (lambda: jk.DPM2(r=0.0), "r = 0 must be > 0"),
+        (lambda: jk.EDMSampler(s_noise=-1.0), "s_noise = -1 must be > 0"),
         (lambda: jk.UniPC(4), "solver_order = 4 must be at most 3"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -565,6 +604,10 @@ ORDERS = {
     "exponential_integrator": 1,
     "dpmpp_2m": 2,
     "dpmpp_3m": 2,
+    "dpmpp_2s": 2,
+    "dpm2": 2,
+    "midpoint": 2,
+    "edm_sampler": 2,
     "heun": 2,
     "rk4": 4,
     "unipc": 2,
@@ -644,6 +687,8 @@ def test_order_of_convergence(name: str) -> None:
         *[(kind(order), order) for kind in (jk.LMS, jk.DEIS) for order in (1, 2, 3, 4)],
         *[(jk.IPNDM(order), min(order, 2)) for order in (1, 2)],
         (jk.UniPC(3, lower_order_final=False), 4),
+        (jk.DPMSolverPP2S(r=0.7), 2),
+        (jk.DPM2(r=1.0), 2),
         (jk.UniPC(2, lower_order_final=False), 3),
     ],
     ids=str,
@@ -661,6 +706,7 @@ def test_order_of_convergence_is_the_stated_one(sampler: jk.AbstractSampler, ord
         ("exponential_integrator", 1),
         ("dpmpp_2m", 2),
         ("dpmpp_3m", 2),
+        ("edm_sampler", 2),
     ],
 )
 def test_order_of_convergence_with_noise(name: str, order: int) -> None:

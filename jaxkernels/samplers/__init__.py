@@ -41,4 +41,11 @@ from ._run import (
 from ._runge_kutta import (
     RK4 as RK4,
     Heun as Heun,
+    Midpoint as Midpoint,
+)
+from ._singlestep import (
+    DPM2 as DPM2,
+    DPMSolverPP2S as DPMSolverPP2S,
+    EDMSampler as EDMSampler,
+    edm_churn as edm_churn,
 )

@@ -83,7 +83,7 @@ class DPMSolverPP2M(AbstractDataMultistep):
     marginal_preserving: ClassVar[bool] = True
 
     def integrals(self, process: Process, step: Step, nodes: Sequence[Array]) -> list[Array]:
-        return [_midpoint(_moments(step, nodes[0], 1), nodes[0])]
+        return [_midpoint(step, nodes[0])]
 
 
 class DPMSolverPP3M(AbstractDataMultistep):
@@ -187,13 +187,12 @@ class UniPC(AbstractDataMultistep):
         return jnp.minimum(super().step_order(process, step, known), self.solver_order)
 
     def integrals(self, process: Process, step: Step, nodes: Sequence[Array]) -> list[Array]:
-        moments = _moments(step, nodes[0], self.solver_order - 1)
-        exact = newton_integrals(moments, nodes[1:])
         if self.solver_order == 2:
-            return [_midpoint(moments, nodes[0])]
+            return [_midpoint(step, nodes[0])]
+        exact = newton_integrals(_moments(step, nodes[0], self.solver_order - 1), nodes[1:])
         known = count_usable(usable_predictions(process, step, self.history_steps))
         second = self.step_order(process, step, known) == 2
-        return [jnp.where(second, _midpoint(moments, nodes[0]), exact[0]), *exact[1:]]
+        return [jnp.where(second, _midpoint(step, nodes[0]), exact[0]), *exact[1:]]
 
     def step(
         self, predict: Predict, noise: Noise, process: Process, step: Step, x: X, history: History
@@ -209,9 +208,8 @@ class UniPC(AbstractDataMultistep):
         differences = divided_differences([value, *history], nodes)
         before = [jnp.where(known, node - nodes[0], 0.0) for known, node in zip(usable, nodes)][1:]
         slope = divided_differences(history[:2], before[:1])[1]
-        moments = _moments(step, -nodes[0], self.solver_order)
-        exact = newton_integrals(moments, before)
-        midpoint = _midpoint(moments, -nodes[0])
+        exact = newton_integrals(_moments(step, -nodes[0], self.solver_order), before)
+        midpoint = _midpoint(step, -nodes[0])
         order = self._order_before(step, usable)
         # the last term has the new value; up to second order, the others are not the predictor's
         correction = jnp.where(order == 1, midpoint, 0.0) * differences[1]
@@ -234,6 +232,6 @@ def _moments(step: Step, length: Array, highest: int) -> list[Array]:
     return [rate * exponential_moment(-rate, length, m) for m in range(highest + 1)]
 
 
-def _midpoint(moments: Sequence[Array], length: Array) -> Array:
-    """The integral of r, with r replaced by its value in the middle of the step."""
-    return 0.5 * length * moments[0]
+def _midpoint(step: Step, length: Array) -> Array:
+    """c int_0^h e^(-c (h - r)) r dr, with r replaced by h / 2."""
+    return -0.5 * length * jnp.expm1(-(1.0 + step.stochasticity_squared) * length)

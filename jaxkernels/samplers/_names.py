@@ -11,7 +11,8 @@ from ._base import AbstractSampler
 from ._ddim import DDIM
 from ._dpm_solver import DPMSolverPP2M, DPMSolverPP3M, UniPC
 from ._reverse import EulerMaruyama, ExponentialIntegrator
-from ._runge_kutta import RK4, Heun
+from ._runge_kutta import RK4, Heun, Midpoint
+from ._singlestep import DPM2, DPMSolverPP2S, EDMSampler
 
 SAMPLERS: dict[str, type[AbstractSampler]] = {
     "ddim": DDIM,
@@ -21,6 +22,10 @@ SAMPLERS: dict[str, type[AbstractSampler]] = {
     "deis": DEIS,
     "ipndm": IPNDM,
     "lms": LMS,
+    "dpmpp_2s": DPMSolverPP2S,
+    "dpm2": DPM2,
+    "midpoint": Midpoint,
+    "edm_sampler": EDMSampler,
     "heun": Heun,
     "rk4": RK4,
     "euler_maruyama": EulerMaruyama,
