@@ -371,7 +371,7 @@ def edm_sampler(
 
 PUBLISHED = {
     "dpmpp_2s": dpmpp_2s,
-    "dpm2": dpm2,
+    "dpm_2": dpm2,
     "midpoint": midpoint,
     "edm_sampler": edm_sampler,
     "dpmpp_2m": dpmpp_2m,

@@ -360,7 +360,7 @@ def test_step_to_zero_noise_returns_the_denoised_point(setting: str, name: str) 
         (jk.UniPC(lower_order_final=False), "unipc", {"lower_order_final": False}),
         (jk.UniPC(3, lower_order_final=False), "unipc", {"order": 3, "lower_order_final": False}),
         (jk.DPMSolverPP2S(r=1.0), "dpmpp_2s", {"r": 1.0}),
-        (jk.DPM2(r=0.8), "dpm2", {"r": 0.8}),
+        (jk.DPM2(r=0.8), "dpm_2", {"r": 0.8}),
         *[
             (kind(order), name, {"order": order})
             for name, kind in (("lms", jk.LMS), ("deis", jk.DEIS), ("ipndm", jk.IPNDM))
@@ -605,7 +605,7 @@ ORDERS = {
     "dpmpp_2m": 2,
     "dpmpp_3m": 2,
     "dpmpp_2s": 2,
-    "dpm2": 2,
+    "dpm_2": 2,
     "midpoint": 2,
     "edm_sampler": 2,
     "heun": 2,

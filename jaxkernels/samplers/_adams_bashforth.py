@@ -75,8 +75,8 @@ class LMS(AbstractAdamsBashforth):
         x'/a' = x/a + int_sigma^sigma' eps(sigma) dsigma
 
     with eps the polynomial through this evaluation and those before, `solver_order` in all. It is
-    the Adams-Bashforth method of variable steps on dx/dsigma = eps, and ComfyUI's ipndm_v. The
-    first steps have orders 1, 2, ... One evaluation per step.
+    the Adams-Bashforth method of variable steps on dx/dsigma = eps. The first steps have orders 1,
+    2, ... One evaluation per step.
 
     **Arguments:**
 

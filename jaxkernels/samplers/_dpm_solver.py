@@ -103,8 +103,8 @@ class DPMSolverPP3M(AbstractDataMultistep):
     **Arguments:**
 
     - `lower_order_final`: whether the last two steps have orders 2 and 1. diffusers'
-      DPMSolverMultistepScheduler does so by default below 15 steps; k-diffusion's
-      `sample_dpmpp_3m_sde` does not.
+      DPMSolverMultistepScheduler (solver_order=3, solver_type="heun") does so by default below 15
+      steps; k-diffusion's `sample_dpmpp_3m_sde` does not.
 
     **Example:**
 

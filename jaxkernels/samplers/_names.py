@@ -23,7 +23,7 @@ SAMPLERS: dict[str, type[AbstractSampler]] = {
     "ipndm": IPNDM,
     "lms": LMS,
     "dpmpp_2s": DPMSolverPP2S,
-    "dpm2": DPM2,
+    "dpm_2": DPM2,
     "midpoint": Midpoint,
     "edm_sampler": EDMSampler,
     "heun": Heun,

@@ -203,7 +203,8 @@ class Midpoint(AbstractSampler):
     stochastic: ClassVar[bool] = False
 
     def evaluation_times(self, process: Process, step: Step) -> tuple[Times, ...]:
-        return jnp.asarray(step.time), 0.5 * (step.time + step.next_time)
+        t = jnp.asarray(step.time)
+        return t, 0.5 * (t + step.next_time)
 
     def step(
         self, predict: Predict, noise: Noise, process: Process, step: Step, x: X, history: History

@@ -62,11 +62,12 @@ class AbstractSinglestep(AbstractSampler):
         """
 
     def evaluation_times(self, process: Process, step: Step) -> tuple[Times, ...]:
-        t = step.time
-        full = _inside(process, t, step.next_time)
+        t = jnp.asarray(step.time)
+        u = jnp.asarray(step.next_time)
+        full = _inside(process, t, u)
         # a call that is left out has its place at the start
-        safe = _inner_time(process, *_safe_ends(process, t, step.next_time, full), self.r)
-        return (jnp.asarray(t), jnp.where(full, safe, t))
+        safe = _inner_time(process, *_safe_ends(process, t, u, full), self.r)
+        return t, jnp.where(full, safe, t)
 
     def step(
         self, predict: Predict, noise: Noise, process: Process, step: Step, x: X, history: History
@@ -255,17 +256,21 @@ class EDMSampler(AbstractSampler):
 
 def _raise(process: AbstractProcess, step: Step) -> Array:
     """1 + gamma = (sigma/sigma')^(alpha^2); 1 in a step from sigma = infinity or to 0."""
-    kept = power(level_ratio(process, step.time, step.next_time), step.stochasticity_squared)
-    full = _inside(process, step.time, step.next_time)
+    t = jnp.asarray(step.time)
+    u = jnp.asarray(step.next_time)
+    kept = power(level_ratio(process, t, u), step.stochasticity_squared)
+    full = _inside(process, t, u)
     return 1.0 / jnp.where(full, kept, 1.0)
 
 
 def _raised_time(process: AbstractProcess, step: Step) -> Array:
     """The time of the raised level."""
-    full = _inside(process, step.time, step.next_time)
-    start = jnp.where(full, step.time, step.next_time)
+    t = jnp.asarray(step.time)
+    u = jnp.asarray(step.next_time)
+    full = _inside(process, t, u)
+    start = jnp.where(full, t, u)
     raised = process.time_at_sigma(_raise(process, step) * process.sigma(start))
-    return jnp.where(full, raised, step.time)
+    return jnp.where(full, raised, t)
 
 
 def edm_churn(
