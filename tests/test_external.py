@@ -216,8 +216,11 @@ def run_k(
         return denoise(x, sigma[:, None])
 
     with monkeypatch.context() as patch:
-        # the text draws the initial noise itself
-        patch.setattr(torch, "randn", lambda shape: x)
+        # the text draws the initial noise itself; a sampler that draws more names a dtype
+        drawn = torch.randn
+        patch.setattr(
+            torch, "randn", lambda *shape, **named: drawn(*shape, **named) if named else x
+        )
         start = execute(result, model=model, shape=tuple(x.shape))["x"]
     return points, start
 
