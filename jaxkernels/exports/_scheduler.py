@@ -168,8 +168,8 @@ class Scheduler:
 
     def _text_faults(self) -> list[str]:
         """Placeholders that nothing fills, and settings that no text uses."""
-        noises = (self.noise, *(entry.noise for entry in self.emulates if entry.noise))
-        texts = (self.text, *(text for noise in noises for text in noise.texts))
+        own = [entry.noise for entry in self.emulates if entry.noise]
+        texts = (self.text, *(text for noise in (self.noise, *own) for text in noise.texts))
         found = set().union(*(text.placeholders for text in texts))
         settings = (*self.settings, *self.settings_above_zero)
         found |= set().union(*map(placeholders, settings))

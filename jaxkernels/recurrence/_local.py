@@ -182,8 +182,8 @@ def local_errors(
     windows = (times[points], jnp.arange(count))
     if sampler.stochastic:
         # with noise and without, in one program
-        noises = jnp.stack([squared, none])[:, steps]
-        both = jax.vmap(lambda w: over_steps(windows[0], w, windows[1]))(noises)
+        pair = jnp.stack([squared, none])[:, steps]
+        both = jax.vmap(lambda w: over_steps(windows[0], w, windows[1]))(pair)
         moments, still = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
         logs = logs + floored_log(safe_divide(jnp.abs(moments.factor), jnp.abs(still.factor)))
     else:

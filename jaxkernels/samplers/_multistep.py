@@ -80,7 +80,7 @@ class AbstractMultistep(AbstractSampler):
         """
 
     def step_order(self, process: Process, step: Step, known: Array) -> Array:
-        """Limit the order of a step: the number of predictions that it takes into account.
+        """Return the order of a step, the number of predictions that it takes into account.
 
         **Arguments:**
 

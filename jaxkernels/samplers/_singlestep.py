@@ -191,9 +191,10 @@ class EDMSampler(AbstractSampler):
 
     with eps^ the noise predicted at x^, and eps' that at the end of an Euler step. The churn gamma
     is set by the stochasticity alpha of the schedule, 1 + gamma = (sigma/sigma')^(alpha^2), so that
-    the same share of the old noise is kept as in `DDIM`; `samplers.from_churn` converts S_churn,
-    S_min and S_max. Two evaluations per step, order 2. A step to sigma = 0 adds no noise
-    and has one evaluation. The first levels may be raised above sigma(t_max).
+    the same share of the old noise is kept as in `DDIM`: `samplers.from_churn` converts what
+    `samplers.edm_churn` gives for S_churn, S_min and S_max. Two evaluations per step, order 2. A
+    step to sigma = 0 adds no noise and has one evaluation. The first levels may be raised above
+    sigma(t_max).
 
     **Arguments:**
 
@@ -204,7 +205,7 @@ class EDMSampler(AbstractSampler):
     **Example:**
 
     ```python
-    >>> churn = jk.samplers.edm_churn([80.0, 10.0, 1.0, 0.0], 1.5, s_min=5.0)
+    >>> churn = jk.samplers.edm_churn(np.array([80.0, 10.0, 1.0, 0.0]), 1.5, s_min=5.0)
     >>> churn.round(3).tolist()
     [0.414, 0.414, 0.0]
     ```
@@ -295,7 +296,7 @@ def edm_churn(
     **Example:**
 
     ```python
-    >>> jk.samplers.edm_churn([4.0, 1.0, 0.0], 0.4).round(3).tolist()
+    >>> jk.samplers.edm_churn(np.array([4.0, 1.0, 0.0]), 0.4).round(3).tolist()
     [0.2, 0.0]
     ```
 
