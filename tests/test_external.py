@@ -846,7 +846,7 @@ class TestSamplersOfKDiffusion:
         run = getattr(k_sampling, function)
         last = run(model, x, torch.tensor(sigmas), callback=watch, **given)
         ours = stepped(jk.samplers.as_sampler(sampler), process, schedule, x, z)
-        close = {"rtol": 1e-10, "atol": 1e-10}
+        close: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
         if "s_churn" in options:
             # it tells the churned x
             np.testing.assert_allclose(last, ours[-1], **close)
@@ -860,12 +860,12 @@ class TestSchedulersOfDiffusers:
     @pytest.mark.parametrize(
         ("name", "settings", "sampler"),
         [
-            ("UniPCMultistepScheduler", {"solver_order": 2}, jk.UniPC(2)),
-            ("UniPCMultistepScheduler", {"solver_order": 3}, jk.UniPC(3)),
+            ("UniPCMultistepScheduler", {"solver_order": 2}, jk.UniPC(solver_order=2)),
+            ("UniPCMultistepScheduler", {"solver_order": 3}, jk.UniPC(solver_order=3)),
             (
                 "UniPCMultistepScheduler",
                 {"solver_order": 3, "lower_order_final": False, "final_sigmas_type": "sigma_min"},
-                jk.UniPC(3, lower_order_final=False),
+                jk.UniPC(solver_order=3, lower_order_final=False),
             ),
             ("DEISMultistepScheduler", {"solver_order": 2, "lower_order_final": False}, jk.DEIS(2)),
             ("DEISMultistepScheduler", {"solver_order": 3, "lower_order_final": False}, jk.DEIS(3)),

@@ -358,7 +358,11 @@ def test_step_to_zero_noise_returns_the_denoised_point(setting: str, name: str) 
         (jk.DPMSolverPP2M(lower_order_final=True), "dpmpp_2m", {"lower_order_final": True}),
         (jk.DPMSolverPP3M(lower_order_final=True), "dpmpp_3m", {"lower_order_final": True}),
         (jk.UniPC(lower_order_final=False), "unipc", {"lower_order_final": False}),
-        (jk.UniPC(3, lower_order_final=False), "unipc", {"order": 3, "lower_order_final": False}),
+        (
+            jk.UniPC(solver_order=3, lower_order_final=False),
+            "unipc",
+            {"order": 3, "lower_order_final": False},
+        ),
         (jk.DPMSolverPP2S(r=1.0), "dpmpp_2s", {"r": 1.0}),
         (jk.DPM2(r=0.8), "dpm_2", {"r": 0.8}),
         *[
@@ -413,7 +417,7 @@ def test_options_out_of_range() -> None:
         (lambda: jk.IPNDM(5), "solver_order = 5 must be at most 4"),
         (lambda: jk.DPM2(r=0.0), "r = 0 must be > 0"),
         (lambda: jk.EDMSampler(s_noise=-1.0), "s_noise = -1 must be > 0"),
-        (lambda: jk.UniPC(4), "solver_order = 4 must be at most 3"),
+        (lambda: jk.UniPC(solver_order=4), "solver_order = 4 must be at most 3"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
@@ -686,10 +690,10 @@ def test_order_of_convergence(name: str) -> None:
     [
         *[(kind(order), order) for kind in (jk.LMS, jk.DEIS) for order in (1, 2, 3, 4)],
         *[(jk.IPNDM(order), min(order, 2)) for order in (1, 2)],
-        (jk.UniPC(3, lower_order_final=False), 4),
+        (jk.UniPC(solver_order=3, lower_order_final=False), 4),
         (jk.DPMSolverPP2S(r=0.7), 2),
         (jk.DPM2(r=1.0), 2),
-        (jk.UniPC(2, lower_order_final=False), 3),
+        (jk.UniPC(solver_order=2, lower_order_final=False), 3),
     ],
     ids=str,
 )

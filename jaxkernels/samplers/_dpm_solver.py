@@ -156,7 +156,7 @@ class UniPC(AbstractDataMultistep):
     **Example:**
 
     ```python
-    >>> jk.UniPC(3).history_steps
+    >>> jk.UniPC(solver_order=3).history_steps
     3
     ```
 

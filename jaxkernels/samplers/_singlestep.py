@@ -205,9 +205,9 @@ class EDMSampler(AbstractSampler):
     **Example:**
 
     ```python
-    >>> churn = jk.samplers.edm_churn(np.array([80.0, 10.0, 1.0, 0.0]), 1.5, s_min=5.0)
+    >>> churn = jk.samplers.edm_churn(np.array([80.0, 10.0, 1.0, 0.0]), 0.75, s_min=5.0)
     >>> churn.round(3).tolist()
-    [0.414, 0.414, 0.0]
+    [0.25, 0.25, 0.0]
     ```
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
@@ -259,7 +259,7 @@ def _raise(process: AbstractProcess, step: Step) -> Array:
     """1 + gamma = (sigma/sigma')^(alpha^2); 1 in a step from sigma = infinity or to 0."""
     t = jnp.asarray(step.time)
     u = jnp.asarray(step.next_time)
-    kept = power(level_ratio(process, t, u), step.stochasticity_squared)
+    kept = power(level_ratio(process, t, u), jnp.asarray(step.stochasticity_squared))
     full = _inside(process, t, u)
     return 1.0 / jnp.where(full, kept, 1.0)
 
@@ -296,8 +296,8 @@ def edm_churn(
     **Example:**
 
     ```python
-    >>> jk.samplers.edm_churn(np.array([4.0, 1.0, 0.0]), 0.4).round(3).tolist()
-    [0.2, 0.0]
+    >>> jk.samplers.edm_churn(np.array([4.0, 1.0, 0.0]), 0.5).round(3).tolist()
+    [0.25, 0.0]
     ```
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
