@@ -80,12 +80,21 @@ from .reverse_sde import (
 )
 from .samplers import (
     DDIM as DDIM,
+    DEIS as DEIS,
+    DPM2 as DPM2,
+    IPNDM as IPNDM,
+    LMS as LMS,
     RK4 as RK4,
     AbstractSampler as AbstractSampler,
     DPMSolverPP2M as DPMSolverPP2M,
+    DPMSolverPP2S as DPMSolverPP2S,
+    DPMSolverPP3M as DPMSolverPP3M,
+    EDMSampler as EDMSampler,
     EulerMaruyama as EulerMaruyama,
     ExponentialIntegrator as ExponentialIntegrator,
     Heun as Heun,
+    Midpoint as Midpoint,
+    UniPC as UniPC,
     sample as sample,
 )
 from .schedules import (

@@ -79,12 +79,14 @@ def parameter(argument: str, value: Numbers, **bounds: float) -> AnyArray:
     return cast(AnyArray, value) if is_traced(value) else scalar(argument, value, **bounds)
 
 
-def count(argument: str, value: object, *, at_least: int = 1) -> int:
-    """`value` as an int of at least `at_least`."""
+def count(argument: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:
+    """`value` as an int in the stated range."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise ValueError(f"{argument} = {value!r} must be an integer.")
     if value < at_least:
         raise ValueError(f"{argument} = {value} must be at least {at_least}.")
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{argument} = {value} must be at most {at_most}.")
     return int(value)
 
 

@@ -312,8 +312,8 @@ def _evaluate(
             r"stochasticity = 0\.5 has no meaning for Heun",
         ),
         (
-            lambda: _evaluate(sampler="dpmpp_2m", alpha=[0.0, 2.0, 1.0]),
-            r"stochasticity = 2 has no meaning for DPMSolverPP2M",
+            lambda: _evaluate(sampler="unipc", alpha=[0.0, 2.0, 1.0]),
+            r"stochasticity = 2 has no meaning for UniPC",
         ),
         (lambda: _evaluate(sampler="ddmi"), r"sampler='ddmi' is not known. Did you mean 'ddim'"),
         (lambda: _evaluate(sampler="dpmpp_22m"), r"Did you mean 'dpmpp_2m'"),

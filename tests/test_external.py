@@ -56,7 +56,7 @@ def one(x: Any, sigma: Any) -> Any:
 
 
 def ours(
-    process: Any, sampler: str, schedule: Schedule, noise: Any, point: bool = False
+    process: Any, sampler: Any, schedule: Schedule, noise: Any, point: bool = False
 ) -> np.ndarray:
     """The trajectory (K+1, batch, d) of `jk.sample` from this noise, for `gaussian` or `one`."""
 
@@ -216,8 +216,11 @@ def run_k(
         return denoise(x, sigma[:, None])
 
     with monkeypatch.context() as patch:
-        # the text draws the initial noise itself
-        patch.setattr(torch, "randn", lambda shape: x)
+        # the text draws the initial noise itself; a sampler that draws more names a dtype
+        drawn = torch.randn
+        patch.setattr(
+            torch, "randn", lambda *shape, **named: drawn(*shape, **named) if named else x
+        )
         start = execute(result, model=model, shape=tuple(x.shape))["x"]
     return points, start
 
@@ -287,6 +290,21 @@ class TestDeterministic:
             )
         )
         assert any(f"at most {moved.max():.2g}" in warning for warning in result.warnings)
+
+    @pytest.mark.parametrize("end", ["replace", "keep"])
+    def test_dpm_multistep_of_third_order_is_dpmpp_3m(self, end: str):
+        sampler = jk.DPMSolverPP3M(lower_order_final=end == "replace")
+        result = export(INTEGER, TABLE, "diffusers", sampler=sampler, end=end)
+        schedule, z = ended(INTEGER, end), noise()
+        pipe, last = run(result, stable_diffusion(), epsilon(gaussian), z)
+        follows([*pipe.points, last], ours(TABLE, sampler, schedule, z))
+
+    def test_unipc_with_its_corrector_for_flow_models(self):
+        given = Schedule(np.array([0.995, *FLOW_TIMES[1:]]))
+        result = export(given, jk.FlowMatching(), "diffusers", sampler="unipc")
+        schedule, z = ended(given, "replace"), noise()
+        pipe, last = run(result, diffusers.FlowMatchEulerDiscreteScheduler(), velocity(gaussian), z)
+        follows([*pipe.points, last], ours(jk.FlowMatching(), "unipc", schedule, z))
 
     @pytest.mark.parametrize("end", ["replace", "keep"])
     def test_dpm_multistep_of_first_order_is_ddim(self, end: str):
@@ -405,6 +423,7 @@ class TestDeterministic:
         ("process", "sampler"),
         [
             *((jk.EDM(), sampler) for sampler in ("ddim", "dpmpp_2m", "heun")),
+            *((jk.EDM(), sampler) for sampler in ("dpmpp_3m", "lms", "dpmpp_2s", "dpm_2")),
             *(
                 (process, sampler)
                 for process in (jk.VP(), TABLE)
@@ -422,7 +441,7 @@ class TestDeterministic:
         schedule, z = ended(Schedule(times), end), noise()
         asked, last = run_k(result, gaussian, z, monkeypatch)
         path = in_data_units(ours(process, sampler, schedule, z), process, schedule)
-        if sampler == "heun":
+        if jk.samplers.as_sampler(sampler).nfe_per_step > 1:
             np.testing.assert_allclose(last, path[-1], **CLOSE)
             return
         sigmas = np.asarray(schedule.sigmas(process))
@@ -661,6 +680,25 @@ class TestStochastic:
         asked, last = run_k(result, one, z, monkeypatch)
         self.check(jk.EDM(), quiet_end(schedule), [*(x for x, _ in asked), last])
 
+    @pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_3m"])
+    def test_sde_of_k_diffusion(
+        self, sampler: str, k_sampling: Any, monkeypatch: pytest.MonkeyPatch
+    ):
+        """Noise of the samplers' own SDE, at one eta for all steps."""
+        given = Schedule(EDM_TIMES, 0.7)
+        result = export(given, jk.EDM(), "k-diffusion", sampler=sampler)
+        assert "_sde(model, x, sigmas, eta=0.49)" in result.text
+        assert result.warnings == ()
+        x, z = noise(size=16), torch.randn(7, 16, 4, generator=torch.Generator().manual_seed(3))
+        count = iter(range(7))
+        tree = lambda *_: lambda sigma, next_sigma: z[next(count)]  # noqa: E731
+        monkeypatch.setattr(k_sampling, "BrownianTreeNoiseSampler", tree)
+        asked, last = run_k(result, gaussian, x, monkeypatch)
+        path = stepped(jk.samplers.as_sampler(sampler), jk.EDM(), given, 80.0 * x, z)
+        follows([*(x for x, _ in asked), last], path, {"rtol": 1e-3, "atol": 1e-3})
+        varying = export(Schedule(EDM_TIMES, ALPHA), jk.EDM(), "k-diffusion", sampler=sampler)
+        assert any("one eta for all steps" in warning for warning in varying.warnings)
+
     def test_churn_of_edm(self, k_sampling: Any):
         """k-diffusion's Euler takes the same churn, up to its clip.
 
@@ -717,6 +755,161 @@ class TestResult:
         exported = export(result.schedule, result.process, "k-diffusion", sampler="ddim")
         asked, last = run_k(exported, gaussian, z, monkeypatch)
         follows([*(x for x, _ in asked), last], ours(result.process, "ddim", result.schedule, z))
+
+
+def stepped(
+    sampler: jk.AbstractSampler, process: Any, schedule: Schedule, x: Any, z: Any
+) -> np.ndarray:
+    """x at every time, from the sampler's own step with the unit noise z[k] in step k."""
+
+    def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
+        a, s = process.signal(t), process.noise(t)
+        return MEAN + a * VARIANCE / (a**2 * VARIANCE + s**2) * (x - a * MEAN)
+
+    predict = jk.Denoiser(denoise, process, "x0")
+
+    @jax.jit
+    def run(x: jax.Array, z: jax.Array) -> jax.Array:
+        def advance(state: Any, inputs: Any) -> Any:
+            step, z = inputs
+            after = sampler.step(predict, lambda v: jnp.sqrt(v) * z, process, step, *state)
+            return after, after[0]
+
+        inputs = schedule.steps(sampler.history_steps), z
+        return jax.lax.scan(advance, (x, sampler.init_history(x)), inputs)[1]
+
+    x = jnp.asarray(x.double().numpy())
+    return np.concatenate([x[None], run(x, jnp.asarray(z.double().numpy()))])
+
+
+class TestSamplersOfKDiffusion:
+    """Every step is that of the function, from the same noise, in float64."""
+
+    @pytest.mark.parametrize("end", [0.0, 0.02])
+    @pytest.mark.parametrize(
+        ("function", "options", "sampler", "alpha"),
+        [
+            ("sample_euler", {}, "ddim", 0.0),
+            ("sample_euler_ancestral", {"eta": 1.0}, "ddim", 1.0),
+            ("sample_dpmpp_2m", {}, "dpmpp_2m", 0.0),
+            ("sample_dpmpp_2m_sde", {"eta": 0.6}, "dpmpp_2m", 0.6**0.5),
+            ("sample_dpmpp_3m_sde", {"eta": 0.0}, "dpmpp_3m", 0.0),
+            ("sample_dpmpp_3m_sde", {"eta": 1.0}, "dpmpp_3m", 1.0),
+            ("sample_dpmpp_2s_ancestral", {"eta": 0.0}, "dpmpp_2s", 0.0),
+            ("sample_dpm_2", {}, "dpm_2", 0.0),
+            *(("sample_lms", {"order": n}, jk.LMS(n), 0.0) for n in (1, 2, 3, 4)),
+            ("sample_heun", {}, "edm_sampler", 0.0),
+            ("sample_heun", {"s_churn": 1.4}, "edm_sampler", 0.0),
+            (
+                "sample_heun",
+                {"s_churn": 1.4, "s_tmin": 0.2, "s_tmax": 5.0, "s_noise": 1.01},
+                jk.EDMSampler(s_noise=1.01),
+                0.0,
+            ),
+        ],
+        ids=str,
+    )
+    def test_steps(
+        self,
+        function: str,
+        options: dict[str, float],
+        sampler: Any,
+        alpha: float,
+        end: float,
+        k_sampling: Any,
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        sigmas = np.array([14.0, 6.0, 3.3, 1.2, 0.7, 0.3, 0.1, end])
+        process = jk.EDM(sigma_max=14.0)
+        schedule = Schedule(sigmas, alpha * (sigmas[1:] > 0.0))
+        if "s_churn" in options:
+            if end == 0.0:
+                pytest.skip("Algorithm 2 churns before the last step, which ours takes quietly")
+            window = {"s_min": options.get("s_tmin", 0.0), "s_max": options.get("s_tmax", 80.0)}
+            gamma = jk.samplers.edm_churn(sigmas, options["s_churn"], **window)
+            schedule = Schedule(sigmas, jk.samplers.from_churn(process, sigmas, gamma))
+        z = torch.randn(7, 16, 4, generator=torch.Generator().manual_seed(3)).double()
+        x = 14.0 * noise(size=16).double()
+        count = iter(range(7))
+        monkeypatch.setattr(torch, "randn_like", lambda _: z[next(count)])
+        given: dict[str, Any] = {**options, "disable": True}
+        if "noise_sampler" in inspect.signature(getattr(k_sampling, function)).parameters:
+            given["noise_sampler"] = lambda sigma, next_sigma: z[next(count)]
+        points: list[Any] = []
+
+        def watch(seen: dict[str, Any]) -> None:
+            points.append(seen["x"])
+
+        def model(x: Any, sigma: Any) -> Any:
+            return gaussian(x, sigma[:, None])
+
+        run = getattr(k_sampling, function)
+        last = run(model, x, torch.tensor(sigmas), callback=watch, **given)
+        ours = stepped(jk.samplers.as_sampler(sampler), process, schedule, x, z)
+        close: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
+        if "s_churn" in options:
+            # it tells the churned x
+            np.testing.assert_allclose(last, ours[-1], **close)
+        else:
+            follows([*points, last], ours, close)
+
+
+class TestSchedulersOfDiffusers:
+    """Every step is that of the scheduler at its own levels, which take no custom ones."""
+
+    @pytest.mark.parametrize(
+        ("name", "settings", "sampler"),
+        [
+            ("UniPCMultistepScheduler", {"solver_order": 2}, jk.UniPC(solver_order=2)),
+            ("UniPCMultistepScheduler", {"solver_order": 3}, jk.UniPC(solver_order=3)),
+            (
+                "UniPCMultistepScheduler",
+                {"solver_order": 3, "lower_order_final": False, "final_sigmas_type": "sigma_min"},
+                jk.UniPC(solver_order=3, lower_order_final=False),
+            ),
+            ("DEISMultistepScheduler", {"solver_order": 2, "lower_order_final": False}, jk.DEIS(2)),
+            ("DEISMultistepScheduler", {"solver_order": 3, "lower_order_final": False}, jk.DEIS(3)),
+            ("DPMSolverMultistepScheduler", {"solver_order": 2}, jk.DPMSolverPP2M(True)),
+            (
+                "DPMSolverMultistepScheduler",
+                {"solver_order": 3, "solver_type": "heun"},
+                jk.DPMSolverPP3M(True),
+            ),
+        ],
+        ids=str,
+    )
+    def test_steps(self, name: str, settings: dict[str, Any], sampler: jk.AbstractSampler):
+        scheduler = stable_diffusion(name, prediction_type="sample", **settings)
+        scheduler.set_timesteps(9)
+        sigmas = scheduler.sigmas.double().numpy()
+        process = jk.DiscreteVP.scaled_linear()
+        last = 0.0 if sigmas[-1] == 0.0 else 1.0
+        schedule = Schedule(np.append(scheduler.timesteps.double().numpy() + 1.0, last))
+        x = noise(size=16).double()
+        points = [x]
+        for i, t in enumerate(scheduler.timesteps):
+            a = 1.0 / math.hypot(1.0, sigmas[i])
+            x0 = gaussian(points[-1] / a, sigmas[i])
+            points.append(scheduler.step(x0, t, points[-1]).prev_sample)
+        follows(points, stepped(sampler, process, schedule, x, torch.zeros(9, 1, 1)))
+
+    @pytest.mark.parametrize("steps", [3, 9])
+    def test_ipndm(self, steps: int):
+        """Its own table of noise s and signal a, a^2 + s^2 = 1, and its mixture of x and output."""
+        levels = np.linspace(0.98, 0.05, steps + 1)
+        scheduler = diffusers.IPNDMScheduler(trained_betas=levels)
+        scheduler.set_timesteps(steps)
+        sigmas = levels / np.sqrt(1.0 - levels**2)
+        process = jk.VP()
+        schedule = Schedule.from_sigmas(process, sigmas)
+        x = noise(size=16).double()
+        points = [x]
+        for i, t in enumerate(scheduler.timesteps):
+            a = math.sqrt(1.0 - levels[i] ** 2)
+            eps = (points[-1] - a * gaussian(points[-1] / a, sigmas[i])) / levels[i]
+            output = (eps - levels[i] * points[-1]) / a
+            points.append(scheduler.step(output, t, points[-1]).prev_sample)
+        follows(points, stepped(jk.IPNDM(), process, schedule, x, torch.zeros(steps, 1, 1)))
 
 
 class TestTable:

@@ -95,7 +95,18 @@ def test_local_optimum_agrees_with_scipy_on_an_independent_objective():
     np.testing.assert_allclose(np.log(result.schedule.times[1:-1]), reference.x, atol=1e-4)
 
 
-SLOW_SAMPLERS = ("rk4", "euler_maruyama", "exponential_integrator")
+SLOW_SAMPLERS = (
+    "rk4",
+    "euler_maruyama",
+    "exponential_integrator",
+    "dpmpp_3m",
+    "deis",
+    "ipndm",
+    "dpmpp_2s",
+    "dpm_2",
+    "midpoint",
+    "edm_sampler",
+)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +169,36 @@ def windows_value(windows: AbstractCoordinateObjective, u: Array, num_steps: Arr
 @eqx.filter_jit
 def whole_value(bound: Callable[[jk.Schedule], Array], schedule: jk.Schedule) -> Array:
     return bound(schedule)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unipc",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("dpmpp_3m", "lms", "deis", "dpmpp_2s", "dpm_2")
+        ),
+    ],
+)
+def test_optima_of_samplers_beat_all_baselines(name: str):
+    """All from one step function: baselines, local errors, derivatives, optimum."""
+    process = jk.EDM(20.0)
+    result = jk.optimize_schedule(gaussian(), process, name, 5, t_min=0.02)
+    assert result.converged
+    assert result.objective < 0.97 * min(result.baselines.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m"])
+def test_noise_of_multistep_samplers_is_optimised(name: str):
+    """Never worse than the optimum without noise, which is among its candidates."""
+    error = jk.ScoreError.relative(0.3, jk.Independent())
+    objective = jk.LocalError(score_error=error)
+    run = (gaussian(), jk.EDM(20.0), name, 4)
+    found = jk.optimize_schedule(*run, t_min=0.02, stochasticity="optimize", objective=objective)
+    quiet = jk.optimize_schedule(*run, t_min=0.02, objective=objective)
+    assert found.objective <= quiet.objective * (1.0 + 1e-6)
 
 
 def test_starts_keep_their_order():

@@ -54,7 +54,7 @@ def _particles(
 
         return sampler.step(target.denoiser(process), noise, process, step, x, history)
 
-    x, steps, points = jnp.asarray(start), schedule.steps(), []
+    x, steps, points = jnp.asarray(start), schedule.steps(sampler.history_steps), []
     history = sampler.init_history(x)
     for k in range(schedule.num_steps):
         x, history = take(Step(*(field[k] for field in steps)), x, history, jnp.asarray(draws[k]))
@@ -267,7 +267,7 @@ def _steps_by_probing(
         after = sampler.step(TARGET.denoiser(process), noise, process, step, z[0], history)
         return jnp.stack(jax.tree.leaves(after)), variances[-1]
 
-    found, steps = [], schedule.steps()
+    found, steps = [], schedule.steps(sampler.history_steps)
     for k in range(schedule.num_steps):
         step = Step(*(field[k] for field in steps))
         shift, injected = (np.asarray(v) for v in at(step, jnp.zeros((size, 2))))
@@ -287,8 +287,8 @@ def _local_by_hand(
 ) -> tuple[np.ndarray, np.ndarray]:
     """W2^2 that each step alone causes at the end, and the steps' factors; exact flow for the rest.
 
-    A history of depth one is filled by the step before, taken from the exact marginal: it is
-    a function of x there, and the exact flow is a function too, so all is one normal
+    The history is filled by the steps before, taken from the exact marginals: its first entry is
+    a function of x there, and is kept. The exact flow is a function too, so all is one normal
     variable per mode.
     """
     steps = _steps_by_probing(process, sampler, jk.Schedule(times, alpha))
@@ -299,13 +299,14 @@ def _local_by_hand(
     for k in range(len(times) - 1):
         matrix, shift, injected = steps[k]
         deviation, base = np.ones((1, 2)), means[k][None]  # of z per unit of x - E x at t_k
-        if len(matrix) == 2:
+        for j in range(k - 1, k - len(matrix), -1):
             history, center = np.zeros(2), np.zeros(2)
-            if k > 0:
-                before, offset, _ = steps[k - 1]
-                flow = np.sqrt(total[k] / total[k - 1])
-                history, center = before[1, 0] / flow, before[1, 0] * means[k - 1] + offset[1]
-            deviation, base = np.stack([np.ones(2), history]), np.stack([means[k], center])
+            if j >= 0:
+                before, offset, _ = steps[j]
+                flow = np.sqrt(total[k] / total[j])
+                history, center = before[1, 0] / flow, before[1, 0] * means[j] + offset[1]
+            deviation = np.append(deviation, history[None], axis=0)
+            base = np.append(base, center[None], axis=0)
         factor = np.sum(matrix[0] * deviation, 0)
         mean_error = np.sum(matrix[0] * base, 0) + shift[0] - means[k + 1]
         variance = np.sign(factor) * factor**2 * total[k] + injected

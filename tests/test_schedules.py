@@ -303,8 +303,10 @@ def test_fields() -> None:
     expected = {
         "time": [1.0, 0.5],
         "next_time": [0.5, 0.1],
-        "previous_time": [1.0, 1.0],
+        "earlier_times": [[1.0], [1.0]],
         "stochasticity_squared": [0.0, 4.0],
+        "completed": [0, 1],
+        "remaining": [1, 0],
         "is_first": [True, False],
         "is_last": [False, True],
     }

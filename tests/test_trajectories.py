@@ -87,6 +87,17 @@ def test_what_a_sampler_does_is_predicted(
     assert predicted["quadratic"] == pytest.approx(real["quadratic"], rel=tolerance)
 
 
+@pytest.mark.parametrize("name", ["dpmpp_3m", "unipc", "deis"])
+def test_what_a_multistep_sampler_does_is_predicted(
+    name: str, recorded: jk.TrajectoryRecord
+) -> None:
+    """Also where the state of a sampler is not what it corrects: local errors of both telescope."""
+    schedules = {"log_snr": jk.schedules.log_snr(PROCESS, 30, T_MIN)}
+    real = jk.compare_schedules(DENOISER, name, schedules, NOISE).statistic("geometric_mean")
+    predicted = np.exp(np.mean(np.log(recorded.errors(name, schedules["log_snr"]))))
+    assert predicted == pytest.approx(real["log_snr"], rel=0.3)
+
+
 def test_few_directions_estimate_the_distance_without_bias() -> None:
     """Mean squares over trajectories and frames of 4 of 12 directions, against all 12."""
     rng = np.random.default_rng(0)

@@ -65,6 +65,7 @@ from ._noise import (
     Eta as Eta,
     Fixed as Fixed,
     FlowEta as FlowEta,
+    SDEEta as SDEEta,
 )
 from ._render import (
     Text as Text,

@@ -11,12 +11,14 @@ from ..processes import EDM, FlowMatching
 from ._initial_noise import Scaled, ScaledAtTableTop
 from ._k_diffusion import HEUN_IN_SIGMA
 from ._levels import FlowSigmas, Sigmas
-from ._noise import Deterministic, Eta
+from ._noise import Deterministic, Eta, SDEEta
 from ._render import Text
 from ._scheduler import Default, Emulation, Scheduler, Tool
 
 _NODE = "paste the numbers into ManualSigmas and connect it to SamplerCustom with "
 _ONE_ETA = "ComfyUI's ancestral sampler takes one eta for all steps"
+
+_SDE = "SamplerDPMPP_2M_SDE with midpoint, eta {constant} and s_noise 1"
 
 _SIGMA_MODELS = Scheduler(
     name="comfyui",
@@ -33,7 +35,12 @@ _SIGMA_MODELS = Scheduler(
     ),
     emulates=(
         Emulation("ddim", "euler"),
-        Emulation("dpmpp_2m", "dpmpp_2m"),
+        Emulation(
+            "dpmpp_2m",
+            "dpmpp_2m",
+            noise=SDEEta(Text("{decimals}", (_NODE + _SDE,))),
+        ),
+        Emulation("dpm_2", "dpm_2"),
         Emulation("heun", "heun", exact_for=(EDM,), difference=HEUN_IN_SIGMA),
     ),
     initial_noise=ScaledAtTableTop(),
@@ -124,7 +131,14 @@ def _as_node(scheduler: Scheduler) -> Scheduler:
     noise = scheduler.noise
     if isinstance(noise, Eta):
         noise = dataclasses.replace(noise, constant=Text(_NODE_FILE, (_OWN_NODE, _ANCESTRAL)))
-    return dataclasses.replace(scheduler, name="comfyui-node", noise=noise, text=_NODE_TEXT)
+    sde = SDEEta(Text(_NODE_FILE, (_OWN_NODE, "use its node with " + _SDE)))
+    emulates = tuple(
+        dataclasses.replace(entry, noise=sde) if entry.noise else entry
+        for entry in scheduler.emulates
+    )
+    return dataclasses.replace(
+        scheduler, name="comfyui-node", noise=noise, text=_NODE_TEXT, emulates=emulates
+    )
 
 
 _DEFAULTS = (Default("flow_models", processes=(FlowMatching,)), Default("sigma_models"))

@@ -184,7 +184,7 @@ def _dpm_settings(final_sigmas_type: str, lower_order_final: bool) -> tuple[str,
     return (
         'algorithm_type="dpmsolver++"',
         "solver_order={function}",
-        'solver_type="midpoint"',
+        'solver_type="{options}"',
         f'final_sigmas_type="{final_sigmas_type}"',
         f"lower_order_final={lower_order_final}",
         "euler_at_final=False",
@@ -210,7 +210,11 @@ SCHEDULERS: dict[str, Scheduler] = {
     "dpm_multistep": _SHAPES["timesteps"](
         name="DPMSolverMultistepScheduler",
         stops="table_minimum",
-        emulates=(Emulation("dpmpp_2m", "2"), Emulation("ddim", "1")),
+        emulates=(
+            Emulation("dpmpp_2m", "2", "midpoint"),
+            Emulation("dpmpp_3m", "3", "heun"),
+            Emulation("ddim", "1", "midpoint"),
+        ),
         settings=_dpm_settings("zero", lower_order_final=True),
         settings_above_zero=_dpm_settings("sigma_min", lower_order_final=False),
     ),
@@ -255,7 +259,10 @@ SCHEDULERS: dict[str, Scheduler] = {
     # flows it takes no custom timesteps.
     "unipc": _SHAPES["flow"](
         name="UniPCMultistepScheduler",
-        emulates=(Emulation("dpmpp_2m"),),
+        emulates=(
+            Emulation("dpmpp_2m", options="list(range({num_steps}))"),
+            Emulation("unipc", options="[]"),
+        ),
         text=_bound(*_FLOW_PIPELINE, _EXACT_TIMESTEPS, "import numpy as np\n", _FROM_ONE),
         form="np.array({})",
         settings=(
@@ -267,7 +274,7 @@ SCHEDULERS: dict[str, Scheduler] = {
             "predict_x0=True",
             "solver_order=2",
             'solver_type="bh2"',
-            "disable_corrector=list(range({num_steps}))",
+            "disable_corrector={options}",
             "lower_order_final=True",
             'final_sigmas_type="zero"',
             "thresholding=False",
@@ -358,9 +365,11 @@ DIFFUSERS = Tool(
     defaults=(
         Default("ltx_euler_ancestral", processes=(FlowMatching,), stochastic=True),
         Default("unipc", processes=(FlowMatching,), sampler="dpmpp_2m"),
+        Default("unipc", processes=(FlowMatching,), sampler="unipc"),
         Default("flow_match_euler", processes=(FlowMatching,)),
         Default("edm_euler", processes=(EDM, VE)),
         Default("dpm_multistep", sampler="dpmpp_2m"),
+        Default("dpm_multistep", sampler="dpmpp_3m"),
         Default("heun", sampler="heun"),
         Default("euler"),
     ),

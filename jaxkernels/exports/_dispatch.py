@@ -79,7 +79,7 @@ def export(
         tool = _checks.lookup("tool", tool, TOOLS)
     selected = tool.select(schedule, process, name, scheduler)
     label = f"scheduler {selected!r}" if tool.selectable else f"tool {tool.name!r}"
-    record = tool.schedulers[selected]
+    record = tool.schedulers[selected].for_sampler(name)
     levels = _configured(record.levels, options, label).for_process(process)
     record = dataclasses.replace(record, levels=levels)
     plan, warnings = _planned(record, schedule, process, end)
@@ -234,6 +234,7 @@ def _parts(
         **plan.options,
         **record.initial_noise.parts(plan),
     }
+    parts["options"] = emulation.options.format_map(parts)
     settings = record.settings
     if record.settings_above_zero and not plan.ends_at_zero:
         settings = record.settings_above_zero

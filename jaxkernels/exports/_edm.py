@@ -27,6 +27,8 @@ _CHURN = """\
 # and in its loop, instead of the line that computes gamma:
 #     gamma = gammas[i]"""
 
+_CHURN_TEXT = Text(_LEVELS + _CHURN, _REMARKS)
+
 EDM = Tool(
     "edm",
     {
@@ -36,8 +38,11 @@ EDM = Tool(
             levels=Sigmas(),
             final_zero="written",
             stops="never",
-            noise=Churn(per_step=Text(_LEVELS + _CHURN, _REMARKS)),
-            emulates=(Emulation("heun", exact_for=(EDMProcess,), difference=HEUN_IN_SIGMA),),
+            noise=Churn(_CHURN_TEXT),
+            emulates=(
+                Emulation("heun", exact_for=(EDMProcess,), difference=HEUN_IN_SIGMA),
+                Emulation("edm_sampler", noise=Churn(_CHURN_TEXT, as_given=True)),
+            ),
             initial_noise=Scaled("level"),
             text=Text(_LEVELS + "S_churn = 0", _REMARKS),
             form="torch.tensor({}, dtype=torch.float64, device=latents.device)",

@@ -3,7 +3,7 @@
 from ..processes import EDM
 from ._initial_noise import WrittenOut
 from ._levels import Sigmas
-from ._noise import Eta
+from ._noise import Eta, SDEEta
 from ._render import Text
 from ._scheduler import Emulation, Scheduler, Tool
 
@@ -17,7 +17,18 @@ from k_diffusion.sampling import {function}
 
 {numbers}
 x = torch.randn(shape) * {initial_std}
-x = {function}(model, x, sigmas)"""
+x = {function}(model, x, sigmas{options})"""
+
+_SDE = """\
+import torch
+from k_diffusion.sampling import {function}_sde
+
+{numbers}
+x = torch.randn(shape) * {initial_std}
+x = {function}_sde(model, x, sigmas, eta={constant})"""
+
+# its name does not have the ending twice
+_SDE_ONLY = _SDE.replace("{function}_sde", "{function}")
 
 _CONSTANT_ETA = """\
 import torch
@@ -46,7 +57,11 @@ _SAMPLING = Scheduler(
     noise=Eta(constant=Text(_CONSTANT_ETA), per_step=Text(_ETA_PER_STEP)),
     emulates=(
         Emulation("ddim", "sample_euler"),
-        Emulation("dpmpp_2m", "sample_dpmpp_2m"),
+        Emulation("dpmpp_2m", "sample_dpmpp_2m", noise=SDEEta(Text(_SDE))),
+        Emulation("dpmpp_3m", "sample_dpmpp_3m_sde", ", eta=0.0", noise=SDEEta(Text(_SDE_ONLY))),
+        Emulation("lms", "sample_lms", ", order=4"),
+        Emulation("dpmpp_2s", "sample_dpmpp_2s_ancestral", ", eta=0.0"),
+        Emulation("dpm_2", "sample_dpm_2"),
         Emulation("heun", "sample_heun", exact_for=(EDM,), difference=HEUN_IN_SIGMA),
     ),
     initial_noise=WrittenOut(),

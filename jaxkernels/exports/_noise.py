@@ -86,6 +86,11 @@ def _stochasticity(process: AbstractProcess, times: ArrayLike, alpha: ArrayLike)
     return jnp.asarray(alpha)
 
 
+def _squared(process: AbstractProcess, times: ArrayLike, alpha: ArrayLike) -> Array:
+    """The squared stochasticity."""
+    return jnp.asarray(alpha) ** 2
+
+
 def _text(plan: Plan, constant: Text | None, per_step: Text | None) -> Text | None:
     """The text for one value in all steps if they agree, else the one for a value per step."""
     if not plan.is_stochastic:
@@ -201,6 +206,45 @@ class Eta(AbstractNoise):
 
 
 @dataclasses.dataclass(frozen=True)
+class SDEEta(AbstractNoise):
+    """Declare that a sampler integrates the reverse SDE whose `eta` is the squared stochasticity.
+
+    **Arguments:**
+
+    - `constant`: the text that sets one eta for all steps.
+
+    **Example:**
+
+    ```python
+    >>> jk.exports.SDEEta(jk.exports.Text("eta={constant}")).parameter
+    'eta'
+    ```
+
+    Source: k-diffusion, `sample_dpmpp_2m_sde`, https://github.com/crowsonkb/k-diffusion.
+    """
+
+    parameter: ClassVar[str] = "eta"
+    variable: ClassVar[str] = "eta"
+    constant: Text
+
+    @property
+    def texts(self) -> tuple[Text, ...]:
+        """The text that sets eta."""
+        return (self.constant,)
+
+    def text(self, plan: Plan) -> Text | None:
+        return None if plan.constant is None else _text(plan, self.constant, None)
+
+    def strength(self, schedule: Schedule, process: AbstractProcess, levels: Levels) -> np.ndarray:
+        return per_step(_squared, schedule, process, levels)
+
+    def warnings(self, plan: Plan) -> tuple[str, ...]:
+        if not plan.is_stochastic or self.text(plan) is not None:
+            return ()
+        return _lost(f"{plan.name} takes one eta for all steps of this sampler")
+
+
+@dataclasses.dataclass(frozen=True)
 class FlowEta(AbstractNoise):
     """Declare that a scheduler for flow models splits a step by its own `eta`.
 
@@ -256,6 +300,7 @@ class Churn(AbstractNoise):
     **Arguments:**
 
     - `per_step`: the text that sets gamma in every step.
+    - `as_given`: whether the schedule's sampler does so too, so that there is nothing to warn of.
 
     **Example:**
 
@@ -271,6 +316,7 @@ class Churn(AbstractNoise):
     parameter: ClassVar[str] = "gamma"
     variable: ClassVar[str] = "gammas"
     per_step: Text
+    as_given: bool = False
 
     @property
     def texts(self) -> tuple[Text, ...]:
@@ -284,6 +330,6 @@ class Churn(AbstractNoise):
         return per_step(to_churn, schedule, process, levels)
 
     def warnings(self, plan: Plan) -> tuple[str, ...]:
-        if not plan.is_stochastic:
+        if self.as_given or not plan.is_stochastic:
             return ()
         return ("the network is evaluated at the raised level sigma (1 + gamma), as churn does",)

@@ -22,6 +22,7 @@ PLACEHOLDERS: Mapping[str, str] = types.MappingProxyType(
         "decimals": "the numbers separated by commas, without exponents",
         "num_steps": "the number of steps that the tool takes",
         "function": "the tool's name of the sampler",
+        "options": "what else the tool is told of the sampler",
         "config": "the statement that gives a pipeline of diffusers the scheduler and its settings",
         "scheduled": "the same for the class Scheduled, which the text defines",
         "parameters": "the statement that assigns the noise parameter of every step",
@@ -39,6 +40,8 @@ class Emulation:
 
     - `sampler`: the sampler's name in `jk.samplers.SAMPLERS`.
     - `function`: what the tool calls it, for the placeholder {function}.
+    - `options`: what else the tool is told of it, for {options}; may contain placeholders.
+    - `noise`: how this sampler injects noise, where it differs from the scheduler's.
     - `exact_for`: types of process for which the steps agree; by default all.
     - `difference`: how they differ for other processes, with the placeholder {name}.
 
@@ -55,6 +58,8 @@ class Emulation:
 
     sampler: str
     function: str = ""
+    options: str = ""
+    noise: AbstractNoise | None = None
     exact_for: tuple[type[AbstractProcess], ...] = (AbstractProcess,)
     difference: str = ""
 
@@ -163,7 +168,8 @@ class Scheduler:
 
     def _text_faults(self) -> list[str]:
         """Placeholders that nothing fills, and settings that no text uses."""
-        texts = (self.text, *self.noise.texts)
+        own = [entry.noise for entry in self.emulates if entry.noise]
+        texts = (self.text, *(text for noise in (self.noise, *own) for text in noise.texts))
         found = set().union(*(text.placeholders for text in texts))
         settings = (*self.settings, *self.settings_above_zero)
         found |= set().union(*map(placeholders, settings))
@@ -185,6 +191,20 @@ class Scheduler:
             if name not in found
         ]
         return faults
+
+    def for_sampler(self, sampler: str | None) -> "Scheduler":
+        """Return the record as it is for one sampler.
+
+        **Arguments:**
+
+        - `sampler`: the sampler's name, or None if it is not known.
+
+        **Returns:** this record, with the noise of that sampler.
+        """
+        entry = self.emulation(sampler)
+        if entry is None or entry.noise is None:
+            return self
+        return dataclasses.replace(self, noise=entry.noise)
 
     def emulation(self, sampler: str | None) -> Emulation | None:
         """Look up how this scheduler takes a sampler's steps.

@@ -176,12 +176,18 @@ def local_errors(
     def one(t: Array, w: Array, k: Array) -> StepMoments:
         return window_moments(target, process, sampler, t, w, k, count)
 
-    moments = jax.vmap(one)(times[points], squared[steps], jnp.arange(count))
-    logs = log_contractions(target, process, Schedule.from_squared(times, jnp.zeros_like(squared)))
+    none = jnp.zeros_like(squared)
+    logs = log_contractions(target, process, Schedule.from_squared(times, none))
+    over_steps = jax.vmap(one)
+    windows = (times[points], jnp.arange(count))
     if sampler.stochastic:
-        still = jax.vmap(one)(times[points], jnp.zeros_like(squared)[steps], jnp.arange(count))
-        ratio = safe_divide(jnp.abs(moments.factor), jnp.abs(still.factor))
-        logs = logs + floored_log(ratio)
+        # with noise and without, in one program
+        pair = jnp.stack([squared, none])[:, steps]
+        both = jax.vmap(lambda w: over_steps(windows[0], w, windows[1]))(pair)
+        moments, still = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
+        logs = logs + floored_log(safe_divide(jnp.abs(moments.factor), jnp.abs(still.factor)))
+    else:
+        moments = over_steps(windows[0], squared[steps], windows[1])
     contraction = to_the_end(logs)
     variance = target.marginal_variance(process, times)
     mean_error, final = propagate_error(moments, contraction[1:], variance[1:], variance[-1])

@@ -38,10 +38,10 @@ def window_step(
     return Step(
         time=times[j],
         next_time=times[j + 1],
-        previous_time=times[max(j - 1, 0)],
+        earlier_times=times[np.maximum(np.arange(j - 1, j - len(times) + 1, -1), 0)],
         stochasticity_squared=stochasticity_squared[j],
-        is_first=index <= 0,
-        is_last=index == num_steps - 1,
+        completed=index,
+        remaining=num_steps - 1 - index,
     )
 
 

@@ -1,5 +1,10 @@
 """Samplers of the reverse process, each defined once."""
 
+from ._adams_bashforth import (
+    DEIS as DEIS,
+    IPNDM as IPNDM,
+    LMS as LMS,
+)
 from ._base import (
     AbstractSampler as AbstractSampler,
     History as History,
@@ -15,8 +20,10 @@ from ._ddim import (
     to_churn as to_churn,
     to_eta as to_eta,
 )
-from ._multistep import (
+from ._dpm_solver import (
     DPMSolverPP2M as DPMSolverPP2M,
+    DPMSolverPP3M as DPMSolverPP3M,
+    UniPC as UniPC,
 )
 from ._names import (
     SAMPLERS as SAMPLERS,
@@ -35,4 +42,11 @@ from ._run import (
 from ._runge_kutta import (
     RK4 as RK4,
     Heun as Heun,
+    Midpoint as Midpoint,
+)
+from ._singlestep import (
+    DPM2 as DPM2,
+    DPMSolverPP2S as DPMSolverPP2S,
+    EDMSampler as EDMSampler,
+    edm_churn as edm_churn,
 )

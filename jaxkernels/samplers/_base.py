@@ -55,13 +55,16 @@ class AbstractSampler(eqx.Module):
     """
 
     order: ClassVar[int]
-    """Power of 1/K with which the W2 distance to the exact distribution vanishes, without noise."""
+    """Power of 1/K with which the W2 distance to the exact distribution vanishes, without noise.
+
+    For a multistep method, if its first steps, which have lower orders, are short enough.
+    """
     nfe_per_step: ClassVar[int]
     """Network evaluations per step. Override `evaluation_times` too if there are several."""
     stochastic: ClassVar[bool]
     """Whether it accepts stochasticity > 0."""
     history_steps: ClassVar[int] = 0
-    """Number of earlier times that a step depends on, through `history` or `previous_time`."""
+    """Number of earlier times that a step depends on, through `history` or `earlier_times`."""
     marginal_preserving: ClassVar[bool] = False
     """Whether the injected noise makes the noise level of every time exact."""
 

@@ -6,15 +6,26 @@ from .._field_names import known_name
 from .._precision import is_traced
 from ..processes import AbstractProcess, check_process
 from ..schedules import Schedule
+from ._adams_bashforth import DEIS, IPNDM, LMS
 from ._base import AbstractSampler
 from ._ddim import DDIM
-from ._multistep import DPMSolverPP2M
+from ._dpm_solver import DPMSolverPP2M, DPMSolverPP3M, UniPC
 from ._reverse import EulerMaruyama, ExponentialIntegrator
-from ._runge_kutta import RK4, Heun
+from ._runge_kutta import RK4, Heun, Midpoint
+from ._singlestep import DPM2, DPMSolverPP2S, EDMSampler
 
 SAMPLERS: dict[str, type[AbstractSampler]] = {
     "ddim": DDIM,
     "dpmpp_2m": DPMSolverPP2M,
+    "dpmpp_3m": DPMSolverPP3M,
+    "unipc": UniPC,
+    "deis": DEIS,
+    "ipndm": IPNDM,
+    "lms": LMS,
+    "dpmpp_2s": DPMSolverPP2S,
+    "dpm_2": DPM2,
+    "midpoint": Midpoint,
+    "edm_sampler": EDMSampler,
     "heun": Heun,
     "rk4": RK4,
     "euler_maruyama": EulerMaruyama,

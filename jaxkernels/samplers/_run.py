@@ -109,6 +109,7 @@ def _run(
 
     keys = jax.random.split(key, schedule.num_steps)
     start = (x, sampler.init_history(x))
-    (last, _), (path, finite) = jax.lax.scan(step, start, (schedule.steps(), keys))
+    steps = schedule.steps(sampler.history_steps)
+    (last, _), (path, finite) = jax.lax.scan(step, start, (steps, keys))
     points = last if path is None else jnp.concatenate([x[None], path])
     return points.astype(given), finite

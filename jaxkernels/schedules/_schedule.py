@@ -203,20 +203,24 @@ class Schedule(eqx.Module):
         """
         return process.sigma(self.times)
 
-    def steps(self) -> Step:
+    def steps(self, history_steps: int = 1) -> Step:
         """Split the schedule into its steps.
 
-        **Returns:** all steps at once: every field has shape (K,).
+        **Arguments:**
+
+        - `history_steps`: number of earlier times that every step knows, >= 0.
+
+        **Returns:** all steps at once: every field has K rows.
         """
-        t = self.times
         k = np.arange(self.num_steps)
+        earlier = np.maximum(k[:, None] - 1 - np.arange(history_steps), 0)
         return Step(
-            time=t[:-1],
-            next_time=t[1:],
-            previous_time=jnp.concatenate([t[:1], t[:-2]]),
+            time=self.times[:-1],
+            next_time=self.times[1:],
+            earlier_times=self.times[earlier],
             stochasticity_squared=self.stochasticity_squared,
-            is_first=jnp.asarray(k == 0),
-            is_last=jnp.asarray(k == k[-1]),
+            completed=jnp.asarray(k),
+            remaining=jnp.asarray(k[::-1].copy()),
         )
 
     def error_if_invalid(self) -> "Schedule":

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Step(NamedTuple):
@@ -20,11 +20,21 @@ class Step(NamedTuple):
     """t_k, where the step starts."""
     next_time: Float[Array, "*steps"]
     """t_{k+1} < t_k, where it ends."""
-    previous_time: Float[Array, "*steps"]
-    """Start of the step before; equal to `time` in the first step."""
+    earlier_times: Float[Array, "*steps history"]
+    """t_{k-1}, t_{k-2}, ...; before the schedule's first step its first time is repeated."""
     stochasticity_squared: Float[Array, "*steps"]
     """alpha^2 = (h / g)^2 of this step: the quantity every formula is smooth in, also at 0."""
-    is_first: Bool[Array, "*steps"]
-    """Whether it is the schedule's first step."""
-    is_last: Bool[Array, "*steps"]
-    """Whether it is the schedule's last step."""
+    completed: Int[Array, "*steps"]
+    """k, the number of steps before this one."""
+    remaining: Int[Array, "*steps"]
+    """K - 1 - k, the number of steps after this one."""
+
+    @property
+    def is_first(self) -> Bool[Array, "*steps"]:
+        """Whether it is the schedule's first step."""
+        return self.completed <= 0
+
+    @property
+    def is_last(self) -> Bool[Array, "*steps"]:
+        """Whether it is the schedule's last step."""
+        return self.remaining == 0

@@ -193,8 +193,8 @@ def _follow(
 
 def _advance(denoiser: AbstractDenoiser, x: Array, t: Array, until: Array) -> Array:
     """One deterministic step of `RK4`."""
-    no = jnp.zeros((), bool)
-    step = Step(t, until, t, jnp.zeros((), x.dtype), no, no)
+    none = jnp.zeros((), int)
+    step = Step(t, until, jnp.zeros(0, x.dtype), jnp.zeros((), x.dtype), none, none)
     return RK4().step(denoiser, jnp.zeros_like, denoiser.process, step, x, ())[0]
 
 
