@@ -1,8 +1,6 @@
 """Settings of the whole suite: float64, reproducible property tests, compiling little and once."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,15 +13,6 @@ CACHE = {
 }
 for _name, _value in CACHE.items():
     os.environ.setdefault(_name, _value)
-
-# XLA's older emitters of loops compile faster by a third; a version without them would abort
-_QUICK = "--xla_cpu_use_fusion_emitters=false"
-if "XLA_FLAGS" not in os.environ:
-    _trial = [sys.executable, "-c", "import jax; jax.jit(lambda: 0)()"]
-    if not subprocess.run(
-        _trial, env={**os.environ, "XLA_FLAGS": _QUICK}, stderr=subprocess.DEVNULL
-    ).returncode:
-        os.environ["XLA_FLAGS"] = _QUICK
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
