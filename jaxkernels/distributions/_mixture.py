@@ -235,14 +235,14 @@ class GaussianMixture(AbstractDistribution):
 
     def _centered(
         self, x: Float[Array, "... d"], a: Array
-    ) -> tuple[Float[Array, " d"], Float[Array, "... axes"], Float[Array, "components axes"]]:
-        """The mean c of all, and x - a c and the means less c along the one basis.
+    ) -> tuple[Float[Array, "... axes"], Float[Array, "components axes"]]:
+        """x - a c and the means less c along the one basis, with c the mean of all.
 
         Its axes hold all of the means' differences, even where they are fewer than d.
         """
         means = jnp.asarray(self.means)
         center = jnp.asarray(self.weights) @ means
-        return center, self._into_basis(x - a * center), self._into_basis(means - center)
+        return self._into_basis(x - a * center), self._into_basis(means - center)
 
     def _from_means(
         self, x: Float[Array, "... d"], a: Array
@@ -264,7 +264,7 @@ class GaussianMixture(AbstractDistribution):
         if not self._overlap:
             y = self._from_means(x, a)
             return jnp.sum(y * y / variance, -1)
-        _, z, means = self._centered(x, a)
+        z, means = self._centered(x, a)
         pulls = a * means / variance
         squares = jnp.sum(a * means * pulls, -1)
         return (z * z) @ (1.0 / variance).T - 2.0 * z @ pulls.T + squares
@@ -295,32 +295,14 @@ class GaussianMixture(AbstractDistribution):
         gamma: Float[Array, "... components"],
         x: Float[Array, "... d"],
         a: Array,
-        inverse: Float[Array, "components axes"],
+        factors: Float[Array, "components axes"],
     ) -> Float[Array, "... d"]:
-        """sum_m gamma_m Sigma_m^-1 (x - a mu_m), with the inverse variances."""
+        """sum_m gamma_m F_m (x - a mu_m), F_m with these eigenvalues in the components' bases."""
         if self._one_basis:
-            _, z, means = self._centered(x, a)
-            return self._out_of_basis(z * (gamma @ inverse) - gamma @ (a * means * inverse))
-        y = self._from_means(x, a) * inverse
+            z, means = self._centered(x, a)
+            return self._out_of_basis(z * (gamma @ factors) - gamma @ (a * means * factors))
+        y = self._from_means(x, a) * factors
         return jnp.einsum("...m,...me,mde->...d", gamma, y, self.bases)
-
-    @full_precision
-    def _posterior_mean(
-        self,
-        gamma: Float[Array, "... components"],
-        x: Float[Array, "... d"],
-        a: Array,
-        inverse: Float[Array, "components axes"],
-    ) -> Float[Array, "... d"]:
-        """sum_m gamma_m (mu_m + a C_m Sigma_m^-1 (x - a mu_m)), with the inverse variances."""
-        gain = a * self.eigenvalues * inverse
-        if self._one_basis:
-            center, z, means = self._centered(x, a)
-            inside = z * (gamma @ gain) + gamma @ (means * (1.0 - a * gain))
-            return center + self._out_of_basis(inside)
-        y = self._from_means(x, a) * gain
-        moved = jnp.einsum("...m,...me,mde->...d", gamma, y, self.bases)
-        return gamma @ jnp.asarray(self.means) + moved
 
     def log_density(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""] = 0.0
@@ -420,7 +402,8 @@ class GaussianMixture(AbstractDistribution):
         gamma = jax.nn.softmax(self._log_terms(process, x, t), -1)
         variance = self._variances(process, t)
         inverse = safe_divide(jnp.ones(()), variance)
-        x0 = self._posterior_mean(gamma, x, a, inverse)
+        moved = self._pull(gamma, x, a, a * self.eigenvalues * inverse)
+        x0 = gamma @ jnp.asarray(self.means) + moved
         pull = self._pull(gamma, x, a, inverse)
         dense = jnp.all(variance > 0)
         if self.outside is not None:

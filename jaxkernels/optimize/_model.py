@@ -90,24 +90,35 @@ def draw_start(
     """x of `count` samples where sampling starts: initial noise, or noised data."""
     if initialization != "marginal":
         return draw_noise(model.gaussian, process, count, key, shape)
+    known = (data, model.samples, model.mixture, model.gaussian)
+    source = next(part for part in known if part is not None)
+    return draw_noised(source, process, count, key, shape)
+
+
+def draw_noised(
+    source: Numbers | AbstractDistribution,
+    process: AbstractProcess,
+    count: int,
+    key: Array,
+    shape: tuple[int, ...] | None,
+) -> Array:
+    """Rows of samples, or draws of a distribution, noised to the process's largest time."""
     data_key, noise_key = jax.random.split(key)
-    x0 = _draw_data(model, data, count, data_key)
+    x0 = _draw_data(source, count, data_key)
     x0 = x0 if shape is None else x0.reshape(count, *shape)
     t = jnp.asarray(process.t_max, x0.dtype)
     noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
     return process.signal(t) * x0 + process.noise(t) * noise
 
 
-def _draw_data(model: Model, data: Numbers | None, count: int, key: Array) -> Array:
-    """Rows of the samples that are known, or draws of the distribution."""
-    given = model.samples if data is None else data
-    if given is not None:
-        samples = np.asarray(given)
-        few = len(samples) < count
-        rows = np.asarray(jax.random.choice(key, len(samples), (count,), replace=few))
-        return jnp.asarray(samples[rows], float)
-    known = model.gaussian if model.mixture is None else model.mixture
-    return known.sample(key, count)
+def _draw_data(source: Numbers | AbstractDistribution, count: int, key: Array) -> Array:
+    """Rows of samples, or draws of a distribution."""
+    if isinstance(source, AbstractDistribution):
+        return source.sample(key, count)
+    samples = np.asarray(source)
+    few = len(samples) < count
+    rows = np.asarray(jax.random.choice(key, len(samples), (count,), replace=few))
+    return jnp.asarray(samples[rows], float)
 
 
 def check_target(target: object) -> None:

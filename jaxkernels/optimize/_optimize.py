@@ -39,7 +39,7 @@ from ..trajectories import (
     record,
 )
 from ._candidates import OPTIMISED, RECORDED, Candidate, Origin, interpolate_candidates
-from ._model import Model, as_model, check_target, draw_start, model_of_network
+from ._model import Model, as_model, check_target, draw_noised, draw_start, model_of_network
 from ._problem import (
     ScheduleProblem,
     Starts,
@@ -373,10 +373,8 @@ def _noised_data(request: _Request, selection: Selection) -> Array:
     given = selection.noise
     if selection.data is not None:
         samples = _checks.array("data", selection.data)
-        count = _noise_count(given)
         key = selection.random_key(3)
-        model = Model(Gaussian(0.0, [1.0]), samples=samples)
-        return draw_start(model, request.process, "marginal", count, key, samples.shape[1:])
+        return draw_noised(samples, request.process, _noise_count(given), key, samples.shape[1:])
     if given is None or isinstance(given, int | np.integer):
         raise ValueError(
             "selection: sampling starts from noised data at t_max = "

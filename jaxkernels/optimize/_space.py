@@ -14,7 +14,7 @@ from .._objective import AbstractBoundObjective, AbstractCoordinateObjective, De
 from .._padding import bucket
 from .._types import AnyArray, constant
 from ..processes import AbstractProcess, sigma_range
-from ..schedules import LEAST_SHARE, Schedule, TimeCoordinate, coordinates_of, times_of
+from ..schedules import Schedule, TimeCoordinate, coordinates_of, step_logits, times_of
 
 # |z| <= 20 keeps every step longer than e^-40 of the whole range, still distinct in float64
 LARGEST_LOGIT = 20.0
@@ -59,11 +59,9 @@ class ScheduleSpace(eqx.Module):
         """The vectors of concrete schedules, the inverse of `arrays`."""
         times = np.stack([np.asarray(s.times, np.float64) for s in schedules])
         u = self.coordinates(times)
-        increments = -np.diff(np.append(u[:, :-1], self._interior_ends(times[:, -1:]), 1), axis=1)
-        moved = np.maximum(increments, LEAST_SHARE * increments.mean(1, keepdims=True))
+        interior = np.append(u[:, :-1], self._interior_ends(times[:, -1:]), 1)
         below = times[:, -1:] < self.coordinate.process.trained_t_min
-        logs = np.log(np.where(below, moved, increments))
-        parts = [logs[:, 1:] - logs[:, :1]]
+        parts = [step_logits(np, interior, below)]
         if self.stochasticity_squared is None:
             parts.append(np.stack([np.asarray(s.stochasticity_squared) for s in schedules]))
         if self.t_min is None:

@@ -14,7 +14,7 @@ from .._linalg import apply, product, transpose
 from ..prediction import Prediction
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler
-from ..schedules import Step
+from ..schedules import Schedule, Step
 from ..score_error import AffineError
 
 Block = TypeVar("Block", bound=PyTree)
@@ -36,7 +36,7 @@ class AffineMaps(eqx.Module):
 def linearise(
     sampler: AbstractSampler,
     process: AbstractProcess,
-    steps: Step,
+    schedule: Schedule,
     predict: Callable[[Block, Array, Array], Prediction],
     blocks: Block,
     size: int,
@@ -50,8 +50,7 @@ def linearise(
 
     **Arguments:**
 
-    - `sampler`, `process`: as everywhere.
-    - `steps`: all steps at once, fields (K,).
+    - `sampler`, `process`, `schedule`: as everywhere.
     - `predict`: (block, x, t) -> the denoiser of one block, x of shape (size,).
     - `blocks`: the parameters of `predict`, with a leading axis over blocks.
     - `size`: the number of coordinates of a block.
@@ -104,7 +103,7 @@ def linearise(
 
     over_blocks = jax.vmap(one, in_axes=(None, 0, 0), out_axes=-1)
     over_steps = jax.vmap(over_blocks, in_axes=(0, None, 0), out_axes=-2)
-    return AffineMaps(*over_steps(steps, blocks, errors))
+    return AffineMaps(*over_steps(schedule.steps(sampler.history_steps), blocks, errors))
 
 
 def initial_state(

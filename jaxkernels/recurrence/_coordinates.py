@@ -122,15 +122,7 @@ class PerMode(AbstractCoordinates):
         if error is not None:
             slope = _by_step(error.slope, schedule.num_steps)[..., None, None]
             error = AffineError(slope, _by_step(error.shift, schedule.num_steps)[..., None])
-        return linearise(
-            sampler,
-            process,
-            schedule.steps(sampler.history_steps),
-            _predict(process),
-            blocks,
-            1,
-            error,
-        )
+        return linearise(sampler, process, schedule, _predict(process), blocks, 1, error)
 
     def propagate(self, maps: AffineMaps, sampler: AbstractSampler, start: Moments) -> Moments:
         state = initial_state(sampler, start.mean[None], start.covariance[None, None])
@@ -177,15 +169,7 @@ class Dense(AbstractCoordinates):
             error = jax.tree.map(
                 lambda a: a.reshape(schedule.num_steps, 1, -1, *a.shape[1:]), error.as_dense()
             )
-        return linearise(
-            sampler,
-            process,
-            schedule.steps(sampler.history_steps),
-            _predict(process),
-            blocks,
-            size,
-            error,
-        )
+        return linearise(sampler, process, schedule, _predict(process), blocks, size, error)
 
     def propagate(self, maps: AffineMaps, sampler: AbstractSampler, start: Moments) -> Moments:
         size = start.mean.shape[0]

@@ -59,9 +59,8 @@ class DPMSolverPP2M(AbstractDataMultistep):
 
     **Arguments:**
 
-    - `lower_order_final`: whether w = 0 in the last step always. diffusers'
-      DPMSolverMultistepScheduler
-      does so by default below 15 steps; k-diffusion's `sample_dpmpp_2m` does not.
+    - `lower_order_final`: whether w = 0 in the last step always. DPMSolverMultistepScheduler of
+      diffusers does so by default below 15 steps; k-diffusion's `sample_dpmpp_2m` does not.
 
     **Example:**
 

@@ -88,9 +88,14 @@ class AbstractSinglestep(AbstractSampler):
 
         def ddim(x: Array, p: Prediction) -> Array:
             del x
-            return process.signal(u) * p.x0 + process.noise(u) * p.eps
+            return _with_frozen(process, p, u)
 
         return jax.lax.cond(full, two_evaluations, ddim, x, p), history
+
+
+def _with_frozen(process: AbstractProcess, p: Prediction, u: Array) -> Array:
+    """x at time u with both parts of a prediction frozen, a step of DDIM."""
+    return process.signal(u) * p.x0 + process.noise(u) * p.eps
 
 
 def _inside(process: AbstractProcess, t: Array, u: Array) -> Array:
@@ -246,11 +251,11 @@ class EDMSampler(AbstractSampler):
         def heun(x: Array, p: Prediction) -> Array:
             end = jnp.where(full, u, t)
             change = 0.5 * process.signal(end) * (process.sigma(end) - process.sigma(t))
-            euler = process.signal(end) * p.x0 + process.noise(end) * p.eps
+            euler = _with_frozen(process, p, end)
             return euler + change * (predict(euler, end).eps - p.eps)
 
         def ddim(x: Array, p: Prediction) -> Array:
-            return process.signal(u) * p.x0 + process.noise(u) * p.eps
+            return _with_frozen(process, p, u)
 
         return jax.lax.cond(full, heun, ddim, x, p), history
 

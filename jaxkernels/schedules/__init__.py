@@ -11,9 +11,9 @@ from ._baselines import (
 )
 from ._canonical import CoordinateProcess as CoordinateProcess
 from ._coordinate import (
-    LEAST_SHARE as LEAST_SHARE,
     TimeCoordinate as TimeCoordinate,
     coordinates_of as coordinates_of,
+    step_logits as step_logits,
     times_of as times_of,
 )
 from ._file import (

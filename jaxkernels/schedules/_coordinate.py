@@ -1,19 +1,22 @@
 """Decreasing times from unconstrained numbers."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .._padding import bucket, pad_last
 from ..processes import AbstractProcess
 
 _SMALLEST_ARRAY = 128
+
+_A = TypeVar("_A", Array, np.ndarray)
 # of a mean increment: the least last one of a start, where it may be empty
-LEAST_SHARE = 0.01
+_LEAST_SHARE = 0.01
 
 
 class TimeCoordinate(eqx.Module):
@@ -117,11 +120,36 @@ class TimeCoordinate(eqx.Module):
         **Returns:** z (K-1,).
         """
         u = jnp.append(self.coordinate(times[:-1]), self.interior_end(times[-1]))
-        increments = -jnp.diff(u)
-        moved = jnp.maximum(increments, LEAST_SHARE * jnp.mean(increments))
-        below = times[-1] < self.process.trained_t_min
-        log_increments = jnp.log(jnp.where(below, moved, increments))
-        return log_increments[1:] - log_increments[0]
+        return step_logits(jnp, u, times[-1:] < self.process.trained_t_min)
+
+
+def step_logits(
+    xp: Any, u: Float[_A, "*rows points"], below: Bool[_A, "*rows 1"]
+) -> Float[_A, "*rows interior"]:
+    """Compute the unconstrained numbers of schedules from their coordinates.
+
+        z_k = log(u_k - u_(k+1)) - log(u_0 - u_1)
+
+    **Arguments:**
+
+    - `xp`: `numpy` or `jax.numpy`.
+    - `u`: decreasing coordinates (..., K+1); the last is where interior times stop.
+    - `below`: (..., 1), whether the schedule ends below that, so that the last increment may be
+      empty. It is then taken as one percent of the mean at least.
+
+    **Returns:** z (..., K-1).
+
+    **Example:**
+
+    ```python
+    >>> jk.schedules.step_logits(np, np.array([2.0, 1.0, 0.0]), np.array([False])).tolist()
+    [0.0]
+    ```
+    """
+    increments = -xp.diff(u, axis=-1)
+    moved = xp.maximum(increments, _LEAST_SHARE * xp.mean(increments, axis=-1, keepdims=True))
+    logs = xp.log(xp.where(below, moved, increments))
+    return logs[..., 1:] - logs[..., :1]
 
 
 def coordinates_of(
