@@ -27,7 +27,7 @@ from jaxkernels._objective import AbstractCoordinateObjective
 from jaxkernels.errors._window_sum import AbstractWindowSum
 from jaxkernels.optimize import ScheduleProblem, make_problem, solve
 from jaxkernels.optimize._problem import as_objective
-from jaxkernels.optimize._space import TimesProblem, time_coordinate
+from jaxkernels.optimize._space import AbstractProblem, TimesProblem, time_coordinate
 from jaxkernels.processes import from_config
 from jaxkernels.samplers import SAMPLERS
 from jaxkernels.schedules import CoordinateProcess, TimeCoordinate
@@ -799,6 +799,33 @@ def test_optax_reaches_the_optimum_of_newton(name: str, free: bool):
     history = found.history
     assert np.all(np.diff(history, axis=0) <= 0)
     assert found.objective < min(found.baselines.values())
+
+
+class Bowl(AbstractProblem):
+    """log(1 + w.(z - c)^2), whose minimum in a box is the nearest point of the box to c."""
+
+    lower: Array
+    upper: Array
+    c: Array
+    w: Array
+
+    def value(self, z: Array) -> Array:
+        return jnp.log1p(jnp.sum(self.w * (z - self.c) ** 2))
+
+    def derivatives(self, z: Array) -> tuple[Array, Array, Array]:
+        return self.value(z), jax.grad(self.value)(z), jax.hessian(self.value)(z)
+
+
+@pytest.mark.parametrize("name", [*TRANSFORMATIONS, "newton"])
+def test_a_minimum_on_the_bounds_is_reached_from_every_corner(name: str):
+    box = (jnp.array([-1.0, 0.0, 0.0, -20.0]), jnp.array([1.0, 4.0, 4.0, 20.0]))
+    bowl = Bowl(*box, c=jnp.array([-3.0, 9.0, 1.5, 0.2]), w=jnp.array([0.1, 1.0, 10.0, 0.5]))
+    solver = jk.Newton() if name == "newton" else jk.Optax(*TRANSFORMATIONS[name])
+    solution = solve(bowl, np.stack([*np.asarray(box), np.zeros(4)]), solver)
+    found = solution.z[solution.best]
+    np.testing.assert_array_equal(found[:2], [-1.0, 4.0])
+    np.testing.assert_allclose(found[2:], [1.5, 0.2], atol=1e-4)
+    assert solution.converged == (name != "adam")
 
 
 @pytest.mark.parametrize("solver", [jk.Newton(), jk.Optax(optax.adam(0.1), steps=20)])

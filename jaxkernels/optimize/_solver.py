@@ -14,6 +14,10 @@ from .. import _checks
 from .._newton import NewtonState, newton_advance, newton_start
 from ._space import AbstractProblem
 
+# of the radius of a box: closer to a bound a point is on it; closer than this no start begins
+_AT_BOUND = 1e-9
+_OFF_BOUND = 0.02
+
 
 class AbstractSolver(eqx.Module):
     """An iterative minimiser of an `AbstractProblem`, from all starts at once.
@@ -121,8 +125,40 @@ def optax_step(
         return jnp.asarray(optax.apply_updates(z, updates)), state
 
 
+class _Box(eqx.Module):
+    """The map z = center + radius sin(u / radius) of unbounded variables u into a problem's box.
+
+    A bound is a stationary point in u, which a line search need not know of. Next to a bound z is
+    the bound itself, so that the optimum on it is exact.
+    """
+
+    center: Float[Array, " n"]
+    radius: Float[Array, " n"]
+
+    @classmethod
+    def of(cls, problem: AbstractProblem) -> "_Box":
+        lower = jnp.asarray(problem.lower)
+        upper = jnp.asarray(problem.upper)
+        return cls(0.5 * (lower + upper), 0.5 * (upper - lower))
+
+    def inside(self, u: Float[Array, "*starts n"]) -> Float[Array, "*starts n"]:
+        """The point z of u."""
+        share = jnp.sin(u / jnp.where(self.radius == 0, 1.0, self.radius))
+        share = jnp.where(jnp.abs(share) > 1.0 - _AT_BOUND, jnp.sign(share), share)
+        return self.center + self.radius * share
+
+    def unbounded(self, z: Float[Array, "*starts n"]) -> Float[Array, "*starts n"]:
+        """The variables u of starts, away from the bounds, where derivatives in u vanish."""
+        share = (z - self.center) / jnp.where(self.radius == 0, 1.0, self.radius)
+        share = jnp.clip(share, -1.0 + _OFF_BOUND, 1.0 - _OFF_BOUND)
+        return self.radius * jnp.arcsin(share)
+
+
 class OptaxState(eqx.Module):
-    """One row per start: the best point so far with its value and gradient, and the current one."""
+    """One row per start: the best point so far with its value and gradient, and the current one.
+
+    `current` is in the unbounded variables that the transformation moves.
+    """
 
     z: Float[Array, "starts n"]
     value: Float[Array, " starts"]
@@ -145,8 +181,9 @@ class Optax(AbstractSolver):
     - `tolerance`: a start has converged when the largest entry of the objective's relative gradient
       is at most this.
 
-    The objective is its logarithm, so that learning rates are relative; points are kept in the
-    problem's box by clipping. The best point of every start is returned.
+    The objective is its logarithm, so that learning rates are relative. What moves are variables u
+    without bounds: z = center + radius sin(u / radius), the center and radius of the problem's box;
+    starts on a bound begin next to it. The best point of every start is returned.
 
     **Raises:** ValueError for a value out of range, or a transformation that is none.
 
@@ -179,13 +216,13 @@ class Optax(AbstractSolver):
 
     def init(self, problem: AbstractProblem, z: Float[np.ndarray, "starts n"]) -> OptaxState:
         starts = z.shape[0]
-        at = jnp.asarray(z)
+        u = _Box.of(problem).unbounded(jnp.asarray(z))
         return OptaxState(
-            z=at,
+            z=jnp.asarray(z),
             value=jnp.full(starts, jnp.inf),
-            gradient=jnp.zeros_like(at),
-            current=at,
-            transformation_state=jax.vmap(self.transformation.init)(at),
+            gradient=jnp.zeros_like(u),
+            current=u,
+            transformation_state=jax.vmap(self.transformation.init)(u),
             done=jnp.zeros(starts, bool),
             history=jnp.full((self.max_iterations, starts), jnp.nan),
             iteration=jnp.asarray(0),
@@ -199,17 +236,15 @@ class Optax(AbstractSolver):
 def _optax_advance(
     solver: Optax, problem: AbstractProblem, state: OptaxState, until: Int[Array, ""]
 ) -> OptaxState:
+    box = _Box.of(problem)
 
-    def inside(z: Array) -> Array:
-        """The objective at the nearest point of the box, for the trial points of line searches."""
-        return problem.value(jnp.clip(z, problem.lower, problem.upper))
+    def objective(u: Array) -> Array:
+        return problem.value(box.inside(u))
 
-    def one(z: Array, inner: PyTree) -> tuple[Array, Array, Array, PyTree]:
-        value, gradient = jax.value_and_grad(problem.value)(z)
-        outward = ((z <= problem.lower) & (gradient > 0)) | ((z >= problem.upper) & (gradient < 0))
-        gradient = jnp.where(outward, 0.0, gradient)
-        moved, inner = optax_step(solver.transformation, inside, z, value, gradient, inner)
-        return value, gradient, jnp.clip(moved, problem.lower, problem.upper), inner
+    def one(u: Array, inner: PyTree) -> tuple[Array, Array, Array, PyTree]:
+        value, gradient = jax.value_and_grad(objective)(u)
+        moved, inner = optax_step(solver.transformation, objective, u, value, gradient, inner)
+        return value, gradient, moved, inner
 
     def body(s: OptaxState) -> OptaxState:
         value, gradient, moved, inner = jax.vmap(one)(s.current, s.transformation_state)
@@ -220,7 +255,7 @@ def _optax_advance(
         done = s.done | stuck | (largest <= solver.tolerance)
         best = jnp.where(better, value, s.value)
         return OptaxState(
-            z=jnp.where(better[:, None], s.current, s.z),
+            z=jnp.where(better[:, None], box.inside(s.current), s.z),
             value=best,
             gradient=jnp.where(better[:, None], gradient, s.gradient),
             current=jnp.where(done[:, None], s.current, moved),

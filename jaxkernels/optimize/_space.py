@@ -24,8 +24,8 @@ LARGEST_STOCHASTICITY = 10.0
 class ScheduleSpace(eqx.Module):
     """Schedules of K steps as flat vectors z, and what is held fixed.
 
-    z holds the interior times (K-1 logits of step lengths in the coordinate), then the squared
-    stochasticities (K) and the coordinate of the last time, the latter two only if optimised.
+    z holds the interior times (K-1 logits of step lengths in the coordinate), then log(1 + alpha^2)
+    of every step (K) and the coordinate of the last time, the latter two only if optimised.
     """
 
     coordinate: TimeCoordinate
@@ -52,7 +52,7 @@ class ScheduleSpace(eqx.Module):
             z = z[:-1]
         interior = self.num_steps - 1
         if squared is None:
-            squared = z[interior:]
+            squared = jnp.expm1(z[interior:])
         return Schedule.from_squared(self.coordinate.times(z[:interior], end), squared)
 
     def vectors(self, schedules: Sequence[Schedule]) -> Float[np.ndarray, "starts n"]:
@@ -63,7 +63,8 @@ class ScheduleSpace(eqx.Module):
         below = times[:, -1:] < self.coordinate.process.trained_t_min
         parts = [step_logits(np, interior, below)]
         if self.stochasticity_squared is None:
-            parts.append(np.stack([np.asarray(s.stochasticity_squared) for s in schedules]))
+            squares = np.stack([np.asarray(s.stochasticity_squared) for s in schedules])
+            parts.append(np.log1p(squares))
         if self.t_min is None:
             parts.append(u[:, -1:])
         return np.concatenate(parts, axis=1)
@@ -92,7 +93,7 @@ class ScheduleSpace(eqx.Module):
         times = np.concatenate([np.broadcast_to(first, (len(z), 1)), times], axis=1)
         squared = self.stochasticity_squared
         if squared is None:
-            squares = z[:, interior : interior + self.num_steps]
+            squares = np.expm1(z[:, interior : interior + self.num_steps])
         else:
             squares = np.broadcast_to(np.asarray(squared), (len(z), self.num_steps))
         return times, squares
@@ -123,7 +124,7 @@ class ScheduleSpace(eqx.Module):
         upper = [logits]
         if self.stochasticity_squared is None:
             lower.append(np.zeros(self.num_steps))
-            upper.append(np.full(self.num_steps, LARGEST_STOCHASTICITY**2))
+            upper.append(np.full(self.num_steps, np.log1p(LARGEST_STOCHASTICITY**2)))
         if self.t_min is None:
             lower.append(np.asarray(self.end_range[:1]))
             upper.append(np.asarray(self.end_range[1:]))
