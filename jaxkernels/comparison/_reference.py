@@ -107,7 +107,8 @@ def as_reference(
     directions /= np.linalg.norm(directions, axis=0) * scale
     projections = None
     if data is not None:
-        projections = np.sort(np.asarray(data).reshape(len(data), -1) @ directions, 0)
+        rows = np.asarray(data)
+        projections = np.sort(rows.reshape(len(rows), -1) @ directions, 0)
     return Reference(denoiser, noise, ends, scale, directions, error / scale, projections, nfe)
 
 

@@ -11,11 +11,10 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import _checks
-from .._numerics import as_inexact
 from .._objective import AbstractObjective, ScheduleFunction
 from .._precision import is_traced, to_float64
 from .._progress import Progress
-from .._types import AnyArray, Numbers
+from .._types import Numbers
 from ..distributions import AbstractDistribution, ExactDenoiser, Gaussian
 from ..errors import (
     LocalError,
@@ -192,9 +191,9 @@ def _prepare(
     # what does not fit together is found before anything is recorded
     bound = selection.bind(model, request.process, request.initialization, request.stochastic)
     complete = _with_record(selection, model, request, progress)
-    made = complete.record
-    paid = made is selection.record or not isinstance(made, TrajectoryRecord)
-    nfe = {"samples": model.nfe, "record": 0 if paid else made.nfe}
+    nfe = {"samples": model.nfe, "record": 0}
+    if isinstance(complete.record, TrajectoryRecord) and complete is not selection:
+        nfe["record"] = complete.record.nfe
     return model, complete, bound, nfe
 
 
@@ -356,7 +355,7 @@ def _resolve_network(target: AbstractDenoiser, request: _Request, selection: Sel
     """A network as the target: the Gaussian is that of its own samples, or of the data."""
     model = _model_of_data(target, selection)
     if model is None:
-        noise = _network_noise(request, selection, _noise_count(selection.noise))
+        noise = _network_noise(request, selection, _noise_count(selection))
         model = model_of_network(target, noise, request.t_min[0])
     return model
 
@@ -382,7 +381,7 @@ def _with_record(
         noise = draw_start(*start, _MIXTURE_TRAJECTORIES, key, shape)
         nodes = _MIXTURE_NODES
     else:
-        count = _noise_count(selection.noise)
+        count = _noise_count(selection)
         noise = _network_noise(request, selection, count)[:_NETWORK_TRAJECTORIES]
         nodes = _NETWORK_NODES
     batch = max(1, noise.shape[0] // 4)
@@ -403,13 +402,14 @@ def _prepare_within(
     costs = Costs(
         per_sample=request.num_steps,
         baselines=len(BASELINES) + (len(starts) if isinstance(starts, Mapping) else 0),
-        fine_tune=int(selection.fine_tune or 0) if request.num_steps > 1 else 0,
+        fine_tune=selection.gradient_steps(0) if request.num_steps > 1 else 0,
     )
+    rows = selection.given_noise
     plan = make_plan(
         request.budget,
         costs,
         int(np.prod(_noise_within(model, request, selection, 1).shape[1:])),
-        None if _is_number(selection.noise) else np.shape(selection.noise)[0],
+        None if rows is None else len(rows),
         None if given is None else given.num_trajectories,
     )
     count = plan.trajectories + plan.evidence
@@ -454,8 +454,8 @@ def _noise_within(
     model: Model | None, request: _Request, selection: Selection, count: int
 ) -> Array:
     """Rows of initial noise for a record and other rows for its evidence, within a budget."""
-    if not _is_number(selection.noise):
-        return as_inexact(selection.noise)[:count]
+    if selection.given_noise is not None:
+        return selection.given_noise[:count]
     if model is None or model.denoiser is not None:
         return _network_noise(request, selection, count)
     shape = None if model.samples is None else model.samples.shape[1:]
@@ -463,17 +463,12 @@ def _noise_within(
     return draw_start(*start, selection.random_key(0), shape, selection.data)
 
 
-def _is_number(noise: int | AnyArray | None) -> bool:
-    """Whether initial noise is to be drawn."""
-    return noise is None or isinstance(noise, int | np.integer)
-
-
 def _network_noise(request: _Request, selection: Selection, count: int) -> Array:
     """Initial noise of a network that is the target, other than the noise that selects."""
-    given = selection.noise
+    given = selection.given_noise
     if request.initialization == "marginal":
         return _noised_data(request, selection, count)
-    if _is_number(given):
+    if given is None:
         known = selection.data
         if known is None and isinstance(selection.record, TrajectoryRecord):
             known = selection.record.noise
@@ -485,8 +480,8 @@ def _network_noise(request: _Request, selection: Selection, count: int) -> Array
         shape = np.shape(known)[1:]
         dtype = None
     else:
-        shape = np.shape(given)[1:]
-        dtype = as_inexact(given).dtype
+        shape = given.shape[1:]
+        dtype = given.dtype
     scale = np.sqrt(np.asarray(request.process.prior_variance(np.asarray(request.process.t_max))))
     noise = float(scale) * jax.random.normal(selection.random_key(3), (count, *shape))
     # a network may take one precision only
@@ -495,25 +490,25 @@ def _network_noise(request: _Request, selection: Selection, count: int) -> Array
 
 def _noised_data(request: _Request, selection: Selection, count: int) -> Array:
     """Noised data that a network starts from: drawn, or those of the given that select."""
-    given = selection.noise
+    given = selection.given_noise
     if selection.data is not None:
         samples = _checks.array("data", selection.data)
         key = selection.random_key(3)
         return draw_noised(samples, request.process, count, key, samples.shape[1:])
-    if _is_number(given):
+    if given is None:
         raise ValueError(
             "selection: sampling starts from noised data at t_max = "
             f"{float(request.process.t_max):g}; pass Selection(data=...), samples, or "
             "Selection(noise=...), noised data (n, ...)."
         )
-    return as_inexact(given)[: (np.shape(given)[0] + 1) // 2]
+    return given[: (len(given) + 1) // 2]
 
 
-def _noise_count(noise: int | AnyArray | None) -> int:
+def _noise_count(selection: Selection) -> int:
     """How many samples of initial noise are asked for, by a number or by giving them."""
-    if noise is None:
-        return _NETWORK_NOISE
-    return int(noise) if _is_number(noise) else np.shape(noise)[0]
+    if isinstance(selection.noise, int | np.integer):
+        return int(selection.noise)
+    return _NETWORK_NOISE if selection.given_noise is None else len(selection.given_noise)
 
 
 def _recordable(request: _Request) -> bool:

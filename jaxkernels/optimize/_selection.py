@@ -107,6 +107,13 @@ class Selection:
         if self.noise is not None:
             _check_noise(self.noise)
 
+    @property
+    def given_noise(self) -> Array | None:
+        """The initial noise that was given; None if it is to be drawn."""
+        if self.noise is None or isinstance(self.noise, int | np.integer):
+            return None
+        return as_inexact(self.noise)
+
     def random_key(self, number: int) -> Array:
         """Return one of several independent random keys.
 
@@ -195,7 +202,7 @@ class Selection:
         dim = turned.means.shape[1]
         count = min(max(int(_NOISE_MIXTURE / np.sqrt(dim)), _NOISE), _NOISE_MOST)
         noise = self._noise(Model(model.gaussian, turned), process, initialization, count, (dim,))
-        if not isinstance(self.noise, int | np.integer | None):
+        if self.given_noise is not None:
             given = mixture.means.shape[1]
             if noise.shape[1:] != (given,):
                 raise ValueError(
@@ -219,16 +226,29 @@ class Selection:
         default: int,
         shape: tuple[int, ...] | None,
     ) -> Array:
-        if self.noise is not None and not isinstance(self.noise, int | np.integer):
-            return as_inexact(self.noise)
-        count = default if self.noise is None else int(self.noise)
+        if self.given_noise is not None:
+            return self.given_noise
+        count = int(self.noise) if isinstance(self.noise, int | np.integer) else default
         key = self.random_key(0)
         return draw_start(model, process, initialization, 2 * count, key, shape, self.data)
+
+    def gradient_steps(self, default: int) -> int:
+        """Count the gradient steps that are asked for.
+
+        **Arguments:**
+
+        - `default`: their number if nothing is said.
+
+        **Returns:** the number; at most as many of an `Optax` solver.
+        """
+        if isinstance(self.fine_tune, Optax):
+            return self.fine_tune.max_iterations
+        return default if self.fine_tune is None else self.fine_tune
 
     def _solver(self, default: int) -> Optax | None:
         if isinstance(self.fine_tune, Optax):
             return self.fine_tune
-        steps = default if self.fine_tune is None else self.fine_tune
+        steps = self.gradient_steps(default)
         return default_fine_tuning(steps) if steps else None
 
 

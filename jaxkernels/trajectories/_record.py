@@ -19,6 +19,7 @@ local errors: it is accurate for many steps, and ranks schedules of few steps.
 import json
 import os
 from collections.abc import Sequence
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -171,7 +172,7 @@ class TrajectoryRecord(eqx.Module):
         first, *others = records
         for i, other in enumerate(others, 1):
             _check_alike(first, other, i)
-        noise = np.concatenate([np.asarray(r.noise) for r in records])
+        noise = cast(AnyArray, np.concatenate([np.asarray(r.noise) for r in records]))
         ends = np.concatenate([np.asarray(r.ends) for r in records])
         scale = end_scale(ends)
         products = [np.asarray(r.products) * (r.scale / scale) for r in records]
@@ -243,7 +244,7 @@ class TrajectoryRecord(eqx.Module):
             products, t_min, ends = (
                 constant(content[key]) for key in ("products", "t_min", "ends")
             )
-            noise = content["noise"]
+            noise = cast(AnyArray, content["noise"])
             nfe = int(content["nfe"])
             times = content["times"]
             expected = content["signal_noise"]

@@ -1,6 +1,7 @@
 """Recording trajectories of a network and their sensitivities."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -116,9 +117,8 @@ def record(
             line.update(
                 f"recording: trajectory {last + 1} of {x.shape[0]}, NFE {nfe:,} of {planned:,}"
             )
-    return _in_units(
-        coordinate, low_time, np.concatenate(products, 3), np.asarray(x), np.concatenate(ends), nfe
-    )
+    made = (np.concatenate(products, 3), cast(AnyArray, np.asarray(x)), np.concatenate(ends), nfe)
+    return _in_units(coordinate, low_time, *made)
 
 
 def record_nfe(trajectories: int, nodes: int, directions: int) -> int:
@@ -306,7 +306,7 @@ def _in_units(
     coordinate: TimeCoordinate,
     t_min: float,
     products: Float[np.ndarray, "splines splines 2 trajectories directions"],
-    noise: Float[np.ndarray, "trajectories *shape"],
+    noise: Float[AnyArray, "trajectories *shape"],
     ends: Float[np.ndarray, "trajectories d"],
     nfe: int,
 ) -> TrajectoryRecord:
