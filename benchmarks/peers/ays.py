@@ -31,7 +31,11 @@ SWEEPS = 10
 
 
 def search(
-    denoiser: jk.AbstractDenoiser, num_steps: int, data: np.ndarray, t_min: float, start: jk.Schedule
+    denoiser: jk.AbstractDenoiser,
+    num_steps: int,
+    data: np.ndarray,
+    t_min: float,
+    start: jk.Schedule,
 ) -> Found:
     """The schedule with the least bound, from another schedule; data (n, d)."""
     estimate = Bound(denoiser, data)

@@ -29,7 +29,9 @@ _FIRST = 3
 def search(process: jk.AbstractProcess, num_steps: int, t_min: float, order: int) -> Found:
     """The better of the optima from two starts: uniform in lambda, and in time."""
     makers = (jk.schedules.log_snr, jk.schedules.uniform)
-    starts = [-np.log(np.asarray(make(process, num_steps, t_min).sigmas(process))) for make in makers]
+    starts = [
+        -np.log(np.asarray(make(process, num_steps, t_min).sigmas(process))) for make in makers
+    ]
     found = [minimum(np.asarray(start, np.float64), order) for start in starts]
     levels = min(found, key=lambda levels: objective(levels, order))
     return Found(from_sigmas(process, np.exp(-levels), t_min), 0)

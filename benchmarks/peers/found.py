@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 import jaxkernels as jk
 
@@ -23,8 +23,13 @@ def from_sigmas(process: jk.AbstractProcess, sigmas: np.ndarray, t_min: float) -
     return jk.Schedule(times)
 
 
+def end_sigmas(process: jk.AbstractProcess, t_min: float) -> Float[np.ndarray, " 2"]:
+    """The highest and the lowest noise level."""
+    return np.asarray(process.sigma(np.array([float(np.asarray(process.t_max)), t_min])))
+
+
 def teacher(
-    denoiser: jk.AbstractDenoiser, steps: int, t_min: float, noise: np.ndarray
+    denoiser: jk.AbstractDenoiser, steps: int, t_min: float, noise: Array
 ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, "points n d"]]:
     """Noise levels, and points y = x / a of Euler's method in sigma at Karras's levels."""
     process = denoiser.process

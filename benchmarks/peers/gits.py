@@ -11,7 +11,7 @@ points at Karras's levels (rho = 7), coefficient 1.15.
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 import jaxkernels as jk
 
@@ -24,7 +24,7 @@ COSTS = ("dev", "l2")
 
 
 def search(
-    denoiser: jk.AbstractDenoiser, num_steps: int, noise: np.ndarray, t_min: float, cost: str
+    denoiser: jk.AbstractDenoiser, num_steps: int, noise: Array, t_min: float, cost: str
 ) -> Found:
     """The schedule of the best path; `cost` is "dev" or "l2"."""
     noise = noise[:TRAJECTORIES]

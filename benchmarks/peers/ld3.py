@@ -36,13 +36,15 @@ TEACHER_STEPS = 40
 
 
 def search(
-    denoiser: jk.AbstractDenoiser, sampler: str, num_steps: int, noise: np.ndarray, t_min: float
+    denoiser: jk.AbstractDenoiser, sampler: str, num_steps: int, noise: Array, t_min: float
 ) -> Found:
     """The schedule of the round and step with the least distance on the validation noise."""
     x = jnp.asarray(noise[: 2 * SAMPLES])
     schedule = jk.schedules.log_snr(denoiser.process, TEACHER_STEPS, t_min)
     targets = jk.sample(denoiser, "rk4", schedule, x)
-    levels = -np.log(np.asarray(jk.schedules.log_snr(denoiser.process, 1, t_min).sigmas(denoiser.process)))
+    levels = -np.log(
+        np.asarray(jk.schedules.log_snr(denoiser.process, 1, t_min).sigmas(denoiser.process))
+    )
     student = Student(denoiser, sampler, jnp.asarray(levels, x.dtype), jnp.asarray(t_min, x.dtype))
     z, runs = train(student, x, targets, num_steps)
     # a gradient: a forward pass and a backward pass of twice its cost
@@ -77,7 +79,9 @@ class Student(eqx.Module):
 
 
 @eqx.filter_jit
-def gradients(student: Student, z: Array, x: Array, targets: Array) -> tuple[Array, tuple[Array, Array]]:
+def gradients(
+    student: Student, z: Array, x: Array, targets: Array
+) -> tuple[Array, tuple[Array, Array]]:
     """Distances, and the gradients of their mean in the logits and in the initial noise."""
 
     def loss(z: Array, x: Array) -> tuple[Array, Array]:

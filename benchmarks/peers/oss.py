@@ -8,9 +8,11 @@ Source: Pei et al., "Optimal Stepsize for Diffusion Sampling" (2025), Algorithm 
 https://arxiv.org/abs/2503.21774. The teacher has 200 steps as in its code, here at Karras's levels.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 import jaxkernels as jk
 
@@ -20,9 +22,7 @@ TEACHER_STEPS = 200
 TRAJECTORIES = 8
 
 
-def search(
-    denoiser: jk.AbstractDenoiser, num_steps: int, noise: np.ndarray, t_min: float
-) -> Found:
+def search(denoiser: jk.AbstractDenoiser, num_steps: int, noise: Array, t_min: float) -> Found:
     """The median of the paths of several trajectories."""
     noise = noise[:TRAJECTORIES]
     sigmas, points = teacher(denoiser, TEACHER_STEPS, t_min, noise)
@@ -45,7 +45,7 @@ def search(
 def best_paths(
     sigmas: Float[np.ndarray, " points"],
     points: Float[np.ndarray, "points n d"],
-    slopes,
+    slopes: Callable[[np.ndarray], np.ndarray],
     num_steps: int,
 ) -> Int[np.ndarray, "n steps+1"]:
     """The path of every trajectory; `slopes(states)` are dy/dsigma at all points but the last."""
