@@ -14,7 +14,7 @@ from jaxkernels.optimize._budget import Costs, make_plan
 
 PROCESS, T_MIN = jk.VP(), 1e-3
 MIXTURE = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.full((2, 2), 0.02))
-NOISE = np.random.default_rng(0).standard_normal((48, 2))
+NOISE = jnp.asarray(np.random.default_rng(0).standard_normal((48, 2)))
 
 
 class Counter:
@@ -272,7 +272,9 @@ def test_plans_stay_within_their_budget(recorded: int | None, fine_tune: int) ->
 )
 def test_what_a_budget_refuses(target: Any, options: dict[str, Any], message: str) -> None:
     _, denoiser = _counted()
-    fields = {"noise": NOISE} | {k: options[k] for k in ("record", "noise") if k in options}
+    fields: dict[str, Any] = {"noise": NOISE} | {
+        k: options[k] for k in ("record", "noise") if k in options
+    }
     with pytest.raises(ValueError, match=message):
         jk.optimize_schedule(
             denoiser if target is None else target,

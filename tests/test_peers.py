@@ -101,7 +101,7 @@ def test_oss_counts_its_network_and_stays_in_order() -> None:
         return 0.5 * x
 
     denoiser = jk.Denoiser(network, PROCESS, "x0")
-    noise = np.random.default_rng(0).standard_normal((3, 2))
+    noise = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2)))
     found = oss.search(denoiser, 4, noise, T_MIN)
     # the teacher's trace is one call
     assert found.nfe == 3 * 200 * 4
@@ -178,12 +178,12 @@ def test_ays_descends_to_the_minimum_of_a_gaussian() -> None:
 def test_ld3_finds_the_tangent_law() -> None:
     """DDIM shrinks isotropic Gaussian data least where arctan(sigma / c) is evenly spaced."""
     denoiser = _isotropic(1.0)
-    noise = np.random.default_rng(0).standard_normal((2 * ld3.SAMPLES + 100, 4))
+    noise = jnp.asarray(np.random.default_rng(0).standard_normal((2 * ld3.SAMPLES + 100, 4)))
     found = ld3.search(denoiser, "ddim", 4, noise, T_MIN)
-    ends = np.asarray(PROCESS.sigma(np.array([1.0, T_MIN])))
-    tangent = from_sigmas(PROCESS, np.tan(np.linspace(*np.arctan(ends), 5)), T_MIN)
+    high, low = np.arctan(np.asarray(PROCESS.sigma(np.array([1.0, T_MIN]))))
+    tangent = from_sigmas(PROCESS, np.tan(np.linspace(high, low, 5)), T_MIN)
     start = jk.schedules.log_snr(PROCESS, 4, T_MIN)
-    fresh = jnp.asarray(noise[2 * ld3.SAMPLES :])
+    fresh = noise[2 * ld3.SAMPLES :]
     schedules = {"found": found.schedule, "tangent": tangent, "start": start}
     errors = jk.compare_schedules(denoiser, "ddim", schedules, fresh, progress=False)
     rms = errors.statistic("rms")

@@ -111,7 +111,7 @@ def all_searches(denoiser: jk.AbstractDenoiser, data: np.ndarray) -> dict[str, S
     def aligned(sampler: str, num_steps: int) -> Found:
         del sampler
         start = jk.schedules.log_snr(PROCESS, num_steps, T_MIN)
-        return ays.search(denoiser, num_steps, data, T_MIN, start)
+        return ays.search(denoiser, data, T_MIN, start)
 
     return {
         "tangent": lambda _, k: tangent(k, scale),

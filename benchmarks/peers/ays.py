@@ -31,16 +31,11 @@ SWEEPS = 10
 
 
 def search(
-    denoiser: jk.AbstractDenoiser,
-    num_steps: int,
-    data: np.ndarray,
-    t_min: float,
-    start: jk.Schedule,
+    denoiser: jk.AbstractDenoiser, data: np.ndarray, t_min: float, start: jk.Schedule
 ) -> Found:
     """The schedule with the least bound, from another schedule; data (n, d)."""
     estimate = Bound(denoiser, data)
-    sigmas = np.asarray(start.sigmas(denoiser.process), np.float64)
-    sigmas = descend(estimate, sigmas)
+    sigmas = descend(estimate, np.asarray(start.sigmas(denoiser.process), np.float64))
     return Found(from_sigmas(denoiser.process, sigmas, t_min), estimate.nfe)
 
 
@@ -70,14 +65,17 @@ class Bound:
         self.nfe = 0
         rng = np.random.default_rng(0)
         rows = data[rng.choice(len(data), SAMPLES)]
-        z = rng.standard_normal((2, *rows.shape))
+        z, more = rng.standard_normal((2, *rows.shape))
         # stratified
         self._share = (rng.permutation(SAMPLES) + rng.random(SAMPLES)) / SAMPLES
-        self._arrays = tuple(jnp.asarray(v, jnp.float32) for v in (rows, *z))
+        self._x0 = jnp.asarray(rows, jnp.float32)
+        self._z = jnp.asarray(z, jnp.float32)
+        self._more = jnp.asarray(more, jnp.float32)
 
     def __call__(self, above: float, below: float) -> float:
         levels, density = importance(above, below, self.variance, self._share)
-        squared = _differences(self.denoiser, *self._arrays, jnp.asarray(levels), above)
+        at = (jnp.asarray(levels), jnp.asarray(above))
+        squared = _differences(self.denoiser, self._x0, self._z, self._more, *at)
         self.nfe += 2 * SAMPLES
         return float(np.mean(np.asarray(squared, np.float64) / levels**3 / density))
 
@@ -101,7 +99,7 @@ def _differences(
     z: Float[Array, "n d"],
     more: Float[Array, "n d"],
     levels: Float[Array, " n"],
-    above: float,
+    above: Float[Array, ""],
 ) -> Float[Array, " n"]:
     """|D(x_t, t) - D(x_s, s)|^2 of every sample, each at its own level."""
     process = denoiser.process
@@ -113,6 +111,6 @@ def _differences(
     def one(x0: Array, z: Array, more: Array, sigma: Array) -> Array:
         y = x0 + sigma.astype(x0.dtype) * z
         later = y + jnp.sqrt(jnp.maximum(above**2 - sigma**2, 0.0)).astype(y.dtype) * more
-        return jnp.sum((denoise(y, sigma) - denoise(later, jnp.asarray(above))) ** 2)
+        return jnp.sum((denoise(y, sigma) - denoise(later, above)) ** 2)
 
     return jax.vmap(one)(x0, z, more, levels)

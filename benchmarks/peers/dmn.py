@@ -13,6 +13,7 @@ Source: Xue et al., "Accelerating Diffusion Sampling with Optimized Time Steps" 
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -50,7 +51,8 @@ def minimum(levels: Float[np.ndarray, " points"], order: int) -> Float[np.ndarra
     lower = np.zeros(count + 1)
     lower[0] = levels[0]
     lower[-1] -= levels[-1]
-    ordered = LinearConstraint(differences, lower, np.full(count + 1, np.inf))
+    bounds: Any = (lower, np.full(count + 1, np.inf))
+    ordered = LinearConstraint(differences, *bounds)
     found = minimize(value, levels[1:-1], method="trust-constr", constraints=[ordered])
     inner = np.sort(found.x)
     better = value(inner) < value(levels[1:-1]) and np.all(np.diff(inner) > 0)
