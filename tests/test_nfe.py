@@ -272,9 +272,8 @@ def test_plans_stay_within_their_budget(recorded: int | None, fine_tune: int) ->
 )
 def test_what_a_budget_refuses(target: Any, options: dict[str, Any], message: str) -> None:
     _, denoiser = _counted()
-    fields: dict[str, Any] = {"noise": NOISE} | {
-        k: options[k] for k in ("record", "noise") if k in options
-    }
+    given = {name: options[name] for name in ("record", "noise") if name in options}
+    fields: dict[str, Any] = {"noise": NOISE} | given
     with pytest.raises(ValueError, match=message):
         jk.optimize_schedule(
             denoiser if target is None else target,

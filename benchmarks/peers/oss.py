@@ -10,6 +10,8 @@ https://arxiv.org/abs/2503.21774. The teacher has 200 steps as in its code, here
 
 from collections.abc import Callable
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -32,14 +34,24 @@ def search(denoiser: jk.AbstractDenoiser, num_steps: int, noise: Array, t_min: f
     shape = (len(noise), *noise.shape[1:])
 
     def slopes(states: np.ndarray) -> np.ndarray:
-        x = jnp.asarray(a * states, noise.dtype).reshape(len(times), *shape)
-        eps = [denoiser(x[i], jnp.asarray(times[i], x.dtype)).eps for i in range(TEACHER_STEPS)]
-        return np.asarray(jnp.stack(eps), np.float64).reshape(TEACHER_STEPS, len(noise), -1)
+        x = jnp.asarray((a * states)[:-1], noise.dtype).reshape(TEACHER_STEPS, *shape)
+        eps = _noise_at(denoiser, x, jnp.asarray(times[:-1], x.dtype))
+        return np.asarray(eps, np.float64).reshape(TEACHER_STEPS, len(noise), -1)
 
     paths = best_paths(sigmas, points, slopes, num_steps)
     path = np.round(np.median(paths, 0)).astype(int)
-    nfe = len(noise) * TEACHER_STEPS * num_steps
+    nfe = len(noise) * TEACHER_STEPS * (1 + num_steps)
     return Found(from_sigmas(process, sigmas[_increasing(path)], t_min), nfe)
+
+
+@eqx.filter_jit
+def _noise_at(
+    denoiser: jk.AbstractDenoiser,
+    x: Float[Array, "points n *shape"],
+    times: Float[Array, " points"],
+) -> Float[Array, "points n *shape"]:
+    """The predicted noise of all points, each at its own time."""
+    return jax.lax.map(lambda pair: denoiser(*pair).eps, (x, times))
 
 
 def best_paths(

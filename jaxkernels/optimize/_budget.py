@@ -11,14 +11,15 @@ from ..trajectories import TrajectoryRecord, record_nfe
 from ._candidates import Candidate
 from ._fine_tune import fine_tuning_nfe
 
-# shares of what there is for evidence, then of the rest for a record
+# share of the evidence
 _EVIDENCE = 0.15
-_RECORD = 0.7
 # nodes and directions of a record, the finest that leaves enough trajectories
 _RESOLUTIONS = ((40, 8), (32, 4), (24, 4), (20, 2), (16, 1))
 _ENOUGH_TRAJECTORIES = 32
 _MOST_TRAJECTORIES = 256
-# samples of initial noise: in four batches of a record, in the evidence, at least and at most
+# batches of a record
+_BATCHES = 4
+# samples of initial noise that select, and of the evidence
 _LEAST_ROWS = 4
 _MOST_ROWS = 2048
 # candidates that are run to select: those that the record predicts to be best
@@ -118,7 +119,9 @@ def make_plan(
 
     **Raises:** ValueError for a budget too small, naming the least one, or too few rows.
     """
-    least = _least(costs, dimension, recorded is None)
+    before = _least_record(dimension) if recorded is None else 0
+    before += costs.selecting(_LEAST_ROWS)
+    least = before + costs.evidence(_LEAST_ROWS)
     if budget < least:
         raise ValueError(f"budget = {budget} must be at least {least} NFE here.")
     rows = _MOST_ROWS if rows is None else rows
@@ -126,17 +129,16 @@ def make_plan(
     if rows < needed:
         raise ValueError(f"noise has {rows} rows; within a budget at least {needed} are needed.")
     most = rows if recorded is not None else max(_LEAST_ROWS, rows // 3)
-    share = max(_EVIDENCE * budget, costs.evidence(_LEAST_ROWS))
+    share = max(int(_EVIDENCE * budget), costs.evidence(_LEAST_ROWS))
+    share = min(share, budget - before)
     evidence = _most_rows(costs.evidence, share, most)
     left = budget - costs.evidence(evidence)
     resolution = (0, 0, 0)
-    record = 0
     if recorded is None:
-        share = min(_RECORD * left, left - costs.selecting(_LEAST_ROWS))
-        resolution = _resolution(share, dimension, min(_MOST_TRAJECTORIES, rows - evidence))
-        record = record_nfe(*resolution)
-        recorded = resolution[0]
-    selecting = _most_rows(costs.selecting, left - record, recorded)
+        most = min(_MOST_TRAJECTORIES, rows - evidence)
+        resolution = _resolution(costs, left, dimension, most)
+    record = record_nfe(*resolution) if recorded is None else 0
+    selecting = _most_rows(costs.selecting, left - record, recorded or resolution[0])
     nfe = {
         "record": record,
         "selection": costs.selection(selecting),
@@ -146,28 +148,31 @@ def make_plan(
     return Plan(budget, *resolution, selecting, evidence, costs.reference_steps, nfe)
 
 
-def _least(costs: Costs, dimension: int, records: bool) -> int:
-    """NFE of the smallest plan."""
+def _least_record(dimension: int) -> int:
+    """NFE of the smallest record."""
     nodes, directions = _RESOLUTIONS[-1]
-    made = record_nfe(_LEAST_ROWS, nodes, min(directions, dimension)) if records else 0
-    return made + costs.selecting(_LEAST_ROWS) + costs.evidence(_LEAST_ROWS)
+    return record_nfe(_LEAST_ROWS, nodes, min(directions, dimension))
 
 
-def _resolution(share: float, dimension: int, most: int) -> tuple[int, int, int]:
-    """Trajectories, nodes and directions: the finest record that has enough trajectories."""
+def _resolution(costs: Costs, left: int, dimension: int, most: int) -> tuple[int, int, int]:
+    """Trajectories, nodes and directions of the finest record that has enough trajectories.
+
+    All of them select as well. They are recorded in four batches of the same size.
+    """
     found = (0, 0, 0)
     for nodes, directions in _RESOLUTIONS:
-        directions = min(directions, dimension)
-        each = record_nfe(1, nodes, directions)
-        # four batches of the same size
-        trajectories = min(int(share) // each, most) // 4 * 4
-        found = (trajectories, nodes, directions)
-        if trajectories >= min(_ENOUGH_TRAJECTORIES, most // 4 * 4):
+        resolution = (nodes, min(directions, dimension))
+
+        def cost(rows: int, resolution: tuple[int, int] = resolution) -> int:
+            return record_nfe(rows, *resolution) + costs.selecting(rows)
+
+        found = (_most_rows(cost, left, most) // _BATCHES * _BATCHES, *resolution)
+        if found[0] >= min(_ENOUGH_TRAJECTORIES, most // _BATCHES * _BATCHES):
             break
     return found
 
 
-def _most_rows(cost: Callable[[int], int], available: float, most: int) -> int:
+def _most_rows(cost: Callable[[int], int], available: int, most: int) -> int:
     """The largest number of rows, at most `most`, whose cost is available."""
     rows = 0
     while rows < most and cost(rows + 1) <= available:
