@@ -199,15 +199,9 @@ def _follow(
     Float[Array, "nodes directions batch d"],
     Float[Array, "batch d"],
 ]:
-    """(D, eps) and sensitivities at the nodes, and the end points, of a batch of trajectories.
-
-    Equation (1) of `record` in v = level A_x, level^2 = (a c)^2 + s^2 with c the size of the end
-    points, over the angle arctan(sigma / c): v is constant for a Gaussian of variance c^2, so that
-    steps may be long, and both are finite where sigma is infinite.
-    """
+    """(D, eps) and sensitivities at the nodes, and the end points, of a batch of trajectories."""
     denoiser = denoiser.astype(x.dtype)
     times = times.astype(x.dtype)
-    process = denoiser.process
 
     def forward(x: Array, step: tuple[Array, Array]) -> tuple[Array, tuple[Array, Prediction]]:
         after, split = _advance(denoiser, x, *step)
@@ -218,38 +212,60 @@ def _follow(
     split = jax.tree.map(
         lambda a, b: jnp.concatenate([a, b[None]]), split, denoiser(end, times[-1])
     )
-    # one per trajectory, so that none depends on the others of its batch
-    each = (-1, *[1] * (x.ndim - 1))
-    size = jnp.sqrt(jnp.mean(end.reshape(len(end), -1) ** 2, 1)) + process.noise(times[-1])
-    scaled = process.signal(times)[:, None] * size
-    noise = jnp.broadcast_to(process.noise(times)[:, None], scaled.shape)
-    level = jnp.hypot(scaled, noise)
-    weights = _extrapolation_weights(jnp.arctan2(noise, scaled))
-    scaled, noise, level = (a.reshape(-1, *x.shape[:1], *each[1:]) for a in (scaled, noise, level))
-    weights = weights.reshape(*weights.shape[:3], *each[1:])
-
-    def backward(
-        state: tuple[Array, Array, Array], inputs: tuple[Array, ...]
-    ) -> tuple[tuple[Array, Array, Array], Array]:
-        v, before, earlier = state
-        x, t, scaled, noise, level, weight = inputs
-        pull_back = jax.vjp(lambda x: denoiser(x, t).x0, x)[1]
-        pulled = jax.vmap(lambda u: pull_back(u)[0])(v)
-        rate = level**2 * process.signal(t) / (noise * scaled) * pulled - scaled / noise * v
-        v = v + weight[0] * rate + weight[1] * before + weight[2] * earlier
-        return (v, rate, before), v
-
-    last = level[-1] * jnp.broadcast_to(frame[:, None], (len(frame), *x.shape))
-    start = (last, jnp.zeros_like(last), jnp.zeros_like(last))
-    inputs = (path[1:], times[1:], scaled[1:], noise[1:], level[1:], weights)
-    _, earlier = jax.lax.scan(backward, start, inputs, reverse=True)
-    sensitivity = jnp.concatenate([earlier, last[None]]) / level[:, None]
+    sensitivity = _sensitivities(denoiser, times, path, frame)
     both = jnp.stack([split.x0, split.eps], 1)
     return (
         both.reshape(*both.shape[:3], -1),
         sensitivity.reshape(*sensitivity.shape[:3], -1),
         end.reshape(len(end), -1),
     )
+
+
+def _sensitivities(
+    denoiser: AbstractDenoiser,
+    times: Float[Array, " nodes"],
+    path: Float[Array, "nodes batch *shape"],
+    frame: Float[Array, "directions *shape"],
+) -> Float[Array, "nodes directions batch *shape"]:
+    """Equation (1) of `record` back from the end points, by an explicit multistep method.
+
+    In terms of v = level A_x, level^2 = (a c)^2 + s^2 with c the size of the end point, and of the
+    angle arctan(sigma / c),
+
+        dv / dangle = level^2 / (s c) (dD/dx)^T v - (a c / s) v.
+
+    v is constant for Gaussian data of variance c^2, so that steps may be long, and angles are
+    finite where sigma is not.
+    """
+    process = denoiser.process
+    # c is that of every trajectory itself, so that none depends on the others of its batch
+    end = path[-1].reshape(path.shape[1], -1)
+    size = jnp.sqrt(jnp.mean(end**2, 1)) + process.noise(times[-1])
+    scaled = process.signal(times)[:, None] * size
+    noise = process.noise(times)[:, None]
+    level = jnp.hypot(scaled, noise)
+    weights = _extrapolation_weights(jnp.arctan2(noise, scaled))
+    factors = jnp.stack([level**2 / (noise * size), -scaled / noise], 1)[1:]
+    factors = jnp.concatenate([factors, weights], 1)
+
+    def along(values: Float[Array, "*rows batch"]) -> Array:
+        return values.reshape(*values.shape, *[1] * (path.ndim - 2))
+
+    def backward(
+        state: tuple[Array, Array, Array], inputs: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array, Array], Array]:
+        v, rate_below, rate_below_that = state
+        x, t, (pulled, kept, *weight) = inputs
+        pull_back = jax.vjp(lambda x: denoiser(x, t).x0, x)[1]
+        rate = pulled * jax.vmap(lambda u: pull_back(u)[0])(v) + kept * v
+        v = v + weight[0] * rate + weight[1] * rate_below + weight[2] * rate_below_that
+        return (v, rate, rate_below), v
+
+    last = along(level[-1]) * jnp.broadcast_to(frame[:, None], (len(frame), *path.shape[1:]))
+    start = (last, jnp.zeros_like(last), jnp.zeros_like(last))
+    inputs = (path[1:], times[1:], along(factors))
+    _, earlier = jax.lax.scan(backward, start, inputs, reverse=True)
+    return jnp.concatenate([earlier, last[None]]) / along(level)[:, None]
 
 
 def _advance(
@@ -281,12 +297,17 @@ def _extrapolation_weights(
     none = jnp.full_like(length[:1], jnp.inf)
     one = jnp.concatenate([length[1:], none])
     two = jnp.concatenate([length[2:], none, none])
-    # divided differences: first / one, then second / (one + two)
+    # of the first and the second divided difference
     slope = length**2 / 2.0 / one
     bend = jnp.where(jnp.isinf(two), 0.0, (length**3 / 3.0 + length**2 * one / 2.0) / (one + two))
-    bend_one = bend / one
-    bend_two = bend / two
-    return jnp.stack([length + slope + bend_one, -slope - bend_one - bend_two, bend_two], 1)
+    return jnp.stack(
+        [
+            length + slope + bend / one,
+            -slope - bend / one - bend / two,
+            bend / two,
+        ],
+        1,
+    )
 
 
 def _products(
