@@ -175,7 +175,7 @@ def test_ays_descends_to_the_minimum_of_a_gaussian() -> None:
     assert total(np.log(found[1:-1])) < 1.05 * exact.fun < 0.5 * total(np.log(start[1:-1]))
 
 
-def test_ld3_finds_the_tangent_law() -> None:
+def test_ld3_finds_the_tangent_schedule() -> None:
     """DDIM shrinks isotropic Gaussian data least where arctan(sigma / c) is evenly spaced."""
     denoiser = _isotropic(1.0)
     noise = jnp.asarray(np.random.default_rng(0).standard_normal((2 * ld3.SAMPLES + 100, 4)))

@@ -105,12 +105,7 @@ def record(
                 for array in _follow(denoiser, times, x[rows], frame)
             )
             last = int(rows[0]) + count - 1
-            if not (np.all(np.isfinite(split)) and np.all(np.isfinite(sensitivity))):
-                raise ValueError(
-                    f"trajectories {rows[0]} to {last} or their sensitivities are not finite: the "
-                    "network returned NaN or infinity, or its prediction is undefined at t_max or "
-                    "t_min."
-                )
+            _check_finite(split, sensitivity, f"{rows[0]} to {last}")
             products.append(_products(sensitivity, split, fit)[..., :count, :])
             ends.append(end[:count])
             nfe += record_nfe(len(rows), nodes, len(frame))
@@ -119,6 +114,15 @@ def record(
             )
     made = (np.concatenate(products, 3), cast(AnyArray, np.asarray(x)), np.concatenate(ends), nfe)
     return _in_units(coordinate, low_time, *made)
+
+
+def _check_finite(split: np.ndarray, sensitivity: np.ndarray, rows: str) -> None:
+    """Raise, naming the trajectories, unless all is finite."""
+    if not (np.all(np.isfinite(split)) and np.all(np.isfinite(sensitivity))):
+        raise ValueError(
+            f"trajectories {rows} or their sensitivities are not finite: the network returned NaN "
+            "or infinity, or its prediction is undefined at t_max or t_min."
+        )
 
 
 def record_nfe(trajectories: int, nodes: int, directions: int) -> int:
