@@ -95,9 +95,8 @@ def record(
     fit = spline_fit(nodes)
     products = []
     ends = []
-    nfe = 0
-    planned = record_nfe(_rows_run(x.shape[0], batch), nodes, len(frame))
-    with Progress(f"recording: compiling, NFE {planned:,}", progress) as line:
+    nfe = record_nfe(_rows_run(x.shape[0], batch), nodes, len(frame))
+    with Progress(f"recording, NFE {nfe:,}: compiling", progress) as line:
         for rows, count in _batches(x.shape[0], batch):
             split, sensitivity, end = (
                 # local errors are small differences of these
@@ -108,10 +107,7 @@ def record(
             _check_finite(split, sensitivity, f"{rows[0]} to {last}")
             products.append(_products(sensitivity, split, fit)[..., :count, :])
             ends.append(end[:count])
-            nfe += record_nfe(len(rows), nodes, len(frame))
-            line.update(
-                f"recording: trajectory {last + 1} of {x.shape[0]}, NFE {nfe:,} of {planned:,}"
-            )
+            line.update(f"recording, NFE {nfe:,}: trajectory {last + 1} of {x.shape[0]}")
     made = (np.concatenate(products, 3), cast(AnyArray, np.asarray(x)), np.concatenate(ends), nfe)
     return _in_units(coordinate, low_time, *made)
 
