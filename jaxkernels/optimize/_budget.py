@@ -1,5 +1,6 @@
 """Dividing a budget of NFE between a trajectory record, a selection and its evidence."""
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
@@ -174,10 +175,7 @@ def _resolution(costs: Costs, left: int, dimension: int, most: int) -> tuple[int
 
 def _most_rows(cost: Callable[[int], int], available: int, most: int) -> int:
     """The largest number of rows, at most `most`, whose cost is available."""
-    rows = 0
-    while rows < most and cost(rows + 1) <= available:
-        rows += 1
-    return rows
+    return bisect.bisect_right(range(1, most + 1), available, key=cost)
 
 
 def shortlist(

@@ -115,7 +115,8 @@ def optimize_schedule(
     - `budget`: NFE on a network that are never exceeded, such as 16_000: for a trajectory record
       (none if `Selection(record=...)` is given, so that one serves every sampler and K), a
       selection on its initial noise with its end points as the reference, and evidence on other
-      noise. `OptimizedSchedule.plan` says how it was divided. Default: as `Selection` says.
+      noise. Rows of a given `Selection.noise` are recorded, or are the evidence's if a record is
+      given. `OptimizedSchedule.plan` says how it was divided. Default: as `Selection` says.
     - `progress`: show a status line while it takes longer than a second, on a terminal.
 
     **Returns:** an `OptimizedSchedule`, never worse under its objective than the best start; or,
@@ -404,12 +405,11 @@ def _prepare_within(
         baselines=len(BASELINES) + (len(starts) if isinstance(starts, Mapping) else 0),
         fine_tune=selection.gradient_steps(0) if request.num_steps > 1 else 0,
     )
-    rows = selection.given_noise
     plan = make_plan(
         request.budget,
         costs,
         int(np.prod(_noise_within(model, request, selection, 1).shape[1:])),
-        None if rows is None else len(rows),
+        selection.noise_rows,
         None if given is None else given.num_trajectories,
     )
     count = plan.trajectories + plan.evidence

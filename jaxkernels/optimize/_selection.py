@@ -114,6 +114,13 @@ class Selection:
             return None
         return as_inexact(self.noise)
 
+    @property
+    def noise_rows(self) -> int | None:
+        """Rows of initial noise, of the selection and its evidence; None if nothing is said."""
+        if isinstance(self.noise, int | np.integer):
+            return 2 * int(self.noise)
+        return None if self.given_noise is None else len(self.given_noise)
+
     def random_key(self, number: int) -> Array:
         """Return one of several independent random keys.
 
