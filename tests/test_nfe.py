@@ -216,7 +216,7 @@ def test_one_record_serves_every_setting() -> None:
 
 @pytest.mark.slow
 def test_fine_tuning_stays_within_a_budget() -> None:
-    """Of a network beside samples; what a gradient computes again of its forward pass is not seen."""
+    """Of a network beside samples; what a gradient computes again is not seen."""
     samples = MIXTURE.sample(jax.random.key(0), 200)
     selection = jk.Selection(denoiser=DENOISER, fine_tune=2)
     before = COUNTER.nfe

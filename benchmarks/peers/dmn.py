@@ -13,6 +13,7 @@ Source: Xue et al., "Accelerating Diffusion Sampling with Optimized Time Steps" 
 """
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,10 @@ def minimum(levels: Float[np.ndarray, " points"], order: int) -> Float[np.ndarra
     lower[-1] -= levels[-1]
     bounds: Any = (lower, np.full(count + 1, np.inf))
     ordered = LinearConstraint(differences, *bounds)
-    found = minimize(value, levels[1:-1], method="trust-constr", constraints=[ordered])
+    with warnings.catch_warnings():
+        # where the objective is a sum of absolute values, its slope can stay as it is
+        warnings.simplefilter("ignore")
+        found = minimize(value, levels[1:-1], method="trust-constr", constraints=[ordered])
     inner = np.sort(found.x)
     better = value(inner) < value(levels[1:-1]) and np.all(np.diff(inner) > 0)
     return np.concatenate([levels[:1], inner, levels[-1:]]) if better else levels
