@@ -68,13 +68,13 @@ class Bound:
         z, more = rng.standard_normal((2, *rows.shape))
         # stratified
         self._share = (rng.permutation(SAMPLES) + rng.random(SAMPLES)) / SAMPLES
-        self._x0 = jnp.asarray(rows, jnp.float32)
-        self._z = jnp.asarray(z, jnp.float32)
-        self._more = jnp.asarray(more, jnp.float32)
+        self._x0 = jnp.asarray(rows, float)
+        self._z = jnp.asarray(z, float)
+        self._more = jnp.asarray(more, float)
 
     def __call__(self, above: float, below: float) -> float:
         levels, density = importance(above, below, self.variance, self._share)
-        at = (jnp.asarray(levels), jnp.asarray(above))
+        at = (jnp.asarray(levels, float), jnp.asarray(above, float))
         squared = _differences(self.denoiser, self._x0, self._z, self._more, *at)
         self.nfe += 2 * SAMPLES
         return float(np.mean(np.asarray(squared, np.float64) / levels**3 / density))
@@ -105,12 +105,12 @@ def _differences(
     process = denoiser.process
 
     def denoise(y: Array, sigma: Array) -> Array:
-        t = process.time_at_sigma(sigma).astype(y.dtype)
+        t = process.time_at_sigma(sigma)
         return denoiser((process.signal(t) * y)[None], t).x0[0]
 
     def one(x0: Array, z: Array, more: Array, sigma: Array) -> Array:
-        y = x0 + sigma.astype(x0.dtype) * z
-        later = y + jnp.sqrt(jnp.maximum(above**2 - sigma**2, 0.0)).astype(y.dtype) * more
+        y = x0 + sigma * z
+        later = y + jnp.sqrt(jnp.maximum(above**2 - sigma**2, 0.0)) * more
         return jnp.sum((denoise(y, sigma) - denoise(later, above)) ** 2)
 
     return jax.vmap(one)(x0, z, more, levels)
