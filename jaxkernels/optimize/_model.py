@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from .. import _checks
 from .._nfe import EVALUATION
+from .._progress import Progress
 from .._types import AnyArray, Numbers
 from ..distributions import AbstractDistribution, ExactDenoiser, Gaussian, GaussianMixture
 from ..prediction import AbstractDenoiser
@@ -55,11 +56,14 @@ def as_model(target: object, has_record: bool) -> Model:
     return Model(mixture.gaussian(), mixture, samples)
 
 
-def model_of_network(denoiser: AbstractDenoiser, noise: Array, t_min: float) -> Model:
+def model_of_network(
+    denoiser: AbstractDenoiser, noise: Array, t_min: float, progress: bool
+) -> Model:
     """The Gaussian of a network's own samples from `noise`."""
     schedule = log_snr(denoiser.process, _SAMPLE_STEPS, t_min)
-    samples = np.asarray(sample(denoiser, "dpmpp_2m", schedule, noise), np.float64)
-    nfe = EVALUATION * len(samples) * _SAMPLE_STEPS
+    nfe = EVALUATION * len(noise) * _SAMPLE_STEPS
+    with Progress(f"sampling for the covariance, NFE {nfe:,}", progress):
+        samples = np.asarray(sample(denoiser, "dpmpp_2m", schedule, noise), np.float64)
     return Model(Gaussian.fit(samples), denoiser=denoiser, nfe=nfe)
 
 

@@ -346,18 +346,20 @@ def _resolve(target: object, request: _Request, progress: bool) -> tuple[Model, 
         return Model(target), selection
     selection = selection or Selection()
     if isinstance(target, AbstractDenoiser) and not isinstance(target, ExactDenoiser):
-        return _resolve_network(target, request, selection), selection
+        return _resolve_network(target, request, selection, progress), selection
     recorded = isinstance(selection.record, TrajectoryRecord) and selection.denoiser is not None
     with Progress("fitting a mixture to the samples", progress):
         return as_model(target, recorded), selection
 
 
-def _resolve_network(target: AbstractDenoiser, request: _Request, selection: Selection) -> Model:
+def _resolve_network(
+    target: AbstractDenoiser, request: _Request, selection: Selection, progress: bool
+) -> Model:
     """A network as the target: the Gaussian is that of its own samples, or of the data."""
     model = _model_of_data(target, selection)
     if model is None:
         noise = _network_noise(request, selection, _noise_count(selection))
-        model = model_of_network(target, noise, request.t_min[0])
+        model = model_of_network(target, noise, request.t_min[0], progress)
     return model
 
 

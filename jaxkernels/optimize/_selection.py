@@ -68,7 +68,8 @@ class Selection:
       the reference solution. Needed for stochastic schedules on a network, and to start a network
       that is the target from noised data; by default the target's samples.
     - `criterion`: "balanced" (default) or a statistic, see `Comparison.best`.
-    - `record`: a `TrajectoryRecord` of the same network, whose optima become candidates. By default
+    - `record`: a `TrajectoryRecord` of the same network, whose optima become candidates; of a
+      network that is the target, its end points give the covariance as well. By default
       trajectories of a mixture, or of a network that is the target, are recorded; False for none.
     - `fine_tune`: number of gradient steps on the criterion through the network, or an `Optax`
       solver. The result is one more candidate. Default: 40 through a mixture (fewer above 256
