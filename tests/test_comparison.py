@@ -400,7 +400,7 @@ def test_statistics_agree_in_both_libraries() -> None:
 
 def test_nfe_counts_the_reference_and_every_schedule() -> None:
     schedules = _baselines(12)
-    assert comparison_nfe(jk.Heun(), schedules, 5) == 5 * (240 + 120 + 2 * 3 * 12)
+    assert comparison_nfe(PROCESS, jk.Heun(), schedules, 5) == 5 * (240 + 120 + 2 * 3 * 12)
 
 
 def test_comparisons_are_joined_and_taken_apart() -> None:

@@ -34,6 +34,7 @@ MODULES = [
     "_plot",
     "_tables",
     "_progress",
+    "_nfe",
     "processes",
     "prediction",
     "schedules",

@@ -20,7 +20,7 @@ from jaxkernels.comparison import compare_to, solve_reference
 from jaxkernels.exports import export
 from jaxkernels.measurement import Measurement
 from jaxkernels.optimize import Candidate, Origin
-from jaxkernels.optimize._fine_tune import default_fine_tuning, fine_tune
+from jaxkernels.optimize._fine_tune import default_fine_tuning, fine_tune, fine_tuning_nfe
 from jaxkernels.optimize._space import ScheduleSpace
 from jaxkernels.optimize._trust import unproven, unresolved
 
@@ -421,11 +421,11 @@ def _fine_tune(
     }
     with Progress("fine-tuning", False) as line:
         reference = solve_reference(denoiser, x, 200, (1.0, 1e-3))
-        compared = compare_to(reference, jk.DDIM(), baselines, key=None, line=line)
+        compared = compare_to(reference, jk.DDIM(), baselines, key=None, line=line, planned=0)
     start = baselines["quadratic"]
     sampler = jk.DDIM()
     found = fine_tune(reference, sampler, SPACE, start, compared, criterion, solver)
-    return found.schedule, found.nfe, baselines
+    return found, fine_tuning_nfe(len(x), 4, solver.max_iterations), baselines
 
 
 @pytest.mark.parametrize("criterion", ["balanced", "median", "sliced_w2"])

@@ -433,7 +433,8 @@ def test_records_of_parts_are_the_record_of_the_whole(
     assert found.num_trajectories == 64
     assert found.nfe == recorded.nfe == sum(part.nfe for part in parts)
     np.testing.assert_allclose(found.scale, recorded.scale, rtol=1e-12)
-    np.testing.assert_allclose(found.end_mean, recorded.end_mean, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found.ends, recorded.ends, rtol=1e-10, atol=1e-12)
+    np.testing.assert_array_equal(found.noise, NOISE)
     if key is None:
         size = np.abs(recorded.products).max()
         np.testing.assert_allclose(found.products, recorded.products, rtol=1e-8, atol=1e-11 * size)
@@ -504,8 +505,8 @@ def test_the_nfe_of_a_record_counts_what_is_run() -> None:
     x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 3)))
     found = jk.record(denoiser, x, t_min=0.1, nodes=9, directions=2, batch=3, progress=False)
     jax.effects_barrier()
-    assert forward == 6 * (9 + 4 * 8 + 4 * 8)
-    assert backward == 6 * (4 * 8) * 2
+    assert forward == 6 * (4 * 8 + 1 + 8)
+    assert backward == 6 * 8 * 2
     assert found.nfe == forward + 2 * backward
 
 

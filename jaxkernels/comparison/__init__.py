@@ -15,6 +15,8 @@ from ._criteria import (
 )
 from ._reference import (
     Reference as Reference,
+    as_reference as as_reference,
+    reference_nfe as reference_nfe,
     reference_steps as reference_steps,
     solve_reference as solve_reference,
 )

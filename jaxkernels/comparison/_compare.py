@@ -11,10 +11,16 @@ from .._progress import Progress
 from .._types import AnyArray, Numbers
 from ..prediction import AbstractDenoiser, check_denoiser
 from ..processes import AbstractProcess
-from ..samplers import AbstractSampler, as_sampler, check_schedule
+from ..samplers import AbstractSampler, as_sampler, check_schedule, sampling_nfe
 from ..schedules import Schedule
 from ._comparison import Comparison
-from ._reference import Reference, reference_steps, sample_ends, solve_reference
+from ._reference import (
+    Reference,
+    reference_nfe,
+    reference_steps,
+    sample_ends,
+    solve_reference,
+)
 
 
 def compare_schedules(
@@ -31,7 +37,9 @@ def compare_schedules(
 
     The reference starts from the same initial noise and takes max(200, 20 K) steps of
     DPM-Solver++(2M), uniform in log-SNR (`schedules.log_snr`, with its rules where log-SNR is
-    infinite at an end), K the largest number of steps of `schedules`.
+    infinite at an end), K the largest number of steps of `schedules`. NFE per sample: those, half
+    as many for the reference's error, and those of all schedules; the status line shows the total
+    from the start.
 
     **Arguments:**
 
@@ -63,9 +71,10 @@ def compare_schedules(
     span = check_schedules(process, sampler, schedules, stochastic=data is not None)
     noise = check_noise(noise)
     steps = reference_steps(max(schedule.num_steps for schedule in schedules.values()))
-    with Progress("comparing: reference solution", progress) as line:
+    planned = comparison_nfe(process, sampler, schedules, len(noise))
+    with Progress(f"comparing, NFE {planned:,}: reference solution", progress) as line:
         reference = solve_reference(denoiser, noise, steps, span, data)
-        return compare_to(reference, sampler, schedules, key=key, line=line)
+        return compare_to(reference, sampler, schedules, key=key, line=line, planned=planned)
 
 
 def check_schedules(
@@ -128,6 +137,7 @@ def compare_to(
     *,
     key: Array | None,
     line: Progress,
+    planned: int,
 ) -> Comparison:
     """Compare checked schedules with a given reference solution.
 
@@ -138,14 +148,17 @@ def compare_to(
     - `schedules`: {name: Schedule}, as `check_schedules` accepts them.
     - `key`: for the noise of stochastic steps, the same for all schedules; None for a fixed one.
     - `line`: the status line.
+    - `planned`: the NFE of everything that the status line is of.
 
     **Returns:** a `Comparison`.
     """
     key = jax.random.key(0) if key is None else key
+    process = reference.denoiser.process
     errors = []
     projections = []
     for name, schedule in schedules.items():
-        line.update(f"comparing: {type(sampler).__name__}, {schedule.num_steps} steps, {name}")
+        setting = f"{type(sampler).__name__}, {schedule.num_steps} steps, {name}"
+        line.update(f"comparing, NFE {planned:,}: {setting}")
         ends = sample_ends(reference.denoiser, sampler, schedule, reference.noise, key)
         error = np.linalg.norm(ends - reference.ends, axis=1) / reference.scale
         # a stochastic schedule has no reference from the same noise
@@ -158,22 +171,31 @@ def compare_to(
         reference.ends @ reference.directions,
         reference.error,
         reference.data_projections,
+        sampling_nfe=len(reference.noise) * _total_nfe(process, sampler, schedules),
+        reference_nfe=reference.nfe,
     )
 
 
-def comparison_nfe(sampler: AbstractSampler, schedules: Mapping[str, Schedule], n: int) -> int:
+def comparison_nfe(
+    process: AbstractProcess, sampler: AbstractSampler, schedules: Mapping[str, Schedule], n: int
+) -> int:
     """Count the NFE of a comparison of schedules from n samples of noise, its reference included.
-
-    An upper bound: a last step to sigma = 0 takes one evaluation, whatever the sampler.
 
     **Arguments:**
 
+    - `process`: of the network.
     - `sampler`: runs all schedules.
     - `schedules`: {name: Schedule}.
     - `n`: number of samples.
 
     **Returns:** evaluations of the network at one point each.
     """
-    steps = [schedule.num_steps for schedule in schedules.values()]
-    reference = reference_steps(max(steps))
-    return n * (reference + reference // 2 + sampler.nfe_per_step * sum(steps))
+    steps = reference_steps(max(schedule.num_steps for schedule in schedules.values()))
+    return n * (reference_nfe(steps) + _total_nfe(process, sampler, schedules))
+
+
+def _total_nfe(
+    process: AbstractProcess, sampler: AbstractSampler, schedules: Mapping[str, Schedule]
+) -> int:
+    """NFE per sample of all schedules."""
+    return sum(sampling_nfe(process, sampler, schedule) for schedule in schedules.values())

@@ -46,6 +46,8 @@ class Comparison(eqx.Module):
       smaller errors are not resolved.
     - `data_projections`: components of data, each direction in ascending order; None without data.
     - `selected`: the schedule that was selected on other noise, if any.
+    - `sampling_nfe`: NFE of the samples of all schedules that were compared.
+    - `reference_nfe`: NFE of the reference solution and of that with half its steps.
 
     **Example:**
 
@@ -64,6 +66,13 @@ class Comparison(eqx.Module):
     reference_error: float
     data_projections: Float[np.ndarray, "samples_of_data directions"] | None = None
     selected: str | None = eqx.field(static=True, default=None)
+    sampling_nfe: int = eqx.field(static=True, default=0)
+    reference_nfe: int = eqx.field(static=True, default=0)
+
+    @property
+    def nfe(self) -> int:
+        """NFE that were spent, the reference solution included."""
+        return self.sampling_nfe + self.reference_nfe
 
     @property
     def leader(self) -> str:
@@ -193,7 +202,8 @@ class Comparison(eqx.Module):
         - `names`: of schedules. Default: all.
         - `samples`: a slice.
 
-        **Returns:** a `Comparison`; `selected` is dropped if it is not taken.
+        **Returns:** a `Comparison` with the NFE of the whole; `selected` is dropped if it is not
+        taken.
 
         **Raises:** ValueError for an unknown name.
         """
@@ -207,6 +217,8 @@ class Comparison(eqx.Module):
             self.reference_error,
             self.data_projections,
             self.selected if self.selected in names else None,
+            self.sampling_nfe,
+            self.reference_nfe,
         )
 
     def joined(self, other: "Comparison") -> "Comparison":
@@ -226,6 +238,8 @@ class Comparison(eqx.Module):
             self.reference_error,
             self.data_projections,
             self.selected,
+            self.sampling_nfe + other.sampling_nfe,
+            self.reference_nfe,
         )
 
     def shown(self) -> list[str]:

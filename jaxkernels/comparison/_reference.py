@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
+from .._nfe import EVALUATION
 from .._types import Numbers, constant
 from ..prediction import AbstractDenoiser, in_working_precision
 from ..processes import AbstractProcess
@@ -30,6 +31,7 @@ class Reference(NamedTuple):
     - `directions`: (d, directions), unit vectors divided by `scale`.
     - `error`: root mean square distance to the solution with half the steps, divided by `scale`.
     - `data_projections`: of data along `directions`, each in ascending order; None without data.
+    - `nfe`: of the solution and of that with half the steps.
     """
 
     denoiser: AbstractDenoiser
@@ -39,6 +41,7 @@ class Reference(NamedTuple):
     directions: Float[np.ndarray, "d directions"]
     error: float
     data_projections: Float[np.ndarray, "samples directions"] | None
+    nfe: int
 
 
 def solve_reference(
@@ -63,11 +66,38 @@ def solve_reference(
 
     **Raises:** ValueError for data of another shape, or if all samples coincide.
     """
-    data = _check_data(data, noise)
+    _check_data(data, noise)
     denoiser, noise = in_working_precision(denoiser, noise)
     solver = DPMSolverPP2M()
     ends = sample_ends(denoiser, solver, _schedule(denoiser.process, steps, span), noise)
     coarse = sample_ends(denoiser, solver, _schedule(denoiser.process, steps // 2, span), noise)
+    error = float(np.sqrt(np.mean(np.sum((ends - coarse) ** 2, 1))))
+    return as_reference(denoiser, noise, ends, data, error, len(noise) * reference_nfe(steps))
+
+
+def as_reference(
+    denoiser: AbstractDenoiser,
+    noise: Float[Array, "n *shape"],
+    ends: Float[np.ndarray, "n d"],
+    data: Numbers | None,
+    error: float,
+    nfe: int,
+) -> Reference:
+    """Give end points their unit and directions.
+
+    **Arguments:**
+
+    - `denoiser`: what was solved with.
+    - `noise`: (n, ...), where the solution starts.
+    - `ends`: (n, d), where it ends.
+    - `data`: samples (m, ...) to whose distribution sliced W2 is measured; None for the ends'.
+    - `error`: root mean square distance of the ends to those of a coarser solution.
+    - `nfe`: that both solutions took.
+
+    **Returns:** a `Reference`.
+
+    **Raises:** ValueError if all end points coincide.
+    """
     scale = float(np.sqrt(np.sum(ends.var(0))))
     if scale == 0.0:
         raise ValueError(
@@ -75,9 +105,16 @@ def solve_reference(
         )
     directions = np.random.default_rng(0).standard_normal((ends.shape[1], _DIRECTIONS))
     directions /= np.linalg.norm(directions, axis=0) * scale
-    error = float(np.sqrt(np.mean(np.sum((ends - coarse) ** 2, 1))) / scale)
-    projections = None if data is None else np.sort(data @ directions, 0)
-    return Reference(denoiser, noise, ends, scale, directions, error, projections)
+    projections = None
+    if data is not None:
+        rows = np.asarray(data)
+        projections = np.sort(rows.reshape(len(rows), -1) @ directions, 0)
+    return Reference(denoiser, noise, ends, scale, directions, error / scale, projections, nfe)
+
+
+def reference_nfe(steps: int) -> int:
+    """NFE per sample of a reference solution of `steps` steps, and of that with half as many."""
+    return EVALUATION * (steps + steps // 2)
 
 
 def reference_steps(num_steps: int) -> int:
@@ -105,12 +142,11 @@ def _schedule(process: AbstractProcess, steps: int, span: tuple[float, float]) -
     return log_snr(process, steps, last)
 
 
-def _check_data(data: Numbers | None, noise: Array) -> Float[np.ndarray, "samples d"] | None:
-    """Data as vectors of the noise's dimension."""
+def _check_data(data: Numbers | None, noise: Array) -> None:
+    """Raise unless data have the noise's dimensions."""
     if data is None:
-        return None
+        return
     data = _checks.array("data", data)
     if data.ndim < 2 or data.shape[1:] != noise.shape[1:] or len(data) < 2:
         shape = ", ".join(map(str, noise.shape[1:]))
         raise ValueError(f"data has shape {data.shape}; it must be (n, {shape}) with n >= 2.")
-    return np.asarray(data.reshape(len(data), -1))

@@ -17,13 +17,19 @@ from .._types import AnyArray, Numbers
 from ..metrics import Estimate
 from ..prediction import AbstractDenoiser, check_denoiser
 from ..processes import AbstractProcess, check_range
-from ..samplers import SAMPLERS, AbstractSampler, check_sampler_name, sampler_name
+from ..samplers import (
+    SAMPLERS,
+    AbstractSampler,
+    check_sampler_name,
+    sampler_name,
+    sampling_nfe,
+)
 from ..schedules import BASELINES, Schedule
 from ._compare import check_noise, check_schedules, compare_to
 from ._comparison import Comparison
 from ._criteria import BALANCED
 from ._figure import figure_title, report_figure
-from ._reference import reference_steps, solve_reference
+from ._reference import reference_nfe, reference_steps, solve_reference
 from ._statistics import STATISTICS, TINY, bootstrap_rows
 
 if TYPE_CHECKING:
@@ -83,6 +89,12 @@ class SamplerReport(eqx.Module):
     def num_samples(self) -> int:
         """Number of samples of every schedule, each from its own initial noise."""
         return next(iter(self.comparisons.values())).errors.shape[1]
+
+    @property
+    def nfe(self) -> int:
+        """NFE that were spent, those of the reference solution once."""
+        found = self.comparisons.values()
+        return sum(c.sampling_nfe for c in found) + max(c.reference_nfe for c in found)
 
     @property
     def reference_error(self) -> float:
@@ -320,7 +332,8 @@ def compare_samplers(
     - `progress`: show a status line on a terminal.
 
     One reference solution serves all settings. NFE per sample: max(200, 20 K) for it, K the largest
-    number of steps, half of that for its error, and those of all schedules.
+    number of steps, half of that for its error, and those of all schedules. The status line shows
+    the total from the start.
 
     **Returns:** a `SamplerReport`.
 
@@ -349,10 +362,18 @@ def compare_samplers(
         sampler = by_name[setting[0]]
         check_schedules(process, sampler, made[setting], span, stochastic=data is not None)
     noise = check_noise(noise)
-    with Progress("comparing: reference solution", progress) as line:
-        reference = solve_reference(denoiser, noise, reference_steps(counts[-1]), span, data)
+    steps = reference_steps(counts[-1])
+    each = sum(
+        sampling_nfe(process, by_name[setting[0]], schedule)
+        for setting, found in made.items()
+        for schedule in found.values()
+    )
+    planned = len(noise) * (reference_nfe(steps) + each)
+    with Progress(f"comparing, NFE {planned:,}: reference solution", progress) as line:
+        reference = solve_reference(denoiser, noise, steps, span, data)
+        options = {"key": key, "line": line, "planned": planned}
         comparisons = {
-            setting: compare_to(reference, by_name[setting[0]], found, key=key, line=line)
+            setting: compare_to(reference, by_name[setting[0]], found, **options)
             for setting, found in made.items()
         }
     return SamplerReport(comparisons)

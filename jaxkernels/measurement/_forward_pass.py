@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._linalg import full_precision, matmul
+from .._nfe import EVALUATION
 from ..distributions import Gaussian
 from ..prediction import AbstractDenoiser, Denoiser
 from ._levels import Levels, gaussian_gain
@@ -121,7 +122,8 @@ def sum_batch(
     per_time = {name: np.stack([found[name] for found in sums[::-1]]) for name in sums[0]}
     all_times = Deviations(*(jnp.stack(values[::-1]) for values in zip(*along, strict=True)))
     products = sum_products(all_times, weight)
-    return per_time | jax.tree.map(np.asarray, products)
+    nfe = {"nfe": np.asarray(EVALUATION * len(x0) * len(sums))}
+    return per_time | jax.tree.map(np.asarray, products) | nfe
 
 
 @eqx.filter_jit

@@ -6,11 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._nfe import EVALUATION, JACOBIAN_VECTOR_PRODUCT, VECTOR_JACOBIAN_PRODUCT
 from .._numerics import safe_divide
 from ..prediction import AbstractDenoiser
 
-_MAX_ITERATIONS = 40
+MAX_ITERATIONS = 40
 _TOLERANCE = 1e-4
+# at every point: the Jacobian's product with a vector, then the transpose's
+ITERATION_NFE = EVALUATION + JACOBIAN_VECTOR_PRODUCT + EVALUATION + VECTOR_JACOBIAN_PRODUCT
 
 
 def lipschitz_constants(
@@ -26,13 +29,13 @@ def lipschitz_constants(
     x = signal * x0 + noise * jax.random.normal(key_noise, x0.shape, x0.dtype)
     direction = jax.random.normal(key_start, x.shape, x.dtype)
     norms = np.zeros(len(x))
-    for k in range(_MAX_ITERATIONS):
+    for k in range(MAX_ITERATIONS):
         previous = norms
         direction, found = _iterate(denoiser, x, time, direction)
         norms = np.asarray(found)
         if k > 0 and np.all(np.abs(norms - previous) <= _TOLERANCE * norms):
             return norms, k + 1
-    return norms, _MAX_ITERATIONS
+    return norms, MAX_ITERATIONS
 
 
 @eqx.filter_jit

@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from .. import _checks
+from .._nfe import EVALUATION
 from .._progress import Progress
 from .._types import Numbers
 from ..distributions import Gaussian
 from ..prediction import AbstractDenoiser, check_denoiser
 from ._forward_pass import check_output, mode_coordinates, noise_steps, sum_batch
 from ._levels import Levels, check_resolution, noise_levels
-from ._lipschitz import lipschitz_constants
+from ._lipschitz import ITERATION_NFE, MAX_ITERATIONS, lipschitz_constants
 from ._measurement import Measurement
 from ._running_sums import Checkpoint, RunningSums, describe_inputs
 from ._samples import (
@@ -56,6 +57,10 @@ def measure(
     increments, so that statistics of two times belong to one trajectory. Then the spectral norm of
     the Jacobian dD/dx is found by power iteration on J^T J (jvp and vjp) until it changes by less
     than 1e-4, at most 40 times: a lower bound. Runs in JAX's default precision.
+
+    NFE: m `draws` for every sample, rows that fill up the last batch included; then 5 for every
+    time, `lipschitz_points` and iteration. The status line shows the total, which is an upper bound
+    for the iterations; `Measurement.nfe` has those that were spent.
 
     **Arguments:**
 
@@ -129,6 +134,18 @@ def _num_batches(rows: np.ndarray, sizes: _Sizes) -> int:
     return -(-len(rows) // sizes.batch)
 
 
+def _batch_size(rows: np.ndarray, sizes: _Sizes) -> int:
+    """Rows of every batch, those that fill up the last one included."""
+    return min(sizes.batch, len(rows))
+
+
+def _planned_nfe(rows: np.ndarray, levels: Levels, sizes: _Sizes) -> int:
+    """NFE of the batches, and of as many iterations as there may be."""
+    batches = _num_batches(rows, sizes) * _batch_size(rows, sizes) * sizes.draws * EVALUATION
+    iterations = MAX_ITERATIONS * ITERATION_NFE * sizes.lipschitz_points
+    return levels.times.size * (batches + iterations)
+
+
 def _add_batches(
     denoiser: AbstractDenoiser,
     rows: np.ndarray,
@@ -143,9 +160,10 @@ def _add_batches(
     steps = noise_steps(levels, sums.target)
     modes = mode_coordinates(sums.target)
     total = _num_batches(rows, sizes)
-    size = sizes.batch if total > 1 else len(rows)
+    size = _batch_size(rows, sizes)
+    planned = _planned_nfe(rows, levels, sizes)
     for i in range(sums.done, total):
-        line.update(f"measuring: batch {i + 1}/{total}")
+        line.update(f"measuring, NFE at most {planned:,}: batch {i + 1}/{total}")
         x0, weight = read_batch(rows, i * sizes.batch, size)
         key_here = jax.random.fold_in(key, i)
         found = sum_batch(denoiser, steps, modes, x0, weight, key_here, sizes.draws)
@@ -169,8 +187,11 @@ def _add_lipschitz(
     if first >= num_times:
         return
     points = draw_points(rows, key, sizes.lipschitz_points)
+    planned = _planned_nfe(rows, levels, sizes)
     for j in range(first, num_times):
-        line.update(f"measuring: Lipschitz constant, time {j + 1}/{num_times}")
+        line.update(
+            f"measuring, NFE at most {planned:,}: Lipschitz constant, time {j + 1}/{num_times}"
+        )
         time, signal, noise = (jnp.asarray(values[j], float) for values in levels)
         key_here = jax.random.fold_in(key, j)
         norms, iterations = lipschitz_constants(denoiser, points, time, signal, noise, key_here)
@@ -178,6 +199,7 @@ def _add_lipschitz(
         found = {
             "lipschitz": np.where(here[:, None], norms, 0.0),
             "iterations": here * iterations,
+            "nfe": np.asarray(len(points) * iterations * ITERATION_NFE),
         }
         sums.add(levels.times, found)
         checkpoint.save(sums)

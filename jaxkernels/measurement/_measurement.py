@@ -223,6 +223,11 @@ class Measurement(eqx.Module):
         return self._measured("iterations")
 
     @property
+    def nfe(self) -> int:
+        """NFE of the measurement, see `measure`."""
+        return int(self._measured("nfe"))
+
+    @property
     def sigma(self) -> Float[np.ndarray, " n"]:
         """Noise levels s/a in units of the data; infinite where a = 0."""
         return self._levels().sigma

@@ -44,6 +44,7 @@ def pass_statistics(
         "mode_residual_correlation": residuals,
         "correlation": mean["ee"],
         "martingale_standard_error": _standard_error(mean["violation_squared"], violation, count),
+        "nfe": np.asarray(sums["nfe"], int),
     }
     if "lipschitz" in sums:
         statistics["lipschitz"] = sums["lipschitz"]

@@ -14,17 +14,18 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from .._compile import quick_filter_jit
 from .._linalg import matmul
+from .._nfe import EVALUATION, VECTOR_JACOBIAN_PRODUCT
 from ..comparison import BALANCED, WEIGHED, Comparison, Reference, balance, statistic
 from ..prediction import AbstractDenoiser, Prediction
 from ..processes import AbstractProcess
-from ..samplers import AbstractSampler, sample
+from ..samplers import AbstractSampler, sample, sampling_nfe
 from ..schedules import Schedule, TimeCoordinate
 from ._solver import Optax, optax_step
 from ._space import ScheduleSpace
 
 # NFE of a gradient per evaluation: a forward pass, the same again since only the points of a
-# trajectory are kept of it, and a backward pass of twice its cost
-_GRADIENT = 4
+# trajectory are kept of it, and a backward pass
+_GRADIENT = 2 * EVALUATION + VECTOR_JACOBIAN_PRODUCT
 # largest change of the logarithm of a step relative to the first: the start is good, and a step
 # much shorter than its neighbours, from which a multistep sampler extrapolates far, would hold for
 # an exact score only
@@ -32,13 +33,6 @@ _REACH = 1.0
 _LEARNING_RATE = 0.1
 # calls of the compiled loop, between which progress is shown
 _CHUNKS = 8
-
-
-class FineTuned(NamedTuple):
-    """The schedule with the lowest held-out criterion, and the NFE of finding it."""
-
-    schedule: Schedule
-    nfe: int
 
 
 @functools.cache
@@ -59,7 +53,7 @@ def fine_tune(
     criterion: str,
     solver: Optax,
     report: Callable[[str], None] = lambda text: None,
-) -> FineTuned:
+) -> Schedule:
     """Minimise the selection criterion through the network.
 
     Half of the reference's noise gives gradients; the other half is held out, and the schedule with
@@ -70,7 +64,8 @@ def fine_tune(
     `Comparison.best`; `solver`, its transformation and number of steps; `report`, called with a
     line of progress.
 
-    **Returns:** a `FineTuned`. A gradient counts as four evaluations.
+    **Returns:** the schedule with the lowest held-out criterion. `fine_tuning_nfe` says what it
+    takes.
 
     **Raises:** ValueError if a gradient is not finite.
     """
@@ -90,17 +85,15 @@ def fine_tune(
         finite=jax.device_put(np.asarray(True)),
         step=jax.device_put(np.asarray(0, np.int32)),
     )
-    per_run = schedule.num_steps * sampler.nfe_per_step
-    watch = per_run * (reference.noise.shape[0] - half)
-    each = watch + _GRADIENT * per_run * half
+    per_run = sampling_nfe(reference.denoiser.process, sampler, schedule)
+    planned = fine_tuning_nfe(reference.noise.shape[0], per_run, solver.max_iterations)
     steps = solver.max_iterations
     chunk = -(-steps // _CHUNKS)
     for until in range(chunk, steps + chunk, chunk):
         last = jax.device_put(np.asarray(min(until, steps), np.int32))
         loop = _advance(solver, objective, z, train, held_out, loop, last)
         report(
-            f"fine-tuning: step {int(loop.step)} of {steps}, "
-            f"NFE {watch + int(loop.step) * each:.3g} of {watch + steps * each:.3g}, "
+            f"fine-tuning, NFE {planned:,}: step {int(loop.step)} of {steps}, "
             f"held-out {criterion} {float(np.exp(loop.lowest)):.4g} of the best baseline's"
         )
     if not bool(loop.finite):
@@ -110,7 +103,26 @@ def fine_tune(
         )
     with jax.enable_x64(True):
         times, _ = space.arrays(np.asarray(loop.best, np.float64)[None])
-    return FineTuned(Schedule(times[0]), watch + int(loop.step) * each)
+    return Schedule(times[0])
+
+
+def fine_tuning_nfe(n: int, per_sample: int, steps: int) -> int:
+    """Count the NFE of `fine_tune`.
+
+    A look at the held-out half of the noise, then for each step a gradient on the other half (four
+    evaluations each) and another look. What a line search evaluates besides is not counted.
+
+    **Arguments:**
+
+    - `n`: samples of initial noise.
+    - `per_sample`: NFE of the schedule for one of them.
+    - `steps`: gradient steps.
+
+    **Returns:** the NFE.
+    """
+    half = n // 2
+    look = per_sample * (n - half)
+    return look + steps * (look + _GRADIENT * per_sample * half)
 
 
 class _Batch(NamedTuple):

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import _checks
+from .._nfe import EVALUATION
+from .._progress import Progress
 from .._types import AnyArray, Numbers
 from ..distributions import AbstractDistribution, ExactDenoiser, Gaussian, GaussianMixture
 from ..prediction import AbstractDenoiser
@@ -23,13 +25,15 @@ class Model(NamedTuple):
     """A target, resolved.
 
     `gaussian` has the mean and covariance of the data; `mixture` is run where there is no network;
-    `samples` are the data, if given; `denoiser` is the network, if that is the target.
+    `samples` are the data, if given; `denoiser` is the network, if that is the target; `nfe`, what
+    its samples took.
     """
 
     gaussian: Gaussian
     mixture: GaussianMixture | None = None
     samples: AnyArray | None = None
     denoiser: AbstractDenoiser | None = None
+    nfe: int = 0
 
 
 def as_model(target: object, has_record: bool) -> Model:
@@ -52,11 +56,15 @@ def as_model(target: object, has_record: bool) -> Model:
     return Model(mixture.gaussian(), mixture, samples)
 
 
-def model_of_network(denoiser: AbstractDenoiser, noise: Array, t_min: float) -> Model:
+def model_of_network(
+    denoiser: AbstractDenoiser, noise: Array, t_min: float, progress: bool
+) -> Model:
     """The Gaussian of a network's own samples from `noise`."""
     schedule = log_snr(denoiser.process, _SAMPLE_STEPS, t_min)
-    samples = np.asarray(sample(denoiser, "dpmpp_2m", schedule, noise), np.float64)
-    return Model(Gaussian.fit(samples), denoiser=denoiser)
+    nfe = EVALUATION * len(noise) * _SAMPLE_STEPS
+    with Progress(f"sampling for the covariance, NFE {nfe:,}", progress):
+        samples = np.asarray(sample(denoiser, "dpmpp_2m", schedule, noise), np.float64)
+    return Model(Gaussian.fit(samples), denoiser=denoiser, nfe=nfe)
 
 
 def draw_noise(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -11,11 +11,10 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import _checks
-from .._numerics import as_inexact
 from .._objective import AbstractObjective, ScheduleFunction
 from .._precision import is_traced, to_float64
 from .._progress import Progress
-from .._types import AnyArray, Numbers
+from .._types import Numbers
 from ..distributions import AbstractDistribution, ExactDenoiser, Gaussian
 from ..errors import (
     LocalError,
@@ -29,7 +28,7 @@ from ..prediction import AbstractDenoiser
 from ..processes import AbstractProcess, check_process, sigma_range
 from ..recurrence import initialization_name
 from ..samplers import AbstractSampler, as_sampler
-from ..schedules import Schedule
+from ..schedules import BASELINES, Schedule
 from ..score_error import ScoreError
 from ..trajectories import (
     RecordedError,
@@ -38,6 +37,7 @@ from ..trajectories import (
     check_record,
     record,
 )
+from ._budget import Costs, Plan, make_plan
 from ._candidates import OPTIMISED, RECORDED, Candidate, Origin, interpolate_candidates
 from ._model import Model, as_model, check_target, draw_noised, draw_start, model_of_network
 from ._problem import (
@@ -51,9 +51,9 @@ from ._problem import (
     schedule_arrays,
 )
 from ._result import OptimizedSchedule
-from ._selection import Selected, Selection
+from ._selection import BoundSelection, Selected, Selection
 from ._solve import Solution, solve
-from ._solver import AbstractSolver, Newton
+from ._solver import AbstractSolver, Newton, Optax
 from ._trust import unproven, unresolved
 
 # of a mixture, whose evaluations are cheap; of a network that is the target itself
@@ -84,6 +84,7 @@ def optimize_schedule(
     starts: Starts = None,
     solver: AbstractSolver | None = None,
     selection: Selection | None = None,
+    budget: int | None = None,
     progress: bool = True,
 ) -> OptimizedSchedule:
     """Find the times, and if asked the stochasticity, that minimise a sampler's error.
@@ -111,6 +112,11 @@ def optimize_schedule(
       transformation.
     - `selection`: a `Selection`: the network that runs the candidates, its data and the criterion.
       By default `Selection()` for all targets but a Gaussian.
+    - `budget`: NFE on a network that are never exceeded, such as 16_000: for a trajectory record
+      (none if `Selection(record=...)` is given, so that one serves every sampler and K), a
+      selection on its initial noise with its end points as the reference, and evidence on other
+      noise. Rows of a given `Selection.noise` are recorded, or are the evidence's if a record is
+      given. `OptimizedSchedule.plan` says how it was divided. Default: as `Selection` says.
     - `progress`: show a status line while it takes longer than a second, on a terminal.
 
     **Returns:** an `OptimizedSchedule`, never worse under its objective than the best start; or,
@@ -135,6 +141,7 @@ def optimize_schedule(
     request = _check(
         target, process, sampler, num_steps, t_min, objective, stochasticity, solver, selection
     )
+    request = dataclasses.replace(request, budget=_check_budget(target, request, budget))
     request = dataclasses.replace(request, selection=_on_range(request.selection, request.process))
     return _optimize(_on_range(target, request.process), request, starts, progress, began)
 
@@ -143,14 +150,13 @@ def _optimize(
     target: object, request: "_Request", starts: Starts, progress: bool, began: float
 ) -> OptimizedSchedule:
     """Solve, propose candidates, select."""
-    model, selection = _resolve(target, request, progress)
+    if request.budget is None:
+        model, selection, bound, nfe = _prepare(target, request, progress)
+        plan = None
+    else:
+        model, selection, bound, plan = _prepare_within(target, request, starts, progress)
+        nfe = {"record": plan.nfe["record"]}
     run = (request.process, request.sampler, request.num_steps)
-    request.objective.check_target(model.gaussian, *run)
-    bound = None
-    if selection is not None:
-        # what does not fit together is found before anything is recorded
-        bound = selection.bind(model, request.process, request.initialization, request.stochastic)
-        selection = _with_record(selection, model, request, progress)
     with Progress("optimising: compiling", progress) as line, jax.enable_x64(True):
         problem = make_problem(
             model.gaussian,
@@ -169,7 +175,27 @@ def _optimize(
     if bound is not None:
         outside = [dataclasses.replace(c, schedule=_outside(c.schedule)) for c in candidates]
         selected = bound.run(outside, problem.space, request.sampler, progress)
-    return _result(request, model, problem, solution, optimum, value, values, selected, began)
+        nfe |= selected.nfe
+    found = (model, problem, solution, optimum, value, values, selected, nfe, plan)
+    return _result(request, *found, began)
+
+
+def _prepare(
+    target: object, request: "_Request", progress: bool
+) -> tuple[Model, Selection | None, BoundSelection | None, dict[str, int]]:
+    """The model, the selection with its record, ready to run, and the NFE that were spent."""
+    model, selection = _resolve(target, request, progress)
+    run = (request.process, request.sampler, request.num_steps)
+    request.objective.check_target(model.gaussian, *run)
+    if selection is None:
+        return model, None, None, {}
+    # what does not fit together is found before anything is recorded
+    bound = selection.bind(model, request.process, request.initialization, request.stochastic)
+    complete = _with_record(selection, model, request, progress)
+    nfe = {"samples": model.nfe, "record": 0}
+    if isinstance(complete.record, TrajectoryRecord) and complete is not selection:
+        nfe["record"] = complete.record.nfe
+    return model, complete, bound, nfe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +210,7 @@ class _Request:
     stochasticity_squared: np.ndarray | None
     solver: AbstractSolver
     selection: Selection | None
+    budget: int | None = None
 
     @property
     def stochastic(self) -> bool:
@@ -235,6 +262,29 @@ def _check(
         return request
     _check_selection(target, request)
     return request
+
+
+def _check_budget(target: object, request: _Request, budget: int | None) -> int | None:
+    """The budget, if what is asked for can be planned."""
+    if budget is None:
+        return None
+    selection = request.selection or Selection()
+    if selection.denoiser is None and not isinstance(target, AbstractDenoiser):
+        raise ValueError(
+            f"budget = {budget} is of a network's NFE: pass a Denoiser as target or as "
+            "Selection(denoiser=...)."
+        )
+    if request.stochastic or not _recordable(request) or selection.record is False:
+        raise ValueError(
+            f"budget = {budget} is divided between a trajectory record and a selection: it needs a "
+            "sampler with one evaluation per step, stochasticity 0, sigma(t_min) > 0, and a record."
+        )
+    if isinstance(selection.fine_tune, Optax):
+        raise ValueError(
+            f"budget = {budget}: fine_tune must be a number of steps, as other solvers may "
+            "evaluate the network more often than once a step."
+        )
+    return _checks.count("budget", budget)
 
 
 def _check_selection(target: object, request: _Request) -> None:
@@ -296,24 +346,21 @@ def _resolve(target: object, request: _Request, progress: bool) -> tuple[Model, 
         return Model(target), selection
     selection = selection or Selection()
     if isinstance(target, AbstractDenoiser) and not isinstance(target, ExactDenoiser):
-        return _resolve_network(target, request, selection), selection
+        return _resolve_network(target, request, selection, progress), selection
     recorded = isinstance(selection.record, TrajectoryRecord) and selection.denoiser is not None
     with Progress("fitting a mixture to the samples", progress):
         return as_model(target, recorded), selection
 
 
-def _resolve_network(target: AbstractDenoiser, request: _Request, selection: Selection) -> Model:
+def _resolve_network(
+    target: AbstractDenoiser, request: _Request, selection: Selection, progress: bool
+) -> Model:
     """A network as the target: the Gaussian is that of its own samples, or of the data."""
-    if selection.denoiser is not None:
-        raise ValueError(
-            "selection.denoiser: the target is a network already; leave it out, or pass the "
-            "network there and a distribution or samples as target."
-        )
-    model = model_of_network(target, _network_noise(request, selection), request.t_min[0])
-    if selection.data is None:
-        return model
-    data = _checks.array("data", selection.data)
-    return model._replace(samples=data, gaussian=Gaussian.fit(data))
+    model = _model_of_data(target, selection)
+    if model is None:
+        noise = _network_noise(request, selection, _noise_count(selection))
+        model = model_of_network(target, noise, request.t_min[0], progress)
+    return model
 
 
 def _with_record(
@@ -337,7 +384,8 @@ def _with_record(
         noise = draw_start(*start, _MIXTURE_TRAJECTORIES, key, shape)
         nodes = _MIXTURE_NODES
     else:
-        noise = _network_noise(request, selection)[:_NETWORK_TRAJECTORIES]
+        count = _noise_count(selection)
+        noise = _network_noise(request, selection, count)[:_NETWORK_TRAJECTORIES]
         nodes = _NETWORK_NODES
     batch = max(1, noise.shape[0] // 4)
     t_min = request.t_min[0]
@@ -345,50 +393,124 @@ def _with_record(
     return dataclasses.replace(selection, record=made)
 
 
-def _network_noise(request: _Request, selection: Selection) -> Array:
+def _prepare_within(
+    target: Any, request: _Request, starts: Starts, progress: bool
+) -> tuple[Model, Selection, BoundSelection, Plan]:
+    """The same within a budget, whose record starts from the noise that selects."""
+    selection = request.selection or Selection()
+    assert request.budget is not None
+    network = target if selection.denoiser is None else selection.denoiser
+    model = _model_of_data(target, selection)
+    given = selection.record if isinstance(selection.record, TrajectoryRecord) else None
+    costs = Costs(
+        per_sample=request.num_steps,
+        baselines=len(BASELINES) + (len(starts) if isinstance(starts, Mapping) else 0),
+        fine_tune=selection.gradient_steps(0) if request.num_steps > 1 else 0,
+    )
+    plan = make_plan(
+        request.budget,
+        costs,
+        int(np.prod(_noise_within(model, request, selection, 1).shape[1:])),
+        selection.noise_rows,
+        None if given is None else given.num_trajectories,
+    )
+    count = plan.trajectories + plan.evidence
+    noise = _noise_within(model, request, selection, count)
+    made = given
+    if made is None:
+        made = record(
+            network,
+            noise[: plan.trajectories],
+            t_min=request.t_min[0],
+            nodes=plan.nodes,
+            directions=plan.directions,
+            batch=plan.trajectories // 4,
+            progress=progress,
+        )
+    if model is None:
+        model = Model(Gaussian.fit(made.ends), denoiser=network)
+    run = (request.process, request.sampler, request.num_steps)
+    request.objective.check_target(model.gaussian, *run)
+    bound = selection.bind_recorded(network, made, noise[plan.trajectories :], plan)
+    return model, dataclasses.replace(selection, record=made), bound, plan
+
+
+def _model_of_data(target: Any, selection: Selection) -> Model | None:
+    """What is known without running a network: of data, of a record, or of no network as target."""
+    if not isinstance(target, AbstractDenoiser):
+        return as_model(target, True)
+    if selection.denoiser is not None:
+        raise ValueError(
+            "selection.denoiser: the target is a network already; leave it out, or pass the "
+            "network there and a distribution or samples as target."
+        )
+    if selection.data is not None:
+        data = _checks.array("data", selection.data)
+        return Model(Gaussian.fit(data), samples=data, denoiser=target)
+    if isinstance(selection.record, TrajectoryRecord):
+        return Model(Gaussian.fit(selection.record.ends), denoiser=target)
+    return None
+
+
+def _noise_within(
+    model: Model | None, request: _Request, selection: Selection, count: int
+) -> Array:
+    """Rows of initial noise for a record and other rows for its evidence, within a budget."""
+    if selection.given_noise is not None:
+        return selection.given_noise[:count]
+    if model is None or model.denoiser is not None:
+        return _network_noise(request, selection, count)
+    shape = None if model.samples is None else model.samples.shape[1:]
+    start = (model, request.process, request.initialization, count)
+    return draw_start(*start, selection.random_key(0), shape, selection.data)
+
+
+def _network_noise(request: _Request, selection: Selection, count: int) -> Array:
     """Initial noise of a network that is the target, other than the noise that selects."""
-    given = selection.noise
+    given = selection.given_noise
     if request.initialization == "marginal":
-        return _noised_data(request, selection)
-    if given is None or isinstance(given, int | np.integer):
-        if selection.data is None:
+        return _noised_data(request, selection, count)
+    if given is None:
+        known = selection.data
+        if known is None and isinstance(selection.record, TrajectoryRecord):
+            known = selection.record.noise
+        if known is None:
             raise ValueError(
                 "selection: the input shape of a network that is the target is unknown; pass "
                 "Selection(noise=...), initial noise (n, ...), or Selection(data=...), samples."
             )
-        shape = np.shape(selection.data)[1:]
+        shape = np.shape(known)[1:]
         dtype = None
     else:
-        shape = np.shape(given)[1:]
-        dtype = as_inexact(given).dtype
-    count = _noise_count(given)
+        shape = given.shape[1:]
+        dtype = given.dtype
     scale = np.sqrt(np.asarray(request.process.prior_variance(np.asarray(request.process.t_max))))
     noise = float(scale) * jax.random.normal(selection.random_key(3), (count, *shape))
     # a network may take one precision only
     return noise if dtype is None else noise.astype(dtype)
 
 
-def _noised_data(request: _Request, selection: Selection) -> Array:
+def _noised_data(request: _Request, selection: Selection, count: int) -> Array:
     """Noised data that a network starts from: drawn, or those of the given that select."""
-    given = selection.noise
+    given = selection.given_noise
     if selection.data is not None:
         samples = _checks.array("data", selection.data)
         key = selection.random_key(3)
-        return draw_noised(samples, request.process, _noise_count(given), key, samples.shape[1:])
-    if given is None or isinstance(given, int | np.integer):
+        return draw_noised(samples, request.process, count, key, samples.shape[1:])
+    if given is None:
         raise ValueError(
             "selection: sampling starts from noised data at t_max = "
             f"{float(request.process.t_max):g}; pass Selection(data=...), samples, or "
             "Selection(noise=...), noised data (n, ...)."
         )
-    return as_inexact(given)[: (np.shape(given)[0] + 1) // 2]
+    return given[: (len(given) + 1) // 2]
 
 
-def _noise_count(noise: int | AnyArray | None) -> int:
+def _noise_count(selection: Selection) -> int:
     """How many samples of initial noise are asked for, by a number or by giving them."""
-    if noise is None:
-        return _NETWORK_NOISE
-    return int(noise) if isinstance(noise, int | np.integer) else np.shape(noise)[0]
+    if isinstance(selection.noise, int | np.integer):
+        return int(selection.noise)
+    return _NETWORK_NOISE if selection.given_noise is None else len(selection.given_noise)
 
 
 def _recordable(request: _Request) -> bool:
@@ -473,6 +595,8 @@ def _result(
     value: float,
     values: np.ndarray,
     selected: Selected | None,
+    nfe: dict[str, int],
+    plan: Plan | None,
     began: float,
 ) -> OptimizedSchedule:
     """The result with its warnings; `values` are of the solver's best, then of the baselines."""
@@ -509,6 +633,8 @@ def _result(
         warnings=(*reasons, *model_warnings(model.gaussian), *doubts),
         compression=problem.compression,
         compression_error=abs(float(solution.values[solution.best]) / float(values[0]) - 1.0),
+        nfe_by_stage=nfe,
+        plan=plan,
         seconds=time.perf_counter() - began,
         target=model.gaussian,
         process=request.process,

@@ -19,6 +19,7 @@ from ..errors import Evaluation, evaluate_schedule
 from ..processes import PROCESSES, AbstractProcess, to_config
 from ..samplers import AbstractSampler, sampler_name
 from ..schedules import Schedule
+from ._budget import Plan
 from ._candidates import OPTIMISED, Candidate
 from ._figure import optimized_figure
 from ._selection import Selected
@@ -72,6 +73,11 @@ class OptimizedSchedule:
     """The quadrature nodes that the solver minimised on; None if the spectrum is full."""
     compression_error: float
     """Relative difference of the objective between the compressed and the full spectrum."""
+    nfe_by_stage: dict[str, int]
+    """NFE that were spent: "samples" for the covariance, "record", "selection", "fine-tuning",
+    "evidence". A record that was given had its price before."""
+    plan: Plan | None
+    """How a budget was divided; None without one."""
     seconds: float
     """Wall time of the whole call, compilation included."""
     target: Gaussian
@@ -147,8 +153,8 @@ class OptimizedSchedule:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations of the selection, see `Selected`."""
-        return 0 if self.selection is None else self.selection.nfe
+        """NFE that were spent in all; see `nfe_by_stage`."""
+        return sum(self.nfe_by_stage.values())
 
     @property
     def criterion(self) -> str:
@@ -314,6 +320,11 @@ class OptimizedSchedule:
         if self.selection is not None:
             where = "network" if self.verified else "mixture"
             entries.append((f"on the {where}", self._evidence(self.selection.comparison)))
+        if self.nfe:
+            parts = [f"{name} {nfe:,}" for name, nfe in self.nfe_by_stage.items() if nfe]
+            entries.append(("NFE", f"{self.nfe:,}: {', '.join(parts)}"))
+        if self.plan is not None:
+            entries.append(("budget", str(self.plan)))
         entries += [("warning", text) for text in self.warnings]
         trust = f"trusted={self.trusted}, verified={self.verified}, {self.seconds:.2f} s"
         title = f"{type(self.sampler).__name__}, {self.schedule.num_steps} steps, {state}"
@@ -337,8 +348,7 @@ class OptimizedSchedule:
         name = self.best_baseline
         ratio = estimate(*comparison.ratio(self.criterion, self.selected, name))
         return (
-            f"{self.selected}: {ratio} of the {label(self.criterion)} of {name}, "
-            f"the best baseline (NFE {self.nfe:.2g})"
+            f"{self.selected}: {ratio} of the {label(self.criterion)} of {name}, the best baseline"
         )
 
     def _evaluate(self, schedule: Schedule) -> Evaluation:

@@ -18,19 +18,21 @@ from ..comparison import (
     STATISTICS,
     Comparison,
     Reference,
+    as_reference,
     check_schedules,
     compare_to,
-    comparison_nfe,
+    reference_nfe,
     reference_steps,
     solve_reference,
 )
-from ..prediction import AbstractDenoiser, check_denoiser
+from ..prediction import AbstractDenoiser, check_denoiser, in_working_precision
 from ..processes import AbstractProcess
-from ..samplers import AbstractSampler
+from ..samplers import AbstractSampler, sampling_nfe
 from ..schedules import Schedule
 from ..trajectories import TrajectoryRecord
+from ._budget import Plan, shortlist
 from ._candidates import FINE_TUNED, Candidate, Origin, by_label
-from ._fine_tune import default_fine_tuning, fine_tune
+from ._fine_tune import default_fine_tuning, fine_tune, fine_tuning_nfe
 from ._model import Model, draw_start
 from ._solver import Optax
 from ._space import ScheduleSpace
@@ -66,7 +68,8 @@ class Selection:
       the reference solution. Needed for stochastic schedules on a network, and to start a network
       that is the target from noised data; by default the target's samples.
     - `criterion`: "balanced" (default) or a statistic, see `Comparison.best`.
-    - `record`: a `TrajectoryRecord` of the same network, whose optima become candidates. By default
+    - `record`: a `TrajectoryRecord` of the same network, whose optima become candidates; of a
+      network that is the target, its end points give the covariance as well. By default
       trajectories of a mixture, or of a network that is the target, are recorded; False for none.
     - `fine_tune`: number of gradient steps on the criterion through the network, or an `Optax`
       solver. The result is one more candidate. Default: 40 through a mixture (fewer above 256
@@ -105,6 +108,20 @@ class Selection:
         if self.noise is not None:
             _check_noise(self.noise)
 
+    @property
+    def given_noise(self) -> Array | None:
+        """The initial noise that was given; None if it is to be drawn."""
+        if self.noise is None or isinstance(self.noise, int | np.integer):
+            return None
+        return as_inexact(self.noise)
+
+    @property
+    def noise_rows(self) -> int | None:
+        """Rows of initial noise, of the selection and its evidence; None if nothing is said."""
+        if isinstance(self.noise, int | np.integer):
+            return 2 * int(self.noise)
+        return None if self.given_noise is None else len(self.given_noise)
+
     def random_key(self, number: int) -> Array:
         """Return one of several independent random keys.
 
@@ -138,6 +155,8 @@ class Selection:
         if network is None:
             return self._on_mixture(model, process, initialization, stochastic)
         shape = None if model.samples is None else model.samples.shape[1:]
+        if shape is None and isinstance(self.record, TrajectoryRecord):
+            shape = self.record.noise.shape[1:]
         noise = self._noise(model, process, initialization, _NOISE, shape)
         data = model.samples if self.data is None and stochastic else self.data
         if stochastic and data is None:
@@ -146,8 +165,33 @@ class Selection:
                 "whose distribution to compare, (n, ...)."
             )
         _check_data(data, noise)
-        solver = self._solver(0)
-        return BoundSelection(network, noise, data, self.criterion, solver, self.random_key(1))
+        options = (data, self.criterion, self._solver(0), self.random_key(1))
+        return BoundSelection(network, *_halves(noise), *options)
+
+    def bind_recorded(
+        self, network: AbstractDenoiser, record: TrajectoryRecord, fresh: Array, plan: Plan
+    ) -> "BoundSelection":
+        """Bind this selection within a budget to the initial noise of a record.
+
+        **Arguments:**
+
+        - `network`: that was recorded.
+        - `record`: whose end points are the reference.
+        - `fresh`: other initial noise, for the evidence.
+        - `plan`: how the budget is divided.
+
+        **Returns:** a selection that is ready to run candidates.
+
+        **Raises:** ValueError if data do not fit the network.
+        """
+        _check_data(self.data, fresh)
+        rows = slice(plan.selecting)
+        working, noise = in_working_precision(network, jnp.asarray(record.noise[rows]))
+        ends = np.asarray(record.ends)[rows]
+        reference = as_reference(working, noise, ends, self.data, np.nan, 0)
+        recorded = Recorded(record, reference, plan.reference_steps)
+        options = (self.data, self.criterion, self._solver(0), self.random_key(1))
+        return BoundSelection(network, noise, fresh, *options, recorded)
 
     def _on_mixture(
         self, model: Model, process: AbstractProcess, initialization: str, stochastic: bool
@@ -166,7 +210,7 @@ class Selection:
         dim = turned.means.shape[1]
         count = min(max(int(_NOISE_MIXTURE / np.sqrt(dim)), _NOISE), _NOISE_MOST)
         noise = self._noise(Model(model.gaussian, turned), process, initialization, count, (dim,))
-        if not isinstance(self.noise, int | np.integer | None):
+        if self.given_noise is not None:
             given = mixture.means.shape[1]
             if noise.shape[1:] != (given,):
                 raise ValueError(
@@ -179,8 +223,8 @@ class Selection:
         fewer = _FINE_TUNE * _FINE_TUNE_DIMENSION // dim
         steps = 0 if stochastic else max(_FINE_TUNE_LEAST, min(_FINE_TUNE, fewer))
         denoiser = turned.denoiser(process)
-        solver = self._solver(steps)
-        return BoundSelection(denoiser, noise, data, self.criterion, solver, self.random_key(1))
+        options = (data, self.criterion, self._solver(steps), self.random_key(1))
+        return BoundSelection(denoiser, *_halves(noise), *options)
 
     def _noise(
         self,
@@ -190,44 +234,72 @@ class Selection:
         default: int,
         shape: tuple[int, ...] | None,
     ) -> Array:
-        if self.noise is not None and not isinstance(self.noise, int | np.integer):
-            return as_inexact(self.noise)
-        count = default if self.noise is None else int(self.noise)
+        if self.given_noise is not None:
+            return self.given_noise
+        count = int(self.noise) if isinstance(self.noise, int | np.integer) else default
         key = self.random_key(0)
         return draw_start(model, process, initialization, 2 * count, key, shape, self.data)
+
+    def gradient_steps(self, default: int) -> int:
+        """Count the gradient steps that are asked for.
+
+        **Arguments:**
+
+        - `default`: their number if nothing is said.
+
+        **Returns:** the number; at most as many of an `Optax` solver.
+        """
+        if isinstance(self.fine_tune, Optax):
+            return self.fine_tune.max_iterations
+        return default if self.fine_tune is None else self.fine_tune
 
     def _solver(self, default: int) -> Optax | None:
         if isinstance(self.fine_tune, Optax):
             return self.fine_tune
-        steps = default if self.fine_tune is None else self.fine_tune
+        steps = self.gradient_steps(default)
         return default_fine_tuning(steps) if steps else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """The selected candidate, all candidates, their comparison on other noise, and the NFE spent.
+    """The selected candidate, those in the evidence, their comparison on other noise, and the NFE.
 
-    The NFE are those of the selection, its evidence and the fine-tuning (a gradient counts as
-    four), not those of a trajectory record.
+    The NFE of the selection, the fine-tuning (a gradient counts as four) and the evidence, by these
+    names.
     """
 
     candidate: Candidate
     candidates: tuple[Candidate, ...]
     comparison: Comparison
     criterion: str
-    nfe: int
+    nfe: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """What a selection within a budget takes from a trajectory record.
+
+    `reference` is that of the noise that selects. The evidence has a reference of `evidence_steps`,
+    and is of the selected candidate and the baselines alone.
+    """
+
+    record: TrajectoryRecord
+    reference: Reference
+    evidence_steps: int
 
 
 @dataclasses.dataclass(frozen=True)
 class BoundSelection:
-    """A selection that is ready to run."""
+    """A selection that is ready to run: `noise` selects, `fresh` gives the evidence."""
 
     denoiser: AbstractDenoiser
     noise: Float[Array, "n *shape"]
+    fresh: Float[Array, "m *shape"]
     data: Numbers | None
     criterion: str
     solver: Optax | None
     key: Array
+    recorded: Recorded | None = None
 
     def run(
         self,
@@ -236,17 +308,20 @@ class BoundSelection:
         sampler: AbstractSampler,
         progress: bool = True,
     ) -> Selected:
-        """Select one of the candidates, fine-tuned if asked, and compare all on the other noise."""
-        with Progress("comparing: reference solution", progress) as line:
-            halves = np.array_split(np.arange(self.noise.shape[0]), 2)
-            n = len(halves[0])
-            trial = self._trial(self.noise[:n], candidates, sampler, 0, line)
-            comparison = trial.compare(candidates)
-            baselines = [c.label for c in candidates if c.is_baseline]
+        """Select one of the candidates, fine-tuned if asked, and compare on the other noise."""
+        solver = self.solver if space.num_steps > 1 else None
+        tried = candidates
+        if self.recorded is not None:
+            tried = shortlist(candidates, self.recorded.record, sampler)
+        baselines = [c.label for c in tried if c.is_baseline]
+        nfe = self._planned_nfe(tried, candidates, sampler, solver)
+        text = f"comparing, NFE {sum(nfe.values()):,}: reference solution"
+        with Progress(text, progress) as line:
+            trial = self._trial(self.noise, tried, sampler, 0, line, nfe)
+            comparison = trial.compare(tried)
             label = comparison.best(baselines, self.criterion)
-            nfe = comparison_nfe(sampler, _schedules(candidates), n)
             known = by_label(candidates)
-            if self.solver is not None and space.num_steps > 1:
+            if solver is not None:
                 tuned = fine_tune(
                     trial.reference,
                     sampler,
@@ -254,20 +329,44 @@ class BoundSelection:
                     known[label].schedule,
                     comparison.take(baselines),
                     self.criterion,
-                    self.solver,
+                    solver,
                     line.update,
                 )
-                extra = Candidate(FINE_TUNED, tuned.schedule, Origin.FINE_TUNED)
+                extra = Candidate(FINE_TUNED, tuned, Origin.FINE_TUNED)
                 candidates = [*candidates, extra]
                 known = by_label(candidates)
                 both = comparison.joined(trial.compare([extra]))
                 label = both.best(baselines, self.criterion)
-                nfe += tuned.nfe + n * sampler.nfe_per_step * space.num_steps
+            if self.recorded is not None:
+                candidates = [c for c in candidates if c.is_baseline or c.label == label]
             # the evidence comes from noise that selected nothing
-            fresh = self._trial(self.noise[n:], candidates, sampler, 1, line).compare(candidates)
-            nfe += comparison_nfe(sampler, _schedules(candidates), len(halves[1]))
+            fresh = self._trial(self.fresh, candidates, sampler, 1, line, nfe).compare(candidates)
         evidence = dataclasses.replace(fresh, selected=label)
-        return Selected(known[label], tuple(candidates), evidence, self.criterion, nfe)
+        spent = nfe | {"evidence": fresh.nfe}
+        return Selected(known[label], tuple(candidates), evidence, self.criterion, spent)
+
+    def _planned_nfe(
+        self,
+        tried: Sequence[Candidate],
+        candidates: Sequence[Candidate],
+        sampler: AbstractSampler,
+        solver: Optax | None,
+    ) -> dict[str, int]:
+        """NFE by stage; that of the evidence is the most that there can be."""
+        schedule = tried[0].schedule
+        each = sampling_nfe(self.denoiser.process, sampler, schedule)
+        reference = reference_nfe(reference_steps(schedule.num_steps))
+        n = len(self.noise)
+        tuning = 0 if solver is None else fine_tuning_nfe(n, each, solver.max_iterations) + n * each
+        if self.recorded is None:
+            selection = n * (reference + len(tried) * each)
+            compared = len(candidates) + (solver is not None)
+        else:
+            selection = n * len(tried) * each
+            reference = reference_nfe(self.recorded.evidence_steps)
+            compared = 1 + sum(c.is_baseline for c in candidates)
+        evidence = len(self.fresh) * (reference + compared * each)
+        return {"selection": selection, "fine-tuning": tuning, "evidence": evidence}
 
     def _trial(
         self,
@@ -276,28 +375,43 @@ class BoundSelection:
         sampler: AbstractSampler,
         number: int,
         line: Progress,
+        nfe: dict[str, int],
     ) -> "_Trial":
         schedules = _schedules(candidates)
         stochastic = self.data is not None
         span = check_schedules(self.denoiser.process, sampler, schedules, stochastic=stochastic)
-        steps = reference_steps(max(s.num_steps for s in schedules.values()))
-        line.update("comparing: reference solution")
-        reference = solve_reference(self.denoiser, noise, steps, span, self.data)
-        return _Trial(reference, sampler, jax.random.fold_in(self.key, number), line)
+        if self.recorded is not None and number == 0:
+            reference = self.recorded.reference
+        else:
+            steps = reference_steps(max(s.num_steps for s in schedules.values()))
+            if self.recorded is not None:
+                steps = self.recorded.evidence_steps
+            line.update(f"comparing, NFE {sum(nfe.values()):,}: reference solution")
+            reference = solve_reference(self.denoiser, noise, steps, span, self.data)
+        key = jax.random.fold_in(self.key, number)
+        return _Trial(reference, sampler, key, line, sum(nfe.values()))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Trial:
-    """A reference solution on one half of the noise."""
+    """A reference solution from noise that selects, or gives the evidence."""
 
     reference: Reference
     sampler: AbstractSampler
     key: Array
     line: Progress
+    planned: int
 
     def compare(self, candidates: Sequence[Candidate]) -> Comparison:
         schedules = _schedules(candidates)
-        return compare_to(self.reference, self.sampler, schedules, key=self.key, line=self.line)
+        options = {"key": self.key, "line": self.line, "planned": self.planned}
+        return compare_to(self.reference, self.sampler, schedules, **options)
+
+
+def _halves(noise: Array) -> tuple[Array, Array]:
+    """The noise that selects and, at most as much, that of the evidence."""
+    n = (len(noise) + 1) // 2
+    return noise[:n], noise[n:]
 
 
 def _schedules(candidates: Sequence[Candidate]) -> dict[str, Schedule]:

@@ -32,6 +32,7 @@ from ._names import (
     check_schedule as check_schedule,
     sampler_name as sampler_name,
 )
+from ._nfe import sampling_nfe as sampling_nfe
 from ._reverse import (
     EulerMaruyama as EulerMaruyama,
     ExponentialIntegrator as ExponentialIntegrator,

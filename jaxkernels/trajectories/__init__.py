@@ -6,4 +6,4 @@ from ._objective import (
     bind_record as bind_record,
 )
 from ._record import TrajectoryRecord as TrajectoryRecord, check_record as check_record
-from ._recording import record as record
+from ._recording import record as record, record_nfe as record_nfe

@@ -19,6 +19,7 @@ local errors: it is accurate for many steps, and ranks schedules of few steps.
 import json
 import os
 from collections.abc import Sequence
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -31,14 +32,11 @@ from .._precision import in_float64, to_float64
 from .._types import AnyArray, constant
 from ..processes import PROCESSES, AbstractProcess, from_config, to_config
 from ..recurrence import local_error_coefficients, window_indices
-from ..samplers import RK4, AbstractSampler, as_sampler, check_schedule
+from ..samplers import AbstractSampler, as_sampler, check_schedule
 from ..schedules import Schedule, TimeCoordinate, coordinates_of, times_of
 from ._spline import spline_weights
 
 _FORMAT = "jaxkernels.record"
-
-# a backward pass costs two evaluations
-_BACKWARD_NFE = 2
 
 
 class TrajectoryRecord(eqx.Module):
@@ -53,8 +51,9 @@ class TrajectoryRecord(eqx.Module):
       D(t_i)> (c = 0) and <A_p(t_j), eps(t_i)> (c = 1) on trajectory m for direction p, divided by
       `scale`.
     - `t_min`: last time of the trajectories.
-    - `scale`: the root of the total variance of the end points.
-    - `end_mean`: (d,), the mean of the end points.
+    - `noise`: (trajectories, ...), where they start.
+    - `ends`: (trajectories, d), where they end.
+    - `nfe`: that the record cost, rows that fill up its last batch included; see `record`.
 
     **Example:**
 
@@ -68,8 +67,9 @@ class TrajectoryRecord(eqx.Module):
     time_coordinate: TimeCoordinate
     products: Float[AnyArray, "splines splines 2 trajectories directions"]
     t_min: AnyArray
-    scale: AnyArray
-    end_mean: Float[AnyArray, " d"]
+    noise: Float[AnyArray, "trajectories *shape"]
+    ends: Float[AnyArray, "trajectories d"]
+    nfe: int = eqx.field(static=True)
 
     @property
     def process(self) -> AbstractProcess:
@@ -92,17 +92,9 @@ class TrajectoryRecord(eqx.Module):
         return self.products.shape[4]
 
     @property
-    def nfe(self) -> int:
-        """NFE that the record cost, a backward pass counted as two evaluations.
-
-        For every trajectory 4 (N - 1) + N for the forward sweep, and 4 (N - 1) (1 + 2 P) for the
-        backward sweep, which repeats every step before it goes back through it. Rows that only fill
-        up the last batch are not counted.
-        """
-        steps = RK4.nfe_per_step * (self.num_nodes - 1)
-        forward = steps + self.num_nodes
-        backward = steps * (1 + _BACKWARD_NFE * self.num_directions)
-        return self.num_trajectories * (forward + backward)
+    def scale(self) -> float:
+        """The root of the total variance of the end points."""
+        return end_scale(np.asarray(self.ends))
 
     def errors(
         self, sampler: AbstractSampler | str, schedule: Schedule
@@ -180,22 +172,17 @@ class TrajectoryRecord(eqx.Module):
         first, *others = records
         for i, other in enumerate(others, 1):
             _check_alike(first, other, i)
-        counts = np.array([r.num_trajectories for r in records], np.float64)
-        means = np.stack([np.asarray(r.end_mean) for r in records])
-        scales = np.array([float(np.asarray(r.scale)) for r in records])
-        mean = np.average(means, axis=0, weights=counts)
-        # the variance within the records and between their means
-        variance = np.average(scales**2 + np.sum((means - mean) ** 2, 1), weights=counts)
-        scale = np.sqrt(variance)
-        products = np.concatenate(
-            [
-                np.asarray(r.products) * (own / scale)
-                for r, own in zip(records, scales, strict=True)
-            ],
-            axis=3,
-        )
+        noise = cast(AnyArray, np.concatenate([np.asarray(r.noise) for r in records]))
+        ends = np.concatenate([np.asarray(r.ends) for r in records])
+        scale = end_scale(ends)
+        products = [np.asarray(r.products) * (r.scale / scale) for r in records]
         return cls(
-            first.time_coordinate, constant(products), first.t_min, constant(scale), constant(mean)
+            first.time_coordinate,
+            constant(np.concatenate(products, axis=3)),
+            first.t_min,
+            noise,
+            constant(ends),
+            sum(r.nfe for r in records),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -220,9 +207,10 @@ class TrajectoryRecord(eqx.Module):
             "signal_noise": _signal_noise(self.process, times),
             "coordinate": np.array([coordinate.start, coordinate.low, coordinate.high], np.float64),
             "t_min": np.asarray(self.t_min),
-            "scale": np.asarray(self.scale),
-            "end_mean": np.asarray(self.end_mean),
             "products": np.asarray(self.products),
+            "noise": np.asarray(self.noise),
+            "ends": np.asarray(self.ends),
+            "nfe": np.asarray(self.nfe),
         }
         _files.write(path, _FORMAT, arrays)
 
@@ -253,9 +241,11 @@ class TrajectoryRecord(eqx.Module):
                 )
             process = from_config(config) if process is None else process
             start, low, high = map(constant, content["coordinate"])
-            products, t_min, scale, end_mean = (
-                constant(content[key]) for key in ("products", "t_min", "scale", "end_mean")
+            products, t_min, ends = (
+                constant(content[key]) for key in ("products", "t_min", "ends")
             )
+            noise = cast(AnyArray, content["noise"])
+            nfe = int(content["nfe"])
             times = content["times"]
             expected = content["signal_noise"]
         except (KeyError, ValueError) as error:
@@ -265,7 +255,7 @@ class TrajectoryRecord(eqx.Module):
             raise ValueError(
                 f"process is not that of {name}: its signal or noise differs at t = {t:g}."
             )
-        return cls(TimeCoordinate(process, start, low, high), products, t_min, scale, end_mean)
+        return cls(TimeCoordinate(process, start, low, high), products, t_min, noise, ends, nfe)
 
     def contract(
         self, u: Float[Array, " window"], local_error: Float[Array, "window 2"]
@@ -338,6 +328,11 @@ class TrajectoryRecord(eqx.Module):
             f"TrajectoryRecord({self.num_trajectories} trajectories, {self.num_nodes} nodes, "
             f"{self.num_directions} directions)"
         )
+
+
+def end_scale(ends: Float[np.ndarray, "trajectories d"]) -> float:
+    """The root of the total variance of end points."""
+    return float(np.sqrt(np.sum(np.var(ends, 0))))
 
 
 def check_sampler(sampler: AbstractSampler | str) -> AbstractSampler:
@@ -440,8 +435,8 @@ def _check_alike(first: TrajectoryRecord, other: object, i: int) -> None:
     """Raise unless record number i can be concatenated with the first."""
     if not isinstance(other, TrajectoryRecord):
         raise ValueError(f"records[{i}] must be a TrajectoryRecord; got {type(other).__name__}.")
-    own_size = (first.num_nodes, first.num_directions, first.end_mean.shape[0])
-    size = (other.num_nodes, other.num_directions, other.end_mean.shape[0])
+    own_size = (first.num_nodes, first.num_directions, first.ends.shape[1])
+    size = (other.num_nodes, other.num_directions, other.ends.shape[1])
     if size != own_size:
         raise ValueError(
             "records[{}] has {} nodes, {} directions and {} dimensions; records[0] has {}, {} and "

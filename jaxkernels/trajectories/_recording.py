@@ -1,6 +1,7 @@
 """Recording trajectories of a network and their sensitivities."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._compile import quick_filter_jit
+from .._nfe import EVALUATION, VECTOR_JACOBIAN_PRODUCT
 from .._progress import Progress
 from .._types import AnyArray, constant
 from ..prediction import (
@@ -20,7 +22,7 @@ from ..prediction import (
 from ..processes import AbstractProcess, check_range, sigma_range
 from ..samplers import RK4
 from ..schedules import Step, TimeCoordinate
-from ._record import TrajectoryRecord, node_times
+from ._record import TrajectoryRecord, end_scale, node_times
 from ._spline import spline_fit
 
 _LEAST_NODES = 8
@@ -42,10 +44,15 @@ def record(
 ) -> TrajectoryRecord:
     """Record trajectories of a denoiser and their sensitivities.
 
-    A solver runs forward from `noise` and back with vector-Jacobian products. To record in pieces,
-    or on several workers, call it with parts of the noise and pass the records to
-    `TrajectoryRecord.concatenate`: calls with the same denoiser and the same number of rows share
-    one compiled program.
+    A solver runs forward from `noise`. Then the sensitivity A = (dx_end/dx)^T u of a component of
+    the end point is followed back along the trajectory: with y = x / a and the Jacobian
+    J = dD/dy,
+
+        dA_y / dlog(sigma) = -(1 - J^T) A_y,      A_x = A_y / a,                              (1)
+
+    one vector-Jacobian product at each node. To record in pieces, or on several workers, call it
+    with parts of the noise and pass the records to `TrajectoryRecord.concatenate`: calls with the
+    same denoiser and the same number of rows share one compiled program.
 
     **Arguments:**
 
@@ -62,7 +69,8 @@ def record(
     - `key`: for the directions; fixed by default.
     - `progress`: show a status line on a terminal.
 
-    NFE: see `TrajectoryRecord.nfe`, about nodes x (9 + 8 directions) per trajectory.
+    NFE per trajectory: (nodes - 1) (5 + 2 directions) + 1, see `TrajectoryRecord.nfe`. The status
+    line shows those of all trajectories from the start.
 
     **Returns:** a `TrajectoryRecord`.
 
@@ -87,7 +95,8 @@ def record(
     fit = spline_fit(nodes)
     products = []
     ends = []
-    with Progress("recording: compiling", progress) as line:
+    nfe = record_nfe(_rows_run(x.shape[0], batch), nodes, len(frame))
+    with Progress(f"recording, NFE {nfe:,}: compiling", progress) as line:
         for rows, count in _batches(x.shape[0], batch):
             split, sensitivity, end = (
                 # local errors are small differences of these
@@ -95,16 +104,42 @@ def record(
                 for array in _follow(denoiser, times, x[rows], frame)
             )
             last = int(rows[0]) + count - 1
-            if not (np.all(np.isfinite(split)) and np.all(np.isfinite(sensitivity))):
-                raise ValueError(
-                    f"trajectories {rows[0]} to {last} or their sensitivities are not finite: the "
-                    "network returned NaN or infinity, or its prediction is undefined at t_max or "
-                    "t_min."
-                )
+            _check_finite(split, sensitivity, f"{rows[0]} to {last}")
             products.append(_products(sensitivity, split, fit)[..., :count, :])
             ends.append(end[:count])
-            line.update(f"recording: trajectory {last + 1} of {x.shape[0]}")
-    return _in_units(coordinate, low_time, np.concatenate(products, 3), np.concatenate(ends))
+            line.update(f"recording, NFE {nfe:,}: trajectory {last + 1} of {x.shape[0]}")
+    made = (np.concatenate(products, 3), cast(AnyArray, np.asarray(x)), np.concatenate(ends), nfe)
+    return _in_units(coordinate, low_time, *made)
+
+
+def _check_finite(split: np.ndarray, sensitivity: np.ndarray, rows: str) -> None:
+    """Raise, naming the trajectories, unless all is finite."""
+    if not (np.all(np.isfinite(split)) and np.all(np.isfinite(sensitivity))):
+        raise ValueError(
+            f"trajectories {rows} or their sensitivities are not finite: the network returned NaN "
+            "or infinity, or its prediction is undefined at t_max or t_min."
+        )
+
+
+def record_nfe(trajectories: int, nodes: int, directions: int) -> int:
+    """Count the NFE of a record.
+
+        (nodes - 1) (4 + 1 + 2 directions) + 1    per trajectory
+
+    Forward a step of `RK4` between two nodes, whose first evaluation is that of the node, and the
+    last node; back one evaluation and its vector-Jacobian products at every node but the first.
+
+    **Arguments:**
+
+    - `trajectories`: number of trajectories that are run.
+    - `nodes`: points in time.
+    - `directions`: of the end point's error, at most the dimension.
+
+    **Returns:** the NFE.
+    """
+    forward = RK4.nfe_per_step * (nodes - 1) + 1
+    backward = (nodes - 1) * (EVALUATION + directions * VECTOR_JACOBIAN_PRODUCT)
+    return trajectories * (forward + backward)
 
 
 def _check_noise(noise: Float[AnyArray, "trajectories *shape"]) -> Array:
@@ -148,6 +183,11 @@ def _batches(total: int, largest: int) -> Iterator[tuple[np.ndarray, int]]:
         yield np.minimum(rows, total - 1), min(size, total - begin)
 
 
+def _rows_run(total: int, largest: int) -> int:
+    """How many rows `_batches` gives, repeated ones included."""
+    return sum(len(rows) for rows, _ in _batches(total, largest))
+
+
 @quick_filter_jit
 def _follow(
     denoiser: AbstractDenoiser,
@@ -162,27 +202,17 @@ def _follow(
     """(D, eps) and sensitivities at the nodes, and the end points, of a batch of trajectories."""
     denoiser = denoiser.astype(x.dtype)
     times = times.astype(x.dtype)
-    steps = (times[:-1], times[1:])
 
     def forward(x: Array, step: tuple[Array, Array]) -> tuple[Array, tuple[Array, Prediction]]:
-        return _advance(denoiser, x, *step), (x, denoiser(x, step[0]))
+        after, split = _advance(denoiser, x, *step)
+        return after, (x, split)
 
-    end, (path, split) = jax.lax.scan(forward, x, steps)
+    end, (path, split) = jax.lax.scan(forward, x, (times[:-1], times[1:]))
+    path = jnp.concatenate([path, end[None]])
     split = jax.tree.map(
         lambda a, b: jnp.concatenate([a, b[None]]), split, denoiser(end, times[-1])
     )
-
-    def backward(
-        sensitivity: Array, inputs: tuple[Array, tuple[Array, Array]]
-    ) -> tuple[Array, Array]:
-        x, step = inputs
-        pull_back = jax.vjp(lambda x: _advance(denoiser, x, *step), x)[1]
-        earlier = jax.vmap(lambda v: pull_back(v)[0])(sensitivity)
-        return earlier, earlier
-
-    last = jnp.broadcast_to(frame[:, None], (len(frame), *x.shape))
-    _, earlier = jax.lax.scan(backward, last, (path, steps), reverse=True)
-    sensitivity = jnp.concatenate([earlier, last[None]])
+    sensitivity = _sensitivities(denoiser, times, path, frame)
     both = jnp.stack([split.x0, split.eps], 1)
     return (
         both.reshape(*both.shape[:3], -1),
@@ -191,11 +221,93 @@ def _follow(
     )
 
 
-def _advance(denoiser: AbstractDenoiser, x: Array, t: Array, until: Array) -> Array:
-    """One deterministic step of `RK4`."""
+def _sensitivities(
+    denoiser: AbstractDenoiser,
+    times: Float[Array, " nodes"],
+    path: Float[Array, "nodes batch *shape"],
+    frame: Float[Array, "directions *shape"],
+) -> Float[Array, "nodes directions batch *shape"]:
+    """Equation (1) of `record` back from the end points, by an explicit multistep method.
+
+    In terms of v = level A_x, level^2 = (a c)^2 + s^2 with c the size of the end point, and of the
+    angle arctan(sigma / c),
+
+        dv / dangle = level^2 / (s c) (dD/dx)^T v - (a c / s) v.
+
+    v is constant for Gaussian data of variance c^2, so that steps may be long, and angles are
+    finite where sigma is not.
+    """
+    process = denoiser.process
+    # c is that of every trajectory itself, so that none depends on the others of its batch
+    end = path[-1].reshape(path.shape[1], -1)
+    size = jnp.sqrt(jnp.mean(end**2, 1)) + process.noise(times[-1])
+    scaled = process.signal(times)[:, None] * size
+    noise = process.noise(times)[:, None]
+    level = jnp.hypot(scaled, noise)
+    weights = _extrapolation_weights(jnp.arctan2(noise, scaled))
+    factors = jnp.stack([level**2 / (noise * size), -scaled / noise], 1)[1:]
+    factors = jnp.concatenate([factors, weights], 1)
+
+    def along(values: Float[Array, "*rows batch"]) -> Array:
+        return values.reshape(*values.shape, *[1] * (path.ndim - 2))
+
+    def backward(
+        state: tuple[Array, Array, Array], inputs: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array, Array], Array]:
+        v, rate_below, rate_below_that = state
+        x, t, (pulled, kept, *weight) = inputs
+        pull_back = jax.vjp(lambda x: denoiser(x, t).x0, x)[1]
+        rate = pulled * jax.vmap(lambda u: pull_back(u)[0])(v) + kept * v
+        v = v + weight[0] * rate + weight[1] * rate_below + weight[2] * rate_below_that
+        return (v, rate, rate_below), v
+
+    last = along(level[-1]) * jnp.broadcast_to(frame[:, None], (len(frame), *path.shape[1:]))
+    start = (last, jnp.zeros_like(last), jnp.zeros_like(last))
+    inputs = (path[1:], times[1:], along(factors))
+    _, earlier = jax.lax.scan(backward, start, inputs, reverse=True)
+    return jnp.concatenate([earlier, last[None]]) / along(level)[:, None]
+
+
+def _advance(
+    denoiser: AbstractDenoiser, x: Array, t: Array, until: Array
+) -> tuple[Array, Prediction]:
+    """One deterministic step of `RK4`, and its first prediction, that at x."""
     none = jnp.zeros((), int)
     step = Step(t, until, jnp.zeros(0, x.dtype), jnp.zeros((), x.dtype), none, none)
-    return RK4().step(denoiser, jnp.zeros_like, denoiser.process, step, x, ())[0]
+    first = denoiser(x, t)
+    calls = 0
+
+    def predict(x: Array, t: Array) -> Prediction:
+        nonlocal calls
+        calls += 1
+        return first if calls == 1 else denoiser(x, t)
+
+    return RK4().step(predict, jnp.zeros_like, denoiser.process, step, x, ())[0], first
+
+
+def _extrapolation_weights(
+    angle: Float[Array, "nodes batch"],
+) -> Float[Array, "steps 3 batch"]:
+    """Weights of the rates at a node and the two below it in the step to the node above it.
+
+    The integral of the quadratic through them (the method of Adams and Bashforth with variable
+    steps); of the line or the constant where there are no more nodes below.
+    """
+    length = angle[:-1] - angle[1:]
+    none = jnp.full_like(length[:1], jnp.inf)
+    one = jnp.concatenate([length[1:], none])
+    two = jnp.concatenate([length[2:], none, none])
+    # of the first and the second divided difference
+    slope = length**2 / 2.0 / one
+    bend = jnp.where(jnp.isinf(two), 0.0, (length**3 / 3.0 + length**2 * one / 2.0) / (one + two))
+    return jnp.stack(
+        [
+            length + slope + bend / one,
+            -slope - bend / one - bend / two,
+            bend / two,
+        ],
+        1,
+    )
 
 
 def _products(
@@ -215,16 +327,19 @@ def _in_units(
     coordinate: TimeCoordinate,
     t_min: float,
     products: Float[np.ndarray, "splines splines 2 trajectories directions"],
+    noise: Float[AnyArray, "trajectories *shape"],
     ends: Float[np.ndarray, "trajectories d"],
+    nfe: int,
 ) -> TrajectoryRecord:
     """The record in units of the end points' standard deviation."""
-    scale = np.sqrt(np.sum(ends.var(0)))
+    scale = end_scale(ends)
     if scale == 0.0:
         raise ValueError("all trajectories end at one point; are all rows of noise the same?")
     return TrajectoryRecord(
         coordinate,
         constant(products / scale),
         constant(t_min),
-        constant(scale),
-        constant(ends.mean(0)),
+        noise,
+        constant(ends),
+        nfe,
     )

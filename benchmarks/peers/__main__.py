@@ -1,0 +1,217 @@
+"""Schedules by published searches and by this package, in one table.
+
+Run by `python -m benchmarks.peers`, with `--help` for a subset. Every cell is written when it is
+known, so that an interrupted run goes on where it stopped.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxkernels as jk
+
+from ..environment import CACHE, save, table
+from ..networks.data import HELD_OUT, PROBLEMS, PROCESS, T_MIN
+from ..networks.study import denoiser_of
+from ..networks.train import train
+from . import ays, dmn, gits, ld3, oss
+from .found import Found, end_sigmas, from_sigmas
+
+SAMPLERS = ("ddim", "dpmpp_2m")
+STEPS = (4, 5, 6, 8, 10, 12, 16, 20)
+# NFE of ours, for each number of steps anew
+BUDGETS = (3_000, 16_000)
+ORDERS = {"ddim": 1, "dpmpp_2m": 2}
+# initial noise that no search has seen
+UNSEEN = 1024
+STATISTICS = ("geometric_mean", "rms", "sliced_w2")
+NETWORKS = {problem.name: problem for problem in (*PROBLEMS, HELD_OUT)}
+
+Search = Callable[[str, int], Found]
+Cell = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
+    parser.add_argument("--methods", nargs="+", default=None, help="default: all")
+    options = parser.parse_args()
+    jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
+    cells = []
+    for name in options.networks:
+        settings = itertools.product(options.samplers, options.steps)
+        cells += study(name, list(settings), options.methods)
+    path = save("peers", {"unseen": UNSEEN, "cells": cells})
+    text = report(cells)
+    path.with_suffix(".md").write_text(text)
+    print(text)
+
+
+def study(network: str, settings: list[tuple[str, int]], methods: list[str] | None) -> list[Cell]:
+    """The cells of one network."""
+    problem = NETWORKS[network]
+    _, data = problem.split()
+    denoiser = denoiser_of(train(problem, data))
+    searches = all_searches(denoiser, data)
+    known = {name: searches[name] for name in (methods or searches)}
+    unseen = jax.random.normal(jax.random.key(3), (UNSEEN, data.shape[1]))
+    cells = []
+    for sampler, num_steps in settings:
+        jax.clear_caches()
+        found = {
+            name: resume(network, sampler, num_steps, name, search)
+            for name, search in known.items()
+        }
+        schedules = {
+            **{n: make(PROCESS, num_steps, T_MIN) for n, make in jk.schedules.BASELINES.items()},
+            **{n: jk.Schedule(np.asarray(cell["times"])) for n, cell in found.items()},
+        }
+        compared = jk.compare_schedules(denoiser, sampler, schedules, unseen)
+        where = {"network": network, "sampler": sampler, "num_steps": num_steps}
+        cells += [
+            {**where, "method": name, **cell, **ratios(compared, name)}
+            for name, cell in found.items()
+        ]
+    return cells
+
+
+def all_searches(denoiser: jk.AbstractDenoiser, data: np.ndarray) -> dict[str, Search]:
+    """Every search by name, each with initial noise of its own."""
+    dim = data.shape[1]
+    noise = jax.random.normal(jax.random.key(11), (4096, dim))
+    scale = float(np.sqrt(data.var(0).mean()))
+
+    def with_budget(sampler: str, num_steps: int, budget: int) -> Found:
+        selection = jk.Selection(noise=noise)
+        setting = {"t_min": T_MIN, "selection": selection, "budget": budget}
+        result = jk.optimize_schedule(denoiser, PROCESS, sampler, num_steps, **setting)
+        return Found(result.schedule, result.nfe)
+
+    def selected(sampler: str, num_steps: int, fine_tune: int = 0) -> Found:
+        selection = jk.Selection(noise=noise[:2048], fine_tune=fine_tune)
+        setting = {"t_min": T_MIN, "selection": selection}
+        result = jk.optimize_schedule(denoiser, PROCESS, sampler, num_steps, **setting)
+        return Found(result.schedule, result.nfe)
+
+    def from_data(sampler: str, num_steps: int) -> Found:
+        return Found(
+            jk.optimize_schedule(data, PROCESS, sampler, num_steps, t_min=T_MIN).schedule, 0
+        )
+
+    def aligned(sampler: str, num_steps: int) -> Found:
+        del sampler
+        start = jk.schedules.log_snr(PROCESS, num_steps, T_MIN)
+        return ays.search(denoiser, data, T_MIN, start)
+
+    return {
+        "tangent": lambda _, k: tangent(k, scale),
+        "AYS": aligned,
+        "DMN": lambda sampler, k: dmn.search(PROCESS, k, T_MIN, ORDERS[sampler]),
+        "GITS, deviation": lambda _, k: gits.search(denoiser, k, noise, T_MIN, "dev"),
+        "GITS, l2": lambda _, k: gits.search(denoiser, k, noise, T_MIN, "l2"),
+        "OSS": lambda _, k: oss.search(denoiser, k, noise, T_MIN),
+        "LD3": lambda sampler, k: ld3.search(denoiser, sampler, k, noise, T_MIN),
+        "ours, data alone": from_data,
+        **{f"ours, {b:,} NFE": partial(with_budget, budget=b) for b in BUDGETS},
+        "ours, selected": selected,
+        "ours, fine-tuned": partial(selected, fine_tune=40),
+    }
+
+
+def tangent(num_steps: int, scale: float) -> Found:
+    """Levels that are evenly spaced in arctan(sigma / c), optimal for isotropic Gaussian data."""
+    high, low = np.arctan(end_sigmas(PROCESS, T_MIN) / scale)
+    angles = np.linspace(high, low, num_steps + 1)
+    return Found(from_sigmas(PROCESS, scale * np.tan(angles), T_MIN), 0)
+
+
+def resume(network: str, sampler: str, num_steps: int, method: str, search: Search) -> Cell:
+    """The schedule of one cell, with what it took, from its file or found now."""
+    name = f"{network}_{sampler}_{num_steps}_{method}".replace(" ", "_").replace(",", "")
+    path = Path(CACHE / "peers" / f"{name}.json")
+    if path.exists():
+        return json.loads(path.read_text())
+    print(f"{network}, {sampler}, K = {num_steps}: {method}", flush=True)
+    began = time.perf_counter()
+    found = search(sampler, num_steps)
+    cell = {
+        "times": np.asarray(found.schedule.times, np.float64).tolist(),
+        "nfe": found.nfe,
+        "seconds": time.perf_counter() - began,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(cell))
+    return cell
+
+
+def ratios(compared: jk.Comparison, name: str) -> Cell:
+    """Every statistic, its ratio to the best baseline's in hindsight, and its standard error."""
+    found = {}
+    for statistic in STATISTICS:
+        values = compared.statistic(statistic)
+        best = min(jk.schedules.BASELINES, key=values.__getitem__)
+        ratio = compared.ratio(statistic, name, best)
+        found[statistic] = {"error": values[name], "ratio": ratio.value, "se": ratio.standard_error}
+    return found
+
+
+def report(cells: list[Cell]) -> str:
+    """All settings together, then each."""
+    methods = list(dict.fromkeys(cell["method"] for cell in cells))
+    rows = []
+    for method in methods:
+        own = [cell for cell in cells if cell["method"] == method]
+        means = []
+        for statistic in STATISTICS:
+            logs = np.log([cell[statistic]["ratio"] for cell in own])
+            relative = [cell[statistic]["se"] / cell[statistic]["ratio"] for cell in own]
+            mean = np.exp(np.mean(logs))
+            error = mean * np.sqrt(np.sum(np.square(relative))) / len(own)
+            means.append(f"{mean:.3f} ± {error:.3f} (worst {np.exp(np.max(logs)):.2f})")
+        nfe = np.mean([cell["nfe"] for cell in own])
+        seconds = np.mean([cell["seconds"] for cell in own])
+        rows.append([method, *means, f"{nfe:,.0f}", f"{seconds:.1f}"])
+    head = ["method", *STATISTICS, "NFE", "seconds"]
+    each = [
+        [
+            cell["network"],
+            cell["sampler"],
+            str(cell["num_steps"]),
+            cell["method"],
+            *("{ratio:.3f} ± {se:.3f}".format(**cell[statistic]) for statistic in STATISTICS),
+            f"{cell['nfe']:,}",
+            f"{cell['seconds']:.1f}",
+        ]
+        for cell in cells
+    ]
+    settings = sorted({(c["network"], c["sampler"], c["num_steps"]) for c in cells})
+    lines = [
+        "# Published searches and ours",
+        "",
+        "Written by `python -m benchmarks.peers`. Errors from initial noise that no search has",
+        "seen, as ratios to the best of six baseline schedules of each setting and statistic,",
+        "known in hindsight; the machine is named in the .json file beside this one.",
+        "",
+        f"Geometric means over {len(settings)} settings; NFE and seconds (compiling included) are",
+        "means over settings.",
+        "",
+        table(head, rows),
+        "",
+        table(["network", "sampler", "K", *head], each),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

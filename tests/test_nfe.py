@@ -1,0 +1,282 @@
+"""NFE as they are reported, against the calls of a network that counts them while it runs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.custom_derivatives import linear_call
+from jaxtyping import Array
+
+import jaxkernels as jk
+from jaxkernels.optimize._budget import Costs, make_plan
+
+PROCESS, T_MIN = jk.VP(), 1e-3
+MIXTURE = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.full((2, 2), 0.02))
+NOISE = jnp.asarray(np.random.default_rng(0).standard_normal((48, 2)))
+
+
+class Counter:
+    """Points at which a network was evaluated and, apart, its products with vectors."""
+
+    def __init__(self) -> None:
+        self.evaluations = 0
+        self.vector_jacobian = 0
+        self.jacobian_vector = 0
+
+    @property
+    def nfe(self) -> int:
+        """Forward 1, vector-Jacobian product 2, Jacobian-vector product 1."""
+        jax.effects_barrier()
+        return self.evaluations + 2 * self.vector_jacobian + self.jacobian_vector
+
+    def add(self, name: str, x: Array) -> None:
+        # rows, and the directions of several products at once
+        setattr(self, name, getattr(self, name) + int(np.prod(x.shape[:-1])))
+
+    def reverse(self, x: Array) -> Array:
+        """x, counted, also in vector-Jacobian products."""
+
+        @jax.custom_vjp
+        def counted(x: Array) -> Array:
+            jax.debug.callback(lambda x: self.add("evaluations", x), x)
+            return x
+
+        def pull_back(_: None, g: Array) -> tuple[Array]:
+            jax.debug.callback(lambda g: self.add("vector_jacobian", g), g)
+            return (g,)
+
+        counted.defvjp(lambda x: (counted(x), None), pull_back)
+        return counted(x)
+
+    def both(self, x: Array) -> Array:
+        """x, counted, also in products of either kind; not under vmap."""
+
+        @jax.custom_jvp
+        def counted(x: Array) -> Array:
+            jax.debug.callback(lambda x: self.add("evaluations", x), x)
+            return x
+
+        def forward(_: tuple[()], v: Array) -> Array:
+            jax.debug.callback(lambda v: self.add("jacobian_vector", v), v)
+            return v
+
+        def backward(_: tuple[()], g: Array) -> Array:
+            jax.debug.callback(lambda g: self.add("vector_jacobian", g), g)
+            return g
+
+        @counted.defjvp
+        def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+            return counted(*primals), linear_call(forward, backward, (), *tangents)
+
+        return counted(x)
+
+
+# one network for all tests, so that programs are compiled once
+COUNTER = Counter()
+
+
+def _network(x: Array, t: Array) -> Array:
+    return MIXTURE.score(PROCESS, COUNTER.reverse(x), t)
+
+
+DENOISER = jk.Denoiser(_network, PROCESS, "score")
+
+
+@pytest.mark.parametrize(("sampler", "t_min"), [("heun", 0.0), ("rk4", 0.1), ("dpmpp_2s", 0.0)])
+def test_comparisons_count_what_a_last_step_leaves_out(sampler: str, t_min: float) -> None:
+    process = jk.EDM(20.0)
+    counter = Counter()
+    denoiser = jk.Denoiser(lambda x, t: 0.5 * counter.reverse(x), process, "x0")
+    schedules = {"karras": jk.schedules.karras(process, 3, t_min)}
+    found = jk.compare_schedules(denoiser, sampler, schedules, NOISE[:5], progress=False)
+    assert found.nfe == counter.nfe
+    assert found.sampling_nfe == 5 * (jk.samplers.as_sampler(sampler).nfe_per_step * 3 - 0) - (
+        5 if t_min == 0 else 0
+    )
+    assert found.take(["karras"]).nfe == found.nfe
+
+
+def test_a_report_counts_its_reference_once() -> None:
+    before = COUNTER.nfe
+    found = jk.compare_samplers(
+        DENOISER, ["ddim", "heun"], [2, 3], NOISE[:4], t_min=T_MIN, progress=False
+    )
+    assert found.nfe == COUNTER.nfe - before == 4 * (300 + 6 * (2 + 3) * (1 + 2))
+
+
+@pytest.mark.parametrize("batch", [3, 4])
+def test_a_record_counts_rows_that_fill_up_a_batch(batch: int) -> None:
+    before = COUNTER.nfe
+    options: dict[str, Any] = {"t_min": T_MIN, "nodes": 8, "batch": batch, "progress": False}
+    found = jk.record(DENOISER, NOISE[:7], directions=2, **options)
+    assert found.nfe == COUNTER.nfe - before
+    rows = {3: 9, 4: 8}[batch]
+    assert found.nfe == rows * (7 * (5 + 2 * 2) + 1)
+    np.testing.assert_array_equal(found.noise, NOISE[:7])
+    both = jk.TrajectoryRecord.concatenate([found, found])
+    assert both.nfe == 2 * found.nfe
+
+
+def test_a_measurement_counts_both_products() -> None:
+    counter = Counter()
+
+    def network(x: Array, t: Array) -> Array:
+        return 0.3 * jnp.tanh(counter.both(x))
+
+    denoiser = jk.Denoiser(network, PROCESS, "x0")
+    samples = np.random.default_rng(1).standard_normal((10, 3))
+    found = jk.measure(
+        denoiser,
+        samples,
+        [0.8, 0.3],
+        key=jax.random.key(0),
+        batch=4,
+        draws=2,
+        lipschitz_points=2,
+        progress=False,
+    )
+    # three batches of four, the last one filled up
+    iterations = int(found.iterations.sum())
+    assert found.nfe == counter.nfe == 2 * 2 * 12 + 2 * 5 * iterations
+
+
+@pytest.mark.slow
+def test_a_network_as_target_counts_every_stage() -> None:
+    before = COUNTER.nfe
+    result = _optimize(selection=jk.Selection(noise=NOISE[:8]))
+    assert result.nfe == COUNTER.nfe - before == sum(result.nfe_by_stage.values())
+    # 8 samples of 64 steps, and as many trajectories of 40 nodes and 2 directions
+    assert result.nfe_by_stage["samples"] == 8 * 64
+    assert result.nfe_by_stage["record"] == 8 * (39 * (5 + 2 * 2) + 1)
+    # four optima, interpolated with six baselines
+    candidates = 4 * 7 + 6
+    each = 4 * (200 + 100 + 3 * candidates)
+    assert result.nfe_by_stage["selection"] == result.nfe_by_stage["evidence"] == each
+    assert f"{result.nfe:,}: samples 512" in repr(result)
+
+
+def _optimize(target: Any = DENOISER, **options: Any) -> jk.OptimizedSchedule:
+    """Three steps of DDIM on the network that counts."""
+    return jk.optimize_schedule(
+        target, PROCESS, "ddim", 3, t_min=T_MIN, starts=["quadratic"], progress=False, **options
+    )
+
+
+LEAST = 4 * (15 * (5 + 2) + 1) + 4 * 8 * 3 + 4 * (90 + 7 * 3)
+
+
+@pytest.mark.parametrize("budget", [LEAST, pytest.param(16_000, marks=pytest.mark.slow)])
+def test_a_budget_is_never_exceeded(budget: int) -> None:
+    before = COUNTER.nfe
+    result = _optimize(selection=jk.Selection(noise=NOISE), budget=budget)
+    assert result.nfe == COUNTER.nfe - before <= budget
+    plan = result.plan
+    assert plan is not None
+    assert plan.budget == budget
+    assert result.nfe_by_stage["record"] == plan.nfe["record"]
+    assert result.nfe_by_stage["selection"] == plan.nfe["selection"]
+    assert result.nfe_by_stage["evidence"] <= plan.nfe["evidence"]
+    assert "samples select" in repr(result)
+    assert result.verified
+    comparison = result.comparison
+    assert comparison is not None
+    assert set(comparison.names) == {result.selected, *result.baselines}
+    # noise that selected nothing
+    fresh = NOISE[plan.trajectories : plan.trajectories + plan.evidence]
+    schedules = {"returned": result.schedule}
+    again = jk.compare_schedules(DENOISER, "ddim", schedules, fresh, progress=False)
+    row = comparison.names.index(result.selected)
+    assert comparison.errors.shape[1] == plan.evidence
+    np.testing.assert_allclose(comparison.errors[row], again.errors[0], rtol=0.1)
+
+
+def test_a_budget_too_small_names_the_least() -> None:
+    before = COUNTER.nfe
+    with pytest.raises(ValueError, match=f"budget = {LEAST - 1} must be at least {LEAST} NFE"):
+        _optimize(selection=jk.Selection(noise=NOISE), budget=LEAST - 1)
+    assert COUNTER.nfe == before
+
+
+@pytest.mark.slow
+def test_one_record_serves_every_setting() -> None:
+    """Its initial noise selects, its end points are the reference; nothing is recorded again."""
+    record = jk.record(DENOISER, NOISE[:16], t_min=T_MIN, nodes=16, progress=False)
+    before = COUNTER.nfe
+    result = _optimize(selection=jk.Selection(record=record), budget=3_000)
+    assert result.nfe == COUNTER.nfe - before <= 3_000
+    assert result.nfe_by_stage["record"] == 0
+    assert result.plan is not None
+    assert result.plan.selecting == 16
+    assert "a given record" in repr(result)
+    # the Gaussian that is solved for is that of the recorded end points
+    np.testing.assert_allclose(result.target.mean, np.asarray(record.ends).mean(0), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_fine_tuning_stays_within_a_budget() -> None:
+    """Of a network beside samples; what a gradient computes again is not seen."""
+    samples = MIXTURE.sample(jax.random.key(0), 200)
+    selection = jk.Selection(denoiser=DENOISER, fine_tune=2)
+    before = COUNTER.nfe
+    result = _optimize(samples, selection=selection, budget=4_000)
+    unseen = 3 * 2 * (result.plan.selecting // 2) if result.plan is not None else 0
+    assert result.nfe == COUNTER.nfe - before + unseen <= 4_000
+    assert result.nfe_by_stage["fine-tuning"] > 0
+
+
+@pytest.mark.parametrize("recorded", [None, 40])
+@pytest.mark.parametrize("fine_tune", [0, 3])
+def test_plans_stay_within_their_budget(recorded: int | None, fine_tune: int) -> None:
+    """For random numbers of steps, dimensions, rows and budgets from the least one."""
+    rng = np.random.default_rng(0)
+    used = []
+    for _ in range(60):
+        costs = Costs(int(rng.integers(1, 40)), 6 + int(rng.integers(3)), fine_tune)
+        rows = None if rng.random() < 0.5 else int(rng.integers(8, 500))
+        options = (int(rng.integers(1, 100)), rows, recorded)
+        with pytest.raises(ValueError, match="must be at least") as refused:
+            make_plan(1, costs, *options)
+        least = int(str(refused.value).split("at least ")[1].split()[0])
+        budget = int(least * 10.0 ** rng.uniform(0.0, 3.0))
+        plan = make_plan(budget, costs, *options)
+        assert sum(plan.nfe.values()) <= budget
+        assert min(plan.selecting, plan.evidence) >= 4
+        assert plan.selecting <= (plan.trajectories if recorded is None else recorded)
+        if rows is not None:
+            assert plan.trajectories + plan.evidence <= rows
+        assert plan.trajectories % 4 == 0
+        used.append(sum(plan.nfe.values()) / budget)
+        smallest = make_plan(least, costs, *options)
+        assert sum(smallest.nfe.values()) == least
+        with pytest.raises(ValueError, match=f"must be at least {least}"):
+            make_plan(least - 1, costs, *options)
+    assert max(used) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        (MIXTURE, {}, r"budget = 5000 is of a network's NFE: pass a Denoiser"),
+        (None, {"sampler": "heun"}, "it needs a sampler with one evaluation per step"),
+        (None, {"record": False}, "and a record"),
+        (None, {"budget": 0}, "budget = 0 must be at least 1"),
+        (None, {"noise": NOISE[:8], "budget": 300}, "budget = 300 must be at least"),
+        (None, {"noise": 32}, r"input shape .* is unknown"),
+    ],
+)
+def test_what_a_budget_refuses(target: Any, options: dict[str, Any], message: str) -> None:
+    given = {name: options[name] for name in ("record", "noise") if name in options}
+    fields: dict[str, Any] = {"noise": NOISE} | given
+    with pytest.raises(ValueError, match=message):
+        jk.optimize_schedule(
+            DENOISER if target is None else target,
+            PROCESS,
+            options.get("sampler", "ddim"),
+            3,
+            t_min=T_MIN,
+            selection=jk.Selection(**fields),
+            budget=options.get("budget", 5_000),
+            progress=False,
+        )
