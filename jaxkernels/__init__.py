@@ -53,8 +53,10 @@ from .optimize import (
     Newton as Newton,
     Optax as Optax,
     OptimizedSchedule as OptimizedSchedule,
+    ScheduleSweep as ScheduleSweep,
     Selection as Selection,
     optimize_schedule as optimize_schedule,
+    optimize_schedules as optimize_schedules,
 )
 from .prediction import (
     AbstractDenoiser as AbstractDenoiser,

@@ -215,6 +215,22 @@ def test_one_record_serves_every_setting() -> None:
 
 
 @pytest.mark.slow
+def test_a_sweep_samples_and_records_once() -> None:
+    """For DDIM of two lengths; Heun, which has two evaluations per step, does without a record."""
+    before = COUNTER.nfe
+    selection = jk.Selection(noise=NOISE[:8])
+    run = (DENOISER, PROCESS, ["ddim", "heun"], [2, 3])
+    options: dict[str, Any] = {"t_min": T_MIN, "selection": selection, "starts": ["quadratic"]}
+    sweep = jk.optimize_schedules(*run, progress=False, **options)
+    assert sweep.nfe == COUNTER.nfe - before
+    assert sweep.shared_nfe == {"samples": 8 * 64, "record": 8 * (39 * (5 + 2 * 2) + 1)}
+    recorded = {setting: "recorded" in str(r.candidates) for setting, r in sweep.results.items()}
+    assert recorded == {(name, k): name == "ddim" for name in ("ddim", "heun") for k in (2, 3)}
+    alone = _optimize(selection=selection)
+    np.testing.assert_array_equal(sweep["ddim", 3].schedule.times, alone.schedule.times)
+
+
+@pytest.mark.slow
 def test_fine_tuning_stays_within_a_budget() -> None:
     """Of a network beside samples; what a gradient computes again is not seen."""
     samples = MIXTURE.sample(jax.random.key(0), 200)

@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits
 import jaxkernels as jk
 from jaxkernels._derivatives import dense_derivatives
 from jaxkernels._objective import AbstractCoordinateObjective
+from jaxkernels._plot import Line
 from jaxkernels.errors._window_sum import AbstractWindowSum
 from jaxkernels.optimize import ScheduleProblem, make_problem, solve
 from jaxkernels.optimize._problem import as_objective
@@ -978,3 +979,39 @@ def test_optima_are_those_before_the_refactoring(pinned: dict[str, Any]):
     np.testing.assert_allclose(result.objective, pinned["objective"], rtol=1e-6)
     np.testing.assert_allclose(result.schedule.times, pinned["times"], rtol=1e-4)
     np.testing.assert_allclose(result.schedule.stochasticity, pinned["stochasticity"], atol=1e-4)
+
+
+# --- several samplers and numbers of steps
+
+
+def test_a_sweep_is_one_optimisation_per_setting():
+    sweep = jk.optimize_schedules(gaussian(), jk.VP(), ["dpmpp_2m", jk.DDIM()], [3, 2], t_min=1e-2)
+    assert list(sweep.results) == [("dpmpp_2m", 2), ("dpmpp_2m", 3), ("ddim", 2), ("ddim", 3)]
+    alone = jk.optimize_schedule(gaussian(), jk.VP(), "ddim", 3, t_min=1e-2)
+    np.testing.assert_array_equal(sweep["ddim", 3].schedule.times, alone.schedule.times)
+    assert sweep["ddim", 3].objective == alone.objective
+    assert sweep.schedules["ddim", 3] is sweep["ddim", 3].schedule
+    assert sweep.nfe == 0
+    header, *rows = repr(sweep).splitlines()
+    assert header.split()[:3] == ["sampler", "steps", "objective"]
+    assert [row.split()[:2] for row in rows[:4]] == [[n, str(k)] for n, k in sweep.results]
+    assert sweep.to_markdown().startswith("| sampler")
+    panels = sweep.figure().panels
+    assert [panel.title for panel in panels] == ["dpmpp_2m", "ddim"]
+    assert all(line.y.min() >= 1.0 for p in panels for line in p.marks if isinstance(line, Line))
+
+
+def test_a_sweep_checks_every_setting_first():
+    def never(schedule: jk.Schedule) -> Array:
+        raise AssertionError("evaluated")
+
+    run = (gaussian(), jk.VP())
+    with pytest.raises(ValueError, match="samplers = 'ddim' must be a list"):
+        jk.optimize_schedules(*run, "ddim", [4])
+    with pytest.raises(ValueError, match=r"num_steps\[1\] = 0"):
+        jk.optimize_schedules(*run, ["ddim"], [4, 0], objective=never)
+    with pytest.raises(ValueError, match="Heun, which is deterministic"):
+        jk.optimize_schedules(*run, ["ddim", "heun"], [4], stochasticity=1.0, objective=never)
+    sweep = jk.optimize_schedules(*run, ["ddim"], [2], t_min=1e-2)
+    with pytest.raises(ValueError, match=r"\('ddim', 4\) was not optimised; known are"):
+        sweep["ddim", 4]

@@ -13,6 +13,7 @@ from ._criteria import (
     WEIGHED as WEIGHED,
     balance as balance,
 )
+from ._figure import report_figure as report_figure
 from ._reference import (
     Reference as Reference,
     as_reference as as_reference,
@@ -20,7 +21,12 @@ from ._reference import (
     reference_steps as reference_steps,
     solve_reference as solve_reference,
 )
-from ._report import SamplerReport as SamplerReport, compare_samplers as compare_samplers
+from ._report import (
+    SamplerReport as SamplerReport,
+    Setting as Setting,
+    compare_samplers as compare_samplers,
+    sampler_settings as sampler_settings,
+)
 from ._statistics import (
     STATISTICS as STATISTICS,
     statistic as statistic,

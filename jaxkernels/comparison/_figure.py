@@ -73,20 +73,19 @@ def _row(row: int, ratio: float, standard_error: float, color: str) -> Line:
 def report_figure(
     values: Mapping[tuple[str, int], Mapping[str, float]],
     names: Sequence[str],
-    statistic: str,
-    reference_error: float,
+    what: str,
     title: str,
+    guide: Guide,
 ) -> FigureSpec:
-    """One panel per sampler with one line per schedule: a statistic against the number of steps.
+    """One panel per sampler with one line per schedule: a number against the number of steps.
 
     **Arguments:**
 
-    - `values`: of the statistic, by (sampler, number of steps) and schedule.
+    - `values`: of the number, by (sampler, number of steps) and schedule.
     - `names`: the schedules in the order of the legend.
-    - `statistic`: its name, for the vertical axis.
-    - `reference_error`: where the dotted line is drawn, if it is in reach: values below it are the
-      reference solution's own error.
+    - `what`: the number's name, for the vertical axis.
     - `title`: of the figure.
+    - `guide`: a line across every panel.
     """
     samplers = list(dict.fromkeys(sampler for sampler, _ in values))
     panels = []
@@ -100,13 +99,13 @@ def report_figure(
         panels.append(
             Panel(
                 title=sampler,
-                marks=[*lines, Guide(reference_error, "y", style=":", in_view=False)],
+                marks=[*lines, guide],
                 x=Axis(
                     "number of steps",
                     scale="log",
                     ticks={float(count): str(count) for count in counts},
                 ),
-                y=Axis(_statistic_label(statistic), scale="log"),
+                y=Axis(what, scale="log"),
             )
         )
     size = (4.2 * len(samplers) + 1.8, 4.0)
@@ -125,11 +124,6 @@ def _series(i: int, name: str, counts: Sequence[int], values: Sequence[float]) -
         marker=marker,
         style=LINE_STYLES[turn % len(LINE_STYLES)],
     )
-
-
-def _statistic_label(statistic: str) -> str:
-    """What the vertical axis shows; sliced W2 is not a statistic of single samples' errors."""
-    return label(statistic) if statistic == "sliced_w2" else f"{label(statistic)} error"
 
 
 def figure_title(statistics: Sequence[str], *, to_data: bool) -> str:

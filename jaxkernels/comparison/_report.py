@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._field_names import known_name
-from .._plot import FigureSpec, render
+from .._plot import FigureSpec, Guide, render
 from .._progress import Progress
 from .._tables import Table, estimate, label, number
 from .._types import AnyArray, Numbers
@@ -228,13 +228,15 @@ class SamplerReport(eqx.Module):
         statistic = self.ranking_statistic if statistic is None else statistic
         to_data = next(iter(self.comparisons.values())).data_projections is not None
         distance = figure_title((statistic,), to_data=to_data)
+        error = "" if statistic == "sliced_w2" else " error"
         return report_figure(
             self.statistic(statistic),
             self.ranked(statistic),
-            statistic,
-            self.reference_error,
+            f"{label(statistic)}{error}",
             f"{distance}, relative to the data's standard deviation\n"
             f"{self.num_samples} initial noise samples",
+            # below it, values are the reference solution's own error
+            Guide(self.reference_error, "y", style=":", in_view=False),
         )
 
     def plot(
@@ -348,23 +350,21 @@ def compare_samplers(
     ```
     """
     process = check_denoiser(denoiser).process
-    by_name = _by_name(samplers)
-    counts = _check_counts(num_steps)
+    settings = sampler_settings(samplers, num_steps)
     t_max = float(np.asarray(process.t_max))
     span = (t_max, check_range(process, 1, t_min))
     makers = BASELINES if schedules is None else schedules
     made: dict[Setting, dict[str, Schedule]] = {}
-    for setting in [(name, count) for name in by_name for count in counts]:
+    for setting, sampler in settings.items():
         made[setting] = {
             name: _make_schedule(name, maker, process, setting, span[1])
             for name, maker in makers.items()
         }
-        sampler = by_name[setting[0]]
         check_schedules(process, sampler, made[setting], span, stochastic=data is not None)
     noise = check_noise(noise)
-    steps = reference_steps(counts[-1])
+    steps = reference_steps(max(count for _, count in settings))
     each = sum(
-        sampling_nfe(process, by_name[setting[0]], schedule)
+        sampling_nfe(process, settings[setting], schedule)
         for setting, found in made.items()
         for schedule in found.values()
     )
@@ -373,10 +373,29 @@ def compare_samplers(
         reference = solve_reference(denoiser, noise, steps, span, data)
         options = {"key": key, "line": line, "planned": planned}
         comparisons = {
-            setting: compare_to(reference, by_name[setting[0]], found, **options)
+            setting: compare_to(reference, settings[setting], found, **options)
             for setting, found in made.items()
         }
     return SamplerReport(comparisons)
+
+
+def sampler_settings(
+    samplers: Sequence[AbstractSampler | str], num_steps: Sequence[int]
+) -> dict[Setting, AbstractSampler]:
+    """Pair every sampler with every number of steps.
+
+    **Arguments:**
+
+    - `samplers`: names or samplers, at most one of each class.
+    - `num_steps`: numbers of steps, each >= 1.
+
+    **Returns:** {(sampler's name, steps): sampler}, the steps ascending.
+
+    **Raises:** ValueError naming the argument.
+    """
+    by_name = _by_name(samplers)
+    counts = _check_counts(num_steps)
+    return {(name, count): by_name[name] for name in by_name for count in counts}
 
 
 def _check_counts(num_steps: Any) -> list[int]:

@@ -19,3 +19,4 @@ from ._space import (
     AbstractProblem as AbstractProblem,
     ScheduleSpace as ScheduleSpace,
 )
+from ._sweep import ScheduleSweep as ScheduleSweep, optimize_schedules as optimize_schedules

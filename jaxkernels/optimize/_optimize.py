@@ -138,20 +138,19 @@ def optimize_schedule(
     one program that serves all numbers of steps up to the next power of two.
     """
     began = time.perf_counter()
-    request = _check(
+    request = check_arguments(
         target, process, sampler, num_steps, t_min, objective, stochasticity, solver, selection
     )
     request = dataclasses.replace(request, budget=_check_budget(target, request, budget))
-    request = dataclasses.replace(request, selection=_on_range(request.selection, request.process))
-    return _optimize(_on_range(target, request.process), request, starts, progress, began)
+    return run_request(on_range(target, request.process), request, starts, progress, began)
 
 
-def _optimize(
-    target: object, request: "_Request", starts: Starts, progress: bool, began: float
+def run_request(
+    target: object, request: "Request", starts: Starts, progress: bool, began: float
 ) -> OptimizedSchedule:
     """Solve, propose candidates, select."""
     if request.budget is None:
-        model, selection, bound, nfe = _prepare(target, request, progress)
+        model, selection, bound, nfe = prepare(target, request, progress)
         plan = None
     else:
         model, selection, bound, plan = _prepare_within(target, request, starts, progress)
@@ -180,8 +179,8 @@ def _optimize(
     return _result(request, *found, began)
 
 
-def _prepare(
-    target: object, request: "_Request", progress: bool
+def prepare(
+    target: object, request: "Request", progress: bool
 ) -> tuple[Model, Selection | None, BoundSelection | None, dict[str, int]]:
     """The model, the selection with its record, ready to run, and the NFE that were spent."""
     model, selection = _resolve(target, request, progress)
@@ -199,7 +198,7 @@ def _prepare(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Request:
+class Request:
     """The checked arguments of an optimisation."""
 
     process: AbstractProcess
@@ -230,9 +229,9 @@ class _Request:
         return self.t_min[0] == self.t_min[1]
 
 
-def _check(
+def check_arguments(
     target, process, sampler, num_steps, t_min, objective, stochasticity, solver, selection
-) -> _Request:
+) -> Request:
     """Everything that can be said of the arguments before anything slow is done."""
     if is_traced((target, process, sampler)):
         raise ValueError("optimize_schedule must be called outside jit, grad and vmap.")
@@ -245,7 +244,7 @@ def _check(
     if not isinstance(selection, Selection | None):
         raise ValueError(f"selection must be a Selection(...); got {selection!r}.")
     check_target(target)
-    request = _Request(
+    request = Request(
         process,
         sampler,
         num_steps,
@@ -261,10 +260,10 @@ def _check(
     if isinstance(target, Gaussian) and selection is None:
         return request
     _check_selection(target, request)
-    return request
+    return dataclasses.replace(request, selection=on_range(selection, process))
 
 
-def _check_budget(target: object, request: _Request, budget: int | None) -> int | None:
+def _check_budget(target: object, request: Request, budget: int | None) -> int | None:
     """The budget, if what is asked for can be planned."""
     if budget is None:
         return None
@@ -274,7 +273,7 @@ def _check_budget(target: object, request: _Request, budget: int | None) -> int 
             f"budget = {budget} is of a network's NFE: pass a Denoiser as target or as "
             "Selection(denoiser=...)."
         )
-    if request.stochastic or not _recordable(request) or selection.record is False:
+    if request.stochastic or not is_recordable(request) or selection.record is False:
         raise ValueError(
             f"budget = {budget} is divided between a trajectory record and a selection: it needs a "
             "sampler with one evaluation per step, stochasticity 0, sigma(t_min) > 0, and a record."
@@ -287,7 +286,7 @@ def _check_budget(target: object, request: _Request, budget: int | None) -> int 
     return _checks.count("budget", budget)
 
 
-def _check_selection(target: object, request: _Request) -> None:
+def _check_selection(target: object, request: Request) -> None:
     selection = request.selection or Selection()
     network = selection.denoiser is not None or isinstance(target, AbstractDenoiser)
     if not request.fixed_end:
@@ -322,7 +321,7 @@ def _check_selection(target: object, request: _Request) -> None:
             _check_same_process(name, denoiser.process, request)
 
 
-def _check_same_process(name: str, process: AbstractProcess, request: _Request) -> None:
+def _check_same_process(name: str, process: AbstractProcess, request: Request) -> None:
     t_max = float(np.asarray(request.process.t_max))
     times = np.linspace(request.t_min[0], t_max, 7)[1:-1]
     short = float(process.t_max) < t_max * (1.0 - 1e-6)
@@ -330,18 +329,20 @@ def _check_same_process(name: str, process: AbstractProcess, request: _Request) 
         raise ValueError(f"{name} is a network of {process}; process is {request.process}.")
 
 
-def _on_range(target: Any, process: AbstractProcess) -> Any:
+def on_range(target: Any, process: AbstractProcess) -> Any:
     """A network, or a selection on one, on the range of `process`; anything else as it is."""
     if isinstance(target, Selection) and target.denoiser is not None:
-        return dataclasses.replace(target, denoiser=_on_range(target.denoiser, process))
+        return dataclasses.replace(target, denoiser=on_range(target.denoiser, process))
     if isinstance(target, AbstractDenoiser) and target.process.t_max != process.t_max:
         return eqx.tree_at(lambda denoiser: denoiser.process, target, process)
     return target
 
 
-def _resolve(target: object, request: _Request, progress: bool) -> tuple[Model, Selection | None]:
+def _resolve(target: object, request: Request, progress: bool) -> tuple[Model, Selection | None]:
     """The model of the target, and the selection, if there is to be one."""
     selection = request.selection
+    if isinstance(target, Model):
+        return target, selection
     if isinstance(target, Gaussian):
         return Model(target), selection
     selection = selection or Selection()
@@ -353,7 +354,7 @@ def _resolve(target: object, request: _Request, progress: bool) -> tuple[Model, 
 
 
 def _resolve_network(
-    target: AbstractDenoiser, request: _Request, selection: Selection, progress: bool
+    target: AbstractDenoiser, request: Request, selection: Selection, progress: bool
 ) -> Model:
     """A network as the target: the Gaussian is that of its own samples, or of the data."""
     model = _model_of_data(target, selection)
@@ -363,11 +364,9 @@ def _resolve_network(
     return model
 
 
-def _with_record(
-    selection: Selection, model: Model, request: _Request, progress: bool
-) -> Selection:
+def _with_record(selection: Selection, model: Model, request: Request, progress: bool) -> Selection:
     """The selection with trajectories of a mixture, or of a network that is the target."""
-    if selection.record is not None or not _recordable(request):
+    if selection.record is not None or not is_recordable(request):
         return selection
     denoiser = model.denoiser
     shape = None
@@ -394,7 +393,7 @@ def _with_record(
 
 
 def _prepare_within(
-    target: Any, request: _Request, starts: Starts, progress: bool
+    target: Any, request: Request, starts: Starts, progress: bool
 ) -> tuple[Model, Selection, BoundSelection, Plan]:
     """The same within a budget, whose record starts from the noise that selects."""
     selection = request.selection or Selection()
@@ -452,9 +451,7 @@ def _model_of_data(target: Any, selection: Selection) -> Model | None:
     return None
 
 
-def _noise_within(
-    model: Model | None, request: _Request, selection: Selection, count: int
-) -> Array:
+def _noise_within(model: Model | None, request: Request, selection: Selection, count: int) -> Array:
     """Rows of initial noise for a record and other rows for its evidence, within a budget."""
     if selection.given_noise is not None:
         return selection.given_noise[:count]
@@ -465,7 +462,7 @@ def _noise_within(
     return draw_start(*start, selection.random_key(0), shape, selection.data)
 
 
-def _network_noise(request: _Request, selection: Selection, count: int) -> Array:
+def _network_noise(request: Request, selection: Selection, count: int) -> Array:
     """Initial noise of a network that is the target, other than the noise that selects."""
     given = selection.given_noise
     if request.initialization == "marginal":
@@ -490,7 +487,7 @@ def _network_noise(request: _Request, selection: Selection, count: int) -> Array
     return noise if dtype is None else noise.astype(dtype)
 
 
-def _noised_data(request: _Request, selection: Selection, count: int) -> Array:
+def _noised_data(request: Request, selection: Selection, count: int) -> Array:
     """Noised data that a network starts from: drawn, or those of the given that select."""
     given = selection.given_noise
     if selection.data is not None:
@@ -513,7 +510,7 @@ def _noise_count(selection: Selection) -> int:
     return _NETWORK_NOISE if selection.given_noise is None else len(selection.given_noise)
 
 
-def _recordable(request: _Request) -> bool:
+def is_recordable(request: Request) -> bool:
     """Whether schedules can be optimised on a trajectory record."""
     maybe_deterministic = not request.stochastic or request.stochasticity_squared is None
     reaches_zero = sigma_range(request.process, request.t_min[0])[1] == 0
@@ -587,7 +584,7 @@ def _recorded_optima(
 
 
 def _result(
-    request: _Request,
+    request: Request,
     model: Model,
     problem: ScheduleProblem,
     solution: Solution,
@@ -650,7 +647,7 @@ def _score_error(objective: AbstractObjective) -> ScoreError | None:
     return objective.score_error if isinstance(objective, LocalError | TerminalError) else None
 
 
-def _on_network(request: _Request, model: Model) -> bool:
+def _on_network(request: Request, model: Model) -> bool:
     selection = request.selection
     return model.denoiser is not None or (selection is not None and selection.denoiser is not None)
 

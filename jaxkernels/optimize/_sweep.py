@@ -1,0 +1,205 @@
+"""Optimal schedules for several samplers and numbers of steps."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from .._objective import AbstractObjective, ScheduleFunction
+from .._plot import FigureSpec, Guide, render
+from .._tables import Table, label, number
+from .._types import Numbers
+from ..comparison import Setting, report_figure, sampler_settings
+from ..distributions import AbstractDistribution
+from ..prediction import AbstractDenoiser
+from ..processes import AbstractProcess
+from ..samplers import AbstractSampler
+from ..schedules import Schedule
+from ._optimize import check_arguments, is_recordable, on_range, prepare, run_request
+from ._result import OptimizedSchedule
+from ._selection import Selection
+from ._solver import AbstractSolver
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ScheduleSweep:
+    """Hold the optimal schedules of several settings, each a sampler and a number of steps.
+
+    Made by `optimize_schedules`.
+
+    **Arguments:**
+
+    - `results`: {(sampler, steps): OptimizedSchedule}.
+    - `shared_nfe`: NFE of what serves all settings, by stage.
+    - `seconds`: wall time of the whole call.
+
+    **Example:**
+
+    ```python
+    >>> target = jk.Gaussian(0.0, [1.0, 0.1, 0.01])
+    >>> sweep = jk.optimize_schedules(target, jk.VP(), ["ddim"], [4, 8])
+    >>> sweep["ddim", 8].objective < sweep["ddim", 4].objective
+    True
+    ```
+    """
+
+    results: Mapping[Setting, OptimizedSchedule]
+    shared_nfe: Mapping[str, int]
+    seconds: float
+
+    def __getitem__(self, setting: Setting) -> OptimizedSchedule:
+        if setting not in self.results:
+            known = ", ".join(map(str, self.results))
+            raise ValueError(f"setting = {setting!r} was not optimised; known are {known}.")
+        return self.results[setting]
+
+    @property
+    def schedules(self) -> dict[Setting, Schedule]:
+        """The schedules by (sampler, steps), as `compare_samplers` takes them."""
+        return {setting: result.schedule for setting, result in self.results.items()}
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of all settings together."""
+        return sum(self.shared_nfe.values()) + sum(r.nfe for r in self.results.values())
+
+    def table(self) -> str:
+        """Print the sweep as text, a row per setting.
+
+        **Returns:** the lines of the table.
+        """
+        return self._table().to_text()
+
+    def to_markdown(self) -> str:
+        """Print the sweep as a Markdown table, a row per setting.
+
+        **Returns:** the lines of the table.
+        """
+        return self._table().to_markdown()
+
+    def figure(self) -> FigureSpec:
+        """Describe the figure that `plot` draws, as plain data.
+
+        One panel per sampler, one line per baseline schedule: its objective, or its error where
+        candidates were run on a network or a mixture, divided by that of the optimised schedule,
+        against the number of steps.
+
+        **Returns:** panels with their marks, labels and numbers.
+        """
+        values = {setting: result.ratios for setting, result in self.results.items()}
+        first = next(iter(self.results.values()))
+        what = f"{label(first.criterion)} / that of the optimised schedule"
+        return report_figure(
+            values, list(first.ratios), what, "Baseline schedules", Guide(1.0, "y")
+        )
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """Draw by how much every baseline is worse, against the number of steps.
+
+        **Arguments:**
+
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default it is not
+          saved.
+
+        **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
+
+        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError
+        without matplotlib.
+        """
+        return render(self.figure(), path)
+
+    def _table(self) -> Table:
+        rows = []
+        for (sampler, steps), result in self.results.items():
+            best = result.best_baseline
+            doubts = len(result.warnings)
+            rows.append(
+                [
+                    sampler,
+                    str(steps),
+                    number(result.objective),
+                    number(float(result.evaluation.w2)),
+                    result.selected,
+                    best,
+                    number(result.ratios[best]),
+                    str(doubts) if doubts else "",
+                ]
+            )
+        first = next(iter(self.results.values()))
+        header = ["sampler", "steps", "objective", "W2", "selected", "best baseline"]
+        notes = [f"ratio: {label(first.criterion)} of the best baseline to that of the schedule"]
+        if self.nfe:
+            notes.append(f"NFE: {self.nfe:,}")
+        return Table([*header, "ratio", "warnings"], rows, notes=notes)
+
+    def __repr__(self) -> str:
+        return self.table()
+
+
+def optimize_schedules(
+    target: AbstractDistribution | AbstractDenoiser | Numbers,
+    process: AbstractProcess,
+    samplers: Sequence[AbstractSampler | str],
+    num_steps: Sequence[int],
+    *,
+    t_min: Numbers | None = None,
+    objective: AbstractObjective | ScheduleFunction | None = None,
+    stochasticity: str | float = 0.0,
+    starts: Sequence[str] | None = None,
+    solver: AbstractSolver | None = None,
+    selection: Selection | None = None,
+    progress: bool = True,
+) -> ScheduleSweep:
+    """Find optimal schedules for several samplers and numbers of steps.
+
+    A mixture is fitted to samples once, and a network or a mixture is recorded once: its record
+    serves every sampler that takes one evaluation per step, and every number of steps.
+
+    **Arguments:**
+
+    - `target`, `process`, `t_min`, `objective`, `solver`, `selection`, `progress`: as for
+      `optimize_schedule`.
+    - `samplers`: names or samplers, at most one of each class.
+    - `num_steps`: numbers of steps, each >= 1. Every pair (sampler, number of steps) is a setting.
+    - `stochasticity`: alpha = h/g of every step, or "optimize".
+    - `starts`: names of baseline schedules. Default: all.
+
+    **Returns:** a `ScheduleSweep`; `sweep["ddim", 8]` is what `optimize_schedule` returns.
+
+    **Raises:** ValueError naming the argument and its value, before anything is optimised;
+    ImportError for samples without scikit-learn.
+
+    **Example:**
+
+    ```python
+    >>> target = jk.Gaussian(0.0, [1.0, 0.1, 0.01])
+    >>> sweep = jk.optimize_schedules(target, jk.VP(), ["ddim", "dpmpp_2m"], range(4, 7))
+    >>> len(sweep.schedules)
+    6
+    ```
+
+    One program of the solver serves all numbers of steps of a sampler up to the next power of two.
+    """
+    began = time.perf_counter()
+    requests = {}
+    for setting, sampler in sampler_settings(samplers, num_steps).items():
+        run = (target, process, sampler, setting[1], t_min, objective, stochasticity)
+        requests[setting] = check_arguments(*run, solver, selection)
+    # a record depends on none of the settings, if there can be one
+    first = next(filter(is_recordable, requests.values()), next(iter(requests.values())))
+    model, recorded, _, nfe = prepare(on_range(target, first.process), first, progress)
+    results = {}
+    for setting, request in requests.items():
+        own = recorded
+        if recorded is not None and not is_recordable(request):
+            own = on_range(selection or Selection(), request.process)
+        request = dataclasses.replace(request, selection=own)
+        began_setting = time.perf_counter()
+        # what the model took is counted once
+        shared = model._replace(nfe=0)
+        results[setting] = run_request(shared, request, starts, progress, began_setting)
+    return ScheduleSweep(results, nfe, time.perf_counter() - began)
