@@ -15,6 +15,8 @@ from ..prediction import Predict, Prediction
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler
 from ..schedules import Schedule, Step
+from ._affine import AffineMaps, advance, by_step
+from ._coordinates import Moments
 from ._exact import log_contraction, log_contractions, to_the_end
 from ._windows import window_indices, window_step
 
@@ -192,6 +194,30 @@ def local_errors(
     variance = target.marginal_variance(process, times)
     mean_error, final = propagate_error(moments, contraction[1:], variance[1:], variance[-1])
     return LocalErrors(mean_error, final, variance[-1], contraction, moments)
+
+
+def local_errors_of_maps(
+    target: Gaussian, process: AbstractProcess, schedule: Schedule, maps: AffineMaps
+) -> tuple[Moments, Moments]:
+    """`local_errors` of a sampler for the reverse SDE alone, from its affine maps.
+
+    R is the exact factor of the reverse SDE over the later steps: without noise the sampler, whose
+    own factor could replace it, is not defined. Returns mean error and variance at t_K per step,
+    and the exact ones.
+    """
+    times = schedule.times
+    means = jax.vmap(process.signal)(times)[:, None] * target.mean
+    variances = target.marginal_variance(process, times)
+
+    def one(maps: AffineMaps, mean: Array, variance: Array) -> tuple[Array, Array]:
+        after = advance(maps, mean[None], variance[None, None])
+        return after[0][0], after[1][0, 0]
+
+    mean, variance = jax.vmap(one)(by_step(maps), means[:-1], variances[:-1])
+    factor = to_the_end(log_contractions(target, process, schedule))[1:]
+    change = factor**2 * (variance - variances[1:])
+    exact = Moments(jnp.zeros_like(variances[-1]), variances[-1])
+    return Moments(factor * (mean - means[1:]), variances[-1] + change), exact
 
 
 class ScoreResponses(eqx.Module):

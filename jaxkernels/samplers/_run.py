@@ -32,7 +32,8 @@ def sample(
     - `schedule`: times of the denoiser's process, and stochasticities.
     - `noise`: initial noise (batch, ...), usually sqrt(process.prior_variance(t_0)) times standard
       normal numbers.
-    - `key`: a random key, required if the schedule is stochastic.
+    - `key`: a random key, required if the schedule is stochastic. Samples of a randomised sampler
+      draw their times independently; each is run as a batch of one, at its own scalar time.
     - `trajectory`: return x at every time, (K+1, batch, ...), instead of the last.
 
     **Returns:** samples in the shape and precision of `noise`. In bfloat16 and float16 only the
@@ -94,6 +95,27 @@ def _run(
     denoiser = denoiser.astype(x.dtype)
     schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
 
+    def run(x: Array, key: Array) -> tuple[Array, Bool[Array, " steps"]]:
+        return _batch(denoiser, sampler, schedule, key, x, trajectory)
+
+    if sampler.randomised or sampler.forms_jacobian:
+        keys = jax.random.split(key, x.shape[0])
+        points, finite = jax.vmap(run, out_axes=(-x.ndim, 0))(x[:, None], keys)
+        return jnp.squeeze(points, 1 - x.ndim).astype(given), jnp.all(finite, 0)
+    points, finite = run(x, key)
+    return points.astype(given), finite
+
+
+def _batch(
+    denoiser: AbstractDenoiser,
+    sampler: AbstractSampler,
+    schedule: Schedule,
+    key: Array,
+    x: Array,
+    trajectory: bool,
+) -> tuple[Array, Bool[Array, " steps"]]:
+    """The same for a batch whose samples share the random time of every step, if there is one."""
+
     def step(carry: tuple[Array, PyTree], inputs: tuple[Step, Array]):
         step, key = inputs
         drawn = 0
@@ -104,6 +126,8 @@ def _run(
             z = jax.random.normal(jax.random.fold_in(key, drawn), x.shape, x.dtype)
             return safe_sqrt(variance) * z  # a deterministic step has derivatives too
 
+        if sampler.randomised:
+            step = step._replace(uniform=jax.random.uniform(jax.random.fold_in(key, 0), (), x.dtype))
         new, history = sampler.step(denoiser, noise, denoiser.process, step, *carry)
         return (new, history), (new if trajectory else None, jnp.all(jnp.isfinite(new)))
 
@@ -111,5 +135,4 @@ def _run(
     start = (x, sampler.init_history(x))
     steps = schedule.steps(sampler.history_steps)
     (last, _), (path, finite) = jax.lax.scan(step, start, (steps, keys))
-    points = last if path is None else jnp.concatenate([x[None], path])
-    return points.astype(given), finite
+    return (last if path is None else jnp.concatenate([x[None], path])), finite
