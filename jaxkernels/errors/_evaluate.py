@@ -19,7 +19,6 @@ from ..recurrence import (
     NamedInitialization,
     PerMode,
     Run,
-    local_errors_of_maps,
 )
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
@@ -212,16 +211,11 @@ def _covariance(
 
 def _local_w2_squared(run: Run) -> Float[Array, " steps"]:
     """The squared W2 at the end that each step alone causes."""
-    # local errors start from the exact marginal, which commutes with the target
-    coordinates = PerMode(run.target)
-    if run.sampler.reverse_sde_only:
-        maps = coordinates.affine_maps(run.process, run.sampler, run.schedule)
-        moments = local_errors_of_maps(run.target, run.process, run.schedule, maps)
-        return coordinates.distance("w2_squared", *moments)
     local = run.local_errors()
+    # local errors start from the exact marginal, which commutes with the target
     after = Moments(local.mean_error, local.variance)
     exact = Moments(jnp.zeros_like(local.target_variance), local.target_variance)
-    return coordinates.distance("w2_squared", after, exact)
+    return PerMode(run.target).distance("w2_squared", after, exact)
 
 
 def _check_finite(evaluation: Evaluation, run: Run) -> None:

@@ -2,8 +2,6 @@
 
 from ._affine import (
     AffineMaps as AffineMaps,
-    advance as advance,
-    by_step as by_step,
     initial_state as initial_state,
     linearise as linearise,
     propagate as propagate,
@@ -32,7 +30,6 @@ from ._local import (
     LocalErrors as LocalErrors,
     ScoreResponses as ScoreResponses,
     local_errors as local_errors,
-    local_errors_of_maps as local_errors_of_maps,
     propagate_error as propagate_error,
     score_responses as score_responses,
     window_moments as window_moments,

@@ -114,6 +114,11 @@ def linearise(
     steps = schedule.steps(sampler.history_steps)
     if not sampler.randomised:
         return AffineMaps(*over_steps(steps, blocks, errors))
+    if errors is not None:
+        raise ValueError(
+            f"{type(sampler).__name__} evaluates the network at random times; score errors, their "
+            "kernels and their bounds are of samplers with evaluations at given times."
+        )
 
     def at(uniform: Array) -> tuple[Array, Array, Array]:
         own = jnp.broadcast_to(uniform, steps.time.shape)

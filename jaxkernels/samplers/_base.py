@@ -81,7 +81,7 @@ class AbstractSampler(eqx.Module):
     randomised: ClassVar[bool] = False
     """Whether a step depends on `step.uniform`, which is drawn for every sample and step."""
     forms_jacobian: ClassVar[bool] = False
-    """Whether a step forms the Jacobian of `predict`, for which it is given one sample at a time."""
+    """Whether a step forms the Jacobian of `predict`, and so takes one sample at a time."""
 
     def init_history(self, x: X) -> History:
         """Make the multistep history before the first step. Default: none.

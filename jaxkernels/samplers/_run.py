@@ -127,7 +127,9 @@ def _batch(
             return safe_sqrt(variance) * z  # a deterministic step has derivatives too
 
         if sampler.randomised:
-            step = step._replace(uniform=jax.random.uniform(jax.random.fold_in(key, 0), (), x.dtype))
+            step = step._replace(
+                uniform=jax.random.uniform(jax.random.fold_in(key, 0), (), x.dtype)
+            )
         new, history = sampler.step(denoiser, noise, denoiser.process, step, *carry)
         return (new, history), (new if trajectory else None, jnp.all(jnp.isfinite(new)))
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._linalg import spectral_function
