@@ -95,14 +95,15 @@ def _run(
     denoiser = denoiser.astype(x.dtype)
     schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
 
-    def run(x: Array, key: Array) -> tuple[Array, Bool[Array, " steps"]]:
-        return _batch(denoiser, sampler, schedule, key, x, trajectory)
+    def alone(row: Array, key: Array) -> tuple[Array, Bool[Array, " steps"]]:
+        points, finite = _batch(denoiser, sampler, schedule, key, row[None], trajectory)
+        return jnp.squeeze(points, -x.ndim), finite
 
     if sampler.randomised or sampler.forms_jacobian:
         keys = jax.random.split(key, x.shape[0])
-        points, finite = jax.vmap(run, out_axes=(-x.ndim, 0))(x[:, None], keys)
-        return jnp.squeeze(points, 1 - x.ndim).astype(given), jnp.all(finite, 0)
-    points, finite = run(x, key)
+        points, finite = jax.vmap(alone, out_axes=(-x.ndim, 0))(x, keys)
+        return points.astype(given), jnp.all(finite, 0)
+    points, finite = _batch(denoiser, sampler, schedule, key, x, trajectory)
     return points.astype(given), finite
 
 

@@ -44,7 +44,7 @@ class UnitDiffusion(eqx.Module):
     def between(
         self, t: Float[Array, "*s"], u: Float[Array, "*s"], fraction: Float[Array, "*s"]
     ) -> Float[Array, "*s"]:
-        """The time of the process after a fraction of the step from t to u, which it never leaves."""
+        """The time of the process after a fraction of the step from t to u, never outside of it."""
         return self.process_time((1.0 - fraction) * self.time(t) + fraction * self.time(u))
 
     def scale(self, t: Float[Array, ""]) -> Float[Array, ""]:
@@ -65,5 +65,5 @@ class UnitDiffusion(eqx.Module):
         return h * phi(1, self.rate * h)
 
     def noise_variance(self, h: Float[Array, ""]) -> Float[Array, ""]:
-        """The integral of e^(2 rate v) over v from 0 to h, the variance that the noise adds to X."""
+        """The integral of e^(2 rate v) over v from 0 to h, the variance that noise adds to X."""
         return h * phi(1, 2.0 * self.rate * h)
