@@ -31,7 +31,7 @@ matmul = full_precision(jnp.matmul)
 
 
 @full_precision
-def product(a: Float[Array, "i j *b"], b: Float[Array, "j k *b"]) -> Float[Array, "i k *b"]:
+def product(a: Float[Array, "i j *#b"], b: Float[Array, "j k *#b"]) -> Float[Array, "i k ..."]:
     """Matrix product over the two leading axes.
 
     Tiny matrices are multiplied elementwise, which XLA fuses with its surroundings.
@@ -41,7 +41,7 @@ def product(a: Float[Array, "i j *b"], b: Float[Array, "j k *b"]) -> Float[Array
     return jnp.einsum("ij...,jk...->ik...", a, b)
 
 
-def apply(a: Float[Array, "i j *b"], x: Float[Array, "j *b"]) -> Float[Array, "i *b"]:
+def apply(a: Float[Array, "i j *#b"], x: Float[Array, "j *#b"]) -> Float[Array, "i ..."]:
     """Matrix times vector, by the same rule as `product`."""
     return product(a, x[:, None])[:, 0]
 

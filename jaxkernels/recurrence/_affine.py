@@ -32,13 +32,13 @@ class AffineMaps(eqx.Module):
     first. The small axes lead, so that the arithmetic runs along steps and blocks.
 
     A randomised sampler has one map for every node of a quadrature over its uniform number, which
-    all blocks share, and `weights` of the nodes.
+    all blocks share, and `weights` of the nodes, the same for all steps and blocks.
     """
 
     factor: Float[Array, "n n *nodes steps blocks"]
     shift: Float[Array, "n *nodes steps blocks"]
     noise: Float[Array, "n n *nodes steps blocks"]
-    weights: Float[Array, " nodes"] | None = None
+    weights: Float[Array, "nodes steps blocks"] | None = None
 
 
 def linearise(
@@ -126,7 +126,9 @@ def linearise(
 
     # on (0, 1) from (-1, 1)
     nodes, weights = (0.5 * jnp.asarray(a, steps.time.dtype) for a in leggauss(_NODES))
-    return AffineMaps(*jax.vmap(at, out_axes=-3)(0.5 + nodes), weights)
+    factor, shift, noise = jax.vmap(at, out_axes=-3)(0.5 + nodes)
+    weights = jnp.broadcast_to(weights[:, None, None], shift.shape[1:])
+    return AffineMaps(factor, shift, noise, weights)
 
 
 def initial_state(
@@ -164,12 +166,8 @@ def propagate(
 
 
 def by_step(maps: AffineMaps) -> AffineMaps:
-    """The maps with the axis of steps first, and the weights of the nodes for every step."""
-    fields = (jnp.moveaxis(a, -2, 0) for a in (maps.factor, maps.shift, maps.noise))
-    weights = maps.weights
-    if weights is not None:
-        weights = jnp.broadcast_to(weights, (maps.shift.shape[-2], *weights.shape))
-    return AffineMaps(*fields, weights)
+    """The maps with the axis of steps first."""
+    return jax.tree.map(lambda a: jnp.moveaxis(a, -2, 0), maps)
 
 
 def advance(
@@ -201,10 +199,9 @@ def joint_covariance(
         maps, mean = inputs
         assert maps.weights is not None
         fluctuation = _over_nodes(maps, mean)[1]
-        weights = maps.weights[:, None]
-        pairs = jnp.einsum("abwi,dcwj->abdcij", weights * maps.factor, maps.factor)
+        pairs = jnp.einsum("abwi,dcwj->abdcij", maps.weights * maps.factor, maps.factor)
         s = jnp.einsum("abdcij,bcij->adij", pairs, s)
-        s = s + jnp.einsum("awi,dwj->adij", weights * fluctuation, fluctuation)
+        s = s + jnp.einsum("awi,dwj->adij", maps.weights * fluctuation, fluctuation)
         return s + average(maps, maps.noise)[..., None] * diagonal, None
 
     start = covariance[..., None] * diagonal
@@ -214,7 +211,7 @@ def joint_covariance(
 def average(maps: AffineMaps, values: Float[Array, "*s nodes blocks"]) -> Float[Array, "*s blocks"]:
     """The mean over the uniform number of a step."""
     assert maps.weights is not None
-    return jnp.sum(maps.weights[:, None] * values, -2)
+    return jnp.sum(maps.weights * values, -2)
 
 
 def _over_nodes(

@@ -159,7 +159,7 @@ def check_schedule(
             f"stochasticity = {largest:g} has no meaning for {type(sampler).__name__}, which is "
             "deterministic; use 0 or a stochastic sampler such as DDIM."
         )
-    check_reverse_sde(sampler, schedule.stochasticity)
+    check_reverse_sde(sampler, np.sqrt(np.asarray(schedule.stochasticity_squared)))
     return schedule
 
 
