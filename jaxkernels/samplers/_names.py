@@ -147,7 +147,7 @@ def check_schedule(
     if is_traced((process, schedule)):
         return _error_if_not_reverse_sde(sampler, schedule.error_if_invalid())
     t_max = float(process.t_max)
-    first = float(schedule.times[0])
+    first = float(np.asarray(schedule.times)[0])
     if first > t_max * (1.0 + 1e-6):
         raise ValueError(
             f"times[0] = {first:g} lies beyond the process's t_max = {t_max:g}; is the schedule "
@@ -179,9 +179,10 @@ def _error_if_not_reverse_sde(sampler: AbstractSampler, schedule: Schedule) -> S
     if not sampler.reverse_sde_only:
         return schedule
     squared = jnp.asarray(schedule.stochasticity_squared)
+    # with the times, as a step does not read the stochasticity
     checked = eqx.error_if(
-        squared,
+        schedule.times,
         jnp.any(jnp.abs(squared - 1.0) > _UNIT),
         f"{type(sampler).__name__} is for the reverse SDE alone: stochasticity must be 1.",
     )
-    return eqx.tree_at(lambda s: s.stochasticity_squared, schedule, checked)
+    return eqx.tree_at(lambda s: s.times, schedule, checked)
