@@ -112,23 +112,33 @@ def linearise(
     over_blocks = jax.vmap(one, in_axes=(None, 0, 0), out_axes=-1)
     over_steps = jax.vmap(over_blocks, in_axes=(0, None, 0), out_axes=-2)
     steps = schedule.steps(sampler.history_steps)
-    if not sampler.randomised:
-        return AffineMaps(*over_steps(steps, blocks, errors))
+    if sampler.randomised:
+        _check_given_times(sampler, errors)
+        return _at_nodes(lambda steps: over_steps(steps, blocks, None), steps)
+    return AffineMaps(*over_steps(steps, blocks, errors))
+
+
+def _check_given_times(sampler: AbstractSampler, errors: AffineError | None) -> None:
+    """Refuse score errors of a randomised sampler."""
     if errors is not None:
         raise ValueError(
             f"{type(sampler).__name__} evaluates the network at random times; score errors, their "
             "kernels and their bounds are of samplers with evaluations at given times."
         )
 
+
+def _at_nodes(maps: Callable[[Step], tuple[Array, Array, Array]], steps: Step) -> AffineMaps:
+    """The maps of all steps at every node of the quadrature over their uniform number."""
+
     def at(uniform: Array) -> tuple[Array, Array, Array]:
-        own = jnp.broadcast_to(uniform, steps.time.shape)
-        return over_steps(steps._replace(uniform=own), blocks, errors)
+        return maps(steps._replace(uniform=jnp.broadcast_to(uniform, steps.time.shape)))
 
     # on (0, 1) from (-1, 1)
     nodes, weights = (0.5 * jnp.asarray(a, steps.time.dtype) for a in leggauss(_NODES))
     factor, shift, noise = jax.vmap(at, out_axes=-3)(0.5 + nodes)
-    weights = jnp.broadcast_to(weights[:, None, None], shift.shape[1:])
-    return AffineMaps(factor, shift, noise, weights)
+    return AffineMaps(
+        factor, shift, noise, jnp.broadcast_to(weights[:, None, None], shift.shape[1:])
+    )
 
 
 def initial_state(
