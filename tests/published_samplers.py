@@ -13,6 +13,11 @@ import numpy as np
 from numpy.polynomial import Polynomial
 from scipy.integrate import quad
 
+from jaxkernels import samplers
+
+# those of the reverse SDE alone are in test_reverse_sde_samplers.py
+SAMPLERS = {name: kind for name, kind in samplers.SAMPLERS.items() if not kind.reverse_sde_only}
+
 Path = list[np.ndarray]
 Denoise = Callable[[np.ndarray, float], np.ndarray]
 

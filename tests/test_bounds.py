@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from published_samplers import SAMPLERS
 
 import jaxkernels as jk
 from jaxkernels.bounds import (
@@ -23,7 +24,7 @@ from jaxkernels.bounds import (
     hessian_interval,
     lipschitz_accumulation,
 )
-from jaxkernels.samplers import SAMPLERS, AbstractSampler
+from jaxkernels.samplers import AbstractSampler
 
 # both with g^2 = 2, the convention of the source
 PROCESSES: dict[str, jk.AbstractProcess] = {"vp": jk.OU(rate=2.0), "ve": jk.VE(rate=2.0)}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from published_samplers import SAMPLERS
 from scipy.integrate import quad
 
 import jaxkernels as jk
@@ -16,7 +17,7 @@ from jaxkernels import metrics
 from jaxkernels.bounds import accumulation_operators
 from jaxkernels.errors import BoundLocalError, BoundTerminalError
 from jaxkernels.recurrence import Run, local_errors
-from jaxkernels.samplers import SAMPLERS, AbstractSampler
+from jaxkernels.samplers import AbstractSampler
 
 MEAN, EIGENVALUES = np.array([1.5, -0.4, 0.3]), np.array([2.0, 0.3, 0.05])
 TARGET = jk.Gaussian(MEAN, EIGENVALUES)

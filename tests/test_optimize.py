@@ -17,6 +17,7 @@ import optax
 import pytest
 from jax.test_util import check_grads
 from jaxtyping import Array
+from published_samplers import SAMPLERS
 from scipy.integrate import quad
 from scipy.optimize import minimize
 from sklearn.datasets import load_digits
@@ -30,7 +31,6 @@ from jaxkernels.optimize import ScheduleProblem, make_problem, solve
 from jaxkernels.optimize._problem import as_objective
 from jaxkernels.optimize._space import AbstractProblem, TimesProblem, time_coordinate
 from jaxkernels.processes import from_config
-from jaxkernels.samplers import SAMPLERS
 from jaxkernels.schedules import CoordinateProcess, TimeCoordinate
 
 SPECTRUM = np.geomspace(1e-3, 4.0, 7)

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from published_samplers import SAMPLERS
 from scipy.integrate import quad
 
 import jaxkernels as jk
 from jaxkernels.recurrence import log_contraction
-from jaxkernels.samplers import SAMPLERS, AbstractSampler
+from jaxkernels.samplers import AbstractSampler
 from jaxkernels.schedules import Step
 
 MEAN, EIGENVALUES = np.array([1.5, -0.4]), np.array([2.0, 0.05])

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from published_samplers import PUBLISHED
+from published_samplers import PUBLISHED, SAMPLERS
 
 import jaxkernels as jk
-from jaxkernels.samplers import SAMPLERS, edm_churn, from_churn, from_eta, to_churn, to_eta
+from jaxkernels.samplers import edm_churn, from_churn, from_eta, to_churn, to_eta
 from jaxkernels.schedules import Step
 
 MEAN, EIGENVALUES = np.array([1.5, -0.4]), np.array([2.0, 0.05])

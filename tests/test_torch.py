@@ -85,6 +85,21 @@ def test_torch_network_is_the_jax_network() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["rem", "tweedie", "tweedie2", "second_order1"])
+def test_samplers_of_the_reverse_sde_run_a_torch_network(name: str) -> None:
+    """With a time for every sample, and products with the Jacobian by `torch.func`."""
+    start = jnp.asarray(DATA[:3])
+    schedule = jk.Schedule([0.8, 0.4, 0.1], 1.0)
+    ends = [
+        jk.sample(
+            jk.Denoiser(network, PROCESS, "epsilon"), name, schedule, start, key=jax.random.key(0)
+        )
+        for network in _torch_pair()
+    ]
+    np.testing.assert_allclose(*ends, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_torch_networks_that_are_refused() -> None:
     torch = pytest.importorskip("torch")
     with pytest.raises(ValueError, match="training mode"):

@@ -24,7 +24,7 @@ from .._types import Numbers, constant
 from ..distributions import Compression, Gaussian
 from ..errors import LocalError
 from ..processes import AbstractProcess, check_range
-from ..samplers import AbstractSampler
+from ..samplers import AbstractSampler, check_reverse_sde
 from ..schedules import BASELINES, Schedule
 from ._candidates import RESERVED, Candidate, Origin, by_label
 from ._space import (
@@ -231,6 +231,11 @@ def check_stochasticity(
                 f"stochasticity='optimize' has no meaning for {name}, which is deterministic; use "
                 "DDIM or another stochastic sampler."
             )
+        if sampler.reverse_sde_only:
+            raise ValueError(
+                f"stochasticity='optimize' has no meaning for {name}, which is for the reverse SDE "
+                "alone; use 1."
+            )
         return None
     alpha = _checks.array("stochasticity", stochasticity)
     if alpha.shape not in ((), (num_steps,)):
@@ -245,6 +250,7 @@ def check_stochasticity(
             f"stochasticity = {alpha.max():g} has no meaning for {name}, which is deterministic; "
             "use 0."
         )
+    check_reverse_sde(sampler, alpha)
     return np.broadcast_to(np.asarray(alpha) ** 2, (num_steps,))
 
 

@@ -26,6 +26,7 @@ from ._ve import (
 from ._vp import (
     OU as OU,
     VP as VP,
+    AbstractVariancePreserving as AbstractVariancePreserving,
     CosineVP as CosineVP,
     DiscreteVP as DiscreteVP,
 )

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
+from numpy.polynomial.legendre import leggauss
 
-from .._linalg import apply, product, transpose
+from .._linalg import apply, full_precision, product, transpose
 from ..prediction import Prediction
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler
@@ -19,6 +20,9 @@ from ..score_error import AffineError
 
 Block = TypeVar("Block", bound=PyTree)
 
+# of the quadrature over the uniform number of a randomised step
+_NODES = 24
+
 
 class AffineMaps(eqx.Module):
     """z -> factor z + shift + N(0, noise), for every step and block.
@@ -26,11 +30,15 @@ class AffineMaps(eqx.Module):
     A block is a set of coordinates that do not interact with others: one mode in an eigenbasis, or
     all coordinates of a dense problem. Its state z is (x, history) as one vector of length n, x
     first. The small axes lead, so that the arithmetic runs along steps and blocks.
+
+    A randomised sampler has one map for every node of a quadrature over its uniform number, which
+    all blocks share, and `weights` of the nodes, the same for all steps and blocks.
     """
 
-    factor: Float[Array, "n n steps blocks"]
-    shift: Float[Array, "n steps blocks"]
-    noise: Float[Array, "n n steps blocks"]
+    factor: Float[Array, "n n *nodes steps blocks"]
+    shift: Float[Array, "n *nodes steps blocks"]
+    noise: Float[Array, "n n *nodes steps blocks"]
+    weights: Float[Array, "nodes steps blocks"] | None = None
 
 
 def linearise(
@@ -57,7 +65,7 @@ def linearise(
     - `errors`: added to the score, one at each evaluation of every step: slope (K, blocks,
       evaluations, size, size), shift (K, blocks, evaluations, size). Default: none.
 
-    **Returns:** the maps of all steps and blocks.
+    **Returns:** the maps of all steps and blocks; of a randomised sampler at every node.
     """
 
     def one(here: Step, block: Block, error: AffineError | None) -> tuple[Array, Array, Array]:
@@ -103,7 +111,34 @@ def linearise(
 
     over_blocks = jax.vmap(one, in_axes=(None, 0, 0), out_axes=-1)
     over_steps = jax.vmap(over_blocks, in_axes=(0, None, 0), out_axes=-2)
-    return AffineMaps(*over_steps(schedule.steps(sampler.history_steps), blocks, errors))
+    steps = schedule.steps(sampler.history_steps)
+    if sampler.randomised:
+        _check_given_times(sampler, errors)
+        return _at_nodes(lambda steps: over_steps(steps, blocks, None), steps)
+    return AffineMaps(*over_steps(steps, blocks, errors))
+
+
+def _check_given_times(sampler: AbstractSampler, errors: AffineError | None) -> None:
+    """Refuse score errors of a randomised sampler."""
+    if errors is not None:
+        raise ValueError(
+            f"{type(sampler).__name__} evaluates the network at random times; score errors, their "
+            "kernels and their bounds are of samplers with evaluations at given times."
+        )
+
+
+def _at_nodes(maps: Callable[[Step], tuple[Array, Array, Array]], steps: Step) -> AffineMaps:
+    """The maps of all steps at every node of the quadrature over their uniform number."""
+
+    def at(uniform: Array) -> tuple[Array, Array, Array]:
+        return maps(steps._replace(uniform=jnp.broadcast_to(uniform, steps.time.shape)))
+
+    # on (0, 1) from (-1, 1)
+    nodes, weights = (0.5 * jnp.asarray(a, steps.time.dtype) for a in leggauss(_NODES))
+    factor, shift, noise = jax.vmap(at, out_axes=-3)(0.5 + nodes)
+    return AffineMaps(
+        factor, shift, noise, jnp.broadcast_to(weights[:, None, None], shift.shape[1:])
+    )
 
 
 def initial_state(
@@ -128,15 +163,71 @@ def propagate(
 ) -> tuple[Float[Array, "points n blocks"], Float[Array, "points n n blocks"]]:
     """Exact moments of the state at every time of the schedule, the given ones first:
 
-    m <- F m + b,   S <- F S F^T + Q.
+    m <- F m + b,   S <- F S F^T + Q,   for a randomised sampler S <- E F S F^T + E Q + Cov(F m + b)
+    and m <- E (F m + b).
     """
 
     def step(carry: tuple[Array, Array], maps: AffineMaps):
-        m, s = carry
-        m = apply(maps.factor, m) + maps.shift
-        s = product(product(maps.factor, s), transpose(maps.factor)) + maps.noise
-        return (m, s), (m, s)
+        moments = advance(maps, *carry)
+        return moments, moments
 
-    by_step = jax.tree.map(lambda a: jnp.moveaxis(a, -2, 0), maps)
-    _, (means, covariances) = jax.lax.scan(step, (mean, covariance), by_step)
+    _, (means, covariances) = jax.lax.scan(step, (mean, covariance), by_step(maps))
     return jnp.concatenate([mean[None], means]), jnp.concatenate([covariance[None], covariances])
+
+
+def by_step(maps: AffineMaps) -> AffineMaps:
+    """The maps with the axis of steps first."""
+    return jax.tree.map(lambda a: jnp.moveaxis(a, -2, 0), maps)
+
+
+def advance(
+    maps: AffineMaps, mean: Float[Array, "n blocks"], covariance: Float[Array, "n n blocks"]
+) -> tuple[Float[Array, "n blocks"], Float[Array, "n n blocks"]]:
+    """The moments after one step, whose maps have no axis of steps."""
+    if maps.weights is None:
+        after = apply(maps.factor, mean) + maps.shift
+        moved = product(product(maps.factor, covariance), transpose(maps.factor))
+        return after, moved + maps.noise
+    after, fluctuation = _over_nodes(maps, mean)
+    moved = product(product(maps.factor, covariance[:, :, None]), transpose(maps.factor))
+    moved = moved + maps.noise + product(fluctuation[:, None], fluctuation[None])
+    return after, average(maps, moved)
+
+
+@full_precision
+def joint_covariance(
+    maps: AffineMaps, means: Float[Array, "points n blocks"], covariance: Float[Array, "n n blocks"]
+) -> Float[Array, "n n blocks blocks"]:
+    """The covariance of all blocks at the end of a randomised run, from a block-diagonal one.
+
+    Blocks share the uniform number of a step: their means, which depend on it, are correlated.
+    `means` are those of `propagate`.
+    """
+    diagonal = jnp.eye(means.shape[-1], dtype=means.dtype)
+
+    def step(s: Array, inputs: tuple[AffineMaps, Array]) -> tuple[Array, None]:
+        maps, mean = inputs
+        assert maps.weights is not None
+        fluctuation = _over_nodes(maps, mean)[1]
+        pairs = jnp.einsum("abwi,dcwj->abdcij", maps.weights * maps.factor, maps.factor)
+        s = jnp.einsum("abdcij,bcij->adij", pairs, s)
+        s = s + jnp.einsum("awi,dwj->adij", maps.weights * fluctuation, fluctuation)
+        return s + average(maps, maps.noise)[..., None] * diagonal, None
+
+    start = covariance[..., None] * diagonal
+    return jax.lax.scan(step, start, (by_step(maps), means[:-1]))[0]
+
+
+def average(maps: AffineMaps, values: Float[Array, "*s nodes blocks"]) -> Float[Array, "*s blocks"]:
+    """The mean over the uniform number of a step."""
+    assert maps.weights is not None
+    return jnp.sum(maps.weights * values, -2)
+
+
+def _over_nodes(
+    maps: AffineMaps, mean: Float[Array, "n blocks"]
+) -> tuple[Float[Array, "n blocks"], Float[Array, "n nodes blocks"]]:
+    """The mean after a randomised step, and the deviation from it of the mean at every node."""
+    at_nodes = apply(maps.factor, mean[:, None]) + maps.shift
+    after = average(maps, at_nodes)
+    return after, at_nodes - after[:, None]

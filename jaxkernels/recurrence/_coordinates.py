@@ -20,7 +20,7 @@ from ..processes import AbstractProcess
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..score_error import AffineError
-from ._affine import AffineMaps, initial_state, linearise, propagate
+from ._affine import AffineMaps, initial_state, joint_covariance, linearise, propagate
 
 
 class Moments(NamedTuple):
@@ -128,6 +128,13 @@ class PerMode(AbstractCoordinates):
         state = initial_state(sampler, start.mean[None], start.covariance[None, None])
         means, covariances = propagate(maps, *state)
         return Moments(means[:, 0], covariances[:, 0, 0])
+
+    def joint_covariance(
+        self, maps: AffineMaps, sampler: AbstractSampler, start: Moments
+    ) -> Float[Array, "modes modes"]:
+        """The covariance at the end of a randomised run, whose steps correlate the modes."""
+        state = initial_state(sampler, start.mean[None], start.covariance[None, None])
+        return joint_covariance(maps, propagate(maps, *state)[0], state[1])[0, 0]
 
     def contributions(
         self, metric: str | metrics.Metric, moments: Moments, reference: Moments

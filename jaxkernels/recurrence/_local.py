@@ -15,6 +15,8 @@ from ..prediction import Predict, Prediction
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler
 from ..schedules import Schedule, Step
+from ._affine import AffineMaps, advance, average, by_step
+from ._coordinates import PerMode
 from ._exact import log_contraction, log_contractions, to_the_end
 from ._windows import window_indices, window_step
 
@@ -166,8 +168,11 @@ def local_errors(
     without. (The exact reverse process of a large h forgets every error; a sampler that takes few
     steps does not.)
 
-    All steps are computed at once. The target is in its eigenbasis.
+    A sampler for the reverse SDE alone is not defined without noise: its R is that of the exact
+    reverse SDE. All steps are computed at once. The target is in its eigenbasis.
     """
+    if sampler.reverse_sde_only:
+        return _reverse_sde_local_errors(target, process, sampler, schedule)
     times = schedule.times
     squared = schedule.stochasticity_squared
     points, steps = window_indices(schedule.num_steps, sampler.history_steps)
@@ -192,6 +197,32 @@ def local_errors(
     variance = target.marginal_variance(process, times)
     mean_error, final = propagate_error(moments, contraction[1:], variance[1:], variance[-1])
     return LocalErrors(mean_error, final, variance[-1], contraction, moments)
+
+
+def _reverse_sde_local_errors(
+    target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
+) -> LocalErrors:
+    """`local_errors` of a sampler for the reverse SDE alone, from its affine maps."""
+    times = schedule.times
+    mean = process.signal(times)[:, None] * target.mean
+    exact = target.marginal_variance(process, times)
+    maps = by_step(PerMode(target).affine_maps(process, sampler, schedule))
+
+    def one(maps: AffineMaps, mean: Array, variance: Array) -> tuple[Array, ...]:
+        after = advance(maps, mean[None], variance[None, None])
+        factor = maps.factor[0, 0]
+        injected = maps.noise[0, 0]
+        if maps.weights is not None:
+            factor = average(maps, factor)
+            injected = average(maps, injected)
+        flipped = jnp.minimum(factor, 0.0) ** 2 * variance
+        return after[0][0], after[1][0, 0] - 2.0 * flipped, factor, injected
+
+    after, variance, factor, injected = jax.vmap(one)(maps, mean[:-1], exact[:-1])
+    moments = StepMoments(after - mean[1:], variance, factor, injected)
+    contraction = to_the_end(log_contractions(target, process, schedule))
+    mean_error, final = propagate_error(moments, contraction[1:], exact[1:], exact[-1])
+    return LocalErrors(mean_error, final, exact[-1], contraction, moments)
 
 
 class ScoreResponses(eqx.Module):

@@ -367,6 +367,11 @@ def _check_run(
             f"sampler = {type(sampler).__name__} is deterministic and has no h; use one such as "
             "DDIM."
         )
+    if sampler.reverse_sde_only:
+        raise ValueError(
+            f"sampler = {type(sampler).__name__} is for the reverse SDE alone, where h = g; use "
+            "one such as DDIM."
+        )
     if not isinstance(schedule, Schedule):
         schedule = Schedule(schedule, 1.0)
     schedule = check_schedule(process, sampler, schedule)

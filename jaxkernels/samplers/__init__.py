@@ -28,11 +28,16 @@ from ._dpm_solver import (
 from ._names import (
     SAMPLERS as SAMPLERS,
     as_sampler as as_sampler,
+    check_reverse_sde as check_reverse_sde,
     check_sampler_name as check_sampler_name,
     check_schedule as check_schedule,
     sampler_name as sampler_name,
 )
 from ._nfe import sampling_nfe as sampling_nfe
+from ._randomised import (
+    REI as REI,
+    REM as REM,
+)
 from ._reverse import (
     EulerMaruyama as EulerMaruyama,
     ExponentialIntegrator as ExponentialIntegrator,
@@ -45,9 +50,19 @@ from ._runge_kutta import (
     Heun as Heun,
     Midpoint as Midpoint,
 )
+from ._second_order import (
+    SecondOrder as SecondOrder,
+    SecondOrder1 as SecondOrder1,
+)
 from ._singlestep import (
     DPM2 as DPM2,
     DPMSolverPP2S as DPMSolverPP2S,
     EDMSampler as EDMSampler,
     edm_churn as edm_churn,
+)
+from ._tweedie import (
+    ExactMean as ExactMean,
+    Tweedie as Tweedie,
+    Tweedie1 as Tweedie1,
+    Tweedie2 as Tweedie2,
 )

@@ -6,9 +6,13 @@ is given, and of nothing else that is random or learned:
     predict(x, t)    -> Prediction(x0, eps): a network, or the exact denoiser of a distribution
     noise(variance)  -> an independent Gaussian array of that variance
 
+A randomised sampler also reads `step.uniform`, one number in (0, 1) for every sample and step. One
+that needs the derivative of the denoiser differentiates `predict`.
+
 Running a network, the exact affine map for an affine score, and every sensitivity are three
 readings of that one definition: for sampling `noise` draws; for analysis it records the variance,
-which keeps derivatives finite where the standard deviation would have an infinite slope.
+which keeps derivatives finite where the standard deviation would have an infinite slope, and an
+average over the nodes of a quadrature stands for the uniform number.
 """
 
 import abc
@@ -37,8 +41,9 @@ class AbstractSampler(eqx.Module):
 
     To add a sampler, subclass this class, state the class variables and write `step` (and
     `init_history` if it is a multistep method). The step must be built from elementwise operations
-    with scalar coefficients, and be affine in (x, history, noise) when `predict` is. Everything
-    else (sampling with any network, moments, error budget, optimisation) follows from it.
+    with scalar coefficients, `predict` and its derivatives, and be affine in (x, history, noise)
+    when `predict` is. Everything else (sampling with any network, moments, error budget,
+    optimisation) follows from it.
 
     **Example:**
 
@@ -57,6 +62,7 @@ class AbstractSampler(eqx.Module):
     order: ClassVar[int]
     """Power of 1/K with which the W2 distance to the exact distribution vanishes, without noise.
 
+    That with noise for a sampler of the reverse SDE alone.
     For a multistep method, if its first steps, which have lower orders, are short enough.
     """
     nfe_per_step: ClassVar[int]
@@ -70,6 +76,12 @@ class AbstractSampler(eqx.Module):
 
     sigma_only: ClassVar[bool] = False
     """Whether its steps depend on the process through sigma alone, up to the scale of x."""
+    reverse_sde_only: ClassVar[bool] = False
+    """Whether it is defined for the reverse SDE alone, that is stochasticity 1 at every step."""
+    randomised: ClassVar[bool] = False
+    """Whether a step depends on `step.uniform`, which is drawn for every sample and step."""
+    forms_jacobian: ClassVar[bool] = False
+    """Whether a step forms the Jacobian of `predict`, and so takes one sample at a time."""
 
     def init_history(self, x: X) -> History:
         """Make the multistep history before the first step. Default: none.
@@ -87,7 +99,8 @@ class AbstractSampler(eqx.Module):
         """State the times at which a step calls `predict`, in the order of its calls.
 
         Default: its start, once. A call that a step may leave out (the last of a step to sigma = 0)
-        has its place here all the same, at a time where the network is defined.
+        has its place here all the same, at a time where the network is defined. A product with the
+        Jacobian of `predict` counts as a call of its own, at the same time.
 
         **Arguments:**
 

@@ -1,6 +1,9 @@
 """Samplers by name, and checks of a sampler with its process and schedule."""
 
+import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike
 
 from .._field_names import known_name
 from .._precision import is_traced
@@ -10,9 +13,12 @@ from ._adams_bashforth import DEIS, IPNDM, LMS
 from ._base import AbstractSampler
 from ._ddim import DDIM
 from ._dpm_solver import DPMSolverPP2M, DPMSolverPP3M, UniPC
+from ._randomised import REI, REM
 from ._reverse import EulerMaruyama, ExponentialIntegrator
 from ._runge_kutta import RK4, Heun, Midpoint
+from ._second_order import SecondOrder, SecondOrder1
 from ._singlestep import DPM2, DPMSolverPP2S, EDMSampler
+from ._tweedie import ExactMean, Tweedie, Tweedie1, Tweedie2
 
 SAMPLERS: dict[str, type[AbstractSampler]] = {
     "ddim": DDIM,
@@ -30,7 +36,18 @@ SAMPLERS: dict[str, type[AbstractSampler]] = {
     "rk4": RK4,
     "euler_maruyama": EulerMaruyama,
     "exponential_integrator": ExponentialIntegrator,
+    "exact_mean": ExactMean,
+    "rem": REM,
+    "rei": REI,
+    "second_order": SecondOrder,
+    "second_order1": SecondOrder1,
+    "tweedie": Tweedie,
+    "tweedie1": Tweedie1,
+    "tweedie2": Tweedie2,
 }
+
+# as far as a stochasticity is from 1 by rounding
+_UNIT = 1e-5
 
 
 def sampler_name(sampler: AbstractSampler) -> str:
@@ -113,8 +130,8 @@ def check_schedule(
 
     **Returns:** the schedule.
 
-    **Raises:** ValueError for another type, times beyond the process's t_max, or stochasticity of a
-    deterministic sampler.
+    **Raises:** ValueError for another type, times beyond the process's t_max, stochasticity of a
+    deterministic sampler, or another stochasticity than 1 of one for the reverse SDE alone.
 
     **Example:**
 
@@ -128,9 +145,9 @@ def check_schedule(
         raise ValueError(f"schedule must be a Schedule; got {type(schedule).__name__}.")
     check_process(process)
     if is_traced((process, schedule)):
-        return schedule.error_if_invalid()
+        return _error_if_not_reverse_sde(sampler, schedule.error_if_invalid())
     t_max = float(process.t_max)
-    first = float(schedule.times[0])
+    first = float(np.asarray(schedule.times)[0])
     if first > t_max * (1.0 + 1e-6):
         raise ValueError(
             f"times[0] = {first:g} lies beyond the process's t_max = {t_max:g}; is the schedule "
@@ -142,4 +159,30 @@ def check_schedule(
             f"stochasticity = {largest:g} has no meaning for {type(sampler).__name__}, which is "
             "deterministic; use 0 or a stochastic sampler such as DDIM."
         )
+    check_reverse_sde(sampler, np.sqrt(np.asarray(schedule.stochasticity_squared)))
     return schedule
+
+
+def check_reverse_sde(sampler: AbstractSampler, stochasticity: ArrayLike) -> None:
+    """Check that a sampler for the reverse SDE alone is given stochasticity 1."""
+    alpha = np.asarray(stochasticity)
+    other = alpha[np.abs(alpha - 1.0) > _UNIT]
+    if sampler.reverse_sde_only and other.size:
+        raise ValueError(
+            f"stochasticity = {float(other[0]):g}: {type(sampler).__name__} is for the reverse SDE "
+            "alone, that is stochasticity 1 at every step, as in Schedule(times, stochasticity=1)."
+        )
+
+
+def _error_if_not_reverse_sde(sampler: AbstractSampler, schedule: Schedule) -> Schedule:
+    """The schedule, which raises when it is run if its traced stochasticity does not fit."""
+    if not sampler.reverse_sde_only:
+        return schedule
+    squared = jnp.asarray(schedule.stochasticity_squared)
+    # with the times, as a step does not read the stochasticity
+    checked = eqx.error_if(
+        schedule.times,
+        jnp.any(jnp.abs(squared - 1.0) > _UNIT),
+        f"{type(sampler).__name__} is for the reverse SDE alone: stochasticity must be 1.",
+    )
+    return eqx.tree_at(lambda s: s.times, schedule, checked)

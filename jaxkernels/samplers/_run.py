@@ -32,7 +32,8 @@ def sample(
     - `schedule`: times of the denoiser's process, and stochasticities.
     - `noise`: initial noise (batch, ...), usually sqrt(process.prior_variance(t_0)) times standard
       normal numbers.
-    - `key`: a random key, required if the schedule is stochastic.
+    - `key`: a random key, required if the schedule is stochastic. Samples of a randomised sampler
+      draw their times independently; each is run as a batch of one, at its own scalar time.
     - `trajectory`: return x at every time, (K+1, batch, ...), instead of the last.
 
     **Returns:** samples in the shape and precision of `noise`. In bfloat16 and float16 only the
@@ -94,6 +95,28 @@ def _run(
     denoiser = denoiser.astype(x.dtype)
     schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
 
+    def alone(row: Array, key: Array) -> tuple[Array, Bool[Array, " steps"]]:
+        points, finite = _batch(denoiser, sampler, schedule, key, row[None], trajectory)
+        return jnp.squeeze(points, -x.ndim), finite
+
+    if sampler.randomised or sampler.forms_jacobian:
+        keys = jax.random.split(key, x.shape[0])
+        points, finite = jax.vmap(alone, out_axes=(-x.ndim, 0))(x, keys)
+        return points.astype(given), jnp.all(finite, 0)
+    points, finite = _batch(denoiser, sampler, schedule, key, x, trajectory)
+    return points.astype(given), finite
+
+
+def _batch(
+    denoiser: AbstractDenoiser,
+    sampler: AbstractSampler,
+    schedule: Schedule,
+    key: Array,
+    x: Array,
+    trajectory: bool,
+) -> tuple[Array, Bool[Array, " steps"]]:
+    """The same for a batch whose samples share the random time of every step, if there is one."""
+
     def step(carry: tuple[Array, PyTree], inputs: tuple[Step, Array]):
         step, key = inputs
         drawn = 0
@@ -104,6 +127,10 @@ def _run(
             z = jax.random.normal(jax.random.fold_in(key, drawn), x.shape, x.dtype)
             return safe_sqrt(variance) * z  # a deterministic step has derivatives too
 
+        if sampler.randomised:
+            step = step._replace(
+                uniform=jax.random.uniform(jax.random.fold_in(key, 0), (), x.dtype)
+            )
         new, history = sampler.step(denoiser, noise, denoiser.process, step, *carry)
         return (new, history), (new if trajectory else None, jnp.all(jnp.isfinite(new)))
 
@@ -111,5 +138,4 @@ def _run(
     start = (x, sampler.init_history(x))
     steps = schedule.steps(sampler.history_steps)
     (last, _), (path, finite) = jax.lax.scan(step, start, (steps, keys))
-    points = last if path is None else jnp.concatenate([x[None], path])
-    return points.astype(given), finite
+    return (last if path is None else jnp.concatenate([x[None], path])), finite

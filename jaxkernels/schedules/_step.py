@@ -28,6 +28,8 @@ class Step(NamedTuple):
     """k, the number of steps before this one."""
     remaining: Int[Array, "*steps"]
     """K - 1 - k, the number of steps after this one."""
+    uniform: Float[Array, "*steps"] | None = None
+    """A number in (0, 1) of its own for every sample and step, if the sampler is randomised."""
 
     @property
     def is_first(self) -> Bool[Array, "*steps"]:

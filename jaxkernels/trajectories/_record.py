@@ -343,6 +343,11 @@ def check_sampler(sampler: AbstractSampler | str) -> AbstractSampler:
             f"{type(sampler).__name__} evaluates the network {sampler.nfe_per_step} times per "
             "step; a record predicts samplers with one evaluation per step."
         )
+    if sampler.reverse_sde_only:
+        raise ValueError(
+            f"{type(sampler).__name__} is for the reverse SDE alone; a record is of deterministic "
+            "trajectories."
+        )
     return sampler
 
 
