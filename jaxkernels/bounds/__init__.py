@@ -1,7 +1,16 @@
 """Bounds on the terminal error."""
 
+from ._assumptions import (
+    Assumptions as Assumptions,
+    DenoisingCurve as DenoisingCurve,
+    assumptions as assumptions,
+)
 from ._bound import (
     AccumulationBound as AccumulationBound,
+)
+from ._certified import (
+    CertifiedBound as CertifiedBound,
+    certified_bound as certified_bound,
 )
 from ._curvature import (
     hessian_interval as hessian_interval,
