@@ -1,5 +1,8 @@
 """Bounds on the terminal error."""
 
+from . import (
+    _published as as_published,
+)
 from ._assumptions import (
     Assumptions as Assumptions,
     DenoisingCurve as DenoisingCurve,
@@ -15,9 +18,19 @@ from ._certified import (
 from ._curvature import (
     hessian_interval as hessian_interval,
 )
+from ._girsanov import (
+    GirsanovBound as GirsanovBound,
+    girsanov_bound as girsanov_bound,
+)
 from ._lipschitz import (
     LipschitzAccumulation as LipschitzAccumulation,
     lipschitz_accumulation as lipschitz_accumulation,
+)
+from ._num_steps import (
+    certified_num_steps as certified_num_steps,
+)
+from ._objective import (
+    CertifiedError as CertifiedError,
 )
 from ._operators import (
     AccumulationOperators as AccumulationOperators,

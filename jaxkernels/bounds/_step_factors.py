@@ -497,10 +497,14 @@ def _denoised_noise(steps: Steps, nodes: Nodes, kappa: Array) -> Array:
     """Its squares add up to int kappa^2 E|I + w H|_F^2 dw = int kappa^2 d(denoising error)."""
     known = steps.known
     if known.denoising_error is None:
-        rate = known.mean_square(_denoiser_slope, nodes.w, nodes.w, 0.0)
-        return kappa * safe_sqrt(rate * nodes.weight)
+        return kappa * safe_sqrt(denoised_rate(steps, nodes) * nodes.weight)
     half = 0.5 * (1.0 + steps.stochasticity_squared)
     return safe_sqrt(_against_curve(known.denoising_error, steps, half))[:, None]
+
+
+def denoised_rate(steps: Steps, nodes: Nodes) -> Array:
+    """At least E|I + w H|_F^2, the derivative of the denoising error in w."""
+    return steps.known.mean_square(_denoiser_slope, nodes.w, nodes.w, 0.0)
 
 
 def _against_curve(curve: Curve, steps: Steps, half: Array) -> Array:
