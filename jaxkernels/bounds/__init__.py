@@ -1,8 +1,6 @@
 """Bounds on the terminal error."""
 
-from . import (
-    _published as as_published,
-)
+from . import _published
 from ._assumptions import (
     Assumptions as Assumptions,
     DenoisingCurve as DenoisingCurve,
@@ -36,3 +34,6 @@ from ._operators import (
     AccumulationOperators as AccumulationOperators,
     accumulation_operators as accumulation_operators,
 )
+
+as_published = _published
+"""Theorems as published, which are no certificates."""

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from typing import TypeAlias, cast
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
-from .._numerics import as_inexact, safe_divide, safe_log, safe_sqrt
+from .._numerics import safe_divide, safe_sqrt
 from .._precision import in_float64, is_traced
 from .._tables import Table, number
 from .._types import AnyArray, Numbers, constant
@@ -228,9 +227,7 @@ class Assumptions(eqx.Module):
         )
 
     @in_float64
-    def curvature(
-        self, t: Real[ArrayLike, "*s"]
-    ) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
+    def curvature(self, t: Real[ArrayLike, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
         """Bound the eigenvalues of -Hess log p_t, everywhere.
 
         **Arguments:**
@@ -337,7 +334,9 @@ class Assumptions(eqx.Module):
         variances = jnp.asarray(self.spectrum)
         first = _reciprocal(variances + low[..., None])
         second = _reciprocal(variances + high[..., None])
-        scaled = jnp.maximum((1.0 + c * low[..., None]) * first, (1.0 + c * high[..., None]) * second)
+        scaled = jnp.maximum(
+            (1.0 + c * low[..., None]) * first, (1.0 + c * high[..., None]) * second
+        )
         squares = (first * scaled) @ jnp.asarray(self.separations).T ** 2
         return jnp.max(squares, -1) / 4.0
 
@@ -588,7 +587,12 @@ def _constants_table(known: Assumptions) -> Table:
     status = _EXACT if known.exact else _BOUNDED
     rows = [
         ("dimensions", number(float(known.dim)), _EXACT, ""),
-        ("E|X_0|^2", number(float(known.second_moment)), _EXACT if known.spectrum is not None else _BOUNDED, ""),
+        (
+            "E|X_0|^2",
+            number(float(known.second_moment)),
+            _EXACT if known.spectrum is not None else _BOUNDED,
+            "",
+        ),
     ]
     names = {"convexity": "m_0", "smoothness": "L_0", "third_derivative": "L_F", "radius": "radius"}
     for name, symbol in names.items():

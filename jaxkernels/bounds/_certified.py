@@ -88,7 +88,7 @@ def certified_bound(
       every process.
     - `sampler`: a sampler or a name: "euler_maruyama", "exponential_integrator", "rem", "rei" (the
       randomised midpoint methods, one random number for each sample and step), "second_order",
-      "tweedie" (exact mean and covariance of a step), "mean_exact" (exact mean, covariance e^h -
+      "tweedie" (exact mean and covariance of a step), "exact_mean" (exact mean, covariance e^h -
       1), "ddim" with any stochasticity.
     - `schedule`: its stochasticity must be 1, but for "ddim".
     - `score_error`: eps_k >= 0, the root mean square of the score's error at the samples, in 1 /
@@ -210,7 +210,7 @@ def initial_distance(
         # X_T = a X_0 + s Z beside sqrt(prior) Z
         return jnp.sqrt(a**2 * known.second_moment + known.dim * (prior - s) ** 2)
     deviation = jnp.sqrt(a**2 * jnp.asarray(known.spectrum) + s**2)
-    square = known.multiplicities @ (prior - deviation) ** 2
+    square = jnp.asarray(known.multiplicities) @ (prior - deviation) ** 2
     return safe_sqrt(a**2 * _squared_mean(known) + square)
 
 
@@ -224,7 +224,8 @@ def truncation_distance(
         return safe_sqrt((1.0 - a) ** 2 * known.second_moment + known.dim * s**2)
     variances = jnp.asarray(known.spectrum)
     change = safe_sqrt(a**2 * variances + s**2) - safe_sqrt(variances)
-    return safe_sqrt((1.0 - a) ** 2 * _squared_mean(known) + known.multiplicities @ change**2)
+    square = jnp.asarray(known.multiplicities) @ change**2
+    return safe_sqrt((1.0 - a) ** 2 * _squared_mean(known) + square)
 
 
 def _squared_mean(known: Assumptions) -> Array:
@@ -253,14 +254,15 @@ def scheme_name(sampler: object, process: AbstractProcess) -> str:
     if name is None:
         name = sampler_name(as_sampler(sampler))
     if name not in SCHEMES:
-        raise ValueError(f"sampler {name!r} has no certified bound; those with one: "
-                         f"{', '.join(SCHEMES)}.")
+        raise ValueError(
+            f"sampler {name!r} has no certified bound; those with one: {', '.join(SCHEMES)}."
+        )
     if name == "ddim":
         return name
     if not isinstance(process, _PRESERVING):
         raise ValueError(
-            f"process = {process!r}: the bound of {name!r} is for the variance-preserving processes "
-            "OU, VP, CosineVP and DiscreteVP; that of 'ddim' is for every process."
+            f"process = {process!r}: the bound of {name!r} is for the variance-preserving "
+            "processes OU, VP, CosineVP and DiscreteVP; that of 'ddim' is for every process."
         )
     if name in _CONSTANT_RATE and not isinstance(process, OU):
         raise ValueError(

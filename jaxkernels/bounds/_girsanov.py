@@ -69,7 +69,7 @@ def girsanov_bound(
     process. Frozen scores and denoised points are martingales up to a factor, so that this is
     exact. With w = sigma^2, from w_0 to w_1 in a step, and mmse(w) the denoising error,
 
-        mean_exact:              1/2 int (w - w_1) E|H|_F^2 dw + 1/2 (1 - e^-h) eps^2
+        exact_mean:              1/2 int (w - w_1) E|H|_F^2 dw + 1/2 (1 - e^-h) eps^2
         exponential_integrator:  the first term + 1/2 int_0^h ((1 - e^(-v/2)) sqrt J + eps)^2 dv
         ddim, stochasticity 1:   1/2 int (mmse(w_0) - mmse(w)) / w^2 dw
                                  + 1/2 (1/w_1 - 1/w_0) (a w_0 eps)^2
@@ -144,7 +144,7 @@ def girsanov_scheme(sampler: object, process: AbstractProcess) -> str:
     return name
 
 
-def _mean_exact(steps: Steps) -> tuple[Array, Array]:
+def _exact_mean(steps: Steps) -> tuple[Array, Array]:
     """What a step with the exact mean adds, without and because of its score error."""
     kept = -jnp.expm1(-steps.length)
     return _frozen_score(steps, steps.nodes()), 0.5 * kept * steps.errors.size**2
@@ -182,7 +182,7 @@ def _ancestral(steps: Steps) -> tuple[Array, Array]:
 
 
 GIRSANOV: dict[str, Callable[[Steps], tuple[Array, Array]]] = {
-    "mean_exact": _mean_exact,
+    "exact_mean": _exact_mean,
     "exponential_integrator": _exponential_integrator,
     "ddim": _ancestral,
 }

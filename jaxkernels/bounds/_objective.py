@@ -12,7 +12,6 @@ from .._precision import is_traced
 from .._types import AnyArray, Numbers
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
-from ..recurrence import initialization_name
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ._assumptions import Assumptions
@@ -82,7 +81,9 @@ class CertifiedError(AbstractObjective):
             raise ValueError("error_lipschitz is for the metric 'w2' only.")
         self.assumptions = assumptions
         self.scheme = scheme
-        self.score_error = score_error if callable(score_error) else _sizes("score_error", score_error)
+        self.score_error = (
+            score_error if callable(score_error) else _sizes("score_error", score_error)
+        )
         self.error_lipschitz = lipschitz
         self.initialization = cast(AnyArray | str | None, initialization)
 

@@ -161,9 +161,9 @@ def exponential_integrator(steps: Steps) -> StepFactors:
     )
 
 
-def mean_exact_integrator(steps: Steps) -> StepFactors:
+def exact_mean(steps: Steps) -> StepFactors:
     """x' = e^(h/2) x + 2 sinh(h/2) s + noise(e^h - 1): the mean is that of the exact step."""
-    contraction, factor = _exact_mean(steps)
+    contraction, factor = _mean_factors(steps)
     errors = steps.errors
     return StepFactors.without_gain(
         contraction + factor * errors.lipschitz,
@@ -175,7 +175,7 @@ def mean_exact_integrator(steps: Steps) -> StepFactors:
 
 def tweedie(steps: Steps) -> StepFactors:
     """The exact mean, and the exact covariance (e^h - 1)(I + (1 - e^-h) H) of a step from x."""
-    contraction, factor = _exact_mean(steps)
+    contraction, factor = _mean_factors(steps)
     nodes = steps.nodes()
     drift, slope = _hessian_change(steps, nodes)
     size = 2.0 * jnp.sinh(nodes.left / 2.0)
@@ -195,7 +195,7 @@ def second_order(steps: Steps) -> StepFactors:
     h = steps.length
     m, top = steps.curvature()
     nodes = steps.nodes()
-    contraction, _ = _exact_mean(steps)
+    contraction, _ = _mean_factors(steps)
     excess = _sinh_excess(h)
     offset = phi(2, h / 2.0)
     ends = [jnp.abs(phi(2, h * (0.5 - end)) - offset) for end in (m, top)]
@@ -334,7 +334,7 @@ def ddim(steps: Steps) -> StepFactors:
 SCHEMES: dict[str, Callable[[Steps], StepFactors]] = {
     "euler_maruyama": euler_maruyama,
     "exponential_integrator": exponential_integrator,
-    "mean_exact": mean_exact_integrator,
+    "exact_mean": exact_mean,
     "tweedie": tweedie,
     "second_order": second_order,
     "rem": randomised_euler,
@@ -386,7 +386,7 @@ def _in_time(nodes: Nodes, values: Array) -> Array:
     return values * safe_sqrt(nodes.weight / (1.0 + nodes.w))
 
 
-def _exact_mean(steps: Steps) -> tuple[Array, Array]:
+def _mean_factors(steps: Steps) -> tuple[Array, Array]:
     """How e^(h/2) x + 2 sinh(h/2) s contracts, and its factor on the score."""
     h = steps.length
     m, _ = steps.curvature()
