@@ -426,7 +426,7 @@ def assumptions(target: AbstractDistribution, process: AbstractProcess) -> Assum
     - `target`: a `Gaussian` or a `GaussianMixture`.
     - `process`: the forward process.
 
-    **Returns:** the constants; printed, a table of them with their status.
+    **Returns:** the constants, shown as a table with their status.
 
     **Raises:** ValueError for another target; state its constants with `Assumptions`.
 
