@@ -40,9 +40,7 @@ def compare(target: jk.Gaussian, sampler: str, count: int) -> dict[str, Any]:
         _errors(target, sampler, jk.Schedule(schedule.times, 1.0))
         for schedule in baselines.values()
     ]
-    found["best baseline"] = {
-        key: min(rival[key] for rival in rivals) for key in ("bound", "w2")
-    }
+    found["best baseline"] = {key: min(rival[key] for rival in rivals) for key in ("bound", "w2")}
     return found
 
 

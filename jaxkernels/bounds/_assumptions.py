@@ -6,7 +6,7 @@ Z), so that its score is g / a and its Hessian H / a^2.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias, cast
+from typing import Protocol, TypeAlias, cast
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -30,6 +30,19 @@ _UNAVAILABLE = "unavailable"
 _NOT_GIVEN = "not given"
 _UNEQUAL = "the components have different covariances, so that their score is not Lipschitz"
 _SHOWN_SIGMAS = (0.0, 0.1, 1.0, 10.0)
+
+
+class Measured(Protocol):
+    """The denoising error of a network at some times, as a `Measurement` has it."""
+
+    @property
+    def signal(self) -> np.ndarray: ...
+
+    @property
+    def noise(self) -> np.ndarray: ...
+
+    @property
+    def error(self) -> np.ndarray: ...
 
 
 class DenoisingCurve(eqx.Module):
@@ -71,6 +84,29 @@ class DenoisingCurve(eqx.Module):
         self.sigmas = constant(sigmas)
         self.errors = constant(np.maximum.accumulate(errors))
 
+    @classmethod
+    def of(cls, measurement: Measured) -> "DenoisingCurve":
+        """Take the curve from a measurement of a network.
+
+        A network's error is at least the exact denoiser's; bounds from it are as good as it is.
+
+        **Arguments:**
+
+        - `measurement`: a `Measurement` with denoising errors.
+
+        **Returns:** the curve.
+
+        **Example:**
+
+        ```python
+        >>> options = {"prediction_type": "x0", "averaged_over": 1}
+        >>> losses = jk.Measurement.from_losses(jk.VP(), [0.5, 0.1], [0.3, 0.1], **options)
+        >>> assert (jk.bounds.DenoisingCurve.of(losses).errors == [0.1, 0.3]).all()
+        ```
+        """
+        sigmas = np.asarray(measurement.noise) / np.asarray(measurement.signal)
+        return cls(sigmas[::-1], np.asarray(measurement.error)[::-1])
+
     def __call__(self, w: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """Evaluate the denoising error.
 
@@ -106,8 +142,9 @@ class Assumptions(eqx.Module):
     - `radius`: R > 0 with |X_0| <= R.
     - `denoising_error`: the function w -> E|X_0 - E[X_0 | X_0 + sqrt(w) Z]|^2 of w = sigma^2, such
       as a `DenoisingCurve`. It replaces what would follow from the other constants.
-    - `denoiser_slope`: the function w -> largest eigenvalue of a dx0/dx, the slope of the denoiser.
-      It is what the contraction of a step needs where m is not known.
+    - `denoiser_slope`: the function w -> largest eigenvalue of a dx0/dx, the slope of the denoiser,
+      with (1 - slope) / w monotone. It is what the contraction of a step needs where m is not
+      known.
     - `spectrum`, `multiplicities`, `separations`: of a Gaussian, or a mixture of equal
       covariances; set by `assumptions`.
     - `notes`: why a constant is not available, as pairs of its name and the reason.
@@ -249,7 +286,7 @@ class Assumptions(eqx.Module):
         """
         scale = self.process.signal(t) ** 2
         w = self.process.sigma(t) ** 2
-        low, high = self.interval(w, w, 0.0)
+        low, high = curvature_interval(self, w, w, 0.0)
         return low / scale, high / scale
 
     @in_float64
@@ -270,7 +307,7 @@ class Assumptions(eqx.Module):
         0.5
         ```
         """
-        return self.fisher(self.process.sigma(t) ** 2) / self.process.signal(t) ** 2
+        return fisher(self, self.process.sigma(t) ** 2) / self.process.signal(t) ** 2
 
     @property
     def exact(self) -> bool:
@@ -288,120 +325,6 @@ class Assumptions(eqx.Module):
             return None
         assert self.spectrum is not None
         return _time_lipschitz(np.asarray(self.spectrum), float(np.sqrt(self.second_moment)))
-
-    def interval(self, low: Array, high: Array, c: float) -> tuple[Array, Array]:
-        """m and L of (1 + c w) (-Hess log q_w) for all w in [low, high]: the best that is known.
-
-        Every source is monotone in w but for the radius and the separation, whose factors are. With
-        c = 1 it is the interval of p_t for variance-preserving processes.
-        """
-
-        def ends(variance: Array) -> tuple[Array, Array]:
-            """(1 + c w) / (variance + w) at both ends."""
-            return (1.0 + c * low) * _reciprocal(variance + low), (
-                (1.0 + c * high) * _reciprocal(variance + high)
-            )
-
-        zero = jnp.zeros_like(low)
-        convex = [jnp.full_like(low, -jnp.inf)]
-        smooth = [ends(zero)[0]]
-        if self.smoothness is not None:
-            smooth.append(jnp.maximum(*ends(1.0 / jnp.asarray(self.smoothness))))
-        if self.convexity is not None:
-            m = jnp.asarray(self.convexity)
-            known = 1.0 + m * high > 0
-            slowest = jnp.minimum(*ends(safe_divide(jnp.ones_like(m), m)))
-            # -1 / m beyond `high` keeps the sign of every end
-            least = jnp.where(m == 0, 0.0, slowest)
-            convex.append(jnp.where(known, least, -jnp.inf))
-        if self.radius is not None:
-            pull = ends(zero)[0] * self.radius**2 * _reciprocal(low)
-            convex.append(jnp.where(low > 0, ends(zero)[1] - pull, -jnp.inf))
-        if self.denoiser_slope is not None:
-            slopes = (1.0 - self.denoiser_slope(low), 1.0 - self.denoiser_slope(high))
-            least = jnp.minimum(*(e * s for e, s in zip(ends(zero), slopes, strict=True)))
-            convex.append(jnp.where(low > 0, least, -jnp.inf))
-        if self.spectrum is not None:
-            variances = jnp.asarray(self.spectrum)
-            smooth.append(jnp.maximum(*ends(jnp.min(variances))))
-            convex.append(jnp.minimum(*ends(jnp.max(variances))) - self._pull(low, high, c))
-        return _extreme(jnp.maximum, convex), _extreme(jnp.minimum, smooth)
-
-    def _pull(self, low: Array, high: Array, c: float) -> Array:
-        """(1 + c w) D^2 / 4, D the largest |Sigma_w^-1 (mu_m - mu_n)| of two components."""
-        if self.separations is None:
-            return jnp.zeros_like(low)
-        variances = jnp.asarray(self.spectrum)
-        first = _reciprocal(variances + low[..., None])
-        second = _reciprocal(variances + high[..., None])
-        scaled = jnp.maximum(
-            (1.0 + c * low[..., None]) * first, (1.0 + c * high[..., None]) * second
-        )
-        squares = (first * scaled) @ jnp.asarray(self.separations).T ** 2
-        return jnp.max(squares, -1) / 4.0
-
-    def mean_square(
-        self, fn: Callable[[Array, Array], Array], low: Array, high: Array, c: float
-    ) -> Array:
-        """At least E|fn((1 + c w) (-Hess log q_w), w)|_F^2 for w in [low, high]; fn is affine."""
-        if self.exact:
-            assert self.spectrum is not None
-            assert self.multiplicities is not None
-            values = [
-                fn((1.0 + c * w) * _reciprocal(jnp.asarray(self.spectrum) + w), w) ** 2
-                for w in (low[..., None], high[..., None])
-            ]
-            return jnp.sum(jnp.asarray(self.multiplicities) * jnp.maximum(*values), -1)
-        least, most = self.interval(low, high, c)
-        return self.dim * jnp.maximum(fn(least, high) ** 2, fn(most, high) ** 2)
-
-    def fisher(self, w: Array) -> Array:
-        """At least E|grad log q_w|^2."""
-        if self.spectrum is not None:
-            assert self.multiplicities is not None
-            # exact for one component; the Fisher information is convex
-            return _reciprocal(jnp.asarray(self.spectrum) + w[..., None]) @ self.multiplicities
-        if self.denoising_error is not None:
-            return self.dim * _reciprocal(w) - self.denoising_error(w) * _reciprocal(w) ** 2
-        return self.dim * self.interval(w, w, 0.0)[1]
-
-    def third(self, w: Array) -> Array | None:
-        """At least the largest Frobenius norm of a directional derivative of Hess log q_w.
-
-        From -Hess log p_0 >= m it follows that L_F(w) <= L_F(0) / (1 + m w)^3; a mixture has
-        D^3 / (6 sqrt 3) in operator norm, and at most min(d, components - 1) directions in it.
-        """
-        found = []
-        if self.exact:
-            found.append(jnp.zeros_like(w))
-        if self.third_derivative is not None and self.convexity is not None:
-            growth = 1.0 + self.convexity * w
-            bound = self.third_derivative / jnp.where(growth > 0, growth, 1.0) ** 3
-            found.append(jnp.where(growth > 0, bound, jnp.inf))
-        if self.separations is not None:
-            pairs = self.separations.shape[0]
-            # M (M - 1) / 2 pairs
-            components = round(0.5 + np.sqrt(0.25 + 2.0 * pairs))
-            rank = jnp.minimum(jnp.asarray(self.dim), components - 1.0)
-            size = 2.0 * safe_sqrt(self._pull(w, w, 0.0))
-            found.append(size**3 * jnp.sqrt(rank) / (6.0 * np.sqrt(3.0)))
-        return _extreme(jnp.minimum, found) if found else None
-
-    def smallest_variance(self) -> Array:
-        """1 / L_0, or 0."""
-        return jnp.zeros(()) if self.smoothness is None else 1.0 / jnp.asarray(self.smoothness)
-
-    def variance_scale(self) -> Array:
-        """The smallest variance > 0, below which nothing changes with the noise level; or 0."""
-        if self.spectrum is None:
-            return self.smallest_variance()
-        spectrum = jnp.asarray(self.spectrum)
-        smallest = jnp.min(jnp.where(spectrum > 0, spectrum, jnp.inf))
-        return jnp.where(jnp.isfinite(smallest), smallest, 0.0)
-
-    def why(self, name: str) -> str:
-        """Why a constant is not available."""
-        return dict(self.notes).get(name, _NOT_GIVEN)
 
     def __repr__(self) -> str:
         if is_traced(self):
@@ -448,6 +371,128 @@ def assumptions(target: AbstractDistribution, process: AbstractProcess) -> Assum
     )
 
 
+def curvature_interval(
+    known: Assumptions, low: Array, high: Array, c: float
+) -> tuple[Array, Array]:
+    """m and L of (1 + c w) (-Hess log q_w) for all w in [low, high]: the best known.
+
+    Every source is monotone in w but for the radius and the separation, whose factors are. With
+    c = 1 it is the interval of p_t for variance-preserving processes.
+    """
+
+    def ends(variance: Array) -> tuple[Array, Array]:
+        """(1 + c w) / (variance + w) at both ends."""
+        return (1.0 + c * low) * _reciprocal(variance + low), (
+            (1.0 + c * high) * _reciprocal(variance + high)
+        )
+
+    zero = jnp.zeros_like(low)
+    convex = [jnp.full_like(low, -jnp.inf)]
+    smooth = [ends(zero)[0]]
+    if known.smoothness is not None:
+        smooth.append(jnp.maximum(*ends(1.0 / jnp.asarray(known.smoothness))))
+    if known.convexity is not None:
+        m = jnp.asarray(known.convexity)
+        signed = 1.0 + m * high > 0
+        slowest = jnp.minimum(*ends(safe_divide(jnp.ones_like(m), m)))
+        # -1 / m beyond `high` keeps the sign of every end
+        least = jnp.where(m == 0, 0.0, slowest)
+        convex.append(jnp.where(signed, least, -jnp.inf))
+    if known.radius is not None:
+        pull = ends(zero)[0] * known.radius**2 * _reciprocal(low)
+        convex.append(jnp.where(low > 0, ends(zero)[1] - pull, -jnp.inf))
+    if known.denoiser_slope is not None:
+        slopes = (1.0 - known.denoiser_slope(low), 1.0 - known.denoiser_slope(high))
+        least = jnp.minimum(*(e * s for e, s in zip(ends(zero), slopes, strict=True)))
+        convex.append(jnp.where(low > 0, least, -jnp.inf))
+    if known.spectrum is not None:
+        variances = jnp.asarray(known.spectrum)
+        smooth.append(jnp.maximum(*ends(jnp.min(variances))))
+        convex.append(jnp.minimum(*ends(jnp.max(variances))) - _pull(known, low, high, c))
+    return _extreme(jnp.maximum, convex), _extreme(jnp.minimum, smooth)
+
+
+def _pull(known: Assumptions, low: Array, high: Array, c: float) -> Array:
+    """(1 + c w) D^2 / 4, D the largest |Sigma_w^-1 (mu_m - mu_n)| of two components."""
+    if known.separations is None:
+        return jnp.zeros_like(low)
+    variances = jnp.asarray(known.spectrum)
+    first = _reciprocal(variances + low[..., None])
+    second = _reciprocal(variances + high[..., None])
+    scaled = jnp.maximum((1.0 + c * low[..., None]) * first, (1.0 + c * high[..., None]) * second)
+    squares = (first * scaled) @ jnp.asarray(known.separations).T ** 2
+    return jnp.max(squares, -1) / 4.0
+
+
+def mean_square(
+    known: Assumptions, fn: Callable[[Array, Array], Array], low: Array, high: Array, c: float
+) -> Array:
+    """At least E|fn((1 + c w) (-Hess log q_w), w)|_F^2 for w in [low, high]; fn is affine."""
+    if known.exact:
+        assert known.spectrum is not None
+        assert known.multiplicities is not None
+        values = [
+            fn((1.0 + c * w) * _reciprocal(jnp.asarray(known.spectrum) + w), w) ** 2
+            for w in (low[..., None], high[..., None])
+        ]
+        return jnp.sum(jnp.asarray(known.multiplicities) * jnp.maximum(*values), -1)
+    least, most = curvature_interval(known, low, high, c)
+    return known.dim * jnp.maximum(fn(least, high) ** 2, fn(most, high) ** 2)
+
+
+def fisher(known: Assumptions, w: Array) -> Array:
+    """At least E|grad log q_w|^2."""
+    if known.spectrum is not None:
+        assert known.multiplicities is not None
+        # exact for one component; the Fisher information is convex
+        return _reciprocal(jnp.asarray(known.spectrum) + w[..., None]) @ known.multiplicities
+    if known.denoising_error is not None:
+        return known.dim * _reciprocal(w) - known.denoising_error(w) * _reciprocal(w) ** 2
+    return known.dim * curvature_interval(known, w, w, 0.0)[1]
+
+
+def third_derivative(known: Assumptions, w: Array) -> Array | None:
+    """At least the largest Frobenius norm of a directional derivative of Hess log q_w.
+
+    From -Hess log p_0 >= m it follows that L_F(w) <= L_F(0) / (1 + m w)^3; a mixture has
+    D^3 / (6 sqrt 3) in operator norm, and at most min(d, components - 1) directions in it.
+    """
+    found = []
+    if known.exact:
+        found.append(jnp.zeros_like(w))
+    if known.third_derivative is not None and known.convexity is not None:
+        growth = 1.0 + known.convexity * w
+        bound = known.third_derivative / jnp.where(growth > 0, growth, 1.0) ** 3
+        found.append(jnp.where(growth > 0, bound, jnp.inf))
+    if known.separations is not None:
+        pairs = known.separations.shape[0]
+        # M (M - 1) / 2 pairs
+        components = round(0.5 + np.sqrt(0.25 + 2.0 * pairs))
+        rank = jnp.minimum(jnp.asarray(known.dim), components - 1.0)
+        size = 2.0 * safe_sqrt(_pull(known, w, w, 0.0))
+        found.append(size**3 * jnp.sqrt(rank) / (6.0 * np.sqrt(3.0)))
+    return _extreme(jnp.minimum, found) if found else None
+
+
+def smallest_variance(known: Assumptions) -> Array:
+    """1 / L_0, or 0."""
+    return jnp.zeros(()) if known.smoothness is None else 1.0 / jnp.asarray(known.smoothness)
+
+
+def variance_scale(known: Assumptions) -> Array:
+    """The smallest variance > 0, below which nothing changes with the noise level; or 0."""
+    if known.spectrum is None:
+        return smallest_variance(known)
+    spectrum = jnp.asarray(known.spectrum)
+    smallest = jnp.min(jnp.where(spectrum > 0, spectrum, jnp.inf))
+    return jnp.where(jnp.isfinite(smallest), smallest, 0.0)
+
+
+def why(known: Assumptions, name: str) -> str:
+    """Why a constant is not available."""
+    return dict(known.notes).get(name, _NOT_GIVEN)
+
+
 def _of_gaussian(target: Gaussian, process: AbstractProcess) -> Assumptions:
     """The constants of a Gaussian, all exact."""
     target = target.in_eigenbasis()
@@ -458,7 +503,7 @@ def _of_gaussian(target: Gaussian, process: AbstractProcess) -> Assumptions:
     spectrum = target.eigenvalues[kept]
     multiplicities = weights[kept]
     square = (multiplicities * (target.mean[kept] ** 2 + spectrum)).sum()
-    known = Assumptions(process, multiplicities.sum(), square, third_derivative=0.0)
+    known = Assumptions(process, multiplicities.sum(), square)
     return _with_spectrum(known, spectrum, multiplicities, None)
 
 
@@ -521,7 +566,6 @@ def _with_spectrum(
 ) -> Assumptions:
     """The constants that follow from a covariance and the distances of the components."""
     lib = jnp if is_traced(spectrum) else np
-    zero = lib.zeros(())
     full = eqx.tree_at(
         lambda a: (a.spectrum, a.multiplicities, a.separations),
         known,
@@ -531,11 +575,11 @@ def _with_spectrum(
     with np.errstate(divide="ignore"):
         smoothness = 1.0 / lib.min(lib.asarray(spectrum))
         convexity = 1.0 / lib.max(lib.asarray(spectrum))
+    third = lib.zeros(())
     if separations is not None:
-        convexity = convexity - np.asarray(full._pull(zero, zero, 0.0))
-        third = np.asarray(full.third(zero))
-    else:
-        third = zero
+        zero = jnp.zeros(())
+        convexity = convexity - np.asarray(_pull(full, zero, zero, 0.0))
+        third = np.asarray(third_derivative(full, zero))
     return eqx.tree_at(
         lambda a: (a.convexity, a.smoothness, a.third_derivative),
         full,
@@ -598,7 +642,7 @@ def _constants_table(known: Assumptions) -> Table:
     for name, symbol in names.items():
         value = getattr(known, name)
         if value is None:
-            rows.append((symbol, "", _UNAVAILABLE, known.why(name)))
+            rows.append((symbol, "", _UNAVAILABLE, why(known, name)))
         elif not np.isfinite(float(value)):
             rows.append((symbol, "", _UNAVAILABLE, "a variance is 0"))
         else:

@@ -18,7 +18,7 @@ from ..processes import OU, VP, AbstractProcess, CosineVP, DiscreteVP, check_pro
 from ..recurrence import initialization_name
 from ..samplers import AbstractSampler, as_sampler, sampler_name
 from ..schedules import Schedule
-from ._assumptions import Assumptions, assumptions
+from ._assumptions import Assumptions, assumptions, curvature_interval, third_derivative, why
 from ._bound import per_evaluation
 from ._step_factors import SCHEMES, StepErrors, StepFactors, Steps
 
@@ -319,7 +319,7 @@ def explain(known: Assumptions, scheme: str, schedule: Schedule, errors: StepErr
     needs_third = scheme in ("tweedie", "second_order")
     flow = scheme == "ddim" and not np.allclose(schedule.stochasticity_squared, 1.0)
     levels = known.process.sigma(schedule.times) ** 2
-    m, top = known.interval(levels[:-1], levels[:-1], 0.0)
+    m, top = curvature_interval(known, levels[:-1], levels[:-1], 0.0)
     if not all(bool(np.all(np.isfinite(size))) for size in errors):
         return "the score error is infinite at a time of the schedule"
     if not bool(np.all(np.isfinite(m))):
@@ -328,10 +328,10 @@ def explain(known: Assumptions, scheme: str, schedule: Schedule, errors: StepErr
                 f"convexity = {float(known.convexity):g} < 0 says nothing of the curvature where "
                 "1 + m sigma^2 <= 0"
             )
-        return f"no lower bound of -Hess log p_t: convexity is {known.why('convexity')}"
-    if (needs_third or flow) and known.third(levels) is None:
-        return f"no third derivative: it is {known.why('third_derivative')}"
-    ends = known.interval(levels, levels, 0.0)
+        return f"no lower bound of -Hess log p_t: convexity is {why(known, 'convexity')}"
+    if (needs_third or flow) and third_derivative(known, levels) is None:
+        return f"no third derivative: it is {why(known, 'third_derivative')}"
+    ends = curvature_interval(known, levels, levels, 0.0)
     if not all(bool(np.all(np.isfinite(end))) for end in (*ends, top)):
         return (
             f"the score has no known Lipschitz constant at t = {float(schedule.times[-1]):g}: stop "

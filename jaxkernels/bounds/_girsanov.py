@@ -13,7 +13,7 @@ from ..processes import AbstractProcess
 from ..recurrence import initialization_name
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
-from ._assumptions import Assumptions
+from ._assumptions import Assumptions, fisher, mean_square
 from ._certified import (
     ErrorSize,
     check_run,
@@ -192,9 +192,9 @@ def _frozen_score(steps: Steps, nodes: Nodes) -> Array:
     """Half of int (w - w_1) E|H|_F^2 dw = int (J(w) - J(w_0)) dw."""
     known = steps.known
     if known.denoising_error is None:
-        square = known.mean_square(lambda x, w: x, nodes.w, nodes.w, 0.0)
+        square = mean_square(known, lambda x, w: x, nodes.w, nodes.w, 0.0)
         return 0.5 * jnp.sum(nodes.above_end * square * nodes.weight, -1)
-    change = known.fisher(nodes.w) - known.fisher(steps.start)[:, None]
+    change = fisher(known, nodes.w) - fisher(known, steps.start)[:, None]
     return 0.5 * jnp.sum(jnp.maximum(change, 0.0) * nodes.weight, -1)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import _checks
 from .._types import Numbers
-from ._assumptions import Assumptions
+from ._assumptions import Assumptions, why
 
 
 class PublishedBound(NamedTuple):
@@ -231,11 +231,11 @@ def _largest(known: Assumptions) -> float:
 def _inapplicable(known: Assumptions) -> str:
     """Why the theorems do not apply, or empty."""
     if known.convexity is None:
-        return f"m_0 is {known.why('convexity')}"
+        return f"m_0 is {why(known, 'convexity')}"
     if float(known.convexity) <= 0.5:
         return f"m_0 = {float(known.convexity):g} must exceed 1/2"
     if known.smoothness is None:
-        return f"L_0 is {known.why('smoothness')}"
+        return f"L_0 is {why(known, 'smoothness')}"
     return ""
 
 
@@ -266,7 +266,7 @@ def _stated(
     if reason:
         return PublishedBound(math.inf, math.inf, math.inf, math.inf, reason)
     if not math.isfinite(discretisation):
-        reason = f"L_F is {known.why('third_derivative')}"
+        reason = f"L_F is {why(known, 'third_derivative')}"
     initial = math.exp(-_smallest(known) * duration) * math.sqrt(float(known.second_moment))
     error = factor * score / (_smallest(known) - 0.5)
     total = initial + discretisation + error

@@ -21,7 +21,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._numerics import phi, safe_sqrt
-from ._assumptions import Assumptions, Curve
+from ._assumptions import (
+    Assumptions,
+    Curve,
+    curvature_interval,
+    fisher,
+    mean_square,
+    smallest_variance,
+    third_derivative,
+    variance_scale,
+)
 
 _NODES = 24
 _BISECTIONS = 44
@@ -98,7 +107,7 @@ class Steps(NamedTuple):
     def nodes(self) -> Nodes:
         """Where integrals over each step are evaluated."""
         x, share, _ = _gauss_legendre()
-        low = (self.end + self.known.variance_scale())[:, None]
+        low = (self.end + variance_scale(self.known))[:, None]
         # data without a scale, and a last step to noise level 0
         low = jnp.where(low > 0, low, self.start[:, None])
         gap = (self.start - self.end)[:, None]
@@ -113,7 +122,7 @@ class Steps(NamedTuple):
 
     def curvature(self) -> tuple[Array, Array]:
         """m and L of p_t at the start of every step, for variance-preserving processes."""
-        return self.known.interval(self.start, self.start, 1.0)
+        return curvature_interval(self.known, self.start, self.start, 1.0)
 
     def rms(self, w: Array) -> Array:
         """(E|X|^2)^(1/2) at noise level w, for variance-preserving processes."""
@@ -121,11 +130,11 @@ class Steps(NamedTuple):
 
     def root_fisher(self, w: Array) -> Array:
         """J^(1/2) at noise level w, for variance-preserving processes."""
-        return safe_sqrt((1.0 + w) * self.known.fisher(w))
+        return safe_sqrt((1.0 + w) * fisher(self.known, w))
 
     def hessian_rms(self, w: Array) -> Array:
         """(E|H|_F^2)^(1/2) at noise levels w, for variance-preserving processes."""
-        return safe_sqrt(self.known.mean_square(_slope, w, w, 1.0))
+        return safe_sqrt(mean_square(self.known, _slope, w, w, 1.0))
 
 
 def euler_maruyama(steps: Steps) -> StepFactors:
@@ -242,12 +251,12 @@ def randomised_euler(steps: Steps) -> StepFactors:
     """The midpoint at a uniform time of the step, predicted and completed by Euler's method."""
     h = steps.length
     known = steps.known
-    m, top = known.interval(steps.end, steps.start, 1.0)
+    m, top = curvature_interval(known, steps.end, steps.start, 1.0)
     m0, top0 = steps.curvature()
     steepest = jnp.maximum(jnp.abs(0.5 - m), jnp.abs(0.5 - top))
     at_start = jnp.maximum(jnp.abs(0.5 - m0), jnp.abs(0.5 - top0))
     size = jnp.maximum(steps.rms(steps.start), steps.rms(steps.end))
-    rough = safe_sqrt(known.mean_square(_drift_slope, steps.end, steps.start, 1.0))
+    rough = safe_sqrt(mean_square(known, _drift_slope, steps.end, steps.start, 1.0))
     root = safe_sqrt(h)
     variance = size**2 * h**4 / 96.0 + size * rough * h**3 * root / 8.75 + rough**2 * h**3 / 3.0
     one = jnp.maximum(jnp.abs(1.0 + h * (0.5 - m)), jnp.abs(1.0 + h * (0.5 - top)))
@@ -269,14 +278,14 @@ def randomised_exponential(steps: Steps) -> StepFactors:
     """The same, predicted and completed by the exponential integrator."""
     h = steps.length
     known = steps.known
-    m, top = known.interval(steps.end, steps.start, 1.0)
+    m, top = curvature_interval(known, steps.end, steps.start, 1.0)
     m0, top0 = steps.curvature()
     keep = jnp.exp(h / 2.0)
     factor = 2.0 * jnp.expm1(h / 2.0)
     steepest = jnp.maximum(jnp.abs(m), top)
     at_start = jnp.maximum(jnp.abs(m0), top0)
     root_fisher = jnp.maximum(steps.root_fisher(steps.start), steps.root_fisher(steps.end))
-    rough = safe_sqrt(known.mean_square(_slope, steps.end, steps.start, 1.0))
+    rough = safe_sqrt(mean_square(known, _slope, steps.end, steps.start, 1.0))
     root = safe_sqrt(h)
     variance = root_fisher**2 * h**4 / 6.0 + rough**2 * h**3 / 3.0
     variance += root_fisher * rough * h**3 * root * 4.0 / 8.75
@@ -319,7 +328,7 @@ def ddim(steps: Steps) -> StepFactors:
     moved = jnp.where(present, moved, jnp.where(steps.start > steps.end, 1.0, 0.0))
     kappa = -jnp.expm1(-half[:, None] * jnp.log1p(nodes.above_end / end[:, None]))
     kappa = jnp.where(present[:, None], kappa, 1.0)
-    m, _ = known.interval(steps.start, steps.start, 0.0)
+    m, _ = curvature_interval(known, steps.start, steps.start, 0.0)
     # a step moves by (1 - k) times the denoised point, whose slope is at most 1 - w m
     reach = steps.next_signal * moved * steps.signal * steps.start
     one = (1.0 - moved) + moved * (1.0 - steps.start * m)
@@ -408,12 +417,12 @@ def _hessian_change(steps: Steps, nodes: Nodes) -> tuple[Array, Array]:
     with 1 / S the upper end of the curvature.
     """
     known = steps.known
-    third = known.third(nodes.w)
-    at_start = known.third(steps.start)
+    third = third_derivative(known, nodes.w)
+    at_start = third_derivative(known, steps.start)
     if third is None or at_start is None:
         unknown = jnp.full_like(nodes.w, jnp.inf)
         return unknown, unknown
-    least = known.smallest_variance()
+    least = smallest_variance(known)
     variance = (least + nodes.w) / (1.0 + nodes.w)
     first = ((least + steps.start) / (1.0 + steps.start))[:, None]
     third_size = third * (1.0 + nodes.w) ** 1.5
@@ -485,12 +494,12 @@ def _randomised(contraction: Array, midpoint: _Midpoint, errors: StepErrors) -> 
 
 def _flow_speed(known: Assumptions, w: Array) -> Array:
     """At least (E|(I + w H) g + w Lap g|^2)^(1/2)."""
-    third = known.third(w)
+    third = third_derivative(known, w)
     if third is None:
         return jnp.full_like(w, jnp.inf)
-    m, top = known.interval(w, w, 0.0)
+    m, top = curvature_interval(known, w, w, 0.0)
     steepest = jnp.maximum(jnp.abs(1.0 - w * m), jnp.abs(1.0 - w * top))
-    return steepest * safe_sqrt(known.fisher(w)) + w * jnp.sqrt(known.dim) * third
+    return steepest * safe_sqrt(fisher(known, w)) + w * jnp.sqrt(known.dim) * third
 
 
 def _denoised_noise(steps: Steps, nodes: Nodes, kappa: Array) -> Array:
@@ -504,7 +513,7 @@ def _denoised_noise(steps: Steps, nodes: Nodes, kappa: Array) -> Array:
 
 def denoised_rate(steps: Steps, nodes: Nodes) -> Array:
     """At least E|I + w H|_F^2, the derivative of the denoising error in w."""
-    return steps.known.mean_square(_denoiser_slope, nodes.w, nodes.w, 0.0)
+    return mean_square(steps.known, _denoiser_slope, nodes.w, nodes.w, 0.0)
 
 
 def _against_curve(curve: Curve, steps: Steps, half: Array) -> Array:
