@@ -6,7 +6,7 @@ Z), so that its score is g / a and its Hessian H / a^2.
 """
 
 from collections.abc import Callable
-from typing import Protocol, TypeAlias, cast
+from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ _UNEQUAL = "the components have different covariances, so that their score is no
 _SHOWN_SIGMAS = (0.0, 0.1, 1.0, 10.0)
 
 
+@runtime_checkable
 class Measured(Protocol):
     """The denoising error of a network at some times, as a `Measurement` has it."""
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from .. import _checks
 from .._numerics import safe_sqrt
 from .._precision import in_float64, is_traced
-from .._types import Numbers
+from .._types import AnyArray, Numbers
 from ..distributions import Gaussian, GaussianMixture
 from ..processes import OU, VP, AbstractProcess, CosineVP, DiscreteVP, check_process
 from ..recurrence import initialization_name
@@ -133,7 +133,7 @@ def evaluate_bound(
     known: Assumptions,
     schedule: Schedule,
     scheme: str,
-    start: str | Array,
+    start: str | AnyArray,
     errors: StepErrors,
 ) -> CertifiedBound:
     """The bound of checked arguments, without its reason."""
@@ -196,7 +196,7 @@ def finite_or_inf(value: Array) -> Array:
 
 
 def initial_distance(
-    known: Assumptions, process: AbstractProcess, first: Array, start: str | Array
+    known: Assumptions, process: AbstractProcess, first: Array, start: str | AnyArray
 ) -> Float[Array, ""]:
     """At least W2(initial distribution, p_T); exact for Gaussians."""
     if not isinstance(start, str):
@@ -291,12 +291,11 @@ def check_run(scheme: str, process: AbstractProcess, schedule: object) -> Schedu
     return schedule
 
 
-def check_initial(process: AbstractProcess, initialization: object) -> str | Array:
+def check_initial(process: AbstractProcess, initialization: object) -> str | AnyArray:
     """The name of an initial distribution, or its distance to p_T."""
     if initialization is None or isinstance(initialization, str):
         return initialization_name(process, initialization)
-    distance = _checks.parameter("initialization", cast(Numbers, initialization), at_least=0.0)
-    return cast(Array, distance)
+    return _checks.parameter("initialization", cast(Numbers, initialization), at_least=0.0)
 
 
 def step_errors(schedule: Schedule, score_error: object, lipschitz: Numbers) -> StepErrors:

@@ -124,8 +124,7 @@ class BoundCertifiedError(AbstractBoundObjective):
             value = evaluate_girsanov(self.known, schedule, self.scheme, start, self.score_error)
             return self._where_defined(schedule, value.value)
         errors = step_errors(schedule, self.score_error, self.error_lipschitz)
-        start = cast(Array | str, self.initialization)
-        bound = evaluate_bound(self.known, schedule, self.scheme, start, errors)
+        bound = evaluate_bound(self.known, schedule, self.scheme, self.initialization, errors)
         if self.scheme == "ddim":
             return bound.value
         return self._where_defined(schedule, bound.value)
