@@ -6,7 +6,7 @@ Z), so that its score is g / a and its Hessian H / a^2.
 """
 
 from collections.abc import Callable
-from typing import Protocol, TypeAlias, cast, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -595,10 +595,17 @@ def _optional(argument: str, value: Numbers | None, **bounds: float) -> AnyArray
 
 
 def _check_curve(argument: str, value: object) -> Curve | None:
-    """A function of sigma^2, or None."""
-    if value is not None and not callable(value):
+    """A function of sigma^2 that can be an argument of a compiled program, or None."""
+    if value is None:
+        return None
+    if not callable(value):
         raise ValueError(f"{argument} must be a function of sigma^2; got {type(value).__name__}.")
-    return cast(Curve | None, value)
+    return as_leafless(value)
+
+
+def as_leafless(fn: Callable[..., Array]) -> Callable[..., Array]:
+    """A function as a tree without leaves; a module is one already."""
+    return fn if isinstance(fn, eqx.Module) else jax.tree_util.Partial(fn)
 
 
 def _reciprocal(x: Array) -> Array:

@@ -12,9 +12,9 @@ from .._precision import is_traced
 from .._types import AnyArray, Numbers
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
-from ..samplers import AbstractSampler
+from ..samplers import AbstractSampler, sampler_name
 from ..schedules import Schedule
-from ._assumptions import Assumptions
+from ._assumptions import Assumptions, as_leafless
 from ._certified import (
     ErrorSize,
     check_initial,
@@ -81,9 +81,10 @@ class CertifiedError(AbstractObjective):
             raise ValueError("error_lipschitz is for the metric 'w2' only.")
         self.assumptions = assumptions
         self.scheme = scheme
-        self.score_error = (
-            score_error if callable(score_error) else _sizes("score_error", score_error)
-        )
+        if callable(score_error):
+            self.score_error = as_leafless(score_error)
+        else:
+            self.score_error = _sizes("score_error", score_error)
         self.error_lipschitz = lipschitz
         self.initialization = cast(AnyArray | str | None, initialization)
 
@@ -103,9 +104,12 @@ class CertifiedError(AbstractObjective):
         )
 
     def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
-        del sampler, fixed_end
-        if deterministic and (self.metric == "kl" or self.scheme not in (None, "ddim")):
-            raise ValueError("stochasticity must be 1 for this certified bound.")
+        del fixed_end
+        name = self.scheme or sampler_name(sampler)
+        if deterministic and (self.metric == "kl" or name != "ddim"):
+            raise ValueError(
+                f"stochasticity must be 1 for the certified {self.metric!r} bound of {name!r}."
+            )
 
 
 class BoundCertifiedError(AbstractBoundObjective):
