@@ -6,11 +6,12 @@ Z), so that its score is g / a and its Hessian H / a^2.
 """
 
 from collections.abc import Callable
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
@@ -600,12 +601,12 @@ def _check_curve(argument: str, value: object) -> Curve | None:
         return None
     if not callable(value):
         raise ValueError(f"{argument} must be a function of sigma^2; got {type(value).__name__}.")
-    return as_leafless(value)
+    return as_leafless(cast(Callable[..., Any], value))
 
 
-def as_leafless(fn: Callable[..., Array]) -> Callable[..., Array]:
-    """A function as a tree without leaves; a module is one already."""
-    return fn if isinstance(fn, eqx.Module) else jax.tree_util.Partial(fn)
+def as_leafless(fn: Callable[..., Any]) -> Callable[..., Array]:
+    """A function as a tree without leaves; a module is a tree already."""
+    return cast(Callable[..., Array], fn if isinstance(fn, eqx.Module) else Partial(fn))
 
 
 def _reciprocal(x: Array) -> Array:
