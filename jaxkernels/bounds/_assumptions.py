@@ -6,7 +6,7 @@ Z), so that its score is g / a and its Hessian H / a^2.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
