@@ -94,13 +94,16 @@ class CertifiedError(AbstractObjective):
         known = known_of(self.assumptions or target, process)
         which = scheme_name if self.metric == "w2" else girsanov_scheme
         scheme = which(sampler if self.scheme is None else self.scheme, process)
+        start = check_initial(process, self.initialization)
+        named = isinstance(start, str)
         return BoundCertifiedError(
             known,
             self.metric,
             scheme,
             self.score_error,
             self.error_lipschitz,
-            check_initial(process, self.initialization),
+            start if named else "",
+            None if named else start,
         )
 
     def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
@@ -120,15 +123,17 @@ class BoundCertifiedError(AbstractBoundObjective):
     scheme: str = eqx.field(static=True)
     score_error: ErrorSize
     error_lipschitz: Numbers
-    initialization: AnyArray | str
+    initialization: str = eqx.field(static=True)
+    """The name of the initial distribution, or empty if its distance is given."""
+    initial_distance: AnyArray | None
 
     def __call__(self, schedule: Schedule) -> Float[Array, ""]:
         if self.metric == "kl":
-            start = cast(str, self.initialization)
-            value = evaluate_girsanov(self.known, schedule, self.scheme, start, self.score_error)
-            return self._where_defined(schedule, value.value)
+            run = (self.known, schedule, self.scheme, self.initialization)
+            return self._where_defined(schedule, evaluate_girsanov(*run, self.score_error).value)
         errors = step_errors(schedule, self.score_error, self.error_lipschitz)
-        bound = evaluate_bound(self.known, schedule, self.scheme, self.initialization, errors)
+        start = self.initialization if self.initial_distance is None else self.initial_distance
+        bound = evaluate_bound(self.known, schedule, self.scheme, start, errors)
         if self.scheme == "ddim":
             return bound.value
         return self._where_defined(schedule, bound.value)
