@@ -28,6 +28,7 @@ ErrorSize: TypeAlias = Numbers | Callable[[Array], Array]
 _PRESERVING = (OU, VP, CosineVP, DiscreteVP)
 # schemes whose steps are those of the rate-1 time only if the process has a constant rate
 _CONSTANT_RATE = ("euler_maruyama",)
+_THIRD_DERIVATIVE = ("tweedie", "second_order")
 
 
 class CertifiedBound(eqx.Module):
@@ -148,8 +149,9 @@ def evaluate_bound(
     whole = (mean[0] + mean[1], noise[0] + noise[1])
     distances = _propagate(factors, initial, *whole)
     truncation = truncation_distance(known, process, schedule.times[-1])
+    proved = is_proved(known, scheme, steps)
     return CertifiedBound(
-        finite_or_inf(distances[-1] + truncation),
+        jnp.where(proved, finite_or_inf(distances[-1] + truncation), jnp.inf),
         jnp.concatenate([initial[None], distances]),
         finite_or_inf(_propagate(factors, initial, *none)[-1]),
         finite_or_inf(_propagate(factors, zero, mean[0], noise[0])[-1]),
@@ -157,6 +159,22 @@ def evaluate_bound(
         truncation,
         factors.contraction,
     )
+
+
+def is_proved(known: Assumptions, scheme: str, steps: Steps) -> Array:
+    """Whether the bounds on the Hessian are integrable up to the end of the last step.
+
+    A sum over nodes is finite even where the integral is not. Gaussians have exact Hessians.
+    """
+    last = steps.end[-1]
+    m, top = curvature_interval(known, last, last, 0.0)
+    if known.exact:
+        return jnp.ones((), bool)
+    if scheme == "ddim" and known.denoising_error is not None:
+        return jnp.all(steps.stochasticity_squared == 1.0) | jnp.isfinite(m)
+    if scheme in _THIRD_DERIVATIVE:
+        return jnp.isfinite(m) & jnp.isfinite(top)
+    return jnp.isfinite(m)
 
 
 def make_steps(known: Assumptions, schedule: Schedule, errors: StepErrors) -> Steps:
@@ -315,7 +333,7 @@ def step_errors(schedule: Schedule, score_error: object, lipschitz: Numbers) -> 
 
 def explain(known: Assumptions, scheme: str, schedule: Schedule, errors: StepErrors) -> str:
     """Why a bound is infinite."""
-    needs_third = scheme in ("tweedie", "second_order")
+    needs_third = scheme in _THIRD_DERIVATIVE
     flow = scheme == "ddim" and not np.allclose(schedule.stochasticity_squared, 1.0)
     levels = known.process.sigma(schedule.times) ** 2
     m, top = curvature_interval(known, levels[:-1], levels[:-1], 0.0)
