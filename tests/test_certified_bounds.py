@@ -532,7 +532,7 @@ def test_third_derivatives_shrink_with_the_noise() -> None:
 def ddim_error(levels, alpha2, lam, mu, size) -> np.ndarray:
     """The exact coupled error of DDIM in units of the signal, with errors of the denoised point."""
     state = Moments(np.zeros_like(lam), np.zeros_like(lam), np.zeros_like(lam))
-    x, share = legendre(96)
+    x, share = legendre(32)
     for k, half in enumerate(0.5 * (1.0 + alpha2)):
         u, end = levels[k], levels[k + 1]
         # dense at the end of the step on a logarithmic scale

@@ -74,11 +74,11 @@ def certified_bound(
 ) -> CertifiedBound:
     """Bound the W2 distance between the data and the samples of a stochastic sampler.
 
-        e_(k+1)^2 = (r_k e_k + mean_k + c_k eps_k)^2 + sum_j (f_kj + g_kj e_k)^2
+        e_(k+1) = ((r_k e_k + mean_k + c_k eps_k)^2 + sum_j (f_kj + g_kj e_k)^2)^(1/2) + drift_k
 
-    with e_0 = W2(initial distribution, p_T); then the truncation W2(p_0, p_(t_K)) is added. It
-    holds for every schedule and step size, and whatever m <= -Hess log p_0 <= L. Integrals over a
-    step are Gauss-Legendre sums of 24 nodes.
+    with drift = 0 but for "ddim", and e_0 = W2(initial distribution, p_T); then the truncation
+    W2(p_0, p_(t_K)) is added. It holds for every schedule and step size, and whatever m <=
+    -Hess log p_0 <= L. Integrals over a step are Gauss-Legendre sums of 24 nodes.
 
     **Arguments:**
 
@@ -143,19 +143,19 @@ def evaluate_bound(
     factors = SCHEMES[scheme](steps)
     initial = initial_distance(known, process, schedule.times[0], start)
     zero = jnp.zeros_like(initial)
-    mean = (factors.mean, factors.score_mean)
-    noise = (factors.noise, factors.score_noise)
-    none = (jnp.zeros_like(mean[0]), jnp.zeros_like(noise[0]))
-    whole = (mean[0] + mean[1], noise[0] + noise[1])
-    distances = _propagate(factors, initial, *whole)
+    drift = jnp.broadcast_to(factors.drift, factors.mean.shape)
+    exact = (factors.mean, factors.noise, drift)
+    score = (factors.score_mean, factors.score_noise, jnp.zeros_like(drift))
+    none = jax.tree.map(jnp.zeros_like, exact)
+    distances = _propagate(factors, initial, jax.tree.map(jnp.add, exact, score))
     truncation = truncation_distance(known, process, schedule.times[-1])
     proved = is_proved(known, scheme, steps)
     return CertifiedBound(
         jnp.where(proved, finite_or_inf(distances[-1] + truncation), jnp.inf),
         jnp.concatenate([initial[None], distances]),
-        finite_or_inf(_propagate(factors, initial, *none)[-1]),
-        finite_or_inf(_propagate(factors, zero, mean[0], noise[0])[-1]),
-        finite_or_inf(_propagate(factors, zero, mean[1], noise[1])[-1]),
+        finite_or_inf(_propagate(factors, initial, none)[-1]),
+        finite_or_inf(_propagate(factors, zero, exact)[-1]),
+        finite_or_inf(_propagate(factors, zero, score)[-1]),
         truncation,
         factors.contraction,
     )
@@ -194,18 +194,17 @@ def make_steps(known: Assumptions, schedule: Schedule, errors: StepErrors) -> St
 
 
 def _propagate(
-    factors: StepFactors, start: Array, mean: Array, noise: Array
+    factors: StepFactors, start: Array, added: tuple[Array, Array, Array]
 ) -> Float[Array, " steps"]:
-    """The distance after every step."""
+    """The distance after every step, for what is added to mean and noise, and as a drift."""
 
     def step(distance: Array, here: tuple[Array, ...]) -> tuple[Array, Array]:
-        contraction, gain, mean, noise = here
+        contraction, gain, mean, noise, drift = here
         known = contraction * distance + mean
-        after = safe_sqrt(known**2 + jnp.sum((noise + gain * distance) ** 2))
+        after = safe_sqrt(known**2 + jnp.sum((noise + gain * distance) ** 2)) + drift
         return after, after
 
-    inputs = (factors.contraction, factors.gain, mean, noise)
-    return jax.lax.scan(step, start, inputs)[1]
+    return jax.lax.scan(step, start, (factors.contraction, factors.gain, *added))[1]
 
 
 def finite_or_inf(value: Array) -> Array:

@@ -3,12 +3,12 @@
 The exact reverse process X and the sampler's chain Y share their Brownian motion. With D = Y - X
 after a step and e = (E|D|^2)^(1/2) before it,
 
-    E|D|^2 <= (r e + mean)^2 + sum_j (f_j + g_j e)^2
+    (E|D|^2)^(1/2) <= ((r e + mean)^2 + sum_j (f_j + g_j e)^2)^(1/2) + drift
 
 The first bracket bounds what is known at the step's start, the sum the martingale part, which is
-orthogonal to it. Of the exact process two facts are used: with tau its rate-1 time and s the score,
-e^(v/2) s(tau - v, X_v) is a martingale, and so is the denoised point E[X_0 | X_v] along the reverse
-SDE in sigma^2.
+orthogonal to it; the drift may be correlated with both. Of the exact process two facts are used:
+with tau its rate-1 time and s the score, e^(v/2) s(tau - v, X_v) is a martingale, and so is the
+denoised point E[X_0 | X_v] along the reverse SDE in sigma^2.
 """
 
 import functools
@@ -50,7 +50,7 @@ class StepErrors(NamedTuple):
 
 
 class StepFactors(NamedTuple):
-    """r, mean, f and g of every step; what is added is divided by its cause."""
+    """r, mean, f, g and drift of every step; what is added is divided by its cause."""
 
     contraction: Float[Array, " steps"]
     gain: Float[Array, "steps nodes"]
@@ -58,6 +58,7 @@ class StepFactors(NamedTuple):
     noise: Float[Array, "steps nodes"]
     score_mean: Float[Array, " steps"]
     score_noise: Float[Array, "steps nodes"]
+    drift: Float[Array, " steps"] | float = 0.0
 
     @classmethod
     def without_gain(
@@ -311,8 +312,9 @@ def ddim(steps: Steps) -> StepFactors:
 
     In units of the signal, with kappa(w) = 1 - (w_1 / w)^((1 + alpha^2) / 2),
 
-        E' = (k + (1 - k)(1 - w_0 m)) E + |alpha^2 - 1| / 2 int kappa |(I + w H) g + w Lap g| dw
-        + (1 - k) delta,    noise^2 = alpha^2 int kappa^2 E|I + w H|_F^2 dw,    k = 1 - kappa(w_0)
+        known = (k + (1 - k)(1 - w_0 m)) E + (1 - k) delta
+        noise^2 = alpha^2 int kappa^2 E|I + w H|_F^2 dw
+        drift = |alpha^2 - 1| / 2 int kappa |(I + w H) g + w Lap g| dw,    k = 1 - kappa(w_0)
 
     because along the exact reverse process the denoised point D moves by
 
@@ -335,9 +337,12 @@ def ddim(steps: Steps) -> StepFactors:
     contraction = steps.next_signal / steps.signal * one + reach * steps.errors.lipschitz
     drift = jnp.sum(kappa * _flow_speed(known, nodes.w) * nodes.weight, -1)
     off = jnp.abs(alpha2 - 1.0) / 2.0
-    mean = steps.next_signal * jnp.where(off > 0, off * drift, 0.0)
+    drift = steps.next_signal * jnp.where(off > 0, off * drift, 0.0)
     noise = (steps.next_signal * safe_sqrt(alpha2))[:, None] * _denoised_noise(steps, nodes, kappa)
-    return StepFactors.without_gain(contraction, mean, noise, reach * steps.errors.size)
+    exact = StepFactors.without_gain(
+        contraction, jnp.zeros_like(reach), noise, reach * steps.errors.size
+    )
+    return exact._replace(drift=drift)
 
 
 SCHEMES: dict[str, Callable[[Steps], StepFactors]] = {
