@@ -459,7 +459,7 @@ def _exponential_excess(m: Array, top: Array, nodes: Nodes) -> Array:
     def slope(hessian: Array) -> Array:
         return q * jnp.exp(q / 2.0 + hessian * q) - size / (1.0 + hessian * reach) ** 2
 
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: object, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = 0.5 * (low + high)
         rising = slope(middle) > 0
