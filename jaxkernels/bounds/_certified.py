@@ -1,5 +1,6 @@
 """Bounds on the W2 distance between data and samples, with no hidden constant."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import TypeAlias, cast
 
@@ -126,7 +127,7 @@ def certified_bound(
     if is_traced(bound) or bool(np.isfinite(bound.value)):
         return bound
     reason = explain(known, scheme, schedule, errors)
-    return eqx.tree_at(lambda b: b.reason, bound, reason)
+    return dataclasses.replace(bound, reason=reason)
 
 
 @eqx.filter_jit

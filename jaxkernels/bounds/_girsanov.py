@@ -1,5 +1,6 @@
 """A bound on the Kullback-Leibler divergence that needs no Lipschitz constant."""
 
+import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
@@ -117,7 +118,7 @@ def girsanov_bound(
     if is_traced(bound) or bool(np.isfinite(bound.value)):
         return bound
     reason = _explain(bound)
-    return eqx.tree_at(lambda b: b.reason, bound, reason)
+    return dataclasses.replace(bound, reason=reason)
 
 
 @eqx.filter_jit

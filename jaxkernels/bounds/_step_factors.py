@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from .._numerics import phi, safe_sqrt
@@ -107,7 +108,7 @@ class Steps(NamedTuple):
 
     def nodes(self) -> Nodes:
         """Where integrals over each step are evaluated."""
-        x, share, _ = _gauss_legendre()
+        x, share, _ = _gauss_legendre(self.start.dtype)
         low = (self.end + variance_scale(self.known))[:, None]
         # data without a scale, and a last step to noise level 0
         low = jnp.where(low > 0, low, self.start[:, None])
@@ -375,9 +376,16 @@ def _denoiser_slope(x: Array, w: Array) -> Array:
     return 1.0 - w * x
 
 
-@functools.cache
-def _gauss_legendre() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _gauss_legendre(dtype: DTypeLike) -> tuple[Array, Array, Array]:
     """Nodes and weights on [0, 1], and the matrix of integrals from 0 to every node."""
+    # copies: JAX remembers the precision in which it first met a NumPy array
+    x, weight, integrals = (jnp.asarray(np.array(part, dtype)) for part in _rule())
+    return x, weight, integrals
+
+
+@functools.cache
+def _rule() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same in NumPy."""
     x, weight = np.polynomial.legendre.leggauss(_NODES)
     basis = np.polynomial.legendre.legvander(x, _NODES)
     # int_-1^x P_n = (P_(n+1) - P_(n-1)) / (2 n + 1)
@@ -431,10 +439,10 @@ def _hessian_change(steps: Steps, nodes: Nodes) -> tuple[Array, Array]:
     variance = (least + nodes.w) / (1.0 + nodes.w)
     first = ((least + steps.start) / (1.0 + steps.start))[:, None]
     third_size = third * (1.0 + nodes.w) ** 1.5
-    _, _, cumulative = _gauss_legendre()
+    _, _, cumulative = _gauss_legendre(nodes.w.dtype)
     scaled = jnp.exp(-nodes.elapsed) * (variance / first) ** 2 * third_size
     integrand = known.dim * scaled**2 * nodes.rate / (1.0 + nodes.w)
-    moved = integrand @ jnp.asarray(cumulative, integrand.dtype).T
+    moved = integrand @ cumulative.T
     growth = jnp.exp(nodes.elapsed) * (first / variance) ** 2
     # the interpolated integral of a function that is almost 0 may be below 0 by rounding
     change = growth * safe_sqrt(jnp.maximum(moved, 0.0))
@@ -526,11 +534,11 @@ def _against_curve(curve: Curve, steps: Steps, half: Array) -> Array:
     present = steps.end > 0
     end = jnp.where(present, steps.end, 1.0)
     span = jnp.log1p((steps.start - steps.end) / end)
-    x, share, _ = _gauss_legendre()
-    passed = span[:, None] * jnp.asarray(x, span.dtype)
+    x, share, _ = _gauss_legendre(span.dtype)
+    passed = span[:, None] * x
     kept = jnp.exp(-half[:, None] * passed)
     inside = 2.0 * (1.0 - kept) * kept * curve(end[:, None] * jnp.exp(passed))
-    lost = half * span * (inside @ jnp.asarray(share, span.dtype))
+    lost = half * span * (inside @ share)
     whole = curve(steps.start)
     total = jnp.expm1(-half * span) ** 2 * whole - lost
     # at the end w_1 = 0 nothing is kept; rounding may leave less than 0 of an empty step
