@@ -585,7 +585,7 @@ def _with_spectrum(
     return eqx.tree_at(
         lambda a: (a.convexity, a.smoothness, a.third_derivative),
         full,
-        (convexity, smoothness, third),
+        tuple(lib.asarray(value) for value in (convexity, smoothness, third)),
         is_leaf=lambda leaf: leaf is None,
     )
 
