@@ -21,7 +21,7 @@ from ..samplers import AbstractSampler, as_sampler, sampler_name
 from ..schedules import Schedule
 from ._assumptions import Assumptions, assumptions, curvature_interval, third_derivative, why
 from ._bound import per_evaluation
-from ._step_factors import SCHEMES, StepErrors, StepFactors, Steps
+from ._step_factors import SCHEMES, StepErrors, StepFactors, Steps, root_or_inf
 
 ErrorSize: TypeAlias = Numbers | Callable[[Array], Array]
 """The size of a score error: a number, one for each step, or a function of time."""
@@ -202,7 +202,7 @@ def _propagate(
     def step(distance: Array, here: tuple[Array, ...]) -> tuple[Array, Array]:
         contraction, gain, mean, noise, drift = here
         known = contraction * distance + mean
-        after = safe_sqrt(known**2 + jnp.sum((noise + gain * distance) ** 2)) + drift
+        after = root_or_inf(known**2 + jnp.sum((noise + gain * distance) ** 2)) + drift
         return after, after
 
     return jax.lax.scan(step, start, (factors.contraction, factors.gain, *added))[1]

@@ -132,11 +132,11 @@ class Steps(NamedTuple):
 
     def root_fisher(self, w: Array) -> Array:
         """J^(1/2) at noise level w, for variance-preserving processes."""
-        return safe_sqrt((1.0 + w) * fisher(self.known, w))
+        return root_or_inf((1.0 + w) * fisher(self.known, w))
 
     def hessian_rms(self, w: Array) -> Array:
         """(E|H|_F^2)^(1/2) at noise levels w, for variance-preserving processes."""
-        return safe_sqrt(mean_square(self.known, _slope, w, w, 1.0))
+        return root_or_inf(mean_square(self.known, _slope, w, w, 1.0))
 
 
 def euler_maruyama(steps: Steps) -> StepFactors:
@@ -258,8 +258,8 @@ def randomised_euler(steps: Steps) -> StepFactors:
     steepest = jnp.maximum(jnp.abs(0.5 - m), jnp.abs(0.5 - top))
     at_start = jnp.maximum(jnp.abs(0.5 - m0), jnp.abs(0.5 - top0))
     size = jnp.maximum(steps.rms(steps.start), steps.rms(steps.end))
-    rough = safe_sqrt(mean_square(known, _drift_slope, steps.end, steps.start, 1.0))
-    root = safe_sqrt(h)
+    rough = root_or_inf(mean_square(known, _drift_slope, steps.end, steps.start, 1.0))
+    root = root_or_inf(h)
     variance = size**2 * h**4 / 96.0 + size * rough * h**3 * root / 8.75 + rough**2 * h**3 / 3.0
     one = jnp.maximum(jnp.abs(1.0 + h * (0.5 - m)), jnp.abs(1.0 + h * (0.5 - top)))
     midpoint = _Midpoint(
@@ -267,7 +267,7 @@ def randomised_euler(steps: Steps) -> StepFactors:
         growth=1.0 + h * at_start,
         predictor=h**2 * size / 8.0 + 2.0 / 3.0 * h * root * rough,
         mean_predictor=h**2 * size / 24.0 + 4.0 / 15.0 * h * root * rough,
-        fluctuation=safe_sqrt(0.5 * variance),
+        fluctuation=root_or_inf(0.5 * variance),
         weight=h,
         largest_weight=h,
         predictor_weight=h,
@@ -287,8 +287,8 @@ def randomised_exponential(steps: Steps) -> StepFactors:
     steepest = jnp.maximum(jnp.abs(m), top)
     at_start = jnp.maximum(jnp.abs(m0), top0)
     root_fisher = jnp.maximum(steps.root_fisher(steps.start), steps.root_fisher(steps.end))
-    rough = safe_sqrt(mean_square(known, _slope, steps.end, steps.start, 1.0))
-    root = safe_sqrt(h)
+    rough = root_or_inf(mean_square(known, _slope, steps.end, steps.start, 1.0))
+    root = root_or_inf(h)
     variance = root_fisher**2 * h**4 / 6.0 + rough**2 * h**3 / 3.0
     variance += root_fisher * rough * h**3 * root * 4.0 / 8.75
     contraction = keep * jnp.maximum(jnp.abs(1.0 - h * m), jnp.abs(1.0 - h * top))
@@ -299,7 +299,7 @@ def randomised_exponential(steps: Steps) -> StepFactors:
         growth=keep + factor * at_start,
         predictor=keep * (h**2 * root_fisher / 4.0 + 2.0 / 3.0 * h * root * rough),
         mean_predictor=keep * (h**2 * root_fisher / 12.0 + 4.0 / 15.0 * h * root * rough),
-        fluctuation=keep * safe_sqrt(0.5 * variance),
+        fluctuation=keep * root_or_inf(0.5 * variance),
         weight=factor,
         largest_weight=h * keep,
         predictor_weight=factor,
@@ -339,7 +339,9 @@ def ddim(steps: Steps) -> StepFactors:
     drift = jnp.sum(kappa * _flow_speed(known, nodes.w) * nodes.weight, -1)
     off = jnp.abs(alpha2 - 1.0) / 2.0
     drift = steps.next_signal * jnp.where(off > 0, off * drift, 0.0)
-    noise = (steps.next_signal * safe_sqrt(alpha2))[:, None] * _denoised_noise(steps, nodes, kappa)
+    noise = (steps.next_signal * root_or_inf(alpha2))[:, None] * _denoised_noise(
+        steps, nodes, kappa
+    )
     exact = StepFactors.without_gain(
         contraction, jnp.zeros_like(reach), noise, reach * steps.errors.size
     )
@@ -357,6 +359,11 @@ SCHEMES: dict[str, Callable[[Steps], StepFactors]] = {
     "ddim": ddim,
 }
 """Those that are certified, by name."""
+
+
+def root_or_inf(x: Array) -> Array:
+    """The root, with derivative 0 at 0; infinite where x is not a number, as nothing is known."""
+    return jnp.where(jnp.isnan(x), jnp.inf, safe_sqrt(x))
 
 
 def _slope(x: Array, w: Array) -> Array:
@@ -405,7 +412,7 @@ def _sinh_excess(h: Array) -> Array:
 
 def _in_time(nodes: Nodes, values: Array) -> Array:
     """Values whose squares add up to the integral of their squares over the rate-1 time."""
-    return values * safe_sqrt(nodes.weight / (1.0 + nodes.w))
+    return values * root_or_inf(nodes.weight / (1.0 + nodes.w))
 
 
 def _mean_factors(steps: Steps) -> tuple[Array, Array]:
@@ -445,7 +452,7 @@ def _hessian_change(steps: Steps, nodes: Nodes) -> tuple[Array, Array]:
     moved = integrand @ cumulative.T
     growth = jnp.exp(nodes.elapsed) * (first / variance) ** 2
     # the interpolated integral of a function that is almost 0 may be below 0 by rounding
-    change = growth * safe_sqrt(jnp.maximum(moved, 0.0))
+    change = growth * root_or_inf(jnp.maximum(moved, 0.0))
     start_size = at_start * (1.0 + steps.start) ** 1.5
     return change, growth * start_size[:, None]
 
@@ -512,16 +519,16 @@ def _flow_speed(known: Assumptions, w: Array) -> Array:
         return jnp.full_like(w, jnp.inf)
     m, top = curvature_interval(known, w, w, 0.0)
     steepest = jnp.maximum(jnp.abs(1.0 - w * m), jnp.abs(1.0 - w * top))
-    return steepest * safe_sqrt(fisher(known, w)) + w * jnp.sqrt(known.dim) * third
+    return steepest * root_or_inf(fisher(known, w)) + w * jnp.sqrt(known.dim) * third
 
 
 def _denoised_noise(steps: Steps, nodes: Nodes, kappa: Array) -> Array:
     """Its squares add up to int kappa^2 E|I + w H|_F^2 dw = int kappa^2 d(denoising error)."""
     known = steps.known
     if known.denoising_error is None:
-        return kappa * safe_sqrt(denoised_rate(steps, nodes) * nodes.weight)
+        return kappa * root_or_inf(denoised_rate(steps, nodes) * nodes.weight)
     half = 0.5 * (1.0 + steps.stochasticity_squared)
-    return safe_sqrt(_against_curve(known.denoising_error, steps, half))[:, None]
+    return root_or_inf(_against_curve(known.denoising_error, steps, half))[:, None]
 
 
 def denoised_rate(steps: Steps, nodes: Nodes) -> Array:
