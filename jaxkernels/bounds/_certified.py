@@ -79,7 +79,7 @@ def certified_bound(
 
     with drift = 0 but for "ddim", and e_0 = W2(initial distribution, p_T); then the truncation
     W2(p_0, p_(t_K)) is added. It holds for every schedule and step size, and whatever m <=
-    -Hess log p_0 <= L. Integrals over a step are Gauss-Legendre sums of 24 nodes.
+    -Hess log p_0 <= L. Integrals over a step are Gauss-Legendre sums of 32 nodes.
 
     **Arguments:**
 

@@ -177,7 +177,7 @@ def _ancestral(steps: Steps) -> tuple[Array, Array]:
     size = steps.signal * steps.start * steps.errors.size
     error = jnp.where(size > 0, 0.5 * spent * size**2, 0.0)
     curve = steps.known.denoising_error
-    nodes = steps.nodes()
+    nodes = steps.nodes(ratios=True)
     if curve is None:
         # int mmse'(w) (1 / w_1 - 1 / w) dw
         share = nodes.above_end / (end[:, None] * nodes.w)

@@ -33,7 +33,7 @@ from ._assumptions import (
     variance_scale,
 )
 
-_NODES = 24
+_NODES = 32
 _BISECTIONS = 44
 
 
@@ -106,10 +106,14 @@ class Steps(NamedTuple):
         """h, in the rate-1 time."""
         return jnp.log1p((self.start - self.end) / (1.0 + self.end))
 
-    def nodes(self) -> Nodes:
-        """Where integrals over each step are evaluated."""
+    def nodes(self, *, ratios: bool = False) -> Nodes:
+        """Where integrals over each step are evaluated: of functions of w_1 / w if `ratios`."""
         x, share, _ = _gauss_legendre(self.start.dtype)
-        low = (self.end + variance_scale(self.known))[:, None]
+        scale = variance_scale(self.known)
+        if ratios:
+            # they change as log w does, but where w_1 = 0 and they are constant
+            scale = jnp.where(self.end > 0, 0.0, scale)
+        low = (self.end + scale)[:, None]
         # data without a scale, and a last step to noise level 0
         low = jnp.where(low > 0, low, self.start[:, None])
         gap = (self.start - self.end)[:, None]
@@ -322,7 +326,7 @@ def ddim(steps: Steps) -> StepFactors:
         dD = (alpha^2 - 1)/2 ((I + w H) g + w Lap g) ds + alpha (I + w H) dW,    ds = -dw
     """
     known = steps.known
-    nodes = steps.nodes()
+    nodes = steps.nodes(ratios=True)
     alpha2 = steps.stochasticity_squared
     half = 0.5 * (1.0 + alpha2)
     present = steps.end > 0
