@@ -1,0 +1,679 @@
+"""What certified bounds need to know of the data, each constant with its status.
+
+At noise level w = sigma^2 the noised data X_0 + sqrt(w) Z have a density q_w; its score is g, the
+Hessian of its logarithm H. Everything else follows by scaling: p_t is the density of a(X_0 + sigma
+Z), so that its score is g / a and its Hessian H / a^2.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, ArrayLike, Float, Real
+
+from .. import _checks
+from .._numerics import safe_divide, safe_sqrt
+from .._precision import in_float64, is_traced
+from .._tables import Table, number
+from .._types import AnyArray, Numbers, constant
+from ..distributions import AbstractDistribution, Gaussian, GaussianMixture
+from ..processes import AbstractProcess, check_process
+
+Curve: TypeAlias = Callable[[Array], Array]
+"""A jittable function of w = sigma^2, of any shape."""
+
+_EXACT = "exact"
+_BOUNDED = "bounded"
+_UNAVAILABLE = "unavailable"
+_NOT_GIVEN = "not given"
+_UNEQUAL = "the components have different covariances, so that their score is not Lipschitz"
+_SHOWN_SIGMAS = (0.0, 0.1, 1.0, 10.0)
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """The denoising error of a network at some times, as a `Measurement` has it."""
+
+    @property
+    def signal(self) -> np.ndarray: ...
+
+    @property
+    def noise(self) -> np.ndarray: ...
+
+    @property
+    def error(self) -> np.ndarray: ...
+
+
+class DenoisingCurve(eqx.Module):
+    """A denoising error E|X_0 - D|^2 known at some noise levels.
+
+    It is linear in log sigma^2 between them, constant above and proportional to sigma^2 below. The
+    exact denoiser's error increases with sigma, so that measured values are replaced by their
+    running maximum.
+
+    **Arguments:**
+
+    - `sigmas`: (n,) increasing, > 0.
+    - `errors`: (n,) >= 0, in the data's units squared, summed over dimensions.
+
+    **Raises:** ValueError for a wrong shape, order or sign.
+
+    **Example:**
+
+    ```python
+    >>> curve = jk.bounds.DenoisingCurve([0.1, 1.0], [0.02, 1.0])
+    >>> round(float(curve(jnp.array(1.0))), 3)
+    1.0
+    ```
+    """
+
+    sigmas: Float[AnyArray, " n"]
+    errors: Float[AnyArray, " n"]
+
+    def __init__(self, sigmas: Numbers, errors: Numbers):
+        sigmas = _checks.array("sigmas", sigmas)
+        errors = _checks.array("errors", errors)
+        if sigmas.ndim != 1 or sigmas.size == 0 or np.any(np.diff(sigmas) <= 0) or sigmas[0] <= 0:
+            raise ValueError("sigmas must be a strictly increasing list of numbers > 0.")
+        if errors.shape != sigmas.shape or np.any(errors < 0):
+            raise ValueError(
+                f"errors must be {sigmas.size} numbers >= 0, one for each of sigmas; got shape "
+                f"{errors.shape}."
+            )
+        self.sigmas = constant(sigmas)
+        self.errors = constant(np.maximum.accumulate(errors))
+
+    @classmethod
+    def of(cls, measurement: Measured) -> "DenoisingCurve":
+        """Take the curve from a measurement of a network.
+
+        A network's error is at least the exact denoiser's; bounds from it are as good as it is.
+
+        **Arguments:**
+
+        - `measurement`: a `Measurement` with denoising errors.
+
+        **Returns:** the curve.
+
+        **Example:**
+
+        ```python
+        >>> options = {"prediction_type": "x0", "averaged_over": 1}
+        >>> losses = jk.Measurement.from_losses(jk.VP(), [0.5, 0.1], [0.3, 0.1], **options)
+        >>> assert (jk.bounds.DenoisingCurve.of(losses).errors == [0.1, 0.3]).all()
+        ```
+        """
+        sigmas = np.asarray(measurement.noise) / np.asarray(measurement.signal)
+        return cls(sigmas[::-1], np.asarray(measurement.error)[::-1])
+
+    def __call__(self, w: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        """Evaluate the denoising error.
+
+        **Arguments:**
+
+        - `w`: sigma^2 >= 0 of any shape.
+
+        **Returns:** the error, in the data's units squared.
+        """
+        w = jnp.asarray(w)
+        levels = jnp.asarray(self.sigmas, w.dtype) ** 2
+        errors = jnp.asarray(self.errors, w.dtype)
+        inside = jnp.log(jnp.maximum(w, levels[0]))
+        value = jnp.interp(inside, jnp.log(levels), errors)
+        return value * jnp.minimum(w / levels[0], 1.0)
+
+
+class Assumptions(eqx.Module):
+    """The constants of a data distribution that certified bounds use, and their status.
+
+    What is not known is None; bounds that need it are infinite and say so. For known distributions
+    `jk.bounds.assumptions` finds them.
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `dim`: number d >= 1 of dimensions.
+    - `second_moment`: E|X_0|^2 >= 0; by default `radius`^2.
+    - `convexity`, `smoothness`: m and L > 0 with m I <= -Hess log p_0 <= L I, in 1 / variance. m
+      may be negative.
+    - `third_derivative`: L_F >= 0, at least the Frobenius norm of the derivative of Hess log p_0
+      in any direction, in 1 / data^3.
+    - `radius`: R > 0 with |X_0| <= R.
+    - `denoising_error`: the function w -> E|X_0 - E[X_0 | X_0 + sqrt(w) Z]|^2 of w = sigma^2, such
+      as a `DenoisingCurve`. It replaces what would follow from the other constants.
+    - `denoiser_slope`: the function w -> largest eigenvalue of a dx0/dx, the slope of the denoiser,
+      with (1 - slope) / w monotone. It is what the contraction of a step needs where m is not
+      known.
+    - `spectrum`, `multiplicities`, `separations`: of a Gaussian, or a mixture of equal
+      covariances; set by `assumptions`.
+    - `notes`: why a constant is not available, as pairs of its name and the reason.
+
+    **Raises:** ValueError naming a constant out of range.
+
+    **Example:**
+
+    ```python
+    >>> known = jk.bounds.Assumptions(jk.OU(), 2, 3.0, convexity=1.0, smoothness=1.5)
+    >>> bool(known.curvature(0.0)[1] == 1.5)
+    True
+    ```
+    """
+
+    process: AbstractProcess
+    dim: Float[AnyArray, ""]
+    second_moment: Float[AnyArray, ""]
+    convexity: Float[AnyArray, ""] | None
+    smoothness: Float[AnyArray, ""] | None
+    third_derivative: Float[AnyArray, ""] | None
+    radius: Float[AnyArray, ""] | None
+    denoising_error: Curve | None
+    denoiser_slope: Curve | None
+    spectrum: Float[AnyArray, " modes"] | None
+    multiplicities: Float[AnyArray, " modes"] | None
+    separations: Float[AnyArray, "pairs modes"] | None
+    notes: tuple[tuple[str, str], ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        process: AbstractProcess,
+        dim: Numbers,
+        second_moment: Numbers | None = None,
+        *,
+        convexity: Numbers | None = None,
+        smoothness: Numbers | None = None,
+        third_derivative: Numbers | None = None,
+        radius: Numbers | None = None,
+        denoising_error: Curve | None = None,
+        denoiser_slope: Curve | None = None,
+        notes: tuple[tuple[str, str], ...] = (),
+    ):
+        self.process = check_process(process)
+        self.dim = _checks.parameter("dim", dim, at_least=1.0)
+        self.radius = _optional("radius", radius, above=0.0)
+        if second_moment is None:
+            if self.radius is None:
+                raise ValueError("second_moment = None: pass E|X_0|^2, or a radius.")
+            second_moment = self.radius**2
+        self.second_moment = _checks.parameter("second_moment", second_moment, at_least=0.0)
+        self.smoothness = _optional("smoothness", smoothness, above=0.0)
+        most = np.inf
+        if self.smoothness is not None and not is_traced(self.smoothness):
+            most = float(self.smoothness)
+        self.convexity = _optional("convexity", convexity, at_most=most)
+        self.third_derivative = _optional("third_derivative", third_derivative, at_least=0.0)
+        self.denoising_error = _check_curve("denoising_error", denoising_error)
+        self.denoiser_slope = _check_curve("denoiser_slope", denoiser_slope)
+        self.spectrum = None
+        self.multiplicities = None
+        self.separations = None
+        self.notes = tuple(notes)
+
+    @classmethod
+    def of_logistic_regression(
+        cls, process: AbstractProcess, features: Numbers, labels: Numbers, penalty: Numbers
+    ) -> "Assumptions":
+        """State the constants of the posterior of a penalised logistic regression.
+
+            -log p_0(theta) = penalty |theta|^2 / 2 + mean_i log(1 + exp(-y_i x_i . theta)) + const
+
+        with m = penalty, L = m + lambda_max(X'X / n) / 4, L_F = mean_i |x_i|^3 / (6 sqrt 3). The
+        mode x* has |x*| <= |gradient at 0| / m, and E|theta - x*|^2 <= d / m.
+
+        **Arguments:**
+
+        - `process`: the forward process.
+        - `features`: x_i (n, d).
+        - `labels`: y_i (n,), each -1 or 1.
+        - `penalty`: > 0. A likelihood that is a sum, not a mean, has penalty and features scaled.
+
+        **Returns:** the constants; the posterior itself has no closed form.
+
+        **Raises:** ValueError for wrong shapes, labels or penalty.
+
+        **Example:**
+
+        ```python
+        >>> posterior = ([[1.0, 0.0], [0.0, 2.0]], [1, -1], 1.0)
+        >>> known = jk.bounds.Assumptions.of_logistic_regression(jk.OU(), *posterior)
+        >>> float(known.smoothness)
+        1.5
+        ```
+        """
+        features = np.asarray(_checks.array("features", features))
+        labels = np.asarray(_checks.array("labels", labels))
+        penalty = float(_checks.scalar("penalty", penalty, above=0.0))
+        if features.ndim != 2 or labels.shape != features.shape[:1]:
+            raise ValueError(
+                f"features has shape {features.shape} and labels {labels.shape}; they must be "
+                "(n, d) and (n,)."
+            )
+        if not np.all(np.abs(labels) == 1):
+            raise ValueError("labels must be -1 or 1.")
+        count, dim = features.shape
+        largest = np.linalg.eigvalsh(features.T @ features / count)[-1]
+        sizes = np.linalg.norm(features, axis=1)
+        mode = np.linalg.norm(labels @ features) / (2.0 * count * penalty)
+        return cls(
+            process,
+            dim,
+            (mode + np.sqrt(dim / penalty)) ** 2,
+            convexity=penalty,
+            smoothness=penalty + largest / 4.0,
+            third_derivative=np.mean(sizes**3) / (6.0 * np.sqrt(3.0)),
+        )
+
+    @in_float64
+    def curvature(self, t: Real[ArrayLike, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
+        """Bound the eigenvalues of -Hess log p_t, everywhere.
+
+        **Arguments:**
+
+        - `t`: times of any shape, with signal a > 0.
+
+        **Returns:** m_t and L_t, in 1 / variance; -inf and inf where nothing is known.
+
+        **Example:**
+
+        ```python
+        >>> known = jk.bounds.assumptions(jk.Gaussian(0.0, [2.0]), jk.OU())
+        >>> [float(end) for end in known.curvature(0.0)]
+        [0.5, 0.5]
+        ```
+
+        Source: the bounds of Brascamp and Lieb (1976) and of Cramér and Rao on Cov(X_0 | x), as in
+        `hessian_interval`; for bounded data 0 <= Cov(X_0 | x) <= R^2.
+        """
+        scale = self.process.signal(t) ** 2
+        w = self.process.sigma(t) ** 2
+        low, high = curvature_interval(self, w, w, 0.0)
+        return low / scale, high / scale
+
+    @in_float64
+    def fisher_information(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        """Bound J(t) = E|grad log p_t|^2; exact for Gaussians.
+
+        **Arguments:**
+
+        - `t`: times of any shape, with signal a > 0.
+
+        **Returns:** J(t), in 1 / variance.
+
+        **Example:**
+
+        ```python
+        >>> known = jk.bounds.assumptions(jk.Gaussian(0.0, [2.0]), jk.OU())
+        >>> float(known.fisher_information(0.0))
+        0.5
+        ```
+        """
+        return fisher(self, self.process.sigma(t) ** 2) / self.process.signal(t) ** 2
+
+    @property
+    def exact(self) -> bool:
+        """Whether the data are Gaussian, so that every constant is exact."""
+        return self.spectrum is not None and self.separations is None
+
+    @property
+    def time_lipschitz(self) -> tuple[float, float] | None:
+        """M_1 and M_2 of the published theorems for OU of rate 1, if the data are Gaussian.
+
+        |s(t, x) - s(u, x)| <= M_1 |t - u| (1 + |x|), and the same for the Hessian with M_2. M_2 is
+        exact, M_1 a bound. No certified bound uses them.
+        """
+        if not self.exact or is_traced(self.spectrum) or np.min(np.asarray(self.spectrum)) == 0:
+            return None
+        assert self.spectrum is not None
+        return _time_lipschitz(np.asarray(self.spectrum), float(np.sqrt(self.second_moment)))
+
+    def __repr__(self) -> str:
+        if is_traced(self):
+            return f"{type(self).__name__}(process={self.process!r}, traced)"
+        return f"{_constants_table(self).to_text()}\n\n{_curvature_table(self).to_text()}"
+
+
+@in_float64
+def assumptions(target: AbstractDistribution, process: AbstractProcess) -> Assumptions:
+    """Find the constants of a distribution that certified bounds use.
+
+    Everything is exact for a Gaussian. A mixture of equal covariances C has, with D_t the largest
+    a |Sigma_t^-1 (mu_m - mu_n)| of two components,
+
+        -Hess log p_t >= 1 / S_max - D_t^2 / 4,     |third derivative| <= D_t^3 / (6 sqrt 3)
+
+    A mixture of unequal covariances, such as `GaussianMixture.fit` gives, has a score that is not
+    Lipschitz: its constants are unavailable, and bounds that need them infinite.
+
+    **Arguments:**
+
+    - `target`: a `Gaussian` or a `GaussianMixture`.
+    - `process`: the forward process.
+
+    **Returns:** the constants, shown as a table with their status.
+
+    **Raises:** ValueError for another target; state its constants with `Assumptions`.
+
+    **Example:**
+
+    ```python
+    >>> mixture = jk.GaussianMixture([0.5, 0.5], [[-0.5], [0.5]], [1.0, 1.0])
+    >>> float(jk.bounds.assumptions(mixture, jk.OU()).convexity)
+    0.75
+    ```
+    """
+    if isinstance(target, Gaussian):
+        return _of_gaussian(target, process)
+    if isinstance(target, GaussianMixture):
+        return _of_mixture(target, process)
+    raise ValueError(
+        f"target must be a Gaussian or a GaussianMixture; got {type(target).__name__}. State the "
+        "constants of other data with Assumptions(process, dim, ...)."
+    )
+
+
+def curvature_interval(
+    known: Assumptions, low: Array, high: Array, c: float
+) -> tuple[Array, Array]:
+    """m and L of (1 + c w) (-Hess log q_w) for all w in [low, high]: the best known.
+
+    Every source is monotone in w but for the radius and the separation, whose factors are. With
+    c = 1 it is the interval of p_t for variance-preserving processes.
+    """
+
+    def ends(variance: Array) -> tuple[Array, Array]:
+        """(1 + c w) / (variance + w) at both ends."""
+        return (1.0 + c * low) * _reciprocal(variance + low), (
+            (1.0 + c * high) * _reciprocal(variance + high)
+        )
+
+    zero = jnp.zeros_like(low)
+    convex = [jnp.full_like(low, -jnp.inf)]
+    smooth = [ends(zero)[0]]
+    if known.smoothness is not None:
+        smooth.append(jnp.maximum(*ends(1.0 / jnp.asarray(known.smoothness))))
+    if known.convexity is not None:
+        m = jnp.asarray(known.convexity)
+        signed = 1.0 + m * high > 0
+        slowest = jnp.minimum(*ends(safe_divide(jnp.ones_like(m), m)))
+        # -1 / m beyond `high` keeps the sign of every end
+        least = jnp.where(m == 0, 0.0, slowest)
+        convex.append(jnp.where(signed, least, -jnp.inf))
+    if known.radius is not None:
+        pull = ends(zero)[0] * known.radius**2 * _reciprocal(low)
+        convex.append(jnp.where(low > 0, ends(zero)[1] - pull, -jnp.inf))
+    if known.denoiser_slope is not None:
+        slopes = (1.0 - known.denoiser_slope(low), 1.0 - known.denoiser_slope(high))
+        least = jnp.minimum(*(e * s for e, s in zip(ends(zero), slopes, strict=True)))
+        convex.append(jnp.where(low > 0, least, -jnp.inf))
+    if known.spectrum is not None:
+        variances = jnp.asarray(known.spectrum)
+        smooth.append(jnp.maximum(*ends(jnp.min(variances))))
+        convex.append(jnp.minimum(*ends(jnp.max(variances))) - _pull(known, low, high, c))
+    return _extreme(jnp.maximum, convex), _extreme(jnp.minimum, smooth)
+
+
+def _pull(known: Assumptions, low: Array, high: Array, c: float) -> Array:
+    """(1 + c w) D^2 / 4, D the largest |Sigma_w^-1 (mu_m - mu_n)| of two components."""
+    if known.separations is None:
+        return jnp.zeros_like(low)
+    variances = jnp.asarray(known.spectrum)
+    first = _reciprocal(variances + low[..., None])
+    second = _reciprocal(variances + high[..., None])
+    scaled = jnp.maximum((1.0 + c * low[..., None]) * first, (1.0 + c * high[..., None]) * second)
+    squares = (first * scaled) @ jnp.asarray(known.separations).T ** 2
+    return jnp.max(squares, -1) / 4.0
+
+
+def mean_square(
+    known: Assumptions, fn: Callable[[Array, Array], Array], low: Array, high: Array, c: float
+) -> Array:
+    """At least E|fn((1 + c w) (-Hess log q_w), w)|_F^2 for w in [low, high]; fn is affine."""
+    if known.exact:
+        assert known.spectrum is not None
+        assert known.multiplicities is not None
+        values = [
+            fn((1.0 + c * w) * _reciprocal(jnp.asarray(known.spectrum) + w), w) ** 2
+            for w in (low[..., None], high[..., None])
+        ]
+        return jnp.sum(jnp.asarray(known.multiplicities) * jnp.maximum(*values), -1)
+    least, most = curvature_interval(known, low, high, c)
+    return known.dim * jnp.maximum(fn(least, high) ** 2, fn(most, high) ** 2)
+
+
+def fisher(known: Assumptions, w: Array) -> Array:
+    """At least E|grad log q_w|^2."""
+    if known.spectrum is not None:
+        assert known.multiplicities is not None
+        # exact for one component; the Fisher information is convex
+        return _reciprocal(jnp.asarray(known.spectrum) + w[..., None]) @ known.multiplicities
+    if known.denoising_error is not None:
+        return known.dim * _reciprocal(w) - known.denoising_error(w) * _reciprocal(w) ** 2
+    return known.dim * curvature_interval(known, w, w, 0.0)[1]
+
+
+def third_derivative(known: Assumptions, w: Array) -> Array | None:
+    """At least the largest Frobenius norm of a directional derivative of Hess log q_w.
+
+    From -Hess log p_0 >= m it follows that L_F(w) <= L_F(0) / (1 + m w)^3; a mixture has
+    D^3 / (6 sqrt 3) in operator norm, and at most min(d, components - 1) directions in it.
+    """
+    found = []
+    if known.exact:
+        found.append(jnp.zeros_like(w))
+    if known.third_derivative is not None and known.convexity is not None:
+        growth = 1.0 + known.convexity * w
+        bound = known.third_derivative / jnp.where(growth > 0, growth, 1.0) ** 3
+        found.append(jnp.where(growth > 0, bound, jnp.inf))
+    if known.separations is not None:
+        pairs = known.separations.shape[0]
+        # M (M - 1) / 2 pairs
+        components = round(0.5 + np.sqrt(0.25 + 2.0 * pairs))
+        rank = jnp.minimum(jnp.asarray(known.dim), components - 1.0)
+        size = 2.0 * safe_sqrt(_pull(known, w, w, 0.0))
+        found.append(size**3 * jnp.sqrt(rank) / (6.0 * np.sqrt(3.0)))
+    return _extreme(jnp.minimum, found) if found else None
+
+
+def smallest_variance(known: Assumptions) -> Array:
+    """1 / L_0, or 0."""
+    return jnp.zeros(()) if known.smoothness is None else 1.0 / jnp.asarray(known.smoothness)
+
+
+def variance_scale(known: Assumptions) -> Array:
+    """The smallest variance > 0, below which nothing changes with the noise level; or 0."""
+    if known.spectrum is None:
+        return smallest_variance(known)
+    spectrum = jnp.asarray(known.spectrum)
+    smallest = jnp.min(jnp.where(spectrum > 0, spectrum, jnp.inf))
+    return jnp.where(jnp.isfinite(smallest), smallest, 0.0)
+
+
+def why(known: Assumptions, name: str) -> str:
+    """Why a constant is not available."""
+    return dict(known.notes).get(name, _NOT_GIVEN)
+
+
+def _of_gaussian(target: Gaussian, process: AbstractProcess) -> Assumptions:
+    """The constants of a Gaussian, all exact."""
+    target = target.in_eigenbasis()
+    if target.compression is not None:
+        raise ValueError("target is compressed: bounds need the full spectrum.")
+    weights = target.weights
+    kept = slice(None) if is_traced(weights) else np.asarray(weights) > 0
+    spectrum = target.eigenvalues[kept]
+    multiplicities = weights[kept]
+    square = (multiplicities * (target.mean[kept] ** 2 + spectrum)).sum()
+    known = Assumptions(process, multiplicities.sum(), square)
+    return _with_spectrum(known, spectrum, multiplicities, None)
+
+
+def _of_mixture(target: GaussianMixture, process: AbstractProcess) -> Assumptions:
+    """The constants of a mixture."""
+    mean_square = np.sum(np.asarray(target.means) ** 2, -1) + _traces(target)
+    dim = target.means.shape[1]
+    moment = float(np.asarray(target.weights) @ mean_square)
+    equal = _common_covariance(target)
+    if equal is None:
+        names = ("convexity", "smoothness", "third_derivative")
+        return Assumptions(process, dim, moment, notes=tuple((name, _UNEQUAL) for name in names))
+    spectrum, basis = equal
+    means = np.asarray(target.means) @ basis
+    first, second = np.triu_indices(len(means), 1)
+    known = Assumptions(process, dim, moment)
+    gaps = means[first] - means[second]
+    return _with_spectrum(known, spectrum, np.ones(dim), gaps if len(gaps) else None)
+
+
+def _traces(target: GaussianMixture) -> np.ndarray:
+    """The trace of every component's covariance."""
+    values = np.asarray(target.eigenvalues)
+    missing = target.means.shape[1] - values.shape[1]
+    outside = 0.0 if target.outside is None else missing * float(np.asarray(target.outside))
+    return values.sum(-1) + outside
+
+
+def _common_covariance(target: GaussianMixture) -> tuple[np.ndarray, np.ndarray] | None:
+    """Spectrum and basis of the covariance that all components have, or None."""
+    values = np.asarray(target.eigenvalues)
+    dim = target.means.shape[1]
+    if target.bases is not None and target.bases.ndim == 3:
+        bases = np.asarray(target.bases)
+        dense = np.einsum("mij,mj,mkj->mik", bases, values, bases)
+        return (values[0], bases[0]) if _all_equal(dense) else None
+    if not _all_equal(values):
+        return None
+    if target.bases is None:
+        return values[0], np.eye(dim)
+    basis = np.asarray(target.bases)
+    if target.outside is None:
+        return values[0], basis
+    # orthogonal to the basis all components have the same variance
+    complete = np.linalg.qr(np.concatenate([basis, np.eye(dim)], axis=1))[0][:, :dim]
+    outside = np.full(dim - basis.shape[1], float(np.asarray(target.outside)))
+    return np.concatenate([values[0], outside]), complete
+
+
+def _all_equal(rows: np.ndarray) -> bool:
+    """Whether all rows are the first one, up to rounding."""
+    return bool(np.allclose(rows, rows[:1], rtol=1e-9, atol=1e-12 * np.abs(rows).max()))
+
+
+def _with_spectrum(
+    known: Assumptions,
+    spectrum: AnyArray | np.ndarray,
+    multiplicities: AnyArray | np.ndarray,
+    separations: np.ndarray | None,
+) -> Assumptions:
+    """The constants that follow from a covariance and the distances of the components."""
+    lib = jnp if is_traced(spectrum) else np
+    full = eqx.tree_at(
+        lambda a: (a.spectrum, a.multiplicities, a.separations),
+        known,
+        (spectrum, multiplicities, separations),
+        is_leaf=lambda leaf: leaf is None,
+    )
+    with np.errstate(divide="ignore"):
+        smoothness = 1.0 / lib.min(lib.asarray(spectrum))
+        convexity = 1.0 / lib.max(lib.asarray(spectrum))
+    third = lib.zeros(())
+    if separations is not None:
+        zero = jnp.zeros(())
+        convexity = convexity - np.asarray(_pull(full, zero, zero, 0.0))
+        third = np.asarray(third_derivative(full, zero))
+    return eqx.tree_at(
+        lambda a: (a.convexity, a.smoothness, a.third_derivative),
+        full,
+        tuple(lib.asarray(value) for value in (convexity, smoothness, third)),
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def _optional(argument: str, value: Numbers | None, **bounds: float) -> AnyArray | None:
+    """A constant in its range, or None."""
+    return None if value is None else _checks.parameter(argument, value, **bounds)
+
+
+def _check_curve(argument: str, value: object) -> Curve | None:
+    """A function of sigma^2 that can be an argument of a compiled program, or None."""
+    if value is None:
+        return None
+    if not callable(value):
+        raise ValueError(f"{argument} must be a function of sigma^2; got {type(value).__name__}.")
+    return as_leafless(cast(Callable[..., Any], value))
+
+
+def as_leafless(fn: Callable[..., Any]) -> Callable[..., Array]:
+    """A function as a tree without leaves; a module is a tree already."""
+    return cast(Callable[..., Array], fn if isinstance(fn, eqx.Module) else Partial(fn))
+
+
+def _reciprocal(x: Array) -> Array:
+    """1 / x, infinite at x = 0."""
+    x = jnp.asarray(x)
+    return jnp.where(x == 0, jnp.inf, 1.0 / jnp.where(x == 0, 1.0, x))
+
+
+def _extreme(better: Callable[[Array, Array], Array], found: list[Array]) -> Array:
+    """The best of several bounds."""
+    best = found[0]
+    for other in found[1:]:
+        best = better(best, other)
+    return best
+
+
+def _time_lipschitz(spectrum: np.ndarray, mean_size: float) -> tuple[float, float]:
+    """M_1 and M_2 of a Gaussian."""
+    # with S = 1 + (lambda - 1) e^-tau, d_tau (1 / S) = (S - 1) / S^2
+    peaks = np.where(spectrum >= 2.0, 0.25, np.abs(spectrum - 1.0) / spectrum**2)
+    second = float(peaks.max())
+    # that of m / S adds |m| |1 / (2 S) - 1 / S^2|, S between lambda and 1
+    inverse = np.stack([1.0 / spectrum, np.ones_like(spectrum)])
+    ends = np.abs(inverse / 2.0 - inverse**2).max()
+    inner = np.any((inverse.min(0) < 0.25) & (inverse.max(0) > 0.25))
+    return max(second, mean_size * max(ends, 0.0625 if inner else 0.0)), second
+
+
+def _constants_table(known: Assumptions) -> Table:
+    """Every constant, its value and status."""
+    status = _EXACT if known.exact else _BOUNDED
+    rows = [
+        ("dimensions", number(float(known.dim)), _EXACT, ""),
+        (
+            "E|X_0|^2",
+            number(float(known.second_moment)),
+            _EXACT if known.spectrum is not None else _BOUNDED,
+            "",
+        ),
+    ]
+    names = {"convexity": "m_0", "smoothness": "L_0", "third_derivative": "L_F", "radius": "radius"}
+    for name, symbol in names.items():
+        value = getattr(known, name)
+        if value is None:
+            rows.append((symbol, "", _UNAVAILABLE, why(known, name)))
+        elif not np.isfinite(float(value)):
+            rows.append((symbol, "", _UNAVAILABLE, "a variance is 0"))
+        else:
+            rows.append((symbol, number(float(value)), status, ""))
+    found = known.time_lipschitz
+    for i, symbol in enumerate(("M_1", "M_2")):
+        if found is None:
+            rows.append((symbol, "", _UNAVAILABLE, "known for Gaussian data only"))
+        else:
+            rows.append((symbol, number(found[i]), (_BOUNDED, _EXACT)[i], ""))
+    header = ("constant", "value", "status", "why")
+    return Table(header, rows, title=f"data under {known.process!r}")
+
+
+def _curvature_table(known: Assumptions) -> Table:
+    """m_t, L_t and J at some noise levels within the process's range."""
+    last = float(np.asarray(known.process.t_max))
+    sigmas = [s for s in _SHOWN_SIGMAS if s < float(known.process.sigma(last))]
+    rows = []
+    for sigma in sigmas:
+        t = float(known.process.time_at_sigma(np.asarray(sigma)))
+        ends = known.curvature(t)
+        cells = [number(float(value)) for value in (t, *ends, known.fisher_information(t))]
+        rows.append((number(sigma), *cells))
+    return Table(("sigma", "t", "m_t", "L_t", "J"), rows, title="-Hess log p_t between m_t and L_t")

@@ -1,0 +1,154 @@
+"""Certified bounds as objectives of an optimisation."""
+
+from typing import cast
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .. import _checks
+from .._objective import AbstractBoundObjective, AbstractObjective
+from .._precision import is_traced
+from .._types import AnyArray, Numbers
+from ..distributions import Gaussian
+from ..processes import AbstractProcess
+from ..samplers import AbstractSampler, sampler_name
+from ..schedules import Schedule
+from ._assumptions import Assumptions, as_leafless
+from ._certified import (
+    ErrorSize,
+    check_initial,
+    evaluate_bound,
+    known_of,
+    scheme_name,
+    step_errors,
+)
+from ._girsanov import evaluate_girsanov, girsanov_scheme
+
+
+class CertifiedError(AbstractObjective):
+    """A certified bound on the error of sampling, for `optimize_schedule`.
+
+    The optimum is the schedule with the best guarantee for all data with the same constants, which
+    need not be the best schedule for any of them. Score errors follow the schedule as it moves.
+
+    **Arguments:**
+
+    - `metric`: "w2" (`certified_bound`) or "kl" (`girsanov_bound`).
+    - `assumptions`: `Assumptions` on the data. Default: those of a Gaussian with the target's mean
+      and covariance, exact if the target is one and no certificate for other data.
+    - `scheme`: a name of `certified_bound`; by default the sampler. Those that step by the reverse
+      SDE need `stochasticity=1`.
+    - `score_error`, `error_lipschitz`, `initialization`: as for the bound of the metric; the
+      Lipschitz constant and a distance as initialization for "w2" only.
+
+    **Raises:** ValueError for an option out of range; when bound, as the bound does.
+
+    **Example:**
+
+    ```python
+    >>> objective = jk.bounds.CertifiedError(score_error=0.1)
+    >>> bound = objective.bind(jk.Gaussian(0.0, [0.5]), jk.OU(), jk.ExponentialIntegrator())
+    >>> bool(bound(jk.Schedule([3.0, 1.0, 0.3, 0.0], 1.0)) > 0)
+    True
+    ```
+    """
+
+    metric: str = eqx.field(static=True)
+    assumptions: Assumptions | None
+    scheme: str | None = eqx.field(static=True)
+    score_error: ErrorSize
+    error_lipschitz: Numbers
+    initialization: AnyArray | str | None
+
+    def __init__(
+        self,
+        metric: str = "w2",
+        assumptions: Assumptions | None = None,
+        scheme: str | None = None,
+        score_error: ErrorSize = 0.0,
+        error_lipschitz: Numbers = 0.0,
+        initialization: str | Numbers | None = None,
+    ):
+        self.metric = _checks.one_of("metric", metric, ("w2", "kl"))
+        if not isinstance(assumptions, Assumptions | None):
+            raise ValueError(f"assumptions must be Assumptions; got {type(assumptions).__name__}.")
+        named = initialization is None or isinstance(initialization, str)
+        if metric == "kl" and not named:
+            raise ValueError(f"initialization = {initialization!r} must be a name for 'kl'.")
+        lipschitz = _sizes("error_lipschitz", error_lipschitz)
+        if metric == "kl" and not is_traced(lipschitz) and lipschitz.any():
+            raise ValueError("error_lipschitz is for the metric 'w2' only.")
+        self.assumptions = assumptions
+        self.scheme = scheme
+        if callable(score_error):
+            self.score_error = as_leafless(score_error)
+        else:
+            self.score_error = _sizes("score_error", score_error)
+        self.error_lipschitz = lipschitz
+        self.initialization = cast(AnyArray | str | None, initialization)
+
+    def bind(
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
+    ) -> "BoundCertifiedError":
+        known = known_of(self.assumptions or target, process)
+        which = scheme_name if self.metric == "w2" else girsanov_scheme
+        scheme = which(sampler if self.scheme is None else self.scheme, process)
+        start = check_initial(process, self.initialization)
+        named = isinstance(start, str)
+        return BoundCertifiedError(
+            known,
+            self.metric,
+            scheme,
+            self.score_error,
+            self.error_lipschitz,
+            start if named else "",
+            None if named else start,
+        )
+
+    def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
+        del fixed_end
+        name = self.scheme or sampler_name(sampler)
+        if deterministic and (self.metric == "kl" or name != "ddim"):
+            raise ValueError(
+                f"stochasticity must be 1 for the certified {self.metric!r} bound of {name!r}."
+            )
+
+
+class BoundCertifiedError(AbstractBoundObjective):
+    """`CertifiedError` of known constants, a process and a scheme."""
+
+    known: Assumptions
+    metric: str = eqx.field(static=True)
+    scheme: str = eqx.field(static=True)
+    score_error: ErrorSize
+    error_lipschitz: Numbers
+    initialization: str = eqx.field(static=True)
+    """The name of the initial distribution, or empty if its distance is given."""
+    initial_distance: AnyArray | None
+
+    def __call__(self, schedule: Schedule) -> Float[Array, ""]:
+        if self.metric == "kl":
+            run = (self.known, schedule, self.scheme, self.initialization)
+            return self._where_defined(schedule, evaluate_girsanov(*run, self.score_error).value)
+        errors = step_errors(schedule, self.score_error, self.error_lipschitz)
+        start = self.initialization if self.initial_distance is None else self.initial_distance
+        bound = evaluate_bound(self.known, schedule, self.scheme, start, errors)
+        if self.scheme == "ddim":
+            return bound.value
+        return self._where_defined(schedule, bound.value)
+
+    def _where_defined(self, schedule: Schedule, value: Array) -> Float[Array, ""]:
+        """The value, infinite unless the schedule follows the reverse SDE."""
+        off = jnp.max(jnp.abs(schedule.stochasticity_squared - 1.0))
+        return jnp.where(off < 1e-6, value, jnp.inf)
+
+
+def _sizes(argument: str, value: Numbers) -> AnyArray:
+    """Numbers >= 0, one or one for each step."""
+    if is_traced(value):
+        return cast(AnyArray, value)
+    sizes = _checks.array(argument, value)
+    if sizes.ndim > 1 or (sizes < 0).any():
+        raise ValueError(f"{argument} must be a number or (steps,) numbers >= 0.")
+    return sizes

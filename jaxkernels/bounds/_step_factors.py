@@ -1,0 +1,556 @@
+"""How much one step of a sampler contracts the distance of two coupled processes, and adds to it.
+
+The exact reverse process X and the sampler's chain Y share their Brownian motion. With D = Y - X
+after a step and e = (E|D|^2)^(1/2) before it,
+
+    (E|D|^2)^(1/2) <= ((r e + mean)^2 + sum_j (f_j + g_j e)^2)^(1/2) + drift
+
+The first bracket bounds what is known at the step's start, the sum the martingale part, which is
+orthogonal to it; the drift may be correlated with both. Of the exact process two facts are used:
+with tau its rate-1 time and s the score, e^(v/2) s(tau - v, X_v) is a martingale, and so is the
+denoised point E[X_0 | X_v] along the reverse SDE in sigma^2.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from .._numerics import phi, safe_sqrt
+from ._assumptions import (
+    Assumptions,
+    Curve,
+    curvature_interval,
+    fisher,
+    mean_square,
+    smallest_variance,
+    third_derivative,
+    variance_scale,
+)
+
+_NODES = 32
+_BISECTIONS = 44
+
+
+class StepErrors(NamedTuple):
+    """The score error of every step: its size, and its Lipschitz constant.
+
+    Sizes are in L2 along the chain, or under p_t where the Lipschitz constant is given.
+    """
+
+    size: Float[Array, " steps"]
+    """At the start of each step."""
+    largest: Float[Array, " steps"]
+    """In the whole of each step."""
+    lipschitz: Float[Array, " steps"]
+
+
+class StepFactors(NamedTuple):
+    """r, mean, f, g and drift of every step; what is added is divided by its cause."""
+
+    contraction: Float[Array, " steps"]
+    gain: Float[Array, "steps nodes"]
+    mean: Float[Array, " steps"]
+    noise: Float[Array, "steps nodes"]
+    score_mean: Float[Array, " steps"]
+    score_noise: Float[Array, "steps nodes"]
+    drift: Float[Array, " steps"] | float = 0.0
+
+    @classmethod
+    def without_gain(
+        cls, contraction: Array, mean: Array, noise: Array, score_mean: Array
+    ) -> "StepFactors":
+        """The factors of a step whose martingale part does not depend on the distance."""
+        zero = jnp.zeros_like(noise)
+        return cls(contraction, zero, mean, noise, score_mean, zero)
+
+
+class Nodes(NamedTuple):
+    """Gauss-Legendre nodes in the noise level w = sigma^2 of every step.
+
+    They are equidistant in log(w + least), in which the score changes at a bounded rate.
+    """
+
+    w: Float[Array, "steps nodes"]
+    weight: Float[Array, "steps nodes"]
+    """Of an integral over w."""
+    elapsed: Float[Array, "steps nodes"]
+    """v = log((1 + w_0) / (1 + w)), the rate-1 time since the step's start."""
+    left: Float[Array, "steps nodes"]
+    """q, the rate-1 time to its end."""
+    above_end: Float[Array, "steps nodes"]
+    """w - w_1, without cancellation."""
+    rate: Float[Array, "steps nodes"]
+    """dw of the whole step in units of the nodes' interval [0, 1]."""
+
+
+class Steps(NamedTuple):
+    """The steps of a schedule, and what is known of the data."""
+
+    known: Assumptions
+    start: Float[Array, " steps"]
+    """sigma^2."""
+    end: Float[Array, " steps"]
+    signal: Float[Array, " steps"]
+    next_signal: Float[Array, " steps"]
+    stochasticity_squared: Float[Array, " steps"]
+    errors: StepErrors
+
+    @property
+    def length(self) -> Float[Array, " steps"]:
+        """h, in the rate-1 time."""
+        return jnp.log1p((self.start - self.end) / (1.0 + self.end))
+
+    def nodes(self, *, ratios: bool = False) -> Nodes:
+        """Where integrals over each step are evaluated: of functions of w_1 / w if `ratios`."""
+        x, share, _ = _gauss_legendre(self.start.dtype)
+        scale = variance_scale(self.known)
+        if ratios:
+            # they change as log w does, but where w_1 = 0 and they are constant
+            scale = jnp.where(self.end > 0, 0.0, scale)
+        low = (self.end + scale)[:, None]
+        # data without a scale, and a last step to noise level 0
+        low = jnp.where(low > 0, low, self.start[:, None])
+        gap = (self.start - self.end)[:, None]
+        span = jnp.log1p(gap / low)
+        above = low * jnp.expm1((1.0 - x) * span)
+        below = -(low + gap) * jnp.expm1(-x * span)
+        w = self.end[:, None] + above
+        rate = (low + above) * span
+        elapsed = jnp.log1p(below / (1.0 + w))
+        left = jnp.log1p(above / (1.0 + self.end[:, None]))
+        return Nodes(w, rate * share, elapsed, left, above, rate)
+
+    def curvature(self) -> tuple[Array, Array]:
+        """m and L of p_t at the start of every step, for variance-preserving processes."""
+        return curvature_interval(self.known, self.start, self.start, 1.0)
+
+    def rms(self, w: Array) -> Array:
+        """(E|X|^2)^(1/2) at noise level w, for variance-preserving processes."""
+        return jnp.sqrt((self.known.second_moment + self.known.dim * w) / (1.0 + w))
+
+    def root_fisher(self, w: Array) -> Array:
+        """J^(1/2) at noise level w, for variance-preserving processes."""
+        return root_or_inf((1.0 + w) * fisher(self.known, w))
+
+    def hessian_rms(self, w: Array) -> Array:
+        """(E|H|_F^2)^(1/2) at noise levels w, for variance-preserving processes."""
+        return root_or_inf(mean_square(self.known, _slope, w, w, 1.0))
+
+
+def euler_maruyama(steps: Steps) -> StepFactors:
+    """x' = (1 + h/2) x + h s + noise(h)."""
+    h = steps.length
+    m, top = steps.curvature()
+    nodes = steps.nodes()
+    contraction = jnp.maximum(1.0 + h / 2.0 - h * m, h * top - 1.0 - h / 2.0)
+    mean = (h / 2.0) ** 2 * phi(2, h / 2.0) * steps.rms(steps.start)
+    mean += _sinh_excess(h) * steps.root_fisher(steps.start)
+    frozen = jnp.expm1(nodes.left / 2.0) * jnp.sqrt(steps.known.dim)
+    noise = frozen + 2.0 * jnp.sinh(nodes.left / 2.0) * steps.hessian_rms(nodes.w)
+    errors = steps.errors
+    return StepFactors.without_gain(
+        contraction + h * errors.lipschitz, mean, _in_time(nodes, noise), h * errors.size
+    )
+
+
+def exponential_integrator(steps: Steps) -> StepFactors:
+    """x' = e^(h/2) x + 2 (e^(h/2) - 1) s + noise(e^h - 1)."""
+    h = steps.length
+    m, top = steps.curvature()
+    factor = 2.0 * jnp.expm1(h / 2.0)
+    keep = jnp.exp(h / 2.0)
+    contraction = jnp.maximum(keep - factor * m, factor * top - keep)
+    mean = 4.0 * jnp.sinh(h / 4.0) ** 2 * steps.root_fisher(steps.start)
+    errors = steps.errors
+    return StepFactors.without_gain(
+        contraction + factor * errors.lipschitz,
+        mean,
+        _frozen_score_noise(steps),
+        factor * errors.size,
+    )
+
+
+def exact_mean(steps: Steps) -> StepFactors:
+    """x' = e^(h/2) x + 2 sinh(h/2) s + noise(e^h - 1): the mean is that of the exact step."""
+    contraction, factor = _mean_factors(steps)
+    errors = steps.errors
+    return StepFactors.without_gain(
+        contraction + factor * errors.lipschitz,
+        jnp.zeros_like(contraction),
+        _frozen_score_noise(steps),
+        factor * errors.size,
+    )
+
+
+def tweedie(steps: Steps) -> StepFactors:
+    """The exact mean, and the exact covariance (e^h - 1)(I + (1 - e^-h) H) of a step from x."""
+    contraction, factor = _mean_factors(steps)
+    nodes = steps.nodes()
+    drift, slope = _hessian_change(steps, nodes)
+    size = 2.0 * jnp.sinh(nodes.left / 2.0)
+    noise = _in_time(nodes, size * drift)
+    return StepFactors(
+        contraction + factor * steps.errors.lipschitz,
+        _in_time(nodes, size * slope),
+        jnp.zeros_like(contraction),
+        noise,
+        factor * steps.errors.size,
+        jnp.zeros_like(noise),
+    )
+
+
+def second_order(steps: Steps) -> StepFactors:
+    """x' = x + h gamma + (h^2/4) f2(h L) x + int e^(L (h - v)) dW, with L = I/2 + H at x."""
+    h = steps.length
+    m, top = steps.curvature()
+    nodes = steps.nodes()
+    contraction, _ = _mean_factors(steps)
+    excess = _sinh_excess(h)
+    offset = phi(2, h / 2.0)
+    ends = [jnp.abs(phi(2, h * (0.5 - end)) - offset) for end in (m, top)]
+    drift = h**2 / 4.0 * jnp.maximum(*ends)
+    steepest = jnp.maximum(jnp.abs(m), top)
+    contraction += drift + excess * steepest + h * steps.errors.lipschitz
+    mean = drift * steps.rms(steps.start) + excess * steps.root_fisher(steps.start)
+    change, slope = _hessian_change(steps, nodes)
+    size = 2.0 * jnp.sinh(nodes.left / 2.0)
+    linear = jnp.sqrt(steps.known.dim) * _exponential_excess(m[:, None], top[:, None], nodes)
+    noise = _in_time(nodes, linear + size * change)
+    return StepFactors(
+        contraction,
+        _in_time(nodes, size * slope),
+        mean,
+        noise,
+        h * steps.errors.size,
+        jnp.zeros_like(noise),
+    )
+
+
+class _Midpoint(NamedTuple):
+    """What bounds a randomised midpoint step; every number is a supremum over the step."""
+
+    lipschitz: Array
+    """Of the frozen drift at the midpoint."""
+    growth: Array
+    """A midpoint's distance e contributes growth e to the next one's drift."""
+    predictor: Array
+    """p(h), the error of the predictor at the end of the step."""
+    mean_predictor: Array
+    """The same averaged over the midpoint."""
+    fluctuation: Array
+    """Of the drift at a random midpoint about its average over the step."""
+    weight: Array
+    """Of a score at the midpoint, averaged over it; and its maximum."""
+    largest_weight: Array
+    predictor_weight: Array
+    """Of the score at the start in the predictor."""
+    averaged_predictor_weight: Array
+
+
+def randomised_euler(steps: Steps) -> StepFactors:
+    """The midpoint at a uniform time of the step, predicted and completed by Euler's method."""
+    h = steps.length
+    known = steps.known
+    m, top = curvature_interval(known, steps.end, steps.start, 1.0)
+    m0, top0 = steps.curvature()
+    steepest = jnp.maximum(jnp.abs(0.5 - m), jnp.abs(0.5 - top))
+    at_start = jnp.maximum(jnp.abs(0.5 - m0), jnp.abs(0.5 - top0))
+    size = jnp.maximum(steps.rms(steps.start), steps.rms(steps.end))
+    rough = root_or_inf(mean_square(known, _drift_slope, steps.end, steps.start, 1.0))
+    root = root_or_inf(h)
+    variance = size**2 * h**4 / 96.0 + size * rough * h**3 * root / 8.75 + rough**2 * h**3 / 3.0
+    one = jnp.maximum(jnp.abs(1.0 + h * (0.5 - m)), jnp.abs(1.0 + h * (0.5 - top)))
+    midpoint = _Midpoint(
+        lipschitz=h * steepest,
+        growth=1.0 + h * at_start,
+        predictor=h**2 * size / 8.0 + 2.0 / 3.0 * h * root * rough,
+        mean_predictor=h**2 * size / 24.0 + 4.0 / 15.0 * h * root * rough,
+        fluctuation=root_or_inf(0.5 * variance),
+        weight=h,
+        largest_weight=h,
+        predictor_weight=h,
+        averaged_predictor_weight=h / 2.0,
+    )
+    return _randomised(one + h**2 * steepest * at_start / 2.0, midpoint, steps.errors)
+
+
+def randomised_exponential(steps: Steps) -> StepFactors:
+    """The same, predicted and completed by the exponential integrator."""
+    h = steps.length
+    known = steps.known
+    m, top = curvature_interval(known, steps.end, steps.start, 1.0)
+    m0, top0 = steps.curvature()
+    keep = jnp.exp(h / 2.0)
+    factor = 2.0 * jnp.expm1(h / 2.0)
+    steepest = jnp.maximum(jnp.abs(m), top)
+    at_start = jnp.maximum(jnp.abs(m0), top0)
+    root_fisher = jnp.maximum(steps.root_fisher(steps.start), steps.root_fisher(steps.end))
+    rough = root_or_inf(mean_square(known, _slope, steps.end, steps.start, 1.0))
+    root = root_or_inf(h)
+    variance = root_fisher**2 * h**4 / 6.0 + rough**2 * h**3 / 3.0
+    variance += root_fisher * rough * h**3 * root * 4.0 / 8.75
+    contraction = keep * jnp.maximum(jnp.abs(1.0 - h * m), jnp.abs(1.0 - h * top))
+    # h e^(h/2) less the average weight 2 (e^(h/2) - 1)
+    contraction += 2.0 * (h * keep - factor) * steepest * at_start
+    midpoint = _Midpoint(
+        lipschitz=h * keep * steepest,
+        growth=keep + factor * at_start,
+        predictor=keep * (h**2 * root_fisher / 4.0 + 2.0 / 3.0 * h * root * rough),
+        mean_predictor=keep * (h**2 * root_fisher / 12.0 + 4.0 / 15.0 * h * root * rough),
+        fluctuation=keep * root_or_inf(0.5 * variance),
+        weight=factor,
+        largest_weight=h * keep,
+        predictor_weight=factor,
+        averaged_predictor_weight=factor,
+    )
+    return _randomised(contraction, midpoint, steps.errors)
+
+
+def ddim(steps: Steps) -> StepFactors:
+    """The denoised point frozen, for every process and stochasticity alpha.
+
+    In units of the signal, with kappa(w) = 1 - (w_1 / w)^((1 + alpha^2) / 2),
+
+        known = (k + (1 - k)(1 - w_0 m)) E + (1 - k) delta
+        noise^2 = alpha^2 int kappa^2 E|I + w H|_F^2 dw
+        drift = |alpha^2 - 1| / 2 int kappa |(I + w H) g + w Lap g| dw,    k = 1 - kappa(w_0)
+
+    because along the exact reverse process the denoised point D moves by
+
+        dD = (alpha^2 - 1)/2 ((I + w H) g + w Lap g) ds + alpha (I + w H) dW,    ds = -dw
+    """
+    known = steps.known
+    nodes = steps.nodes(ratios=True)
+    alpha2 = steps.stochasticity_squared
+    half = 0.5 * (1.0 + alpha2)
+    present = steps.end > 0
+    end = jnp.where(present, steps.end, 1.0)
+    moved = -jnp.expm1(-half * jnp.log((end + steps.start - steps.end) / end))
+    moved = jnp.where(present, moved, jnp.where(steps.start > steps.end, 1.0, 0.0))
+    kappa = -jnp.expm1(-half[:, None] * jnp.log1p(nodes.above_end / end[:, None]))
+    kappa = jnp.where(present[:, None], kappa, 1.0)
+    m, _ = curvature_interval(known, steps.start, steps.start, 0.0)
+    # a step moves by (1 - k) times the denoised point, whose slope is at most 1 - w m
+    reach = steps.next_signal * moved * steps.signal * steps.start
+    one = (1.0 - moved) + moved * (1.0 - steps.start * m)
+    contraction = steps.next_signal / steps.signal * one + reach * steps.errors.lipschitz
+    drift = jnp.sum(kappa * _flow_speed(known, nodes.w) * nodes.weight, -1)
+    off = jnp.abs(alpha2 - 1.0) / 2.0
+    drift = steps.next_signal * jnp.where(off > 0, off * drift, 0.0)
+    noise = (steps.next_signal * root_or_inf(alpha2))[:, None] * _denoised_noise(
+        steps, nodes, kappa
+    )
+    exact = StepFactors.without_gain(
+        contraction, jnp.zeros_like(reach), noise, reach * steps.errors.size
+    )
+    return exact._replace(drift=drift)
+
+
+SCHEMES: dict[str, Callable[[Steps], StepFactors]] = {
+    "euler_maruyama": euler_maruyama,
+    "exponential_integrator": exponential_integrator,
+    "exact_mean": exact_mean,
+    "tweedie": tweedie,
+    "second_order": second_order,
+    "rem": randomised_euler,
+    "rei": randomised_exponential,
+    "ddim": ddim,
+}
+"""Those that are certified, by name."""
+
+
+def root_or_inf(x: Array) -> Array:
+    """The root, with derivative 0 at 0; infinite where x is not a number, as nothing is known."""
+    return jnp.where(jnp.isnan(x), jnp.inf, safe_sqrt(x))
+
+
+def _slope(x: Array, w: Array) -> Array:
+    """H itself, up to its sign."""
+    del w
+    return x
+
+
+def _drift_slope(x: Array, w: Array) -> Array:
+    """Of the drift x/2 + s."""
+    del w
+    return 0.5 - x
+
+
+def _denoiser_slope(x: Array, w: Array) -> Array:
+    """I + w H, the slope of the denoised point."""
+    return 1.0 - w * x
+
+
+def _gauss_legendre(dtype: DTypeLike) -> tuple[Array, Array, Array]:
+    """Nodes and weights on [0, 1], and the matrix of integrals from 0 to every node."""
+    # copies: JAX remembers the precision in which it first met a NumPy array
+    x, weight, integrals = (jnp.asarray(np.array(part, dtype)) for part in _rule())
+    return x, weight, integrals
+
+
+@functools.cache
+def _rule() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same in NumPy."""
+    x, weight = np.polynomial.legendre.leggauss(_NODES)
+    basis = np.polynomial.legendre.legvander(x, _NODES)
+    # int_-1^x P_n = (P_(n+1) - P_(n-1)) / (2 n + 1)
+    n = np.arange(1, _NODES)
+    integrals = np.empty((_NODES, _NODES))
+    integrals[:, 0] = x + 1.0
+    integrals[:, 1:] = (basis[:, 2:] - basis[:, :-2]) / (2.0 * n + 1.0)
+    projection = (2.0 * np.arange(_NODES) + 1.0)[:, None] / 2.0 * basis[:, :_NODES].T * weight
+    return (x + 1.0) / 2.0, weight / 2.0, integrals @ projection / 2.0
+
+
+def _sinh_excess(h: Array) -> Array:
+    """2 sinh(h / 2) - h."""
+    z = h / 2.0
+    return z**3 * (phi(3, z) + phi(3, -z))
+
+
+def _in_time(nodes: Nodes, values: Array) -> Array:
+    """Values whose squares add up to the integral of their squares over the rate-1 time."""
+    return values * root_or_inf(nodes.weight / (1.0 + nodes.w))
+
+
+def _mean_factors(steps: Steps) -> tuple[Array, Array]:
+    """How e^(h/2) x + 2 sinh(h/2) s contracts, and its factor on the score."""
+    h = steps.length
+    m, _ = steps.curvature()
+    factor = 2.0 * jnp.sinh(h / 2.0)
+    return jnp.exp(h / 2.0) - factor * m, factor
+
+
+def _frozen_score_noise(steps: Steps) -> Array:
+    """What a score frozen at the start of the step lacks of the martingale part."""
+    nodes = steps.nodes()
+    return _in_time(nodes, 2.0 * jnp.sinh(nodes.left / 2.0) * steps.hessian_rms(nodes.w))
+
+
+def _hessian_change(steps: Steps, nodes: Nodes) -> tuple[Array, Array]:
+    """z_v and ell_v L_F: how far H moves from its course at constant x, and how x shifts that.
+
+        z_v^2 = int_0^v e^(2 (v - w)) (S_w / S_v)^4 d L_F(w)^2 dw,     ell_v = e^v (S_0 / S_v)^2
+
+    with 1 / S the upper end of the curvature.
+    """
+    known = steps.known
+    third = third_derivative(known, nodes.w)
+    at_start = third_derivative(known, steps.start)
+    if third is None or at_start is None:
+        unknown = jnp.full_like(nodes.w, jnp.inf)
+        return unknown, unknown
+    least = smallest_variance(known)
+    variance = (least + nodes.w) / (1.0 + nodes.w)
+    first = ((least + steps.start) / (1.0 + steps.start))[:, None]
+    third_size = third * (1.0 + nodes.w) ** 1.5
+    _, _, cumulative = _gauss_legendre(nodes.w.dtype)
+    scaled = jnp.exp(-nodes.elapsed) * (variance / first) ** 2 * third_size
+    integrand = known.dim * scaled**2 * nodes.rate / (1.0 + nodes.w)
+    moved = integrand @ cumulative.T
+    growth = jnp.exp(nodes.elapsed) * (first / variance) ** 2
+    # the interpolated integral of a function that is almost 0 may be below 0 by rounding
+    change = growth * root_or_inf(jnp.maximum(moved, 0.0))
+    start_size = at_start * (1.0 + steps.start) ** 1.5
+    return change, growth * start_size[:, None]
+
+
+def _exponential_excess(m: Array, top: Array, nodes: Nodes) -> Array:
+    """The largest |e^(q/2)(e^(H q) - 1) - 2 sinh(q/2) Hhat_v| for m <= -H <= L.
+
+    Hhat_v = H e^-v / (1 + H (1 - e^-v)). The function is convex in H, so that its largest value is
+    at an end, and its smallest where the derivative changes sign.
+    """
+    q = nodes.left
+    reach = -jnp.expm1(-nodes.elapsed)
+    size = 2.0 * jnp.sinh(q / 2.0) * jnp.exp(-nodes.elapsed)
+
+    def value(hessian: Array) -> Array:
+        moved = hessian / (1.0 + hessian * reach)
+        return jnp.exp(q / 2.0) * jnp.expm1(hessian * q) - size * moved
+
+    def slope(hessian: Array) -> Array:
+        return q * jnp.exp(q / 2.0 + hessian * q) - size / (1.0 + hessian * reach) ** 2
+
+    def halve(_: object, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = 0.5 * (low + high)
+        rising = slope(middle) > 0
+        return jnp.where(rising, low, middle), jnp.where(rising, middle, high)
+
+    ends = (jnp.broadcast_to(-top, q.shape), jnp.broadcast_to(-m, q.shape))
+    # its own derivative vanishes where that of the function does
+    lowest, _ = jax.lax.stop_gradient(jax.lax.fori_loop(0, _BISECTIONS, halve, ends))
+    found = [jnp.abs(value(hessian)) for hessian in (*ends, lowest)]
+    return jnp.maximum(jnp.maximum(found[0], found[1]), found[2])
+
+
+def _randomised(contraction: Array, midpoint: _Midpoint, errors: StepErrors) -> StepFactors:
+    """The factors of a randomised midpoint step.
+
+    The score at the midpoint has the error `second` + k e, that at the start `size` + lipschitz e.
+    """
+    lipschitz = errors.lipschitz
+    shifted = midpoint.predictor + midpoint.predictor_weight * errors.size
+    second = errors.largest + lipschitz * shifted
+    per_distance = lipschitz * (midpoint.growth + midpoint.predictor_weight * lipschitz)
+    through = midpoint.lipschitz * midpoint.averaged_predictor_weight
+    contraction += midpoint.weight * per_distance + through * lipschitz
+    first = midpoint.lipschitz * midpoint.predictor_weight
+    gain = midpoint.lipschitz * midpoint.growth + first * lipschitz
+    gain += midpoint.largest_weight * per_distance
+    noise = midpoint.fluctuation + midpoint.lipschitz * midpoint.predictor
+    return StepFactors(
+        contraction,
+        gain[:, None],
+        midpoint.lipschitz * midpoint.mean_predictor,
+        noise[:, None],
+        midpoint.weight * second + through * errors.size,
+        (first * errors.size + midpoint.largest_weight * second)[:, None],
+    )
+
+
+def _flow_speed(known: Assumptions, w: Array) -> Array:
+    """At least (E|(I + w H) g + w Lap g|^2)^(1/2)."""
+    third = third_derivative(known, w)
+    if third is None:
+        return jnp.full_like(w, jnp.inf)
+    m, top = curvature_interval(known, w, w, 0.0)
+    steepest = jnp.maximum(jnp.abs(1.0 - w * m), jnp.abs(1.0 - w * top))
+    return steepest * root_or_inf(fisher(known, w)) + w * jnp.sqrt(known.dim) * third
+
+
+def _denoised_noise(steps: Steps, nodes: Nodes, kappa: Array) -> Array:
+    """Its squares add up to int kappa^2 E|I + w H|_F^2 dw = int kappa^2 d(denoising error)."""
+    known = steps.known
+    if known.denoising_error is None:
+        return kappa * root_or_inf(denoised_rate(steps, nodes) * nodes.weight)
+    half = 0.5 * (1.0 + steps.stochasticity_squared)
+    return root_or_inf(_against_curve(known.denoising_error, steps, half))[:, None]
+
+
+def denoised_rate(steps: Steps, nodes: Nodes) -> Array:
+    """At least E|I + w H|_F^2, the derivative of the denoising error in w."""
+    return mean_square(steps.known, _denoiser_slope, nodes.w, nodes.w, 0.0)
+
+
+def _against_curve(curve: Curve, steps: Steps, half: Array) -> Array:
+    """int (1 - (w_1 / w)^half)^2 d(curve) of every step, integrated by parts."""
+    present = steps.end > 0
+    end = jnp.where(present, steps.end, 1.0)
+    span = jnp.log1p((steps.start - steps.end) / end)
+    x, share, _ = _gauss_legendre(span.dtype)
+    passed = span[:, None] * x
+    kept = jnp.exp(-half[:, None] * passed)
+    inside = 2.0 * (1.0 - kept) * kept * curve(end[:, None] * jnp.exp(passed))
+    lost = half * span * (inside @ share)
+    whole = curve(steps.start)
+    total = jnp.expm1(-half * span) ** 2 * whole - lost
+    # at the end w_1 = 0 nothing is kept; rounding may leave less than 0 of an empty step
+    return jnp.where(present, jnp.maximum(total, 0.0), whole)
