@@ -1,14 +1,34 @@
 """Bounds on the terminal error."""
 
+from ._accumulation_objective import (
+    LipschitzBound as LipschitzBound,
+    OperatorBound as OperatorBound,
+)
 from ._bound import (
     AccumulationBound as AccumulationBound,
+)
+from ._continuous import (
+    ContinuousAccumulation as ContinuousAccumulation,
+    continuous_accumulation as continuous_accumulation,
+    sde_ode_crossing as sde_ode_crossing,
+    sde_ode_ratio as sde_ode_ratio,
 )
 from ._curvature import (
     hessian_interval as hessian_interval,
 )
+from ._curvature_interval import (
+    AbstractCurvature as AbstractCurvature,
+    BoundedSupport as BoundedSupport,
+    CurvatureClass as CurvatureClass,
+    GaussianCurvature as GaussianCurvature,
+    MixtureCurvature as MixtureCurvature,
+    TabulatedCurvature as TabulatedCurvature,
+    TightestCurvature as TightestCurvature,
+)
 from ._lipschitz import (
     LipschitzAccumulation as LipschitzAccumulation,
     lipschitz_accumulation as lipschitz_accumulation,
+    rms_along_run as rms_along_run,
 )
 from ._operators import (
     AccumulationOperators as AccumulationOperators,
