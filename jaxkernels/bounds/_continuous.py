@@ -117,7 +117,8 @@ def continuous_accumulation(
     if not is_traced(process):
         last = float(process.t_max)
         t_min = _checks.parameter("t_min", t_min, at_least=0.0, below=last)
-        if not float(process.signal(last)) > 0:
+        signal = process.signal(last)
+        if not is_traced(signal) and not float(signal) > 0:
             raise ValueError(
                 f"process has no signal at t_max = {last:g}, where a score error has no finite "
                 "effect; restrict it with sub_range."

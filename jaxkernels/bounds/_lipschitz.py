@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._numerics import safe_sqrt
 from .._precision import in_float64, is_traced
@@ -58,8 +58,15 @@ class LipschitzAccumulation(eqx.Module):
     @property
     def gains(self) -> Float[Array, " steps"]:
         """g_i = beta_i prod_{j>i} M_j, in units of variance."""
-        later = product_of_later(self.growth)
-        return jnp.where(self.injection > 0, self.injection * later, 0.0)
+        injection = jnp.asarray(self.injection)
+        later = _product_of_later(jnp.where(self._known, self.growth, 1.0))
+        blocked = _product_of_later(jnp.where(self._known, 1.0, 0.0)) == 0
+        return jnp.where(blocked & (injection > 0), jnp.inf, injection * later)
+
+    @property
+    def _known(self) -> Bool[Array, " steps"]:
+        """Whether a step's growth is known; what is not is left out of every derivative."""
+        return jnp.isfinite(jnp.asarray(self.growth))
 
     @in_float64
     def coherent(self, rms: ErrorSize) -> AccumulationBound:
@@ -83,7 +90,7 @@ class LipschitzAccumulation(eqx.Module):
         ```
         """
         sizes = self._sizes("rms", rms)
-        contributions = jnp.where(sizes > 0, self.gains * sizes, 0.0)
+        contributions = jnp.where(sizes > 0, self.gains, 0.0) * sizes
         return self._bound(jnp.sum(contributions), COHERENT)
 
     @in_float64
@@ -114,7 +121,12 @@ class LipschitzAccumulation(eqx.Module):
         """
         known = self._sizes("rms", rms)
         fresh = self._sizes("fresh_rms", fresh_rms)
-        value = _recursion(jnp.asarray(self.growth), jnp.asarray(self.injection), known, fresh)
+        injection = jnp.asarray(self.injection)
+        value = _recursion(jnp.where(self._known, self.growth, 1.0), injection, known, fresh)
+        met = jnp.cumsum(injection * (known + fresh)) > 0
+        # a step whose growth is not known does no harm before the first error
+        lost = jnp.any(~self._known[1:] & met[:-1])
+        value = jnp.where(lost, jnp.inf, value)
         return self._bound(
             value, "what is not Lipschitz has mean 0 given everything before its evaluation"
         )
@@ -283,7 +295,7 @@ def check_one_evaluation(sampler: AbstractSampler) -> None:
     )
 
 
-def product_of_later(factors: Float[AnyArray, " n"]) -> Float[Array, " n"]:
+def _product_of_later(factors: Float[AnyArray, " n"]) -> Float[Array, " n"]:
     """prod_{j>i} factor_j, without dividing: a factor may be 0."""
     factors = jnp.asarray(factors)
     shifted = jnp.concatenate([factors[1:], jnp.ones_like(factors[:1])])
@@ -299,10 +311,7 @@ def _recursion(growth: Array, injection: Array, known: Array, fresh: Array) -> F
         added_up = growth * distance + injection * known
         return safe_sqrt(added_up**2 + (injection * fresh) ** 2), None
 
-    # before the first error there is no distance to grow
-    met = jnp.cumsum(injection * (known + fresh)) > 0
-    grown = jnp.where(jnp.concatenate([jnp.zeros_like(met[:1]), met[:-1]]), growth, 1.0)
-    return jax.lax.scan(step, jnp.zeros((), growth.dtype), (grown, injection, known, fresh))[0]
+    return jax.lax.scan(step, jnp.zeros((), growth.dtype), (growth, injection, known, fresh))[0]
 
 
 @jax.jit
