@@ -6,6 +6,7 @@ sampling error: the inequalities hold for every pair of them, and so for their m
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def _schedules(times: np.ndarray, alpha: np.ndarray) -> jk.Schedule:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(jk.Schedule, times, alpha))
 
 
-def _stack(trees: list) -> object:
+def _stack(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(a) for a in leaves]), *trees)
 
 
@@ -169,10 +170,16 @@ def test_nothing_is_known_where_nothing_can_be() -> None:
         last = accumulation.coherent([0.0, 0.0, 1.0])
         assert np.isfinite(last.value)
         assert last.reason == ""
-        derivative = jax.grad(lambda t, a=target, s=sampler: bounds.lipschitz_accumulation(
-            a, OU, s, jk.Schedule(t, 1.0), lipschitz=0.0).coherent([0.0, 0.0, 1.0]).value
-        )(jnp.asarray(schedule.times))  # fmt: skip
-        assert np.all(np.isfinite(derivative))
+
+    def last_error(times: jax.Array) -> jax.Array:
+        accumulation = bounds.lipschitz_accumulation(
+            unequal, OU, EXPONENTIAL, jk.Schedule(times, 1.0), lipschitz=0.0
+        )
+        return accumulation.coherent([0.0, 0.0, 1.0]).value
+
+    derivative = jax.grad(last_error)(jnp.asarray(schedule.times))
+    # of 2 (e^h - 1), h the last step
+    np.testing.assert_allclose(derivative[:3], [0.0, 0.0, 2 * np.exp(0.2)], rtol=1e-12)
     assert bounds.continuous_accumulation(unequal, OU).coherent(1.0).reason != ""
 
 
@@ -457,7 +464,7 @@ def _apart(means: np.ndarray, variances: np.ndarray) -> float:
 
 
 def test_the_curvature_of_points_within_a_ball_has_no_slack_for_two() -> None:
-    """Points at -R and R: the upper end is attained half way, where the error can grow most."""
+    """Points at -R and R: the upper end is attained in the middle, where the error can grow most."""
     curvature, schedule = bounds.BoundedSupport(1.5), jk.Schedule([0.5, 0.4], 0.0)
     growth = bounds.lipschitz_accumulation(curvature, OU, EXPONENTIAL, schedule, lipschitz=0.0)
     a, v = np.exp(-0.5), -np.expm1(-1.0)
@@ -928,7 +935,7 @@ def _size(t: jax.Array) -> jax.Array:
 
 
 TARGET = jk.Gaussian(0.0, [1.5, 0.9, 0.3, 0.2, 0.2, 0.05, 0.02, 0.6])
-OBJECTIVES: dict[str, tuple[object, jk.AbstractSampler]] = {
+OBJECTIVES: dict[str, tuple[Any, jk.AbstractSampler]] = {
     "coherent": (bounds.OperatorBound(_size, to_data=True), EXPONENTIAL),
     "orthogonal": (bounds.OperatorBound(_size, jk.Independent()), jk.DDIM()),
     "correlated": (bounds.OperatorBound(_size, jk.OrnsteinUhlenbeck(2.0), to_data=True), jk.DDIM()),
@@ -971,9 +978,8 @@ def test_objectives_are_smooth_bounds_of_the_bounds(name: str) -> None:
 
     least = np.asarray(jax.jit(jax.vmap(exact))(schedules))
     assert np.all(values >= least * (1 - 1e-12))
-    # variances close to each other count nearly twice, to the power 1/32
-    assert np.median(values / least) < 1.03
-    assert np.max(values / least) < 1.1
+    # eight variances that noise makes nearly equal count eight times, to the power 1/32
+    assert np.max(values / least) < 8 ** (1 / 32) * 1.01
 
     def of_times(t: jax.Array) -> jax.Array:
         return jnp.log(bound(jk.Schedule(t, 0.7)))
@@ -981,6 +987,7 @@ def test_objectives_are_smooth_bounds_of_the_bounds(name: str) -> None:
     check_grads(jax.jit(of_times), (jnp.asarray(times[0]),), 1, modes=["rev"], eps=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_objective_converges() -> None:
     """Steps that may overshoot two extreme variances: where their sizes are equal is a kink."""
     objective = bounds.LipschitzBound(_size, 0.1, lipschitz=0.1)

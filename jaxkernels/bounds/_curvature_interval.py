@@ -38,7 +38,7 @@ class AbstractCurvature(eqx.Module):
     ```
     """
 
-    vacuous: eqx.AbstractClassVar[str]
+    vacuous: ClassVar[str]
     """Where the interval is infinite, for messages."""
 
     @abc.abstractmethod

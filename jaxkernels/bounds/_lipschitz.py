@@ -202,7 +202,8 @@ class Steps(eqx.Module):
     def of(cls, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule) -> "Steps":
         """The steps of parts that fit each other."""
         times = evaluation_times(process, sampler, schedule)
-        return cls(*_step_responses(process, sampler, schedule), times, process)
+        keep, injection, slope = _step_responses(process, sampler, schedule)
+        return cls(keep, injection, slope, times, process)
 
     def factors(self, hessians: Float[Array, "steps *n"]) -> Float[Array, "steps *n"]:
         """The factor on x of a step whose score has these slopes."""
