@@ -464,7 +464,7 @@ def _apart(means: np.ndarray, variances: np.ndarray) -> float:
 
 
 def test_the_curvature_of_points_within_a_ball_has_no_slack_for_two() -> None:
-    """Points at -R and R: the upper end is attained in the middle, where the error can grow most."""
+    """Points at -R and R: the upper end is attained in the middle, where errors grow most."""
     curvature, schedule = bounds.BoundedSupport(1.5), jk.Schedule([0.5, 0.4], 0.0)
     growth = bounds.lipschitz_accumulation(curvature, OU, EXPONENTIAL, schedule, lipschitz=0.0)
     a, v = np.exp(-0.5), -np.expm1(-1.0)
@@ -919,6 +919,8 @@ def test_separations_and_margins() -> None:
         ordered = np.sort(logits, 1)
         margins = bounds.logit_margin(mixture, OU, x, float(t))
         np.testing.assert_allclose(margins, ordered[:, -1] - ordered[:, -2], rtol=1e-9)
+        first = bounds.dominant_component(mixture, OU, x, float(t))
+        np.testing.assert_array_equal(first, np.argmax(logits, 1))
     assert found.small(1e9).all()
     assert not found.small(0.1)[0]
     alone = jk.GaussianMixture([1.0], [[0.0]], [1.0])

@@ -37,6 +37,7 @@ from ._operators import (
 )
 from ._separation import (
     Separation as Separation,
+    dominant_component as dominant_component,
     logit_margin as logit_margin,
     separation as separation,
 )

@@ -132,7 +132,7 @@ def theorem_3_2(
     - `mixture`: the data distribution.
     - `process`, `sampler`, `schedule`, `rms`, `lipschitz`: as for `theorem_3_1`.
     - `components`: (steps,) indices of the dominant component along a run
-      (`dominant_component`). Default: the average alone.
+      (`jk.bounds.dominant_component`). Default: the average alone.
 
     **Returns:** the number, in the units of the data.
 

@@ -28,6 +28,8 @@ class ContinuousAccumulation(eqx.Module):
     with high the upper end of the curvature and L the Lipschitz constant of the error. Unlike the
     sum over steps it does not depend on a schedule: at leading order neither does the sum.
 
+    **Arguments:**
+
     - `times`, `weights`: (n,), the nodes and weights of a quadrature in time.
     - `gain`: (n,), in units of variance per time.
     - `vacuous`: where the data's curvature is not known, which makes `gain` infinite.
@@ -200,7 +202,7 @@ def sde_ode_crossing(
     **Example:**
 
     ```python
-    >>> jk.bounds.sde_ode_crossing(jk.VE(2.0), variance=0.1).item()
+    >>> round(jk.bounds.sde_ode_crossing(jk.VE(2.0), variance=0.1).item(), 6)
     0.15
     ```
 

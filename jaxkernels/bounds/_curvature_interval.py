@@ -5,6 +5,7 @@ is known its end is infinite, and so is every bound that meets it: `vacuous` say
 """
 
 import abc
+from collections.abc import Sequence
 from typing import ClassVar
 
 import equinox as eqx
@@ -301,7 +302,7 @@ class TightestCurvature(AbstractCurvature):
     vacuous: ClassVar[str] = "no part of it is finite there"
     parts: tuple[AbstractCurvature, ...]
 
-    def __init__(self, parts: "list[AbstractCurvature] | tuple[AbstractCurvature, ...]"):
+    def __init__(self, parts: Sequence[AbstractCurvature]):
         self.parts = tuple(parts)
         if not self.parts or not all(isinstance(p, AbstractCurvature) for p in self.parts):
             raise ValueError(

@@ -33,6 +33,8 @@ class LipschitzAccumulation(eqx.Module):
     meant: rms_j = (E |e_j(y_j)|^2)^(1/2), in 1 / data. It is (steps,), a number for all or a
     function of time. `rms_along_run` has it if it is known under the exact marginal p_t instead.
 
+    **Arguments:**
+
     - `growth`: (steps,), M_j, at least the factor by which step j can move two samples apart.
     - `injection`: (steps,), |beta_j|, the step's factor on the score, in units of variance.
     - `times`: (steps,), of the evaluations.

@@ -33,6 +33,8 @@ class AccumulationOperators(eqx.Module):
     1 / data. For errors that depend on x it is meant along the run with errors. A ValueError says
     if a shape is wrong or an entry negative.
 
+    **Arguments:**
+
     - `signed`: (evaluations, modes), G_i in units of variance. Steps that overshoot make it
       negative.
     - `norms`: (evaluations,), its operator norm: the largest |G_i| among the modes of positive
@@ -63,7 +65,22 @@ class AccumulationOperators(eqx.Module):
 
     @classmethod
     def of(cls, run: Run) -> "AccumulationOperators":
-        """The operators of a run: one reverse pass through its recurrence."""
+        """Compute the operators of a run by one reverse pass through its recurrence.
+
+        **Arguments:**
+
+        - `run`: a run whose responses to score errors are finite.
+
+        **Returns:** the operators.
+
+        **Example:**
+
+        ```python
+        >>> from jaxkernels.recurrence import Run
+        >>> run = Run.checked(jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.1]))
+        >>> operators = jk.bounds.AccumulationOperators.of(run)
+        ```
+        """
         signed = responses(run)
         return cls(signed, largest(run.target, signed), run.evaluation_times(), run.process)
 

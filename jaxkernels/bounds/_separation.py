@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from .. import _checks
 from .._linalg import full_precision
@@ -16,6 +16,8 @@ from ._curvature_interval import component_covariances
 
 class Separation(eqx.Module):
     """The separation of a mixture's components at some times.
+
+    **Arguments:**
 
     - `means`: (*s), delta_mu, the largest distance of two means in standard deviations of one.
     - `covariances`: (*s), delta_Sigma, the largest |Sigma_m^(1/2) Sigma_n^-1 Sigma_m^(1/2) - I|.
@@ -43,7 +45,7 @@ class Separation(eqx.Module):
         return jnp.maximum(self.means, self.covariances)
 
     def small(self, threshold: float = 0.5) -> Bool[Array, "*s"]:
-        """Tell at which times the components overlap.
+        """Find the times at which the components overlap.
 
         **Arguments:**
 
@@ -153,14 +155,39 @@ def logit_margin(
     return logits[..., -1] - logits[..., -2]
 
 
+@in_float64
+@full_precision
 def dominant_component(
     mixture: GaussianMixture,
     process: AbstractProcess,
     x: Float[ArrayLike, "*n d"],
     t: Float[ArrayLike, ""],
-) -> Array:
-    """The index of the most likely component of every point."""
-    return jnp.argmax(_logits(mixture, process, jnp.asarray(x), t), -1)
+) -> Int[Array, "*n"]:
+    """Find the most likely component of a noisy point.
+
+    **Arguments:**
+
+    - `mixture`: the data distribution.
+    - `process`: the forward process.
+    - `x`: points (..., d).
+    - `t`: a scalar time.
+
+    **Returns:** the index of the component with the largest posterior probability, per point.
+
+    **Raises:** ValueError for arguments of other types.
+
+    **Example:**
+
+    ```python
+    >>> mixture = jk.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0])
+    >>> jk.bounds.dominant_component(mixture, jk.VP(), np.array([[-0.1], [2.0]]), 0.0).tolist()
+    [0, 1]
+    ```
+
+    Source: "The Accumulation of Score Estimation Error in Diffusion Models" (manuscript), equation
+    (16).
+    """
+    return jnp.argmax(_logits(mixture, check_process(process), jnp.asarray(x), t), -1)
 
 
 def component_precisions(
