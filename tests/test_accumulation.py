@@ -953,7 +953,7 @@ OBJECTIVES: dict[str, tuple[Any, jk.AbstractSampler]] = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in ("orthogonal", "support") else pytest.mark.slow)
+        pytest.param(name, marks=[] if name == "support" else pytest.mark.slow)
         for name in OBJECTIVES
     ],
 )
