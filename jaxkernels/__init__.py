@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from . import (
+    bounds as bounds,
     data as data,
     exports as exports,
     metrics as metrics,

@@ -25,6 +25,9 @@ Its sum of squares drops the products of errors at different times and bounds W2
 vanish; the bounds here state what they need.
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -32,9 +35,12 @@ from jaxtyping import Array, Float
 
 from .. import _checks
 from .._precision import is_traced
-from .._types import Numbers
+from .._types import AnyArray, Numbers
 from ..distributions import Gaussian
 from ..recurrence import Run
+
+ErrorSize: TypeAlias = Numbers | Callable[[Array], Array]
+"""One number for all evaluations, one for each, or a function of the array of their times."""
 
 
 class AccumulationBound(eqx.Module):
@@ -42,8 +48,9 @@ class AccumulationBound(eqx.Module):
 
     **Arguments:**
 
-    - `value`: the bound, a scalar in the units of the data.
+    - `value`: the bound, a scalar in the units of the data; infinite where nothing is known.
     - `assumption`: when it holds.
+    - `reason`: why the value is infinite; empty if it is finite, or traced.
 
     **Example:**
 
@@ -56,17 +63,19 @@ class AccumulationBound(eqx.Module):
 
     value: Float[Array, ""]
     assumption: str = eqx.field(static=True)
+    reason: str = eqx.field(static=True, default="")
 
 
-def coherent_bound(contributions: Float[Array, " n"]) -> AccumulationBound:
-    """The sum of what every error can contribute."""
-    return AccumulationBound(
-        jnp.sum(contributions), "none on the dependence of errors: they may all add up"
-    )
+COHERENT = "none on the dependence of errors: they may all add up"
 
 
-def per_evaluation(argument: str, value: Numbers, count: int) -> Float[Array, " n"]:
-    """A number >= 0 for every evaluation."""
+def per_evaluation(
+    argument: str, value: ErrorSize, times: Float[AnyArray, " n"]
+) -> Float[Array, " n"]:
+    """A number >= 0 for every evaluation, from numbers or a function of the evaluation times."""
+    if callable(value):
+        value = value(jnp.asarray(times))
+    count = times.shape[0]
     if not is_traced(value):
         value = _checks.array(argument, value)
         if value.shape not in ((), (count,)):
@@ -76,6 +85,16 @@ def per_evaluation(argument: str, value: Numbers, count: int) -> Float[Array, " 
         if np.any(value < 0):
             raise ValueError(f"{argument} must be >= 0; its smallest entry is {value.min():g}.")
     return jnp.broadcast_to(jnp.asarray(value), (count,))
+
+
+def check_error_size(argument: str, value: ErrorSize) -> ErrorSize:
+    """The size of an error as an option: a function of time, or numbers >= 0."""
+    if callable(value) or is_traced(value):
+        return value
+    checked = _checks.array(argument, value)
+    if np.any(checked < 0):
+        raise ValueError(f"{argument} must be >= 0; its smallest entry is {checked.min():g}.")
+    return checked
 
 
 def largest(target: Gaussian, along_modes: Float[Array, "n modes"]) -> Float[Array, " n"]:

@@ -1,44 +1,44 @@
 """Bounds for score errors that are Lipschitz in x."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from .._numerics import safe_sqrt
-from .._precision import in_float64
-from .._types import AnyArray, Numbers
-from ..distributions import Gaussian
+from .._precision import in_float64, is_traced
+from .._types import AnyArray
+from ..distributions import Gaussian, GaussianMixture
+from ..prediction import Prediction
 from ..processes import AbstractProcess
-from ..recurrence import Run
+from ..recurrence import evaluation_times, linearise
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..score_error import AffineError
-from ._bound import (
-    AccumulationBound,
-    checked_run,
-    coherent_bound,
-    largest,
-    no_error,
-    per_evaluation,
-)
+from ._bound import COHERENT, AccumulationBound, ErrorSize, checked_run, per_evaluation
+from ._curvature_interval import AbstractCurvature, as_curvature
 
 
 class LipschitzAccumulation(eqx.Module):
     """Bounds for errors that depend on x with Lipschitz constants L_j, for one evaluation per step.
 
-        |D_{j+1}| <= M_j |D_j| + beta_j |e_j(y_j)|,     M_j = max over modes |A_j| + beta_j L_j
+        |D_{j+1}| <= M_j |D_j| + beta_j |e_j(y_j)|,
+        M_j = max over H in [low_j, high_j] of |alpha_j + beta_j H| + beta_j L_j
 
-    with y_j the run without errors, along which `rms` is meant: rms_j = (E |e_j(y_j)|^2)^(1/2),
-    (steps,) or a number, in 1 / data. If it is known under the exact marginal p_t instead, L_j
-    W2(distribution of y_j, p_t) has to be added.
+    with alpha_j and beta_j the step's factors on x and on the score, [low_j, high_j] an interval
+    that holds the eigenvalues of Hess log p_t, and y_j the run without errors, along which `rms` is
+    meant: rms_j = (E |e_j(y_j)|^2)^(1/2), in 1 / data. It is (steps,), a number for all or a
+    function of time. `rms_along_run` has it if it is known under the exact marginal p_t instead.
+
+    **Arguments:**
 
     - `growth`: (steps,), M_j, at least the factor by which step j can move two samples apart.
     - `injection`: (steps,), |beta_j|, the step's factor on the score, in units of variance.
-
-    The same numbers hold for data that are not Gaussian: if m I <= -Hess log p_0 <= L I with m > 0,
-    take the target `Gaussian(0.0, [1 / m, 1 / L])`, whose score has the two extreme slopes at every
-    time (`hessian_interval`).
+    - `times`: (steps,), of the evaluations.
+    - `vacuous`: where the data's curvature is not known, which makes `growth` infinite.
 
     **Example:**
 
@@ -54,21 +54,31 @@ class LipschitzAccumulation(eqx.Module):
 
     growth: Float[Array, " steps"]
     injection: Float[Array, " steps"]
+    times: Float[Array, " steps"]
+    vacuous: str = eqx.field(static=True)
 
     @property
     def gains(self) -> Float[Array, " steps"]:
         """g_i = beta_i prod_{j>i} M_j, in units of variance."""
-        return self.injection * _product_of_later(self.growth)
+        injection = jnp.asarray(self.injection)
+        later = _product_of_later(jnp.where(self._known, self.growth, 1.0))
+        blocked = _product_of_later(jnp.where(self._known, 1.0, 0.0)) == 0
+        return jnp.where(blocked & (injection > 0), jnp.inf, injection * later)
+
+    @property
+    def _known(self) -> Bool[Array, " steps"]:
+        """Whether a step's growth is known; what is not is left out of every derivative."""
+        return jnp.isfinite(jnp.asarray(self.growth))
 
     @in_float64
-    def coherent(self, rms: Numbers) -> AccumulationBound:
+    def coherent(self, rms: ErrorSize) -> AccumulationBound:
         """Bound W2 whatever the dependence of the errors.
 
             W2 <= sum_i g_i rms_i
 
         **Arguments:**
 
-        - `rms`: (steps,) or a number, >= 0, in 1 / data.
+        - `rms`: (steps,), a number or a function of time, >= 0, in 1 / data.
 
         **Returns:** the bound, in the units of the data.
 
@@ -81,10 +91,12 @@ class LipschitzAccumulation(eqx.Module):
         >>> bound = jk.bounds.lipschitz_accumulation(*run, lipschitz=0.1).coherent(0.1)
         ```
         """
-        return coherent_bound(self.gains * self._sizes("rms", rms))
+        sizes = self._sizes("rms", rms)
+        contributions = jnp.where(sizes > 0, self.gains, 0.0) * sizes
+        return self._bound(jnp.sum(contributions), COHERENT)
 
     @in_float64
-    def mixed(self, rms: Numbers, fresh_rms: Numbers) -> AccumulationBound:
+    def mixed(self, rms: ErrorSize, fresh_rms: ErrorSize) -> AccumulationBound:
         """Bound W2 for errors e_j + z_j, e_j Lipschitz and z_j of mean 0 whatever came before.
 
             W2 <= D_K,   D_{j+1}^2 = (M_j D_j + beta_j rms_j)^2 + (beta_j fresh_rms_j)^2,   D_0 = 0
@@ -93,7 +105,8 @@ class LipschitzAccumulation(eqx.Module):
 
         **Arguments:**
 
-        - `rms`: of e_j along the run without errors, (steps,) or a number, >= 0, in 1 / data.
+        - `rms`: of e_j along the run without errors, (steps,), a number or a function of time,
+          >= 0, in 1 / data.
         - `fresh_rms`: at least (E |z_j|^2)^(1/2) along the run with errors, in the same form; z_j
           need not be Lipschitz.
 
@@ -110,24 +123,34 @@ class LipschitzAccumulation(eqx.Module):
         """
         known = self._sizes("rms", rms)
         fresh = self._sizes("fresh_rms", fresh_rms)
-        value = _recursion(jnp.asarray(self.growth), jnp.asarray(self.injection), known, fresh)
-        return AccumulationBound(
+        injection = jnp.asarray(self.injection)
+        value = _recursion(jnp.where(self._known, self.growth, 1.0), injection, known, fresh)
+        met = jnp.cumsum(injection * (known + fresh)) > 0
+        # a step whose growth is not known does no harm before the first error
+        lost = jnp.any(~self._known[1:] & met[:-1])
+        value = jnp.where(lost, jnp.inf, value)
+        return self._bound(
             value, "what is not Lipschitz has mean 0 given everything before its evaluation"
         )
 
-    def _sizes(self, argument: str, value: Numbers) -> Float[Array, " steps"]:
+    def _sizes(self, argument: str, value: ErrorSize) -> Float[Array, " steps"]:
         """A number for every step."""
-        return per_evaluation(argument, value, self.growth.shape[0])
+        return per_evaluation(argument, value, self.times)
+
+    def _bound(self, value: Float[Array, ""], assumption: str) -> AccumulationBound:
+        """The bound, with the reason if it is infinite."""
+        finite = is_traced(value) or bool(np.isfinite(value))
+        return AccumulationBound(value, assumption, "" if finite else self.vacuous)
 
 
 @in_float64
 def lipschitz_accumulation(
-    target: Gaussian,
+    target: Gaussian | GaussianMixture | AbstractCurvature,
     process: AbstractProcess,
     sampler: AbstractSampler | str,
     schedule: Schedule,
     *,
-    lipschitz: Numbers,
+    lipschitz: ErrorSize,
 ) -> LipschitzAccumulation:
     """Compute the growth factors of a run whose score errors are Lipschitz in x.
 
@@ -135,11 +158,15 @@ def lipschitz_accumulation(
 
     **Arguments:**
 
-    - `target`, `process`, `sampler`, `schedule`: as for `accumulation_operators`; the sampler with
-      one evaluation per step and no multistep history.
-    - `lipschitz`: L_j >= 0, (steps,) or a number for all, in 1 / variance.
+    - `target`: a Gaussian, a mixture, or what is known of the curvature of any data, such as
+      `BoundedSupport(1.0)`.
+    - `process`, `sampler`, `schedule`: as for `accumulation_operators`; the sampler with one
+      evaluation per step and no multistep history. `jk.samplers.EndEvaluated` evaluates at the end
+      of steps.
+    - `lipschitz`: L_j >= 0, (steps,), a number for all or a function of time, in 1 / variance.
 
-    **Returns:** the factors, and the bounds that follow from them.
+    **Returns:** the factors, and the bounds that follow from them: infinite, with a reason, where
+    nothing is known of the curvature.
 
     **Raises:** ValueError as `accumulation_operators`, and for samplers with a multistep history or
     several evaluations per step.
@@ -153,15 +180,111 @@ def lipschitz_accumulation(
 
     Source: as for `LipschitzAccumulation`.
     """
+    curvature = as_curvature(target)
+    steps = checked_steps(process, sampler, schedule)
+    return steps.accumulation(curvature, lipschitz, lambda x, scale: jnp.abs(x))
+
+
+class Steps(eqx.Module):
+    """The steps of a sampler with one evaluation, x' = keep x + injection score + noise.
+
+    - `keep`, `injection`: (steps,), the factors on x and on the score.
+    - `slope`: (steps,), the factor on a score error's slope: `injection` if the step evaluates at x
+      itself.
+    - `times`: (steps,), of the evaluations.
+    """
+
+    keep: Float[Array, " steps"]
+    injection: Float[Array, " steps"]
+    slope: Float[Array, " steps"]
+    times: Float[Array, " steps"]
+    process: AbstractProcess
+
+    @classmethod
+    def of(cls, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule) -> "Steps":
+        """The steps of parts that fit each other."""
+        times = evaluation_times(process, sampler, schedule)
+        keep, injection, slope = _step_responses(process, sampler, schedule)
+        return cls(keep, injection, slope, times, process)
+
+    def factors(self, hessians: Float[Array, "steps *n"]) -> Float[Array, "steps *n"]:
+        """The factor on x of a step whose score has these slopes."""
+        shape = (-1, *[1] * (hessians.ndim - 1))
+        return self.keep.reshape(shape) + self.slope.reshape(shape) * hessians
+
+    def accumulation(
+        self,
+        curvature: AbstractCurvature,
+        lipschitz: ErrorSize,
+        size: Callable[[Array, Array], Array],
+    ) -> LipschitzAccumulation:
+        """The growth factors; `size(x, scale)` is |x|, or a smooth upper bound of it."""
+        low, high = curvature.interval(self.process, self.times)
+        constants = per_evaluation("lipschitz", lipschitz, self.times)
+        known = jnp.isfinite(low) & jnp.isfinite(high)
+        middle = self.factors(jnp.where(known, 0.5 * (low + high), 0.0))
+        # the ends of an interval about its middle, of which one is the larger in size
+        half = 0.5 * jnp.abs(self.slope) * jnp.where(known, high - low, 0.0)
+        growth = size(middle, self.keep) + half + jnp.abs(self.slope) * constants
+        growth = jnp.where(known | (self.slope == 0), growth, jnp.inf)
+        return LipschitzAccumulation(growth, jnp.abs(self.injection), self.times, curvature.vacuous)
+
+
+@in_float64
+def rms_along_run(
+    target: Gaussian,
+    process: AbstractProcess,
+    sampler: AbstractSampler | str,
+    schedule: Schedule,
+    *,
+    rms: ErrorSize,
+    lipschitz: ErrorSize,
+) -> Float[Array, " steps"]:
+    """Bound the rms of score errors along the run without errors, from that under the marginals.
+
+        (E |e_j(y_j)|^2)^(1/2)  <=  rms_j + L_j W2(distribution of y_j, p_t)
+
+    with rms_j = (E |e_j(X_t)|^2)^(1/2) under p_t, where networks are trained and measured. A run
+    meets other points, because its steps are not exact and it does not start from p_t.
+
+    **Arguments:**
+
+    - `target`: a Gaussian, for which both distributions are known.
+    - `process`, `sampler`, `schedule`: as for `lipschitz_accumulation`.
+    - `rms`: under p_t, (steps,), a number or a function of time, >= 0, in 1 / data.
+    - `lipschitz`: of the errors, in the same form, in 1 / variance.
+
+    **Returns:** (steps,), for `LipschitzAccumulation.coherent` and `.mixed`.
+
+    **Raises:** ValueError as `lipschitz_accumulation`.
+
+    **Example:**
+
+    ```python
+    >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.3, 0.01]))
+    >>> assert (jk.bounds.rms_along_run(*run, rms=0.1, lipschitz=0.2) > 0.1).all()
+    ```
+    """
     run = checked_run(target, process, sampler, schedule)
-    _check_one_evaluation(run.sampler)
-    factor, by_slope, by_shift = _step_responses(run)
-    constants = per_evaluation("lipschitz", lipschitz, run.schedule.num_steps)
-    growth = largest(run.target, factor) + largest(run.target, by_slope) * constants
-    return LipschitzAccumulation(growth, largest(run.target, by_shift))
+    check_one_evaluation(run.sampler)
+    times = run.evaluation_times()
+    coordinates = run.coordinates()
+    met = jax.tree.map(lambda a: a[:-1], run.moments())
+    marginal = jax.vmap(lambda t: coordinates.marginal(run.process, t))(times)
+    squared = coordinates.distance("w2_squared", met, marginal)
+    constants = per_evaluation("lipschitz", lipschitz, times)
+    return per_evaluation("rms", rms, times) + constants * safe_sqrt(squared)
 
 
-def _check_one_evaluation(sampler: AbstractSampler) -> None:
+def checked_steps(process: object, sampler: object, schedule: object) -> Steps:
+    """The steps of a run with one evaluation each, where the signal is positive."""
+    # any Gaussian: what is checked does not depend on it
+    run = checked_run(Gaussian(0.0, [1.0]), process, sampler, schedule)
+    check_one_evaluation(run.sampler)
+    return Steps.of(run.process, run.sampler, run.schedule)
+
+
+def check_one_evaluation(sampler: AbstractSampler) -> None:
     """Refuse samplers whose steps are no function of x and one score."""
     if sampler.nfe_per_step != 1:
         what = f"makes {sampler.nfe_per_step} evaluations per step"
@@ -195,18 +318,25 @@ def _recursion(growth: Array, injection: Array, known: Array, fresh: Array) -> F
 
 
 @jax.jit
-def _step_responses(run: Run) -> tuple[Array, Array, Array]:
-    """Three factors (steps, modes) of every step.
+def _step_responses(
+    process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
+) -> tuple[Array, Array, Array]:
+    """Three factors (steps,): on x without a score, on the score, and on the slope of the score."""
+    steps = schedule.num_steps
 
-    A_j, the derivative of -A_j in the error's slope, and that of the step in the error's shift. The
-    last two are both beta_j if the step evaluates at x itself.
-    """
+    def predict(block: Array, x: Array, t: Array) -> Prediction:
+        """Of a score that is 0 everywhere."""
+        del block
+        return Prediction(x / process.signal(t), jnp.zeros_like(x), jnp.zeros_like(x))
 
     def maps(error: AffineError) -> tuple[Array, Array]:
-        out = run.affine_maps(error)
-        return out.factor[0, 0], out.shift[0]
+        out = linearise(sampler, process, schedule, predict, jnp.zeros(1), 1, error)
+        return out.factor[0, 0, :, 0], out.shift[0, :, 0]
 
-    (factor, _), pull = jax.vjp(maps, AffineError(no_error(run), no_error(run)))
+    dtype = schedule.times.dtype
+    none = AffineError(jnp.zeros((steps, 1, 1, 1, 1), dtype), jnp.zeros((steps, 1, 1, 1), dtype))
+    (factor, _), pull = jax.vjp(maps, none)
     one = jnp.ones_like(factor)
     zero = jnp.zeros_like(factor)
-    return factor, -pull((one, zero))[0].slope, pull((zero, one))[0].shift
+    by_slope = -pull((one, zero))[0].slope[:, 0, 0, 0, 0]
+    return factor, pull((zero, one))[0].shift[:, 0, 0, 0], by_slope

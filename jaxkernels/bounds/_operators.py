@@ -15,9 +15,10 @@ from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..score_error import AbstractCorrelation, AffineError, GivenCorrelation
 from ._bound import (
+    COHERENT,
     AccumulationBound,
+    ErrorSize,
     checked_run,
-    coherent_bound,
     largest,
     no_error,
     per_evaluation,
@@ -28,9 +29,11 @@ class AccumulationOperators(eqx.Module):
     """The responses G_i = d x_end / d e_i per mode, and bounds for errors of known correlation.
 
     The methods take `rms`: (E |e_i|^2)^(1/2) of the whole error vector at every evaluation,
-    (evaluations,) or a number for all, in the units of a score, 1 / data. For errors that depend on
-    x it is meant along the run with errors. A ValueError says if a shape is wrong or an entry
-    negative.
+    (evaluations,), a number for all or a function of the array `times`, in the units of a score,
+    1 / data. For errors that depend on x it is meant along the run with errors. A ValueError says
+    if a shape is wrong or an entry negative.
+
+    **Arguments:**
 
     - `signed`: (evaluations, modes), G_i in units of variance. Steps that overshoot make it
       negative.
@@ -62,12 +65,27 @@ class AccumulationOperators(eqx.Module):
 
     @classmethod
     def of(cls, run: Run) -> "AccumulationOperators":
-        """The operators of a run: one reverse pass through its recurrence."""
-        signed = _responses(run)
+        """Compute the operators of a run by one reverse pass through its recurrence.
+
+        **Arguments:**
+
+        - `run`: a run whose responses to score errors are finite.
+
+        **Returns:** the operators.
+
+        **Example:**
+
+        ```python
+        >>> from jaxkernels.recurrence import Run
+        >>> run = Run.checked(jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.1]))
+        >>> operators = jk.bounds.AccumulationOperators.of(run)
+        ```
+        """
+        signed = responses(run)
         return cls(signed, largest(run.target, signed), run.evaluation_times(), run.process)
 
     @in_float64
-    def coherent(self, rms: Numbers) -> AccumulationBound:
+    def coherent(self, rms: ErrorSize) -> AccumulationBound:
         """Bound W2 whatever the dependence of the errors.
 
             W2 <= sum_i ||G_i|| rms_i,
@@ -76,7 +94,7 @@ class AccumulationOperators(eqx.Module):
 
         **Arguments:**
 
-        - `rms`: (evaluations,) or a number, >= 0, in 1 / data.
+        - `rms`: (evaluations,), a number or a function of time, >= 0, in 1 / data.
 
         **Returns:** the bound, in the units of the data.
 
@@ -89,10 +107,10 @@ class AccumulationOperators(eqx.Module):
         >>> bound = jk.bounds.accumulation_operators(*run).coherent(0.1)
         ```
         """
-        return coherent_bound(self._sizes(rms))
+        return AccumulationBound(jnp.sum(self._sizes(rms)), COHERENT)
 
     @in_float64
-    def orthogonal(self, rms: Numbers) -> AccumulationBound:
+    def orthogonal(self, rms: ErrorSize) -> AccumulationBound:
         """Bound W2 for errors with E e_i^T G_i G_j e_j = 0 for i != j.
 
             W2^2 <= sum_i ||G_i||^2 rms_i^2
@@ -102,7 +120,7 @@ class AccumulationOperators(eqx.Module):
 
         **Arguments:**
 
-        - `rms`: (evaluations,) or a number, >= 0, in 1 / data.
+        - `rms`: (evaluations,), a number or a function of time, >= 0, in 1 / data.
 
         **Returns:** the bound, in the units of the data.
 
@@ -120,7 +138,7 @@ class AccumulationOperators(eqx.Module):
 
     @in_float64
     def correlated(
-        self, rms: Numbers, correlation: AbstractCorrelation | Numbers
+        self, rms: ErrorSize, correlation: AbstractCorrelation | Numbers
     ) -> AccumulationBound:
         """Bound W2 for errors of known correlation, between the other two bounds.
 
@@ -128,7 +146,7 @@ class AccumulationOperators(eqx.Module):
 
         **Arguments:**
 
-        - `rms`: (evaluations,) or a number, >= 0, in 1 / data.
+        - `rms`: (evaluations,), a number or a function of time, >= 0, in 1 / data.
         - `correlation`: a model of `jk.score_error`, or a matrix (evaluations, evaluations). In
           every mode m it must be at least the correlation of the errors, |E e_im e_jm| <= |rho_ij|
           (E e_im^2 E e_jm^2)^(1/2), means included. A negative correlation counts by its size,
@@ -155,9 +173,9 @@ class AccumulationOperators(eqx.Module):
             value, "in every mode errors are correlated in time by at most |correlation|"
         )
 
-    def _sizes(self, rms: Numbers) -> Float[Array, " evaluations"]:
+    def _sizes(self, rms: ErrorSize) -> Float[Array, " evaluations"]:
         """The most that every evaluation can contribute."""
-        return self.norms * per_evaluation("rms", rms, self.norms.shape[0])
+        return self.norms * per_evaluation("rms", rms, self.times)
 
 
 @in_float64
@@ -189,7 +207,7 @@ def accumulation_operators(
 
 
 @jax.jit
-def _responses(run: Run) -> Float[Array, "evaluations modes"]:
+def responses(run: Run) -> Float[Array, "evaluations modes"]:
     """The derivative of the end in the shift of every evaluation, per mode."""
     zero = no_error(run)
 

@@ -25,6 +25,9 @@ from ._dpm_solver import (
     DPMSolverPP3M as DPMSolverPP3M,
     UniPC as UniPC,
 )
+from ._end_evaluated import (
+    EndEvaluated as EndEvaluated,
+)
 from ._names import (
     SAMPLERS as SAMPLERS,
     as_sampler as as_sampler,

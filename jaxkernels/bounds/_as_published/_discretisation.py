@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import _checks
-from .._types import Numbers
-from ._assumptions import Assumptions, why
+from ... import _checks
+from ..._types import Numbers
+from .._assumptions import Assumptions, why
 
 
 class PublishedBound(NamedTuple):

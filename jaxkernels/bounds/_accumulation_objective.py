@@ -1,0 +1,238 @@
+"""Bounds on the effect of score errors as objectives of an optimisation.
+
+A largest size among modes, and a size itself, have kinks on which an optimiser stalls. Objectives
+take smooth upper bounds in their place, so that they remain bounds:
+
+    max_m |G_m|  <=  (sum_m G_m^32)^(1/32),      |x|  <=  (x^2 + (0.001 scale)^2)^(1/2)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._numerics import safe_sqrt
+from .._objective import AbstractBoundObjective, AbstractObjective
+from ..distributions import Gaussian, GaussianMixture
+from ..processes import AbstractProcess
+from ..recurrence import NamedInitialization, Run
+from ..samplers import AbstractSampler
+from ..schedules import BASELINES, Schedule
+from ..score_error import AbstractCorrelation, FullyCorrelated
+from ._bound import ErrorSize, check_error_size, per_evaluation
+from ._curvature_interval import AbstractCurvature, as_curvature
+from ._lipschitz import Steps, check_one_evaluation
+from ._operators import responses
+
+_POWER = 32
+_ROUNDING = 1e-3
+
+
+class OperatorBound(AbstractObjective):
+    """The bound of `AccumulationOperators.correlated`, smooth, for a Gaussian and any sampler.
+
+        (sum_ij |rho_ij| ||G_i|| ||G_j|| rms_i rms_j)^(1/2)
+
+    It is at most 1 % + log(modes)/32 above that. The score alone favours one long last step, whose
+    own error it does not count: `to_data` adds that.
+
+    **Arguments:**
+
+    - `rms`: (E |e|^2)^(1/2) at an evaluation, along the run with errors: a number, (evaluations,)
+      or a function of time, which follows the schedule; >= 0, in 1 / data.
+    - `correlation`: of the errors in time. `FullyCorrelated()` (default) is the coherent bound,
+      `Independent()` the orthogonal one.
+    - `to_data`: add the exact W2 between the data and the samples without score errors, so that the
+      sum bounds the distance to the data.
+
+    **Raises:** ValueError for a negative or misshapen `rms`.
+
+    **Example:**
+
+    ```python
+    >>> objective = jk.bounds.OperatorBound(lambda t: 0.01 / (0.1 + t), to_data=True)
+    >>> bound = objective.bind(jk.Gaussian(0.0, [1.0]), jk.VP(), jk.DDIM())
+    ```
+
+    Source: as for `AccumulationOperators`.
+    """
+
+    rms: Any
+    correlation: AbstractCorrelation
+    to_data: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        rms: ErrorSize,
+        correlation: AbstractCorrelation | None = None,
+        to_data: bool = False,
+    ):
+        self.rms = _as_option("rms", rms)
+        self.correlation = FullyCorrelated() if correlation is None else correlation
+        if not isinstance(self.correlation, AbstractCorrelation):
+            raise ValueError(f"correlation must be one such as jk.AR1(0.5); got {correlation!r}.")
+        self.to_data = to_data
+
+    def bind(
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
+    ) -> "BoundOperatorBound":
+        return BoundOperatorBound(target.in_eigenbasis(), process, sampler, self)
+
+    def check_target(
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
+    ) -> None:
+        _check_finite(self.bind(target, process, sampler), process, num_steps)
+
+
+class LipschitzBound(AbstractObjective):
+    """The bound of `LipschitzAccumulation.mixed`, smooth, for a sampler with one evaluation.
+
+    **Arguments:**
+
+    - `rms`: of the Lipschitz part of errors along the run without errors: a number, (steps,) or a
+      function of time, which follows the schedule; >= 0, in 1 / data.
+    - `fresh_rms`: of the part that is new at every step, in the same form. Default: none.
+    - `lipschitz`: the constants L, in the same form, in 1 / variance.
+    - `curvature`: what is known of the data, such as `BoundedSupport(1.0)` or a mixture. Default:
+      that of the Gaussian with their mean and covariance.
+    - `to_data`: as for `OperatorBound`; for Gaussian data, without `curvature`.
+
+    **Raises:** ValueError for an option out of range; before solving, for a curvature with which
+    the bound is infinite.
+
+    **Example:**
+
+    ```python
+    >>> objective = jk.bounds.LipschitzBound(0.01, lipschitz=0.1, to_data=True)
+    >>> bound = objective.bind(jk.Gaussian(0.0, [1.0]), jk.VP(), jk.DDIM())
+    ```
+
+    Source: as for `LipschitzAccumulation`.
+    """
+
+    rms: Any
+    fresh_rms: Any
+    lipschitz: Any
+    curvature: AbstractCurvature | None
+    to_data: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        rms: ErrorSize,
+        fresh_rms: ErrorSize = 0.0,
+        lipschitz: ErrorSize = 0.0,
+        curvature: AbstractCurvature | GaussianMixture | None = None,
+        to_data: bool = False,
+    ):
+        if to_data and curvature is not None:
+            raise ValueError(
+                "to_data=True needs Gaussian data, whose samples are known without score errors; "
+                "leave out curvature, or add a bound on the error of the steps yourself."
+            )
+        self.rms = _as_option("rms", rms)
+        self.fresh_rms = _as_option("fresh_rms", fresh_rms)
+        self.lipschitz = _as_option("lipschitz", lipschitz)
+        self.curvature = None if curvature is None else as_curvature(curvature)
+        self.to_data = to_data
+
+    def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
+        del deterministic, fixed_end
+        check_one_evaluation(sampler)
+
+    def bind(
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
+    ) -> "BoundLipschitzBound":
+        curvature = as_curvature(target) if self.curvature is None else self.curvature
+        return BoundLipschitzBound(target.in_eigenbasis(), process, sampler, curvature, self)
+
+    def check_target(
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
+    ) -> None:
+        bound = self.bind(target, process, sampler)
+        _check_finite(bound, process, num_steps, bound.curvature.vacuous)
+
+
+class BoundOperatorBound(AbstractBoundObjective):
+    """`OperatorBound` of a target in its eigenbasis, a process and a sampler."""
+
+    target: Gaussian
+    process: AbstractProcess
+    sampler: AbstractSampler
+    options: OperatorBound
+
+    def __call__(self, schedule: Schedule) -> Float[Array, ""]:
+        run = _run(self.target, self.process, self.sampler, schedule)
+        times = run.evaluation_times()
+        norms = _smooth_largest(self.target, responses(run))
+        sizes = norms * per_evaluation("rms", self.options.rms, times)
+        sizes = _smooth_size(sizes, safe_sqrt(jnp.mean(sizes**2)))
+        rho = jnp.abs(self.options.correlation.matrix(self.process, times))
+        return safe_sqrt(sizes @ rho @ sizes) + _w2(run, self.options.to_data)
+
+
+class BoundLipschitzBound(AbstractBoundObjective):
+    """`LipschitzBound` of a target in its eigenbasis, a process and a sampler."""
+
+    target: Gaussian
+    process: AbstractProcess
+    sampler: AbstractSampler
+    curvature: AbstractCurvature
+    options: LipschitzBound
+
+    def __call__(self, schedule: Schedule) -> Float[Array, ""]:
+        options = self.options
+        steps = Steps.of(self.process, self.sampler, schedule)
+        accumulation = steps.accumulation(self.curvature, options.lipschitz, _smooth_size)
+        bound = accumulation.mixed(options.rms, options.fresh_rms).value
+        run = _run(self.target, self.process, self.sampler, schedule)
+        return bound + _w2(run, options.to_data)
+
+
+def _run(
+    target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
+) -> Run:
+    """The run from the process's own initialization."""
+    return Run(target, process, sampler, schedule, NamedInitialization(process.initialization))
+
+
+def _w2(run: Run, wanted: bool) -> Float[Array, ""] | float:
+    """W2 between the data and the samples without score errors; 0 if it is not wanted."""
+    return safe_sqrt(jnp.sum(run.contributions("w2_squared"))) if wanted else 0.0
+
+
+def _smooth_size(x: Float[Array, " n"], scale: Float[Array, "*n"]) -> Float[Array, " n"]:
+    """An upper bound of |x| without its kink."""
+    return safe_sqrt(x**2 + (_ROUNDING * scale) ** 2)
+
+
+def _smooth_largest(target: Gaussian, along_modes: Float[Array, "n modes"]) -> Float[Array, " n"]:
+    """An upper bound of the largest size among the modes of positive weight, smooth."""
+    present = jnp.where(jnp.asarray(target.weights) > 0, along_modes, 0.0)
+    # a scale of no effect on the value, which keeps high powers within range
+    top = jax.lax.stop_gradient(jnp.max(jnp.abs(present), axis=-1))
+    top = jnp.where(top > 0, top, 1.0)
+    total = jnp.sum((present / top[:, None]) ** _POWER, axis=-1)
+    some = total > 0
+    return jnp.where(some, top * jnp.where(some, total, 1.0) ** (1.0 / _POWER), 0.0)
+
+
+def _as_option(argument: str, value: ErrorSize) -> Any:
+    """A checked error size as a field: plain functions wrapped, so that they may be traced past."""
+    checked = check_error_size(argument, value)
+    if not callable(checked) or isinstance(checked, eqx.Module):
+        return checked
+    return jax.tree_util.Partial(checked)
+
+
+def _check_finite(
+    bound: Callable[[Schedule], Array], process: AbstractProcess, num_steps: int, reason: str = ""
+) -> None:
+    """Check that the options fit a schedule of that length, and that the bound is finite there."""
+    t_max = float(process.t_max)
+    with jax.enable_x64(True):
+        value = float(bound(BASELINES["uniform"](process, num_steps, 0.5 * t_max)))
+    if value == float("inf"):
+        raise ValueError(f"the bound is infinite for every schedule: {reason}.")
