@@ -43,6 +43,7 @@ from .exports import (
 )
 from .measurement import (
     ConfidenceInterval as ConfidenceInterval,
+    PredictedExcess as PredictedExcess,
     Measurement as Measurement,
     ScoreErrorEstimate as ScoreErrorEstimate,
     estimate_score_error as estimate_score_error,

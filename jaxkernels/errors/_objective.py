@@ -90,6 +90,11 @@ class LocalError(AbstractObjective):
         compress: bool | int | None = None,
     ):
         per_mode = score_error is not None and not _check_score_error(score_error).any_spectrum
+        if score_error is not None and score_error.has_matrix_slopes:
+            raise ValueError(
+                "score_error has matrix slopes, and LocalError adds up modes: use "
+                "TerminalError(score_error=...)."
+            )
         if variance_factor is None:
             variance_factor = 1.0 if per_mode else VARIANCE_FACTOR
         factor = float(_checks.scalar("variance_factor", variance_factor, at_least=1.0))
@@ -145,7 +150,8 @@ class TerminalError(AbstractObjective):
     **Arguments:**
 
     - `metric`, `initialization`: as for `LocalError`.
-    - `score_error`: a `ScoreError`, over whose randomness the metric is averaged. Default: none.
+    - `score_error`: a `ScoreError`, over whose randomness the metric is averaged. Matrix slopes
+      need a metric by name. Default: none.
     - `compress`: as for `LocalError`.
 
     **Raises:** ValueError for an option out of range; when bound, for a score error of
@@ -185,7 +191,7 @@ class TerminalError(AbstractObjective):
             target.in_eigenbasis(),
             process,
             sampler,
-            metrics.resolve(self.metric),
+            metrics.resolve(self.metric, dense=_has_matrix_slopes(self.score_error)),
             initialization_name(process, self.initialization),
             self.score_error,
         )
@@ -214,7 +220,9 @@ class BoundTerminalError(AbstractBoundObjective):
         run = Run(self.target, self.process, self.sampler, schedule, initialization)
         if self.score_error is None:
             return jnp.sum(run.contributions(self.metric))
-        return second_order(ErrorKernel.about_zero(run, self.metric), self.score_error)
+        dense = self.score_error.has_matrix_slopes
+        kernel = ErrorKernel.about_zero(run, self.metric, dense=dense)
+        return second_order(kernel, self.score_error)
 
 
 class BoundLocalError(AbstractBoundObjective):
@@ -364,4 +372,10 @@ def _check_error_fits(
         return
     t_max = float(np.asarray(process.t_max))
     schedule = BASELINES["uniform"](process, num_steps, 0.5 * t_max)
-    factored(error_kernel(target, process, sampler, schedule), score_error)
+    dense = score_error.has_matrix_slopes
+    factored(error_kernel(target, process, sampler, schedule, dense=dense), score_error)
+
+
+def _has_matrix_slopes(score_error: ScoreError | None) -> bool:
+    """Whether there is a score error with matrix slopes."""
+    return score_error is not None and score_error.has_matrix_slopes

@@ -16,10 +16,10 @@ from jaxtyping import Float
 
 from .. import _checks
 from .._types import AnyArray
+from ..errors import ErrorKernel
 from ..score_error import AffineError, ScoreError, Tabulated
 from ._covariance import cross_product_sum, cross_validated_size, impose_structure, product_sum
-from ._expansion import Expansion, network_effects
-from ._interval import ConfidenceInterval, bootstrap_mean
+from ._excess import PredictedExcess, predict_excess
 
 STRUCTURES = ("dense", "banded", "low_rank")
 
@@ -195,24 +195,30 @@ class ScoreErrorEstimate(eqx.Module):
         sizes = range(1, 2 * n + 1) if structure == "low_rank" else range(n)
         return cross_validated_size(self._stacked(), axis, structure, sizes)
 
-    def predict(self, kernel: Expansion, *, level: float = 0.95) -> ConfidenceInterval:
-        """Predict the expected excess error of these networks on a schedule, to second order.
+    def predict(self, kernel: ErrorKernel, *, level: float = 0.95) -> PredictedExcess:
+        """Predict the expected excess error of these networks on a schedule.
 
-        The mean over networks m of grad F . theta_m + F2(theta_m), F2 the kernel's quadratic form,
-        with products between different repetitions only; no covariance is formed. The interval is a
-        studentised bootstrap over networks: it covers a new ensemble like this one. For fewer
-        than 4 networks it resamples repetitions: it covers new draws for the same networks.
+            mean over networks m of F(theta_m) - F(about) - 1/2 tr(Hess F(theta_m) Cov_m)
+
+        F is exact for a given error theta, of any size; theta_m is the mean of a network's
+        repetitions, and Cov_m the covariance of that mean, which alone is treated to second order.
+
+        The interval covers a new ensemble like this one: it is the union of a studentised bootstrap
+        over networks and of the interval for a lognormal distribution, which large errors resemble,
+        widened by the scatter of the fits. For fewer than 4 networks it covers the error of these
+        networks: a t interval of jackknife values over repetitions.
 
         **Arguments:**
 
-        - `kernel`: the expansion of a schedule's error, `error_kernel(...)`, with one slope per
-          mode.
+        - `kernel`: of the schedule, `error_kernel(...)`, with matrix slopes if the estimate has
+          them; the excess is over the error where it expands.
         - `level`: the confidence level, in (0, 1).
 
-        **Returns:** a `ConfidenceInterval`, in the kernel's units.
+        **Returns:** a `PredictedExcess`, in the kernel's units. A warning says where its remainder
+        is not small.
 
-        **Raises:** ValueError for a kernel with matrix slopes, or with fewer than 4 networks and 3
-        repetitions.
+        **Raises:** ValueError for slopes of another form than the kernel's, or with fewer than 4
+        networks and 3 repetitions.
 
         **Example:**
 
@@ -226,12 +232,10 @@ class ScoreErrorEstimate(eqx.Module):
         level = float(_checks.scalar("level", level, above=0.0, below=1.0))
         if kernel.dense:
             raise ValueError("kernel has matrix slopes; the estimate is per mode.")
-        flat = (-1, *self.shift.shape[2:])
-        slope = np.reshape(np.asarray(self.slope), flat)
-        shift = np.reshape(np.asarray(self.shift), flat)
-        errors = Tabulated(self.times, slope, shift)
-        effects = network_effects(kernel, errors, self.num_networks, self.num_repetitions)
-        return bootstrap_mean(effects, level)
+        shape = (self.num_networks, self.num_repetitions)
+        slope = np.asarray(self.slope).reshape(-1, *self.slope.shape[2:])
+        shift = np.asarray(self.shift).reshape(-1, *self.shift.shape[2:])
+        return predict_excess(kernel, Tabulated(self.times, slope, shift), shape, level)
 
     def _stacked(self) -> Float[np.ndarray, "networks repetitions n 2 modes"]:
         """Slope and shift as one array of parameters."""

@@ -31,8 +31,12 @@ from ._search import (
 )
 from ._time_change import time_change
 
-# how many of the best starts are followed
+# how many of the best starts are followed, and how often at most from around what they led to
 _FOLLOWED = 6
+_ROUNDS = 4
+
+# relative difference of L that is no improvement
+_ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -158,8 +162,10 @@ def optimize_diffusion(
         min L(alpha),     0 <= alpha^2 <= cap,     E = c(theta) grad log p
 
     by projected Newton iterations from several starts: the best constant, noise only beyond each
-    edge (the shape of the exact infimum), and noise only below it. The result is never worse than
-    the best constant. Where noise nearer to the data has already removed the influence of a cell, L
+    edge (the shape of the exact infimum), noise only below it, and the best constant with as much
+    noise as allowed beyond each edge. L has local minima, which differ in such edges; the search
+    goes on from what it has found with another edge, until none is better. The result is never
+    worse than the best constant. Where noise nearer to the data has already removed the influence of a cell, L
     does not depend on its alpha^2, which then stays where the search has left it.
 
     **Arguments:**
@@ -249,11 +255,23 @@ def _solve(
 ) -> Minimum:
     """The best of the starts that promise most, never worse than the best constant."""
     below = np.tri(cells + 1, cells, -1)  # row j: 1 on the cells below edge j
-    flat = np.full((1, cells), constant_u)
-    starts = np.concatenate([flat, top * (1.0 - below), top * below, np.full((1, cells), SDE)])
+    beyond = 1.0 - below
+    flat = np.full(cells, constant_u)
+    shapes = [top * beyond, top * below, flat * below + top * beyond]
+    found = _follow(cost, flat, np.concatenate([flat[None], *shapes, [np.full(cells, SDE)]]), top)
+    if found.value > constant:
+        found = found._replace(value=constant, u=flat)
+    for _ in range(_ROUNDS):
+        near = np.concatenate([found.u * below + top * beyond, found.u * beyond, found.u * below])
+        again = _follow(cost, found.u, near, top)
+        if not again.value < found.value * (1.0 - _ROUNDING):
+            break
+        found = again._replace(optima=np.concatenate([found.optima, again.optima]))
+    return found
+
+
+def _follow(cost: _LeadingOrder, first: np.ndarray, starts: np.ndarray, top: float) -> Minimum:
+    """The best of where `first` and the starts that promise most lead."""
     order = np.argsort(np.asarray(evaluate_costs(cost, jnp.asarray(starts))))
     followed = move_inside(starts[order[:_FOLLOWED]], top)
-    found = minimise(cost, np.concatenate([flat, followed]), top)
-    if found.value > constant:
-        return found._replace(value=constant, u=flat[0])
-    return found
+    return minimise(cost, np.concatenate([first[None], followed]), top)

@@ -320,6 +320,11 @@ class ScoreError(eqx.Module):
         """Whether it is defined for every eigenvalue, not for the modes of one target only."""
         return all(profile is None or profile.any_spectrum for profile in (self.shapes, self.mean))
 
+    @property
+    def has_matrix_slopes(self) -> bool:
+        """Whether it mixes modes, by matrices for slopes."""
+        return any(profile is not None and profile.dense for profile in (self.shapes, self.mean))
+
     def mean_at(
         self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> AffineError | None:
