@@ -107,10 +107,11 @@ def expected_error(
       `jk.error_kernel`.
     - `score_error`: the random error.
     - `method`: "second_order" is `ErrorKernel.contract`, with a simulation that estimates the
-      remainder; a warning says where that is not small. "quadrature" is Gauss-Hermite in every direction, exact for errors of low rank as
-      `nodes` grow, with at most a million points in all. "monte_carlo" draws antithetic pairs
-      (theta, -theta) of error trajectories, each with its exact moments; the quadratic part is
-      subtracted and its known mean added back, so that only the remainder is noisy.
+      remainder; a warning says where that is not small. "quadrature" is Gauss-Hermite in every
+      direction, exact for errors of low rank as `nodes` grow, with at most a million points in all.
+      "monte_carlo" draws antithetic pairs (theta, -theta) of error trajectories, each with its
+      exact moments; the quadratic part is subtracted and its known mean added back, so that only
+      the remainder is noisy.
     - `pairs`: number of pairs simulated, >= 2. Default: 128 for "second_order", else 10 000.
     - `nodes`: of the quadrature, per direction.
     - `key`: of the simulation. Default: a fixed one, so that the same call gives the same numbers.
@@ -163,9 +164,10 @@ def _check_remainder(result: ExpectedError) -> None:
     doubt = float(result.standard_error)
     if abs(remainder) + doubt > 0.25 * abs(float(result.second_order)):
         warnings.warn(
-            f"score_error is too large for its expansion: to second order it adds "
+            "score_error is too large for its expansion: to second order it adds "
             f"{float(result.second_order):.3g}, and what that leaves out is {remainder:.3g} +- "
-            f"{doubt:.3g} in a simulation. Use method='monte_carlo' or 'quadrature', or more pairs.",
+            f"{doubt:.3g} in a simulation. Use method='monte_carlo' or 'quadrature', or more "
+            "pairs.",
             stacklevel=4,
         )
 

@@ -124,8 +124,10 @@ def _widen(
     if of_networks == 0.0:
         return interval
     factor = float(np.hypot(1.0, of_fits / of_networks))
-    value, low, high = interval
-    return ConfidenceInterval(value, value - factor * (value - low), value + factor * (high - value))
+    value = interval.value
+    below = factor * (value - interval.low)
+    above = factor * (interval.high - value)
+    return ConfidenceInterval(value, value - below, value + above)
 
 
 @jax.jit

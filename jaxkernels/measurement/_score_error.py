@@ -27,15 +27,18 @@ STRUCTURES = ("dense", "banded", "low_rank")
 class ScoreErrorEstimate(eqx.Module):
     """Affine fits e_t(x) = -slope x + shift of the score errors of M networks in R repetitions.
 
-    Made by `estimate_score_error`; per mode of the target.
+    Made by `estimate_score_error`; along the modes of the target.
 
     **Arguments:**
 
     - `times`: (n,) decreasing.
-    - `slope`: (M, R, n, modes) Delta, in units of a precision.
+    - `slope`: (M, R, n, modes), or (M, R, n, modes, modes) for matrices: Delta, in units of a
+      precision.
     - `shift`: (M, R, n, modes) delta, in units of a score.
     - `residual`: (n, modes) mean square of what the affine function leaves of the network minus the
-      Gaussian score, in units of a score squared.
+      Gaussian score, in units of a score squared; for matrices on held-out draws.
+    - `mixing`: (n, modes) the part of `residual` that is linear in x all the same, without bias and
+      hence of any sign: for slopes per mode what mixes modes. None if not measured.
 
     **Example:**
 
@@ -47,9 +50,15 @@ class ScoreErrorEstimate(eqx.Module):
     """
 
     times: Float[AnyArray, " n"]
-    slope: Float[AnyArray, "networks repetitions n modes"]
+    slope: Float[AnyArray, "networks repetitions n modes ..."]
     shift: Float[AnyArray, "networks repetitions n modes"]
     residual: Float[AnyArray, "n modes"]
+    mixing: Float[AnyArray, "n modes"] | None = None
+
+    @property
+    def dense(self) -> bool:
+        """Whether slopes are matrices."""
+        return self.slope.ndim > self.shift.ndim
 
     @property
     def num_networks(self) -> int:
@@ -63,7 +72,7 @@ class ScoreErrorEstimate(eqx.Module):
 
     @property
     def mean(self) -> AffineError:
-        """The mean over networks and repetitions, fields (n, modes)."""
+        """The mean over networks and repetitions, fields (n, modes[, modes])."""
         return AffineError(np.asarray(self.slope).mean((0, 1)), np.asarray(self.shift).mean((0, 1)))
 
     def estimation_covariance(self) -> Float[np.ndarray, "n 2 n 2 modes"]:
@@ -128,12 +137,14 @@ class ScoreErrorEstimate(eqx.Module):
         """Make a model of the measured error: its mean, and the covariance between networks.
 
         For a single network the error is known and not random: its mean. Negative eigenvalues of
-        the covariance are set to 0.
+        the covariance are set to 0. With matrix slopes the covariance is that of the networks'
+        mean fits, the variance of which it includes.
 
         **Arguments:**
 
         - `structure`: "dense", the covariance as it is; "banded", 0 between times more than `size`
-          apart in the list of times; "low_rank", its `size` largest directions per mode.
+          apart in the list of times; "low_rank", its `size` largest directions per mode. Only
+          "dense" for matrix slopes.
         - `size`: bandwidth or rank; default: selected by cross-validation, see `select_size`.
 
         **Returns:** a `ScoreError`.
@@ -153,6 +164,11 @@ class ScoreErrorEstimate(eqx.Module):
             slope = np.asarray(self.mean.slope)[None]
             shift = np.asarray(self.mean.shift)[None]
             return ScoreError.deterministic(Tabulated(self.times, slope, shift))
+        if self.dense:
+            if structure != "dense":
+                raise ValueError(f"structure={structure!r} is for slopes per mode; use 'dense'.")
+            slope = np.asarray(self.slope).mean(1)
+            return ScoreError.from_samples(self.times, slope, np.asarray(self.shift).mean(1))
         covariance = self.covariance()
         if structure != "dense":
             size = self.select_size(structure) if size is None else _checks.count("size", size)
@@ -230,8 +246,10 @@ class ScoreErrorEstimate(eqx.Module):
         ```
         """
         level = float(_checks.scalar("level", level, above=0.0, below=1.0))
-        if kernel.dense:
+        if kernel.dense and not self.dense:
             raise ValueError("kernel has matrix slopes; the estimate is per mode.")
+        if self.dense and not kernel.dense:
+            raise ValueError("the estimate has matrix slopes; make the kernel with dense=True.")
         shape = (self.num_networks, self.num_repetitions)
         slope = np.asarray(self.slope).reshape(-1, *self.slope.shape[2:])
         shift = np.asarray(self.shift).reshape(-1, *self.shift.shape[2:])
@@ -239,6 +257,8 @@ class ScoreErrorEstimate(eqx.Module):
 
     def _stacked(self) -> Float[np.ndarray, "networks repetitions n 2 modes"]:
         """Slope and shift as one array of parameters."""
+        if self.dense:
+            raise ValueError("the covariance is per mode; this estimate has matrix slopes.")
         return np.stack([np.asarray(self.slope), np.asarray(self.shift)], 3)
 
     def _need_ensemble(self, what: str) -> None:

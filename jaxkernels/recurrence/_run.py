@@ -13,8 +13,8 @@ from ..samplers import AbstractSampler, as_sampler, check_schedule
 from ..schedules import Schedule
 from ..score_error import AffineError
 from ._affine import AffineMaps
-from ._elementwise import check_elementwise
 from ._coordinates import AbstractCoordinates, Dense, Moments, PerMode
+from ._elementwise import check_elementwise
 from ._exact import log_contraction, log_contractions
 from ._initialization import AbstractInitialization, NamedInitialization, check_initialization
 from ._local import LocalErrors, local_errors
