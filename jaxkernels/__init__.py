@@ -27,6 +27,7 @@ from .distributions import (
     GaussianMixture as GaussianMixture,
 )
 from .errors import (
+    ContinuousKernel as ContinuousKernel,
     ErrorBudget as ErrorBudget,
     ErrorCurve as ErrorCurve,
     ErrorKernel as ErrorKernel,
@@ -36,6 +37,7 @@ from .errors import (
     LocalError as LocalError,
     TerminalError as TerminalError,
     TimeModes as TimeModes,
+    continuous_kernel as continuous_kernel,
     error_curve as error_curve,
     error_kernel as error_kernel,
     evaluate_schedule as evaluate_schedule,

@@ -169,3 +169,69 @@ def test_independent_errors_add_up(kernel: Any) -> None:
     np.testing.assert_allclose(mean.slope, 0.2, rtol=1e-6)
     with pytest.raises(TypeError):
         first + 1.0  # pyright: ignore[reportOperatorIssue]
+
+
+# --- continuous time ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_double_integral(alpha: float) -> None:
+    """The moment equations of the perturbed reverse process, by small Euler steps in t.
+
+    A fully correlated shift and slope and a relative error, one after the other: the response of
+    mean and variance to each is integrated backwards with its own differential equation.
+    """
+    t_min = 0.05
+    continuous = jk.continuous_kernel(TARGET, PROCESS, t_min=t_min, stochasticity=alpha)
+    steps = 100_000
+    edges = np.linspace(1.0, t_min, steps + 1)
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    size = (1.0 - t_min) / steps
+    rate = (0.1 + 19.9 * middle)[:, None]
+    signal = np.exp(-0.5 * (0.1 * middle + 9.95 * middle**2))[:, None]
+    marginal = signal**2 * VARIANCES + 1.0 - signal**2
+    strength = 0.5 * (1.0 + alpha**2) * rate
+    # d(dx) = (f-part + strength * (-1 / marginal)) dx, log of what is left at the end
+    growth = 0.5 * rate - strength / marginal
+    left = np.exp(size * (np.cumsum(growth[::-1], 0)[::-1] - 0.5 * growth))
+    end = np.exp(-(0.1 * t_min + 9.95 * t_min**2))
+    final = end * VARIANCES + 1.0 - end
+
+    def expected(slope: np.ndarray, shift: np.ndarray) -> float:
+        mean = size * np.sum(strength * left * (shift - slope * signal * MEAN), 0)
+        variance = -size * np.sum(2.0 * strength * left**2 * slope * marginal, 0)
+        return float(np.sum(mean**2 + variance**2 / (4.0 * final)))
+
+    one = np.ones_like(marginal)
+    for error, slope, shift in (
+        (jk.ScoreError.diagonal(0.0, 0.1), 0.0 * one, 0.1 * one),
+        (jk.ScoreError.diagonal(0.1), 0.1 * one, 0.0 * one),
+        (jk.ScoreError.relative(0.1), 0.1 / marginal, 0.1 * signal * MEAN / marginal),
+    ):
+        found = float(continuous.contract(error))
+        assert found == pytest.approx(expected(slope, shift), rel=1e-5)
+
+
+def test_many_steps_approach_the_double_integral() -> None:
+    """Correlated errors with 200 DDIM steps from the exact marginal; the rest falls like 1 / K."""
+    t_min = 1e-4
+    error = jk.ScoreError.relative(0.05, jk.OrnsteinUhlenbeck(2.0))
+    schedule = jk.schedules.log_snr(PROCESS, 200, t_min)
+    kernel = jk.error_kernel(TARGET, PROCESS, "ddim", schedule, initialization="marginal")
+    found = float(jk.continuous_kernel(TARGET, PROCESS, t_min=t_min).contract(error))
+    assert found == pytest.approx(float(kernel.contract(error)), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"t_min": 0.0}, "t_min = 0 must be > 0"),
+        ({"t_min": 1e-3, "stochasticity": -1.0}, "stochasticity = -1"),
+        ({"t_min": 1e-3, "process": jk.FlowMatching()}, r"use process\.sub_range"),
+        ({"t_min": 1e-3, "target": jk.Gaussian(0.0, [0.0, 1.0])}, "must be > 0"),
+    ],
+)
+def test_refusals_of_the_continuous_kernel(arguments: dict[str, Any], message: str) -> None:
+    setting = {"target": TARGET, "process": PROCESS} | arguments
+    with pytest.raises(ValueError, match=message):
+        jk.continuous_kernel(**setting)

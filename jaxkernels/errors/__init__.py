@@ -12,6 +12,10 @@ from ._analysis import (
 from ._budget import (
     ErrorBudget as ErrorBudget,
 )
+from ._continuous import (
+    ContinuousKernel as ContinuousKernel,
+    continuous_kernel as continuous_kernel,
+)
 from ._evaluate import (
     Evaluation as Evaluation,
     evaluate_schedule as evaluate_schedule,
