@@ -122,17 +122,17 @@ def test_intervals_cover(kernel: Any, networks: int, size: float, scatter: float
 
 
 def test_a_scattered_fit_is_corrected_for(kernel: Any) -> None:
-    """No error, fits that scatter by 0.05: naive averages are far too large, predictions are not.
+    """No error, fits that scatter by 0.1: naive averages are far too large, predictions are not.
 
     The mean of 100 predictions is 0 within 4 standard errors.
     """
     rng = np.random.default_rng(1)
-    fits = 0.05 * rng.standard_normal((100, 1, REPETITIONS, 2, STEPS, 3))
+    fits = 0.1 * rng.standard_normal((100, 1, REPETITIONS, 2, STEPS, 3))
     predicted = [_estimate(f[:, :, 0], f[:, :, 1]).predict(kernel).value for f in fits]
     naive = _excess(*np.moveaxis(fits.mean(2)[:, 0], 1, 0))
     error = np.std(predicted) / np.sqrt(100)
     assert abs(np.mean(predicted)) < 4.0 * error
-    assert np.mean(naive) > 6.0 * error
+    assert np.mean(naive) > 4.0 * error
 
 
 def test_a_scatter_beyond_the_expansion_is_said(kernel: Any) -> None:
@@ -143,11 +143,9 @@ def test_a_scatter_beyond_the_expansion_is_said(kernel: Any) -> None:
         estimate.predict(kernel)
 
 
-@pytest.mark.parametrize("networks", [1, 5])
-def test_the_interaction_matrix_of_an_estimate_sums_to_its_contraction(
-    kernel: Any, networks: int
-) -> None:
-    errors = _draw(np.random.default_rng(3), networks, 0.05)[:, None]
+def test_the_interaction_matrix_of_an_estimate_sums_to_its_contraction(kernel: Any) -> None:
+    """Five networks: a mean, which acts at first order as well, and a covariance."""
+    errors = _draw(np.random.default_rng(3), 5, 0.05)[:, None]
     model = _estimate(errors[:, :, 0].repeat(2, 1), errors[:, :, 1].repeat(2, 1)).score_error()
     pairs = np.asarray(kernel.interaction_matrix(model))
     np.testing.assert_allclose(pairs, pairs.T, atol=1e-12)
@@ -244,7 +242,8 @@ def test_ridge_and_rank_are_selected_on_held_out_draws() -> None:
 
 def test_nothing_is_fitted_where_nothing_mixes() -> None:
     rng = np.random.default_rng(6)
-    found = fit_mixing(rng.standard_normal((60, 24)), rng.standard_normal((60, 24)), None, True)
+    draws = jnp.asarray(rng.standard_normal((2, 60, 24)))
+    found = fit_mixing(draws[0], draws[1], None, True)
     assert np.sum(np.asarray(found.matrix) ** 2) < 0.3
     assert float(jnp.mean(found.residual)) == pytest.approx(1.0, abs=0.15)
 
@@ -302,8 +301,11 @@ def test_matrix_slopes_in_objectives() -> None:
         jk.LocalError(score_error=error)
     objective = jk.TerminalError(score_error=error)
     value = float(objective.bind(TARGET, PROCESS, jk.DDIM())(SCHEDULE))
-    expected = jk.expected_error(*setting, score_error=error, dense=True)
-    assert value == pytest.approx(float(expected.value), rel=1e-4)
+    # half the second derivative along the error, by differences
+    slope, none = np.full((STEPS, 3, 3), 1e-4), np.zeros((STEPS, 3))
+    even = 0.5 * (_excess_of_matrices(slope, none) + _excess_of_matrices(-slope, none))
+    baseline = float(jk.evaluate_schedule(*setting).w2_squared)
+    assert value - baseline == pytest.approx(1e4 * even, rel=1e-3)
     weighted = jk.Gaussian(0.0, VARIANCES, weights=[2.0, 1.0, 1.0])
     with pytest.raises(ValueError, match="unit weights"):
         objective.check_target(weighted, PROCESS, jk.DDIM(), 4)

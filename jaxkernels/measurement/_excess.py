@@ -33,6 +33,9 @@ MANY_NETWORKS = 4
 # runs propagated at once
 _BATCH = 32
 
+# of an error, relatively
+_ROUNDING = 1e-9
+
 
 class PredictedExcess(NamedTuple):
     """The excess error that measured score errors cause, with a confidence interval.
@@ -90,7 +93,8 @@ def predict_excess(
         effects = _effects(kernel, draws, jnp.asarray(signs, float))
     effects = jax.tree.map(lambda a: np.asarray(a, np.float64), effects)
     result = _summarise(effects, level)
-    if abs(result.remainder) > 0.5 * (result.high - result.low):
+    rounding = _ROUNDING * (abs(result.value) + float(effects.baseline))
+    if abs(result.remainder) > max(0.5 * (result.high - result.low), rounding):
         warnings.warn(
             f"the fits scatter too much for their expansion: beyond second order their randomness "
             f"adds {result.remainder:.3g} to an excess error of {result.value:.3g}. Use a larger "
@@ -107,7 +111,7 @@ def _summarise(effects: _Effects, level: float) -> PredictedExcess:
     count = effects.without.shape[1]
     # jackknife pseudo-values, one per repetition: draws are common to the networks
     pseudo = count * effects.at_mean.mean() - (count - 1) * effects.without.mean(0)
-    of_fits = float(pseudo.std(ddof=1)) / np.sqrt(count)
+    of_fits = float(pseudo.std(ddof=1) / np.sqrt(count))
     value = float(networks.mean())
     if len(networks) < MANY_NETWORKS:
         half = float(scipy.stats.t.ppf(0.5 * (1.0 + level), count - 1)) * of_fits
@@ -120,7 +124,7 @@ def _widen(
     interval: ConfidenceInterval, networks: Float[np.ndarray, " n"], of_fits: float
 ) -> ConfidenceInterval:
     """An interval for the randomness of networks that allows for that of the fits they share."""
-    of_networks = float(networks.std(ddof=1)) / np.sqrt(len(networks))
+    of_networks = float(networks.std(ddof=1) / np.sqrt(len(networks)))
     if of_networks == 0.0:
         return interval
     factor = float(np.hypot(1.0, of_fits / of_networks))
