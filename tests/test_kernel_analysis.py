@@ -105,6 +105,7 @@ def test_the_parts_of_an_excess(kernel: Any) -> None:
     assert float(sum(parts)) == pytest.approx(float(kernel.contract(error)), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_parts_with_a_mean_add_up(kernel: Any) -> None:
     draws = np.random.default_rng(0).standard_normal((2, 4, STEPS, 3)) * 0.02
     error = jk.ScoreError.from_samples(TIMES[:-1], *draws)
@@ -213,13 +214,13 @@ def test_the_double_integral(alpha: float) -> None:
 
 
 def test_many_steps_approach_the_double_integral() -> None:
-    """Correlated errors with 200 DDIM steps from the exact marginal; the rest falls like 1 / K."""
+    """Correlated errors with 100 DDIM steps from the exact marginal; the rest falls like 1 / K."""
     t_min = 1e-4
     error = jk.ScoreError.relative(0.05, jk.OrnsteinUhlenbeck(2.0))
-    schedule = jk.schedules.log_snr(PROCESS, 200, t_min)
+    schedule = jk.schedules.log_snr(PROCESS, 100, t_min)
     kernel = jk.error_kernel(TARGET, PROCESS, "ddim", schedule, initialization="marginal")
     found = float(jk.continuous_kernel(TARGET, PROCESS, t_min=t_min).contract(error))
-    assert found == pytest.approx(float(kernel.contract(error)), rel=0.02)
+    assert found == pytest.approx(float(kernel.contract(error)), rel=0.04)
 
 
 @pytest.mark.parametrize(

@@ -129,51 +129,58 @@ def estimate_score_error(
     slopes = _checks.one_of("slopes", slopes, SLOPES)
     if ridge is not None:
         ridge = float(_checks.scalar("ridge", ridge, at_least=0.0))
-    regression = _Regression(slopes, ridge)
     keys = jax.random.split(key, repetitions)
-    shape = (len(several), repetitions, data.times.size, data.samples.shape[1])
-    slope = np.empty(shape if slopes == "diagonal" else (*shape, shape[-1]))
-    shift = np.empty(shape)
-    residual = np.zeros(shape[2:])
-    mixing = np.zeros(shape[2:])
     with Progress("measuring the score error", progress) as line:
-        for m, r in np.ndindex(*shape[:2]):
-            line.update(
-                f"measuring the score error: network {m + 1}/{shape[0]}, "
-                f"repetition {r + 1}/{shape[1]}"
-            )
-            fit = fit_affine(several[m], *data, keys[r], batch, regression)
-            slope[m, r] = np.asarray(fit.slope)
-            shift[m, r] = np.asarray(fit.shift)
-            _check_finite(slope[m, r].reshape(*shape[2:], -1).sum(-1) + shift[m, r], m, data.times)
-            residual += np.asarray(fit.residual) / (shape[0] * shape[1])
-            mixing += np.asarray(fit.mixing) / (shape[0] * shape[1])
+        estimate = _fit_all(several, data, keys, batch, _Regression(slopes, ridge), line)
     if slopes == "diagonal":
         process = several[0].process
         scale = np.sum(1.0 / np.asarray(data.target.marginal_variance(process, data.times)), 1)
-        _warn_of_mixing(data.times, residual, mixing, scale, batch, repetitions)
+        _warn_of_mixing(estimate, scale, batch)
+    return estimate
+
+
+def _fit_all(
+    several: list[AbstractDenoiser],
+    data: _Data,
+    keys: Array,
+    batch: int,
+    regression: _Regression,
+    line: Progress,
+) -> ScoreErrorEstimate:
+    """The fits of all networks, with the same draws in each of their repetitions."""
+    shape = (len(several), len(keys), data.times.size, data.samples.shape[1])
+    slope = np.empty(shape if regression.slopes == "diagonal" else (*shape, shape[-1]))
+    shift = np.empty(shape)
+    residual = np.zeros(shape[2:])
+    mixing = np.zeros(shape[2:])
+    for m, r in np.ndindex(*shape[:2]):
+        line.update(
+            f"measuring the score error: network {m + 1}/{shape[0]}, repetition {r + 1}/{shape[1]}"
+        )
+        fit = fit_affine(several[m], *data, keys[r], batch, regression)
+        slope[m, r] = np.asarray(fit.slope)
+        shift[m, r] = np.asarray(fit.shift)
+        _check_finite(slope[m, r].reshape(*shape[2:], -1).sum(-1) + shift[m, r], m, data.times)
+        residual += np.asarray(fit.residual) / (shape[0] * shape[1])
+        mixing += np.asarray(fit.mixing) / (shape[0] * shape[1])
     arrays = (slope, shift, residual, mixing)
     return ScoreErrorEstimate(data.times, *(constant(a) for a in arrays))
 
 
 def _warn_of_mixing(
-    times: AnyArray,
-    residual: Float[np.ndarray, "n modes"],
-    mixing: Float[np.ndarray, "n modes"],
-    scale: Float[np.ndarray, " n"],
-    batch: int,
-    repetitions: int,
+    estimate: ScoreErrorEstimate, scale: Float[np.ndarray, " n"], batch: int
 ) -> None:
-    """Warn where slopes per mode miss an error that mixes modes."""
-    found = mixing.sum(1)
+    """Warn where slopes per mode miss an error that mixes modes, for scores squared `scale`."""
+    residual = np.asarray(estimate.residual)
     total = residual.sum(1)
-    doubt = _DEVIATIONS * null_deviation(residual, batch, repetitions)
+    found = np.asarray(estimate.mixing).sum(1)
+    doubt = _DEVIATIONS * null_deviation(residual, batch, estimate.num_repetitions)
     missed = (found > doubt) & (found > _SHARE * total) & (total > _ROUNDING * scale)
     if np.any(missed):
         i = int(np.argmax(np.where(missed, found / np.maximum(total, 1e-300), 0.0)))
         warnings.warn(
-            f"at t = {times[i]:g} {found[i] / total[i]:.0%} of what slopes per mode leave of the "
-            "error is linear and mixes modes: predictions miss it. Use slopes='matrix', or "
+            f"at t = {estimate.times[i]:g} {found[i] / total[i]:.0%} of what slopes per mode leave "
+            "of the error is linear and mixes modes: predictions miss it. Use slopes='matrix', or "
             "'low_rank' for few draws, with error_kernel(..., dense=True).",
             stacklevel=3,
         )

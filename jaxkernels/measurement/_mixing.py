@@ -39,12 +39,9 @@ def measure_mixing(
     The product of the regressions in two halves of the draws, whose errors are independent.
     """
     half = u.shape[0] // 2
-    first_u, second_u = u[:half], u[half:]
-    first_r, second_r = r[:half], r[half:]
-    count = first_u.shape[0] * second_u.shape[0]
-    products = matmul(matmul(first_u, second_u.T), second_r)
-    own = jnp.sum(first_u * first_r, 0) * jnp.sum(second_u * second_r, 0)
-    return (jnp.sum(first_r * products, 0) - own) / count
+    products = matmul(matmul(u[:half], u[half:].T), r[half:])
+    own = jnp.sum(u[:half] * r[:half], 0) * jnp.sum(u[half:] * r[half:], 0)
+    return (jnp.sum(r[:half] * products, 0) - own) / (half * (u.shape[0] - half))
 
 
 def fit_mixing(

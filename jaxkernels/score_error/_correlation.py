@@ -195,8 +195,9 @@ class AR1(AbstractMarkov):
     def factor(
         self, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> Float[Array, "evaluations factors"]:
-        sign = jnp.where(jnp.asarray(self.rho) < 0, -1.0, 1.0).astype(times.dtype)
-        return sign ** _distinct(times)[:, None] * super().factor(process, times)
+        factor = super().factor(process, times)
+        alternates = (jnp.asarray(self.rho) < 0) & (_distinct(times) % 2 == 1)
+        return jnp.where(alternates[:, None], -factor, factor)
 
 
 class OrnsteinUhlenbeck(AbstractMarkov):
