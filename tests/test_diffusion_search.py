@@ -9,6 +9,7 @@ import pytest
 
 import jaxkernels as jk
 from jaxkernels import reverse_sde
+from jaxkernels._types import constant
 
 FINAL = 2.0
 SPECTRUM = np.geomspace(0.01, 1.0, 10)
@@ -136,9 +137,8 @@ def _measured(size: float, scatter: float, repetitions: int = 8) -> jk.ScoreErro
     marginal = 1.0 + (VARIANCES - 1.0) * np.exp(-theta[:, None])
     slope = size * np.exp(-(theta[0] - theta[:, None]) / 2.0) / marginal
     noise = np.random.default_rng(0).standard_normal((2, 1, repetitions, 12, 2))
-    return jk.ScoreErrorEstimate(
-        MEASURED_AT, slope + scatter * noise[0], scatter * noise[1], np.zeros((12, 2))
-    )
+    fits = (slope + scatter * noise[0], scatter * noise[1], np.zeros((12, 2)))
+    return jk.ScoreErrorEstimate(constant(MEASURED_AT), *(constant(a) for a in fits))
 
 
 def test_a_measured_error_leads_to_a_diffusion_with_a_verdict() -> None:

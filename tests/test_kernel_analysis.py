@@ -169,7 +169,7 @@ def test_independent_errors_add_up(kernel: Any) -> None:
     assert mean is not None
     np.testing.assert_allclose(mean.slope, 0.2, rtol=1e-6)
     with pytest.raises(TypeError):
-        first + 1.0  # pyright: ignore[reportOperatorIssue]
+        _ = first + 1.0  # pyright: ignore[reportOperatorIssue]
 
 
 # --- continuous time ------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def predict_excess(
 
 def _summarise(effects: _Effects, level: float) -> PredictedExcess:
     """The mean over networks and its interval."""
-    networks = effects.at_mean - effects.correction
+    networks = np.asarray(effects.at_mean - effects.correction)
     remainder = float(effects.remainder.mean())
     count = effects.without.shape[1]
     # jackknife pseudo-values, one per repetition: draws are common to the networks

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from .._linalg import matmul
 
@@ -56,16 +56,18 @@ def fit_mixing(
     folds = ((u[:half], r[:half], u[half:], r[half:]), (u[half:], r[half:], u[:half], r[:half]))
 
     def losses(penalty: Array) -> Array:
-        return sum(_held_out_losses(*fold, penalty, low_rank) for fold in folds) / u.shape[0]
+        first, second = (_held_out_losses(*fold, penalty, low_rank) for fold in folds)
+        return (first + second) / u.shape[0]
 
     loss = jax.lax.map(losses, penalties)  # (penalties, ranks, modes)
     total = jnp.sum(loss, -1)
     best = jnp.argmin(total)
     ranks = total.shape[1]
-    best_penalty = best // ranks
-    rank = best % ranks if low_rank else None
-    coefficients, directions = _decompose(u, r, penalties[best_penalty], low_rank)
-    return Mixing(_truncate(coefficients, directions, rank), loss[best_penalty, best % ranks])
+    coefficients, directions = _decompose(u, r, penalties[best // ranks], low_rank)
+    if directions is not None:
+        kept = jnp.where(jnp.arange(directions.shape[0]) < best % ranks, 1.0, 0.0)
+        coefficients = matmul(matmul(coefficients, directions.T) * kept, directions)
+    return Mixing(coefficients, loss[best // ranks, best % ranks])
 
 
 def _decompose(
@@ -80,18 +82,6 @@ def _decompose(
     if low_rank:
         directions = jnp.linalg.svd(singular[:, None] * rows, full_matrices=False)[2]
     return matmul(right.T, rows), directions
-
-
-def _truncate(
-    coefficients: Float[Array, "modes modes"],
-    directions: Float[Array, "ranks modes"] | None,
-    rank: Int[Array, ""] | None,
-) -> Float[Array, "modes modes"]:
-    """B on its first directions."""
-    if directions is None:
-        return coefficients
-    kept = jnp.where(jnp.arange(directions.shape[0]) < rank, 1.0, 0.0)
-    return matmul(matmul(coefficients, directions.T) * kept, directions)
 
 
 def _held_out_losses(
