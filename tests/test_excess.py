@@ -300,7 +300,7 @@ def test_matrix_slopes_in_objectives() -> None:
     with pytest.raises(ValueError, match=r"use expected_error\(..., dense=True\)"):
         jk.evaluate_schedule(*setting, score_error=error)
     with pytest.raises(ValueError, match="use TerminalError"):
-        jk.LocalError(score_error=error)
+        jk.LocalError(score_error=error).bind(TARGET, PROCESS, jk.DDIM())
     objective = jk.TerminalError(score_error=error)
     value = float(objective.bind(TARGET, PROCESS, jk.DDIM())(SCHEDULE))
     # half the second derivative along the error, by differences

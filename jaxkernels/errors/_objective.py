@@ -90,11 +90,6 @@ class LocalError(AbstractObjective):
         compress: bool | int | None = None,
     ):
         per_mode = score_error is not None and not _check_score_error(score_error).any_spectrum
-        if score_error is not None and score_error.has_matrix_slopes:
-            raise ValueError(
-                "score_error has matrix slopes, and LocalError adds up modes: use "
-                "TerminalError(score_error=...)."
-            )
         if variance_factor is None:
             variance_factor = 1.0 if per_mode else VARIANCE_FACTOR
         factor = float(_checks.scalar("variance_factor", variance_factor, at_least=1.0))
@@ -117,6 +112,7 @@ class LocalError(AbstractObjective):
     def bind(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
     ) -> "BoundLocalError":
+        _check_per_mode(self.score_error)
         model = target.in_eigenbasis()
         if self.compress is not False and isinstance(self.metric, str) and self._any_spectrum:
             model = limit_modes(model)
@@ -133,6 +129,7 @@ class LocalError(AbstractObjective):
     def check_target(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
     ) -> None:
+        _check_per_mode(self.score_error)
         _check_error_fits(target, process, sampler, num_steps, self.score_error)
 
     def reduce(self, bound: AbstractBoundObjective) -> AbstractBoundObjective:
@@ -374,6 +371,14 @@ def _check_error_fits(
     schedule = BASELINES["uniform"](process, num_steps, 0.5 * t_max)
     dense = score_error.has_matrix_slopes
     factored(error_kernel(target, process, sampler, schedule, dense=dense), score_error)
+
+
+def _check_per_mode(score_error: ScoreError | None) -> None:
+    if _has_matrix_slopes(score_error):
+        raise ValueError(
+            "score_error has matrix slopes, and LocalError adds up modes: use "
+            "TerminalError(score_error=...), or expected_error(..., dense=True)."
+        )
 
 
 def _has_matrix_slopes(score_error: ScoreError | None) -> bool:

@@ -42,11 +42,9 @@ class MeasuredDiffusion:
     **Example:**
 
     ```python
-    >>> fits = np.full((1, 6, 2, 1), 0.1) * np.array([[1.0], [0.0]])
-    >>> estimate = jk.ScoreErrorEstimate(np.array([0.9, 0.1]), fits, fits, np.zeros((2, 1)))
-    >>> setting = (estimate, jk.Gaussian(0.0, [0.5]), jk.VP())
-    >>> jk.reverse_sde.optimize_measured_diffusion(*setting, cells=2).verdict[:3]
-    'use'
+    >>> fits = (*np.full((2, 1, 6, 2, 1), 0.1), np.zeros((2, 1)))
+    >>> setting = (jk.ScoreErrorEstimate(np.array([0.9, 0.1]), *fits), jk.Gaussian(0.0, [0.5]))
+    >>> found = jk.reverse_sde.optimize_measured_diffusion(*setting, jk.VP(), cells=2)
     ```
     """
 
@@ -101,10 +99,9 @@ def optimize_measured_diffusion(
     **Example:**
 
     ```python
-    >>> fits = np.full((1, 6, 2, 1), 0.1)
-    >>> estimate = jk.ScoreErrorEstimate(np.array([0.9, 0.1]), fits, fits, np.zeros((2, 1)))
-    >>> setting = (estimate, jk.Gaussian(0.0, [0.5]), jk.VP())
-    >>> found = jk.reverse_sde.optimize_measured_diffusion(*setting, cells=2)
+    >>> fits = (*np.full((2, 1, 6, 2, 1), 0.1), np.zeros((2, 1)))
+    >>> setting = (jk.ScoreErrorEstimate(np.array([0.9, 0.1]), *fits), jk.Gaussian(0.0, [0.5]))
+    >>> found = jk.reverse_sde.optimize_measured_diffusion(*setting, jk.VP(), cells=2)
     ```
 
     Source: the question is that of Cao, Chen, Luo, Zhou (2023), Section 5.
