@@ -28,15 +28,24 @@ from .distributions import (
     GaussianMixture as GaussianMixture,
 )
 from .errors import (
+    ContinuousKernel as ContinuousKernel,
     ErrorBudget as ErrorBudget,
+    ErrorCurve as ErrorCurve,
     ErrorKernel as ErrorKernel,
     Evaluation as Evaluation,
     ExpectedError as ExpectedError,
+    KernelParts as KernelParts,
     LocalError as LocalError,
     TerminalError as TerminalError,
+    TimeModes as TimeModes,
+    continuous_kernel as continuous_kernel,
+    error_curve as error_curve,
     error_kernel as error_kernel,
     evaluate_schedule as evaluate_schedule,
     expected_error as expected_error,
+    kernel_parts as kernel_parts,
+    stability_constant as stability_constant,
+    time_modes as time_modes,
 )
 from .exports import (
     Export as Export,
@@ -45,6 +54,7 @@ from .exports import (
 from .measurement import (
     ConfidenceInterval as ConfidenceInterval,
     Measurement as Measurement,
+    PredictedExcess as PredictedExcess,
     ScoreErrorEstimate as ScoreErrorEstimate,
     estimate_score_error as estimate_score_error,
     linearised_score_error as linearised_score_error,

@@ -212,7 +212,6 @@ def _measured(x: jax.Array) -> object:
             T[None],
             jax.random.key(0),
             3,
-            0.0,
         ),
     ],
 )

@@ -1,7 +1,20 @@
 """The terminal error of a sampler on a Gaussian: budget, kernels and expectation."""
 
+from ._analysis import (
+    ErrorCurve as ErrorCurve,
+    KernelParts as KernelParts,
+    TimeModes as TimeModes,
+    error_curve as error_curve,
+    kernel_parts as kernel_parts,
+    stability_constant as stability_constant,
+    time_modes as time_modes,
+)
 from ._budget import (
     ErrorBudget as ErrorBudget,
+)
+from ._continuous import (
+    ContinuousKernel as ContinuousKernel,
+    continuous_kernel as continuous_kernel,
 )
 from ._evaluate import (
     Evaluation as Evaluation,

@@ -139,6 +139,11 @@ def evaluate_schedule(
     run = Run.checked(target, process, sampler, schedule, initialization)
     if score_error is not None and not isinstance(run.initialization, NamedInitialization):
         raise ValueError("a score_error can be combined with initialization by name only.")
+    if score_error is not None and score_error.has_matrix_slopes:
+        raise ValueError(
+            "score_error has matrix slopes, which are not per mode: use "
+            "expected_error(..., dense=True)."
+        )
     evaluation = _evaluate(run, score_error)
     if not is_traced(evaluation):
         _check_finite(evaluation, run)

@@ -1,6 +1,7 @@
 """The expected terminal error under a random score error: expansion, quadrature and simulation."""
 
 import itertools
+import warnings
 
 import equinox as eqx
 import jax
@@ -13,6 +14,7 @@ from .._precision import in_float64, is_traced
 from .._types import constant
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
+from ..recurrence import Initialization
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..score_error import AffineError, ScoreError
@@ -88,7 +90,7 @@ def expected_error(
     score_error: ScoreError,
     method: str = "second_order",
     metric: str | metrics.Metric = "w2_squared",
-    initialization: str | None = None,
+    initialization: Initialization = None,
     dense: bool = False,
     pairs: int | None = None,
     nodes: int = 16,
@@ -105,10 +107,11 @@ def expected_error(
       `jk.error_kernel`.
     - `score_error`: the random error.
     - `method`: "second_order" is `ErrorKernel.contract`, with a simulation that estimates the
-      remainder. "quadrature" is Gauss-Hermite in every direction, exact for errors of low rank as
-      `nodes` grow, with at most a million points in all. "monte_carlo" draws antithetic pairs
-      (theta, -theta) of error trajectories, each with its exact moments; the quadratic part is
-      subtracted and its known mean added back, so that only the remainder is noisy.
+      remainder; a warning says where that is not small. "quadrature" is Gauss-Hermite in every
+      direction, exact for errors of low rank as `nodes` grow, with at most a million points in all.
+      "monte_carlo" draws antithetic pairs (theta, -theta) of error trajectories, each with its
+      exact moments; the quadratic part is subtracted and its known mean added back, so that only
+      the remainder is noisy.
     - `pairs`: number of pairs simulated, >= 2. Default: 128 for "second_order", else 10 000.
     - `nodes`: of the quadrature, per direction.
     - `key`: of the simulation. Default: a fixed one, so that the same call gives the same numbers.
@@ -150,7 +153,23 @@ def expected_error(
             "schedule or the score error too large for it; use a smaller error, more steps, or "
             "metric='w2_squared'."
         )
+    if not is_traced(result) and method == "second_order":
+        _check_remainder(result)
     return result
+
+
+def _check_remainder(result: ExpectedError) -> None:
+    """Warn where the simulation does not show that the remainder is small."""
+    remainder = float(result.remainder)
+    doubt = float(result.standard_error)
+    if abs(remainder) + doubt > 0.25 * abs(float(result.second_order)):
+        warnings.warn(
+            "score_error is too large for its expansion: to second order it adds "
+            f"{float(result.second_order):.3g}, and what that leaves out is {remainder:.3g} +- "
+            f"{doubt:.3g} in a simulation. Use method='monte_carlo' or 'quadrature', or more "
+            "pairs.",
+            stacklevel=4,
+        )
 
 
 def _expected(

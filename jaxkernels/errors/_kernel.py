@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .. import _checks, metrics
+from .. import metrics
 from .._precision import in_float64, is_traced
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
-from ..recurrence import NAMED_INITIALIZATIONS, Run
+from ..recurrence import Initialization, Run
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..score_error import AffineError, ScoreError
@@ -225,9 +225,10 @@ class ErrorKernel(eqx.Module):
     ) -> Float[Array, "evaluations evaluations"]:
         """Compute which pair of evaluations costs how much.
 
-        Entry (a, b) is the part of `contract` due to errors at a and b. The matrix is symmetric; it
-        sums to `contract` when the error has the mean that the kernel expands about. Its diagonal
-        is what the errors would cost if they were independent in time.
+        Entry (a, b) is the part of `contract` due to errors at a and b. The matrix is symmetric and
+        sums to `contract`. Its diagonal is what the errors would cost if they were independent in
+        time; a mean of the error other than the one that the kernel expands about acts at first
+        order as well, by itself at every evaluation, and that part is on the diagonal too.
 
         **Arguments:**
 
@@ -249,7 +250,8 @@ class ErrorKernel(eqx.Module):
         parts = [part for part in (directions, mean) if part is not None]
         if not parts:
             return jnp.zeros((self.about.shift.shape[0],) * 2)
-        return _interaction(self, jax.tree.map(lambda *a: jnp.concatenate(a), *parts))
+        pairs = _interaction(self, jax.tree.map(lambda *a: jnp.concatenate(a), *parts))
+        return pairs if mean is None else pairs + jnp.diag(_first_order(self, mean))
 
     @in_float64
     def time_marginal(self) -> AffineError:
@@ -311,7 +313,7 @@ def error_kernel(
     schedule: Schedule,
     *,
     metric: str | metrics.Metric = "w2_squared",
-    initialization: str | None = None,
+    initialization: Initialization = None,
     dense: bool = False,
     about: AffineError | None = None,
 ) -> ErrorKernel:
@@ -322,7 +324,8 @@ def error_kernel(
     - `target`, `process`, `sampler`, `schedule`: as for `jk.evaluate_schedule`.
     - `metric`: "w2_squared", "kl" = KL(p_data || q), "reverse_kl", or a differentiable function as
       in `jk.metrics` (with `dense`, of covariance matrices).
-    - `initialization`: "standard_normal" or "marginal". Default: that of the process.
+    - `initialization`: "standard_normal", "marginal", or with `dense` any Gaussian in data
+      coordinates. Default: that of the process.
     - `dense`: True for errors that mix modes (small d; needs unit weights).
     - `about`: known errors to expand around, fields (evaluations, modes[, modes]), along the
       target's modes: for matrices in data coordinates pass basis^T Delta basis. Default: none.
@@ -342,9 +345,12 @@ def error_kernel(
 
     Source: as for `ErrorKernel`.
     """
-    if initialization is not None:
-        _checks.one_of("initialization", initialization, NAMED_INITIALIZATIONS)
     run = Run.checked(target, process, sampler, schedule, initialization)
+    if not (dense or run.initialization.commutes):
+        raise ValueError(
+            "initialization is a Gaussian, whose covariance may mix modes: pass dense=True, or "
+            "initialization by name."
+        )
     run.check_signal()
     none = _no_error(run, dense)
     about = none if about is None else _checked_about(about, none, dense)
@@ -438,6 +444,19 @@ def contract(
 
 
 @jax.jit
+def _first_order(kernel: ErrorKernel, mean: AffineError) -> Array:
+    """What a mean error (1, E, ...) adds at first order, by evaluation."""
+    gradient = jax.grad(kernel.error)(kernel.about)
+    return _sum_by_evaluation(jax.tree.map(lambda g, m: g * m[0], gradient, mean))
+
+
+def _sum_by_evaluation(error: AffineError) -> Array:
+    """The sum of slopes and shifts over modes, at every evaluation."""
+    by_slope = jnp.sum(error.slope.reshape(error.slope.shape[0], -1), 1)
+    return by_slope + jnp.sum(error.shift, -1)
+
+
+@jax.jit
 def _interaction(kernel: ErrorKernel, directions: AffineError) -> Array:
     """The matrix over pairs of evaluations, summed over directions."""
     _, hessian_times = jax.linearize(jax.grad(kernel.error), kernel.about)
@@ -449,9 +468,7 @@ def _interaction(kernel: ErrorKernel, directions: AffineError) -> Array:
             part = jax.tree.map(
                 lambda v: jnp.where(here.reshape(-1, *[1] * (v.ndim - 1)), v, 0.0), w
             )
-            response = jax.tree.map(jnp.multiply, hessian_times(part), w)
-            by_slope = jnp.sum(response.slope.reshape(evaluations, -1), 1)
-            return 0.5 * (by_slope + jnp.sum(response.shift, -1))
+            return 0.5 * _sum_by_evaluation(jax.tree.map(jnp.multiply, hessian_times(part), w))
 
         return jax.lax.map(entry, jnp.arange(evaluations), batch_size=min(_BATCH, evaluations))
 

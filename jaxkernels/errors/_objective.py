@@ -112,6 +112,7 @@ class LocalError(AbstractObjective):
     def bind(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
     ) -> "BoundLocalError":
+        _check_per_mode(self.score_error)
         model = target.in_eigenbasis()
         if self.compress is not False and isinstance(self.metric, str) and self._any_spectrum:
             model = limit_modes(model)
@@ -128,6 +129,7 @@ class LocalError(AbstractObjective):
     def check_target(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
     ) -> None:
+        _check_per_mode(self.score_error)
         _check_error_fits(target, process, sampler, num_steps, self.score_error)
 
     def reduce(self, bound: AbstractBoundObjective) -> AbstractBoundObjective:
@@ -145,7 +147,8 @@ class TerminalError(AbstractObjective):
     **Arguments:**
 
     - `metric`, `initialization`: as for `LocalError`.
-    - `score_error`: a `ScoreError`, over whose randomness the metric is averaged. Default: none.
+    - `score_error`: a `ScoreError`, over whose randomness the metric is averaged. Matrix slopes
+      need a metric by name. Default: none.
     - `compress`: as for `LocalError`.
 
     **Raises:** ValueError for an option out of range; when bound, for a score error of
@@ -185,7 +188,7 @@ class TerminalError(AbstractObjective):
             target.in_eigenbasis(),
             process,
             sampler,
-            metrics.resolve(self.metric),
+            metrics.resolve(self.metric, dense=_has_matrix_slopes(self.score_error)),
             initialization_name(process, self.initialization),
             self.score_error,
         )
@@ -214,7 +217,9 @@ class BoundTerminalError(AbstractBoundObjective):
         run = Run(self.target, self.process, self.sampler, schedule, initialization)
         if self.score_error is None:
             return jnp.sum(run.contributions(self.metric))
-        return second_order(ErrorKernel.about_zero(run, self.metric), self.score_error)
+        dense = self.score_error.has_matrix_slopes
+        kernel = ErrorKernel.about_zero(run, self.metric, dense=dense)
+        return second_order(kernel, self.score_error)
 
 
 class BoundLocalError(AbstractBoundObjective):
@@ -364,4 +369,18 @@ def _check_error_fits(
         return
     t_max = float(np.asarray(process.t_max))
     schedule = BASELINES["uniform"](process, num_steps, 0.5 * t_max)
-    factored(error_kernel(target, process, sampler, schedule), score_error)
+    dense = score_error.has_matrix_slopes
+    factored(error_kernel(target, process, sampler, schedule, dense=dense), score_error)
+
+
+def _check_per_mode(score_error: ScoreError | None) -> None:
+    if _has_matrix_slopes(score_error):
+        raise ValueError(
+            "score_error has matrix slopes, and LocalError adds up modes: use "
+            "TerminalError(score_error=...), or expected_error(..., dense=True)."
+        )
+
+
+def _has_matrix_slopes(score_error: ScoreError | None) -> bool:
+    """Whether there is a score error with matrix slopes."""
+    return score_error is not None and score_error.has_matrix_slopes

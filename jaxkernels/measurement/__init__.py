@@ -4,6 +4,9 @@ from ._affine_fit import (
     estimate_score_error as estimate_score_error,
     linearised_score_error as linearised_score_error,
 )
+from ._excess import (
+    PredictedExcess as PredictedExcess,
+)
 from ._interval import (
     ConfidenceInterval as ConfidenceInterval,
 )

@@ -4,9 +4,10 @@ For any data distribution the best affine fit of the exact score under p_t is th
 Gaussian with the data's mean and covariance, -Sigma_t^-1 (x - a mu) (Stein's identity). The affine
 part of a network's error is therefore found without knowing the exact score: fit an affine function
 to the network minus that Gaussian score, over noised data. What is left is the nonlinear part of
-network and data, which acts as an error of the fit.
+network and data, which acts as an error of the fit, and for a fit per mode also what mixes modes.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,16 +25,37 @@ from ..distributions import Gaussian
 from ..prediction import AbstractDenoiser, Denoiser, check_denoiser
 from ..processes import check_times
 from ..score_error import FullyCorrelated, ScoreError, Tabulated
+from ._mixing import fit_mixing, measure_mixing, null_deviation
 from ._samples import check_samples, check_target, dimensions, fit_gaussian
 from ._score_error import ScoreErrorEstimate
 
+SLOPES = ("diagonal", "matrix", "low_rank")
+
+# a share of the residual that mixes modes is worth a warning from here on, if it is this number of
+# standard deviations from 0
+_SHARE = 0.01
+_DEVIATIONS = 5.0
+# residuals below this fraction of the score squared are rounding
+_ROUNDING = 1e-10
+
 
 class AffineFit(NamedTuple):
-    """Slope, shift and mean squared residual at every time, per mode."""
+    """Slope, shift, mean squared residual and its part that mixes modes, at every time."""
 
-    slope: Float[Array, "n modes"]
+    slope: Float[Array, "n modes ..."]
     shift: Float[Array, "n modes"]
     residual: Float[Array, "n modes"]
+    mixing: Float[Array, "n modes"]
+
+
+class _Regression(NamedTuple):
+    """How slopes are fitted."""
+
+    slopes: str = "diagonal"
+    ridge: float | None = None
+
+
+_PER_MODE = _Regression()
 
 
 class _Data(NamedTuple):
@@ -53,7 +75,8 @@ def estimate_score_error(
     target: Gaussian | None = None,
     repetitions: int = 8,
     batch: int = 1024,
-    ridge: float = 0.0,
+    slopes: str = "diagonal",
+    ridge: float | None = None,
     progress: bool = True,
 ) -> ScoreErrorEstimate:
     """Fit the affine part of the score errors of one network or several, per time and mode.
@@ -62,6 +85,10 @@ def estimate_score_error(
     repetition, and y = score(x, t) + Sigma_t^-1 (x - a mu); per mode y is regressed on x,
 
         Delta = -cov(y, x) / (var(x) (1 + ridge)),     delta = mean(y) + Delta mean(x).
+
+    Matrix slopes add to that the regression of its residual on all modes, with a ridge. `residual`
+    of the result is what the fit leaves, and `mixing` the part of that which a matrix would still
+    explain; for a fit per mode a warning says where that is not small.
 
     **Arguments:**
 
@@ -75,7 +102,11 @@ def estimate_score_error(
       the Gaussian score is that of the samples drawn from.
     - `repetitions`: fits per network, >= 2.
     - `batch`: draws per repetition, >= 3.
-    - `ridge`: shrinks slopes by the factor 1 / (1 + ridge), >= 0; 0 for none.
+    - `slopes`: "diagonal", one slope per mode; "matrix", for batches of many times d draws;
+      "low_rank", a matrix of low rank plus the diagonal, for fewer draws. Matrices take O(n d^2)
+      numbers per network and repetition.
+    - `ridge`: shrinks slopes by the factor 1 / (1 + ridge), >= 0; 0 for none. Default: none for
+      slopes per mode; for matrices selected, as the rank is, on held-out draws.
     - `progress`: show a line of progress.
 
     **Returns:** a `ScoreErrorEstimate`.
@@ -95,24 +126,64 @@ def estimate_score_error(
     data = _check_data(several[0], samples, target, times)
     repetitions = _checks.count("repetitions", repetitions, at_least=2)
     batch = _checks.count("batch", batch, at_least=3)
-    ridge = float(_checks.scalar("ridge", ridge, at_least=0.0))
+    slopes = _checks.one_of("slopes", slopes, SLOPES)
+    if ridge is not None:
+        ridge = float(_checks.scalar("ridge", ridge, at_least=0.0))
     keys = jax.random.split(key, repetitions)
-    shape = (len(several), repetitions, data.times.size, data.samples.shape[1])
-    slope = np.empty(shape)
+    with Progress("measuring the score error", progress) as line:
+        estimate = _fit_all(several, data, keys, batch, _Regression(slopes, ridge), line)
+    if slopes == "diagonal":
+        process = several[0].process
+        scale = np.sum(1.0 / np.asarray(data.target.marginal_variance(process, data.times)), 1)
+        _warn_of_mixing(estimate, scale, batch)
+    return estimate
+
+
+def _fit_all(
+    several: list[AbstractDenoiser],
+    data: _Data,
+    keys: Array,
+    batch: int,
+    regression: _Regression,
+    line: Progress,
+) -> ScoreErrorEstimate:
+    """The fits of all networks, with the same draws in each of their repetitions."""
+    shape = (len(several), len(keys), data.times.size, data.samples.shape[1])
+    slope = np.empty(shape if regression.slopes == "diagonal" else (*shape, shape[-1]))
     shift = np.empty(shape)
     residual = np.zeros(shape[2:])
-    with Progress("measuring the score error", progress) as line:
-        for m, r in np.ndindex(*shape[:2]):
-            line.update(
-                f"measuring the score error: network {m + 1}/{shape[0]}, "
-                f"repetition {r + 1}/{shape[1]}"
-            )
-            fit = fit_affine(several[m], *data, keys[r], batch, ridge)
-            slope[m, r] = np.asarray(fit.slope)
-            shift[m, r] = np.asarray(fit.shift)
-            _check_finite(slope[m, r] + shift[m, r], m, data.times)
-            residual += np.asarray(fit.residual) / (shape[0] * shape[1])
-    return ScoreErrorEstimate(data.times, constant(slope), constant(shift), constant(residual))
+    mixing = np.zeros(shape[2:])
+    for m, r in np.ndindex(*shape[:2]):
+        line.update(
+            f"measuring the score error: network {m + 1}/{shape[0]}, repetition {r + 1}/{shape[1]}"
+        )
+        fit = fit_affine(several[m], *data, keys[r], batch, regression)
+        slope[m, r] = np.asarray(fit.slope)
+        shift[m, r] = np.asarray(fit.shift)
+        _check_finite(slope[m, r].reshape(*shape[2:], -1).sum(-1) + shift[m, r], m, data.times)
+        residual += np.asarray(fit.residual) / (shape[0] * shape[1])
+        mixing += np.asarray(fit.mixing) / (shape[0] * shape[1])
+    arrays = (slope, shift, residual, mixing)
+    return ScoreErrorEstimate(data.times, *(constant(a) for a in arrays))
+
+
+def _warn_of_mixing(
+    estimate: ScoreErrorEstimate, scale: Float[np.ndarray, " n"], batch: int
+) -> None:
+    """Warn where slopes per mode miss an error that mixes modes, for scores squared `scale`."""
+    residual = np.asarray(estimate.residual)
+    total = residual.sum(1)
+    found = np.asarray(estimate.mixing).sum(1)
+    doubt = _DEVIATIONS * null_deviation(residual, batch, estimate.num_repetitions)
+    missed = (found > doubt) & (found > _SHARE * total) & (total > _ROUNDING * scale)
+    if np.any(missed):
+        i = int(np.argmax(np.where(missed, found / np.maximum(total, 1e-300), 0.0)))
+        warnings.warn(
+            f"at t = {estimate.times[i]:g} {found[i] / total[i]:.0%} of what slopes per mode leave "
+            "of the error is linear and mixes modes: predictions miss it. Use slopes='matrix', or "
+            "'low_rank' for few draws, with error_kernel(..., dense=True).",
+            stacklevel=3,
+        )
 
 
 def linearised_score_error(
@@ -169,7 +240,7 @@ def linearised_score_error(
         if jax.tree.structure(direction) != expected:
             raise ValueError(f"directions[{j}] is not a tree like the network's inexact arrays.")
         change = Denoiser(_ScoreDerivative(denoiser, direction), denoiser.process, "score")
-        fits.append(fit_affine(change, *data, key, batch, 0.0, subtract=False))
+        fits.append(fit_affine(change, *data, key, batch, subtract=False))
     slope = np.stack([np.asarray(fit.slope, np.float64) for fit in fits])
     shift = np.stack([np.asarray(fit.shift, np.float64) for fit in fits])
     return ScoreError(Tabulated(data.times, slope, shift), FullyCorrelated())
@@ -183,7 +254,7 @@ def fit_affine(
     times: Float[AnyArray, " n"],
     key: Array,
     batch: int,
-    ridge: float,
+    regression: _Regression = _PER_MODE,
     *,
     subtract: bool = True,
 ) -> AffineFit:
@@ -204,22 +275,33 @@ def fit_affine(
         if basis is not None:
             x = matmul(x, basis)
             y = matmul(y, basis)
-        return _regress(x, y, ridge)
+        return _regress(x, y, regression)
 
     return jax.lax.map(fit_at, jnp.asarray(times))
 
 
 def _regress(
-    x: Float[Array, "batch modes"], y: Float[Array, "batch modes"], ridge: float
+    x: Float[Array, "batch modes"], y: Float[Array, "batch modes"], regression: _Regression
 ) -> AffineFit:
-    """y = -slope x + shift per mode, by least squares."""
+    """y = -slope x + shift by least squares, per mode or with a matrix."""
     # centred sums, in the mode's own units
     dx = x - jnp.mean(x, 0)
     dy = y - jnp.mean(y, 0)
     variance = jnp.mean(dx**2, 0)
+    ridge = 0.0 if regression.ridge is None else regression.ridge
     slope = -jnp.mean(dx * dy, 0) / jnp.where(variance > 0, variance * (1.0 + ridge), 1.0)
-    shift = jnp.mean(y, 0) + slope * jnp.mean(x, 0)
-    return AffineFit(slope, shift, jnp.mean((dy + slope * dx) ** 2, 0))
+    rest = dy + slope * dx
+    residual = jnp.mean(rest**2, 0)
+    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 1.0)
+    u = dx / deviation
+    mixing = measure_mixing(u, rest)
+    if regression.slopes == "diagonal":
+        return AffineFit(slope, jnp.mean(y, 0) + slope * jnp.mean(x, 0), residual, mixing)
+    penalty = None if regression.ridge is None else regression.ridge * x.shape[0]
+    fit = fit_mixing(u, rest, penalty, regression.slopes == "low_rank")
+    matrix = jnp.diag(slope) - (fit.matrix / deviation[:, None]).T
+    shift = jnp.mean(y, 0) + matmul(matrix, jnp.mean(x, 0))
+    return AffineFit(matrix, shift, fit.residual, mixing - (residual - fit.residual))
 
 
 class _ScoreDerivative(eqx.Module):

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 from jaxtyping import Float
 
 _RESAMPLES = 4000
@@ -45,3 +46,24 @@ def bootstrap_mean(values: Float[np.ndarray, " n"], level: float) -> ConfidenceI
     return ConfidenceInterval(
         center, center - float(high * standard_error), center - float(low * standard_error)
     )
+
+
+def mean_of_skewed(
+    values: Float[np.ndarray, " n"], level: float, least: float
+) -> ConfidenceInterval:
+    """The mean of values > `least` with the union of two intervals: bootstrap and lognormal.
+
+    A few values of a distribution with a heavy tail do not show the tail, so that resampling them
+    cannot cover the mean; a lognormal distribution of values - least allows for it.
+    """
+    value, low, high = bootstrap_mean(values, level)
+    if np.min(values) <= least or np.ptp(values) == 0:
+        return ConfidenceInterval(value, low, high)
+    logs = np.log(values - least)
+    count = len(logs)
+    variance = logs.var(ddof=1)
+    standard_error = np.sqrt(variance / count + 0.5 * variance**2 / (count - 1))
+    half = scipy.stats.t.ppf(0.5 * (1.0 + level), count - 1) * standard_error
+    center = logs.mean() + 0.5 * variance
+    ends = least + np.exp([center - half, center + half])
+    return ConfidenceInterval(value, min(low, float(ends[0])), max(high, float(ends[1])))

@@ -16,10 +16,10 @@ from jaxtyping import Float
 
 from .. import _checks
 from .._types import AnyArray
+from ..errors import ErrorKernel
 from ..score_error import AffineError, ScoreError, Tabulated
 from ._covariance import cross_product_sum, cross_validated_size, impose_structure, product_sum
-from ._expansion import Expansion, network_effects
-from ._interval import ConfidenceInterval, bootstrap_mean
+from ._excess import PredictedExcess, predict_excess
 
 STRUCTURES = ("dense", "banded", "low_rank")
 
@@ -27,15 +27,18 @@ STRUCTURES = ("dense", "banded", "low_rank")
 class ScoreErrorEstimate(eqx.Module):
     """Affine fits e_t(x) = -slope x + shift of the score errors of M networks in R repetitions.
 
-    Made by `estimate_score_error`; per mode of the target.
+    Made by `estimate_score_error`; along the modes of the target.
 
     **Arguments:**
 
     - `times`: (n,) decreasing.
-    - `slope`: (M, R, n, modes) Delta, in units of a precision.
+    - `slope`: (M, R, n, modes), or (M, R, n, modes, modes) for matrices: Delta, in units of a
+      precision.
     - `shift`: (M, R, n, modes) delta, in units of a score.
     - `residual`: (n, modes) mean square of what the affine function leaves of the network minus the
-      Gaussian score, in units of a score squared.
+      Gaussian score, in units of a score squared; for matrices on held-out draws.
+    - `mixing`: (n, modes) the part of `residual` that is linear in x all the same, without bias and
+      hence of any sign: for slopes per mode what mixes modes. None if not measured.
 
     **Example:**
 
@@ -47,9 +50,15 @@ class ScoreErrorEstimate(eqx.Module):
     """
 
     times: Float[AnyArray, " n"]
-    slope: Float[AnyArray, "networks repetitions n modes"]
+    slope: Float[AnyArray, "networks repetitions n modes ..."]
     shift: Float[AnyArray, "networks repetitions n modes"]
     residual: Float[AnyArray, "n modes"]
+    mixing: Float[AnyArray, "n modes"] | None = None
+
+    @property
+    def dense(self) -> bool:
+        """Whether slopes are matrices."""
+        return self.slope.ndim > self.shift.ndim
 
     @property
     def num_networks(self) -> int:
@@ -63,7 +72,7 @@ class ScoreErrorEstimate(eqx.Module):
 
     @property
     def mean(self) -> AffineError:
-        """The mean over networks and repetitions, fields (n, modes)."""
+        """The mean over networks and repetitions, fields (n, modes[, modes])."""
         return AffineError(np.asarray(self.slope).mean((0, 1)), np.asarray(self.shift).mean((0, 1)))
 
     def estimation_covariance(self) -> Float[np.ndarray, "n 2 n 2 modes"]:
@@ -128,12 +137,14 @@ class ScoreErrorEstimate(eqx.Module):
         """Make a model of the measured error: its mean, and the covariance between networks.
 
         For a single network the error is known and not random: its mean. Negative eigenvalues of
-        the covariance are set to 0.
+        the covariance are set to 0. With matrix slopes the covariance is that of the networks'
+        mean fits, the variance of which it includes.
 
         **Arguments:**
 
         - `structure`: "dense", the covariance as it is; "banded", 0 between times more than `size`
-          apart in the list of times; "low_rank", its `size` largest directions per mode.
+          apart in the list of times; "low_rank", its `size` largest directions per mode. Only
+          "dense" for matrix slopes.
         - `size`: bandwidth or rank; default: selected by cross-validation, see `select_size`.
 
         **Returns:** a `ScoreError`.
@@ -153,6 +164,11 @@ class ScoreErrorEstimate(eqx.Module):
             slope = np.asarray(self.mean.slope)[None]
             shift = np.asarray(self.mean.shift)[None]
             return ScoreError.deterministic(Tabulated(self.times, slope, shift))
+        if self.dense:
+            if structure != "dense":
+                raise ValueError(f"structure={structure!r} is for slopes per mode; use 'dense'.")
+            slope = np.asarray(self.slope).mean(1)
+            return ScoreError.from_samples(self.times, slope, np.asarray(self.shift).mean(1))
         covariance = self.covariance()
         if structure != "dense":
             size = self.select_size(structure) if size is None else _checks.count("size", size)
@@ -195,24 +211,30 @@ class ScoreErrorEstimate(eqx.Module):
         sizes = range(1, 2 * n + 1) if structure == "low_rank" else range(n)
         return cross_validated_size(self._stacked(), axis, structure, sizes)
 
-    def predict(self, kernel: Expansion, *, level: float = 0.95) -> ConfidenceInterval:
-        """Predict the expected excess error of these networks on a schedule, to second order.
+    def predict(self, kernel: ErrorKernel, *, level: float = 0.95) -> PredictedExcess:
+        """Predict the expected excess error of these networks on a schedule.
 
-        The mean over networks m of grad F . theta_m + F2(theta_m), F2 the kernel's quadratic form,
-        with products between different repetitions only; no covariance is formed. The interval is a
-        studentised bootstrap over networks: it covers a new ensemble like this one. For fewer
-        than 4 networks it resamples repetitions: it covers new draws for the same networks.
+            mean over networks m of F(theta_m) - F(about) - 1/2 tr(Hess F(theta_m) Cov_m)
+
+        F is exact for a given error theta, of any size; theta_m is the mean of a network's
+        repetitions, and Cov_m the covariance of that mean, which alone is treated to second order.
+
+        The interval covers a new ensemble like this one: it is the union of a studentised bootstrap
+        over networks and of the interval for a lognormal distribution, which large errors resemble,
+        widened by the scatter of the fits. For fewer than 4 networks it covers the error of these
+        networks: a t interval of jackknife values over repetitions.
 
         **Arguments:**
 
-        - `kernel`: the expansion of a schedule's error, `error_kernel(...)`, with one slope per
-          mode.
+        - `kernel`: of the schedule, `error_kernel(...)`, with matrix slopes if the estimate has
+          them; the excess is over the error where it expands.
         - `level`: the confidence level, in (0, 1).
 
-        **Returns:** a `ConfidenceInterval`, in the kernel's units.
+        **Returns:** a `PredictedExcess`, in the kernel's units. A warning says where its remainder
+        is not small.
 
-        **Raises:** ValueError for a kernel with matrix slopes, or with fewer than 4 networks and 3
-        repetitions.
+        **Raises:** ValueError for slopes of another form than the kernel's, or with fewer than 4
+        networks and 3 repetitions.
 
         **Example:**
 
@@ -224,17 +246,19 @@ class ScoreErrorEstimate(eqx.Module):
         ```
         """
         level = float(_checks.scalar("level", level, above=0.0, below=1.0))
-        if kernel.dense:
+        if kernel.dense and not self.dense:
             raise ValueError("kernel has matrix slopes; the estimate is per mode.")
-        flat = (-1, *self.shift.shape[2:])
-        slope = np.reshape(np.asarray(self.slope), flat)
-        shift = np.reshape(np.asarray(self.shift), flat)
-        errors = Tabulated(self.times, slope, shift)
-        effects = network_effects(kernel, errors, self.num_networks, self.num_repetitions)
-        return bootstrap_mean(effects, level)
+        if self.dense and not kernel.dense:
+            raise ValueError("the estimate has matrix slopes; make the kernel with dense=True.")
+        shape = (self.num_networks, self.num_repetitions)
+        slope = np.asarray(self.slope).reshape(-1, *self.slope.shape[2:])
+        shift = np.asarray(self.shift).reshape(-1, *self.shift.shape[2:])
+        return predict_excess(kernel, Tabulated(self.times, slope, shift), shape, level)
 
     def _stacked(self) -> Float[np.ndarray, "networks repetitions n 2 modes"]:
         """Slope and shift as one array of parameters."""
+        if self.dense:
+            raise ValueError("the covariance is per mode; this estimate has matrix slopes.")
         return np.stack([np.asarray(self.slope), np.asarray(self.shift)], 3)
 
     def _need_ensemble(self, what: str) -> None:

@@ -14,6 +14,7 @@ from ..schedules import Schedule
 from ..score_error import AffineError
 from ._affine import AffineMaps
 from ._coordinates import AbstractCoordinates, Dense, Moments, PerMode
+from ._elementwise import check_elementwise
 from ._exact import log_contraction, log_contractions
 from ._initialization import AbstractInitialization, NamedInitialization, check_initialization
 from ._local import LocalErrors, local_errors
@@ -103,11 +104,13 @@ class Run(eqx.Module):
         checked = check_target(target)
         forward = check_process(process)
         step = as_sampler(sampler)
+        checked_schedule = check_schedule(forward, step, schedule)
+        check_elementwise(step, forward, checked_schedule)
         return cls(
             checked.in_eigenbasis(),
             forward,
             step,
-            check_schedule(forward, step, schedule),
+            checked_schedule,
             check_initialization(checked, forward, initialization),
         )
 

@@ -38,6 +38,10 @@ from ._limits import (
     tail_leading_order as tail_leading_order,
     window_leading_order as window_leading_order,
 )
+from ._measured import (
+    MeasuredDiffusion as MeasuredDiffusion,
+    optimize_measured_diffusion as optimize_measured_diffusion,
+)
 from ._search import BestConstant as BestConstant
 from ._symmetrized_kl import SymmetrizedKL as SymmetrizedKL
 from ._terminal_distribution import (

@@ -11,6 +11,7 @@ from .. import _checks
 from .._precision import is_traced
 from .._types import AnyArray, Numbers
 from ..distributions import Gaussian
+from ..recurrence import check_target
 
 TimeProfile: TypeAlias = Numbers | Callable[[Array], Array]
 """A size at every rescaled time theta: a number, one number per cell (cells,), one per cell and
@@ -52,7 +53,7 @@ def check_stochasticity(stochasticity_squared: Numbers, cells: int) -> Float[Any
 
 def check_variances(target: Gaussian) -> Float[AnyArray, " modes"]:
     """The eigenvalues of a target that has a density: with a variance of 0, L is infinite."""
-    values = target.eigenvalues
+    values = check_target(target).eigenvalues
     if not is_traced(values) and np.any(np.asarray(values) <= 0):
         i = int(np.argmin(np.asarray(values)))
         raise ValueError(

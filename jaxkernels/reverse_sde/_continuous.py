@@ -1,7 +1,7 @@
 """The reverse diffusion coefficient h(t) for which a given relative score error costs least.
 
-The objective is L of `_leading_order` for E = c(theta) grad log p, Gaussian data and alpha^2 =
-h^2 / g^2 constant on cells. `_infimum` has the exact infimum in one dimension.
+The objective is L of `_leading_order` for E_i = c_i d_i log p + b_i / sqrt(s_i), Gaussian data and
+alpha^2 = h^2 / g^2 constant on cells. `_infimum` has the exact infimum in one dimension.
 """
 
 import dataclasses
@@ -31,8 +31,12 @@ from ._search import (
 )
 from ._time_change import time_change
 
-# how many of the best starts are followed
+# how many of the best starts are followed, and how often at most from around what they led to
 _FOLLOWED = 6
+_ROUNDS = 4
+
+# relative difference of L that is no improvement
+_ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -63,7 +67,8 @@ class OptimalDiffusion:
     sde: float
     """L of alpha = 1."""
     infimum: Infimum | None
-    """Over all h(t), where it is known: coherent errors of one sign, and isotropic data."""
+    """Over all h(t), where it is known: coherent errors of one sign without shift, and isotropic
+    data."""
     cap: float
     """The bound on alpha^2."""
     signs: str
@@ -134,13 +139,17 @@ class _LeadingOrder(AbstractCost):
     """L at u = log(1 + alpha^2); a single u stands for a constant alpha^2."""
 
     error: ErrorMeasure
+    shift: ErrorMeasure | None
     weights: Float[Array, " modes"]
     coherent: Bool[Array, ""]
 
     def value(self, u: Float[Array, " n"], /) -> Float[Array, ""]:
-        change = self.error.respond(jnp.broadcast_to(jnp.expm1(u), self.error.width.shape[:1]))
-        responses = CellResponses(change, jnp.zeros_like(change), self.weights)
-        return sum_responses(responses, self.coherent)
+        alpha2 = jnp.broadcast_to(jnp.expm1(u), self.error.width.shape[:1])
+        change = self.error.respond(alpha2)
+        mean = jnp.zeros_like(change)
+        if self.shift is not None:
+            mean = 0.5 * self.shift.respond(alpha2, 0.5)
+        return sum_responses(CellResponses(change, mean, self.weights), self.coherent)
 
 
 @in_float64
@@ -149,24 +158,28 @@ def optimize_diffusion(
     error: TimeProfile,
     final_time: Numbers,
     *,
+    shift: TimeProfile | None = None,
     cells: int | Numbers = 16,
     cap: float = 100.0,
     signs: str = "coherent",
 ) -> OptimalDiffusion:
-    """Minimize L(h) over h(t) with h^2 / g^2 constant on cells, for a relative score error.
+    """Minimize L(h) over h(t) with h^2 / g^2 constant on cells, for a known score error.
 
-        min L(alpha),     0 <= alpha^2 <= cap,     E = c(theta) grad log p
+        min L(alpha),   0 <= alpha^2 <= cap,   E_i = c_i(theta) d_i log p + b_i(theta) / sqrt(s_i)
 
     by projected Newton iterations from several starts: the best constant, noise only beyond each
-    edge (the shape of the exact infimum), and noise only below it. The result is never worse than
-    the best constant. Where noise nearer to the data has already removed the influence of a cell, L
-    does not depend on its alpha^2, which then stays where the search has left it.
+    edge (the shape of the exact infimum), noise only below it, and the best constant with as much
+    noise as allowed beyond each edge. L has local minima, which differ in such edges; the search
+    goes on from what it has found with another edge, until none is better. The result is never
+    worse than the best constant. Where noise nearer to the data has already removed the influence
+    of a cell, L does not depend on its alpha^2, which then stays where the search has left it.
 
     **Arguments:**
 
     - `target`: Gaussian data with eigenvalues > 0.
     - `error`: c, a `TimeProfile` on the cells, dimensionless.
     - `final_time`: theta > 0 at the start of sampling, `time_change(process, t_max)`.
+    - `shift`: b, a `TimeProfile`, relative to the score's typical size. Default: none.
     - `cells`: their number n, with edges 0 and geomspace(final_time / 1000, final_time, n), or the
       edges.
     - `cap`: bound > 0 on alpha^2; more noise needs shorter steps.
@@ -195,7 +208,9 @@ def optimize_diffusion(
     edges = _place_edges(cells, final_time)
     modes = check_variances(target).shape[0]
     error = check_profile("error", error, edges.size - 1, modes)
-    cost = _pose(target, error, edges, cap, signs)
+    if shift is not None:
+        shift = check_profile("shift", shift, edges.size - 1, modes)
+    cost = _pose(target, error, shift, edges, cap, signs)
     top = float(np.log1p(cap))
     constant_u, constant = search_constant(cost, top)
     if not constant > 0:
@@ -211,7 +226,7 @@ def optimize_diffusion(
         best_constant=BestConstant(constant, float(np.expm1(constant_u))),
         ode=ode,
         sde=sde,
-        infimum=find_known_infimum(target, error, edges, signs),
+        infimum=find_known_infimum(target, error, edges, signs) if shift is None else None,
         cap=cap,
         signs=signs,
         converged=found.converged,
@@ -235,13 +250,27 @@ def _place_edges(cells: int | Numbers, final_time: float) -> np.ndarray:
 
 
 def _pose(
-    target: Gaussian, error: TimeProfile, edges: np.ndarray, cap: float, signs: str
+    target: Gaussian,
+    error: TimeProfile,
+    shift: TimeProfile | None,
+    edges: np.ndarray,
+    cap: float,
+    signs: str,
 ) -> _LeadingOrder:
     """The cost to be minimised."""
     variances = check_variances(target)
-    panels = count_panels(edges, variances, cap) if callable(error) else 1
-    measure = measure_error(jnp.asarray(edges), jnp.asarray(variances), error, panels)
-    return _LeadingOrder(measure, jnp.asarray(target.weights), jnp.asarray(signs == "coherent"))
+    panels = count_panels(edges, variances, cap)
+
+    def measure(profile: TimeProfile) -> ErrorMeasure:
+        where = (jnp.asarray(edges), jnp.asarray(variances))
+        return measure_error(*where, profile, panels if callable(profile) else 1)
+
+    return _LeadingOrder(
+        measure(error),
+        None if shift is None else measure(shift),
+        jnp.asarray(target.weights),
+        jnp.asarray(signs == "coherent"),
+    )
 
 
 def _solve(
@@ -249,11 +278,23 @@ def _solve(
 ) -> Minimum:
     """The best of the starts that promise most, never worse than the best constant."""
     below = np.tri(cells + 1, cells, -1)  # row j: 1 on the cells below edge j
-    flat = np.full((1, cells), constant_u)
-    starts = np.concatenate([flat, top * (1.0 - below), top * below, np.full((1, cells), SDE)])
+    beyond = 1.0 - below
+    flat = np.full(cells, constant_u)
+    shapes = [top * beyond, top * below, flat * below + top * beyond]
+    found = _follow(cost, flat, np.concatenate([flat[None], *shapes, [np.full(cells, SDE)]]), top)
+    if found.value > constant:
+        found = found._replace(value=constant, u=flat)
+    for _ in range(_ROUNDS):
+        near = np.concatenate([found.u * below + top * beyond, found.u * beyond, found.u * below])
+        again = _follow(cost, found.u, near, top)
+        if not again.value < found.value * (1.0 - _ROUNDING):
+            break
+        found = again._replace(optima=np.concatenate([found.optima, again.optima]))
+    return found
+
+
+def _follow(cost: _LeadingOrder, first: np.ndarray, starts: np.ndarray, top: float) -> Minimum:
+    """The best of where `first` and the starts that promise most lead."""
     order = np.argsort(np.asarray(evaluate_costs(cost, jnp.asarray(starts))))
     followed = move_inside(starts[order[:_FOLLOWED]], top)
-    found = minimise(cost, np.concatenate([flat, followed]), top)
-    if found.value > constant:
-        return found._replace(value=constant, u=flat[0])
-    return found
+    return minimise(cost, np.concatenate([first[None], followed]), top)

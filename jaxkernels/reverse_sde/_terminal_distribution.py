@@ -169,6 +169,11 @@ def _check_constant(
     name: str, value: Numbers, cells: int, modes: int
 ) -> Float[Array, "cells modes"]:
     """A profile that is constant on cells, for every cell and mode."""
+    if callable(value):
+        raise ValueError(
+            f"{name} is a function; it must be constant on cells, a number, (cells,) or "
+            "(cells, modes). `affine_terminal_distribution` takes functions of theta."
+        )
     profile = check_profile(name, value, cells, modes)
     return broadcast_to_modes(profile, cells, modes)  # pyright: ignore[reportArgumentType]
 

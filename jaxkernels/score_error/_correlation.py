@@ -11,7 +11,7 @@ from typing import Literal, cast
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .. import _checks
 from .._numerics import safe_sqrt
@@ -72,6 +72,11 @@ class AbstractCorrelation(eqx.Module):
         """
         factor = self.factor(process, times)
         return factor @ factor.T
+
+
+def _distinct(times: Float[Array, " evaluations"]) -> Int[Array, " evaluations"]:
+    """The number of distinct times before each."""
+    return jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(times[1:] != times[:-1])])
 
 
 class FullyCorrelated(AbstractCorrelation):
@@ -160,13 +165,13 @@ class AR1(AbstractMarkov):
     """Correlation rho^|a - b| between the a-th and the b-th distinct time.
 
     It refers to the number of steps, so that a finer schedule has errors that decorrelate faster:
-    use `OrnsteinUhlenbeck` to compare numbers of steps.
+    use `OrnsteinUhlenbeck` to compare numbers of steps. With rho < 0 errors alternate.
 
     **Arguments:**
 
-    - `rho`: in [0, 1].
+    - `rho`: in [-1, 1].
 
-    **Raises:** ValueError for rho outside [0, 1].
+    **Raises:** ValueError for rho outside [-1, 1].
 
     **Example:**
 
@@ -178,13 +183,21 @@ class AR1(AbstractMarkov):
     rho: Float[AnyArray, ""]
 
     def __init__(self, rho: Numbers):
-        self.rho = _checks.parameter("rho", rho, at_least=0.0, at_most=1.0)
+        self.rho = _checks.parameter("rho", rho, at_least=-1.0, at_most=1.0)
 
     def lag_one(
         self, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> Float[Array, " lags"]:
         del process
-        return jnp.full(times.shape[0] - 1, jnp.log(jnp.asarray(self.rho, times.dtype)))
+        size = jnp.abs(jnp.asarray(self.rho, times.dtype))
+        return jnp.full(times.shape[0] - 1, jnp.log(size))
+
+    def factor(
+        self, process: AbstractProcess, times: Float[Array, " evaluations"]
+    ) -> Float[Array, "evaluations factors"]:
+        factor = super().factor(process, times)
+        alternates = (jnp.asarray(self.rho) < 0) & (_distinct(times) % 2 == 1)
+        return jnp.where(alternates[:, None], -factor, factor)
 
 
 class OrnsteinUhlenbeck(AbstractMarkov):
@@ -248,8 +261,7 @@ class Banded(AbstractCorrelation):
         self, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> Float[Array, "evaluations factors"]:
         del process
-        distinct = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(times[1:] != times[:-1])])
-        offset = np.arange(times.shape[0] + self.width - 1) - distinct[:, None]
+        offset = np.arange(times.shape[0] + self.width - 1) - _distinct(times)[:, None]
         inside = (offset >= 0) & (offset < self.width)
         return jnp.where(inside, 1.0 / np.sqrt(self.width), 0.0).astype(times.dtype)
 

@@ -41,6 +41,7 @@ class ScoreError(eqx.Module):
     - `shapes`: a profile of the random part, or None.
     - `correlation`: between times, of every x_j.
     - `mean`: a profile of the known part with one shape, or None for 0.
+    - `other`: an independent error that is added, or None. `a + b` makes it.
 
     **Example:**
 
@@ -55,6 +56,14 @@ class ScoreError(eqx.Module):
     shapes: AbstractProfile | None
     correlation: AbstractCorrelation
     mean: AbstractProfile | None = None
+    other: "ScoreError | None" = None
+
+    def __add__(self, other: "ScoreError") -> "ScoreError":
+        """Add an independent error: means and covariances add up."""
+        if not isinstance(other, ScoreError):
+            return NotImplemented
+        rest = other if self.other is None else self.other + other
+        return ScoreError(self.shapes, self.correlation, self.mean, rest)
 
     @classmethod
     def diagonal(
@@ -318,7 +327,14 @@ class ScoreError(eqx.Module):
     @property
     def any_spectrum(self) -> bool:
         """Whether it is defined for every eigenvalue, not for the modes of one target only."""
-        return all(profile is None or profile.any_spectrum for profile in (self.shapes, self.mean))
+        own = all(profile is None or profile.any_spectrum for profile in (self.shapes, self.mean))
+        return own and (self.other is None or self.other.any_spectrum)
+
+    @property
+    def has_matrix_slopes(self) -> bool:
+        """Whether it mixes modes, by matrices for slopes."""
+        own = any(profile is not None and profile.dense for profile in (self.shapes, self.mean))
+        return own or (self.other is not None and self.other.has_matrix_slopes)
 
     def mean_at(
         self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
@@ -339,10 +355,12 @@ class ScoreError(eqx.Module):
         >>> jk.ScoreError.relative(0.1).mean_at(jk.Gaussian(0.0, [1.0]), jk.VP(), jnp.ones(1))
         ```
         """
-        if self.mean is None:
-            return None
-        error = self.mean(target, process, times)
-        return jax.tree.map(lambda a: jnp.sum(a, 0), error)
+        own = None
+        if self.mean is not None:
+            own = jax.tree.map(lambda a: jnp.sum(a, 0), self.mean(target, process, times))
+        if self.other is None:
+            return own
+        return _combine(jnp.add, own, self.other.mean_at(target, process, times))
 
     def directions(
         self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
@@ -366,16 +384,13 @@ class ScoreError(eqx.Module):
         (2, 2, 1)
         ```
         """
-        if self.shapes is None:
-            return None
-        factor = self.correlation.factor(process, times)
-        error = self.shapes(target, process, times)
-
-        def correlate(a: Array) -> Array:
-            weights = factor.T.reshape(1, factor.shape[1], -1, *[1] * (a.ndim - 2))
-            return (a[:, None] * weights).reshape(-1, *a.shape[1:])
-
-        return jax.tree.map(correlate, error)
+        own = None
+        if self.shapes is not None:
+            factor = self.correlation.factor(process, times)
+            own = _correlate(self.shapes(target, process, times), factor)
+        if self.other is None:
+            return own
+        return _combine(_concatenate, own, self.other.directions(target, process, times))
 
     def sample(
         self,
@@ -416,6 +431,32 @@ class ScoreError(eqx.Module):
         latent = jax.random.normal(key, (num, directions.shift.shape[0]), times.dtype)
         drawn = jax.tree.map(lambda a: jnp.tensordot(latent, a, 1), directions)
         return drawn if mean is None else jax.tree.map(jnp.add, drawn, mean)
+
+
+def _correlate(error: AffineError, factor: Float[Array, "evaluations factors"]) -> AffineError:
+    """Directions of shapes whose amplitudes have the correlation factor factor^T."""
+
+    def one(a: Array) -> Array:
+        weights = factor.T.reshape(1, factor.shape[1], -1, *[1] * (a.ndim - 2))
+        return (a[:, None] * weights).reshape(-1, *a.shape[1:])
+
+    return jax.tree.map(one, error)
+
+
+def _concatenate(a: Array, b: Array) -> Array:
+    """The directions of both."""
+    return jnp.concatenate([a, b])
+
+
+def _combine(
+    by: Callable[[Array, Array], Array], a: AffineError | None, b: AffineError | None
+) -> AffineError | None:
+    """Two errors combined field by field, in matrices if either has them; None is no error."""
+    if a is None or b is None:
+        return b if a is None else a
+    if a.dense or b.dense:
+        return jax.tree.map(by, a.as_dense(), b.as_dense())
+    return jax.tree.map(by, a, b)
 
 
 def _check_deviations(name: str, value: Numbers) -> np.ndarray:

@@ -32,6 +32,11 @@ class AbstractProfile(eqx.Module):
     any_spectrum: ClassVar[bool] = False
     """Whether it is defined for every eigenvalue, so that a quadrature may replace the spectrum."""
 
+    @property
+    def dense(self) -> bool:
+        """Whether its slopes are matrices."""
+        return False
+
     @abc.abstractmethod
     def __call__(
         self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
@@ -66,6 +71,11 @@ class Constant(AbstractProfile):
 
     slope: Float[AnyArray, "shapes modes ..."]
     shift: Float[AnyArray, "shapes modes"]
+
+    @property
+    def dense(self) -> bool:
+        """Whether its slopes are matrices."""
+        return AffineError(self.slope, self.shift).dense
 
     def __call__(
         self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
@@ -169,6 +179,11 @@ class Scaled(AbstractProfile):
         """Whether the scaled profile is defined for every eigenvalue."""
         return self.profile.any_spectrum
 
+    @property
+    def dense(self) -> bool:
+        """Whether the slopes of the scaled profile are matrices."""
+        return self.profile.dense
+
     def __call__(
         self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> AffineError:
@@ -200,6 +215,11 @@ class Tabulated(AbstractProfile):
     times: Float[AnyArray, " n"]
     slope: Float[AnyArray, "shapes n modes ..."]
     shift: Float[AnyArray, "shapes n modes"]
+
+    @property
+    def dense(self) -> bool:
+        """Whether its slopes are matrices."""
+        return AffineError(self.slope, self.shift).dense
 
     def __init__(self, times: Numbers, slope: Numbers, shift: Numbers):
         times = _checks.array("times", times)

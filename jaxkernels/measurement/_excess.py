@@ -1,0 +1,165 @@
+"""The excess error that measured score errors cause on a schedule.
+
+The error of a network is a fixed function: its effect F(theta) - F(about) is computed exactly, by
+the moments of the run. Random are the estimate of theta, from finitely many draws, and which
+networks there are. Only the first is expanded: with R repetitions theta_r of mean theta and
+deviations d_r,
+
+    E F(theta) = F(true theta) + sum_r F2(d_r) / (R (R - 1)) + remainder,                       (1)
+
+F2 half the second derivative at theta. The remainder is seen by the same sum with differences of
+the size of the errors in place of derivatives: signs from a Hadamard matrix combine the d_r to
+draws that have their covariance exactly.
+"""
+
+import warnings
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+import scipy.stats
+from jaxtyping import Array, Float
+
+from ..errors import ErrorKernel
+from ..score_error import AffineError, Tabulated
+from ._interval import ConfidenceInterval, mean_of_skewed
+
+# networks from which on they are resampled, not their repetitions
+MANY_NETWORKS = 4
+
+# runs propagated at once
+_BATCH = 32
+
+# of an error, relatively
+_ROUNDING = 1e-9
+
+
+class PredictedExcess(NamedTuple):
+    """The excess error that measured score errors cause, with a confidence interval.
+
+    **Arguments:**
+
+    - `value`: the estimate, in the kernel's units.
+    - `low`: the lower end of the interval.
+    - `high`: the upper end of the interval.
+    - `remainder`: what the second-order correction for the randomness of the fits leaves out.
+
+    **Example:**
+
+    ```python
+    >>> excess = jk.PredictedExcess(value=1.0, low=0.9, high=1.2, remainder=0.01)
+    ```
+    """
+
+    value: float
+    low: float
+    high: float
+    remainder: float
+
+
+class _Effects(NamedTuple):
+    """Excess errors of networks, exact for a given error of each."""
+
+    baseline: Float[Array, ""]
+    """F where the kernel expands."""
+    at_mean: Float[Array, " networks"]
+    """For the mean fit of each network."""
+    without: Float[Array, "networks repetitions"]
+    """For the mean fit without one repetition."""
+    correction: Float[Array, " networks"]
+    """The sum of (1)."""
+    remainder: Float[Array, " networks"]
+    """That of (1)."""
+
+
+def predict_excess(
+    kernel: ErrorKernel, errors: Tabulated, shape: tuple[int, int], level: float
+) -> PredictedExcess:
+    """The mean excess error of networks, of errors with prod(shape) = networks x repetitions."""
+    num_networks, count = shape
+    if num_networks < MANY_NETWORKS and count < 3:
+        raise ValueError(
+            f"an interval for fewer than {MANY_NETWORKS} networks needs at least 3 repetitions; "
+            f"there are {count}."
+        )
+    with jax.enable_x64(True):
+        times = jnp.asarray(np.asarray(kernel.times))
+        draws = errors(kernel.target, kernel.process, times)
+        draws = jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), draws)
+        signs = scipy.linalg.hadamard(2 ** int(np.ceil(np.log2(count))))[:, :count]
+        effects = _effects(kernel, draws, jnp.asarray(signs, float))
+    effects = jax.tree.map(lambda a: np.asarray(a, np.float64), effects)
+    result = _summarise(effects, level)
+    rounding = _ROUNDING * (abs(result.value) + float(effects.baseline))
+    if abs(result.remainder) > max(0.5 * (result.high - result.low), rounding):
+        warnings.warn(
+            f"the fits scatter too much for their expansion: beyond second order their randomness "
+            f"adds {result.remainder:.3g} to an excess error of {result.value:.3g}. Use a larger "
+            "batch, more repetitions or a ridge.",
+            stacklevel=3,
+        )
+    return result
+
+
+def _summarise(effects: _Effects, level: float) -> PredictedExcess:
+    """The mean over networks and its interval."""
+    networks = np.asarray(effects.at_mean - effects.correction)
+    remainder = float(effects.remainder.mean())
+    count = effects.without.shape[1]
+    # jackknife pseudo-values, one per repetition: draws are common to the networks
+    pseudo = count * effects.at_mean.mean() - (count - 1) * effects.without.mean(0)
+    of_fits = float(pseudo.std(ddof=1) / np.sqrt(count))
+    value = float(networks.mean())
+    if len(networks) < MANY_NETWORKS:
+        half = float(scipy.stats.t.ppf(0.5 * (1.0 + level), count - 1)) * of_fits
+        return PredictedExcess(value, value - half, value + half, remainder)
+    interval = mean_of_skewed(networks, level, -float(effects.baseline))
+    return PredictedExcess(*_widen(interval, networks, of_fits), remainder)
+
+
+def _widen(
+    interval: ConfidenceInterval, networks: Float[np.ndarray, " n"], of_fits: float
+) -> ConfidenceInterval:
+    """An interval for the randomness of networks that allows for that of the fits they share."""
+    of_networks = float(networks.std(ddof=1) / np.sqrt(len(networks)))
+    if of_networks == 0.0:
+        return interval
+    factor = float(np.hypot(1.0, of_fits / of_networks))
+    value = interval.value
+    below = factor * (value - interval.low)
+    above = factor * (interval.high - value)
+    return ConfidenceInterval(value, value - below, value + above)
+
+
+@jax.jit
+def _effects(
+    kernel: ErrorKernel, draws: AffineError, signs: Float[Array, "rows repetitions"]
+) -> _Effects:
+    """The effects of every network, with errors (networks, repetitions, evaluations, ...)."""
+    baseline = kernel.error(kernel.about)
+    count = draws.shift.shape[1]
+    rows = signs.shape[0]
+    scale = 1.0 / np.sqrt(count * (count - 1))
+
+    def one(repeated: AffineError) -> tuple[Array, Array, Array, Array]:
+        mean = jax.tree.map(lambda a: jnp.mean(a, 0), repeated)
+        deviation = jax.tree.map(jnp.subtract, repeated, mean)
+        directions = jax.tree.map(lambda a: scale * a, deviation)
+        drawn = jax.tree.map(lambda a: jnp.tensordot(signs, a, 1), directions)
+
+        def stack(m: Array, d: Array, w: Array) -> Array:
+            return jnp.concatenate([m[None], m - d / (count - 1), m + w, m - w])
+
+        errors = jax.tree.map(stack, mean, deviation, drawn)
+        values = jax.lax.map(kernel.error, errors, batch_size=_BATCH)
+        here = eqx.tree_at(lambda k: k.about, kernel, mean)
+        second = jax.lax.map(lambda w: jnp.sum(here.along(w)[1]), directions, batch_size=_BATCH)
+        correction = jnp.sum(second)
+        finite = jnp.sum(values[1 + count :]) / (2 * rows) - values[0]
+        values = values - baseline
+        return values[0], values[1 : 1 + count], correction, finite - correction
+
+    return _Effects(baseline, *jax.lax.map(one, draws))

@@ -1,0 +1,228 @@
+"""The best h(t) for the measured score error of a network, and whether it is worth using.
+
+A fit e(x) = -Delta x + delta at time t is, relative to the score of the Gaussian of the data,
+
+    c = Delta Sigma_t,     b = sqrt(Sigma_t) (delta - Delta a mu),
+
+which does not depend on the scaling of space. h(t) is optimised on one half of the repetitions of
+the fits, and judged on the other. L is a square in the error, and the fits scatter: it is estimated
+by products of different repetitions, which are independent.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jaxtyping import Array, Float
+
+from .. import _checks
+from .._precision import in_float64
+from ..distributions import Gaussian
+from ..measurement import ConfidenceInterval, ScoreErrorEstimate
+from ..processes import AbstractProcess
+from ._cells import TimeProfile, check_variances
+from ._continuous import OptimalDiffusion, optimize_diffusion
+from ._leading_order import cell_responses
+from ._quadrature import count_panels
+from ._time_change import time_change
+
+_LEVEL = 0.95
+_VERDICTS = (
+    "use this h(t): it is better than alpha = 0 and than alpha = 1",
+    "use alpha = 0: no gain of noise is established",
+    "use alpha = 1: no gain of h(t) over it is established",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredDiffusion:
+    """The best h(t) for a measured score error. `optimize_measured_diffusion` computes it.
+
+    **Example:**
+
+    ```python
+    >>> fits = (*np.full((2, 1, 6, 2, 1), 0.1), np.zeros((2, 1)))
+    >>> setting = (jk.ScoreErrorEstimate(np.array([0.9, 0.1]), *fits), jk.Gaussian(0.0, [0.5]))
+    >>> found = jk.reverse_sde.optimize_measured_diffusion(*setting, jk.VP(), cells=2)
+    ```
+    """
+
+    optimum: OptimalDiffusion
+    """On the first half of the repetitions, its values in nats (eps = 1)."""
+    value: ConfidenceInterval
+    """Predicted KL of its h(t) on the second half, in nats, with a 95% interval."""
+    gain_over_ode: ConfidenceInterval
+    """KL of alpha = 0 minus that of this h(t), on the second half, in nats, with a 95% interval."""
+    gain_over_sde: ConfidenceInterval
+    """The same for alpha = 1."""
+
+    @property
+    def verdict(self) -> str:
+        """What to sample with: this h(t) only if it is better than both on the second half."""
+        over_ode = self.gain_over_ode.low > 0
+        over_sde = self.gain_over_sde.low > 0
+        if over_ode and over_sde:
+            return _VERDICTS[0]
+        return _VERDICTS[2] if over_ode else _VERDICTS[1]
+
+
+@in_float64
+def optimize_measured_diffusion(
+    estimate: ScoreErrorEstimate,
+    target: Gaussian,
+    process: AbstractProcess,
+    *,
+    cells: int = 16,
+    cap: float = 100.0,
+) -> MeasuredDiffusion:
+    """Find the best h(t) for the measured score error of a network, with a verdict.
+
+    `optimize_diffusion` for the mean error of half of the repetitions; then KL to leading order on
+    the other half, its mean over networks, for this h(t), alpha = 0 and alpha = 1. Time is
+    continuous: with a small NFE the discretisation costs more than the error of the score, see
+    `optimize_discrete_stochasticity`.
+
+    **Arguments:**
+
+    - `estimate`: `jk.estimate_score_error(...)`, one slope per mode, with at least 6 repetitions.
+    - `target`: the Gaussian of the data for which it was measured, with eigenvalues > 0.
+    - `process`: its forward process; sampling starts at the first of the estimate's times.
+    - `cells`: number of cells on which alpha^2 = h^2 / g^2 is constant.
+    - `cap`: bound > 0 on alpha^2.
+
+    **Returns:** a `MeasuredDiffusion`.
+
+    **Raises:** ValueError for matrix slopes, fewer than 6 repetitions, other modes than the
+    target's, or an error that vanishes.
+
+    **Example:**
+
+    ```python
+    >>> fits = (*np.full((2, 1, 6, 2, 1), 0.1), np.zeros((2, 1)))
+    >>> setting = (jk.ScoreErrorEstimate(np.array([0.9, 0.1]), *fits), jk.Gaussian(0.0, [0.5]))
+    >>> found = jk.reverse_sde.optimize_measured_diffusion(*setting, jk.VP(), cells=2)
+    ```
+
+    Source: the question is that of Cao, Chen, Luo, Zhou (2023), Section 5.
+    """
+    target = target.in_eigenbasis()
+    variances = check_variances(target)
+    _check_estimate(estimate, variances.shape[0])
+    errors = _Relative.of(estimate, target, process)
+    half = estimate.num_repetitions // 2
+    final_time = float(errors.theta[0])
+    optimum = optimize_diffusion(
+        target,
+        errors.profile(errors.relative[:, :half].mean((0, 1))),
+        final_time,
+        shift=errors.profile(errors.shift[:, :half].mean((0, 1))),
+        cells=_checks.count("cells", cells),
+        cap=cap,
+    )
+    panels = count_panels(optimum.edges, variances, cap)
+
+    def leading(alpha2: Float[np.ndarray, " cells"]) -> Float[np.ndarray, " repetitions"]:
+        """Jackknife values of KL over the second half of the repetitions."""
+        totals = np.stack(
+            [
+                [errors.respond(target, optimum.edges, alpha2, m, r, panels) for r in judges]
+                for m in range(estimate.num_networks)
+            ]
+        )
+        return _pseudo_values(totals, np.asarray(target.weights))
+
+    judges = range(half, estimate.num_repetitions)
+    best = leading(optimum.stochasticity_squared)
+    ode = leading(np.zeros_like(optimum.stochasticity_squared))
+    sde = leading(np.ones_like(optimum.stochasticity_squared))
+    return MeasuredDiffusion(optimum, _interval(best), _interval(ode - best), _interval(sde - best))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Relative:
+    """Fits relative to the score, (networks, repetitions, n, modes), at rescaled times (n,)."""
+
+    theta: np.ndarray
+    relative: np.ndarray
+    shift: np.ndarray
+
+    @classmethod
+    def of(
+        cls, estimate: ScoreErrorEstimate, target: Gaussian, process: AbstractProcess
+    ) -> "_Relative":
+        """Those of an estimate."""
+        times = jnp.asarray(estimate.times)
+        variance = np.asarray(target.marginal_variance(process, times))
+        center = np.asarray(process.signal(times))[:, None] * np.asarray(target.mean)
+        slope = np.asarray(estimate.slope)
+        shift = np.sqrt(variance) * (np.asarray(estimate.shift) - slope * center)
+        return cls(np.asarray(time_change(process, times)), slope * variance, shift)
+
+    def profile(self, values: Float[np.ndarray, "n modes"]) -> TimeProfile:
+        """Values between the times, linear in log sigma and constant beyond them."""
+        known = jnp.asarray(0.5 * np.log(np.expm1(self.theta))[::-1])
+        columns = jnp.asarray(values[::-1].T)
+
+        def interpolate(theta: Array) -> Array:
+            log_sigma = 0.5 * jnp.log(jnp.expm1(theta))
+            return jnp.stack([jnp.interp(log_sigma, known, column) for column in columns], -1)
+
+        return interpolate
+
+    def respond(
+        self,
+        target: Gaussian,
+        edges: np.ndarray,
+        alpha2: np.ndarray,
+        network: int,
+        repetition: int,
+        panels: int,
+    ) -> Float[np.ndarray, "2 modes"]:
+        """Change of log variance and mean that one fit causes, scaled so that L is the square."""
+        relative = self.profile(self.relative[network, repetition])
+        shift = self.profile(self.shift[network, repetition])
+        found = cell_responses(target, edges, alpha2, relative, shift, panels=panels)
+        variance = 0.5 * np.asarray(found.variance).sum(0)
+        return np.stack([variance, np.asarray(found.mean).sum(0) / np.sqrt(2.0)])
+
+
+def _pseudo_values(
+    totals: Float[np.ndarray, "networks repetitions 2 modes"], weights: Float[np.ndarray, " modes"]
+) -> Float[np.ndarray, " repetitions"]:
+    """Jackknife values of the mean over networks of products of different repetitions."""
+
+    def cross(totals: np.ndarray) -> float:
+        count = totals.shape[1]
+        products = totals.sum(1) ** 2 - (totals**2).sum(1)
+        return float(np.sum(weights * products.mean(0))) / (count * (count - 1))
+
+    count = totals.shape[1]
+    without = [cross(np.delete(totals, r, 1)) for r in range(count)]
+    return count * cross(totals) - (count - 1) * np.array(without)
+
+
+def _interval(values: Float[np.ndarray, " n"]) -> ConfidenceInterval:
+    """The mean with a t interval."""
+    count = len(values)
+    standard_error = float(values.std(ddof=1)) / np.sqrt(count)
+    half = float(scipy.stats.t.ppf(0.5 * (1.0 + _LEVEL), count - 1)) * standard_error
+    mean = float(values.mean())
+    return ConfidenceInterval(mean, mean - half, mean + half)
+
+
+def _check_estimate(estimate: ScoreErrorEstimate, modes: int) -> None:
+    """A ValueError for an estimate that cannot be used."""
+    if not isinstance(estimate, ScoreErrorEstimate):
+        raise ValueError(f"estimate must be a ScoreErrorEstimate; got {type(estimate).__name__}.")
+    if estimate.dense:
+        raise ValueError("estimate has matrix slopes; h(t) is optimised for slopes per mode.")
+    if estimate.num_repetitions < 6:
+        raise ValueError(
+            f"estimate has {estimate.num_repetitions} repetitions; 6 or more are needed, one half "
+            "to optimise h(t), the other to judge it."
+        )
+    if estimate.shift.shape[-1] != modes:
+        raise ValueError(f"estimate has {estimate.shift.shape[-1]} modes; the target has {modes}.")
+    if len(estimate.times) < 2:
+        raise ValueError("estimate has a single time; h(t) needs the error at several.")
