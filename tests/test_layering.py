@@ -46,6 +46,7 @@ MODULES = [
     "errors",
     "bounds",
     "trajectories",
+    "routing",
     "comparison",
     "measurement",
     "data",

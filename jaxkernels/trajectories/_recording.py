@@ -1,6 +1,7 @@
 """Recording trajectories of a network and their sensitivities."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,47 @@ def record(
     TrajectoryRecord(2 trajectories, 16 nodes, 2 directions)
     ```
     """
+    coordinate, _, batches = follow(
+        denoiser,
+        noise,
+        t_min=t_min,
+        nodes=nodes,
+        directions=directions,
+        batch=batch,
+        key=key,
+        progress=progress,
+    )
+    fit = spline_fit(nodes)
+    products = []
+    ends = []
+    for followed in batches:
+        products.append(inner_products(followed, fit))
+        ends.append(followed.end)
+    return in_units(coordinate, t_min, np.concatenate(products, 3), np.concatenate(ends))
+
+
+class Followed(NamedTuple):
+    """A batch of trajectories at the nodes of a record."""
+
+    split: Float[np.ndarray, "nodes 2 batch d"]
+    """Denoised points and noise."""
+    sensitivity: Float[np.ndarray, "nodes directions batch d"]
+    """(dx_end / dx(t))^T u of every direction u of length sqrt(d)."""
+    end: Float[np.ndarray, "batch d"]
+
+
+def follow(
+    denoiser: AbstractDenoiser,
+    noise: Float[AnyArray, "trajectories *shape"],
+    *,
+    t_min: ArrayLike,
+    nodes: int,
+    directions: int,
+    batch: int,
+    key: Array | None,
+    progress: bool,
+) -> tuple[TimeCoordinate, Float[AnyArray, " nodes"], Iterator[Followed]]:
+    """Coordinate and times of the nodes, and trajectories by batches; arguments as of `record`."""
     process = check_denoiser(denoiser).process
     low_time = check_range(process, 1, t_min)
     nodes = _checks.count("nodes", nodes, at_least=_LEAST_NODES)
@@ -84,9 +126,18 @@ def record(
     frame = _directions(x, _checks.count("directions", directions), key)
     coordinate = _time_coordinate(process, low_time)
     times = constant(node_times(coordinate, nodes, low_time))
-    fit = spline_fit(nodes)
-    products = []
-    ends = []
+    return coordinate, times, _followed(denoiser, times, x, frame, batch, progress)
+
+
+def _followed(
+    denoiser: AbstractDenoiser,
+    times: Float[AnyArray, " nodes"],
+    x: Float[Array, "trajectories *shape"],
+    frame: Float[Array, "directions *shape"],
+    batch: int,
+    progress: bool,
+) -> Iterator[Followed]:
+    """Batches of trajectories that are finite, in float64."""
     with Progress("recording: compiling", progress) as line:
         for rows, count in _batches(x.shape[0], batch):
             split, sensitivity, end = (
@@ -101,10 +152,8 @@ def record(
                     "network returned NaN or infinity, or its prediction is undefined at t_max or "
                     "t_min."
                 )
-            products.append(_products(sensitivity, split, fit)[..., :count, :])
-            ends.append(end[:count])
+            yield Followed(split[:, :, :count], sensitivity[:, :, :count], end[:count])
             line.update(f"recording: trajectory {last + 1} of {x.shape[0]}")
-    return _in_units(coordinate, low_time, np.concatenate(products, 3), np.concatenate(ends))
 
 
 def _check_noise(noise: Float[AnyArray, "trajectories *shape"]) -> Array:
@@ -198,22 +247,21 @@ def _advance(denoiser: AbstractDenoiser, x: Array, t: Array, until: Array) -> Ar
     return RK4().step(denoiser, jnp.zeros_like, denoiser.process, step, x, ())[0]
 
 
-def _products(
-    sensitivity: Float[np.ndarray, "nodes directions batch d"],
-    split: Float[np.ndarray, "nodes 2 batch d"],
-    fit: Float[np.ndarray, "splines nodes"],
+def inner_products(
+    followed: Followed, fit: Float[np.ndarray, "splines nodes"]
 ) -> Float[np.ndarray, "splines splines 2 batch directions"]:
     """Spline coefficients of the inner products between all pairs of nodes."""
+    sensitivity = followed.sensitivity
     nodes, directions, batch, dim = sensitivity.shape
     rows = sensitivity.transpose(2, 1, 0, 3).reshape(batch, directions * nodes, dim)
-    columns = split.transpose(2, 3, 1, 0).reshape(batch, dim, 2 * nodes)
+    columns = followed.split.transpose(2, 3, 1, 0).reshape(batch, dim, 2 * nodes)
     inner = (rows @ columns).reshape(batch, directions, nodes, 2, nodes)
     return np.einsum("Jj,Ii,mpjci->JIcmp", fit, fit, inner, optimize=True)
 
 
-def _in_units(
+def in_units(
     coordinate: TimeCoordinate,
-    t_min: float,
+    t_min: ArrayLike,
     products: Float[np.ndarray, "splines splines 2 trajectories directions"],
     ends: Float[np.ndarray, "trajectories d"],
 ) -> TrajectoryRecord:

@@ -1,0 +1,317 @@
+"""Bounds on the error of samplers that follow one expert per step, for any schedule and process.
+
+Let e_k be the distance of a sampler that draws its expert in every step from the flow, started at
+the same point. Experts share the part of the velocity that is linear in x, so that what the draw
+adds has mean 0 and a variance that does not grow with x. Then
+
+    sqrt(E |e_k|^2) <= a_k + b_k,                                                            (1)
+    a_{k+1} = gamma_k a_k + delta_k + local_k,        b_{k+1}^2 = gamma_k^2 b_k^2 + V_k^2,    (2)
+
+with gamma_k the Lipschitz constant of the step with exact experts, delta_k what inexact experts and
+router add, local_k the step's own local error, V_k the standard deviation of the draw, and
+a_0 = b_0 = 0. Proof: with q = delta_k + local_k, the mean of the step's error is at most
+gamma |e| + q, and (gamma (a + b) + q)^2 + V^2 <= (gamma a + q + sqrt(gamma^2 b^2 + V^2))^2.
+Without a draw (all experts in every step) V = 0.
+
+With lambda = a/s, u the end of a step from t and h = t - u:
+
+                    gamma                                      factor of delta and V    local error
+    Euler method    max( |1 - h c|, |1 + h growth| )           h |b|                    (3)
+    DDIM            s_u / s_t + B a_t R^2 / s_t^2              B = a_u - a_t s_u / s_t  (4)
+
+    int_u^t (r - u) |dv/dr| dr   (3),        s_u int_u^t (lambda_u - lambda_r) |dm/dr| dr   (4)
+
+where c, b and the bounds on the derivatives are those of `Regularity`.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from .. import _checks
+from .._numerics import safe_sqrt
+from .._precision import in_float64, is_traced
+from .._types import Numbers
+from ..processes import AbstractProcess, check_process
+from ..samplers import DDIM, AbstractSampler, EulerMaruyama, as_sampler, check_schedule
+from ..schedules import Schedule
+from ._regularity import Regularity, trajectory_norm
+
+# of Gauss-Legendre quadrature of the smooth integrands (3) and (4) over a step
+_NODES = 12
+
+
+class RoutingBound(eqx.Module):
+    """A bound on the root mean square distance of a sampler from the flow, after every step.
+
+    - `drift`: (K+1,), a_k, local errors and errors of experts and router.
+    - `noise`: (K+1,), b_k, what drawing experts causes.
+
+    **Example:**
+
+    ```python
+    >>> schedule = jk.schedules.uniform(jk.FlowMatching(), 40, 0.5)
+    >>> run = (jk.FlowMatching(), "ddim", schedule)
+    >>> bound = jk.routing.routing_bound(*run, radius=1.0, norm=1.0, num_experts=2)
+    ```
+    """
+
+    drift: Float[Array, " points"]
+    noise: Float[Array, " points"]
+
+    @property
+    def value(self) -> Float[Array, ""]:
+        """a_K + b_K, in units of the data."""
+        return self.drift[-1] + self.noise[-1]
+
+
+@in_float64
+def routing_bound(
+    process: AbstractProcess,
+    sampler: AbstractSampler | str,
+    schedule: Schedule,
+    *,
+    radius: Numbers,
+    norm: Numbers,
+    num_experts: int,
+    routing_error: Numbers = 0.0,
+    expert_error: Numbers = 0.0,
+    switching: bool = True,
+) -> RoutingBound:
+    """Bound the distance between a sampler with experts and the flow from the same initial noise.
+
+        sqrt(E |x_K - x(t_K)|^2) <= a_K + b_K
+
+    with the recursion of `RoutingBound`. It holds for data in a ball, for every router and experts
+    within the stated errors, and for any schedule. For initial noise of norm `norm` it bounds the
+    error given that noise; for random noise of root mean square norm `norm` the error over it, and
+    then W2 between the samples and the flow's end points too.
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `sampler`: "euler_maruyama" or "ddim", without stochasticity.
+    - `schedule`: its last time must have noise.
+    - `radius`: R > 0: all data have norm at most R, and so have the experts' exact denoised points.
+    - `norm`: norm of the initial noise, or its root mean square: sqrt(d) s(t_0) for normal noise.
+    - `num_experts`: number N >= 1 of experts; nothing is drawn from one.
+    - `routing_error`: largest error of any routing weight, in [0, 1], at any x and t.
+    - `expert_error`: largest error of an expert's denoised point, >= 0, at any x and t.
+    - `switching`: False for all experts in every step.
+
+    **Returns:** the bound.
+
+    **Raises:** ValueError for another sampler, stochasticity, a last time without noise, or an
+    argument out of range.
+
+    **Example:**
+
+    ```python
+    >>> schedule = jk.schedules.uniform(jk.FlowMatching(), 40, 0.5)
+    >>> run = (jk.FlowMatching(), "ddim", schedule)
+    >>> bound = jk.routing.routing_bound(*run, radius=1.0, norm=1.0, num_experts=2)
+    >>> bool(bound.value < 1.0)
+    True
+    ```
+
+    Source: "Wasserstein Convergence of ODE-Based Samplers in Decentralized Diffusion Model via
+    Velocity Field Decomposition" (manuscript), Theorems 6 and 8: for any schedule and process, with
+    local in place of uniform constants and without losses of Young's inequality.
+    """
+    process = check_process(process)
+    sampler = as_sampler(sampler)
+    schedule = check_schedule(process, sampler, schedule)
+    _check_run(process, sampler, schedule)
+    num_experts = _checks.count("num_experts", num_experts)
+    radius = _checks.parameter("radius", radius, above=0.0)
+    norm = _checks.parameter("norm", norm, at_least=0.0)
+    routing_error = _checks.parameter("routing_error", routing_error, at_least=0.0, at_most=1.0)
+    expert_error = _checks.parameter("expert_error", expert_error, at_least=0.0)
+    start = Regularity(process, schedule.times[:-1], radius)
+    step = _euler if isinstance(sampler, EulerMaruyama) else _ddim
+    growth, factor, local = step(process, schedule.times, start, norm)
+    # both are proportional to |b|, which is divided out
+    unit = factor / start.denoised
+    added = unit * start.field_error(num_experts, routing_error, expert_error) + local
+    drawn = switching and num_experts > 1
+    deviation = factor * (radius + expert_error) if drawn else jnp.zeros_like(factor)
+    return _recursion(growth, added, deviation)
+
+
+def _euler(
+    process: AbstractProcess, times: Array, start: Regularity, norm: ArrayLike
+) -> tuple[Array, Array, Array]:
+    """Growth, factor of the denoised point, and local error of every step of Euler's method."""
+    h = times[:-1] - times[1:]
+    growth = jnp.maximum(jnp.abs(1.0 - h * start.linear), jnp.abs(1.0 + h * start.velocity_growth))
+
+    def integrand(r: Array, u: Array) -> Array:
+        along = trajectory_norm(process, r, times[0], norm, start.radius)
+        return (r - u) * Regularity(process, r, start.radius).velocity_rate(along)
+
+    return growth, h * start.denoised, _over_steps(integrand, times)
+
+
+def _ddim(
+    process: AbstractProcess, times: Array, start: Regularity, norm: ArrayLike
+) -> tuple[Array, Array, Array]:
+    """Growth, factor of the denoised point, and local error of every step of DDIM."""
+    end_noise = process.noise(times[1:])
+    ratio = end_noise / start.noise
+    factor = process.signal(times[1:]) - start.signal * ratio
+
+    def integrand(r: Array, u: Array) -> Array:
+        along = trajectory_norm(process, r, times[0], norm, start.radius)
+        ahead = process.signal(u) - process.noise(u) * process.signal(r) / process.noise(r)
+        return ahead * Regularity(process, r, start.radius).mean_rate(along)
+
+    return ratio + factor * start.denoiser_lipschitz, factor, _over_steps(integrand, times)
+
+
+def _over_steps(integrand, times: Float[Array, " points"]) -> Float[Array, " steps"]:
+    """Integrals of integrand(r, u) over r in every step, u being the step's end."""
+    places, weights = np.polynomial.legendre.leggauss(_NODES)
+    u = times[1:, None]
+    h = times[:-1, None] - u
+    values = integrand(u + 0.5 * h * (1.0 + places), u)
+    return jnp.sum(0.5 * h * weights * values, -1)
+
+
+def _recursion(
+    growth: Float[Array, " steps"], added: Float[Array, " steps"], deviation: Float[Array, " steps"]
+) -> RoutingBound:
+    """(2) of the module."""
+
+    def step(
+        state: tuple[Array, Array], here: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        drift, squared = state
+        growth, added, deviation = here
+        new = (growth * drift + added, growth**2 * squared + deviation**2)
+        return new, new
+
+    zero = jnp.zeros((), growth.dtype)
+    _, (drift, squared) = jax.lax.scan(step, (zero, zero), (growth, added, deviation))
+    return RoutingBound(
+        jnp.concatenate([zero[None], drift]), safe_sqrt(jnp.concatenate([zero[None], squared]))
+    )
+
+
+def _check_run(process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule) -> None:
+    """Refuse what the bound does not cover."""
+    if not isinstance(sampler, DDIM | EulerMaruyama):
+        raise ValueError(
+            f"sampler {type(sampler).__name__} has no such bound; use 'euler_maruyama' or 'ddim'."
+        )
+    if is_traced((process, schedule)):
+        return
+    if schedule.is_stochastic:
+        raise ValueError("schedule is stochastic; the bound is on the distance from the flow.")
+    last = float(schedule.times[-1])
+    if float(process.noise(last)) <= 0.0:
+        raise ValueError(
+            f"schedule ends at t = {last:g}, where there is no noise and the flow of data in a "
+            "ball has no Lipschitz constant; stop before."
+        )
+
+
+def log_amplification(
+    process: AbstractProcess, t: Float[ArrayLike, "*times"], t_end: Numbers, radius: Numbers
+) -> Float[Array, "*times"]:
+    """Evaluate the log of the largest factor by which the flow moves two points apart.
+
+        log( s_e / s(t) ) + R^2 (lambda_e^2 - lambda(t)^2) / 2,      lambda = a / s
+
+    from time t to t_end = e, over all data of norm at most R: the limit of the product of the
+    growth factors of `routing_bound` for many steps, whatever the schedule. Two points at +R and -R
+    attain it between them. For a variance-preserving process of signal 0 at the start it is
+    log s_e + R^2 a_e^2 / (2 s_e^2).
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `t`: times of any shape.
+    - `t_end`: the last time, with noise.
+    - `radius`: R > 0, in units of the data.
+
+    **Returns:** the log, in nats.
+
+    **Example:**
+
+    ```python
+    >>> jk.routing.log_amplification(jk.FlowMatching(), 1.0, 0.5, radius=1.0).round(4).item()
+    -0.1931
+    ```
+    """
+    first = process.signal(t) / process.noise(t)
+    last = process.signal(t_end) / process.noise(t_end)
+    squares = jnp.asarray(radius) ** 2 * (last**2 - first**2)
+    return jnp.log(process.noise(t_end) / process.noise(t)) + 0.5 * squares
+
+
+def network_amplification(
+    process: AbstractProcess, t_start: Numbers, t_end: Numbers, radius: Numbers
+) -> Float[Array, ""]:
+    """Evaluate the factor of experts' errors in the bound, for infinitely many steps.
+
+        A = s_e exp(R^2 lambda_e^2 / 2) (sqrt(pi / 2) / R) (erf(R lambda_e / sqrt 2)
+                                                            - erf(R lambda_0 / sqrt 2))
+
+    with lambda = a / s at the start 0 and the end e. Denoised points wrong by `error` everywhere
+    move the end of the flow by at most A error.
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `t_start`: the first time.
+    - `t_end`: the last time, with noise.
+    - `radius`: R > 0, in units of the data.
+
+    **Returns:** A, without unit.
+
+    **Example:**
+
+    ```python
+    >>> amplified = jk.routing.network_amplification(jk.FlowMatching(), 1.0, 0.5, radius=1.0)
+    >>> amplified.round(3).item()
+    0.705
+    ```
+    """
+    first = process.signal(t_start) / process.noise(t_start)
+    last = process.signal(t_end) / process.noise(t_end)
+    radius = jnp.asarray(radius)
+    root = radius / np.sqrt(2.0)
+    mass = jax.lax.erf(root * last) - jax.lax.erf(root * first)
+    return process.noise(t_end) * jnp.exp((root * last) ** 2) * 0.5 * np.sqrt(np.pi) / root * mass
+
+
+def truncation_bound(
+    process: AbstractProcess, t: Float[ArrayLike, "*times"], radius: Numbers, dim: int
+) -> Float[Array, "*times"]:
+    """Bound W2 between the data and their noised distribution p_t.
+
+        sqrt( (1 - a)^2 R^2 + d s^2 )
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `t`: times of any shape.
+    - `radius`: R > 0, in units of the data.
+    - `dim`: number d of dimensions.
+
+    **Returns:** the bound, in units of the data.
+
+    **Example:**
+
+    ```python
+    >>> jk.routing.truncation_bound(jk.FlowMatching(), 0.5, radius=1.0, dim=3).item()
+    1.0
+    ```
+
+    Source: "Wasserstein Convergence of ODE-Based Samplers in Decentralized Diffusion Model via
+    Velocity Field Decomposition" (manuscript), Theorem 7.
+    """
+    lost = (1.0 - process.signal(t)) * jnp.asarray(radius)
+    return jnp.sqrt(lost**2 + dim * process.noise(t) ** 2)
