@@ -146,10 +146,12 @@ def _flow(inst: Instance, process: jk.AbstractProcess, points: int = 240) -> np.
 
 
 def _mean_squares(
-    inst: Instance, process: jk.AbstractProcess, sampler: str, flow: np.ndarray, soft: bool
+    inst: Instance, process: jk.AbstractProcess, sampler: str, flow: np.ndarray, policy: str
 ) -> np.ndarray:
     """E |e_k|^2 (instances, steps + 1, starts), over all paths with their probabilities."""
+    soft = policy != "switching"
     count = 1 if soft else len(PATHS)
+    debt = np.zeros((INSTANCES, STARTS, EXPERTS))
     x = np.repeat(inst.starts, count, 1)
     probability = np.ones(x.shape[:2])
     path = np.zeros((STEPS, 1), int) if soft else PATHS.T
@@ -159,7 +161,12 @@ def _mean_squares(
     for k in range(STEPS):
         mean, means, pi = _parts(inst, a[:, k], s[:, k], x)
         means, pi = _inexact(inst, x, mean, means, pi)
-        if soft:
+        if policy == "feedback":
+            debt = debt + pi
+            paid = np.eye(EXPERTS)[np.argmax(debt, -1)]
+            debt = debt - paid
+            denoised = np.einsum("bpi,bpid->bpd", paid, means)
+        elif soft:
             denoised = np.einsum("bpi,bpid->bpd", pi, means)
         else:
             denoised = means[:, np.arange(x.shape[1]), path[k]]
@@ -188,38 +195,48 @@ def test_the_bound_holds_for_every_instance(name: str, sampler: str):
     inst = _instances(np.random.default_rng([3, len(name), len(sampler)]), process)
     flow = _flow(inst, process)
 
-    def bound(times, radius, norm, routing_error, expert_error, switching):
-        found = routing.routing_bound(
-            process,
-            sampler,
-            jk.Schedule(times),
-            radius=radius,
-            norm=norm,
-            num_experts=EXPERTS,
-            routing_error=routing_error,
-            expert_error=expert_error,
-            switching=switching,
-        )
-        return found.drift, found.noise
+    def bound(times, radius, norm, routing_error, expert_error, policy):
+        options = {
+            "radius": radius,
+            "norm": norm,
+            "num_experts": EXPERTS,
+            "routing_error": routing_error,
+            "expert_error": expert_error,
+        }
+        run = (process, sampler, jk.Schedule(times))
+        if policy == "feedback":
+            return routing.feedback_bound(*run, **options)
+        return routing.routing_bound(*run, **options, switching=policy == "switching")
 
     norms = np.linalg.norm(inst.starts, axis=-1)
     rms = np.sqrt(np.mean(norms**2, 1, keepdims=True))
     looseness = []
-    for switching in (True, False):
-        squares = _mean_squares(inst, process, sampler, flow, soft=not switching)
+    for policy in ("switching", "mean", "feedback"):
+        squares = _mean_squares(inst, process, sampler, flow, policy)
         over_starts = jax.vmap(bound, in_axes=(None, None, 0, None, None, None))
         every = jax.jit(jax.vmap(over_starts, in_axes=(0, 0, 0, 0, 0, None)), static_argnums=5)
         errors = (inst.routing_error, inst.expert_error)
         given = np.concatenate([norms, rms], 1)
-        drift, noise = every(inst.times, inst.radius, given, *errors, switching)
-        limit = np.asarray(drift + noise)
+        found = every(inst.times, inst.radius, given, *errors, policy)
+        limit = np.asarray(found.drift + found.noise)
         actual = np.sqrt(np.concatenate([squares, squares.mean(-1, keepdims=True)], -1))
         actual = actual.transpose(0, 2, 1)
         assert np.all(actual <= limit * (1 + 1e-9) + 1e-7), (actual / limit)[actual > limit]
-        assert switching or np.all(np.asarray(noise) == 0.0)
+        assert policy == "switching" or np.all(np.asarray(found.noise) == 0.0)
         looseness.append(np.median(limit[..., -1] / actual[..., -1]))
     # a bound, and not an absurd one: typical instances are within two orders of magnitude
     assert max(looseness) < 100.0
+
+
+def test_feedback_has_the_rate_of_all_experts():
+    """Its bound is of order 1/K, that of switching of order K^(-1/2)."""
+    run = {"radius": 1.0, "norm": 1.0, "num_experts": 2}
+    process = PROCESSES["cosine"]
+    schedules = [jk.Schedule(np.linspace(1.0, 0.5, n + 1)) for n in (2000, 4000)]
+    bounds = [routing.feedback_bound(process, "ddim", s, **run).value for s in schedules]
+    assert float(bounds[0] / bounds[1]) == pytest.approx(2.0, rel=0.02)
+    noise = [routing.routing_bound(process, "ddim", s, **run).noise[-1] for s in schedules]
+    assert float(noise[0] / noise[1]) == pytest.approx(2.0**0.5, rel=0.02)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -258,6 +275,7 @@ def test_regularity_bounds_hold_on_random_data(name: str):
             "grad m": jnp.linalg.norm(jax.jacfwd(denoised)(x, t), 2),
             "hessian": jnp.linalg.norm((a * jax.jacfwd(denoised)(x, t) - jnp.eye(2)) / s**2, 2),
             "dm/dt": jnp.linalg.norm(jax.jvp(denoised, (x, t), along)[1]),
+            "d_t m": jnp.linalg.norm(jax.jvp(lambda t: denoised(x, t), (t,), (along[1],))[1]),
             "dv/dt": jnp.linalg.norm(jax.jvp(velocity, (x, t), along)[1]),
         }
 
@@ -271,6 +289,7 @@ def test_regularity_bounds_hold_on_random_data(name: str):
         "grad m": flow.denoiser_lipschitz,
         "hessian": flow.score_lipschitz,
         "dm/dt": flow.mean_rate(norm),
+        "d_t m": flow.mean_rate_at_rest(norm),
         "dv/dt": flow.velocity_rate(norm),
     }
     for key, limit in limits.items():

@@ -193,13 +193,10 @@ class GaussianMixture(AbstractDistribution):
         **Raises:** ValueError for an index that there is not.
         """
         m = _checks.count("m", m, at_least=0, at_most=self.weights.shape[0] - 1)
-        each = self.bases is not None and self.bases.ndim == 3
-        rows = (
-            constant(np.ones(1)),
-            self.means[m : m + 1],
-            self.eigenvalues[m : m + 1],
-            self.bases[m : m + 1] if each else self.bases,
-        )
+        bases = self.bases
+        if bases is not None and bases.ndim == 3:
+            bases = bases[m : m + 1]
+        rows = (constant(np.ones(1)), self.means[m : m + 1], self.eigenvalues[m : m + 1], bases)
         fields = ("weights", "means", "eigenvalues", "bases")
         return eqx.tree_at(
             lambda mixture: tuple(getattr(mixture, field) for field in fields),

@@ -2,6 +2,7 @@
 
 from ._bound import (
     RoutingBound as RoutingBound,
+    feedback_bound as feedback_bound,
     log_amplification as log_amplification,
     network_amplification as network_amplification,
     routing_bound as routing_bound,

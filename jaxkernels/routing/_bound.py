@@ -24,6 +24,9 @@ With lambda = a/s, u the end of a step from t and h = t - u:
 where c, b and the bounds on the derivatives are those of `Regularity`.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -120,6 +123,121 @@ def routing_bound(
     Velocity Field Decomposition" (manuscript), Theorems 6 and 8: for any schedule and process, with
     local in place of uniform constants and without losses of Young's inequality.
     """
+    run = _prepare(
+        process, sampler, schedule, radius, norm, num_experts, routing_error, expert_error
+    )
+    drawn = switching and num_experts > 1
+    deviation = run.steps.factor * run.size if drawn else jnp.zeros_like(run.steps.factor)
+    return _recursion(run.steps.growth, run.added, deviation)
+
+
+@in_float64
+def feedback_bound(
+    process: AbstractProcess,
+    sampler: AbstractSampler | str,
+    schedule: Schedule,
+    *,
+    radius: Numbers,
+    norm: Numbers,
+    num_experts: int,
+    routing_error: Numbers = 0.0,
+    expert_error: Numbers = 0.0,
+) -> RoutingBound:
+    """Bound the distance between a sampler with `ErrorFeedback` and the flow.
+
+        |w_{k+1}| <= gamma_k |w_k| + (|1 - keep_k| + f_k L_k) q_k + |f_k - f_{k-1}| B R
+                     + f_{k-1} B |m_i(x_k, t_k) - m_i(x_{k-1}, t_{k-1})| + delta_k + local_k,
+        |e_k| <= |w_k| + q_k,     q_k = f_{k-1} B R,     B = 2 (N - 1)^2 / N
+
+    with keep and f the step's factors of x and of the denoised point, and L_k the Lipschitz
+    constant of the latter. Proof: the debts D_k of the experts add up to 0 and are at least
+    -(1 - 1/N), so that sum |D| <= B. What step k adds is f_k M_k (D_k - D_{k+1}), M_k the experts'
+    denoised points: summed by parts, debts are multiplied by differences of f M between steps only.
+    Every term is of order h^2, so that the distance is of order h, as with all experts. There is no
+    randomness: the bound holds for every sample.
+
+    **Arguments:**
+
+    - `process`, `sampler`, `schedule`, `radius`, `norm`, `num_experts`, `routing_error`,
+      `expert_error`: as for `routing_bound`.
+
+    **Returns:** the bound, all of it in `drift`.
+
+    **Raises:** ValueError as `routing_bound`.
+
+    **Example:**
+
+    ```python
+    >>> schedule = jk.schedules.uniform(jk.FlowMatching(), 40, 0.5)
+    >>> run = (jk.FlowMatching(), "ddim", schedule)
+    >>> bound = jk.routing.feedback_bound(*run, radius=1.0, norm=1.0, num_experts=2)
+    ```
+    """
+    run = _prepare(
+        process, sampler, schedule, radius, norm, num_experts, routing_error, expert_error
+    )
+    steps = run.steps
+    times = run.times
+    debt = 2.0 * (num_experts - 1) ** 2 / num_experts
+    before = jnp.concatenate([jnp.zeros(1, times.dtype), steps.factor[:-1]])
+    owed = before * debt * run.size
+    norms = _iterate_norms(steps, run.norm, run.size)
+    moved = jnp.abs(1.0 - steps.keep) * norms + steps.factor * run.size
+
+    def turning(r: Array, u: Array) -> Array:
+        del u
+        return Regularity(process, r, run.start.radius).mean_rate_at_rest(norms[:, None])
+
+    turned = _over_steps(turning, times)
+    # from the start of the step before to the start of this one; before the first nothing is owed
+    lipschitz = run.start.denoiser_lipschitz
+    changed = jnp.minimum(2.0 * run.start.radius, lipschitz[1:] * moved[:-1] + turned[:-1])
+    # inexact experts need not vary smoothly
+    changed = changed + 2.0 * (run.size - run.start.radius)
+    changed = jnp.concatenate([jnp.zeros(1, times.dtype), changed])
+    later = jnp.where(before > 0, jnp.abs(steps.factor - before), steps.factor * 0.0)
+    added = run.added + (jnp.abs(1.0 - steps.keep) + steps.factor * lipschitz) * owed
+    added = added + debt * (later * run.size + before * changed)
+    found = _recursion(steps.growth, added, jnp.zeros_like(added))
+    ends = jnp.concatenate([owed, (steps.factor[-1] * debt * run.size)[None]])
+    return RoutingBound(found.drift + ends, found.noise)
+
+
+class _Steps(NamedTuple):
+    """What the bounds need of every step."""
+
+    keep: Float[Array, " steps"]
+    """Factor of x."""
+    factor: Float[Array, " steps"]
+    """Size of the factor of the denoised point."""
+    growth: Float[Array, " steps"]
+    local: Float[Array, " steps"]
+
+
+class _Prepared(NamedTuple):
+    """Checked arguments, and what follows from them."""
+
+    times: Float[Array, " points"]
+    start: Regularity
+    steps: _Steps
+    added: Float[Array, " steps"]
+    """What inexact experts and router add, and local errors."""
+    norm: Float[Array, ""]
+    size: Float[Array, ""]
+    """A bound on the norm of an inexact expert's denoised point."""
+
+
+def _prepare(
+    process: AbstractProcess,
+    sampler: AbstractSampler | str,
+    schedule: Schedule,
+    radius: Numbers,
+    norm: Numbers,
+    num_experts: int,
+    routing_error: Numbers,
+    expert_error: Numbers,
+) -> _Prepared:
+    """The steps of a run that the bounds cover."""
     process = check_process(process)
     sampler = as_sampler(sampler)
     schedule = check_schedule(process, sampler, schedule)
@@ -130,47 +248,62 @@ def routing_bound(
     routing_error = _checks.parameter("routing_error", routing_error, at_least=0.0, at_most=1.0)
     expert_error = _checks.parameter("expert_error", expert_error, at_least=0.0)
     start = Regularity(process, schedule.times[:-1], radius)
-    step = _euler if isinstance(sampler, EulerMaruyama) else _ddim
-    growth, factor, local = step(process, schedule.times, start, norm)
+    make = _euler if isinstance(sampler, EulerMaruyama) else _ddim
+    steps = make(process, schedule.times, start, norm)
     # both are proportional to |b|, which is divided out
-    unit = factor / start.denoised
-    added = unit * start.field_error(num_experts, routing_error, expert_error) + local
-    drawn = switching and num_experts > 1
-    deviation = factor * (radius + expert_error) if drawn else jnp.zeros_like(factor)
-    return _recursion(growth, added, deviation)
+    unit = steps.factor / start.denoised
+    added = unit * start.field_error(num_experts, routing_error, expert_error) + steps.local
+    size = jnp.asarray(radius + expert_error)
+    return _Prepared(schedule.times, start, steps, added, jnp.asarray(norm), size)
 
 
 def _euler(
-    process: AbstractProcess, times: Array, start: Regularity, norm: ArrayLike
-) -> tuple[Array, Array, Array]:
-    """Growth, factor of the denoised point, and local error of every step of Euler's method."""
+    process: AbstractProcess, times: Float[Array, " points"], start: Regularity, norm: ArrayLike
+) -> _Steps:
+    """Steps of Euler's method."""
     h = times[:-1] - times[1:]
-    growth = jnp.maximum(jnp.abs(1.0 - h * start.linear), jnp.abs(1.0 + h * start.velocity_growth))
+    keep = 1.0 - h * start.linear
+    growth = jnp.maximum(jnp.abs(keep), jnp.abs(1.0 + h * start.velocity_growth))
 
     def integrand(r: Array, u: Array) -> Array:
         along = trajectory_norm(process, r, times[0], norm, start.radius)
         return (r - u) * Regularity(process, r, start.radius).velocity_rate(along)
 
-    return growth, h * start.denoised, _over_steps(integrand, times)
+    return _Steps(keep, h * start.denoised, growth, _over_steps(integrand, times))
 
 
 def _ddim(
-    process: AbstractProcess, times: Array, start: Regularity, norm: ArrayLike
-) -> tuple[Array, Array, Array]:
-    """Growth, factor of the denoised point, and local error of every step of DDIM."""
-    end_noise = process.noise(times[1:])
-    ratio = end_noise / start.noise
-    factor = process.signal(times[1:]) - start.signal * ratio
+    process: AbstractProcess, times: Float[Array, " points"], start: Regularity, norm: ArrayLike
+) -> _Steps:
+    """Steps of DDIM."""
+    keep = process.noise(times[1:]) / start.noise
+    factor = process.signal(times[1:]) - start.signal * keep
 
     def integrand(r: Array, u: Array) -> Array:
         along = trajectory_norm(process, r, times[0], norm, start.radius)
         ahead = process.signal(u) - process.noise(u) * process.signal(r) / process.noise(r)
         return ahead * Regularity(process, r, start.radius).mean_rate(along)
 
-    return ratio + factor * start.denoiser_lipschitz, factor, _over_steps(integrand, times)
+    growth = keep + factor * start.denoiser_lipschitz
+    return _Steps(keep, factor, growth, _over_steps(integrand, times))
 
 
-def _over_steps(integrand, times: Float[Array, " points"]) -> Float[Array, " steps"]:
+def _iterate_norms(steps: _Steps, norm: ArrayLike, size: ArrayLike) -> Float[Array, " steps"]:
+    """Bounds on the norm of the sampler's own points at the start of every step."""
+
+    def step(
+        before: Float[Array, ""], here: tuple[Array, Array]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        keep, factor = here
+        return jnp.abs(keep) * before + factor * size, before
+
+    first = jnp.asarray(norm, steps.keep.dtype)
+    return jax.lax.scan(step, first, (steps.keep, steps.factor))[1]
+
+
+def _over_steps(
+    integrand: Callable[[Array, Array], Array], times: Float[Array, " points"]
+) -> Float[Array, " steps"]:
     """Integrals of integrand(r, u) over r in every step, u being the step's end."""
     places, weights = np.polynomial.legendre.leggauss(_NODES)
     u = times[1:, None]
@@ -218,7 +351,10 @@ def _check_run(process: AbstractProcess, sampler: AbstractSampler, schedule: Sch
 
 
 def log_amplification(
-    process: AbstractProcess, t: Float[ArrayLike, "*times"], t_end: Numbers, radius: Numbers
+    process: AbstractProcess,
+    t: Float[ArrayLike, "*times"],
+    t_end: Float[ArrayLike, ""],
+    radius: Numbers,
 ) -> Float[Array, "*times"]:
     """Evaluate the log of the largest factor by which the flow moves two points apart.
 
@@ -252,7 +388,10 @@ def log_amplification(
 
 
 def network_amplification(
-    process: AbstractProcess, t_start: Numbers, t_end: Numbers, radius: Numbers
+    process: AbstractProcess,
+    t_start: Float[ArrayLike, ""],
+    t_end: Float[ArrayLike, ""],
+    radius: Numbers,
 ) -> Float[Array, ""]:
     """Evaluate the factor of experts' errors in the bound, for infinitely many steps.
 

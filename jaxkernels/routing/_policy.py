@@ -141,7 +141,7 @@ class ErrorFeedback(AbstractPolicy):
     First-order sigma-delta modulation of the routing weights. Every expert is run as often as its
     weights add up to, with a debt that stays bounded, so that the errors of neighbouring steps
     cancel: the distance to the flow is of order 1/K, as with all experts, where that of
-    `StochasticSwitching` is of order K^(-1/2).
+    `StochasticSwitching` is of order K^(-1/2); `feedback_bound` proves it.
 
     **Example:**
 

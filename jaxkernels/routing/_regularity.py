@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
-from .._types import Numbers
+from .._types import AnyArray, Numbers
 from ..processes import AbstractProcess, check_process
 
 COVARIANCE_FACTOR = 8.0 / 27.0
@@ -69,7 +69,7 @@ class Regularity(eqx.Module):
     """a''."""
     noise_curvature: Float[Array, "*times"]
     """s''."""
-    radius: Float[ArrayLike, ""]
+    radius: Float[AnyArray, ""]
 
     def __init__(self, process: AbstractProcess, t: Float[ArrayLike, "*times"], radius: Numbers):
         process = check_process(process)
@@ -142,6 +142,23 @@ class Regularity(eqx.Module):
         pulled = radius**2 * (norm + self.signal * radius)
         skew = COVARIANCE_FACTOR * self.signal * radius**3
         return self.denoised / self.noise**2 * (pulled + skew)
+
+    def mean_rate_at_rest(self, norm: Float[ArrayLike, "*#times"]) -> Float[Array, "*times"]:
+        """Bound the derivative of the denoised point in time at a fixed point.
+
+            ( R^2 |b - a c| |x| + (8/27) a |b| R^3 ) / s^2
+
+        It holds for every expert's denoised point too.
+
+        **Arguments:**
+
+        - `norm`: |x| >= 0.
+
+        **Returns:** the bound on |d_t m|.
+        """
+        pulled = self.denoised + self.signal * self.linear
+        skew = COVARIANCE_FACTOR * self.signal * self.denoised * self.radius
+        return jnp.asarray(self.radius) ** 2 * (jnp.abs(pulled) * norm + skew) / self.noise**2
 
     def velocity_rate(self, norm: Float[ArrayLike, "*#times"]) -> Float[Array, "*times"]:
         """Bound the acceleration along the flow.

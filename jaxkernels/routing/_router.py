@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -97,7 +98,7 @@ class ClusterRouter(AbstractRouter):
 class FunctionRouter(AbstractRouter):
     """A router that the user wrote or trained: any function of (x, t)."""
 
-    fn: Callable[[Array, Array], Array]
+    fn: Callable[..., Any]
     output: str = eqx.field(static=True)
     num_experts: int = eqx.field(static=True)
 
