@@ -17,7 +17,7 @@ from ._policy import (
     StochasticSwitching as StochasticSwitching,
     TopK as TopK,
 )
-from ._published import PublishedBound as PublishedBound, published_bound as published_bound
+from ._published import PublishedBounds as PublishedBounds
 from ._record import (
     RoutingError as RoutingError,
     RoutingRecord as RoutingRecord,

@@ -1,0 +1,190 @@
+"""What switching costs, predicted from recorded trajectories, and schedules that suit it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxkernels as jk
+from jaxkernels import routing
+
+COSINE = jk.CosineVP(offset=0.0)
+ANGLES = np.deg2rad([90.0, 210.0, 330.0])
+MEANS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
+WEIGHTS = np.array([0.5, 0.3, 0.2])
+VARIANCE = 0.49
+MIXTURE = jk.GaussianMixture(WEIGHTS, MEANS, np.full(3, VARIANCE))
+EXPERTS = routing.Experts.of_mixture(MIXTURE, COSINE)
+T_MIN = 0.1
+
+
+@pytest.fixture(scope="module")
+def start() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((96, 2))
+
+
+@pytest.fixture(scope="module")
+def found(start: np.ndarray) -> routing.RoutingRecord:
+    return routing.record_routing(
+        EXPERTS, jnp.asarray(start), t_min=T_MIN, nodes=32, directions=2, batch=48, progress=False
+    )
+
+
+def _parts(x: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and denoised points of the components."""
+    a = np.cos(np.pi / 2 * t)
+    variance = a**2 * VARIANCE + 1.0 - a**2
+    z = x[..., None, :] - a * MEANS
+    logs = np.log(WEIGHTS) - 0.5 * np.sum(z**2, -1) / variance
+    pi = np.exp(logs - logs.max(-1, keepdims=True))
+    pi = pi / pi.sum(-1, keepdims=True)
+    return pi, MEANS + a * VARIANCE * z / variance
+
+
+def _velocity(x: np.ndarray, t: float) -> np.ndarray:
+    pi, means = _parts(x, t)
+    a, s = np.cos(np.pi / 2 * t), np.sin(np.pi / 2 * t)
+    mean = np.einsum("...i,...id->...d", pi, means)
+    return -np.pi / 2 / s * (mean - a * x)
+
+
+def _flow(x: np.ndarray, t: float, u: float, steps: int) -> np.ndarray:
+    """RK4 from t to u."""
+    h = (u - t) / steps
+    for j in range(steps):
+        r = t + j * h
+        k1 = _velocity(x, r)
+        k2 = _velocity(x + h / 2 * k1, r + h / 2)
+        k3 = _velocity(x + h / 2 * k2, r + h / 2)
+        k4 = _velocity(x + h * k3, r + h)
+        x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return x
+
+
+def test_switching_error_is_that_of_differences(start: np.ndarray, found: routing.RoutingRecord):
+    """sum_k h_k^2 E sum_i pi_i |Phi b (m_i - m)|^2, Phi by differences along the flow."""
+    times = np.linspace(1.0, T_MIN, 13) ** 1.2
+    times[-1] = T_MIN
+    step = 1e-4
+    x = start
+    expected = {"euler_maruyama": 0.0, "ddim": 0.0}
+    for t, u in zip(times[:-1], times[1:], strict=True):
+        pi, means = _parts(x, t)
+        deviation = means - np.einsum("qi,qid->qd", pi, means)[:, None]
+        x = _flow(x, t, u, 20)
+        moved = x[:, None] + step * np.stack([deviation, -deviation])
+        ends = _flow(moved, u, T_MIN, 60) if u > T_MIN else moved
+        pushed = (ends[0] - ends[1]) / (2 * step)
+        cost = np.mean(np.sum(pi * np.sum(pushed**2, -1), -1))
+        s_t, s_u = np.sin(np.pi / 2 * t), np.sin(np.pi / 2 * u)
+        euler = (t - u) * np.pi / 2 / s_t
+        ddim = np.cos(np.pi / 2 * u) - np.cos(np.pi / 2 * t) * s_u / s_t
+        expected["euler_maruyama"] += euler**2 * cost
+        expected["ddim"] += ddim**2 * cost
+    for sampler, value in expected.items():
+        predicted = found.switching_error(sampler, jk.Schedule(times))
+        assert float(predicted) == pytest.approx(value, rel=2e-3)
+
+
+def test_one_step_has_a_closed_form(found: routing.RoutingRecord):
+    """At signal 0 the experts' denoised points are their means, whatever x."""
+    between = WEIGHTS @ np.sum((MEANS - WEIGHTS @ MEANS) ** 2, 1)
+    one = jk.Schedule([1.0, T_MIN])
+    ddim = np.cos(np.pi / 2 * T_MIN) ** 2 * between
+    assert float(found.switching_error("ddim", one)) == pytest.approx(ddim, rel=1e-6)
+    euler = (0.9 * np.pi / 2) ** 2 * between
+    assert float(found.switching_error("euler_maruyama", one)) == pytest.approx(euler, rel=1e-6)
+
+
+def test_the_objective_adds_discretization_and_noise(
+    start: np.ndarray, found: routing.RoutingRecord
+):
+    """Of many steps each is measured on the same trajectories; gradients by differences."""
+    schedule = jk.Schedule(np.linspace(1.0, T_MIN, 41))
+    switching = float(found.switching_error("euler_maruyama", schedule))
+    total = float(found.mean_square_error("euler_maruyama", schedule))
+    exact = _flow(start, 1.0, T_MIN, 400)
+    x = start
+    for t, u in zip(schedule.times[:-1], schedule.times[1:], strict=True):
+        x = x - float(t - u) * _velocity(x, float(t))
+    measured = np.mean(np.sum((x - exact) ** 2, 1))
+    assert total - switching == pytest.approx(measured, rel=0.05)
+    bound = routing.RoutingError(found).bind(None, COSINE, "euler_maruyama")
+    assert float(bound(schedule)) == pytest.approx(np.sqrt(total), rel=1e-12)
+    times = jnp.linspace(1.0, T_MIN, 7)
+
+    def value(t):
+        return bound(jk.Schedule(jnp.concatenate([times[:3], t[None], times[4:]])))
+
+    compiled = jax.jit(jax.value_and_grad(value))
+    gradient = compiled(times[3])[1]
+    difference = (compiled(times[3] + 1e-5)[0] - compiled(times[3] - 1e-5)[0]) / 2e-5
+    assert float(gradient) == pytest.approx(float(difference), rel=1e-6)
+
+
+def test_options_that_do_not_fit(found: routing.RoutingRecord):
+    objective = routing.RoutingError(found)
+    with pytest.raises(ValueError, match="sampler DPMSolverPP2M has several evaluations"):
+        objective.bind(None, COSINE, "dpmpp_2m")
+    with pytest.raises(ValueError, match="sampler Heun has several evaluations"):
+        found.switching_error("heun", jk.Schedule([1.0, T_MIN]))
+    with pytest.raises(ValueError, match="record is of CosineVP"):
+        objective.bind(None, jk.VP(), "ddim")
+    with pytest.raises(ValueError, match="record must be a RoutingRecord"):
+        routing.RoutingError(found.trajectories)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="with t_min fixed"):
+        objective.check(jk.DDIM(), True, False)
+
+
+@pytest.mark.slow
+def test_the_optimum_lowers_the_measured_error():
+    """Against the best baseline schedule, on noise that the record has not seen."""
+    rng = np.random.default_rng(3)
+    found = routing.record_routing(
+        EXPERTS,
+        jnp.asarray(rng.standard_normal((512, 2))),
+        t_min=T_MIN,
+        nodes=24,
+        directions=2,
+        batch=256,
+        progress=False,
+    )
+    steps = 20
+    result = jk.optimize_schedule(
+        MIXTURE.gaussian(),
+        COSINE,
+        "euler_maruyama",
+        steps,
+        t_min=T_MIN,
+        objective=routing.RoutingError(found),
+        progress=False,
+    )
+    assert result.objective < min(result.baselines.values())
+    best = min(result.baselines, key=lambda name: result.baselines[name])
+    baseline = getattr(jk.schedules, best)(COSINE, steps, T_MIN)
+    x = rng.standard_normal((40_000, 2))
+    exact = _flow(x, 1.0, T_MIN, 300)
+    measured = []
+    for schedule in (result.schedule, baseline):
+        run = ("euler_maruyama", schedule, jnp.asarray(x))
+        policy = routing.StochasticSwitching()
+        points = routing.sample(EXPERTS, policy, *run, key=jax.random.key(0)).points
+        measured.append(np.sum((np.asarray(points) - exact) ** 2, 1))
+        predicted = float(found.mean_square_error("euler_maruyama", schedule))
+        assert predicted == pytest.approx(measured[-1].mean(), rel=0.06)
+    gain = measured[1] - measured[0]
+    assert gain.mean() > 4 * gain.std() / np.sqrt(len(gain))
+
+
+@pytest.mark.slow
+def test_the_bound_is_an_objective():
+    """Certified schedules: the bound's optimum is below that of all baseline schedules."""
+
+    def certified(schedule):
+        run = (COSINE, "ddim", schedule)
+        return routing.routing_bound(*run, radius=1.0, norm=1.0, num_experts=2).value
+
+    run = (jk.Gaussian(0.0, [1.0]), COSINE, "ddim", 4)
+    result = jk.optimize_schedule(*run, t_min=0.5, objective=certified, progress=False)
+    assert result.objective < min(result.baselines.values())
+    assert result.objective == pytest.approx(float(certified(result.schedule)), rel=1e-6)
