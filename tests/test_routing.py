@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -471,8 +472,6 @@ def test_images_in_low_precision_are_routed():
 
 class TestBadInput:
     def test_components(self):
-        wrong: Any = 3
-        gaussian: Any = jk.Gaussian(0.0, [1.0])
         network = jk.Denoiser(lambda x, t: x, jk.VP(), "epsilon")
         other = jk.Denoiser(lambda x, t: x, jk.VP(), "x0")
         router = routing.Threshold([0.5])
@@ -482,14 +481,26 @@ class TestBadInput:
             routing.Experts([network, jk.Denoiser(lambda x, t: x, jk.OU(), "epsilon")], router)
         with pytest.raises(ValueError, match="at least one denoiser"):
             routing.Experts([], router)
+        with pytest.raises(ValueError, match="router_output='log'"):
+            routing.Experts([network, network], lambda x, t: x, "log")
+
+    def test_types(self, monkeypatch: pytest.MonkeyPatch):
+        """As users see them, without the tests' own checks of types."""
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        network = jk.Denoiser(lambda x, t: x, jk.VP(), "epsilon")
+        router = routing.Threshold([0.5])
+        run = ("ddim", jk.Schedule([1.0, 0.5]), jnp.ones((2, 2)))
+        wrong: Any = 3
         with pytest.raises(ValueError, match="denoiser must be a Denoiser"):
             routing.Experts([network, wrong], router)
         with pytest.raises(ValueError, match="router must be a function"):
             routing.Experts([network, network], wrong)
-        with pytest.raises(ValueError, match="router_output='log'"):
-            routing.Experts([network, network], lambda x, t: x, "log")
         with pytest.raises(ValueError, match="mixture must be a GaussianMixture"):
-            routing.Experts.of_mixture(gaussian, jk.VP())
+            routing.Experts.of_mixture(wrong, jk.VP())
+        with pytest.raises(ValueError, match="policy must be a routing policy"):
+            routing.sample(EXPERTS, wrong, *run)
+        with pytest.raises(ValueError, match="experts must be Experts"):
+            routing.sample(wrong, routing.SoftRouting(), *run)
 
     def test_shapes(self):
         class Grows(jk.AbstractDenoiser):
@@ -549,13 +560,7 @@ class TestBadInput:
             routing.Experts.of_clusters([], jk.VP())
 
     def test_runs(self):
-        word: Any = "soft"
-        exact: Any = CLEAN.denoiser(COSINE)
         run = ("ddim", jk.Schedule([1.0, 0.5]), jnp.ones((2, 2)))
-        with pytest.raises(ValueError, match="policy must be a routing policy"):
-            routing.sample(EXPERTS, word, *run)
-        with pytest.raises(ValueError, match="experts must be Experts"):
-            routing.sample(exact, routing.SoftRouting(), *run)
         with pytest.raises(ValueError, match="needs a random key"):
             routing.sample(EXPERTS, routing.StochasticSwitching(), *run)
         with pytest.raises(ValueError, match="evaluates 4 experts per step; there are 3"):

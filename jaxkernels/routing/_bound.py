@@ -247,14 +247,15 @@ def _prepare(
     norm = _checks.parameter("norm", norm, at_least=0.0)
     routing_error = _checks.parameter("routing_error", routing_error, at_least=0.0, at_most=1.0)
     expert_error = _checks.parameter("expert_error", expert_error, at_least=0.0)
-    start = Regularity(process, schedule.times[:-1], radius)
+    times = jnp.asarray(schedule.times)
+    start = Regularity(process, times[:-1], radius)
     make = _euler if isinstance(sampler, EulerMaruyama) else _ddim
-    steps = make(process, schedule.times, start, norm)
+    steps = make(process, times, start, norm)
     # both are proportional to |b|, which is divided out
     unit = steps.factor / start.denoised
     added = unit * start.field_error(num_experts, routing_error, expert_error) + steps.local
     size = jnp.asarray(radius + expert_error)
-    return _Prepared(schedule.times, start, steps, added, jnp.asarray(norm), size)
+    return _Prepared(times, start, steps, added, jnp.asarray(norm), size)
 
 
 def _euler(

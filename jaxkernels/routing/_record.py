@@ -86,7 +86,8 @@ class RoutingRecord(eqx.Module):
 
         **Raises:** ValueError for another sampler.
         """
-        return _switching_error(self, check_switching_sampler(sampler), schedule.times)
+        times = jnp.asarray(schedule.times)
+        return _switching_error(self, check_switching_sampler(sampler), times)
 
     def mean_square_error(
         self, sampler: AbstractSampler | str, schedule: Schedule
