@@ -1,5 +1,6 @@
 """Experts, their routing weights, and samplers that follow some of them."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -91,38 +92,36 @@ CLUSTERS = [RNG.normal(size=(n, 3)) * 0.5 + RNG.normal(size=3) for n in (7, 1, 1
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("t", [1e-3, 0.05, 0.4, 0.9])
-def test_weights_of_clusters_and_their_derivatives(name: str, t: float):
+def test_weights_of_clusters_and_their_derivatives(name: str):
     """Near a data point, between the clusters and far away; readings (A), (B) and (C)."""
-    process = PROCESSES[name]
-    experts = routing.Experts.of_clusters(CLUSTERS, process)
-    rates = _rates(name, t)
-    a, s = float(rates.a), float(rates.s)
+    experts = routing.Experts.of_clusters(CLUSTERS, PROCESSES[name])
     z = np.random.default_rng(1).normal(size=(4, 3))
     middle = (CLUSTERS[0][0] + CLUSTERS[1][0]) / 2
-    x = np.stack([a * CLUSTERS[2][3], a * middle, 30.0 * z[0], a * middle]) + s * z
-    # the path of one noised data point
-    forward = float(rates.a_rate) * CLUSTERS[0][0] + float(rates.s_rate) * z
-    weights = np.asarray(experts.weights(jnp.asarray(x), t))
-    gradients = np.asarray(experts.weight_gradients(jnp.asarray(x), t))
-    flow = np.asarray(experts.velocity(jnp.asarray(x), t))
-    readings = {"fixed": np.zeros_like(x), "forward": forward, "flow": None}
-    for reading, velocity in readings.items():
-        along = flow if velocity is None else velocity
-        found = np.asarray(experts.weight_rates(jnp.asarray(x), t, jnp.asarray(along)))
-        for row in range(len(x)):
-            given = None if velocity is None else velocity[row]
-            pi, derivative, gradient, scale = _cluster_oracle(CLUSTERS, rates, x[row], given)
+
+    @jax.jit
+    def everything(x, t, forward):
+        flow = experts.velocity(x, t)
+        readings = jnp.stack([jnp.zeros_like(x), forward, flow])
+        rates = jax.vmap(lambda velocity: experts.weight_rates(x, t, velocity))(readings)
+        return experts.weights(x, t), experts.weight_gradients(x, t), rates
+
+    for t in (1e-3, 0.05, 0.4, 0.9):
+        rates = _rates(name, t)
+        a, s, a_rate, s_rate = (float(value) for value in rates)
+        x = np.stack([a * CLUSTERS[2][3], a * middle, 30.0 * z[0], a * middle]) + s * z
+        # the path of one noised data point
+        forward = a_rate * CLUSTERS[0][0] + s_rate * z
+        weights, gradients, found = (np.asarray(array) for array in everything(x, t, forward))
+        for row, reading in itertools.product(range(len(x)), range(3)):
+            along = (np.zeros(3), forward[row], None)[reading]
+            pi, derivative, gradient, scale = _cluster_oracle(CLUSTERS, rates, x[row], along)
             np.testing.assert_allclose(weights[row], pi.astype(float), rtol=1e-8, atol=1e-8)
-            error = np.abs(found[row] - derivative.astype(float)).max()
-            assert np.all(np.isfinite(found))
-            assert error <= 1e-8 * scale, (reading, row, error, scale)
-            assert abs(found[row].sum()) <= 1e-8 * scale
-            size = a / s**2
+            error = np.abs(found[reading, row] - derivative.astype(float)).max()
+            assert error <= 1e-8 * scale, (t, row, reading)
+            assert abs(found[reading, row].sum()) <= 1e-8 * scale
             np.testing.assert_allclose(
-                gradients[row], gradient.astype(float), rtol=1e-8, atol=1e-8 * size
+                gradients[row], gradient.astype(float), rtol=1e-8, atol=1e-8 * a / s**2
             )
-    assert np.all(np.isfinite(gradients))
 
 
 def test_weights_of_clusters_at_no_noise_are_those_of_the_nearest_point():
@@ -144,9 +143,14 @@ def test_the_mean_of_forward_rates_is_the_rate_along_the_flow():
     r = np.exp(logs - logs.max(1, keepdims=True))
     r /= r.sum(1, keepdims=True)
     paths = -points + (x[:, None] - (1 - t) * points) / t
-    each = jax.vmap(lambda u: experts.weight_rates(jnp.asarray(x), t, u), 1)(jnp.asarray(paths))
+
+    @jax.jit
+    def rates(x, paths):
+        each = jax.vmap(lambda u: experts.weight_rates(x, t, u), 1)(paths)
+        return each, experts.weight_rates(x, t, experts.velocity(x, t))
+
+    each, flow = rates(x, paths)
     mean = np.einsum("qj,jqi->qi", r, each)
-    flow = experts.weight_rates(jnp.asarray(x), t, experts.velocity(jnp.asarray(x), t))
     np.testing.assert_allclose(mean, flow, atol=1e-12)
 
 

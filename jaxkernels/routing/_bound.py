@@ -49,6 +49,8 @@ _NODES = 12
 class RoutingBound(eqx.Module):
     """A bound on the root mean square distance of a sampler from the flow, after every step.
 
+    **Arguments:**
+
     - `drift`: (K+1,), a_k, local errors and errors of experts and router.
     - `noise`: (K+1,), b_k, what drawing experts causes.
 

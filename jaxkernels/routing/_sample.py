@@ -25,6 +25,8 @@ from ._policy import AbstractPolicy, Selected, check_policy
 class RoutedSamples(eqx.Module):
     """Samples, and how often every expert was evaluated for them.
 
+    **Arguments:**
+
     - `points`: (batch, ...), in the shape and precision of the initial noise.
     - `evaluations`: (K, N), rows evaluated by each expert in each step, times the sampler's
       evaluations per step.
