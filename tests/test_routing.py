@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from three_experts import COSINE, EXPERTS, MEANS, MIXTURE, WEIGHTS, flow, parts
 
 import jaxkernels as jk
 from jaxkernels import routing
@@ -15,18 +16,12 @@ from jaxkernels import routing
 # high precision for oracles: 80 bits, so that differences of it are good to 1e-10
 LONG = np.longdouble
 PROCESSES = {
-    "cosine": jk.CosineVP(offset=0.0),
+    "cosine": COSINE,
     "vp": jk.VP(),
     "flow": jk.FlowMatching(),
     "edm": jk.EDM(),
 }
-ANGLES = np.deg2rad([90.0, 210.0, 330.0])
-CLEAN_MEANS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
-CLEAN_WEIGHTS = np.array([0.5, 0.3, 0.2])
-CLEAN_VARIANCE = 0.49
-COSINE = PROCESSES["cosine"]
-CLEAN = jk.GaussianMixture(CLEAN_WEIGHTS, CLEAN_MEANS, np.full(3, CLEAN_VARIANCE))
-EXPERTS = routing.Experts.of_mixture(CLEAN, COSINE)
+CLEAN = routing.Experts.of_mixture(MIXTURE, COSINE)
 
 
 class Rates(NamedTuple):
@@ -127,9 +122,10 @@ def test_weights_of_clusters_and_their_derivatives(name: str):
 def test_weights_of_clusters_at_no_noise_are_those_of_the_nearest_point():
     experts = routing.Experts.of_clusters(CLUSTERS, jk.FlowMatching())
     x = jnp.asarray(CLUSTERS[2][:1] + 1e-3)
-    assert experts.weights(x, 0.0).tolist() == [[0.0, 0.0, 1.0]]
-    np.testing.assert_allclose(experts(x, 0.0).x0, CLUSTERS[2][:1])
-    assert np.all(np.isfinite(experts.weight_gradients(x, 0.0)))
+    found = jax.jit(lambda x: (experts.weights(x, 0.0), experts(x, 0.0).x0))(x)
+    assert found[0].tolist() == [[0.0, 0.0, 1.0]]
+    np.testing.assert_allclose(found[1], CLUSTERS[2][:1])
+    assert np.all(np.isfinite(jax.jit(lambda x: experts.weight_gradients(x, 0.0))(x)))
 
 
 def test_the_mean_of_forward_rates_is_the_rate_along_the_flow():
@@ -160,26 +156,30 @@ def test_weights_of_a_mixture_and_their_derivatives(name: str):
     rng = np.random.default_rng(2)
     roots = rng.normal(size=(3, 2, 2))
     covariances = roots @ roots.transpose(0, 2, 1) + 0.1 * np.eye(2)
-    mixture = jk.GaussianMixture(CLEAN_WEIGHTS, 2.0 * CLEAN_MEANS, covariances)
+    mixture = jk.GaussianMixture(WEIGHTS, 2.0 * MEANS, covariances)
     experts = routing.Experts.of_mixture(mixture, PROCESSES[name])
     x = np.concatenate([rng.normal(size=(4, 2)), 40.0 * rng.normal(size=(1, 2))])
+
+    @jax.jit
+    def everything(x, t):
+        u = experts.velocity(x, t)
+        gradients = experts.weight_gradients(x, t)
+        return u, experts.weight_rates(x, t, u), experts.weights(x, t), gradients
+
     for t in (1e-3, 0.3, 0.9):
         rates = _rates(name, t)
-        u = np.asarray(experts.velocity(jnp.asarray(x), t))
-        found = np.asarray(experts.weight_rates(jnp.asarray(x), t, jnp.asarray(u)))
-        weights = np.asarray(experts.weights(jnp.asarray(x), t))
-        gradients = np.asarray(experts.weight_gradients(jnp.asarray(x), t))
+        u, found, weights, gradients = (np.asarray(array) for array in everything(x, t))
         a, s, a_rate, s_rate = (float(value) for value in rates)
         noised = a**2 * covariances + s**2 * np.eye(2)
         moving = 2.0 * (a * a_rate * covariances + s * s_rate * np.eye(2))
-        z = x[:, None] - a * 2.0 * CLEAN_MEANS
+        z = x[:, None] - a * 2.0 * MEANS
         y = np.einsum("mij,qmj->qmi", np.linalg.inv(noised), z)
-        logs = np.log(CLEAN_WEIGHTS) - 0.5 * np.linalg.slogdet(noised)[1]
+        logs = np.log(WEIGHTS) - 0.5 * np.linalg.slogdet(noised)[1]
         logs = logs - 0.5 * np.sum(y * z, -1)
         pi = np.exp(logs - logs.max(1, keepdims=True))
         pi /= pi.sum(1, keepdims=True)
         rate = -0.5 * np.trace(np.linalg.solve(noised, moving), axis1=1, axis2=2)
-        rate = rate + np.sum(y * (a_rate * 2.0 * CLEAN_MEANS - u[:, None]), -1)
+        rate = rate + np.sum(y * (a_rate * 2.0 * MEANS - u[:, None]), -1)
         rate = rate + 0.5 * np.einsum("qmi,mij,qmj->qm", y, moving, y)
         expected = pi * (rate - np.sum(pi * rate, 1, keepdims=True))
         np.testing.assert_allclose(weights, pi, rtol=1e-8, atol=1e-12)
@@ -204,28 +204,24 @@ def test_rates_of_any_router_are_differences_along_the_path():
 
 
 def test_experts_of_a_mixture_are_its_exact_denoiser():
-    x = jnp.asarray(np.random.default_rng(6).normal(size=(9, 2)))
+    x = np.random.default_rng(6).normal(size=(9, 2))
+    exact = MIXTURE.denoiser(COSINE)
+
+    @jax.jit
+    def everything(x, t):
+        variance = CLEAN.routing_variance(x, t)
+        return CLEAN(x, t), exact(x, t), CLEAN.velocity(x, t), CLEAN.weights(x, t), variance
+
     for t in (1e-3, 0.3, 1.0):
-        found = EXPERTS(x, t)
-        exact = CLEAN.denoiser(COSINE)(x, t)
-        np.testing.assert_allclose(found.x0, exact.x0, atol=1e-12)
-        np.testing.assert_allclose(found.eps, exact.eps, atol=1e-12)
-        assert found.score is not None
-        assert exact.score is not None
-        np.testing.assert_allclose(found.score, exact.score, rtol=1e-9)
-    flow = (
-        COSINE.signal_rate(0.3) * EXPERTS(x, 0.3).x0 + COSINE.noise_rate(0.3) * EXPERTS(x, 0.3).eps
-    )
-    np.testing.assert_allclose(EXPERTS.velocity(x, 0.3), flow, atol=1e-12)
-
-
-def test_routing_variance_is_the_variance_of_a_drawn_velocity():
-    x = np.random.default_rng(7).normal(size=(5, 2))
-    weights = np.asarray(EXPERTS.weights(jnp.asarray(x), 0.4))
-    velocities = np.asarray(EXPERTS.velocities(jnp.asarray(x), 0.4))
-    mean = np.einsum("qi,iqd->qd", weights, velocities)
-    squares = np.einsum("qi,iqd->q", weights, velocities**2) - np.sum(mean**2, 1)
-    np.testing.assert_allclose(EXPERTS.routing_variance(jnp.asarray(x), 0.4), squares, atol=1e-12)
+        found, expected, velocity, weights, variance = everything(jnp.asarray(x), t)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+        pi, velocities = parts(x, t)
+        mean = np.einsum("qi,qid->qd", pi, velocities)
+        np.testing.assert_allclose(weights, pi, rtol=1e-9)
+        np.testing.assert_allclose(velocity, mean, atol=1e-9)
+        squares = np.einsum("qi,qid->q", pi, velocities**2) - np.sum(mean**2, 1)
+        np.testing.assert_allclose(variance, squares, atol=1e-9)
 
 
 def test_memory_of_many_points_is_bounded():
@@ -234,13 +230,15 @@ def test_memory_of_many_points_is_bounded():
     experts = routing.Experts.of_clusters([points[:60_000], points[60_000:]], jk.VP())
     x = jax.ShapeDtypeStruct((1000, 8), jnp.float64)
 
-    def everything(x):
+    def everything(experts, x):
         velocity = experts.velocity(x, 0.3)
         return experts.weights(x, 0.3), experts.weight_rates(x, 0.3, velocity), velocity
 
-    loss = jax.grad(lambda x: jnp.sum(experts.velocity(x, 0.3) ** 2))
-    for fn in (everything, loss):
-        memory: Any = jax.jit(fn).lower(x).compile().memory_analysis()
+    def slope(experts, x):
+        return jax.grad(lambda x: jnp.sum(experts.velocity(x, 0.3) ** 2))(x)
+
+    for fn in (everything, slope):
+        memory: Any = jax.jit(fn).lower(experts, x).compile().memory_analysis()
         assert memory.temp_size_in_bytes < 0.5 * 2**30
 
 
@@ -248,42 +246,11 @@ def _clean_start(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, 2))
 
 
-def _oracle_parts(x: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and velocities of the clean mixture's components under the cosine process.
-
-    v_i = a' (mu_i + a (q - 1) x) / (a^2 q + s^2) for isotropic components of variance q
-    """
-    a = np.cos(np.pi / 2 * t)
-    variance = a**2 * CLEAN_VARIANCE + 1.0 - a**2
-    z = x[:, None] - a * CLEAN_MEANS
-    logs = np.log(CLEAN_WEIGHTS) - 0.5 * np.sum(z**2, -1) / variance
-    pi = np.exp(logs - logs.max(1, keepdims=True))
-    pi /= pi.sum(1, keepdims=True)
-    rate = -np.pi / 2 * np.sin(np.pi / 2 * t)
-    pulled = CLEAN_MEANS + a * (CLEAN_VARIANCE - 1.0) * x[:, None]
-    return pi, rate * pulled / variance
-
-
 def _oracle_run(x: np.ndarray, times: np.ndarray, follow: Any) -> np.ndarray:
     """Euler's method with the experts' coefficients (batch, N) that follow(pi) gives."""
     for t, u in zip(times[:-1], times[1:], strict=True):
-        pi, velocities = _oracle_parts(x, t)
+        pi, velocities = parts(x, t)
         x = x - (t - u) * np.einsum("qi,qid->qd", follow(pi), velocities)
-    return x
-
-
-def _rk4_reference(x: np.ndarray, t_min: float, steps: int) -> np.ndarray:
-    def velocity(x: np.ndarray, t: float) -> np.ndarray:
-        return np.einsum("qi,qid->qd", *_oracle_parts(x, t))
-
-    times = np.linspace(1.0, t_min, steps + 1)
-    for t, u in zip(times[:-1], times[1:], strict=True):
-        h = t - u
-        k1 = velocity(x, t)
-        k2 = velocity(x - h / 2 * k1, t - h / 2)
-        k3 = velocity(x - h / 2 * k2, t - h / 2)
-        k4 = velocity(x - h * k3, u)
-        x = x - h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
     return x
 
 
@@ -377,7 +344,7 @@ def test_drawn_policies_are_right_on_average():
     """One step from one point: frequencies of switching, and the mean with one of the rest."""
     x = np.tile([[0.3, -0.2]], (20_000, 1))
     schedule = jk.Schedule([0.4, 0.3])
-    pi, velocities = _oracle_parts(x[:1], 0.4)
+    pi, velocities = parts(x[:1], 0.4)
     mean = x[0] - 0.1 * pi[0] @ velocities[0]
     key = jax.random.key(0)
     for policy, nfe in ((routing.StochasticSwitching(), 1), (routing.TopK(1, rest=True), 2)):
@@ -414,10 +381,11 @@ def test_one_evaluation_costs_one():
     rows = np.zeros(3)
     for i, size in calls:
         rows[i] += size
-    assert found.evaluations.sum() == 4 * 600
+    counted = np.asarray(found.evaluations).sum(0)
+    assert counted.sum() == 4 * 600
     block = 600 // 12
-    assert np.all(rows >= found.evaluations.sum(0))
-    assert np.all(rows <= found.evaluations.sum(0) + 4 * block)
+    assert np.all(rows >= counted)
+    assert np.all(rows <= counted + 4 * block)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m"])
@@ -441,11 +409,12 @@ def test_one_expert_is_the_ordinary_sampler_to_the_last_bit(sampler: str):
 def test_soft_routing_is_the_experts_as_one_denoiser():
     noise = jnp.asarray(_clean_start(50, 5))
     schedule = _uniform_schedule(6)
-    for sampler in ("ddim", "dpmpp_2m", "heun"):
+    for sampler in ("heun", "dpmpp_2m"):
         found = routing.sample(EXPERTS, routing.SoftRouting(), sampler, schedule, noise)
-        if sampler != "heun":
-            expected = jk.sample(EXPERTS, sampler, schedule, noise)
-            np.testing.assert_allclose(found.points, expected, atol=1e-12)
+        expected = jk.sample(EXPERTS, sampler, schedule, noise)
+        # Heun's second evaluation keeps the weights of the first
+        tolerance = 1e-12 if sampler == "dpmpp_2m" else 0.05
+        np.testing.assert_allclose(found.points, expected, atol=tolerance)
 
 
 def test_threshold_switches_at_its_time():
@@ -531,7 +500,8 @@ class TestBadInput:
         def experts(weights):
             return routing.Experts(parts, lambda x, t: jnp.array([weights] * 3), "weights")
 
-        assert experts([0.25, 0.75]).weights(x, 0.5)[0].tolist() == [0.25, 0.75]
+        kept = experts([0.25, 0.75]).weights(x, 0.5)[0].tolist()
+        assert kept == pytest.approx([0.25, 0.75], abs=1e-15)
         assert experts([0.0, 1.0]).weights(x, 0.5)[0].tolist() == [0.0, 1.0]
         with pytest.raises(ValueError, match="whose rows do not sum to 1"):
             experts([0.5, 0.6]).weights(x, 0.5)
@@ -580,7 +550,7 @@ SLOW_STEPS = (20, 40, 80, 160)
 def test_rates_of_the_clean_mixture():
     """Exponents of the mean squared error in the number of steps, with the draws of the source."""
     x = _clean_start(2000, 0)
-    reference = _rk4_reference(x, 0.1, 500)
+    reference = flow(x, 1.0, 0.1, 500)
     rng = np.random.default_rng(1000)
     errors = {"mean": [], "switching": []}
     for steps in SLOW_STEPS:

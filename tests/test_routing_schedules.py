@@ -5,37 +5,11 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from three_experts import COSINE, EXPERTS, MEANS, MIXTURE, WEIGHTS, flow, parts
 
 import jaxkernels as jk
 from jaxkernels import routing
 
-COSINE = jk.CosineVP(offset=0.0)
-ANGLES = np.deg2rad([90.0, 210.0, 330.0])
-MEANS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
-WEIGHTS = np.array([0.5, 0.3, 0.2])
-VARIANCE = 0.49
-MIXTURE = jk.GaussianMixture(WEIGHTS, MEANS, np.full(3, VARIANCE))
-
-
-def _network(i: int) -> jk.Denoiser:
-    """The exact denoiser of one component, in few operations: a quarter of the time to compile."""
-
-    def denoised(x, t):
-        a = jnp.cos(np.pi / 2 * t)
-        z = x - a * MEANS[i]
-        return MEANS[i] + a * VARIANCE * z / (a**2 * VARIANCE + 1.0 - a**2)
-
-    return jk.Denoiser(denoised, COSINE, "x0")
-
-
-def _router(x, t):
-    """log w_i N(x; a mu_i, a^2 q + s^2), up to what all components share."""
-    a = jnp.cos(np.pi / 2 * t)
-    variance = a**2 * VARIANCE + 1.0 - a**2
-    return np.log(WEIGHTS) + (a * x @ MEANS.T - 0.5 * a**2) / variance
-
-
-EXPERTS = routing.Experts([_network(i) for i in range(3)], _router)
 T_MIN = 0.1
 
 
@@ -51,37 +25,6 @@ def found(start: np.ndarray) -> routing.RoutingRecord:
     )
 
 
-def _parts(x: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and denoised points of the components."""
-    a = np.cos(np.pi / 2 * t)
-    variance = a**2 * VARIANCE + 1.0 - a**2
-    z = x[..., None, :] - a * MEANS
-    logs = np.log(WEIGHTS) - 0.5 * np.sum(z**2, -1) / variance
-    pi = np.exp(logs - logs.max(-1, keepdims=True))
-    pi = pi / pi.sum(-1, keepdims=True)
-    return pi, MEANS + a * VARIANCE * z / variance
-
-
-def _velocity(x: np.ndarray, t: float) -> np.ndarray:
-    pi, means = _parts(x, t)
-    a, s = np.cos(np.pi / 2 * t), np.sin(np.pi / 2 * t)
-    mean = np.einsum("...i,...id->...d", pi, means)
-    return -np.pi / 2 / s * (mean - a * x)
-
-
-def _flow(x: np.ndarray, t: float, u: float, steps: int) -> np.ndarray:
-    """RK4 from t to u."""
-    h = (u - t) / steps
-    for j in range(steps):
-        r = t + j * h
-        k1 = _velocity(x, r)
-        k2 = _velocity(x + h / 2 * k1, r + h / 2)
-        k3 = _velocity(x + h / 2 * k2, r + h / 2)
-        k4 = _velocity(x + h * k3, r + h)
-        x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-    return x
-
-
 def test_switching_error_is_that_of_differences(start: np.ndarray, found: routing.RoutingRecord):
     """sum_k h_k^2 E sum_i pi_i |Phi b (m_i - m)|^2, Phi by differences along the flow."""
     times = np.linspace(1.0, T_MIN, 13) ** 1.2
@@ -90,21 +33,21 @@ def test_switching_error_is_that_of_differences(start: np.ndarray, found: routin
     x = start
     expected = {"euler_maruyama": 0.0, "ddim": 0.0}
     for t, u in zip(times[:-1], times[1:], strict=True):
-        pi, means = _parts(x, t)
-        deviation = means - np.einsum("qi,qid->qd", pi, means)[:, None]
-        x = _flow(x, t, u, 20)
+        pi, velocities = parts(x, t)
+        deviation = velocities - np.einsum("qi,qid->qd", pi, velocities)[:, None]
+        x = flow(x, t, u, 20)
         moved = x[:, None] + step * np.stack([deviation, -deviation])
-        ends = _flow(moved, u, T_MIN, 60) if u > T_MIN else moved
+        ends = flow(moved, u, T_MIN, 60) if u > T_MIN else moved
         pushed = (ends[0] - ends[1]) / (2 * step)
         cost = np.mean(np.sum(pi * np.sum(pushed**2, -1), -1))
         s_t, s_u = np.sin(np.pi / 2 * t), np.sin(np.pi / 2 * u)
-        euler = (t - u) * np.pi / 2 / s_t
+        # of velocities for Euler's method, of denoised points for DDIM
         ddim = np.cos(np.pi / 2 * u) - np.cos(np.pi / 2 * t) * s_u / s_t
-        expected["euler_maruyama"] += euler**2 * cost
-        expected["ddim"] += ddim**2 * cost
-    for sampler, value in expected.items():
-        predicted = jax.jit(found.switching_error, static_argnums=0)(sampler, jk.Schedule(times))
-        assert float(predicted) == pytest.approx(value, rel=2e-3)
+        expected["euler_maruyama"] += (t - u) ** 2 * cost
+        expected["ddim"] += (ddim * s_t * 2 / np.pi) ** 2 * cost
+    predict = jax.jit(lambda s: {name: found.switching_error(name, s) for name in expected})
+    for sampler, predicted in predict(jk.Schedule(times)).items():
+        assert float(predicted) == pytest.approx(expected[sampler], rel=2e-3)
 
 
 def test_one_step_has_a_closed_form(found: routing.RoutingRecord):
@@ -129,10 +72,10 @@ def test_the_objective_adds_discretization_and_noise(
         )
     )
     switching, total = (float(value) for value in predict(schedule))
-    exact = _flow(start, 1.0, T_MIN, 400)
+    exact = flow(start, 1.0, T_MIN, 400)
     x = start
     for t, u in zip(schedule.times[:-1], schedule.times[1:], strict=True):
-        x = x - float(t - u) * _velocity(x, float(t))
+        x = x - float(t - u) * np.einsum("qi,qid->qd", *parts(x, float(t)))
     measured = np.mean(np.sum((x - exact) ** 2, 1))
     assert total - switching == pytest.approx(measured, rel=0.05)
     bound = routing.RoutingError(found).bind(None, COSINE, "euler_maruyama")
@@ -193,7 +136,7 @@ def test_the_optimum_lowers_the_measured_error():
     best = min(result.baselines, key=lambda name: result.baselines[name])
     baseline = getattr(jk.schedules, best)(COSINE, steps, T_MIN)
     x = rng.standard_normal((40_000, 2))
-    exact = _flow(x, 1.0, T_MIN, 300)
+    exact = flow(x, 1.0, T_MIN, 300)
     measured = []
     for schedule in (result.schedule, baseline):
         run = ("euler_maruyama", schedule, jnp.asarray(x))

@@ -229,7 +229,7 @@ class TopK(AbstractPolicy):
         mass = jnp.sum(remaining, -1, keepdims=True)
         # where nothing remains any other expert will do: its coefficient is 0
         drawn = jax.random.categorical(key, safe_log(jnp.where(mass > 0, remaining, others)))
-        experts = jnp.concatenate([top, drawn[:, None]], -1)
+        experts = jnp.concatenate([top, drawn[:, None].astype(top.dtype)], -1)
         return (experts, jnp.concatenate([largest, mass], -1)), state
 
 

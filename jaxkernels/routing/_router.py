@@ -177,12 +177,13 @@ def check_threshold(router: AbstractRouter, process: AbstractProcess, num_expert
     """Check that boundaries lie inside the process's range, one fewer than there are experts."""
     if not isinstance(router, Threshold):
         return
-    times = np.asarray(router.times)
-    if len(times) != num_experts - 1:
-        raise ValueError(f"Threshold has {len(times)} boundaries; experts: {num_experts}.")
-    if times[0] >= float(process.t_max):
+    count = router.times.shape[0]
+    if count != num_experts - 1:
+        raise ValueError(f"Threshold has {count} boundaries; experts: {num_experts}.")
+    if not is_traced((router, process)) and router.times[0] >= process.t_max:
         raise ValueError(
-            f"Threshold: times[0] = {times[0]:g} must be below t_max = {float(process.t_max):g}."
+            f"Threshold: times[0] = {float(router.times[0]):g} must be below t_max = "
+            f"{float(process.t_max):g}."
         )
 
 

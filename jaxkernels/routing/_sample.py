@@ -187,10 +187,11 @@ def _select(
     state, age, before = routing
     # the sampler's own draws have the keys 1, 2, ...
     weights = experts.weights(x, step.time)
-    selected, state = policy.select(weights, jax.random.fold_in(key, 0), state)
-    counts = jnp.bincount(selected[0].reshape(-1), length=experts.num_experts)
-    kept = jnp.all(selected[0] == before, -1)
-    return selected, counts, (state, jnp.where(kept, age + 1, 0), selected[0])
+    found, state = policy.select(weights, jax.random.fold_in(key, 0), state)
+    indices = found[0].astype(before.dtype)
+    counts = jnp.bincount(indices.reshape(-1), length=experts.num_experts)
+    kept = jnp.all(indices == before, -1)
+    return (indices, found[1]), counts, (state, jnp.where(kept, age + 1, 0), indices)
 
 
 def _take_step(
