@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate
+from scipy import integrate, interpolate, stats
 
 import jaxkernels as jk
 from jaxkernels import routing
@@ -377,6 +377,40 @@ def test_the_amplification_is_attained():
     factor = float((end[0] - end[1])[0]) / 1e-7
     log = routing.log_amplification(PROCESSES["cosine"], 1.0, 0.4, 1.0)
     assert np.log(factor) == pytest.approx(float(log), abs=1e-6)
+
+
+def test_the_distribution_is_reached_faster_than_its_trajectories():
+    """Squared W2 of switching falls as n^-2, by exact propagation of the density in 1-D.
+
+    Two points at +-1, Euler's method; the mean squared distance of trajectories falls as n^-1.
+    """
+    process = PROCESSES["cosine"]
+    experts = routing.Experts.of_clusters([[[-1.0]], [[1.0]]], process)
+    weights = jax.jit(experts.weights)
+    tau = 0.5
+    y = np.linspace(-8.0, 8.0, 4001)
+    u = (np.arange(4000) + 0.5) / 4000
+    a, s = np.cos(np.pi / 2 * tau), np.sin(np.pi / 2 * tau)
+    exact = 0.5 * (stats.norm.cdf((y - a) / s) + stats.norm.cdf((y + a) / s))
+    errors = []
+    for n in (10, 20, 40):
+        times = np.linspace(1.0, tau, n + 1)
+        density = stats.norm.pdf(y)
+        for t, later in zip(times[:-1], times[1:], strict=True):
+            angle = np.pi / 2 * t
+            factor = (t - later) * np.pi / 2 / np.sin(angle)
+            keep = 1.0 - factor * np.cos(angle)
+            before = interpolate.CubicSpline(y, density)
+            density = np.zeros_like(y)
+            for i, atom in enumerate((-1.0, 1.0)):
+                x = (y - factor * atom) / keep
+                pi = np.asarray(weights(jnp.asarray(x[:, None]), t))[:, i]
+                density += np.where(np.abs(x) < 8.0, before(x), 0.0) * pi / keep
+        mass = integrate.cumulative_trapezoid(density, y, initial=0.0)
+        assert mass[-1] == pytest.approx(1.0, abs=1e-9)
+        errors.append(np.mean((np.interp(u, mass, y) - np.interp(u, exact, y)) ** 2))
+    slope = -np.polyfit(np.log([10, 20, 40]), np.log(errors), 1)[0]
+    assert slope == pytest.approx(2.0, abs=0.02)
 
 
 def test_trajectory_norm_is_attained_by_one_point():
