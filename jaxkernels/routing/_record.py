@@ -56,8 +56,7 @@ class RoutingRecord(eqx.Module):
     **Example:**
 
     ```python
-    >>> mixture = jk.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
-    >>> experts = jk.routing.Experts.of_mixture(mixture, jk.VP())
+    >>> experts = jk.routing.Experts.of_clusters([[[-1.0]], [[1.0]]], jk.VP())
     >>> found = jk.routing.record_routing(experts, jnp.array([[-1.0], [2.0]]), t_min=0.1, nodes=16)
     >>> found.log_cost.shape
     (18, 18)
@@ -137,8 +136,7 @@ def record_routing(
     **Example:**
 
     ```python
-    >>> mixture = jk.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
-    >>> experts = jk.routing.Experts.of_mixture(mixture, jk.VP())
+    >>> experts = jk.routing.Experts.of_clusters([[[-1.0]], [[1.0]]], jk.VP())
     >>> found = jk.routing.record_routing(experts, jnp.array([[-1.0], [2.0]]), t_min=0.1, nodes=16)
     >>> error = found.switching_error("ddim", jk.schedules.uniform(jk.VP(), 20, 0.1))
     ```
@@ -260,10 +258,9 @@ class RoutingError(AbstractObjective):
     **Example:**
 
     ```python
-    >>> mixture = jk.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
-    >>> experts = jk.routing.Experts.of_mixture(mixture, jk.VP())
+    >>> experts = jk.routing.Experts.of_clusters([[[-1.0]], [[1.0]]], jk.VP())
     >>> found = jk.routing.record_routing(experts, jnp.array([[-1.0], [2.0]]), t_min=0.1, nodes=16)
-    >>> bound = jk.routing.RoutingError(found).bind(mixture.gaussian(), jk.VP(), "ddim")
+    >>> bound = jk.routing.RoutingError(found).bind(None, jk.VP(), "ddim")
     ```
     """
 

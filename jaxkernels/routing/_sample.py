@@ -35,8 +35,7 @@ class RoutedSamples(eqx.Module):
     **Example:**
 
     ```python
-    >>> mixture = jk.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
-    >>> experts = jk.routing.Experts.of_mixture(mixture, jk.VP())
+    >>> experts = jk.routing.Experts.of_clusters([[[-1.0]], [[1.0]]], jk.VP())
     >>> run = (jk.routing.ErrorFeedback(), "ddim", jk.Schedule([1.0, 0.5, 0.1]), jnp.ones((4, 1)))
     >>> jk.routing.sample(experts, *run).evaluations.sum().item()
     8
@@ -97,8 +96,7 @@ def sample(
     **Example:**
 
     ```python
-    >>> mixture = jk.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
-    >>> experts = jk.routing.Experts.of_mixture(mixture, jk.VP())
+    >>> experts = jk.routing.Experts.of_clusters([[[-1.0]], [[1.0]]], jk.VP())
     >>> run = (jk.routing.ErrorFeedback(), "ddim", jk.Schedule([1.0, 0.5, 0.1]), jnp.ones((4, 1)))
     >>> jk.routing.sample(experts, *run).points.shape
     (4, 1)
