@@ -351,7 +351,8 @@ def test_drawn_policies_are_right_on_average():
         found = routing.sample(EXPERTS, policy, "euler_maruyama", schedule, jnp.asarray(x), key=key)
         points = np.asarray(found.points)
         error = points.std(0) / np.sqrt(len(points))
-        assert np.all(np.abs(points.mean(0) - mean) < 4 * error), policy
+        # along one axis two of the experts agree
+        assert np.all(np.abs(points.mean(0) - mean) < 4 * error + 1e-12), policy
         assert found.nfe == nfe
         if nfe == 1:
             deviation = np.sqrt(pi[0] * (1 - pi[0]) / len(points))
@@ -380,7 +381,7 @@ def test_one_evaluation_costs_one():
     jax.effects_barrier()
     rows = np.zeros(3)
     for i, size in calls:
-        rows[i] += size
+        rows[i] += int(size)
     counted = np.asarray(found.evaluations).sum(0)
     assert counted.sum() == 4 * 600
     block = 600 // 12
@@ -412,9 +413,8 @@ def test_soft_routing_is_the_experts_as_one_denoiser():
     for sampler in ("heun", "dpmpp_2m"):
         found = routing.sample(EXPERTS, routing.SoftRouting(), sampler, schedule, noise)
         expected = jk.sample(EXPERTS, sampler, schedule, noise)
-        # Heun's second evaluation keeps the weights of the first
-        tolerance = 1e-12 if sampler == "dpmpp_2m" else 0.05
-        np.testing.assert_allclose(found.points, expected, atol=tolerance)
+        np.testing.assert_allclose(found.points, expected, atol=1e-12)
+        assert found.router_calls == 50 * 6 * (2 if sampler == "heun" else 1)
 
 
 def test_threshold_switches_at_its_time():

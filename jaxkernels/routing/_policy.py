@@ -19,7 +19,8 @@ class AbstractPolicy(eqx.Module):
     """A rule that selects, for every sample and step, the experts that are evaluated.
 
     The prediction of a step is sum_j c_j D_(i_j) over the selected experts i_j with coefficients
-    c_j. All evaluations of a step go to the experts that were selected at its start.
+    c_j. All evaluations of a step go to the experts that were selected at its start, unless the
+    policy `reselects`.
 
     **Example:**
 
@@ -39,6 +40,11 @@ class AbstractPolicy(eqx.Module):
     @property
     def draws(self) -> bool:
         """Whether the policy needs a random key."""
+        return False
+
+    @property
+    def reselects(self) -> bool:
+        """Whether a sampler with several evaluations per step selects anew for each of them."""
         return False
 
     def init_state(self, weights: Float[Array, "batch experts"]) -> State:
@@ -92,6 +98,10 @@ class SoftRouting(AbstractPolicy):
     4
     ```
     """
+
+    @property
+    def reselects(self) -> bool:
+        return True
 
     def num_evaluations(self, num_experts: int) -> int:
         return num_experts

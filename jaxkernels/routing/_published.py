@@ -33,6 +33,8 @@ class PublishedBounds:
     - `radius`: R > 0, of the data's ball.
     - `num_experts`: number N >= 1 of experts.
     - `error`: eps >= 0, the largest error of any routing weight and any expert's denoised point.
+    - `largest_step`: h_max >= (1 - tau) / n, for which the constants hold; by default equal to it,
+      which gives the smallest ones.
 
     **Raises:** ValueError for an argument out of range.
 
@@ -40,7 +42,7 @@ class PublishedBounds:
 
     ```python
     >>> cosine = {"signal": 0.5**0.5, "rate": np.pi / 2, "curvature": np.pi**2 / 4}
-    >>> published = jk.routing.PublishedBounds(0.5, 40, **cosine, radius=1.0)
+    >>> published = jk.routing.PublishedBounds(0.5, 40, **cosine, radius=1.0, largest_step=0.05)
     >>> round(float(np.exp(published.log_trajectory_bound(1.0))) / 1e9, 1)
     3.3
     ```
@@ -57,6 +59,7 @@ class PublishedBounds:
     radius: float
     num_experts: int = 2
     error: float = 0.0
+    largest_step: float | None = None
 
     def __post_init__(self) -> None:
         _checks.scalar("t_min", self.t_min, above=0.0, below=1.0)
@@ -67,10 +70,15 @@ class PublishedBounds:
         _checks.scalar("radius", self.radius, above=0.0)
         _checks.count("num_experts", self.num_experts)
         _checks.scalar("error", self.error, at_least=0.0)
+        if self.largest_step is not None:
+            least = (1.0 - self.t_min) / self.num_steps
+            _checks.scalar("largest_step", self.largest_step, at_least=least)
 
     @property
     def step(self) -> float:
-        """h = (1 - tau) / n."""
+        """h = h_max, at least (1 - tau) / n."""
+        if self.largest_step is not None:
+            return self.largest_step
         return (1.0 - self.t_min) / self.num_steps
 
     @property

@@ -30,7 +30,8 @@ class RoutedSamples(eqx.Module):
     - `points`: (batch, ...), in the shape and precision of the initial noise.
     - `evaluations`: (K, N), rows evaluated by each expert in each step, times the sampler's
       evaluations per step.
-    - `router_calls`: rows that the router was evaluated on, batch x K; 0 for a single expert.
+    - `router_calls`: rows that the router was evaluated on, batch x K, or as often as the sampler
+      evaluates if the policy reselects; 0 for a single expert.
 
     **Example:**
 
@@ -72,7 +73,8 @@ def sample(
     The step is the sampler's own, with the routed prediction in place of a network's. Experts are
     run one at a time, each on the rows that follow it, so that one evaluation costs one; under vmap
     all of them are run on all rows. A sampler with several evaluations per step makes all of them
-    with the experts selected at its start.
+    with the experts selected at its start, but for `SoftRouting`, whose weights are those of every
+    evaluation.
 
     The history of a multistep sampler holds predictions of earlier steps. Where the expert has
     changed they are another one's, and the difference between two experts would be extrapolated as
@@ -119,7 +121,8 @@ def sample(
         key = jax.random.key(0)
     points, counts, finite = _run(experts, policy, sampler, schedule, key, noise, restart)
     check_finite(finite, noise, schedule)
-    calls = noise.shape[0] * schedule.num_steps if routed else 0
+    per_step = sampler.nfe_per_step if policy.reselects else 1
+    calls = noise.shape[0] * schedule.num_steps * per_step if routed else 0
     return RoutedSamples(points, counts * sampler.nfe_per_step, calls)
 
 
@@ -147,7 +150,10 @@ def _run(
         selected, counts, routing = _select(experts, policy, x, step, key, routing)
 
         def predict(x: Array, t: Array) -> Prediction:
-            return routed_prediction(experts, selected, x, t)
+            if not (routing and policy.reselects):
+                return routed_prediction(experts, selected, x, t)
+            again, _ = policy.select(experts.weights(x, t), key, routing[0])
+            return routed_prediction(experts, again, x, t)
 
         age = routing[1] if restart and routing else None
         run = (sampler, predict, experts.process, step, key, x, history)
