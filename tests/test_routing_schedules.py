@@ -60,6 +60,7 @@ def test_one_step_has_a_closed_form(found: routing.RoutingRecord):
     assert float(found.switching_error("euler_maruyama", one)) == pytest.approx(euler, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_objective_adds_discretization_and_noise(
     start: np.ndarray, found: routing.RoutingRecord
 ):
