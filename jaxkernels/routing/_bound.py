@@ -378,7 +378,8 @@ def log_amplification(
     **Example:**
 
     ```python
-    >>> jk.routing.log_amplification(jk.FlowMatching(), 1.0, 0.5, radius=1.0).round(4).item()
+    >>> log = jk.routing.log_amplification(jk.FlowMatching(), 1.0, 0.5, radius=1.0)
+    >>> round(float(log), 4)
     -0.1931
     ```
     """
@@ -415,7 +416,7 @@ def network_amplification(
 
     ```python
     >>> amplified = jk.routing.network_amplification(jk.FlowMatching(), 1.0, 0.5, radius=1.0)
-    >>> amplified.round(3).item()
+    >>> round(float(amplified), 3)
     0.705
     ```
     """

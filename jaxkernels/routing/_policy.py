@@ -157,9 +157,9 @@ class ErrorFeedback(AbstractPolicy):
 
     ```python
     >>> policy = jk.routing.ErrorFeedback()
-    >>> weights = jnp.array([[0.6, 0.4]])
-    >>> policy.select(weights, None, policy.init_state(weights))[1].round(2).tolist()
-    [[-0.4, 0.4]]
+    >>> weights = jnp.array([[0.75, 0.25]])
+    >>> policy.select(weights, None, policy.init_state(weights))[1].tolist()
+    [[-0.25, 0.25]]
     ```
 
     Source: for signals, Inose, Yasuda and Murakami, "A Telemetering System by Code Modulation -

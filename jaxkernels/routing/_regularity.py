@@ -50,7 +50,7 @@ class Regularity(eqx.Module):
     ```python
     >>> flow = jk.routing.Regularity(jk.FlowMatching(), 0.5, radius=1.0)
     >>> flow.velocity_lipschitz.item(), flow.velocity_growth.item()
-    (2.0, -2.0)
+    (2.0, 2.0)
     ```
 
     Source: "Wasserstein Convergence of ODE-Based Samplers in Decentralized Diffusion Model via

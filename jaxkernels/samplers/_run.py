@@ -103,7 +103,7 @@ def check_finite(finite: Bool[Array, " steps"], noise: Array, schedule: Schedule
     **Example:**
 
     ```python
-    >>> jk.samplers.check_finite(np.array([True]), jnp.ones((1, 2)), jk.Schedule([1.0, 0.5]))
+    >>> jk.samplers.check_finite(jnp.array([True]), jnp.ones((1, 2)), jk.Schedule([1.0, 0.5]))
     ```
     """
     if is_traced(finite) or np.all(finite):
