@@ -8,6 +8,7 @@ from . import (
     exports as exports,
     metrics as metrics,
     reverse_sde as reverse_sde,
+    routing as routing,
     samplers as samplers,
     schedules as schedules,
 )

@@ -47,6 +47,7 @@ MODULES = [
     "errors",
     "bounds",
     "trajectories",
+    "routing",
     "comparison",
     "measurement",
     "data",

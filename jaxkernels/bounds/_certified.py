@@ -318,10 +318,11 @@ def check_initial(process: AbstractProcess, initialization: object) -> str | Any
 
 def step_errors(schedule: Schedule, score_error: object, lipschitz: Numbers) -> StepErrors:
     """The score error of every step; of a function, the larger of both ends for its maximum."""
-    count = schedule.num_steps
-    slope = per_evaluation("error_lipschitz", lipschitz, count).astype(schedule.times.dtype)
+    slope = per_evaluation("error_lipschitz", lipschitz, schedule.times[:-1]).astype(
+        schedule.times.dtype
+    )
     if not callable(score_error):
-        size = per_evaluation("score_error", cast(Numbers, score_error), count)
+        size = per_evaluation("score_error", cast(Numbers, score_error), schedule.times[:-1])
         size = size.astype(schedule.times.dtype)
         return StepErrors(size, size, slope)
     times = jnp.asarray(schedule.times)

@@ -181,6 +181,30 @@ class GaussianMixture(AbstractDistribution):
             self.weights, np.asarray(self.means) @ np.asarray(self.bases), self.eigenvalues
         )
 
+    def component(self, m: int) -> "GaussianMixture":
+        """Return one component as a mixture of its own.
+
+        **Arguments:**
+
+        - `m`: index of the component, >= 0.
+
+        **Returns:** a mixture with one component, of weight 1, in the same basis.
+
+        **Raises:** ValueError for an index that there is not.
+        """
+        m = _checks.count("m", m, at_least=0, at_most=self.weights.shape[0] - 1)
+        bases = self.bases
+        if bases is not None and bases.ndim == 3:
+            bases = bases[m : m + 1]
+        rows = (constant(np.ones(1)), self.means[m : m + 1], self.eigenvalues[m : m + 1], bases)
+        fields = ("weights", "means", "eigenvalues", "bases")
+        return eqx.tree_at(
+            lambda mixture: tuple(getattr(mixture, field) for field in fields),
+            self,
+            rows,
+            is_leaf=lambda leaf: leaf is None,
+        )
+
     def gaussian(self) -> Gaussian:
         """Return the Gaussian with this mixture's mean and covariance.
 
@@ -324,6 +348,23 @@ class GaussianMixture(AbstractDistribution):
         directions = y.shape[-1] - self.eigenvalues.shape[1]
         constant = directions * jnp.log(2.0 * jnp.pi * variance)
         return log_density - 0.5 * (jnp.sum(y * y, -1) / variance + constant)
+
+    def log_posterior(
+        self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""] = 0.0
+    ) -> Float[Array, "... components"]:
+        """Evaluate the log posterior probability of every component at a noisy point.
+
+            log gamma_m = log weights_m + log N(x; a mu_m, Sigma_m) - log p_t(x)
+
+        **Arguments:**
+
+        - `process`: the forward process.
+        - `x`: points (..., d).
+        - `t`: a scalar time.
+
+        **Returns:** log probabilities (..., M).
+        """
+        return jax.nn.log_softmax(self._log_terms(process, x, t), -1)
 
     def score(
         self, process: AbstractProcess, x: Float[Array, "... d"], t: Float[ArrayLike, ""] = 0.0

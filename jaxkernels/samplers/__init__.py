@@ -46,7 +46,10 @@ from ._reverse import (
     ExponentialIntegrator as ExponentialIntegrator,
 )
 from ._run import (
+    check_finite as check_finite,
+    check_noise as check_noise,
     sample as sample,
+    take_step as take_step,
 )
 from ._runge_kutta import (
     RK4 as RK4,

@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._numerics import safe_sqrt
 from .._precision import is_traced
-from ..prediction import AbstractDenoiser, check_denoiser, in_working_precision
+from ..prediction import AbstractDenoiser, Predict, check_denoiser, in_working_precision
+from ..processes import AbstractProcess
 from ..schedules import Schedule, Step
 from ._base import AbstractSampler
 from ._names import as_sampler, check_schedule
@@ -55,21 +56,60 @@ def sample(
     process = check_denoiser(denoiser).process
     sampler = as_sampler(sampler)
     schedule = check_schedule(process, sampler, schedule)
-    noise = jnp.asarray(noise)
-    if not jnp.issubdtype(noise.dtype, jnp.floating):
-        raise ValueError(f"noise has dtype {noise.dtype}; it must be floating.")
+    noise = check_noise(noise)
     if key is None:
         if not is_traced(schedule) and schedule.is_stochastic:
             raise ValueError("key: a stochastic schedule draws noise and needs a random key.")
         key = jax.random.key(0)
     points, finite = _run(denoiser, sampler, schedule, key, noise, trajectory)
-    if not is_traced(finite) and not np.all(finite):
-        _raise_not_finite(noise, schedule, int(np.argmin(finite)))
+    check_finite(finite, noise, schedule)
     return points
 
 
-def _raise_not_finite(noise: Array, schedule: Schedule, k: int) -> None:
-    """Raise the ValueError for an x that is not finite after step k."""
+def check_noise(noise: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
+    """Check that initial noise is an array of floating type.
+
+    **Arguments:**
+
+    - `noise`: initial noise (batch, ...).
+
+    **Returns:** the noise, as an array.
+
+    **Raises:** ValueError for another type.
+
+    **Example:**
+
+    ```python
+    >>> jk.samplers.check_noise(jnp.ones((4, 2))).shape
+    (4, 2)
+    ```
+    """
+    noise = jnp.asarray(noise)
+    if not jnp.issubdtype(noise.dtype, jnp.floating):
+        raise ValueError(f"noise has dtype {noise.dtype}; it must be floating.")
+    return noise
+
+
+def check_finite(finite: Bool[Array, " steps"], noise: Array, schedule: Schedule) -> None:
+    """Check that x was finite after every step of a run.
+
+    **Arguments:**
+
+    - `finite`: (K,), whether it was. Traced values pass.
+    - `noise`: the initial noise.
+    - `schedule`: the schedule of the run.
+
+    **Raises:** ValueError that names the first step after which it was not.
+
+    **Example:**
+
+    ```python
+    >>> jk.samplers.check_finite(jnp.array([True]), jnp.ones((1, 2)), jk.Schedule([1.0, 0.5]))
+    ```
+    """
+    if is_traced(finite) or np.all(finite):
+        return
+    k = int(np.argmin(finite))
     if not np.all(np.isfinite(np.asarray(noise, np.float64))):
         raise ValueError("noise holds NaN or infinity; it must be finite.")
     times = np.asarray(schedule.times)
@@ -119,19 +159,7 @@ def _batch(
 
     def step(carry: tuple[Array, PyTree], inputs: tuple[Step, Array]):
         step, key = inputs
-        drawn = 0
-
-        def noise(variance: Array) -> Array:
-            nonlocal drawn
-            drawn += 1
-            z = jax.random.normal(jax.random.fold_in(key, drawn), x.shape, x.dtype)
-            return safe_sqrt(variance) * z  # a deterministic step has derivatives too
-
-        if sampler.randomised:
-            step = step._replace(
-                uniform=jax.random.uniform(jax.random.fold_in(key, 0), (), x.dtype)
-            )
-        new, history = sampler.step(denoiser, noise, denoiser.process, step, *carry)
+        new, history = take_step(sampler, denoiser, denoiser.process, step, key, *carry)
         return (new, history), (new if trajectory else None, jnp.all(jnp.isfinite(new)))
 
     keys = jax.random.split(key, schedule.num_steps)
@@ -139,3 +167,48 @@ def _batch(
     steps = schedule.steps(sampler.history_steps)
     (last, _), (path, finite) = jax.lax.scan(step, start, (steps, keys))
     return (last if path is None else jnp.concatenate([x[None], path])), finite
+
+
+def take_step(
+    sampler: AbstractSampler,
+    predict: Predict,
+    process: AbstractProcess,
+    step: Step,
+    key: Array,
+    x: Array,
+    history: PyTree,
+) -> tuple[Array, PyTree]:
+    """Take one step with noise drawn from a key.
+
+    **Arguments:**
+
+    - `sampler`: the sampler.
+    - `predict`: the denoiser, (x, t) -> `Prediction`.
+    - `process`: the forward process.
+    - `step`: the times and the stochasticity of the step.
+    - `key`: a random key; draw number i of the step has the key `fold_in(key, i)`, i >= 1, and the
+      uniform number of a randomised sampler that of i = 0.
+    - `x`: the point at `step.time`, of any shape.
+    - `history`: the multistep history.
+
+    **Returns:** x and the history at `step.next_time`.
+
+    **Example:**
+
+    ```python
+    >>> step = jax.tree.map(lambda rows: rows[0], jk.Schedule([0.5, 0.2]).steps())
+    >>> run = (jk.DDIM(), jk.Gaussian(0.0, [1.0]).denoiser(jk.VP()), jk.VP(), step)
+    >>> x, history = jk.samplers.take_step(*run, jax.random.key(0), jnp.ones(1), ())
+    ```
+    """
+    drawn = 0
+
+    def noise(variance: Array) -> Array:
+        nonlocal drawn
+        drawn += 1
+        z = jax.random.normal(jax.random.fold_in(key, drawn), x.shape, x.dtype)
+        return safe_sqrt(variance) * z  # a deterministic step has derivatives too
+
+    if sampler.randomised:
+        step = step._replace(uniform=jax.random.uniform(jax.random.fold_in(key, 0), (), x.dtype))
+    return sampler.step(predict, noise, process, step, x, history)

@@ -6,4 +6,13 @@ from ._objective import (
     bind_record as bind_record,
 )
 from ._record import TrajectoryRecord as TrajectoryRecord, check_record as check_record
-from ._recording import record as record, record_nfe as record_nfe
+from ._recording import (
+    Followed as Followed,
+    FollowedBatch as FollowedBatch,
+    follow as follow,
+    in_units as in_units,
+    inner_products as inner_products,
+    record as record,
+    record_nfe as record_nfe,
+)
+from ._spline import spline_fit as spline_fit

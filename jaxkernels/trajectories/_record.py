@@ -285,8 +285,8 @@ class TrajectoryRecord(eqx.Module):
         """
         products = jnp.asarray(self.products)
         size = (4, 4, *products.shape[2:])
-        row, _ = self._weights_at(u[-1])
-        columns = [self._weights_at(place)[0] for place in u]
+        row, _ = self.weights_at(u[-1])
+        columns = [self.weights_at(place)[0] for place in u]
         blocks = [jax.lax.dynamic_slice(products, (row, c, 0, 0, 0), size) for c in columns]
         return jnp.stack(blocks)
 
@@ -302,12 +302,19 @@ class TrajectoryRecord(eqx.Module):
 
         **Returns:** the weights, whose contraction with `blocks` is `contract`.
         """
-        along = jnp.stack([self._weights_at(place)[1] for place in u])
+        along = jnp.stack([self.weights_at(place)[1] for place in u])
         across = along[-1][:, None, None]
         return across * along[:, None, :, None] * local_error[:, None, None, :]
 
-    def _weights_at(self, u: Float[Array, ""]) -> tuple[Int[Array, ""], Float[Array, " 4"]]:
-        """First of the four spline coefficients that matter at a coordinate, and their weights."""
+    def weights_at(self, u: Float[Array, ""]) -> tuple[Int[Array, ""], Float[Array, " 4"]]:
+        """Locate a coordinate among the nodes.
+
+        **Arguments:**
+
+        - `u`: a coordinate, in the record's own.
+
+        **Returns:** the first of the four spline coefficients that matter there, and their weights.
+        """
         coordinate = self.time_coordinate
         top = coordinate.coordinate(coordinate.start)
         bottom = coordinate.coordinate(self.t_min)

@@ -1,7 +1,7 @@
 """Recording trajectories of a network and their sensitivities."""
 
 from collections.abc import Iterator
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,57 @@ def record(
     TrajectoryRecord(2 trajectories, 16 nodes, 2 directions)
     ```
     """
+    followed = follow(
+        denoiser,
+        noise,
+        t_min=t_min,
+        nodes=nodes,
+        directions=directions,
+        batch=batch,
+        key=key,
+        progress=progress,
+    )
+    fit = spline_fit(nodes)
+    products = []
+    ends = []
+    for part in followed.batches:
+        products.append(inner_products(part, fit))
+        ends.append(part.end)
+    return in_units(followed, np.concatenate(products, 3), np.concatenate(ends))
+
+
+class FollowedBatch(NamedTuple):
+    """A batch of trajectories at the nodes of a record."""
+
+    split: Float[np.ndarray, "nodes 2 batch d"]
+    """Denoised points and noise."""
+    sensitivity: Float[np.ndarray, "nodes directions batch d"]
+    """(dx_end / dx(t))^T u of every direction u of length sqrt(d)."""
+    end: Float[np.ndarray, "batch d"]
+
+
+class Followed(NamedTuple):
+    """Trajectories that are followed, batch by batch, while `batches` is read."""
+
+    coordinate: TimeCoordinate
+    times: Float[AnyArray, " nodes"]
+    noise: Float[AnyArray, "trajectories *shape"]
+    nfe: int
+    batches: Iterator[FollowedBatch]
+
+
+def follow(
+    denoiser: AbstractDenoiser,
+    noise: Float[AnyArray, "trajectories *shape"],
+    *,
+    t_min: ArrayLike,
+    nodes: int,
+    directions: int,
+    batch: int,
+    key: Array | None,
+    progress: bool,
+) -> Followed:
+    """Trajectories and their sensitivities by batches; arguments as of `record`."""
     process = check_denoiser(denoiser).process
     low_time = check_range(process, 1, t_min)
     nodes = _checks.count("nodes", nodes, at_least=_LEAST_NODES)
@@ -92,10 +143,21 @@ def record(
     frame = _directions(x, _checks.count("directions", directions), key)
     coordinate = _time_coordinate(process, low_time)
     times = constant(node_times(coordinate, nodes, low_time))
-    fit = spline_fit(nodes)
-    products = []
-    ends = []
     nfe = record_nfe(_rows_run(x.shape[0], batch), nodes, len(frame))
+    batches = _followed(denoiser, times, x, frame, batch, nfe, progress)
+    return Followed(coordinate, times, cast(AnyArray, np.asarray(x)), nfe, batches)
+
+
+def _followed(
+    denoiser: AbstractDenoiser,
+    times: Float[AnyArray, " nodes"],
+    x: Float[Array, "trajectories *shape"],
+    frame: Float[Array, "directions *shape"],
+    batch: int,
+    nfe: int,
+    progress: bool,
+) -> Iterator[FollowedBatch]:
+    """Batches of trajectories that are finite, in float64."""
     with Progress(f"recording, NFE {nfe:,}: compiling", progress) as line:
         for rows, count in _batches(x.shape[0], batch):
             split, sensitivity, end = (
@@ -105,11 +167,8 @@ def record(
             )
             last = int(rows[0]) + count - 1
             _check_finite(split, sensitivity, f"{rows[0]} to {last}")
-            products.append(_products(sensitivity, split, fit)[..., :count, :])
-            ends.append(end[:count])
+            yield FollowedBatch(split[:, :, :count], sensitivity[:, :, :count], end[:count])
             line.update(f"recording, NFE {nfe:,}: trajectory {last + 1} of {x.shape[0]}")
-    made = (np.concatenate(products, 3), cast(AnyArray, np.asarray(x)), np.concatenate(ends), nfe)
-    return _in_units(coordinate, low_time, *made)
 
 
 def _check_finite(split: np.ndarray, sensitivity: np.ndarray, rows: str) -> None:
@@ -310,36 +369,32 @@ def _extrapolation_weights(
     )
 
 
-def _products(
-    sensitivity: Float[np.ndarray, "nodes directions batch d"],
-    split: Float[np.ndarray, "nodes 2 batch d"],
-    fit: Float[np.ndarray, "splines nodes"],
+def inner_products(
+    followed: FollowedBatch, fit: Float[np.ndarray, "splines nodes"]
 ) -> Float[np.ndarray, "splines splines 2 batch directions"]:
     """Spline coefficients of the inner products between all pairs of nodes."""
+    sensitivity = followed.sensitivity
     nodes, directions, batch, dim = sensitivity.shape
     rows = sensitivity.transpose(2, 1, 0, 3).reshape(batch, directions * nodes, dim)
-    columns = split.transpose(2, 3, 1, 0).reshape(batch, dim, 2 * nodes)
+    columns = followed.split.transpose(2, 3, 1, 0).reshape(batch, dim, 2 * nodes)
     inner = (rows @ columns).reshape(batch, directions, nodes, 2, nodes)
     return np.einsum("Jj,Ii,mpjci->JIcmp", fit, fit, inner, optimize=True)
 
 
-def _in_units(
-    coordinate: TimeCoordinate,
-    t_min: float,
+def in_units(
+    followed: Followed,
     products: Float[np.ndarray, "splines splines 2 trajectories directions"],
-    noise: Float[AnyArray, "trajectories *shape"],
     ends: Float[np.ndarray, "trajectories d"],
-    nfe: int,
 ) -> TrajectoryRecord:
     """The record in units of the end points' standard deviation."""
     scale = end_scale(ends)
     if scale == 0.0:
         raise ValueError("all trajectories end at one point; are all rows of noise the same?")
     return TrajectoryRecord(
-        coordinate,
+        followed.coordinate,
         constant(products / scale),
-        constant(t_min),
-        noise,
+        constant(followed.times[-1]),
+        followed.noise,
         constant(ends),
-        nfe,
+        followed.nfe,
     )

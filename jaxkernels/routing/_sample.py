@@ -1,0 +1,236 @@
+"""Sampling with experts, of which every sample follows those that a policy selects."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from .._precision import is_traced
+from ..prediction import Predict, Prediction, in_working_precision
+from ..processes import AbstractProcess
+from ..samplers import (
+    AbstractSampler,
+    as_sampler,
+    check_finite,
+    check_noise,
+    check_schedule,
+    take_step,
+)
+from ..schedules import Schedule, Step
+from ._dispatch import routed_prediction
+from ._experts import Experts
+from ._policy import AbstractPolicy, Selected, check_policy
+
+
+class RoutedSamples(eqx.Module):
+    """Samples, and how often every expert was evaluated for them.
+
+    **Arguments:**
+
+    - `points`: (batch, ...), in the shape and precision of the initial noise.
+    - `evaluations`: (K, N), rows evaluated by each expert in each step, times the sampler's
+      evaluations per step.
+    - `router_calls`: rows that the router was evaluated on, batch x K, or as often as the sampler
+      evaluates if the policy reselects; 0 for a single expert.
+
+    **Example:**
+
+    ```python
+    >>> experts = jk.routing.Experts.of_clusters([[[-1.0]], [[1.0]]], jk.VP())
+    >>> run = (jk.routing.ErrorFeedback(), "ddim", jk.Schedule([1.0, 0.5, 0.1]), jnp.ones((4, 1)))
+    >>> jk.routing.sample(experts, *run).evaluations.sum().item()
+    8
+    ```
+    """
+
+    points: Float[Array, "batch *shape"]
+    evaluations: Int[Array, "steps experts"]
+    router_calls: int = eqx.field(static=True)
+
+    @property
+    def nfe(self) -> Float[Array, ""]:
+        """Evaluations of any expert per sample."""
+        return jnp.sum(self.evaluations) / self.points.shape[0]
+
+    @property
+    def load(self) -> Float[Array, " experts"]:
+        """Share of all evaluations that each expert made: 1/N each if the load is balanced."""
+        return jnp.sum(self.evaluations, 0) / jnp.sum(self.evaluations)
+
+
+def sample(
+    experts: Experts,
+    policy: AbstractPolicy,
+    sampler: AbstractSampler | str,
+    schedule: Schedule,
+    noise: Float[Array, "batch *shape"],
+    *,
+    key: PRNGKeyArray | Array | None = None,
+    restart: bool = True,
+) -> RoutedSamples:
+    """Run a sampler with the experts that a policy selects for every sample and step.
+
+    The step is the sampler's own, with the routed prediction in place of a network's. Experts are
+    run one at a time, each on the rows that follow it, so that one evaluation costs one; under vmap
+    all of them are run on all rows. A sampler with several evaluations per step makes all of them
+    with the experts selected at its start, but for `SoftRouting`, whose weights are those of every
+    evaluation.
+
+    The history of a multistep sampler holds predictions of earlier steps. Where the expert has
+    changed they are another one's, and the difference between two experts would be extrapolated as
+    if it were a derivative in time. So a sample's history restarts when the experts that it follows
+    change: its step is the sampler's first, and its order grows with the steps that follow.
+
+    **Arguments:**
+
+    - `experts`: the experts with their router.
+    - `policy`: such as `StochasticSwitching()` or `ErrorFeedback()`.
+    - `sampler`: a sampler or its name.
+    - `schedule`: times of the experts' process, and stochasticities.
+    - `noise`: initial noise (batch, ...).
+    - `key`: a random key; required if the schedule is stochastic, or the policy draws.
+    - `restart`: False to keep the history of a multistep sampler whatever the expert.
+
+    **Returns:** a `RoutedSamples`.
+
+    **Raises:** ValueError for a wrong argument, or if x becomes non-finite, naming the step.
+
+    **Example:**
+
+    ```python
+    >>> experts = jk.routing.Experts.of_clusters([[[-1.0]], [[1.0]]], jk.VP())
+    >>> run = (jk.routing.ErrorFeedback(), "ddim", jk.Schedule([1.0, 0.5, 0.1]), jnp.ones((4, 1)))
+    >>> jk.routing.sample(experts, *run).points.shape
+    (4, 1)
+    ```
+    """
+    if not isinstance(experts, Experts):
+        raise ValueError(f"experts must be Experts(components, router); got {experts!r}.")
+    policy = check_policy(policy)
+    sampler = as_sampler(sampler)
+    schedule = check_schedule(experts.process, sampler, schedule)
+    noise = check_noise(noise)
+    # with a single expert there is nothing to select
+    routed = experts.num_experts > 1
+    if routed:
+        policy.num_evaluations(experts.num_experts)
+    if key is None:
+        stochastic = not is_traced(schedule) and schedule.is_stochastic
+        if stochastic or (routed and policy.draws):
+            raise ValueError("key: a stochastic schedule or policy draws and needs a random key.")
+        key = jax.random.key(0)
+    points, counts, finite = _run(experts, policy, sampler, schedule, key, noise, restart)
+    check_finite(finite, noise, schedule)
+    per_step = sampler.nfe_per_step if policy.reselects else 1
+    calls = noise.shape[0] * schedule.num_steps * per_step if routed else 0
+    return RoutedSamples(points, counts * sampler.nfe_per_step, calls)
+
+
+@eqx.filter_jit
+def _run(
+    experts: Experts,
+    policy: AbstractPolicy,
+    sampler: AbstractSampler,
+    schedule: Schedule,
+    key: Array,
+    x: Array,
+    restart: bool,
+) -> tuple[Array, Int[Array, "steps experts"], Bool[Array, " steps"]]:
+    """The last x, rows per step and expert, and whether x is finite after every step."""
+    given = x.dtype
+    _, x = in_working_precision(experts, x)
+    experts = experts.astype(given).astype(x.dtype)
+    schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
+
+    def step(
+        state: tuple[Array, PyTree, PyTree], inputs: tuple[Step, Array]
+    ) -> tuple[tuple[Array, PyTree, PyTree], tuple[Array, Array]]:
+        x, history, routing = state
+        step, key = inputs
+        selected, counts, routing = _select(experts, policy, x, step, key, routing)
+
+        def predict(x: Array, t: Array) -> Prediction:
+            if not (routing and policy.reselects):
+                return routed_prediction(experts, selected, x, t)
+            again, _ = policy.select(experts.weights(x, t), key, routing[0])
+            return routed_prediction(experts, again, x, t)
+
+        age = routing[1] if restart and routing else None
+        run = (sampler, predict, experts.process, step, key, x, history)
+        new, history = _take_step(age, *run)
+        return (new, history, routing), (counts, jnp.all(jnp.isfinite(new)))
+
+    start = (x, sampler.init_history(x), _init_routing(experts, policy, x, schedule.times[0]))
+    steps = (schedule.steps(sampler.history_steps), jax.random.split(key, schedule.num_steps))
+    (last, _, _), (counts, finite) = jax.lax.scan(step, start, steps)
+    return last.astype(given), counts, finite
+
+
+def _init_routing(experts: Experts, policy: AbstractPolicy, x: Array, t: Array) -> PyTree:
+    """The policy's state, steps since the experts of a sample changed, and these experts."""
+    if experts.num_experts == 1:
+        return ()
+    weights = experts.weights(x, t)
+    batch = weights.shape[0]
+    none = jnp.full((batch, policy.num_evaluations(experts.num_experts)), -1)
+    return policy.init_state(weights), jnp.zeros(batch, int), none
+
+
+def _select(
+    experts: Experts,
+    policy: AbstractPolicy,
+    x: Array,
+    step: Step,
+    key: Array,
+    routing: PyTree,
+) -> tuple[Selected, Int[Array, " experts"], PyTree]:
+    """Experts and coefficients of a step, rows per expert, and the state after it."""
+    if experts.num_experts == 1:
+        only = jnp.zeros((x.shape[0], 1), int)
+        return (only, jnp.ones(only.shape, x.dtype)), jnp.full(1, x.shape[0]), ()
+    state, age, before = routing
+    # the sampler's own draws have the keys 1, 2, ...
+    weights = experts.weights(x, step.time)
+    found, state = policy.select(weights, jax.random.fold_in(key, 0), state)
+    indices = found[0].astype(before.dtype)
+    counts = jnp.bincount(indices.reshape(-1), length=experts.num_experts)
+    kept = jnp.all(indices == before, -1)
+    return (indices, found[1]), counts, (state, jnp.where(kept, age + 1, 0), indices)
+
+
+def _take_step(
+    age: Int[Array, " batch"] | None,
+    sampler: AbstractSampler,
+    predict: Predict,
+    process: AbstractProcess,
+    step: Step,
+    key: Array,
+    x: Array,
+    history: PyTree,
+) -> tuple[Array, PyTree]:
+    """A step that takes into account only predictions since the experts changed, `age` of them."""
+    if age is None or sampler.history_steps == 0:
+        return take_step(sampler, predict, process, step, key, x, history)
+    # one evaluation per step: all of the steps below start from the same
+    prediction = predict(x, step.time)
+    found = [
+        take_step(
+            sampler,
+            lambda x, t: prediction,
+            process,
+            step._replace(completed=jnp.minimum(step.completed, known)),
+            key,
+            x,
+            history,
+        )
+        for known in range(sampler.history_steps + 1)
+    ]
+    capped = jnp.minimum(age, sampler.history_steps)
+    return jax.tree.map(lambda *rows: _rows_of(capped, rows), *found)
+
+
+def _rows_of(index: Int[Array, " batch"], options: tuple[Array, ...]) -> Array:
+    """Row i of option number index_i."""
+    stacked = jnp.stack(options)
+    shape = (1, len(index), *(1,) * (stacked.ndim - 2))
+    return jnp.take_along_axis(stacked, index.reshape(shape), 0)[0]
