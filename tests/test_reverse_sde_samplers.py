@@ -780,7 +780,7 @@ def _mixture_end(name: str, steps: int) -> jax.Array:
     sampler = as_sampler(name)
     block = fine // steps
     h = horizon / steps
-    v = (jnp.arange(block) + 0.5) * delta
+    v = jnp.asarray((np.arange(block) + 0.5) * delta)
 
     def advance(x: jax.Array, inputs: tuple) -> tuple[jax.Array, None]:
         step, increments, key = inputs

@@ -18,7 +18,6 @@ from published_samplers import PUBLISHED, SAMPLERS
 
 import jaxkernels as jk
 from jaxkernels.samplers import edm_churn, from_churn, from_eta, to_churn, to_eta
-from jaxkernels.schedules import Step
 
 MEAN, EIGENVALUES = np.array([1.5, -0.4]), np.array([2.0, 0.05])
 TARGET = jk.Gaussian(MEAN, EIGENVALUES)
@@ -509,7 +508,7 @@ def test_a_full_last_step_needs_a_score() -> None:
             lambda x, t: jk.Prediction(x, x),
             lambda v: v,
             process,
-            Step(*(field[0] for field in schedule.steps())),
+            jax.tree.map(lambda field: field[0], schedule.steps()),
             jnp.ones(2),
             (),
         )
@@ -882,7 +881,7 @@ def test_declared_evaluations_are_the_calls_of_a_step() -> None:
     """`nfe_per_step` counts the network calls of a full step."""
     for sampler in SAMPLERS.values():
         steps = jk.Schedule(np.array([0.5, 0.3])).steps(sampler().history_steps)
-        interval = Step(*(field[0] for field in steps))
+        interval = jax.tree.map(lambda field: field[0], steps)
         calls = 0
 
         def predict(x: jax.Array, t: jax.Array) -> jk.Prediction:
