@@ -458,7 +458,9 @@ FEW = ("rem", "tweedie", "second_order1")
 MANY = [name if name in FEW else pytest.param(name, marks=SLOW) for name in NAMES]
 
 
-@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize(
+    "name", [n if n == "tweedie" else pytest.param(n, marks=SLOW) for n in NAMES]
+)
 def test_particles_of_other_samplers(name: str) -> None:
     """In a basis that mixes the modes, with trajectories; modes are nearly uncorrelated."""
     angle = 0.6
@@ -625,7 +627,8 @@ def test_optimised_terminal_error(name: str, gain: float) -> None:
     )
     assert after < before / gain
     assert result.schedule.is_stochastic
-    assert result.nfe == 20
+    assert result.evaluation.nfe == 20
+    assert name != "rem" or _rounds_to(float(after), ".0016")
 
 
 ONE_STEP = jk.Schedule([0.9, 0.1], 1.0)
