@@ -741,15 +741,15 @@ def _kernels(name: str, slope: jax.Array, h: float, u: jax.Array, v: jax.Array) 
     """
     v = v[:, None]
     linear = jnp.exp((h - v) / 2.0) * jnp.ones_like(slope)
-    early = v < h * u
+    early = jnp.where(v < h * u, 1.0, 0.0)
     if name == "euler_maruyama":
         return jnp.ones_like(linear)[None]
     if name == "exponential_integrator":
         return linear[None]
     if name == "rem":
-        return jnp.stack([1.0 * early, 1.0 - early])
+        return jnp.stack([early, 1.0 - early])
     if name == "rei":
-        return jnp.stack([jnp.exp((h * u - v) / 2.0) * early, linear * ~early])
+        return jnp.stack([jnp.exp((h * u - v) / 2.0) * early, linear * (1.0 - early)])
     if name == "second_order":
         return jnp.exp((0.5 + slope) * (h - v))[None]
     riccati = slope * jnp.exp(-v) / (1.0 - slope * jnp.expm1(-v))
