@@ -58,9 +58,8 @@ def _particles(
     x, steps, points = jnp.asarray(start), schedule.steps(sampler.history_steps), []
     history = sampler.init_history(x)
     for k in range(schedule.num_steps):
-        x, history = take(
-            jax.tree.map(lambda field: field[k], steps), x, history, jnp.asarray(draws[k])
-        )
+        step = jax.tree.map(lambda field, k=k: field[k], steps)
+        x, history = take(step, x, history, jnp.asarray(draws[k]))
         points.append(np.asarray(x))
     return points
 
@@ -272,7 +271,7 @@ def _steps_by_probing(
 
     found, steps = [], schedule.steps(sampler.history_steps)
     for k in range(schedule.num_steps):
-        step = jax.tree.map(lambda field: field[k], steps)
+        step = jax.tree.map(lambda field, k=k: field[k], steps)
         shift, injected = (np.asarray(v) for v in at(step, jnp.zeros((size, 2))))
         columns = [np.asarray(at(step, jnp.tile(e[:, None], 2))[0]) - shift for e in jnp.eye(size)]
         found.append((np.stack(columns, axis=1), shift, injected))

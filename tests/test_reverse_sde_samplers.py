@@ -458,7 +458,9 @@ FEW = ("rem", "tweedie", "second_order1")
 MANY = [name if name in FEW else pytest.param(name, marks=SLOW) for name in NAMES]
 
 
-@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize(
+    "name", [n if n == "tweedie" else pytest.param(n, marks=SLOW) for n in NAMES]
+)
 def test_particles_of_other_samplers(name: str) -> None:
     """In a basis that mixes the modes, with trajectories; modes are nearly uncorrelated."""
     angle = 0.6
@@ -625,7 +627,8 @@ def test_optimised_terminal_error(name: str, gain: float) -> None:
     )
     assert after < before / gain
     assert result.schedule.is_stochastic
-    assert result.nfe == 20
+    assert result.evaluation.nfe == 20
+    assert name != "rem" or _rounds_to(float(after), ".0016")
 
 
 ONE_STEP = jk.Schedule([0.9, 0.1], 1.0)
@@ -738,15 +741,15 @@ def _kernels(name: str, slope: jax.Array, h: float, u: jax.Array, v: jax.Array) 
     """
     v = v[:, None]
     linear = jnp.exp((h - v) / 2.0) * jnp.ones_like(slope)
-    early = v < h * u
+    early = jnp.where(v < h * u, 1.0, 0.0)
     if name == "euler_maruyama":
         return jnp.ones_like(linear)[None]
     if name == "exponential_integrator":
         return linear[None]
     if name == "rem":
-        return jnp.stack([1.0 * early, 1.0 - early])
+        return jnp.stack([early, 1.0 - early])
     if name == "rei":
-        return jnp.stack([jnp.exp((h * u - v) / 2.0) * early, linear * ~early])
+        return jnp.stack([jnp.exp((h * u - v) / 2.0) * early, linear * (1.0 - early)])
     if name == "second_order":
         return jnp.exp((0.5 + slope) * (h - v))[None]
     riccati = slope * jnp.exp(-v) / (1.0 - slope * jnp.expm1(-v))
@@ -780,7 +783,7 @@ def _mixture_end(name: str, steps: int) -> jax.Array:
     sampler = as_sampler(name)
     block = fine // steps
     h = horizon / steps
-    v = (jnp.arange(block) + 0.5) * delta
+    v = jnp.asarray((np.arange(block) + 0.5) * delta)
 
     def advance(x: jax.Array, inputs: tuple) -> tuple[jax.Array, None]:
         step, increments, key = inputs
