@@ -158,7 +158,7 @@ class ErrorFeedback(AbstractPolicy):
     ```python
     >>> policy = jk.routing.ErrorFeedback()
     >>> weights = jnp.array([[0.75, 0.25]])
-    >>> policy.select(weights, None, policy.init_state(weights))[1].tolist()
+    >>> policy.select(weights, jax.random.key(0), policy.init_state(weights))[1].tolist()
     [[-0.25, 0.25]]
     ```
 
