@@ -322,7 +322,7 @@ def step_errors(schedule: Schedule, score_error: object, lipschitz: Numbers) -> 
         schedule.times.dtype
     )
     if not callable(score_error):
-        size = per_evaluation("score_error", cast(Numbers, score_error), schedule.times[:-1])
+        size = per_evaluation("score_error", cast(Numbers, score_error), starts)
         size = size.astype(schedule.times.dtype)
         return StepErrors(size, size, slope)
     times = jnp.asarray(schedule.times)
