@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array
+from scipy.integrate import quad
 
 import jaxkernels as jk
 from jaxkernels.trajectories import bind_record
+from jaxkernels.trajectories._recording import sensitivity_weights
 from jaxkernels.trajectories._spline import spline_fit, spline_weights
 
 PROCESS, T_MIN = jk.VP(), 1e-3
@@ -321,6 +323,33 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         jk.TrajectoryRecord.load(tmp_path / "nowhere.npz")
     with pytest.raises(ValueError, match=r"cannot write .*no.*No such file"):
         _made(PROCESS).save(tmp_path / "no" / "a.npz")
+
+
+def test_sensitivities_are_integrated_exactly_where_they_are_quadratic() -> None:
+    """In log(sigma), from uneven nodes, over sigma; to sigma = infinity they fall as sigma^-3."""
+    sigmas = np.array([40.0, 9.0, 3.0, 0.8, 0.3])
+    times = np.asarray(PROCESS.time_at_sigma(jnp.asarray(sigmas)))
+    weights = sensitivity_weights(PROCESS, times)
+
+    def quadratic(sigma: float) -> float:
+        return 1.0 + 0.3 * np.log(sigma) - 0.2 * np.log(sigma) ** 2
+
+    for j in (1, 2):
+        to_it, from_it = weights[j - 1] @ [quadratic(sigma) for sigma in sigmas[j : j + 3]]
+        assert to_it == pytest.approx(quad(quadratic, sigmas[j + 1], sigmas[j])[0], rel=1e-9)
+        assert from_it == pytest.approx(quad(quadratic, sigmas[j], sigmas[j - 1])[0], rel=1e-9)
+    # near the end there are fewer values
+    steps = -np.diff(sigmas)
+    np.testing.assert_allclose(
+        weights.sum(2), [[*pair] for pair in zip([*steps[1:], 0.0], steps, strict=True)]
+    )
+    assert np.count_nonzero(weights[2]) == 4
+    assert np.count_nonzero(weights[3]) == 1
+    flow = jk.FlowMatching()
+    top = sensitivity_weights(flow, np.array([1.0, 0.9, 0.7, 0.3]))
+    sigma = float(flow.sigma(0.9))
+    tail = quad(lambda u: (sigma / u) ** 3, sigma, np.inf)[0]
+    np.testing.assert_allclose(top[0, 1], [tail, 0.0, 0.0], rtol=1e-6)
 
 
 def test_splines_are_exact_for_cubics() -> None:

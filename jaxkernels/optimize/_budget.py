@@ -55,6 +55,11 @@ class Plan:
     reference_steps: int
     nfe: Mapping[str, int]
 
+    @property
+    def batch(self) -> int:
+        """Trajectories that are recorded at a time."""
+        return self.trajectories // _BATCHES
+
     def __str__(self) -> str:
         made = f"{self.trajectories} trajectories, {self.nodes} nodes, {self.directions} directions"
         return (

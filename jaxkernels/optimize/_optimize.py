@@ -423,7 +423,7 @@ def _prepare_within(
             t_min=request.t_min[0],
             nodes=plan.nodes,
             directions=plan.directions,
-            batch=plan.trajectories // 4,
+            batch=plan.batch,
             progress=progress,
         )
     if model is None:

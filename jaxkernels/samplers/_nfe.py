@@ -22,6 +22,14 @@ def sampling_nfe(process: AbstractProcess, sampler: AbstractSampler, schedule: S
     - `schedule`: of K steps.
 
     **Returns:** the NFE.
+
+    **Example:**
+
+    ```python
+    >>> to_zero = jk.schedules.karras(jk.EDM(), 3, 0.0)
+    >>> jk.samplers.sampling_nfe(jk.EDM(), jk.Heun(), to_zero)
+    5
+    ```
     """
     times = sampler.evaluation_times(process, schedule.steps(sampler.history_steps))
     at = np.stack([np.asarray(t) for t in times])

@@ -1,5 +1,6 @@
 """Recording trajectories of a network and their sensitivities."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple, cast
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .. import _checks
 from .._compile import quick_filter_jit
 from .._nfe import EVALUATION, VECTOR_JACOBIAN_PRODUCT
+from .._precision import in_float64, to_float64
 from .._progress import Progress
 from .._types import AnyArray, constant
 from ..prediction import (
@@ -142,15 +144,16 @@ def follow(
     batch = _checks.count("batch", batch)
     frame = _directions(x, _checks.count("directions", directions), key)
     coordinate = _time_coordinate(process, low_time)
-    times = constant(node_times(coordinate, nodes, low_time))
+    times = node_times(coordinate, nodes, low_time)
+    steps = (constant(times), constant(sensitivity_weights(process, times)))
     nfe = record_nfe(_rows_run(x.shape[0], batch), nodes, len(frame))
-    batches = _followed(denoiser, times, x, frame, batch, nfe, progress)
-    return Followed(coordinate, times, cast(AnyArray, np.asarray(x)), nfe, batches)
+    batches = _followed(denoiser, steps, x, frame, batch, nfe, progress)
+    return Followed(coordinate, steps[0], cast(AnyArray, np.asarray(x)), nfe, batches)
 
 
 def _followed(
     denoiser: AbstractDenoiser,
-    times: Float[AnyArray, " nodes"],
+    steps: tuple[Float[AnyArray, " nodes"], Float[AnyArray, "steps 2 3"]],
     x: Float[Array, "trajectories *shape"],
     frame: Float[Array, "directions *shape"],
     batch: int,
@@ -163,7 +166,7 @@ def _followed(
             split, sensitivity, end = (
                 # local errors are small differences of these
                 np.asarray(array, np.float64)
-                for array in _follow(denoiser, times, x[rows], frame)
+                for array in _follow(denoiser, *steps, x[rows], frame)
             )
             last = int(rows[0]) + count - 1
             _check_finite(split, sensitivity, f"{rows[0]} to {last}")
@@ -251,6 +254,7 @@ def _rows_run(total: int, largest: int) -> int:
 def _follow(
     denoiser: AbstractDenoiser,
     times: Float[Array, " nodes"],
+    weights: Float[Array, "steps 2 3"],
     x: Float[Array, "batch *shape"],
     frame: Float[Array, "directions *shape"],
 ) -> tuple[
@@ -271,7 +275,7 @@ def _follow(
     split = jax.tree.map(
         lambda a, b: jnp.concatenate([a, b[None]]), split, denoiser(end, times[-1])
     )
-    sensitivity = _sensitivities(denoiser, times, path, frame)
+    sensitivity = _sensitivities(denoiser, times, weights.astype(x.dtype), path, frame)
     both = jnp.stack([split.x0, split.eps], 1)
     return (
         both.reshape(*both.shape[:3], -1),
@@ -283,48 +287,43 @@ def _follow(
 def _sensitivities(
     denoiser: AbstractDenoiser,
     times: Float[Array, " nodes"],
+    weights: Float[Array, "steps 2 3"],
     path: Float[Array, "nodes batch *shape"],
     frame: Float[Array, "directions *shape"],
 ) -> Float[Array, "nodes directions batch *shape"]:
-    """Equation (1) of `record` back from the end points, by an explicit multistep method.
+    """Equation (1) of `record`, back from the end points.
 
-    In terms of v = level A_x, level^2 = (a c)^2 + s^2 with c the size of the end point, and of the
-    angle arctan(sigma / c),
+    In terms of B = sigma A_y = s A_x it is
 
-        dv / dangle = level^2 / (s c) (dD/dx)^T v - (a c / s) v.
+        dB / dsigma = J^T A_y = (a^2 / s) (dD/dx)^T B,
 
-    v is constant for Gaussian data of variance c^2, so that steps may be long, and angles are
-    finite where sigma is not.
+    and J^T A_y varies slowly in log(sigma), as D does forward. A step predicts B at the next node
+    by extrapolation and corrects it when J^T A_y is known there, as UniPC does with D.
     """
     process = denoiser.process
-    # c is that of every trajectory itself, so that none depends on the others of its batch
-    end = path[-1].reshape(path.shape[1], -1)
-    size = jnp.sqrt(jnp.mean(end**2, 1)) + process.noise(times[-1])
-    scaled = process.signal(times)[:, None] * size
-    noise = process.noise(times)[:, None]
-    level = jnp.hypot(scaled, noise)
-    weights = _extrapolation_weights(jnp.arctan2(noise, scaled))
-    factors = jnp.stack([level**2 / (noise * size), -scaled / noise], 1)[1:]
-    factors = jnp.concatenate([factors, weights], 1)
-
-    def along(values: Float[Array, "*rows batch"]) -> Array:
-        return values.reshape(*values.shape, *[1] * (path.ndim - 2))
 
     def backward(
-        state: tuple[Array, Array, Array], inputs: tuple[Array, Array, Array]
-    ) -> tuple[tuple[Array, Array, Array], Array]:
-        v, rate_below, rate_below_that = state
-        x, t, (pulled, kept, *weight) = inputs
+        state: tuple[Array, ...], inputs: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, ...], Array]:
+        corrected, predicted, below, below_that = state
+        x, t, (correction, prediction) = inputs
         pull_back = jax.vjp(lambda x: denoiser(x, t).x0, x)[1]
-        rate = pulled * jax.vmap(lambda u: pull_back(u)[0])(v) + kept * v
-        v = v + weight[0] * rate + weight[1] * rate_below + weight[2] * rate_below_that
-        return (v, rate, rate_below), v
+        pulled = jax.vmap(lambda u: pull_back(u)[0])(predicted)
+        rate = process.signal(t) ** 2 / process.noise(t) * pulled
 
-    last = along(level[-1]) * jnp.broadcast_to(frame[:, None], (len(frame), *path.shape[1:]))
-    start = (last, jnp.zeros_like(last), jnp.zeros_like(last))
-    inputs = (path[1:], times[1:], along(factors))
-    _, earlier = jax.lax.scan(backward, start, inputs, reverse=True)
-    return jnp.concatenate([earlier, last[None]]) / along(level)[:, None]
+        def integral(weight: Array) -> Array:
+            return weight[0] * rate + weight[1] * below + weight[2] * below_that
+
+        corrected = corrected + integral(correction)
+        return (corrected, corrected + integral(prediction), rate, below), corrected
+
+    noise = process.noise(times)
+    last = noise[-1] * jnp.broadcast_to(frame[:, None], (len(frame), *path.shape[1:]))
+    start = (last, last, jnp.zeros_like(last), jnp.zeros_like(last))
+    inputs = (path[1:], times[1:], weights)
+    (_, first, _, _), others = jax.lax.scan(backward, start, inputs, reverse=True)
+    scaled = jnp.concatenate([first[None], others])
+    return scaled / noise.reshape(-1, *[1] * (scaled.ndim - 1))
 
 
 def _advance(
@@ -344,29 +343,43 @@ def _advance(
     return RK4().step(predict, jnp.zeros_like, denoiser.process, step, x, ())[0], first
 
 
-def _extrapolation_weights(
-    angle: Float[Array, "nodes batch"],
-) -> Float[Array, "steps 3 batch"]:
-    """Weights of the rates at a node and the two below it in the step to the node above it.
+@in_float64
+def sensitivity_weights(
+    process: AbstractProcess, times: Float[np.ndarray, " nodes"]
+) -> Float[np.ndarray, "steps 2 3"]:
+    """Weights of a function of sigma at a node and the two below in its integrals beside the node.
 
-    The integral of the quadratic through them (the method of Adams and Bashforth with variable
-    steps); of the line or the constant where there are no more nodes below.
+    Of every node but the first: from the node below to it, and from it to the node above. The
+    function is the quadratic in log(sigma) through its three values, or has a lower degree where
+    there are no more nodes below; to sigma = infinity it falls as sigma^-3.
     """
-    length = angle[:-1] - angle[1:]
-    none = jnp.full_like(length[:1], jnp.inf)
-    one = jnp.concatenate([length[1:], none])
-    two = jnp.concatenate([length[2:], none, none])
-    # of the first and the second divided difference
-    slope = length**2 / 2.0 / one
-    bend = jnp.where(jnp.isinf(two), 0.0, (length**3 / 3.0 + length**2 * one / 2.0) / (one + two))
-    return jnp.stack(
-        [
-            length + slope + bend / one,
-            -slope - bend / one - bend / two,
-            bend / two,
-        ],
-        1,
-    )
+    process = to_float64(process)
+    with np.errstate(divide="ignore"):
+        sigma = np.asarray(process.noise(times)) / np.asarray(process.signal(times))
+    level = np.log(sigma)
+    weights = np.zeros((len(times) - 1, 2, 3))
+    for j in range(1, len(times)):
+        nodes = level[j : j + 3] - level[j]
+        used = slice(len(nodes))
+        if len(nodes) > 1:
+            weights[j - 1, 0, used] = sigma[j] * _integrals(nodes, nodes[1], 0.0)
+        if np.isinf(level[j - 1]):
+            weights[j - 1, 1, 0] = 0.5 * sigma[j]
+        else:
+            weights[j - 1, 1, used] = sigma[j] * _integrals(nodes, 0.0, level[j - 1] - level[j])
+    return weights
+
+
+def _integrals(
+    nodes: Float[np.ndarray, " points"], low: float, high: float
+) -> Float[np.ndarray, " points"]:
+    """Weights of the values at nodes in the integral of exp(u) times their polynomial."""
+    # int exp(u) u^m du = exp(u) u^m - m int exp(u) u^(m - 1) du
+    moments = [math.exp(high) - math.exp(low)]
+    for m in range(1, len(nodes)):
+        ends = math.exp(high) * high**m - math.exp(low) * low**m
+        moments.append(ends - m * moments[-1])
+    return np.linalg.solve(np.vander(nodes, increasing=True).T, np.array(moments))
 
 
 def inner_products(
