@@ -318,9 +318,8 @@ def check_initial(process: AbstractProcess, initialization: object) -> str | Any
 
 def step_errors(schedule: Schedule, score_error: object, lipschitz: Numbers) -> StepErrors:
     """The score error of every step; of a function, the larger of both ends for its maximum."""
-    slope = per_evaluation("error_lipschitz", lipschitz, schedule.times[:-1]).astype(
-        schedule.times.dtype
-    )
+    starts = jnp.asarray(schedule.times)[:-1]
+    slope = per_evaluation("error_lipschitz", lipschitz, starts).astype(starts.dtype)
     if not callable(score_error):
         size = per_evaluation("score_error", cast(Numbers, score_error), starts)
         size = size.astype(schedule.times.dtype)
