@@ -321,7 +321,7 @@ def test_bounds_hold_on_random_gaussians(
     at = draw_instances(SDE.index(name))
     truth = exact_error(name, at, affine=False)
     found = ratios(name, at, truth, known, truth.sizes, np.zeros_like(truth.sizes))
-    record_property("median, largest", (np.median(found), found.max()))
+    record_property("median, largest", (float(np.median(found)), float(found.max())))
     print(f"{name} {known.__name__}: median {np.median(found):.3f}, largest {found.max():.5f}")
     assert found.max() > 0.5
 

@@ -46,7 +46,7 @@ def _differentiate(
     sampler: AbstractSampler, process: AbstractProcess, schedule: Schedule
 ) -> Float[Array, "2 2"]:
     """The derivative of the first step at x = 0 in two coordinates of unit variance."""
-    step = jax.tree.map(lambda a: a[0], schedule.steps(sampler.history_steps))
+    step = jax.tree.map(lambda a: jnp.asarray(a)[0], schedule.steps(sampler.history_steps))
     zeros = jnp.zeros(2)
 
     def predict(x: Array, t: Array) -> Prediction:
