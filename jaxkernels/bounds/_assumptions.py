@@ -21,6 +21,7 @@ from .._tables import Table, number
 from .._types import AnyArray, Numbers, constant
 from ..distributions import AbstractDistribution, Gaussian, GaussianMixture
 from ..processes import AbstractProcess, check_process
+from ._curvature_interval import first_component
 
 Curve: TypeAlias = Callable[[Array], Array]
 """A jittable function of w = sigma^2, of any shape."""
@@ -514,16 +515,16 @@ def _of_mixture(target: GaussianMixture, process: AbstractProcess) -> Assumption
     mean_square = np.sum(np.asarray(target.means) ** 2, -1) + _traces(target)
     dim = target.means.shape[1]
     moment = float(np.asarray(target.weights) @ mean_square)
-    equal = _common_covariance(target)
-    if equal is None:
+    variances, means, equal = first_component(target)
+    if not equal:
         names = ("convexity", "smoothness", "third_derivative")
         return Assumptions(process, dim, moment, notes=tuple((name, _UNEQUAL) for name in names))
-    spectrum, basis = equal
-    means = np.asarray(target.means) @ basis
+    multiplicities = np.ones(len(variances))
+    multiplicities[-1] += dim - len(variances)
     first, second = np.triu_indices(len(means), 1)
-    known = Assumptions(process, dim, moment)
     gaps = means[first] - means[second]
-    return _with_spectrum(known, spectrum, np.ones(dim), gaps if len(gaps) else None)
+    known = Assumptions(process, dim, moment)
+    return _with_spectrum(known, variances, multiplicities, gaps if len(gaps) else None)
 
 
 def _traces(target: GaussianMixture) -> np.ndarray:
@@ -532,32 +533,6 @@ def _traces(target: GaussianMixture) -> np.ndarray:
     missing = target.means.shape[1] - values.shape[1]
     outside = 0.0 if target.outside is None else missing * float(np.asarray(target.outside))
     return values.sum(-1) + outside
-
-
-def _common_covariance(target: GaussianMixture) -> tuple[np.ndarray, np.ndarray] | None:
-    """Spectrum and basis of the covariance that all components have, or None."""
-    values = np.asarray(target.eigenvalues)
-    dim = target.means.shape[1]
-    if target.bases is not None and target.bases.ndim == 3:
-        bases = np.asarray(target.bases)
-        dense = np.einsum("mij,mj,mkj->mik", bases, values, bases)
-        return (values[0], bases[0]) if _all_equal(dense) else None
-    if not _all_equal(values):
-        return None
-    if target.bases is None:
-        return values[0], np.eye(dim)
-    basis = np.asarray(target.bases)
-    if target.outside is None:
-        return values[0], basis
-    # orthogonal to the basis all components have the same variance
-    complete = np.linalg.qr(np.concatenate([basis, np.eye(dim)], axis=1))[0][:, :dim]
-    outside = np.full(dim - basis.shape[1], float(np.asarray(target.outside)))
-    return np.concatenate([values[0], outside]), complete
-
-
-def _all_equal(rows: np.ndarray) -> bool:
-    """Whether all rows are the first one, up to rounding."""
-    return bool(np.allclose(rows, rows[:1], rtol=1e-9, atol=1e-12 * np.abs(rows).max()))
 
 
 def _with_spectrum(

@@ -35,6 +35,8 @@ _THIRD_DERIVATIVE = ("tweedie", "second_order")
 class CertifiedBound(eqx.Module):
     """A bound on W2 between the data and the samples, and what it is made of.
 
+    **Arguments:**
+
     - `value`: the bound, in the units of the data; infinite where nothing is proved.
     - `distances`: (steps + 1,), the bound on W2(p_t, samples) at every time of the schedule.
     - `initialization`, `discretisation`, `score_error`, `truncation`: what each cause alone would

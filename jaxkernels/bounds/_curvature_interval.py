@@ -208,7 +208,7 @@ class MixtureCurvature(AbstractCurvature):
         if not isinstance(mixture, GaussianMixture):
             raise ValueError(f"mixture must be a GaussianMixture; got {type(mixture).__name__}.")
         margin = float(_checks.scalar("margin", margin, at_least=0.0))
-        eigenvalues, means, self.equal = _first_component(mixture)
+        eigenvalues, means, self.equal = first_component(mixture)
         first, second = np.triu_indices(len(means), 1)
         self.eigenvalues = constant(np.maximum(eigenvalues, 0.0))
         self.differences = constant(means[first] - means[second])
@@ -331,8 +331,11 @@ def component_covariances(mixture: GaussianMixture) -> Float[np.ndarray, "compon
     return inside + float(np.asarray(mixture.outside)) * (np.eye(means.shape[1]) - projection)
 
 
-def _first_component(mixture: GaussianMixture) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Variances of a component, all means along its axes; whether all covariances are equal."""
+def first_component(mixture: GaussianMixture) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Variances of a component, all means along its axes; whether all covariances are equal.
+
+    The last variance is that of all directions outside an incomplete basis, where the means agree.
+    """
     if mixture.bases is None or mixture.bases.ndim == 2:
         values = np.asarray(mixture.eigenvalues)
         means = np.asarray(mixture.means)
@@ -341,7 +344,6 @@ def _first_component(mixture: GaussianMixture) -> tuple[np.ndarray, np.ndarray, 
             return values[0], means, equal
         outside = () if mixture.outside is None else np.asarray(mixture.outside)
         along = means @ np.asarray(mixture.bases)
-        # orthogonal to an incomplete basis the means agree
         along = np.pad(along, ((0, 0), (0, np.size(outside))))
         return np.append(values[0], outside), along, equal
     covariances = component_covariances(mixture)

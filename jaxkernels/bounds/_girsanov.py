@@ -30,6 +30,8 @@ from ._step_factors import Nodes, Steps, denoised_rate
 class GirsanovBound(eqx.Module):
     """A bound on KL(p_(t_K) || samples), and what it is made of.
 
+    **Arguments:**
+
     - `value`: the sum of the next three, in nats; infinite where nothing is proved.
     - `initialization`: of KL(p_T || initial distribution).
     - `discretisation`: (steps,), what each step adds with an exact score.
@@ -97,9 +99,7 @@ def girsanov_bound(
     ```python
     >>> curve = jk.bounds.DenoisingCurve([0.1, 1.0, 10.0], [0.02, 1.0, 2.0])
     >>> known = jk.bounds.Assumptions(jk.VP(), 2, 2.0, denoising_error=curve)
-    >>> schedule = jk.Schedule([0.7, 0.4, 0.1], 1.0)
-    >>> bool(jk.bounds.girsanov_bound(known, jk.VP(), "ddim", schedule).value < jnp.inf)
-    True
+    >>> bound = jk.bounds.girsanov_bound(known, jk.VP(), "ddim", jk.Schedule([0.7, 0.4, 0.1], 1.0))
     ```
 
     Source: Chen et al., "Sampling is as easy as learning the score" (2023),

@@ -379,10 +379,8 @@ def compare_samplers(
     return SamplerReport(comparisons)
 
 
-def sampler_settings(
-    samplers: Sequence[AbstractSampler | str], num_steps: Sequence[int]
-) -> dict[Setting, AbstractSampler]:
-    """Pair every sampler with every number of steps.
+def sampler_settings(samplers: Any, num_steps: Any) -> dict[Setting, AbstractSampler]:
+    """Pair every sampler with every number of steps, as they were given.
 
     **Arguments:**
 

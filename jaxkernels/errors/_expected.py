@@ -124,7 +124,7 @@ def expected_error(
     **Example:**
 
     ```python
-    >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.3, 0.01]))
+    >>> run = (jk.Gaussian(0.0, [2.0]), jk.VP(), "ddim", jk.Schedule([0.5, 0.2, 0.05]))
     >>> result = jk.expected_error(*run, score_error=jk.ScoreError.relative(0.05))
     >>> assert result.value > result.baseline
     ```

@@ -23,6 +23,7 @@ import scipy.linalg
 import scipy.stats
 from jaxtyping import Array, Float
 
+from .._precision import to_float64
 from ..errors import ErrorKernel
 from ..score_error import AffineError, Tabulated
 from ._interval import ConfidenceInterval, mean_of_skewed
@@ -86,6 +87,7 @@ def predict_excess(
             f"there are {count}."
         )
     with jax.enable_x64(True):
+        kernel = to_float64(kernel)
         times = jnp.asarray(np.asarray(kernel.times))
         draws = errors(kernel.target, kernel.process, times)
         draws = jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), draws)

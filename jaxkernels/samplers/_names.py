@@ -164,7 +164,21 @@ def check_schedule(
 
 
 def check_reverse_sde(sampler: AbstractSampler, stochasticity: ArrayLike) -> None:
-    """Check that a sampler for the reverse SDE alone is given stochasticity 1."""
+    """Check that a sampler for the reverse SDE alone is given stochasticity 1.
+
+    **Arguments:**
+
+    - `sampler`: the sampler; others are given any stochasticity.
+    - `stochasticity`: alpha of every step.
+
+    **Raises:** ValueError for another stochasticity.
+
+    **Example:**
+
+    ```python
+    >>> jk.samplers.check_reverse_sde(jk.REM(), np.ones(2))
+    ```
+    """
     alpha = np.asarray(stochasticity)
     other = alpha[np.abs(alpha - 1.0) > _UNIT]
     if sampler.reverse_sde_only and other.size:
