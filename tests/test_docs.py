@@ -56,7 +56,7 @@ def readme(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
 @pytest.mark.slow
 def test_readme_code_runs(readme: tuple[dict, Path]):
     namespace, folder = readme
-    assert len(_code_blocks(README)) == 6
+    assert len(_code_blocks(README)) == 9
     assert namespace["images"].shape == (16, 64)
     assert jk.Schedule.load(folder / "schedule.json").num_steps == 10
     assert namespace["kernel"].contract(namespace["error"]) > 0
