@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import _checks, _files
-from .._precision import in_float64, to_float64
+from .._precision import in_float64, is_traced, to_float64
 from .._types import AnyArray, constant
 from ..processes import PROCESSES, AbstractProcess, from_config, to_config
 from ..recurrence import local_error_coefficients, window_indices
@@ -92,8 +92,10 @@ class TrajectoryRecord(eqx.Module):
         return self.products.shape[4]
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> Float[Array, ""] | float:
         """The root of the total variance of the end points."""
+        if is_traced(self.ends):
+            return jnp.sqrt(jnp.sum(jnp.var(jnp.asarray(self.ends), 0)))
         return end_scale(np.asarray(self.ends))
 
     def errors(
