@@ -6,7 +6,6 @@ their Brownian motion, so that the second moments of D = Y - X follow from integ
 
 import functools
 import re
-import time
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -941,21 +940,17 @@ def test_bounds_are_differentiable_vectorised_and_the_sum_of_their_parts(name: s
     [
         ("exponential_integrator", "w2", 1.0),
         ("exponential_integrator", "kl", 1.0),
-        ("ddim", "w2", "optimize"),
     ],
 )
-def test_certificates_are_optimised_quickly(name: str, metric: str, alpha) -> None:
-    """50 steps, once compiled in under a second, and better than every baseline."""
+def test_certificates_are_optimised(name: str, metric: str, alpha: float) -> None:
+    """50 steps, better than every baseline."""
     known = logistic(SECOND_MOMENT)
     process = jk.OU(t_max=4.0)
     known = eqx.tree_at(lambda a: a.process, known, process)
     objective = jk.bounds.CertifiedError(metric, assumptions=known, score_error=0.01)
     options = {"t_min": 0.01, "stochasticity": alpha, "objective": objective, "progress": False}
     target = jk.Gaussian(0.0, [1.0, 0.8])
-    jk.optimize_schedule(target, process, name, 50, **options)
-    began = time.perf_counter()
     result = jk.optimize_schedule(target, process, name, 50, **options)
-    print(f"{name} {metric}: {time.perf_counter() - began:.2f} s")
     assert result.objective < min(result.baselines.values())
 
 
