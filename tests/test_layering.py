@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -198,6 +199,12 @@ def test_late_imports_are_of_extras_only() -> None:
     ]
     assert not wrong
     assert [i for i in IMPORTS if i.late]
+
+
+def test_nothing_slow_is_imported() -> None:
+    """scipy.stats takes half a second, which every program would wait for."""
+    code = "import sys, jaxkernels; sys.exit('scipy.stats' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_other_packages_are_declared() -> None:

@@ -9,6 +9,7 @@ from ._excess import (
 )
 from ._interval import (
     ConfidenceInterval as ConfidenceInterval,
+    student_mean as student_mean,
 )
 from ._measure import (
     measure as measure,

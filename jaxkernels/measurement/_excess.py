@@ -19,14 +19,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
-import scipy.stats
 from jaxtyping import Array, Float
 
 from .._precision import to_float64
 from ..errors import ErrorKernel
 from ..score_error import AffineError, Tabulated
-from ._interval import ConfidenceInterval, mean_of_skewed
+from ._interval import ConfidenceInterval, mean_of_skewed, student_quantile
 
 # networks from which on they are resampled, not their repetitions
 MANY_NETWORKS = 4
@@ -91,7 +89,7 @@ def predict_excess(
         times = jnp.asarray(np.asarray(kernel.times))
         draws = errors(kernel.target, kernel.process, times)
         draws = jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), draws)
-        signs = scipy.linalg.hadamard(2 ** int(np.ceil(np.log2(count))))[:, :count]
+        signs = _hadamard(count)[:, :count]
         effects = _effects(kernel, draws, jnp.asarray(signs, float))
     effects = jax.tree.map(lambda a: np.asarray(a, np.float64), effects)
     result = _summarise(effects, level)
@@ -106,6 +104,14 @@ def predict_excess(
     return result
 
 
+def _hadamard(least: int) -> Float[np.ndarray, "n n"]:
+    """Sylvester's matrix of signs with orthogonal columns, of a size of at least `least`."""
+    matrix = np.ones((1, 1))
+    while len(matrix) < least:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix
+
+
 def _summarise(effects: _Effects, level: float) -> PredictedExcess:
     """The mean over networks and its interval."""
     networks = np.asarray(effects.at_mean - effects.correction)
@@ -116,7 +122,7 @@ def _summarise(effects: _Effects, level: float) -> PredictedExcess:
     of_fits = float(pseudo.std(ddof=1) / np.sqrt(count))
     value = float(networks.mean())
     if len(networks) < MANY_NETWORKS:
-        half = float(scipy.stats.t.ppf(0.5 * (1.0 + level), count - 1)) * of_fits
+        half = student_quantile(level, count) * of_fits
         return PredictedExcess(value, value - half, value + half, remainder)
     interval = mean_of_skewed(networks, level, -float(effects.baseline))
     return PredictedExcess(*_widen(interval, networks, of_fits), remainder)

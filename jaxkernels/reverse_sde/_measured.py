@@ -13,13 +13,12 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jaxtyping import Array, Float
 
 from .. import _checks
 from .._precision import in_float64
 from ..distributions import Gaussian
-from ..measurement import ConfidenceInterval, ScoreErrorEstimate
+from ..measurement import ConfidenceInterval, ScoreErrorEstimate, student_mean
 from ..processes import AbstractProcess
 from ._cells import TimeProfile, check_variances
 from ._continuous import OptimalDiffusion, optimize_diffusion
@@ -136,7 +135,8 @@ def optimize_measured_diffusion(
     best = leading(optimum.stochasticity_squared)
     ode = leading(np.zeros_like(optimum.stochasticity_squared))
     sde = leading(np.ones_like(optimum.stochasticity_squared))
-    return MeasuredDiffusion(optimum, _interval(best), _interval(ode - best), _interval(sde - best))
+    judged = (best, ode - best, sde - best)
+    return MeasuredDiffusion(optimum, *(student_mean(values, _LEVEL) for values in judged))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,15 +200,6 @@ def _pseudo_values(
     count = totals.shape[1]
     without = [cross(np.delete(totals, r, 1)) for r in range(count)]
     return count * cross(totals) - (count - 1) * np.array(without)
-
-
-def _interval(values: Float[np.ndarray, " n"]) -> ConfidenceInterval:
-    """The mean with a t interval."""
-    count = len(values)
-    standard_error = float(values.std(ddof=1)) / np.sqrt(count)
-    half = float(scipy.stats.t.ppf(0.5 * (1.0 + _LEVEL), count - 1)) * standard_error
-    mean = float(values.mean())
-    return ConfidenceInterval(mean, mean - half, mean + half)
 
 
 def _check_estimate(estimate: ScoreErrorEstimate, modes: int) -> None:
