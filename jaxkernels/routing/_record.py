@@ -11,6 +11,8 @@ with the expectation over trajectories. G is recorded at all pairs of nodes in t
 of its logarithm interpolates it.
 """
 
+from collections.abc import Iterator
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -28,11 +30,10 @@ from ..schedules import Schedule
 from ..trajectories import (
     FollowedBatch,
     TrajectoryRecord,
+    as_record,
     bind_record,
     check_record,
     follow,
-    in_units,
-    inner_products,
     spline_fit,
 )
 from ._experts import Experts
@@ -152,17 +153,17 @@ def record_routing(
         key=key,
         progress=progress,
     )
+    costs = []
+
+    def with_costs() -> Iterator[FollowedBatch]:
+        for part in followed.batches:
+            costs.append(_total_cost(experts, followed.times, part, shape))
+            yield part
+
+    trajectories = as_record(followed._replace(batches=with_costs()))
+    cost = np.sum(costs, 0) / trajectories.num_trajectories
+    logs = np.log(cost + _FLOOR * np.max(cost))
     fit = spline_fit(nodes)
-    products = []
-    ends = []
-    cost = 0.0
-    for part in followed.batches:
-        products.append(inner_products(part, fit))
-        ends.append(part.end)
-        cost = cost + _total_cost(experts, followed.times, part, shape)
-    count = sum(len(end) for end in ends)
-    trajectories = in_units(followed, np.concatenate(products, 3), np.concatenate(ends))
-    logs = np.log(cost / count + _FLOOR * np.max(cost) / count)
     return RoutingRecord(trajectories, constant(fit @ logs @ fit.T))
 
 

@@ -7,11 +7,9 @@ from ._objective import (
 )
 from ._record import TrajectoryRecord as TrajectoryRecord, check_record as check_record
 from ._recording import (
-    Followed as Followed,
     FollowedBatch as FollowedBatch,
+    as_record as as_record,
     follow as follow,
-    in_units as in_units,
-    inner_products as inner_products,
     record as record,
     record_nfe as record_nfe,
 )

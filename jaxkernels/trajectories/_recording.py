@@ -96,13 +96,7 @@ def record(
         key=key,
         progress=progress,
     )
-    fit = spline_fit(nodes)
-    products = []
-    ends = []
-    for part in followed.batches:
-        products.append(inner_products(part, fit))
-        ends.append(part.end)
-    return in_units(followed, np.concatenate(products, 3), np.concatenate(ends))
+    return as_record(followed)
 
 
 class FollowedBatch(NamedTuple):
@@ -382,7 +376,7 @@ def _integrals(
     return np.linalg.solve(np.vander(nodes, increasing=True).T, np.array(moments))
 
 
-def inner_products(
+def _inner_products(
     followed: FollowedBatch, fit: Float[np.ndarray, "splines nodes"]
 ) -> Float[np.ndarray, "splines splines 2 batch directions"]:
     """Spline coefficients of the inner products between all pairs of nodes."""
@@ -394,20 +388,23 @@ def inner_products(
     return np.einsum("Jj,Ii,mpjci->JIcmp", fit, fit, inner, optimize=True)
 
 
-def in_units(
-    followed: Followed,
-    products: Float[np.ndarray, "splines splines 2 trajectories directions"],
-    ends: Float[np.ndarray, "trajectories d"],
-) -> TrajectoryRecord:
-    """The record in units of the end points' standard deviation."""
-    scale = end_scale(ends)
+def as_record(followed: Followed) -> TrajectoryRecord:
+    """The record of followed trajectories, in units of the end points' standard deviation."""
+    fit = spline_fit(len(followed.times))
+    products = []
+    ends = []
+    for part in followed.batches:
+        products.append(_inner_products(part, fit))
+        ends.append(part.end)
+    every_end = np.concatenate(ends)
+    scale = end_scale(every_end)
     if scale == 0.0:
         raise ValueError("all trajectories end at one point; are all rows of noise the same?")
     return TrajectoryRecord(
         followed.coordinate,
-        constant(products / scale),
+        constant(np.concatenate(products, 3) / scale),
         constant(followed.times[-1]),
         followed.noise,
-        constant(ends),
+        constant(every_end),
         followed.nfe,
     )
