@@ -22,7 +22,7 @@ from ..recurrence import NamedInitialization, Run
 from ..samplers import AbstractSampler
 from ..schedules import BASELINES, Schedule
 from ..score_error import AbstractCorrelation, FullyCorrelated
-from ._bound import ErrorSize, check_error_size, per_evaluation
+from ._bound import ErrorSize, as_error_size, per_evaluation
 from ._curvature_interval import AbstractCurvature, as_curvature
 from ._lipschitz import Steps, check_one_evaluation
 from ._operators import responses
@@ -70,7 +70,7 @@ class OperatorBound(AbstractObjective):
         correlation: AbstractCorrelation | None = None,
         to_data: bool = False,
     ):
-        self.rms = _as_option("rms", rms)
+        self.rms = as_error_size("rms", rms)
         self.correlation = FullyCorrelated() if correlation is None else correlation
         if not isinstance(self.correlation, AbstractCorrelation):
             raise ValueError(f"correlation must be one such as jk.AR1(0.5); got {correlation!r}.")
@@ -132,9 +132,9 @@ class LipschitzBound(AbstractObjective):
                 "to_data=True needs Gaussian data, whose samples are known without score errors; "
                 "leave out curvature, or add a bound on the error of the steps yourself."
             )
-        self.rms = _as_option("rms", rms)
-        self.fresh_rms = _as_option("fresh_rms", fresh_rms)
-        self.lipschitz = _as_option("lipschitz", lipschitz)
+        self.rms = as_error_size("rms", rms)
+        self.fresh_rms = as_error_size("fresh_rms", fresh_rms)
+        self.lipschitz = as_error_size("lipschitz", lipschitz)
         self.curvature = None if curvature is None else as_curvature(curvature)
         self.to_data = to_data
 
@@ -217,14 +217,6 @@ def _smooth_largest(target: Gaussian, along_modes: Float[Array, "n modes"]) -> F
     total = jnp.sum((present / top[:, None]) ** _POWER, axis=-1)
     some = total > 0
     return jnp.where(some, top * jnp.where(some, total, 1.0) ** (1.0 / _POWER), 0.0)
-
-
-def _as_option(argument: str, value: ErrorSize) -> Any:
-    """A checked error size as a field: plain functions wrapped, so that they may be traced past."""
-    checked = check_error_size(argument, value)
-    if not callable(checked) or isinstance(checked, eqx.Module):
-        return checked
-    return jax.tree_util.Partial(checked)
 
 
 def _check_finite(

@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
@@ -21,6 +20,7 @@ from .._tables import Table, number
 from .._types import AnyArray, Numbers, constant
 from ..distributions import AbstractDistribution, Gaussian, GaussianMixture
 from ..processes import AbstractProcess, check_process
+from ._bound import as_leafless
 from ._curvature_interval import first_component
 
 Curve: TypeAlias = Callable[[Array], Array]
@@ -577,11 +577,6 @@ def _check_curve(argument: str, value: object) -> Curve | None:
     if not callable(value):
         raise ValueError(f"{argument} must be a function of sigma^2; got {type(value).__name__}.")
     return as_leafless(cast(Callable[..., Any], value))
-
-
-def as_leafless(fn: Callable[..., Any]) -> Callable[..., Array]:
-    """A function as a tree without leaves; a module is a tree already."""
-    return cast(Callable[..., Array], fn if isinstance(fn, eqx.Module) else Partial(fn))
 
 
 def _reciprocal(x: Array) -> Array:

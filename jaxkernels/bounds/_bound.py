@@ -26,11 +26,12 @@ vanish; the bounds here state what they need.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from .. import _checks
@@ -87,14 +88,26 @@ def per_evaluation(
     return jnp.broadcast_to(jnp.asarray(value), (count,))
 
 
-def check_error_size(argument: str, value: ErrorSize) -> ErrorSize:
-    """The size of an error as an option: a function of time, or numbers >= 0."""
-    if callable(value) or is_traced(value):
-        return value
-    checked = _checks.array(argument, value)
-    if np.any(checked < 0):
-        raise ValueError(f"{argument} must be >= 0; its smallest entry is {checked.min():g}.")
-    return checked
+def as_error_size(argument: str, value: ErrorSize) -> ErrorSize:
+    """The size of an error as a field of an objective: a function of time, or numbers >= 0."""
+    return as_leafless(value) if callable(value) else check_sizes(argument, value)
+
+
+def as_leafless(fn: Callable[..., Any]) -> Callable[..., Array]:
+    """A function as a tree without leaves, for compiled programs; a module is a tree already."""
+    return cast(Callable[..., Array], fn if isinstance(fn, eqx.Module) else Partial(fn))
+
+
+def check_sizes(argument: str, value: Numbers) -> AnyArray:
+    """Numbers >= 0, one or one for each step."""
+    if is_traced(value):
+        return cast(AnyArray, value)
+    sizes = _checks.array(argument, value)
+    if sizes.ndim > 1:
+        raise ValueError(f"{argument} has shape {sizes.shape}; it must be a number or (steps,).")
+    if np.any(sizes < 0):
+        raise ValueError(f"{argument} must be >= 0; its smallest entry is {sizes.min():g}.")
+    return sizes
 
 
 def largest(target: Gaussian, along_modes: Float[Array, "n modes"]) -> Float[Array, " n"]:

@@ -1,8 +1,7 @@
 """Bounds on the W2 distance between data and samples, with no hidden constant."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import TypeAlias, cast
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -15,18 +14,14 @@ from .._numerics import safe_sqrt
 from .._precision import in_float64, is_traced
 from .._types import AnyArray, Numbers
 from ..distributions import Gaussian, GaussianMixture
-from ..processes import OU, VP, AbstractProcess, CosineVP, DiscreteVP, check_process
+from ..processes import OU, AbstractProcess, AbstractVariancePreserving, check_process
 from ..recurrence import initialization_name
 from ..samplers import AbstractSampler, as_sampler, sampler_name
 from ..schedules import Schedule
 from ._assumptions import Assumptions, assumptions, curvature_interval, third_derivative, why
-from ._bound import per_evaluation
+from ._bound import ErrorSize, per_evaluation
 from ._step_factors import SCHEMES, StepErrors, StepFactors, Steps, root_or_inf
 
-ErrorSize: TypeAlias = Numbers | Callable[[Array], Array]
-"""The size of a score error: a number, one for each step, or a function of time."""
-
-_PRESERVING = (OU, VP, CosineVP, DiscreteVP)
 # schemes whose steps are those of the rate-1 time only if the process has a constant rate
 _CONSTANT_RATE = ("euler_maruyama",)
 _THIRD_DERIVATIVE = ("tweedie", "second_order")
@@ -279,7 +274,7 @@ def scheme_name(sampler: object, process: AbstractProcess) -> str:
         )
     if name == "ddim":
         return name
-    if not isinstance(process, _PRESERVING):
+    if not isinstance(process, AbstractVariancePreserving):
         raise ValueError(
             f"process = {process!r}: the bound of {name!r} is for the variance-preserving "
             "processes OU, VP, CosineVP and DiscreteVP; that of 'ddim' is for every process."

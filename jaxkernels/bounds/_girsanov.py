@@ -15,8 +15,8 @@ from ..recurrence import initialization_name
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ._assumptions import Assumptions, curvature_interval, fisher, mean_square
+from ._bound import ErrorSize
 from ._certified import (
-    ErrorSize,
     check_run,
     finite_or_inf,
     known_of,

@@ -14,9 +14,9 @@ from ..distributions import Gaussian
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, sampler_name
 from ..schedules import Schedule
-from ._assumptions import Assumptions, as_leafless
+from ._assumptions import Assumptions
+from ._bound import ErrorSize, as_error_size, check_sizes
 from ._certified import (
-    ErrorSize,
     check_initial,
     evaluate_bound,
     known_of,
@@ -76,15 +76,12 @@ class CertifiedError(AbstractObjective):
         named = initialization is None or isinstance(initialization, str)
         if metric == "kl" and not named:
             raise ValueError(f"initialization = {initialization!r} must be a name for 'kl'.")
-        lipschitz = _sizes("error_lipschitz", error_lipschitz)
+        lipschitz = check_sizes("error_lipschitz", error_lipschitz)
         if metric == "kl" and not is_traced(lipschitz) and lipschitz.any():
             raise ValueError("error_lipschitz is for the metric 'w2' only.")
         self.assumptions = assumptions
         self.scheme = scheme
-        if callable(score_error):
-            self.score_error = as_leafless(score_error)
-        else:
-            self.score_error = _sizes("score_error", score_error)
+        self.score_error = as_error_size("score_error", score_error)
         self.error_lipschitz = lipschitz
         self.initialization = cast(AnyArray | str | None, initialization)
 
@@ -142,13 +139,3 @@ class BoundCertifiedError(AbstractBoundObjective):
         """The value, infinite unless the schedule follows the reverse SDE."""
         off = jnp.max(jnp.abs(schedule.stochasticity_squared - 1.0))
         return jnp.where(off < 1e-6, value, jnp.inf)
-
-
-def _sizes(argument: str, value: Numbers) -> AnyArray:
-    """Numbers >= 0, one or one for each step."""
-    if is_traced(value):
-        return cast(AnyArray, value)
-    sizes = _checks.array(argument, value)
-    if sizes.ndim > 1 or (sizes < 0).any():
-        raise ValueError(f"{argument} must be a number or (steps,) numbers >= 0.")
-    return sizes
