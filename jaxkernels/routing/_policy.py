@@ -26,9 +26,6 @@ class AbstractPolicy(eqx.Module):
 
     ```python
     >>> class First(jk.routing.AbstractPolicy):
-    ...     def num_evaluations(self, num_experts):
-    ...         return 1
-    ...
     ...     def select(self, weights, key, state):
     ...         batch = (len(weights), 1)
     ...         return (jnp.zeros(batch, int), jnp.ones(batch)), state
@@ -59,9 +56,8 @@ class AbstractPolicy(eqx.Module):
         del weights
         return ()
 
-    @abc.abstractmethod
     def num_evaluations(self, num_experts: int) -> int:
-        """State how many experts a sample evaluates per step.
+        """State how many experts a sample evaluates per step. Default: one.
 
         **Arguments:**
 
@@ -71,6 +67,8 @@ class AbstractPolicy(eqx.Module):
 
         **Raises:** ValueError for a number of experts that the policy cannot serve.
         """
+        del num_experts
+        return 1
 
     @abc.abstractmethod
     def select(
@@ -133,10 +131,6 @@ class StochasticSwitching(AbstractPolicy):
     def draws(self) -> bool:
         return True
 
-    def num_evaluations(self, num_experts: int) -> int:
-        del num_experts
-        return 1
-
     def select(
         self, weights: Float[Array, "batch experts"], key: Array, state: State
     ) -> tuple[Selected, State]:
@@ -168,10 +162,6 @@ class ErrorFeedback(AbstractPolicy):
 
     def init_state(self, weights: Float[Array, "batch experts"]) -> State:
         return jnp.zeros_like(weights)
-
-    def num_evaluations(self, num_experts: int) -> int:
-        del num_experts
-        return 1
 
     def select(
         self, weights: Float[Array, "batch experts"], key: Array, state: State

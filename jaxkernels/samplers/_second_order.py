@@ -16,7 +16,19 @@ from ._base import AbstractSampler, History, Noise, Process, Times, X
 from ._unit_diffusion import UnitDiffusion
 
 
-class SecondOrder(AbstractSampler):
+class AbstractDifferentiated(AbstractSampler):
+    """A step of the reverse SDE that evaluates and differentiates the network at its start."""
+
+    order: ClassVar[int] = 2
+    nfe_per_step: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = True
+    reverse_sde_only: ClassVar[bool] = True
+
+    def evaluation_times(self, process: Process, step: Step) -> tuple[Times, ...]:
+        return (jnp.asarray(step.time),) * self.nfe_per_step
+
+
+class SecondOrder(AbstractDifferentiated):
     """Second-order method for the reverse SDE (SO), with the Hessian of the log-density.
 
         X' = X + h (r X + score) + r^2 h^2 phi_2(h L) X + N(0, h phi_1(2 h L)),     L = r I + H
@@ -41,14 +53,7 @@ class SecondOrder(AbstractSampler):
     from Discretization and Second-Order Acceleration" (2025), in a form without third derivatives.
     """
 
-    order: ClassVar[int] = 2
-    nfe_per_step: ClassVar[int] = 2
-    stochastic: ClassVar[bool] = True
-    reverse_sde_only: ClassVar[bool] = True
     forms_jacobian: ClassVar[bool] = True
-
-    def evaluation_times(self, process: Process, step: Step) -> tuple[Times, ...]:
-        return at_the_start(self, step)
 
     def step(
         self, predict: Predict, noise: Noise, process: Process, step: Step, x: X, history: History
@@ -67,7 +72,7 @@ class SecondOrder(AbstractSampler):
         return sde.scale(u) * (x + drift + injected), history
 
 
-class SecondOrder1(AbstractSampler):
+class SecondOrder1(AbstractDifferentiated):
     """`SecondOrder` to first order in h L, by one product with the Jacobian of the score.
 
         X' = X + h (r X + score) + r^2 h^2 X / 2 + dW + L (r^2 h^3 X / 6 + I)
@@ -86,14 +91,6 @@ class SecondOrder1(AbstractSampler):
     Source: as for `SecondOrder`, expanded.
     """
 
-    order: ClassVar[int] = 2
-    nfe_per_step: ClassVar[int] = 2
-    stochastic: ClassVar[bool] = True
-    reverse_sde_only: ClassVar[bool] = True
-
-    def evaluation_times(self, process: Process, step: Step) -> tuple[Times, ...]:
-        return at_the_start(self, step)
-
     def step(
         self, predict: Predict, noise: Noise, process: Process, step: Step, x: X, history: History
     ) -> tuple[X, History]:
@@ -109,11 +106,6 @@ class SecondOrder1(AbstractSampler):
         score, product = jax.jvp(lambda x: sde.score(predict, x, t), (x,), (direction,))
         x = x + h * (sde.rate * x + score) + 0.5 * squared * x + increment
         return sde.scale(u) * (x + sde.rate * direction + product), history
-
-
-def at_the_start(sampler: AbstractSampler, step: Step) -> tuple[Times, ...]:
-    """The evaluation times of a step that evaluates and differentiates at its start alone."""
-    return (jnp.asarray(step.time),) * sampler.nfe_per_step
 
 
 def jacobian(derivative: Callable[[X], X], x: X) -> Float[Array, "size size"]:

@@ -12,9 +12,9 @@ from .._numerics import safe_sqrt
 from ..prediction import Predict, Prediction
 from ..processes import AbstractProcess
 from ..schedules import Step
-from ._base import AbstractSampler, History, Noise, Process, Times, X
+from ._base import AbstractSampler, History, Noise, Process, X
 from ._ddim import level_ratio
-from ._second_order import at_the_start, jacobian, multiply
+from ._second_order import AbstractDifferentiated, jacobian, multiply
 
 
 class ExactMean(AbstractSampler):
@@ -51,7 +51,7 @@ class ExactMean(AbstractSampler):
         return x, history
 
 
-class AbstractTweedie(AbstractSampler):
+class AbstractTweedie(AbstractDifferentiated):
     """A step with the exact conditional mean and a covariance that the denoiser's Jacobian gives.
 
         x' = E[X_t' | X_t = x] + a' sqrt(sigma^2 - sigma'^2) B z
@@ -59,12 +59,6 @@ class AbstractTweedie(AbstractSampler):
 
     with a matrix B whose B B^T is close to M, or equal to it.
     """
-
-    stochastic: ClassVar[bool] = True
-    reverse_sde_only: ClassVar[bool] = True
-
-    def evaluation_times(self, process: Process, step: Step) -> tuple[Times, ...]:
-        return at_the_start(self, step)
 
     @abc.abstractmethod
     def shape_noise(self, product: Callable[[X], X], noise: X) -> X:
@@ -126,8 +120,6 @@ class Tweedie(AbstractTweedie):
     Probabilistic Models" (2022), https://arxiv.org/abs/2201.06503, for an isotropic covariance.
     """
 
-    order: ClassVar[int] = 2
-    nfe_per_step: ClassVar[int] = 2
     forms_jacobian: ClassVar[bool] = True
 
     def shape_noise(self, product: Callable[[X], X], noise: X) -> X:
@@ -150,9 +142,6 @@ class Tweedie1(AbstractTweedie):
     Source: as for `Tweedie`, expanded.
     """
 
-    order: ClassVar[int] = 2
-    nfe_per_step: ClassVar[int] = 2
-
     def shape_noise(self, product: Callable[[X], X], noise: X) -> X:
         return 0.5 * (noise + product(noise))
 
@@ -173,7 +162,6 @@ class Tweedie2(AbstractTweedie):
     Source: as for `Tweedie`, expanded.
     """
 
-    order: ClassVar[int] = 2
     nfe_per_step: ClassVar[int] = 3
 
     def shape_noise(self, product: Callable[[X], X], noise: X) -> X:
