@@ -12,6 +12,7 @@ from ..distributions import Gaussian, GaussianMixture
 from ..processes import AbstractProcess, check_process
 from ._bound import COHERENT, AccumulationBound, ErrorSize, per_evaluation
 from ._curvature_interval import AbstractCurvature, as_curvature
+from ._quadrature import gauss_legendre
 
 # panels that grow with distance from the last time, each e^(12/48) times the one before
 _PANELS = 48
@@ -125,14 +126,15 @@ def continuous_accumulation(
                 f"process has no signal at t_max = {last:g}, where a score error has no finite "
                 "effect; restrict it with sub_range."
             )
-    times, weights, half = _quadrature(jnp.asarray(t_min), jnp.asarray(process.t_max))
+    times, weights, length = _quadrature(jnp.asarray(t_min), jnp.asarray(process.t_max))
     rate = 0.5 * (1.0 + alpha**2) * process.diffusion_squared(times)
     high = curvature.interval(process, times)[1]
     known = jnp.isfinite(high)
     constants = per_evaluation("lipschitz", lipschitz, times.reshape(-1)).reshape(times.shape)
     phi = rate * (jnp.where(known, high, 0.0) + constants) - process.drift(times)
-    within = half[:, None] * (phi @ _INTEGRALS.T)
-    whole = half * (phi @ _WEIGHTS)
+    _, shares, integrals = gauss_legendre(_NODES, times.dtype)
+    within = length[:, None] * (phi @ integrals.T)
+    whole = length * (phi @ shares)
     before = jnp.cumsum(whole) - whole
     gain = rate * jnp.exp(before[:, None] + within)
     reached = jnp.cumprod(known.reshape(-1)) > 0
@@ -219,20 +221,9 @@ def sde_ode_crossing(
 def _quadrature(
     low: Float[Array, ""], high: Float[Array, ""]
 ) -> tuple[Float[Array, "panels nodes"], Float[Array, "panels nodes"], Float[Array, " panels"]]:
-    """Nodes, weights and half the lengths of Gauss-Legendre panels that grow from `low`."""
+    """Nodes, weights and lengths of Gauss-Legendre panels that grow from `low`."""
     shares = np.expm1(_GRADING * np.linspace(0.0, 1.0, _PANELS + 1)) / np.expm1(_GRADING)
     edges = low + (high - low) * shares
-    half = 0.5 * (edges[1:] - edges[:-1])
-    times = (edges[:-1] + half)[:, None] + half[:, None] * _POINTS
-    return times, half[:, None] * _WEIGHTS, half
-
-
-def _legendre() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Nodes, weights, and the integrals from -1 to every node of the interpolating polynomials."""
-    points, weights = np.polynomial.legendre.leggauss(_NODES)
-    coefficients = np.linalg.inv(np.polynomial.legendre.legvander(points, _NODES - 1))
-    primitives = np.polynomial.legendre.legint(coefficients, lbnd=-1.0)
-    return points, weights, np.polynomial.legendre.legval(points, primitives).T
-
-
-_POINTS, _WEIGHTS, _INTEGRALS = _legendre()
+    length = edges[1:] - edges[:-1]
+    x, weights, _ = gauss_legendre(_NODES, length.dtype)
+    return edges[:-1, None] + length[:, None] * x, length[:, None] * weights, length

@@ -149,10 +149,10 @@ def logit_margin(
     Source: "The Accumulation of Score Estimation Error in Diffusion Models" (manuscript),
     definition 2 and equation (29).
     """
-    logits = jnp.sort(_logits(mixture, check_process(process), jnp.asarray(x), t), -1)
-    if logits.shape[-1] == 1:
-        return jnp.full(logits.shape[:-1], jnp.inf)
-    return logits[..., -1] - logits[..., -2]
+    posterior = jnp.sort(_log_posterior(mixture, process, x, t), -1)
+    if posterior.shape[-1] == 1:
+        return jnp.full(posterior.shape[:-1], jnp.inf)
+    return posterior[..., -1] - posterior[..., -2]
 
 
 @in_float64
@@ -187,7 +187,7 @@ def dominant_component(
     Source: "The Accumulation of Score Estimation Error in Diffusion Models" (manuscript), equation
     (16).
     """
-    return jnp.argmax(_logits(mixture, check_process(process), jnp.asarray(x), t), -1)
+    return jnp.argmax(_log_posterior(mixture, process, x, t), -1)
 
 
 def component_precisions(
@@ -205,19 +205,20 @@ def _components(
     mixture: GaussianMixture,
 ) -> tuple[Float[Array, "m d"], Float[Array, "m d d"], Float[Array, "m d"]]:
     """Variances, axes (columns) and means of the components, in full."""
-    if not isinstance(mixture, GaussianMixture):
-        raise ValueError(f"mixture must be a GaussianMixture; got {type(mixture).__name__}.")
+    _check_mixture(mixture)
     values, bases = np.linalg.eigh(component_covariances(mixture))
     return jnp.asarray(np.maximum(values, 0.0)), jnp.asarray(bases), jnp.asarray(mixture.means)
 
 
-def _logits(
-    mixture: GaussianMixture, process: AbstractProcess, x: Float[Array, "*n d"], t: ArrayLike
+def _log_posterior(
+    mixture: GaussianMixture, process: AbstractProcess, x: ArrayLike, t: ArrayLike
 ) -> Float[Array, "*n m"]:
-    """log of weight times density of every component, up to a constant."""
-    values, bases, means = _components(mixture)
-    a = process.signal(t)
-    variances = a**2 * values + process.noise(t) ** 2
-    along = jnp.einsum("...md,mde->...me", x[..., None, :] - a * means, bases)
-    quadratic = jnp.sum(along**2 / variances + jnp.log(variances), -1)
-    return jnp.log(jnp.asarray(mixture.weights)) - 0.5 * quadratic
+    """Log posterior probabilities of checked arguments."""
+    _check_mixture(mixture)
+    return mixture.log_posterior(check_process(process), jnp.asarray(x), jnp.asarray(t))
+
+
+def _check_mixture(mixture: object) -> None:
+    """Raise a ValueError for anything else."""
+    if not isinstance(mixture, GaussianMixture):
+        raise ValueError(f"mixture must be a GaussianMixture; got {type(mixture).__name__}.")

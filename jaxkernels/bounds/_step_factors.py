@@ -11,14 +11,11 @@ with tau its rate-1 time and s the score, e^(v/2) s(tau - v, X_v) is a martingal
 denoised point E[X_0 | X_v] along the reverse SDE in sigma^2.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from .._numerics import phi, safe_sqrt
@@ -32,6 +29,7 @@ from ._assumptions import (
     third_derivative,
     variance_scale,
 )
+from ._quadrature import gauss_legendre
 
 _NODES = 32
 _BISECTIONS = 44
@@ -108,7 +106,7 @@ class Steps(NamedTuple):
 
     def nodes(self, *, ratios: bool = False) -> Nodes:
         """Where integrals over each step are evaluated: of functions of w_1 / w if `ratios`."""
-        x, share, _ = _gauss_legendre(self.start.dtype)
+        x, share, _ = gauss_legendre(_NODES, self.start.dtype)
         scale = variance_scale(self.known)
         if ratios:
             # they change as log w does, but where w_1 = 0 and they are constant
@@ -387,27 +385,6 @@ def _denoiser_slope(x: Array, w: Array) -> Array:
     return 1.0 - w * x
 
 
-def _gauss_legendre(dtype: DTypeLike) -> tuple[Array, Array, Array]:
-    """Nodes and weights on [0, 1], and the matrix of integrals from 0 to every node."""
-    # copies: JAX remembers the precision in which it first met a NumPy array
-    x, weight, integrals = (jnp.asarray(np.array(part, dtype)) for part in _rule())
-    return x, weight, integrals
-
-
-@functools.cache
-def _rule() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same in NumPy."""
-    x, weight = np.polynomial.legendre.leggauss(_NODES)
-    basis = np.polynomial.legendre.legvander(x, _NODES)
-    # int_-1^x P_n = (P_(n+1) - P_(n-1)) / (2 n + 1)
-    n = np.arange(1, _NODES)
-    integrals = np.empty((_NODES, _NODES))
-    integrals[:, 0] = x + 1.0
-    integrals[:, 1:] = (basis[:, 2:] - basis[:, :-2]) / (2.0 * n + 1.0)
-    projection = (2.0 * np.arange(_NODES) + 1.0)[:, None] / 2.0 * basis[:, :_NODES].T * weight
-    return (x + 1.0) / 2.0, weight / 2.0, integrals @ projection / 2.0
-
-
 def _sinh_excess(h: Array) -> Array:
     """2 sinh(h / 2) - h."""
     z = h / 2.0
@@ -450,7 +427,7 @@ def _hessian_change(steps: Steps, nodes: Nodes) -> tuple[Array, Array]:
     variance = (least + nodes.w) / (1.0 + nodes.w)
     first = ((least + steps.start) / (1.0 + steps.start))[:, None]
     third_size = third * (1.0 + nodes.w) ** 1.5
-    _, _, cumulative = _gauss_legendre(nodes.w.dtype)
+    _, _, cumulative = gauss_legendre(_NODES, nodes.w.dtype)
     scaled = jnp.exp(-nodes.elapsed) * (variance / first) ** 2 * third_size
     integrand = known.dim * scaled**2 * nodes.rate / (1.0 + nodes.w)
     moved = integrand @ cumulative.T
@@ -545,7 +522,7 @@ def _against_curve(curve: Curve, steps: Steps, half: Array) -> Array:
     present = steps.end > 0
     end = jnp.where(present, steps.end, 1.0)
     span = jnp.log1p((steps.start - steps.end) / end)
-    x, share, _ = _gauss_legendre(span.dtype)
+    x, share, _ = gauss_legendre(_NODES, span.dtype)
     passed = span[:, None] * x
     kept = jnp.exp(-half[:, None] * passed)
     inside = 2.0 * (1.0 - kept) * kept * curve(end[:, None] * jnp.exp(passed))

@@ -195,7 +195,7 @@ def feedback_bound(
     # inexact experts need not vary smoothly
     changed = changed + 2.0 * (run.size - run.start.radius)
     changed = jnp.concatenate([jnp.zeros(1, times.dtype), changed])
-    later = jnp.where(before > 0, jnp.abs(steps.factor - before), steps.factor * 0.0)
+    later = jnp.where(before > 0, jnp.abs(steps.factor - before), 0.0)
     added = run.added + (jnp.abs(1.0 - steps.keep) + steps.factor * lipschitz) * owed
     added = added + debt * (later * run.size + before * changed)
     found = _recursion(steps.growth, added, jnp.zeros_like(added))
