@@ -12,7 +12,7 @@ from jaxtyping import ArrayLike
 from scipy.integrate import quad, solve_ivp
 
 import jaxkernels as jk
-from jaxkernels.processes import PROCESSES
+from jaxkernels.processes import PROCESSES, same_process
 from jaxkernels.processes._ve import AbstractVarianceExploding
 
 Curve = Callable[[Any], np.ndarray]
@@ -500,3 +500,29 @@ def test_default_last_time_of_a_user_defined_process(float32: None) -> None:
             return 4.0 * jnp.asarray(t) ** 3
 
     assert Quadratic(jnp.asarray(1.0)).default_t_min == pytest.approx(0.002**0.5, rel=1e-12)
+
+
+def test_processes_are_the_same_by_every_number():
+    """A repr does not show the entries of a table."""
+    table = np.linspace(0.999, 0.01, 50)
+    other = table.copy()
+    other[20] *= 1.01
+    assert repr(jk.DiscreteVP(table)) == repr(jk.DiscreteVP(other))
+    assert same_process(jk.DiscreteVP(table), jk.DiscreteVP(table))
+    rounded = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), jk.DiscreteVP(table))
+    assert same_process(jk.DiscreteVP(table), rounded)
+    assert not same_process(jk.DiscreteVP(table), jk.DiscreteVP(other))
+    assert not same_process(jk.DiscreteVP(table), jk.DiscreteVP(table[:-1]))
+    assert not same_process(jk.VP(), jk.VP(t_max=0.7))
+    assert not same_process(jk.VP(), jk.OU())
+
+
+def test_another_table_is_refused():
+    processes = [jk.DiscreteVP(np.linspace(0.999, last, 50)) for last in (0.01, 0.02)]
+    target = jk.Gaussian(0.0, [1.0])
+    parts = [target.denoiser(process) for process in processes]
+    with pytest.raises(ValueError, match=r"components\[1\] is of DiscreteVP"):
+        jk.routing.Experts(parts, lambda x, t: jnp.zeros((len(x), 2)))
+    known = jk.bounds.assumptions(target, processes[0])
+    with pytest.raises(ValueError, match="is not that of the assumptions"):
+        jk.bounds.certified_bound(known, processes[1], "ddim", jk.Schedule([10.0, 2.0, 0.0]))

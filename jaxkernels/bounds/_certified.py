@@ -14,7 +14,13 @@ from .._numerics import safe_sqrt
 from .._precision import in_float64, is_traced
 from .._types import AnyArray, Numbers
 from ..distributions import Gaussian, GaussianMixture
-from ..processes import OU, AbstractProcess, AbstractVariancePreserving, check_process
+from ..processes import (
+    OU,
+    AbstractProcess,
+    AbstractVariancePreserving,
+    check_process,
+    same_process,
+)
 from ..recurrence import initialization_name
 from ..samplers import AbstractSampler, as_sampler, sampler_name
 from ..schedules import Schedule
@@ -254,8 +260,7 @@ def known_of(target: object, process: AbstractProcess) -> Assumptions:
     process = check_process(process)
     if not isinstance(target, Assumptions):
         return assumptions(target, process)  # pyright: ignore[reportArgumentType]
-    same = is_traced((target.process, process)) or repr(target.process) == repr(process)
-    if not same:
+    if not is_traced((target.process, process)) and not same_process(target.process, process):
         raise ValueError(
             f"process = {process!r} is not that of the assumptions, {target.process!r}."
         )

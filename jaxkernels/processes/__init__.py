@@ -3,6 +3,7 @@
 from ._base import (
     AbstractProcess as AbstractProcess,
     check_process as check_process,
+    same_process as same_process,
 )
 from ._config import (
     PROCESSES as PROCESSES,

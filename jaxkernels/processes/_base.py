@@ -263,6 +263,17 @@ def check_process(process: object) -> AbstractProcess:
     return process
 
 
+def same_process(one: AbstractProcess, other: AbstractProcess) -> bool:
+    """Whether two concrete processes are of one class with the same parameters.
+
+    Every number of a table counts, which a repr leaves out; precisions may differ.
+    """
+    if type(one) is not type(other) or jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6) for a, b in pairs)
+
+
 def range_ends(
     t_max: Numbers, full: AnyArray | float, above: float = 0.0
 ) -> tuple[AnyArray, AnyArray | None]:

@@ -26,7 +26,7 @@ from .._precision import is_traced
 from .._types import Numbers
 from ..distributions import GaussianMixture
 from ..prediction import AbstractDenoiser, Denoiser, Prediction, check_denoiser
-from ..processes import AbstractProcess
+from ..processes import AbstractProcess, same_process
 from ._empirical import EmpiricalDenoiser, check_points
 from ._router import AbstractRouter, ClusterRouter, MixtureRouter, as_router, check_threshold
 
@@ -351,16 +351,11 @@ def _checked_components(components: Sequence[AbstractDenoiser]) -> tuple[Abstrac
     first = found[0]
     for i, component in enumerate(found[1:], 1):
         ours = component.process
-        if not is_traced((ours, first.process)) and not _same_process(ours, first.process):
+        if not is_traced((ours, first.process)) and not same_process(ours, first.process):
             raise ValueError(f"components[{i}] is of {ours}; components[0] of {first.process}.")
         if isinstance(component, Denoiser) and isinstance(first, Denoiser):
             _check_same_type(component, first, i)
     return found
-
-
-def _same_process(one: AbstractProcess, other: AbstractProcess) -> bool:
-    """Whether two processes are of one class with the same parameters."""
-    return type(one) is type(other) and repr(one) == repr(other)
 
 
 def _check_same_type(component: Denoiser, first: Denoiser, i: int) -> None:
