@@ -56,10 +56,12 @@ from .measurement import (
     ConfidenceInterval as ConfidenceInterval,
     Measurement as Measurement,
     PredictedExcess as PredictedExcess,
+    SampleChange as SampleChange,
     ScoreErrorEstimate as ScoreErrorEstimate,
     estimate_score_error as estimate_score_error,
     linearised_score_error as linearised_score_error,
     measure as measure,
+    predict_sample_change as predict_sample_change,
 )
 from .optimize import (
     Newton as Newton,

@@ -17,6 +17,10 @@ from ._measure import (
 from ._measurement import (
     Measurement as Measurement,
 )
+from ._sample_change import (
+    SampleChange as SampleChange,
+    predict_sample_change as predict_sample_change,
+)
 from ._score_error import (
     ScoreErrorEstimate as ScoreErrorEstimate,
 )

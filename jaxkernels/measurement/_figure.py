@@ -1,14 +1,16 @@
-"""The figure of a measured denoiser, as plain data."""
+"""The figures of measured denoisers, as plain data."""
 
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Float
 
 from .._plot import (
     BLACK,
     BLUE,
     ORANGE,
     Axis,
+    Bars,
     FigureSpec,
     Guide,
     Line,
@@ -167,3 +169,36 @@ def _lipschitz(sigmas: np.ndarray, found: np.ndarray, affine_lipschitz: np.ndarr
         y=Axis("spectral norm of dD/dx", scale="log"),
         legend=True,
     )
+
+
+def sample_change_figure(
+    kernel: Float[np.ndarray, "steps steps"],
+    measured: Float[np.ndarray, " n"],
+    first_order: Float[np.ndarray, " n"],
+) -> FigureSpec:
+    """What each step contributes to a change of samples, and predicted beside measured changes.
+
+    The share of a step is its row of the kernel, summed, over the sum of all rows: negative where
+    it takes back what the others do.
+    """
+    total = kernel.sum()
+    shares = kernel.sum(1) / total if total > 0 else np.zeros(len(kernel))
+    steps = np.arange(len(kernel), dtype=float)
+    ends = np.array([0.0, max(measured.max(), first_order.max())])
+    by_step = Panel(
+        title="Mean square change, by step",
+        marks=[Guide(0.0, "y"), Bars(steps, shares)],
+        x=Axis("step k (noise → data)", ticks="integer"),
+        y=Axis("share of the first order"),
+    )
+    by_sample = Panel(
+        title="Change of every sample",
+        marks=[
+            Line(ends, ends, label="equal", color=BLACK, width=0.8),
+            Line(measured, first_order, label="samples", marker=".", style="", size=4.0),
+        ],
+        x=Axis("measured"),
+        y=Axis("first order"),
+        legend=True,
+    )
+    return FigureSpec([by_step, by_sample], (9.6, 4.0))

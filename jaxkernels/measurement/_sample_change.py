@@ -1,0 +1,281 @@
+"""What changing a network does to its samples, by the step in which it acts.
+
+Between two denoisers D and D' lies the family D_eps = D + eps (D' - D), whose samples x(eps) start
+from the same initial noise. Their derivative at eps = 0 is a sum over the steps,
+
+    x'(0) = sum_k c_k,    c_k = Phi_{K <- k+1} d step_k / d eps,                                (1)
+
+the difference of the networks at the points that D reaches, propagated along the trajectory by the
+derivative Phi of the later steps, multistep history included. To first order the mean square change
+is the sum of a matrix over pairs of steps,
+
+    E |x(1) - x(0)|^2 = sum_{a, b} Q_ab + ...,    Q_ab = E <c_a, c_b>.                          (2)
+
+Q is the error kernel of a nonlinear network along its own trajectories, contracted with what the
+difference is at two times: diagonal if the differences of two steps have nothing in common. What is
+left out is x''/2 to leading order; it is (x'(1) - x'(0)) / 2, with the derivative at D', which
+costs one more tangent and no second derivative of a network.
+
+Source: the linearisation of correlated-time kernels of score errors along trajectories.
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .._nfe import EVALUATION, JACOBIAN_VECTOR_PRODUCT
+from .._plot import FigureSpec, render
+from .._tables import describe, number
+from ..prediction import (
+    AbstractDenoiser,
+    Prediction,
+    check_denoiser,
+    in_working_precision,
+)
+from ..processes import same_process
+from ..samplers import (
+    AbstractSampler,
+    as_sampler,
+    check_noise,
+    check_schedule,
+    sampling_nfe,
+    take_step,
+)
+from ..schedules import Schedule, Step
+from ._figure import sample_change_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class SampleChange(eqx.Module):
+    """How samples change from one network to another, from the same initial noise.
+
+    **Arguments:**
+
+    - `before`: (n, ...) samples of the first network, in units of the data.
+    - `after`: (n, ...) samples of the second one.
+    - `contributions`: (K, n, ...), what each step contributes to the change, to first order.
+    - `second_order`: (n, ...), the change that is left out to leading order.
+    - `nfe`: NFE of both networks, of all samples together.
+
+    **Example:**
+
+    ```python
+    >>> change = jk.SampleChange(*jnp.ones((2, 4, 3)), jnp.zeros((8, 4, 3)), jnp.zeros((4, 3)), 0)
+    >>> change.kernel.shape
+    (8, 8)
+    ```
+    """
+
+    before: Float[Array, "n *shape"]
+    after: Float[Array, "n *shape"]
+    contributions: Float[Array, "steps n *shape"]
+    second_order: Float[Array, "n *shape"]
+    nfe: int = eqx.field(static=True)
+
+    @property
+    def measured(self) -> Float[Array, "n *shape"]:
+        """The change itself."""
+        return self.after - self.before
+
+    @property
+    def first_order(self) -> Float[Array, "n *shape"]:
+        """The sum of all contributions."""
+        return jnp.sum(self.contributions, 0)
+
+    @property
+    def kernel(self) -> Float[Array, "steps steps"]:
+        """The mean of <c_a, c_b> over the samples; its sum is the mean square of first order."""
+        steps, n = self.contributions.shape[:2]
+        rows = self.contributions.reshape(steps, -1)
+        return jnp.einsum("ai,bi->ab", rows, rows) / n
+
+    @property
+    def error(self) -> Float[Array, ""]:
+        """The rms distance of the first order to the change, relative to the rms change."""
+        return _rms(self.measured - self.first_order) / _rms(self.measured)
+
+    @property
+    def remainder(self) -> Float[Array, ""]:
+        """The rms second order relative to the rms first order: what to expect of `error`."""
+        return _rms(self.second_order) / _rms(self.first_order)
+
+    def figure(self) -> FigureSpec:
+        """Describe the figure of `plot`.
+
+        **Returns:** the figure as plain data.
+        """
+        return sample_change_figure(
+            np.asarray(self.kernel, np.float64),
+            _sizes(self.measured),
+            _sizes(self.first_order),
+        )
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """Draw what each step contributes, and predicted beside measured changes.
+
+        **Arguments:**
+
+        - `path`: where to save the figure, ending in .png, .pdf or .svg; by default
+          it is not saved.
+
+        **Returns:** a matplotlib figure. `figure()` has what it shows as plain data.
+
+        **Raises:** ValueError for another suffix or a file that cannot be written; ImportError
+        without matplotlib.
+
+        **Example:**
+
+        ```python
+        >>> change = jk.SampleChange(*jnp.ones((2, 4, 3)), jnp.ones((8, 4, 3)), jnp.ones((4, 3)), 0)
+        >>> len(change.plot().axes)
+        2
+        ```
+        """
+        return render(self.figure(), path)
+
+    def __str__(self) -> str:
+        entries = [
+            ("measured", f"{number(float(_rms(self.measured)))} rms"),
+            ("first order", f"{number(float(_rms(self.first_order)))} rms"),
+            ("its error", f"{float(self.error):.1%} of the change"),
+            ("remainder", f"{float(self.remainder):.1%} expected, from the second order"),
+            ("NFE", f"{self.nfe:,}"),
+        ]
+        n = self.before.shape[0]
+        return describe(f"change of {n} samples over {len(self.contributions)} steps", entries)
+
+
+def predict_sample_change(
+    denoiser: AbstractDenoiser,
+    changed: AbstractDenoiser,
+    sampler: AbstractSampler | str,
+    schedule: Schedule,
+    noise: Float[Array, "n *shape"],
+    *,
+    key: PRNGKeyArray | Array | None = None,
+) -> SampleChange:
+    """Predict how samples change from one network to another, by step, and measure it.
+
+        x'(0) = sum_k c_k,     E |x(1) - x(0)|^2 = sum_{a, b} E <c_a, c_b> + ...
+
+    with the samples x(eps) of D + eps (D' - D). Two checkpoints, a network and its quantised or
+    distilled copy, or one with and without guidance: which steps turn their difference into a
+    difference of samples? The networks must have derivatives in forward mode, as those of JAX and
+    PyTorch do. Per sample and evaluation of the sampler the NFE are K + 5.
+
+    **Arguments:**
+
+    - `denoiser`: the first network D.
+    - `changed`: the second one D', of the same process.
+    - `sampler`: a sampler or its name, with the same times for all samples.
+    - `schedule`: of K steps.
+    - `noise`: initial noise (n, ...).
+    - `key`: a random key, required if the schedule is stochastic. Both networks have its draws.
+
+    **Returns:** a `SampleChange`.
+
+    **Raises:** ValueError naming the argument; for two processes; for a randomised sampler or one
+    that forms a Jacobian.
+
+    **Example:**
+
+    ```python
+    >>> exact = jk.Gaussian([0.0, 1.0], [1.0, 0.1])
+    >>> networks = (exact.denoiser(jk.VP()), jk.Gaussian([0.0, 1.1], [1.0, 0.1]).denoiser(jk.VP()))
+    >>> setting = ("ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3), jnp.ones((4, 2)))
+    >>> bool(jk.predict_sample_change(*networks, *setting).error < 1e-3)
+    True
+    ```
+
+    Source: the linearisation of correlated-time kernels of score errors along trajectories.
+    """
+    process = check_denoiser(denoiser).process
+    if not same_process(process, check_denoiser(changed).process):
+        raise ValueError(f"changed is of {changed.process}; denoiser of {process}.")
+    sampler = as_sampler(sampler)
+    if sampler.randomised or sampler.forms_jacobian:
+        raise ValueError(
+            f"sampler = {sampler!r} runs every sample by itself; only samplers with the same times "
+            "for all samples, and no Jacobians, are followed."
+        )
+    schedule = check_schedule(process, sampler, schedule)
+    noise = check_noise(noise)
+    if key is None:
+        if schedule.is_stochastic:
+            raise ValueError("key: a stochastic schedule draws noise and needs a random key.")
+        key = jax.random.key(0)
+    steps = schedule.num_steps
+    setting = (sampler, schedule, key, noise)
+    before, contributions = _derivatives(denoiser, changed, *setting, jnp.eye(steps))
+    after, backwards = _derivatives(changed, denoiser, *setting, jnp.ones((1, steps)))
+    first = jnp.sum(contributions, 0)
+    second = 0.5 * (-backwards[0] - first)
+    # both networks in both runs, and the tangents
+    each = 4 * EVALUATION + (steps + 1) * JACOBIAN_VECTOR_PRODUCT
+    nfe = noise.shape[0] * each * sampling_nfe(process, sampler, schedule)
+    return SampleChange(before, after, contributions, second, nfe)
+
+
+@eqx.filter_jit
+def _derivatives(
+    denoiser: AbstractDenoiser,
+    other: AbstractDenoiser,
+    sampler: AbstractSampler,
+    schedule: Schedule,
+    key: Array,
+    x: Float[Array, "n *shape"],
+    tangents: Float[Array, "tangents steps"],
+) -> tuple[Float[Array, "n *shape"], Float[Array, "tangents n *shape"]]:
+    """Samples of `denoiser`, and their derivatives in what is added of `other` in each step."""
+    denoiser, x = in_working_precision(denoiser, x)
+    denoiser = denoiser.astype(x.dtype)
+    other = other.astype(x.dtype)
+    schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
+    keys = jax.random.split(key, schedule.num_steps)
+    steps = schedule.steps(sampler.history_steps)
+
+    def run(shares: Float[Array, " steps"]) -> Array:
+        def step(state: tuple[Array, PyTree], inputs: tuple[Step, Array, Array]):
+            step, key, share = inputs
+
+            def predict(x: Array, t: Array) -> Prediction:
+                return _moved(denoiser(x, t), other(x, t), share)
+
+            return take_step(sampler, predict, denoiser.process, step, key, *state), None
+
+        return jax.lax.scan(step, (x, sampler.init_history(x)), (steps, keys, shares))[0][0]
+
+    def derivative(tangent: Float[Array, " steps"]) -> tuple[Array, Array]:
+        return jax.jvp(run, (jnp.zeros_like(tangent),), (tangent,))
+
+    return jax.vmap(derivative, out_axes=(None, 0))(tangents.astype(x.dtype))
+
+
+def _moved(prediction: Prediction, other: Prediction, share: Float[Array, ""]) -> Prediction:
+    """A prediction moved to another one by a share, which is 0 but for its tangent."""
+
+    def move(a: Array, b: Array) -> Array:
+        # the difference has a derivative in x too, which is multiplied by 0
+        return a + share * jax.lax.stop_gradient(b - a)
+
+    score = None
+    if prediction.score is not None and other.score is not None:
+        score = move(prediction.score, other.score)
+    return Prediction(move(prediction.x0, other.x0), move(prediction.eps, other.eps), score)
+
+
+def _sizes(change: Float[Array, "n *shape"]) -> Float[np.ndarray, " n"]:
+    """The size of every sample's change."""
+    return np.linalg.norm(np.asarray(change, np.float64).reshape(len(change), -1), axis=1)
+
+
+def _rms(change: Float[Array, "n *shape"]) -> Float[Array, ""]:
+    """The root of the mean square of every sample's change."""
+    return jnp.sqrt(jnp.sum(change**2) / change.shape[0])

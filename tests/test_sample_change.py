@@ -1,0 +1,129 @@
+"""A change of the network is turned into one of its samples as finite differences turn it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+import jaxkernels as jk
+from jaxkernels._plot import Bars
+
+PROCESS = jk.VP()
+SCHEDULE = jk.schedules.log_snr(PROCESS, 6, 1e-3)
+NOISE = jax.random.normal(jax.random.key(0), (16, 2))
+WEIGHTS = jax.random.normal(jax.random.key(1), (2, 2))
+
+
+def _network(x: Array, t: Array) -> Array:
+    """Nonlinear in x and t."""
+    return jnp.tanh(1.5 * x @ WEIGHTS) * (1.0 + t)
+
+
+def _changed(x: Array, t: Array) -> Array:
+    return _network(x, t) + 0.3 * jnp.sin(2.0 * x[:, ::-1]) * jnp.cos(3.0 * t)
+
+
+def _between(share: Array | float) -> jk.Denoiser:
+    """A network between the two; the share may depend on time, one entry per time of SCHEDULE."""
+
+    def network(x: Array, t: Array) -> Array:
+        nearest = jnp.argmin(jnp.abs(SCHEDULE.times - t))
+        own = jnp.broadcast_to(jnp.asarray(share, x.dtype), SCHEDULE.times.shape)[nearest]
+        return _network(x, t) + own * (_changed(x, t) - _network(x, t))
+
+    return jk.Denoiser(network, PROCESS, "x0")
+
+
+def _ends(share: Array | float, sampler: str, schedule: jk.Schedule, key: Array | None) -> Array:
+    return jk.sample(_between(share), sampler, schedule, NOISE, key=key)
+
+
+@pytest.mark.parametrize(("sampler", "alpha"), [("ddim", 0.0), ("ddim", 0.7), ("dpmpp_2m", 0.0)])
+def test_contributions_are_derivatives_of_samples(sampler: str, alpha: float) -> None:
+    """In each step's share alone, by central differences of ordinary runs."""
+    schedule = jk.Schedule(SCHEDULE.times, alpha)
+    key = jax.random.key(2)
+    networks = (_between(0.0), _between(1.0))
+    change = jk.predict_sample_change(*networks, sampler, schedule, NOISE, key=key)
+    np.testing.assert_allclose(change.before, _ends(0.0, sampler, schedule, key), atol=1e-12)
+    np.testing.assert_allclose(change.after, _ends(1.0, sampler, schedule, key), atol=1e-12)
+    differences = jax.jit(
+        lambda share: _ends(share, sampler, schedule, key) - _ends(-share, sampler, schedule, key)
+    )
+    small = 1e-4
+    for k in range(schedule.num_steps):
+        share = small * jax.nn.one_hot(k, schedule.num_steps + 1)
+        expected = differences(share) / (2.0 * small)
+        np.testing.assert_allclose(change.contributions[k], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_remainder_is_what_the_first_order_leaves_out() -> None:
+    """The second difference for a small change; the error itself is as large to leading order."""
+    setting = ("dpmpp_2m", SCHEDULE, NOISE)
+    change = jk.predict_sample_change(_between(0.0), _between(0.01), *setting)
+    left_out = change.measured - change.first_order
+    np.testing.assert_allclose(change.second_order, left_out, atol=0.05 * np.abs(left_out).max())
+    assert float(change.error) == pytest.approx(float(change.remainder), rel=0.05)
+    smaller = jk.predict_sample_change(_between(0.0), _between(0.001), *setting)
+    assert float(smaller.error) == pytest.approx(0.1 * float(change.error), rel=0.05)
+
+
+def test_the_kernel_is_that_of_a_gaussian_target() -> None:
+    """One mode, exact scores of two means, DDIM: shifts that the later steps multiply."""
+    variance = 0.3
+    shift = 0.1
+    exact = jk.Gaussian(0.0, [variance]).denoiser(PROCESS)
+    other = jk.Gaussian([shift], [variance]).denoiser(PROCESS)
+    change = jk.predict_sample_change(exact, other, "ddim", SCHEDULE, NOISE[:, :1])
+    times = np.asarray(SCHEDULE.times)
+    a = np.asarray(PROCESS.signal(times))
+    s = np.asarray(PROCESS.noise(times))
+    total = a**2 * variance + s**2
+    # x' = a' x0 + s' (x - a x0) / s with x0 = mean + gain (x - a mean)
+    gain = a * variance / total
+    steps = [
+        (a[k + 1] * gain[k] + s[k + 1] * (1.0 - a[k] * gain[k]) / s[k])
+        for k in range(times.size - 1)
+    ]
+    pushes = [
+        shift * (1.0 - gain[k] * a[k]) * (a[k + 1] - s[k + 1] * a[k] / s[k])
+        for k in range(times.size - 1)
+    ]
+    c = np.array([pushes[k] * np.prod(steps[k + 1 :]) for k in range(times.size - 1)])
+    np.testing.assert_allclose(change.kernel, np.outer(c, c), rtol=1e-9, atol=1e-14)
+    # affine networks with equal slopes: the first order is all
+    assert float(change.error) < 1e-9
+    assert float(change.remainder) < 1e-9
+
+
+def test_a_changed_network_is_shown() -> None:
+    change = jk.predict_sample_change(_between(0.0), _between(1.0), "ddim", SCHEDULE, NOISE)
+    assert "change of 16 samples over 6 steps" in str(change)
+    by_step, by_sample = change.figure().panels
+    bars = by_step.marks[1]
+    assert isinstance(bars, Bars)
+    assert np.sum(bars.height) == pytest.approx(1.0)
+    assert by_sample.lines[1].x.shape == (16,)
+    # before and after, both networks in both runs, 6 tangents forward and 1 back
+    assert change.nfe == 16 * 6 * (4 + 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"changed": jk.Denoiser(_network, jk.VE(), "x0")}, "changed is of"),
+        ({"sampler": "rem"}, "runs every sample by itself"),
+        ({"schedule": jk.Schedule(SCHEDULE.times, 0.5)}, "key: a stochastic schedule"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+    setting = {
+        "denoiser": _between(0.0),
+        "changed": _between(1.0),
+        "sampler": "ddim",
+        "schedule": SCHEDULE,
+        "noise": NOISE,
+    }
+    with pytest.raises(ValueError, match=message):
+        jk.predict_sample_change(**{**setting, **arguments})
