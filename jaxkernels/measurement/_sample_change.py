@@ -187,9 +187,8 @@ def predict_sample_change(
     **Example:**
 
     ```python
-    >>> exact = jk.Gaussian([0.0, 1.0], [1.0, 0.1])
-    >>> networks = (exact.denoiser(jk.VP()), jk.Gaussian([0.0, 1.1], [1.0, 0.1]).denoiser(jk.VP()))
-    >>> setting = ("ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3), jnp.ones((4, 2)))
+    >>> networks = [jk.Gaussian([m], [0.1]).denoiser(jk.VP()) for m in (1.0, 1.1)]
+    >>> setting = ("ddim", jk.schedules.log_snr(jk.VP(), 8, 1e-3), jnp.ones((4, 1)))
     >>> bool(jk.predict_sample_change(*networks, *setting).error < 1e-3)
     True
     ```

@@ -18,6 +18,7 @@ from ._model import (
 from ._profile import (
     AbstractProfile as AbstractProfile,
     Constant as Constant,
+    Guidance as Guidance,
     Relative as Relative,
     Scaled as Scaled,
     Tabulated as Tabulated,
