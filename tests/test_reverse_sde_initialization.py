@@ -40,7 +40,7 @@ def _sample_moments(
     second = eye
     for low, high, h2 in ((EDGES[1], EDGES[2], ALPHA2[1]), (EDGES[0], EDGES[1], ALPHA2[0])):
 
-        def slope(t: float, state: np.ndarray) -> np.ndarray:
+        def slope(t: float, state: np.ndarray, high: float = high, h2: float = h2) -> np.ndarray:
             theta = high - t
             marginal = eye + (covariance - eye) * np.exp(-theta)
             precision = np.linalg.inv(marginal)
@@ -84,8 +84,9 @@ def test_error_per_mode_from_a_standard_normal() -> None:
     """The same for an error that is constant on cells, and an error that is not there."""
     target = jk.Gaussian(MEAN, VARIANCES)
     for epsilon in (0.0, 0.3):
-        options = {"initialization": "standard_normal"}
-        found = terminal_distribution(target, EDGES, ALPHA2, epsilon, 0.6, 0.8, **options)
+        found = terminal_distribution(
+            target, EDGES, ALPHA2, epsilon, 0.6, 0.8, initialization="standard_normal"
+        )
 
         def s(theta: jax.Array) -> jax.Array:
             return 1.0 + jnp.asarray(VARIANCES - 1.0) * jnp.exp(-theta)
@@ -100,12 +101,12 @@ def test_error_per_mode_from_a_standard_normal() -> None:
                 0.6 * jnp.asarray(MEAN) * jnp.exp(-0.5 * theta) / s(theta)
                 + 0.8 / jnp.sqrt(s(theta))
             ),
-            **options,
+            initialization="standard_normal",
         )
         np.testing.assert_allclose(found.covariance, jnp.diag(matrix.covariance), rtol=1e-8)
         np.testing.assert_allclose(found.mean_error, matrix.mean_error, rtol=1e-7)
     mean, second = _sample_moments(np.diag(VARIANCES), np.zeros((2, 2)), np.zeros(2))
-    found = terminal_distribution(target, EDGES, ALPHA2, 0.0, **options)
+    found = terminal_distribution(target, EDGES, ALPHA2, 0.0, initialization="standard_normal")
     np.testing.assert_allclose(found.covariance, np.diag(second), rtol=1e-8)
     np.testing.assert_allclose(found.mean_error, mean - MEAN, rtol=1e-7)
 
@@ -138,7 +139,7 @@ def test_the_start_costs_a_term_in_epsilon() -> None:
     """KL = K0 + K1 eps + O(eps^2) with K1 != 0, so that L is not its leading order."""
     target = jk.Gaussian(0.0, [0.04])
 
-    def kl(epsilon: jax.Array) -> jax.Array:
+    def kl(epsilon: jax.Array | float) -> jax.Array:
         options = {"initialization": "standard_normal"}
         return terminal_distribution(target, [0.0, T], 1.0, epsilon, 1.0, **options).kl
 

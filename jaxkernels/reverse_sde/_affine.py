@@ -84,11 +84,11 @@ def affine_leading_order(
     theta, weights = place_nodes(edges, jnp.min(variances), panels)
     slope, push = whiten_error(target, matrix, shift, theta)
     alpha2 = jnp.asarray(stochasticity_squared)
-    return _leading_order(edges, variances, alpha2, theta, weights, slope, push)
+    return sum_affine(edges, variances, alpha2, theta, weights, slope, push)
 
 
 @jax.jit
-def _leading_order(
+def sum_affine(
     edges: Array,
     variances: Array,
     alpha2: Array,

@@ -129,7 +129,7 @@ def leading_order_1d(
     diffusion models: ordinary vs stochastic differential equations" (2023),
     equation (10), divided by p_theta.
     """
-    _check_target(target)
+    check_one_dimensional(target)
     perturbation = error if callable(error) else _checks.lookup("error", error, NAMED_ERRORS)
     solve = _checks.lookup("scheme", scheme, _SCHEMES)
     final_time = float(_checks.scalar("final_time", final_time, above=0.0))
@@ -171,7 +171,7 @@ def _imbalance(u: Array, masses: Array) -> Array:
     return jnp.abs(jnp.sum(masses * u)) / jnp.where(total > 0, total, 1.0)
 
 
-def _check_target(target: GaussianMixture) -> None:
+def check_one_dimensional(target: GaussianMixture) -> None:
     """Refuse targets that have no one-dimensional density."""
     if is_traced(target):
         raise ValueError("target is traced; only stochasticity_squared may be.")

@@ -49,10 +49,10 @@ class SymmetrizedKL(eqx.Module):
 
         J = [KL(p_0 || q; +eps) + KL(p_0 || q; -eps)] / 2
 
-    q is the distribution of the samples if the score is (1 +- eps c(theta)) grad log p. J is the part of KL that is even in the error, whose sign is not
-    known. It is exact, differentiable in times and alpha^2, and can be an objective of
-    `optimize_schedule`. A change of `epsilon`, of `error`'s numbers or of the target's does not
-    recompile; another function does.
+    q is the distribution of the samples if the score is (1 +- eps c(theta)) grad log p. J is the
+    part of KL that is even in the error, whose sign is not known. It is exact, differentiable in
+    times and alpha^2, and can be an objective of `optimize_schedule`. A change of `epsilon`, of
+    `error`'s numbers or of the target's does not recompile; another function does.
 
     **Arguments:**
 
@@ -62,8 +62,8 @@ class SymmetrizedKL(eqx.Module):
       stochasticity only.
     - `process`: the forward process.
     - `sampler`: the sampler.
-    - `epsilon`: eps, the factor of the error. At 0, J is the KL divergence of the discretisation and
-      of the initialization.
+    - `epsilon`: eps, the factor of the error. At 0, J is the KL divergence of the discretisation
+      and of the initialization.
     - `initialization`: what sampling starts from, "marginal", the exact one, or "standard_normal",
       the prior of the process.
 

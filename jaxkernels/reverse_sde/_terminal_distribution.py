@@ -1,17 +1,17 @@
 """The distribution of the samples for a score error of any size, without expansion.
 
 In units of the standard deviation of p_theta the reverse process (1) of `_leading_order` with a
-Gaussian target stays Gaussian, N(D, V). Started from the exact marginal it starts as N(0, I), and at
-eps = 0 it stays so. Per mode and towards the data, with k = alpha^2 + (1 + alpha^2) eps c,
+Gaussian target stays Gaussian, N(D, V). From the exact marginal it starts as N(0, I), and stays so
+at eps = 0. Per mode and towards the data, with k = alpha^2 + (1 + alpha^2) eps c,
 
     dV/dy = k V - alpha^2,     dD/dy = k D / 2 - (1 + alpha^2) eps b / 2,                       (1)
 
 solved exactly on every cell. A matrix error couples the modes (`affine_terminal_distribution`).
 
-In practice sampling starts from N(0, I) and not from p_T. In the same units that is D = -m / sqrt(s)
-and V = 1 / s at theta = T, m and s the mean and the variance of p_T. Without score error
+In practice sampling starts from N(0, I) and not from p_T. In the same units D is then -m / sqrt(s)
+and V = 1 / s at theta = T, with m and s the mean and the variance of p_T. Without score error
 
-    D -> e^{-H/2} D,     V - 1 -> e^{-H} (V - 1),     H = int alpha^2 dy,                           (2)
+    D -> e^{-H/2} D,     V - 1 -> e^{-H} (V - 1),     H = int alpha^2 dy,                        (2)
 
 so that noise forgets a wrong start, and the deterministic flow keeps KL(p_T || N(0, I)) as it is.
 """
@@ -99,8 +99,8 @@ def terminal_distribution(
 
     **Returns:** a `TerminalDistribution` with variances per mode.
 
-    **Raises:** ValueError as `leading_order`, for an unknown `initialization`, and naming the time at
-    which the moments leave the range of numbers.
+    **Raises:** ValueError as `leading_order`, for an unknown `initialization`, and naming the time
+    at which the moments leave the range of numbers.
 
     **Example:**
 
@@ -153,9 +153,9 @@ def affine_terminal_distribution(
 
     **Returns:** a `TerminalDistribution` with a covariance in the eigenbasis.
 
-    **Raises:** ValueError as `affine_leading_order`, for an unknown `initialization`, and naming the
-    time at which a variance is not a positive finite number: the process explodes, or there are too
-    few steps.
+    **Raises:** ValueError as `affine_leading_order`, for an unknown `initialization`, and naming
+    the time at which a variance is not a positive finite number: the process explodes, or there are
+    too few steps.
 
     **Example:**
 
