@@ -181,6 +181,7 @@ def test_dense_derivatives() -> None:
         check_grads(jax.jit(dense), moments, order=2, modes=("rev",), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["log_chi_squared", MMDSquared(0.5)], ids=["chi", "mmd"])
 def test_the_error_kernel_predicts_what_an_error_does(metric: str | MMDSquared) -> None:
     """The terminal error of a sampler with a small score error, and its kernel, per mode."""

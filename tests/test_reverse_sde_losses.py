@@ -17,13 +17,12 @@ from jaxkernels.reverse_sde import (
     score_loss_profile,
     score_matching_loss,
     terminal_distribution,
-    training_weight,
 )
 
 T = 2.0
 PROCESS = jk.OU(rate=1.0, t_max=T)
 LAM = 0.3
-N = 20_000
+N = 8_000
 
 
 class Linear(eqx.Module):
@@ -49,62 +48,47 @@ def _exact(slope: float, t: float) -> float:
     return 2.0 * ((slope**2 - 2.0 * slope) / v + 1.0 / (1.0 - np.exp(-t)))
 
 
-@pytest.mark.parametrize("weight", ["default", "noise", "data", "kl"])
-def test_score_matching_loss_is_its_integral(weight: str) -> None:
-    """Within five standard errors, of repetitions with other keys."""
+def test_score_matching_loss_is_its_integral() -> None:
+    """For every weight within five standard errors, of repetitions with other keys."""
+    varpi = lambda t: np.sqrt(1.0 - np.exp(-t))  # noqa: E731
+    weights = {
+        "default": lambda t: varpi(t) ** 2,
+        "noise": lambda t: varpi(t) ** 3,
+        "data": lambda t: varpi(t) ** 2 / (0.25 + varpi(t)),
+        lambda t: kl_weight(PROCESS, t, 3.0): lambda t: 16.0 / 24.0,
+    }
 
-    def w(t: jax.Array) -> jax.Array:
-        return kl_weight(PROCESS, t, 3.0)
+    @jax.jit
+    @jax.vmap
+    def losses(key: jax.Array) -> jax.Array:
+        setting = (_denoiser(0.4), _data(), key)
+        return jnp.stack([score_matching_loss(*setting, weight=w, t_min=0.1) for w in weights])
 
-    given = w if weight == "kl" else weight
-    loss = eqx.filter_jit(
-        lambda denoiser, key: score_matching_loss(denoiser, _data(), key, weight=given, t_min=0.1)
-    )
-    found = np.array([loss(_denoiser(0.4), jax.random.key(seed)) for seed in range(8)])
-
-    def integrand(t: float) -> float:
-        varpi = np.sqrt(1.0 - np.exp(-t))
-        weights = {
-            "default": varpi**2,
-            "noise": varpi**3,
-            "data": varpi**2 / (0.25 + varpi),
-            "kl": 16.0 / 24.0,
-        }
-        return weights[weight] * _exact(0.4, t)
-
-    exact = quad(integrand, 0.1, T)[0]
-    error = np.std(found, ddof=1) / np.sqrt(8)
-    assert abs(np.mean(found) - exact) < 5.0 * error
-    assert error < 0.01 * exact
-    if weight != "kl":
-        named = score_matching_loss(
-            _denoiser(0.4),
-            _data(),
-            jax.random.key(0),
-            weight=lambda t: training_weight(PROCESS, t, weight),
-            t_min=0.1,
-        )
-        np.testing.assert_allclose(named, found[0], rtol=1e-5)
+    found = np.asarray(losses(jax.random.split(jax.random.key(0), 8)))
+    exact = [quad(lambda t, w=w: w(t) * _exact(0.4, t), 0.1, T)[0] for w in weights.values()]
+    error = np.std(found, 0, ddof=1) / np.sqrt(8)
+    assert np.all(np.abs(np.mean(found, 0) - exact) < 5.0 * error)
+    assert np.all(error < 0.02 * np.array(exact))
 
 
 def test_the_minimiser_is_the_exact_score() -> None:
     """The loss is quadratic in the slope; its minimum is 1 up to sampling, and so for epsilon."""
 
-    def slope_of(value: float) -> float:
-        loss = eqx.filter_grad(lambda d: score_matching_loss(d, _data(), jax.random.key(0)))
-        return float(loss(_denoiser(value)).fn.slope)
+    @eqx.filter_jit
+    def value_and_slope(denoiser: jk.Denoiser) -> tuple[jax.Array, jk.Denoiser]:
+        loss = eqx.filter_value_and_grad(score_matching_loss)
+        return loss(denoiser, _data(), jax.random.key(0))
 
-    low = slope_of(0.0)
-    high = slope_of(2.0)
+    low, high = (float(value_and_slope(_denoiser(slope))[1].fn.slope) for slope in (0.0, 2.0))
     assert low < 0.0 < high
-    np.testing.assert_allclose(-2.0 * low / (high - low), 1.0, atol=0.02)
+    np.testing.assert_allclose(-2.0 * low / (high - low), 1.0, atol=0.03)
 
     def predict_noise(x: jax.Array, t: jax.Array) -> jax.Array:
         return -PROCESS.noise(t) * Linear(jnp.asarray(0.4))(x, t)
 
-    setting = (_data(), jax.random.key(0))
-    other = score_matching_loss(jk.Denoiser(predict_noise, PROCESS, "epsilon"), *setting)
-    np.testing.assert_allclose(score_matching_loss(_denoiser(0.4), *setting), other, rtol=1e-4)
+    denoiser = jk.Denoiser(predict_noise, PROCESS, "epsilon")
+    other = jax.jit(lambda: score_matching_loss(denoiser, _data(), jax.random.key(0)))()
+    np.testing.assert_allclose(value_and_slope(_denoiser(0.4))[0], other, rtol=1e-9)
 
 
 def test_profiles() -> None:
@@ -113,9 +97,9 @@ def test_profiles() -> None:
     setting = (_data(), jax.random.key(2), times)
     exact = np.array([[_exact(slope, t) for t in times] for slope in (0.4, 1.0)])
     found = score_loss_profile(_denoiser(0.4), *setting)
-    np.testing.assert_allclose(found, exact[0], rtol=0.03)
+    np.testing.assert_allclose(found, exact[0], rtol=0.05)
     ratio = relative_score_loss(_denoiser(0.4), _denoiser(1.0), *setting)
-    np.testing.assert_allclose(ratio, exact[0] / exact[1], rtol=0.03)
+    np.testing.assert_allclose(ratio, exact[0] / exact[1], rtol=0.05)
     assert np.all(ratio > 1.0)
 
 
@@ -184,7 +168,7 @@ def test_the_kl_weight_bounds_kl_and_is_least_for_the_reverse_sde() -> None:
 
 def test_wrong_arguments() -> None:
     setting = (_denoiser(1.0), _data()[:4], jax.random.key(0))
-    with pytest.raises(ValueError, match="weighting='flat' is not known"):
+    with pytest.raises(ValueError, match="weight='flat' is not known"):
         score_matching_loss(*setting, weight="flat")
     with pytest.raises(ValueError, match="t_min = 3 must be > 0 and < 2"):
         score_matching_loss(*setting, t_min=3.0)

@@ -21,6 +21,7 @@ def _both(theta: jax.Array) -> jax.Array:
     return jnp.exp(-theta / 0.02) + jnp.exp(-(T - theta) / 0.5)
 
 
+@pytest.mark.slow
 def test_relative_errors_as_matrices() -> None:
     """c grad log p + b / sqrt(s) of off-centre data in rotated coordinates is affine."""
     lam = np.array([0.1, 0.8])
@@ -75,9 +76,10 @@ def _leading_order(alpha2: np.ndarray, lam: np.ndarray, matrix: np.ndarray) -> f
     return 0.25 * float(np.sum(change**2))
 
 
+@pytest.mark.slow
 def test_matrix_errors_against_another_optimiser() -> None:
     """A full matrix that does not commute with the data: three cells, L-BFGS with differences."""
-    lam = np.array([0.05, 0.6])
+    lam = np.array([0.1, 0.8])
     matrix = np.array([[-8.0, 3.0], [2.0, -1.0]])
     found = optimize_affine_diffusion(
         jk.Gaussian(0.0, lam), lambda theta: _both(theta) * jnp.asarray(matrix), T, cells=EDGES
@@ -102,12 +104,12 @@ def test_mixtures() -> None:
     def error(x: jax.Array, theta: jax.Array, score: jax.Array) -> jax.Array:
         return _both(theta) * score
 
-    options = {"cells": edges, "grid_cells": 128, "time_steps": 64}
+    options = {"cells": edges, "grid_cells": 64, "time_steps": 48}
     one = jk.GaussianMixture([1.0], [[0.0]], [0.04])
     found = optimize_mixture_diffusion(one, error, T, **options)
     exact = optimize_diffusion(jk.Gaussian(0.0, [0.04]), _both, T, cells=edges)
-    np.testing.assert_allclose(found.value, exact.value, rtol=5e-3)
-    np.testing.assert_allclose(found.best_constant.value, exact.best_constant.value, rtol=5e-3)
+    np.testing.assert_allclose(found.value, exact.value, rtol=2e-2)
+    np.testing.assert_allclose(found.best_constant.value, exact.best_constant.value, rtol=2e-2)
     assert found.gain > 1.5
     two = jk.GaussianMixture([0.5, 0.5], [[-0.6], [0.6]], [0.04, 0.04])
     found = optimize_mixture_diffusion(two, error, T, **options)
@@ -116,15 +118,15 @@ def test_mixtures() -> None:
             jax.vmap(
                 lambda alpha2: (
                     jk.leading_order_1d(
-                        two, error, alpha2, T, breakpoints=[0.1], cells=128, time_steps=64
+                        two, error, alpha2, T, breakpoints=[0.1], cells=64, time_steps=48
                     ).value
                 )
             )
         )
-        axis = np.concatenate([[0.0], np.geomspace(0.03, 100.0, 12)])
+        axis = np.concatenate([[0.0], np.geomspace(0.1, 100.0, 7)])
         scan = np.asarray(value(jnp.asarray(np.array(np.meshgrid(axis, axis)).reshape(2, -1).T)))
         own = value(jnp.asarray(found.stochasticity_squared)[None])[0]
-    np.testing.assert_allclose(found.value, own, rtol=5e-3)
-    assert own <= 1.005 * scan.min()
+    np.testing.assert_allclose(found.value, own, rtol=2e-2)
+    assert own <= 1.01 * scan.min()
     assert found.value <= found.best_constant.value
     assert found.converged

@@ -136,7 +136,7 @@ def format_arrays(result: object, *names: str) -> list[str]:
 
 
 class _LeadingOrder(AbstractCost):
-    """L at u = log(1 + alpha^2); a single u stands for a constant alpha^2."""
+    """L at u = log(1 + alpha^2) on every cell."""
 
     error: ErrorMeasure
     shift: ErrorMeasure | None
@@ -144,7 +144,7 @@ class _LeadingOrder(AbstractCost):
     coherent: Bool[Array, ""]
 
     def value(self, u: Float[Array, " n"], /) -> Float[Array, ""]:
-        alpha2 = jnp.broadcast_to(jnp.expm1(u), self.error.width.shape[:1])
+        alpha2 = jnp.expm1(u)
         change = self.error.respond(alpha2)
         mean = jnp.zeros_like(change)
         if self.shift is not None:
@@ -222,13 +222,12 @@ def search_cells(
 ) -> OptimalDiffusion:
     """The least cost over alpha^2 <= cap on cells, and what it is compared with."""
     top = float(np.log1p(cap))
-    constant_u, constant = search_constant(cost, top)
+    count = edges.size - 1
+    constant_u, constant = search_constant(cost, top, count)
     if not constant > 0:
         raise ValueError("error is 0 at every time: there is nothing to minimise.")
-    found = _solve(cost, edges.size - 1, constant_u, constant, top)
-    ode, sde = (
-        float(evaluate_costs(cost, jnp.full((1, edges.size - 1), u))[0]) for u in (0.0, SDE)
-    )
+    found = _solve(cost, count, constant_u, constant, top)
+    ode, sde = evaluate_costs(cost, np.repeat([[0.0], [SDE]], count, 1)).tolist()
     return OptimalDiffusion(
         edges=edges,
         stochasticity_squared=np.expm1(found.u),
@@ -305,6 +304,6 @@ def _solve(
 
 def _follow(cost: AbstractCost, first: np.ndarray, starts: np.ndarray, top: float) -> Minimum:
     """The best of where `first` and the starts that promise most lead."""
-    order = np.argsort(np.asarray(evaluate_costs(cost, jnp.asarray(starts))))
+    order = np.argsort(evaluate_costs(cost, starts))
     followed = move_inside(starts[order[:_FOLLOWED]], top)
     return minimise(cost, np.concatenate([first[None], followed]), top)

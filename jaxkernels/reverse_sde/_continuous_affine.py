@@ -16,7 +16,7 @@ from ._search import AbstractCost
 
 
 class _AffineLeadingOrder(AbstractCost):
-    """L of `_affine` at u = log(1 + alpha^2); a single u stands for a constant alpha^2."""
+    """L of `_affine` at u = log(1 + alpha^2) on every cell."""
 
     edges: Float[Array, " points"]
     variances: Float[Array, " modes"]
@@ -26,8 +26,7 @@ class _AffineLeadingOrder(AbstractCost):
     push: Float[Array, "cells n modes"]
 
     def value(self, u: Float[Array, " n"], /) -> Float[Array, ""]:
-        alpha2 = jnp.broadcast_to(jnp.expm1(u), self.theta.shape[:1])
-        where = (self.edges, self.variances, alpha2, self.theta)
+        where = (self.edges, self.variances, jnp.expm1(u), self.theta)
         return sum_affine(*where, self.weights, self.slope, self.push)
 
 

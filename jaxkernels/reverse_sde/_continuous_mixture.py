@@ -1,6 +1,5 @@
 """The best h(t) for a score error of a one-dimensional mixture of Gaussians."""
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -18,15 +17,13 @@ from ._search import AbstractCost
 
 
 class _MixtureLeadingOrder(AbstractCost):
-    """L of `_fokker_planck` at u = log(1 + alpha^2); a single u stands for a constant alpha^2."""
+    """L of `_fokker_planck` at u = log(1 + alpha^2) on every cell."""
 
     grid: LagrangianGrid
     pieces: Int[Array, " steps"]
-    cells: int = eqx.field(static=True)
 
     def value(self, u: Float[Array, " n"], /) -> Float[Array, ""]:
-        alpha2 = jnp.broadcast_to(jnp.expm1(u), (self.cells,))
-        return diffuse(self.grid, alpha2, self.pieces)[1]
+        return diffuse(self.grid, jnp.expm1(u), self.pieces)[1]
 
     def derivatives(self, z: Float[Array, " n"], /) -> tuple[Array, Array, Array]:
         # few variables, and a recurrence over many cells and steps that is not to be stored
@@ -86,5 +83,4 @@ def optimize_mixture_diffusion(
     times, pieces = divide_time(edges, 1, steps, scale)
     count = _checks.count("grid_cells", grid_cells, at_least=16)
     grid = place_grid(target, perturbation, times, count)
-    cost = _MixtureLeadingOrder(grid, jnp.asarray(pieces), edges.size - 1)
-    return search_cells(cost, edges, cap)
+    return search_cells(_MixtureLeadingOrder(grid, jnp.asarray(pieces)), edges, cap)

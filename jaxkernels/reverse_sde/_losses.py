@@ -9,6 +9,7 @@ constant. What such an error costs depends on its time and on h, see `_weights`.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from .._precision import is_traced
 from .._types import AnyArray, Numbers
 from ..prediction import AbstractDenoiser
 from ..processes import AbstractProcess
-from ._weights import training_weight
+from ._weights import WEIGHTINGS, training_weight
 
 
 def score_matching_loss(
@@ -70,8 +71,9 @@ def score_matching_loss(
     if not is_traced((start, end)):
         start = float(_checks.scalar("t_min", start, above=0.0, below=float(end)))
     if isinstance(weight, str):
-        name = weight
-        weight = lambda t: training_weight(process, t, name)  # noqa: E731
+        weight = partial(
+            training_weight, process, weighting=_checks.one_of("weight", weight, WEIGHTINGS)
+        )
     key_times, key_noise = jax.random.split(key)
     n = data.shape[0]
     stratum = jnp.arange(n, dtype=data.dtype)
