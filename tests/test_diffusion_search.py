@@ -160,6 +160,60 @@ def test_a_measured_error_leads_to_a_diffusion_with_a_verdict() -> None:
     assert found.gain_over_sde.low <= sde - best <= found.gain_over_sde.high
 
 
+@pytest.mark.slow
+def test_measured_matrices() -> None:
+    """Diagonal ones give what slopes per mode give; others the L of their matrices.
+
+    In the coordinates of VE data, whose space the rescaled time scales.
+    """
+    target = jk.Gaussian([0.4, -0.2], VARIANCES)
+    modes = _measured(0.1, 1e-3)
+    eye = np.eye(2)
+    fits = (np.asarray(modes.slope)[..., None] * eye, modes.shift, modes.residual)
+    dense = jk.ScoreErrorEstimate(modes.times, constant(fits[0]), *fits[1:])
+    found, expected = (
+        reverse_sde.optimize_measured_diffusion(estimate, target, PROCESS, cells=4)
+        for estimate in (dense, modes)
+    )
+    for name in ("value", "gain_over_ode", "gain_over_sde"):
+        a, b = (
+            np.array([getattr(getattr(r, name), n) for n in ("low", "high")])
+            for r in (found, expected)
+        )
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    process = jk.EDM(sigma_max=10.0)
+    times = np.geomspace(10.0, 0.05, 9)
+    slope = np.broadcast_to([[0.02, -0.05], [0.03, 0.04]], (1, 6, 9, 2, 2)) / times[:, None, None]
+    shift = np.broadcast_to([0.03, -0.01], (1, 6, 9, 2))
+    exact = jk.ScoreErrorEstimate(
+        constant(times), constant(slope), constant(shift), constant(np.zeros((9, 2)))
+    )
+    found = reverse_sde.optimize_measured_diffusion(exact, target, process, cells=4)
+    theta = np.log1p(times**2)[::-1]
+
+    def size(at: Any) -> Any:
+        known = jnp.asarray(0.5 * np.log(np.expm1(theta)))
+        values = jnp.asarray((1.0 + times**2) / times)[::-1]
+        return jnp.interp(0.5 * jnp.log(jnp.expm1(at)), known, values)
+
+    def push(at: Any) -> Any:
+        known = jnp.asarray(0.5 * np.log(np.expm1(theta)))
+        values = jnp.asarray(np.sqrt(1.0 + times**2))[::-1]
+        return jnp.interp(0.5 * jnp.log(jnp.expm1(at)), known, values) * jnp.asarray([0.03, -0.01])
+
+    matrix = -jnp.asarray([[0.02, -0.05], [0.03, 0.04]])
+    leading = reverse_sde.affine_leading_order(
+        target,
+        found.optimum.edges,
+        found.optimum.stochasticity_squared,
+        lambda at: size(at) * matrix,
+        push,
+        panels=8,
+    )
+    np.testing.assert_allclose([found.value.low, found.value.high], leading, rtol=1e-6)
+    np.testing.assert_allclose(found.optimum.value, leading, rtol=1e-6)
+
+
 def test_scatter_alone_is_no_reason_for_noise() -> None:
     target = jk.Gaussian(0.0, VARIANCES)
     found = reverse_sde.optimize_measured_diffusion(_measured(0.0, 0.01), target, PROCESS, cells=6)
