@@ -4,8 +4,8 @@ A fit e(x) = -Delta x + delta at time t is, relative to the score of the Gaussia
 
     c = Delta Sigma_t,     b = sqrt(Sigma_t) (delta - Delta a mu),
 
-which does not depend on the scaling of space. Matrix slopes are A = -k^2 Delta and beta = k delta
-of `_affine`, with k^2 = a^2 + s^2. h(t) is optimised on one half of the repetitions of
+which does not depend on the scaling of space; for matrix slopes sqrt(Sigma_t) Delta sqrt(Sigma_t)
+stands in the place of c. h(t) is optimised on one half of the repetitions of
 the fits, and judged on the other. L is a square in the error, and the fits scatter: it is estimated
 by products of different repetitions, which are independent.
 """
@@ -30,7 +30,7 @@ from ._continuous import OptimalDiffusion, optimize_diffusion
 from ._continuous_affine import optimize_affine_diffusion
 from ._leading_order import cell_responses
 from ._quadrature import count_panels, place_nodes
-from ._time_change import time_change
+from ._time_change import mode_variance, time_change
 
 _LEVEL = 0.95
 _VERDICTS = (
@@ -186,10 +186,10 @@ class _Relative:
 
 @dataclasses.dataclass(frozen=True)
 class _Matrices:
-    """Fits A x + beta of rescaled space, at rescaled times (n,)."""
+    """Fits relative to the score with matrix slopes, at rescaled times (n,)."""
 
     theta: np.ndarray
-    matrix: Float[np.ndarray, "networks repetitions n modes modes"]
+    relative: Float[np.ndarray, "networks repetitions n modes modes"]
     shift: Float[np.ndarray, "networks repetitions n modes"]
 
     @classmethod
@@ -197,22 +197,21 @@ class _Matrices:
         cls, estimate: ScoreErrorEstimate, target: Gaussian, process: AbstractProcess
     ) -> "_Matrices":
         """Those of an estimate."""
-        del target
         times = jnp.asarray(estimate.times)
-        scale = np.hypot(np.asarray(process.signal(times)), np.asarray(process.noise(times)))
-        slope = -np.asarray(estimate.slope) * scale[:, None, None] ** 2
-        shift = np.asarray(estimate.shift) * scale[:, None]
-        return cls(np.asarray(time_change(process, times)), slope, shift)
+        root = np.sqrt(np.asarray(target.marginal_variance(process, times)))
+        center = np.asarray(process.signal(times))[:, None] * np.asarray(target.mean)
+        slope = np.asarray(estimate.slope)
+        shift = root * (np.asarray(estimate.shift) - np.einsum("...ij,...j", slope, center))
+        relative = root[:, :, None] * slope * root[:, None]
+        return cls(np.asarray(time_change(process, times)), relative, shift)
 
     def optimize(self, target: Gaussian, half: int, cells: int, cap: float) -> OptimalDiffusion:
         """The best h(t) for the mean error of the first repetitions."""
+        relative = self.relative[:, :half].mean((0, 1))
+        matrix, shift = self._error(target, relative, self.shift[:, :half].mean((0, 1)))
+        final_time = float(self.theta[0])
         return optimize_affine_diffusion(
-            target,
-            _interpolate(self.theta, self.matrix[:, :half].mean((0, 1))),
-            float(self.theta[0]),
-            shift=_interpolate(self.theta, self.shift[:, :half].mean((0, 1))),
-            cells=cells,
-            cap=cap,
+            target, matrix, final_time, shift=shift, cells=cells, cap=cap
         )
 
     def respond(
@@ -226,16 +225,35 @@ class _Matrices:
         times, weights = place_nodes(jnp.asarray(edges), jnp.min(variances), panels)
 
         @jax.jit
-        def one(matrix: Array, shift: Array) -> Array:
-            profiles = (_interpolate(self.theta, matrix), _interpolate(self.theta, shift))
-            whitened = whiten_error(target, *profiles, times)
+        def one(relative: Array, shift: Array) -> Array:
+            whitened = whiten_error(target, *self._error(target, relative, shift), times)
             where = (jnp.asarray(edges), variances, jnp.asarray(alpha2), times, weights)
             change, mean = respond_affine(*where, *whitened)
             return jnp.append(0.5 * change, mean / np.sqrt(2.0))
 
-        pairs = zip(self.matrix[:, first:], self.shift[:, first:], strict=True)
+        pairs = zip(self.relative[:, first:], self.shift[:, first:], strict=True)
         rows = [[one(*map(jnp.asarray, fit)) for fit in zip(*pair, strict=True)] for pair in pairs]
         return np.stack([np.stack(row) for row in rows])
+
+    def _error(
+        self, target: Gaussian, relative: AnyArray, shift: AnyArray
+    ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+        """A and beta of rescaled space at a time, from what they are relative to the score."""
+        whole = _interpolate(self.theta, relative)
+        push = _interpolate(self.theta, shift)
+
+        def deviation(theta: Array) -> Array:
+            return jnp.sqrt(mode_variance(theta, jnp.asarray(target.eigenvalues)))
+
+        def matrix(theta: Array) -> Array:
+            root = deviation(theta)
+            return -whole(theta) / (root[:, None] * root)
+
+        def beta(theta: Array) -> Array:
+            center = jnp.exp(-0.5 * theta) * jnp.asarray(target.mean)
+            return push(theta) / deviation(theta) - matrix(theta) @ center
+
+        return matrix, beta
 
 
 def _interpolate(theta: np.ndarray, values: Float[AnyArray, "n ..."]) -> Callable[[Array], Array]:
