@@ -51,6 +51,16 @@ def test_dense_chi_squared_is_the_matrix_formula() -> None:
     np.testing.assert_allclose(near, 0.5 * gap**2 * np.trace(whitened @ whitened), rtol=1e-6)
 
 
+def test_chi_squared_of_a_small_score_error() -> None:
+    """chi^2 is 2 L eps^2 for the samples of a sampler with the score error eps E."""
+    target = jk.Gaussian(0.0, [0.3])
+    edges = [0.0, 0.2, 1.5]
+    found = jk.reverse_sde.terminal_distribution(target, edges, 1.7, 1e-4, [0.5, 1.0], 0.4)
+    value = log_chi_squared(found.mean_error, found.covariance, jnp.asarray([0.3]))[0]
+    leading = jk.reverse_sde.leading_order(target, edges, 1.7, [0.5, 1.0], 0.4)
+    np.testing.assert_allclose(jnp.expm1(value), 2e-8 * leading, rtol=1e-3)
+
+
 def test_chi_squared_is_twice_kl_for_small_errors_and_never_below_it() -> None:
     rng = np.random.default_rng(1)
     e = rng.normal(size=500)

@@ -151,6 +151,7 @@ def test_the_start_costs_a_term_in_epsilon() -> None:
     assert abs(slope) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("initialization", ["marginal", "standard_normal"])
 def test_symmetrized_kl_of_an_initialization(initialization: str) -> None:
     """DDIM without noise, by its two factors."""

@@ -8,8 +8,8 @@ For a constant alpha = h / g and the error of `_leading_order`:
   samples the density p_0 e^{eps phi}. Errors that are no gradient count by their projection on
   gradients in L^2(p_0).
 
-They correct Propositions 3.4 to 3.6 of Cao, Chen, Luo, Zhou (2023); the tests hold the formulas as
-published beside them.
+They correct Propositions 3.4 to 3.6 of Cao, Chen, Luo, Zhou (2023); `pulse_constants` has the first
+as published, and the tests the others. `_density` has the limits of other densities.
 """
 
 import jax.numpy as jnp
@@ -99,7 +99,7 @@ def pulse_bound(
     ```
 
     Source: derived here; it replaces Cao, Chen, Luo, Zhou (2023), Proposition 3.4, whose constants
-    ask for alpha^2 >= 30.
+    (`pulse_constants`) ask for alpha^2 >= 30.
     """
     lam, alpha2, theta = _check_setting(target, stochasticity_squared, "time", time)
     c = check_modes("relative", relative, lam.shape[0])
