@@ -96,6 +96,12 @@ def test_matrix_errors_against_another_optimiser() -> None:
     assert found.value < 0.9 * found.best_constant.value
 
 
+def test_a_mixture_in_two_dimensions() -> None:
+    two = jk.GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
+    with pytest.raises(ValueError, match="target has dimension 2; it must be 1"):
+        optimize_mixture_diffusion(two, "score", T)
+
+
 @pytest.mark.slow
 def test_mixtures() -> None:
     """One component is the Gaussian of `optimize_diffusion`; two modes beat a scan of h^2."""

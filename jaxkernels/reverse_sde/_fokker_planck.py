@@ -173,6 +173,8 @@ def _imbalance(u: Array, masses: Array) -> Array:
 
 def check_one_dimensional(target: GaussianMixture) -> None:
     """Refuse targets that have no one-dimensional density."""
+    if not isinstance(target, GaussianMixture):
+        raise ValueError(f"target must be a GaussianMixture; got {type(target).__name__}.")
     if is_traced(target):
         raise ValueError("target is traced; only stochasticity_squared may be.")
     if target.means.shape[1] != 1:

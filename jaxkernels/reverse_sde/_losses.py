@@ -13,9 +13,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from .. import _checks
+from .._numerics import as_inexact
 from .._precision import is_traced
 from .._types import AnyArray, Numbers
 from ..prediction import AbstractDenoiser
@@ -25,7 +26,7 @@ from ._weights import WEIGHTINGS, training_weight
 
 def score_matching_loss(
     denoiser: AbstractDenoiser,
-    data: Float[Array, "n ..."],
+    data: Float[ArrayLike, "n ..."],
     key: Key[Array, ""],
     *,
     weight: str | Callable[[Array], Array] = "default",
@@ -65,6 +66,7 @@ def score_matching_loss(
     diffusion models: ordinary vs stochastic differential equations" (2023), (4); Vincent, "A
     Connection Between Score Matching and Denoising Autoencoders" (2011).
     """
+    data = as_inexact(data)
     process = denoiser.process
     end = process.t_max
     start = process.default_t_min if t_min is None else t_min
@@ -89,7 +91,7 @@ def score_matching_loss(
 
 def score_loss_profile(
     denoiser: AbstractDenoiser,
-    data: Float[Array, "n ..."],
+    data: Float[ArrayLike, "n ..."],
     key: Key[Array, ""],
     times: Numbers,
 ) -> Float[Array, " times"]:
@@ -117,6 +119,7 @@ def score_loss_profile(
 
     Source: Cao, Chen, Luo, Zhou (2023), Appendix I.
     """
+    data = as_inexact(data)
     noise = jax.random.normal(key, data.shape, data.dtype)
     t = jnp.asarray(times, data.dtype)
     return jax.lax.map(lambda t: jnp.mean(_squared_errors(denoiser, data, noise, t)), t)
@@ -125,7 +128,7 @@ def score_loss_profile(
 def relative_score_loss(
     denoiser: AbstractDenoiser,
     reference: AbstractDenoiser,
-    data: Float[Array, "n ..."],
+    data: Float[ArrayLike, "n ..."],
     key: Key[Array, ""],
     times: Numbers,
 ) -> Float[Array, " times"]:
