@@ -217,7 +217,7 @@ def test_window_of_a_mixture_by_the_fokker_planck_equation() -> None:
     values = []
     for alpha2 in (1.0, 5000.0):
         value = density_window_leading_order(_log_data, error, alpha2, a, POINTS)
-        options = {"breakpoints": [a], "cells": 128, "time_steps": 32}
+        options = {"breakpoints": [a], "cells": 128, "time_steps": 32, "richardson": False}
         exact = jk.leading_order_1d(MIXTURE, early, alpha2, 2.0 * a, **options)
         np.testing.assert_allclose(value, exact.value, rtol=6e-3)
         values.append(float(value))
@@ -298,7 +298,7 @@ def test_tail_bounds_of_a_mixture(name: str) -> None:
         setting = (_log_mixture, potential, 2.0, alpha2, POINTS)
         found = density_tail_bounds(*setting, convexity=CONVEXITY)
         setting = (MIXTURE, name, alpha2, 2.0)
-        exact = jk.leading_order_1d(*setting, cells=128, time_steps=64).value
+        exact = jk.leading_order_1d(*setting, cells=128, time_steps=64, richardson=False).value
         assert found.lower <= exact <= found.upper
         factor = ((1.0 + alpha2) / alpha2) ** 2
         assert found.lower / factor <= limit <= found.upper / factor

@@ -22,6 +22,7 @@ from ._discrete import (
     DiscreteStochasticity as DiscreteStochasticity,
     optimize_discrete_stochasticity as optimize_discrete_stochasticity,
 )
+from ._feynman_kac import leading_order_samples as leading_order_samples
 from ._fokker_planck import (
     FokkerPlanckResult as FokkerPlanckResult,
     leading_order_1d as leading_order_1d,

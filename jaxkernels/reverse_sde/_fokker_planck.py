@@ -88,7 +88,8 @@ def leading_order_1d(
     Steps are geometric in theta + (smallest variance). Only `stochasticity_squared` may be traced,
     and under a transformation of the caller (jit, grad, vmap) 64-bit precision has to be on: the
     masses between modes are beyond float32. The derivative at alpha^2 = 0 is that of L in alpha^2,
-    not 0; with modes many deviations apart it loses its digits below alpha^2 of about 1e-8.
+    not 0; with modes many deviations apart it loses its digits below alpha^2 of about 1e-8. For
+    several dimensions see `reverse_sde.leading_order_samples`.
 
     **Arguments:**
 
