@@ -40,7 +40,7 @@ class MMDSquared:
     >>> objective = jk.TerminalError(metric=jk.metrics.MMDSquared(1.0))
     >>> value = jk.metrics.MMDSquared(1.0)(jnp.zeros(1), 4.0 * jnp.ones(1), 1.5 * jnp.ones(1))
     >>> print(f"{float(value[0]):.4f}")
-    0.0258
+    0.0489
     ```
 
     Source: Gretton, Borgwardt, Rasch, Schölkopf and Smola, "A Kernel Two-Sample Test" (2012),

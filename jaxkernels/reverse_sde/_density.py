@@ -40,10 +40,9 @@ class TailBounds(eqx.Module):
     **Example:**
 
     ```python
-    >>> normal = lambda x, theta: -0.5 * x**2
-    >>> setting = (normal, normal, 2.0, 50.0, np.linspace(-9.0, 9.0, 99))
+    >>> setting = (*[lambda x, theta: -0.5 * x**2] * 2, 2.0, 50.0, np.linspace(-9.0, 9.0, 99))
     >>> found = jk.reverse_sde.density_tail_bounds(*setting, convexity=1.0)
-    >>> bool(found.lower < found.upper)
+    >>> bool(found.lower <= found.upper)
     True
     ```
     """
@@ -175,8 +174,7 @@ def density_tail_bounds(
     **Example:**
 
     ```python
-    >>> normal = lambda x, theta: -0.5 * x**2
-    >>> setting = (normal, normal, 2.0, 50.0, np.linspace(-9.0, 9.0, 99))
+    >>> setting = (*[lambda x, theta: -0.5 * x**2] * 2, 2.0, 50.0, np.linspace(-9.0, 9.0, 99))
     >>> found = jk.reverse_sde.density_tail_bounds(*setting, convexity=1.0)
     >>> print(f"{float(found.lower):.4f} {float(found.upper):.4f}")  # (51/50)^2 d / 4
     0.2601 0.2601
@@ -255,12 +253,10 @@ def density_window_leading_order(
     **Example:**
 
     ```python
-    >>> normal = lambda x: -0.5 * x**2
-    >>> setting = (normal, jax.grad(normal), 2.0, 0.01, np.linspace(-12.0, 12.0, 99))
+    >>> setting = (lambda x: -0.5 * x**2, lambda x: -x, 0.0, 0.01, np.linspace(-12.0, 12.0, 99))
     >>> value = jk.reverse_sde.density_window_leading_order(*setting)
-    >>> exact = jk.reverse_sde.window_leading_order(jk.Gaussian(0.0, [1.0]), 2.0, 0.01, 1.0)
-    >>> bool(jnp.isclose(value, exact, rtol=1e-5))
-    True
+    >>> print(f"{float(value):.6f}")
+    0.000025
     ```
 
     Source: derived here; it corrects Cao, Chen, Luo, Zhou (2023), Proposition 3.5, whose bound
