@@ -160,6 +160,64 @@ def test_a_measured_error_leads_to_a_diffusion_with_a_verdict() -> None:
     assert found.gain_over_sde.low <= sde - best <= found.gain_over_sde.high
 
 
+@pytest.mark.slow
+def test_measured_matrices() -> None:
+    """Diagonal ones give what slopes per mode give; others the L of their matrices.
+
+    In the coordinates of VE data, whose space the rescaled time scales.
+    """
+    target = jk.Gaussian([0.4, -0.2], VARIANCES)
+    modes = _measured(0.1, 1e-3)
+    eye = np.eye(2)
+    fits = (np.asarray(modes.slope)[..., None] * eye, modes.shift, modes.residual)
+    dense = jk.ScoreErrorEstimate(modes.times, constant(fits[0]), *fits[1:])
+    found, expected = (
+        reverse_sde.optimize_measured_diffusion(estimate, target, PROCESS, cells=4)
+        for estimate in (dense, modes)
+    )
+    for name in ("value", "gain_over_ode", "gain_over_sde"):
+        a, b = (
+            np.array([getattr(getattr(r, name), n) for n in ("low", "high")])
+            for r in (found, expected)
+        )
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-11)
+    process = jk.EDM(sigma_max=10.0)
+    times = np.geomspace(10.0, 0.05, 9)
+    slope = np.broadcast_to([[0.02, -0.05], [0.03, 0.04]], (1, 6, 9, 2, 2)) / times[:, None, None]
+    shift = np.broadcast_to([0.03, -0.01], (1, 6, 9, 2))
+    exact = jk.ScoreErrorEstimate(
+        constant(times), constant(slope), constant(shift), constant(np.zeros((9, 2)))
+    )
+    found = reverse_sde.optimize_measured_diffusion(exact, target, process, cells=4)
+    # what is known at the times is the error relative to the score
+    known = jnp.asarray(np.log(times)[::-1])
+    root = np.sqrt(VARIANCES + times[:, None] ** 2)
+    relative = root[:, :, None] * slope[0, 0] * root[:, None]
+    push = root * (shift[0, 0] - slope[0, 0] @ np.asarray(target.mean))
+
+    def between(theta: Any, values: np.ndarray) -> Any:
+        at = 0.5 * jnp.log(jnp.expm1(theta))
+        rows = [jnp.interp(at, known, jnp.asarray(v)) for v in values[::-1].reshape(9, -1).T]
+        return jnp.stack(rows).reshape(values.shape[1:])
+
+    def deviation(theta: Any) -> Any:
+        return jnp.sqrt(1.0 + jnp.asarray(VARIANCES - 1.0) * jnp.exp(-theta))
+
+    def matrix(theta: Any) -> Any:
+        return -between(theta, relative) / deviation(theta)[:, None] / deviation(theta)
+
+    def beta(theta: Any) -> Any:
+        center = jnp.exp(-0.5 * theta) * jnp.asarray([0.4, -0.2])
+        return between(theta, push) / deviation(theta) - matrix(theta) @ center
+
+    alpha2 = found.optimum.stochasticity_squared
+    setting = (target, found.optimum.edges, alpha2, matrix, beta)
+    leading = reverse_sde.affine_leading_order(*setting, panels=8)
+    # quadratures differ: interpolation has kinks
+    np.testing.assert_allclose([found.value.low, found.value.high], leading, rtol=1e-4)
+    np.testing.assert_allclose(found.optimum.value, leading, rtol=1e-4)
+
+
 def test_scatter_alone_is_no_reason_for_noise() -> None:
     target = jk.Gaussian(0.0, VARIANCES)
     found = reverse_sde.optimize_measured_diffusion(_measured(0.0, 0.01), target, PROCESS, cells=6)

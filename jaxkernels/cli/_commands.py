@@ -74,7 +74,8 @@ class Optimize(
         str | None, option("Of the Gaussian model: local (default) or terminal.")
     ] = None
     metric: Annotated[
-        str | None, option("Of the Gaussian model: w2_squared (default), kl or reverse_kl.")
+        str | None,
+        option("Of the Gaussian model: w2_squared (default), kl, reverse_kl or log_chi_squared."),
     ] = None
     stochasticity: Annotated[
         str, option("h/g of every step, a number (default 0), or optimize.")

@@ -27,6 +27,9 @@ from ._budget import ErrorBudget, error_budget, show
 from ._expected import centred, finite_second_order
 from ._kernel import ErrorKernel, contract
 
+# the distances that every evaluation has
+_DISTANCES = ("w2_squared", "kl", "reverse_kl")
+
 
 class Evaluation(eqx.Module):
     """Exact distribution of the samples and its distances to the data distribution p_0.
@@ -185,7 +188,7 @@ def _compare(
     total = coordinates.distance("w2_squared", path.last, data)
     if excess is not None:
         total = total + excess
-    by_part = {name: coordinates.contributions(name, path.last, data) for name in metrics.METRICS}
+    by_part = {name: coordinates.contributions(name, path.last, data) for name in _DISTANCES}
     return Evaluation(
         mean=path.mean[-1],
         variance=coordinates.variance(path.covariance[-1]),

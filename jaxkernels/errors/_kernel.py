@@ -322,8 +322,8 @@ def error_kernel(
     **Arguments:**
 
     - `target`, `process`, `sampler`, `schedule`: as for `jk.evaluate_schedule`.
-    - `metric`: "w2_squared", "kl" = KL(p_data || q), "reverse_kl", or a differentiable function as
-      in `jk.metrics` (with `dense`, of covariance matrices).
+    - `metric`: "w2_squared", "kl" = KL(p_data || q), "reverse_kl", "log_chi_squared", or a function
+      as in `jk.metrics` (with `dense`, of covariance matrices).
     - `initialization`: "standard_normal", "marginal", or with `dense` any Gaussian in data
       coordinates. Default: that of the process.
     - `dense`: True for errors that mix modes (small d; needs unit weights).

@@ -48,7 +48,7 @@ class LocalError(AbstractObjective):
 
     **Arguments:**
 
-    - `metric`: "w2_squared", "kl" = KL(p_data || q), "reverse_kl", or a function
+    - `metric`: "w2_squared", "kl" = KL(p_data || q), "reverse_kl", "log_chi_squared", or a function
       (mean_error, variance, target_variance) -> value per mode.
     - `initialization`: what sampling starts from, "standard_normal" or "marginal" (exact at t_max).
       Default: that of the process.

@@ -11,13 +11,16 @@ from ._gaussian import (
     METRICS as METRICS,
     Metric as Metric,
     dense_kl as dense_kl,
+    dense_log_chi_squared as dense_log_chi_squared,
     dense_w2_squared as dense_w2_squared,
     kl as kl,
+    log_chi_squared as log_chi_squared,
     per_mode as per_mode,
     resolve as resolve,
     reverse_kl as reverse_kl,
     w2_squared as w2_squared,
 )
+from ._mmd import MMDSquared as MMDSquared
 from ._samples import (
     Estimate as Estimate,
     frechet as frechet,

@@ -127,7 +127,52 @@ def _kl(mean_error: Array, first: Array, second: Array) -> Array:
     return jnp.where(proper, value, jnp.where(same_point, 0.0, jnp.inf))
 
 
-METRICS: dict[str, Metric] = {"w2_squared": w2_squared, "kl": kl, "reverse_kl": reverse_kl}
+def log_chi_squared(
+    mean_error: Float[Array, "*s"],
+    variance: Float[Array, "*s"],
+    target_variance: Float[Array, "*#s"],
+) -> Float[Array, "*s"]:
+    """Compute log(1 + chi^2(p || q)), the Rényi divergence of order 2, per mode.
+
+        chi^2(p || q) = int p^2 / q - 1
+        log(1 + chi^2) = e^2 / (2 v - c) - log(1 - (1 - c/v)^2) / 2
+
+    1 + chi^2 is a product over modes, so that its logarithm is what sums to a total. It is at least
+    KL(p || q), and twice that for small errors.
+
+    **Arguments:**
+
+    - `mean_error`: mean of the sampled Gaussian q minus that of the reference p, per mode.
+    - `variance`: of q, per mode.
+    - `target_variance`: of p, per mode, >= 0.
+
+    **Returns:** the logarithm per mode, in nats; infinite where 2 v <= c and where exactly one of
+    the variances is 0.
+
+    **Example:**
+
+    ```python
+    >>> jk.metrics.log_chi_squared(jnp.ones(1), jnp.ones(1), jnp.ones(1)).tolist()
+    [1.0]
+    ```
+
+    Source: Gil, Alajaji and Linder, "Rényi divergence measures for commonly used univariate
+    continuous distributions" (2013).
+    """
+    proper = (target_variance > 0) & (2.0 * variance > target_variance)
+    c = jnp.where(proper, target_variance, 1.0)
+    v = jnp.where(proper, variance, 1.0)
+    value = mean_error**2 / (2.0 * v - c) - 0.5 * jnp.log1p(-(((v - c) / v) ** 2))
+    same_point = (target_variance == 0) & (variance == 0) & (mean_error == 0)
+    return jnp.where(proper, value, jnp.where(same_point, 0.0, jnp.inf))
+
+
+METRICS: dict[str, Metric] = {
+    "w2_squared": w2_squared,
+    "kl": kl,
+    "reverse_kl": reverse_kl,
+    "log_chi_squared": log_chi_squared,
+}
 
 
 def per_mode(
@@ -212,6 +257,48 @@ def dense_kl(
     1.0
     ```
     """
+    excess, error = _whiten(mean_error, covariance, target_covariance)
+    return 0.5 * (log_det_excess(excess) + jnp.sum(error**2))
+
+
+def dense_log_chi_squared(
+    mean_error: Float[Array, " d"],
+    covariance: Float[Array, "d d"],
+    target_covariance: Float[Array, "d d"],
+) -> Float[Array, ""]:
+    """Compute log(1 + chi^2(p || q)) of the target p from the sampled q, which need not commute.
+
+        e' (2 S - C)^-1 e - log det(I - F^2) / 2,     F = S^{-1/2} C S^{-1/2} - I
+
+    **Arguments:**
+
+    - `mean_error`: e (d,), the mean of q minus that of p.
+    - `covariance`: S (d, d) of q, positive definite.
+    - `target_covariance`: C (d, d) of p, positive definite.
+
+    **Returns:** the logarithm, a scalar in nats; infinite unless 2 S - C is positive definite.
+
+    **Example:**
+
+    ```python
+    >>> float(jk.metrics.dense_log_chi_squared(jnp.ones(2), jnp.eye(2), jnp.eye(2)))
+    2.0
+    ```
+    """
+    excess, error = _whiten(mean_error, covariance, target_covariance)
+    eye = jnp.eye(excess.shape[0], dtype=excess.dtype)
+    proper = jnp.max(jnp.linalg.eigvalsh(jax.lax.stop_gradient(excess))) < 1.0
+    excess = jnp.where(proper, excess, 0.0)
+    square = excess @ excess
+    log_det = log_det_excess(-square) + jnp.trace(square)  # -log det(I - F^2)
+    value = error @ jnp.linalg.solve(eye - excess, error) + 0.5 * log_det
+    return jnp.where(proper, value, jnp.inf)
+
+
+def _whiten(
+    mean_error: Array, covariance: Array, target_covariance: Array
+) -> tuple[Float[Array, "d d"], Float[Array, " d"]]:
+    """L^-1 C L^-T - I and L^-1 e, where S = L L^T is the sampled covariance."""
     factor = jnp.linalg.cholesky(covariance)
 
     def whiten(m: Array) -> Array:
@@ -219,21 +306,21 @@ def dense_kl(
         return jax.scipy.linalg.solve_triangular(factor, m, lower=True)
 
     excess = whiten(whiten(target_covariance).T) - jnp.eye(factor.shape[0], dtype=factor.dtype)
-    return 0.5 * (_log_det_excess(excess) + jnp.sum(whiten(mean_error[:, None]) ** 2))
+    return 0.5 * (excess + excess.T), whiten(mean_error[:, None])[:, 0]
 
 
 @jax.custom_jvp
-def _log_det_excess(e: Float[Array, "d d"]) -> Float[Array, ""]:
+def log_det_excess(e: Float[Array, "d d"]) -> Float[Array, ""]:
     """tr E - log det (I + E) for symmetric E; its derivative is <I - (I + E)^-1, dE>."""
     return jnp.sum(log_ratio_excess(jnp.linalg.eigvalsh(0.5 * (e + e.T))))
 
 
-@_log_det_excess.defjvp
+@log_det_excess.defjvp
 def _(primals, tangents):
     (e,) = primals
     (de,) = tangents
     eye = jnp.eye(e.shape[0], dtype=e.dtype)
-    return _log_det_excess(e), jnp.sum((eye - jnp.linalg.inv(eye + e)) * de)
+    return log_det_excess(e), jnp.sum((eye - jnp.linalg.inv(eye + e)) * de)
 
 
 def _dense_reverse_kl(
@@ -249,6 +336,7 @@ DENSE_METRICS: dict[str, Metric] = {
     "w2_squared": dense_w2_squared,
     "kl": dense_kl,
     "reverse_kl": _dense_reverse_kl,
+    "log_chi_squared": dense_log_chi_squared,
 }
 
 

@@ -84,11 +84,11 @@ def affine_leading_order(
     theta, weights = place_nodes(edges, jnp.min(variances), panels)
     slope, push = whiten_error(target, matrix, shift, theta)
     alpha2 = jnp.asarray(stochasticity_squared)
-    return _leading_order(edges, variances, alpha2, theta, weights, slope, push)
+    return sum_affine(edges, variances, alpha2, theta, weights, slope, push)
 
 
 @jax.jit
-def _leading_order(
+def sum_affine(
     edges: Array,
     variances: Array,
     alpha2: Array,
@@ -98,12 +98,25 @@ def _leading_order(
     push: Array,
 ) -> Float[Array, ""]:
     """L, from the whitened error at the nodes."""
+    change, mean = respond_affine(edges, variances, alpha2, theta, weights, slope, push)
+    return jnp.sum(mean**2) / 2.0 + jnp.sum(change**2) / 4.0
+
+
+def respond_affine(
+    edges: Array,
+    variances: Array,
+    alpha2: Array,
+    theta: Array,
+    weights: Array,
+    slope: Array,
+    push: Array,
+) -> tuple[Float[Array, "d d"], Float[Array, " d"]]:
+    """W and M, from the whitened error at the nodes."""
     half = jnp.exp(-0.5 * integrated_decay(edges, variances, alpha2, theta))
     front = (1.0 + alpha2[:, None]) * weights
     symmetric = slope + jnp.swapaxes(slope, -1, -2)
     change = 0.5 * jnp.einsum("cn,cni,cnij,cnj->ij", front, half, symmetric, half)
-    mean = 0.5 * jnp.sum(front[..., None] * half * push, (0, 1))
-    return jnp.sum(mean**2) / 2.0 + jnp.sum(change**2) / 4.0
+    return change, 0.5 * jnp.sum(front[..., None] * half * push, (0, 1))
 
 
 def whiten_error(

@@ -136,7 +136,7 @@ def format_arrays(result: object, *names: str) -> list[str]:
 
 
 class _LeadingOrder(AbstractCost):
-    """L at u = log(1 + alpha^2); a single u stands for a constant alpha^2."""
+    """L at u = log(1 + alpha^2) on every cell."""
 
     error: ErrorMeasure
     shift: ErrorMeasure | None
@@ -144,7 +144,7 @@ class _LeadingOrder(AbstractCost):
     coherent: Bool[Array, ""]
 
     def value(self, u: Float[Array, " n"], /) -> Float[Array, ""]:
-        alpha2 = jnp.broadcast_to(jnp.expm1(u), self.error.width.shape[:1])
+        alpha2 = jnp.expm1(u)
         change = self.error.respond(alpha2)
         mean = jnp.zeros_like(change)
         if self.shift is not None:
@@ -205,20 +205,29 @@ def optimize_diffusion(
     _checks.one_of("signs", signs, ("coherent", "independent"))
     final_time = float(_checks.scalar("final_time", final_time, above=0.0))
     cap = float(_checks.scalar("cap", cap, above=0.0))
-    edges = _place_edges(cells, final_time)
+    edges = place_edges(cells, final_time)
     modes = check_variances(target).shape[0]
     error = check_profile("error", error, edges.size - 1, modes)
     if shift is not None:
         shift = check_profile("shift", shift, edges.size - 1, modes)
     cost = _pose(target, error, shift, edges, cap, signs)
+    found = search_cells(cost, edges, cap, signs)
+    if shift is not None:
+        return found
+    return dataclasses.replace(found, infimum=find_known_infimum(target, error, edges, signs))
+
+
+def search_cells(
+    cost: AbstractCost, edges: np.ndarray, cap: float, signs: str = "coherent"
+) -> OptimalDiffusion:
+    """The least cost over alpha^2 <= cap on cells, and what it is compared with."""
     top = float(np.log1p(cap))
-    constant_u, constant = search_constant(cost, top)
+    count = edges.size - 1
+    constant_u, constant = search_constant(cost, top, count)
     if not constant > 0:
         raise ValueError("error is 0 at every time: there is nothing to minimise.")
-    found = _solve(cost, edges.size - 1, constant_u, constant, top)
-    ode, sde = (
-        float(evaluate_costs(cost, jnp.full((1, edges.size - 1), u))[0]) for u in (0.0, SDE)
-    )
+    found = _solve(cost, count, constant_u, constant, top)
+    ode, sde = evaluate_costs(cost, np.repeat([[0.0], [SDE]], count, 1)).tolist()
     return OptimalDiffusion(
         edges=edges,
         stochasticity_squared=np.expm1(found.u),
@@ -226,7 +235,7 @@ def optimize_diffusion(
         best_constant=BestConstant(constant, float(np.expm1(constant_u))),
         ode=ode,
         sde=sde,
-        infimum=find_known_infimum(target, error, edges, signs) if shift is None else None,
+        infimum=None,
         cap=cap,
         signs=signs,
         converged=found.converged,
@@ -234,7 +243,7 @@ def optimize_diffusion(
     )
 
 
-def _place_edges(cells: int | Numbers, final_time: float) -> np.ndarray:
+def place_edges(cells: int | Numbers, final_time: float) -> np.ndarray:
     """The edges, from their number or as they are given."""
     if isinstance(cells, int):
         count = _checks.count("cells", cells)
@@ -274,7 +283,7 @@ def _pose(
 
 
 def _solve(
-    cost: _LeadingOrder, cells: int, constant_u: float, constant: float, top: float
+    cost: AbstractCost, cells: int, constant_u: float, constant: float, top: float
 ) -> Minimum:
     """The best of the starts that promise most, never worse than the best constant."""
     below = np.tri(cells + 1, cells, -1)  # row j: 1 on the cells below edge j
@@ -293,8 +302,8 @@ def _solve(
     return found
 
 
-def _follow(cost: _LeadingOrder, first: np.ndarray, starts: np.ndarray, top: float) -> Minimum:
+def _follow(cost: AbstractCost, first: np.ndarray, starts: np.ndarray, top: float) -> Minimum:
     """The best of where `first` and the starts that promise most lead."""
-    order = np.argsort(np.asarray(evaluate_costs(cost, jnp.asarray(starts))))
+    order = np.argsort(evaluate_costs(cost, starts))
     followed = move_inside(starts[order[:_FOLLOWED]], top)
     return minimise(cost, np.concatenate([first[None], followed]), top)

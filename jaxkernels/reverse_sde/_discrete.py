@@ -35,7 +35,6 @@ from ..schedules import Schedule
 from ._cells import TimeProfile, broadcast_to_modes, check_variances, evaluate_profile
 from ._continuous import OptimalDiffusion, format_arrays, optimize_diffusion
 from ._search import (
-    CONSTANTS,
     SDE,
     AbstractCost,
     BestConstant,
@@ -291,8 +290,8 @@ def _summarise(
     best, agnostic, best_constant = solution
     steps = best.u.size
     compared = np.stack([np.zeros(steps), np.full(steps, SDE), agnostic.u])
-    ode, sde, error_agnostic = _evaluate(wrong, compared).tolist()
-    without_error, agnostic_without = _evaluate(exact, np.stack([best.u, agnostic.u])).tolist()
+    ode, sde, error_agnostic = evaluate_costs(wrong, compared).tolist()
+    without_error, agnostic_without = evaluate_costs(exact, np.stack([best.u, agnostic.u])).tolist()
     alpha2 = np.minimum(np.expm1(best.u), cap)
     agnostic_alpha2 = np.minimum(np.expm1(agnostic.u), cap)
     kl = wrong.kl
@@ -336,18 +335,11 @@ def _collect_starts(
 def _minimise(cost: _DiscreteKL, starts: Float[np.ndarray, "starts steps"], top: float) -> Minimum:
     """The best of the starts themselves and of where they lead."""
     found = minimise(cost, move_inside(starts, top), top)
-    at_starts = _evaluate(cost, starts)
+    at_starts = evaluate_costs(cost, starts)
     first = int(np.argmin(at_starts))
     if at_starts[first] < found.value:
         return found._replace(value=float(at_starts[first]), u=starts[first])
     return found
-
-
-def _evaluate(cost: _DiscreteKL, u: Float[np.ndarray, "n steps"]) -> Float[np.ndarray, " n"]:
-    """J of at most `CONSTANTS` rows, by the program that has compared constants."""
-    rows = np.zeros((CONSTANTS, u.shape[1]))
-    rows[: len(u)] = u
-    return np.asarray(evaluate_costs(cost, jnp.asarray(rows)))[: len(u)]
 
 
 def _check_concrete(*arguments: object) -> None:

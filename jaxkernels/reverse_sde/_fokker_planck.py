@@ -88,7 +88,8 @@ def leading_order_1d(
     Steps are geometric in theta + (smallest variance). Only `stochasticity_squared` may be traced,
     and under a transformation of the caller (jit, grad, vmap) 64-bit precision has to be on: the
     masses between modes are beyond float32. The derivative at alpha^2 = 0 is that of L in alpha^2,
-    not 0; with modes many deviations apart it loses its digits below alpha^2 of about 1e-8.
+    not 0; with modes many deviations apart it loses its digits below alpha^2 of about 1e-8. For
+    several dimensions see `reverse_sde.leading_order_samples`.
 
     **Arguments:**
 
@@ -129,7 +130,7 @@ def leading_order_1d(
     diffusion models: ordinary vs stochastic differential equations" (2023),
     equation (10), divided by p_theta.
     """
-    _check_target(target)
+    check_one_dimensional(target)
     perturbation = error if callable(error) else _checks.lookup("error", error, NAMED_ERRORS)
     solve = _checks.lookup("scheme", scheme, _SCHEMES)
     final_time = float(_checks.scalar("final_time", final_time, above=0.0))
@@ -171,8 +172,10 @@ def _imbalance(u: Array, masses: Array) -> Array:
     return jnp.abs(jnp.sum(masses * u)) / jnp.where(total > 0, total, 1.0)
 
 
-def _check_target(target: GaussianMixture) -> None:
+def check_one_dimensional(target: GaussianMixture) -> None:
     """Refuse targets that have no one-dimensional density."""
+    if not isinstance(target, GaussianMixture):
+        raise ValueError(f"target must be a GaussianMixture; got {type(target).__name__}.")
     if is_traced(target):
         raise ValueError("target is traced; only stochasticity_squared may be.")
     if target.means.shape[1] != 1:

@@ -6,12 +6,13 @@ In the quantile s = F_theta(x) there is no transport, and (2) of `_fokker_planck
 """
 
 import math
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ..distributions import GaussianMixture
 from ._perturbation import (
@@ -41,6 +42,17 @@ _NARROW = 1e-5
 _BISECTIONS = 60
 
 
+class LagrangianGrid(NamedTuple):
+    """Moving cells, and what the density and the error are on them at the stages of the steps."""
+
+    times: Float[Array, " points"]
+    nodes: Float[Array, " cells"]
+    masses: Float[Array, " cells"]
+    between: Float[Array, " faces"]
+    density: Float[Array, "steps stages faces"]
+    source: Float[Array, "steps stages cells"]
+
+
 def solve_lagrangian(
     target: GaussianMixture,
     error: ErrorFunction,
@@ -49,7 +61,16 @@ def solve_lagrangian(
     stochasticity_squared: Array,
     pieces: np.ndarray,
 ) -> Solution:
-    """u, L, nodes and masses of the cells.
+    """u, L, nodes and masses of the cells."""
+    grid = place_grid(target, error, theta, cells)
+    u, value = diffuse(grid, stochasticity_squared, jnp.asarray(pieces))
+    return Solution(u, value, grid.nodes, grid.masses)
+
+
+def place_grid(
+    target: GaussianMixture, error: ErrorFunction, theta: np.ndarray, cells: int
+) -> LagrangianGrid:
+    """Everything that does not depend on alpha.
 
     The cells have masses m_j, and between their nodes lie the masses n_{j+1/2}; the conductances at
     the faces are p^2 / n. Distances do not appear: as theta grows, cells between two modes are
@@ -73,9 +94,7 @@ def solve_lagrangian(
         density, positions = _follow_flow(target, times, faces)
         source, worst = _evaluate_source(target, error, times, positions, masses)
         check_finite(worst)
-    alpha2 = stochasticity_squared
-    u, value = _diffuse(times, masses, between, density, source, alpha2, jnp.asarray(pieces))
-    return Solution(u, value, nodes, masses)
+    return LagrangianGrid(times, nodes, masses, between, density, source)
 
 
 def _place_points(target: GaussianMixture, cells: int) -> np.ndarray:
@@ -201,17 +220,11 @@ def _evaluate_source(
 
 
 @jax.jit
-def _diffuse(
-    times: Array,
-    masses: Array,
-    between: Array,
-    density: Array,
-    source: Array,
-    stochasticity_squared: Array,
-    pieces: Array,
+def diffuse(
+    grid: LagrangianGrid, stochasticity_squared: Array, pieces: Array
 ) -> tuple[Array, Array]:
-    """u and L."""
+    """u and L for alpha^2 on the pieces that each step belongs to."""
     alpha2 = stochasticity_squared[pieces]
-    rates = 0.5 * alpha2[:, None, None] * density * (density / between)
-    u = march(times, masses, rates, rates, source, alpha2)
-    return u, 0.5 * jnp.sum(masses * u**2)
+    rates = 0.5 * alpha2[:, None, None] * grid.density * (grid.density / grid.between)
+    u = march(grid.times, grid.masses, rates, rates, grid.source, alpha2)
+    return u, 0.5 * jnp.sum(grid.masses * u**2)

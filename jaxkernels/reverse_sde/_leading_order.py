@@ -4,10 +4,10 @@ In the rescaled time theta the reverse family with the learned score grad log p 
 
     dY = [Y/2 + (1 + alpha^2)/2 (grad log p + eps E)(Y)] dt + alpha dW,     Y starts from p_T,  (1)
 
-alpha = h / g, and KL(p_0 || q) = L eps^2 + O(eps^3) at the data end, in nats. Take data
-N(mu, diag lambda), s_i and y_i of `_time_change`, H_i(theta) = int_0^theta alpha^2 dy_i, and an
-affine error. In units of the standard deviation of p_theta the covariance and the mean of q change
-to first order by W and M, and
+alpha = h / g, and KL(p_0 || q) = L eps^2 + O(eps^3) at the data end, in nats; chi^2(p_0 || q) is
+2 L eps^2 + O(eps^3). Take data N(mu, diag lambda), s_i and y_i of `_time_change`,
+H_i(theta) = int_0^theta alpha^2 dy_i, and an affine error. In units of the standard deviation of
+p_theta the covariance and the mean of q change to first order by W and M, and
 
     L = |M|^2 / 2 + |W|_F^2 / 4.                                                                (2)
 

@@ -8,8 +8,8 @@ For a constant alpha = h / g and the error of `_leading_order`:
   samples the density p_0 e^{eps phi}. Errors that are no gradient count by their projection on
   gradients in L^2(p_0).
 
-They correct Propositions 3.4 to 3.6 of Cao, Chen, Luo, Zhou (2023); the tests hold the formulas as
-published beside them.
+They correct Propositions 3.4 to 3.6 of Cao, Chen, Luo, Zhou (2023); `pulse_constants` has the first
+as published, and the tests the others. `_density` has the limits of other densities.
 """
 
 import jax.numpy as jnp
@@ -60,8 +60,8 @@ def pulse_leading_order(
     ```
     """
     lam, alpha2, theta = _check_setting(target, stochasticity_squared, "time", time)
-    c = _check_modes("relative", relative, lam.shape[0])
-    b = _check_modes("shift", shift, lam.shape[0])
+    c = check_modes("relative", relative, lam.shape[0])
+    b = check_modes("shift", shift, lam.shape[0])
     y = mode_time(theta, lam)
     parts = c**2 * jnp.exp(-2.0 * alpha2 * y) / 4.0 + b**2 * jnp.exp(-alpha2 * y) / 8.0
     precision = 1.0 / mode_variance(theta, lam)
@@ -99,11 +99,11 @@ def pulse_bound(
     ```
 
     Source: derived here; it replaces Cao, Chen, Luo, Zhou (2023), Proposition 3.4, whose constants
-    ask for alpha^2 >= 30.
+    (`pulse_constants`) ask for alpha^2 >= 30.
     """
     lam, alpha2, theta = _check_setting(target, stochasticity_squared, "time", time)
-    c = _check_modes("relative", relative, lam.shape[0])
-    b = _check_modes("shift", shift, lam.shape[0])
+    c = check_modes("relative", relative, lam.shape[0])
+    b = check_modes("shift", shift, lam.shape[0])
     precision = 1.0 / mode_variance(theta, lam)
     weights = jnp.asarray(target.weights)
     information = jnp.sum(weights * (2.0 * c**2 + b**2) * precision**2)
@@ -149,8 +149,8 @@ def window_leading_order(
     Source: derived here; it corrects Cao, Chen, Luo, Zhou (2023), Proposition 3.5.
     """
     lam, alpha2, a = _check_setting(target, stochasticity_squared, "window", window)
-    c = _check_modes("relative", relative, lam.shape[0])
-    b = _check_modes("shift", shift, lam.shape[0])
+    c = check_modes("relative", relative, lam.shape[0])
+    b = check_modes("shift", shift, lam.shape[0])
 
     def reach(rate: Array) -> Array:
         """(1 + alpha^2) int_0^a e^{-alpha^2 rate r / 2} dr rate / 2."""
@@ -228,8 +228,8 @@ def tail_constant(
     ```
     """
     lam = jnp.asarray(check_variances(target))
-    c = _check_modes("relative", relative, lam.shape[0])
-    b = _check_modes("shift", shift, lam.shape[0])
+    c = check_modes("relative", relative, lam.shape[0])
+    b = check_modes("shift", shift, lam.shape[0])
     return jnp.sum(jnp.asarray(target.weights) * (c**2 / 4.0 + b**2 / 2.0))
 
 
@@ -279,7 +279,7 @@ def _check_setting(
     return lam, jnp.asarray(alpha2), jnp.asarray(_checks.parameter(name, time, at_least=0.0))
 
 
-def _check_modes(name: str, value: Numbers, modes: int) -> Float[Array, " modes"]:
+def check_modes(name: str, value: Numbers, modes: int) -> Float[Array, " modes"]:
     """A number per mode."""
     out = jnp.asarray(value) if is_traced(value) else jnp.asarray(_checks.array(name, value))
     if out.shape not in ((), (modes,)):

@@ -69,13 +69,21 @@ class AbstractCost(eqx.Module):
         return dense_derivatives(lambda u: jnp.log(self.value(u) + jnp.finfo(u.dtype).tiny), z)
 
 
+def evaluate_costs(
+    cost: AbstractCost, u: Float[np.ndarray, "starts n"]
+) -> Float[np.ndarray, " starts"]:
+    """The cost of every row of u, in batches of one size: one program serves any number of rows."""
+    rows = np.concatenate([u, np.repeat(u[-1:], -len(u) % CONSTANTS, 0)])
+    batches = rows.reshape(-1, CONSTANTS, u.shape[1])
+    return np.concatenate([_evaluate_batch(cost, jnp.asarray(b)) for b in batches])[: len(u)]
+
+
 @jax.jit
-def evaluate_costs(cost: AbstractCost, u: Float[Array, "starts n"]) -> Float[Array, " starts"]:
-    """The cost of every row of u."""
+def _evaluate_batch(cost: AbstractCost, u: Float[Array, "starts n"]) -> Float[Array, " starts"]:
     return jax.vmap(cost.value)(u)
 
 
-def search_constant(cost: AbstractCost, top: float, columns: int = 1) -> tuple[float, float]:
+def search_constant(cost: AbstractCost, top: float, columns: int) -> tuple[float, float]:
     """u <= `top` of the best constant and its cost, by ever finer grids around the best.
 
     `columns` is the number of entries of u that the constant is repeated in.
@@ -84,7 +92,7 @@ def search_constant(cost: AbstractCost, top: float, columns: int = 1) -> tuple[f
     high = top
     while True:
         grid = np.linspace(low, high, CONSTANTS)
-        values = np.asarray(evaluate_costs(cost, jnp.asarray(np.repeat(grid[:, None], columns, 1))))
+        values = evaluate_costs(cost, np.repeat(grid[:, None], columns, 1))
         best = int(np.argmin(values))
         if high - low < _WIDTH:
             return float(grid[best]), float(values[best])

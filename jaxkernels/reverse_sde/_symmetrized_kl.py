@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .. import metrics
+from .. import _checks, metrics
 from .._types import AnyArray
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
-from ..recurrence import NamedInitialization, Run, evaluation_times
+from ..recurrence import NAMED_INITIALIZATIONS, NamedInitialization, Run, evaluation_times
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..score_error import AbstractProfile, AffineError, Relative
@@ -49,11 +49,10 @@ class SymmetrizedKL(eqx.Module):
 
         J = [KL(p_0 || q; +eps) + KL(p_0 || q; -eps)] / 2
 
-    q is the distribution of the samples if the score is (1 +- eps c(theta)) grad log p and sampling
-    starts from the exact marginal. J is the part of KL that is even in the error, whose sign is not
-    known. It is exact, differentiable in times and alpha^2, and can be an objective of
-    `optimize_schedule`. A change of `epsilon`, of `error`'s numbers or of the target's does not
-    recompile; another function does.
+    q is the distribution of the samples if the score is (1 +- eps c(theta)) grad log p. J is the
+    part of KL that is even in the error, whose sign is not known. It is exact, differentiable in
+    times and alpha^2, and can be an objective of `optimize_schedule`. A change of `epsilon`, of
+    `error`'s numbers or of the target's does not recompile; another function does.
 
     **Arguments:**
 
@@ -63,7 +62,12 @@ class SymmetrizedKL(eqx.Module):
       stochasticity only.
     - `process`: the forward process.
     - `sampler`: the sampler.
-    - `epsilon`: eps, the factor of the error. At 0, J is the KL divergence of the discretisation.
+    - `epsilon`: eps, the factor of the error. At 0, J is the KL divergence of the discretisation
+      and of the initialization.
+    - `initialization`: what sampling starts from, "marginal", the exact one, or "standard_normal",
+      the prior of the process.
+
+    **Raises:** ValueError for an unknown `initialization`.
 
     **Example:**
 
@@ -82,6 +86,7 @@ class SymmetrizedKL(eqx.Module):
     sampler: AbstractSampler
     error: AbstractProfile
     epsilon: Float[ArrayLike, ""]
+    initialization: NamedInitialization
 
     def __init__(
         self,
@@ -90,11 +95,14 @@ class SymmetrizedKL(eqx.Module):
         process: AbstractProcess,
         sampler: AbstractSampler,
         epsilon: Float[ArrayLike, ""],
+        initialization: str = "marginal",
     ):
         self.target = target.in_eigenbasis()
         self.process = process
         self.sampler = sampler
         self.epsilon = epsilon
+        name = _checks.one_of("initialization", initialization, NAMED_INITIALIZATIONS)
+        self.initialization = NamedInitialization(name)
         if callable(error):
             self.error = _OfRescaledTime(error)
         else:
@@ -120,6 +128,5 @@ class SymmetrizedKL(eqx.Module):
 
     def _evaluate(self, schedule: Schedule, error: AffineError) -> Float[Array, ""]:
         """KL(p_0 || q) for an error at every evaluation, from the exact moments per mode."""
-        start = NamedInitialization("marginal")
-        run = Run(self.target, self.process, self.sampler, schedule, start)
+        run = Run(self.target, self.process, self.sampler, schedule, self.initialization)
         return jnp.sum(run.contributions(metrics.kl, error))

@@ -1,12 +1,19 @@
 """The distribution of the samples for a score error of any size, without expansion.
 
 In units of the standard deviation of p_theta the reverse process (1) of `_leading_order` with a
-Gaussian target stays Gaussian, N(D, V). It starts as N(0, I), and at eps = 0 it stays so. Per mode
-and towards the data, with k = alpha^2 + (1 + alpha^2) eps c,
+Gaussian target stays Gaussian, N(D, V). From the exact marginal it starts as N(0, I), and stays so
+at eps = 0. Per mode and towards the data, with k = alpha^2 + (1 + alpha^2) eps c,
 
     dV/dy = k V - alpha^2,     dD/dy = k D / 2 - (1 + alpha^2) eps b / 2,                       (1)
 
 solved exactly on every cell. A matrix error couples the modes (`affine_terminal_distribution`).
+
+In practice sampling starts from N(0, I) and not from p_T. In the same units D is then -m / sqrt(s)
+and V = 1 / s at theta = T, with m and s the mean and the variance of p_T. Without score error
+
+    D -> e^{-H/2} D,     V - 1 -> e^{-H} (V - 1),     H = int alpha^2 dy,                        (2)
+
+so that noise forgets a wrong start, and the deterministic flow keeps KL(p_T || N(0, I)) as it is.
 """
 
 from functools import partial
@@ -22,6 +29,7 @@ from .._numerics import safe_sqrt
 from .._precision import in_float64, is_traced
 from .._types import AnyArray, Numbers
 from ..distributions import Gaussian
+from ..recurrence import NAMED_INITIALIZATIONS
 from ._affine import TensorProfile, whiten_error
 from ._cells import (
     broadcast_to_modes,
@@ -40,8 +48,7 @@ _STEPS_PER_UNIT = 25.0
 class TerminalDistribution(eqx.Module):
     """The distribution of the samples, and its distance from the data distribution p_0.
 
-    Sampling starts from the exact marginal. `terminal_distribution` and
-    `affine_terminal_distribution` compute it.
+    `terminal_distribution` and `affine_terminal_distribution` compute it.
 
     **Example:**
 
@@ -71,6 +78,8 @@ def terminal_distribution(
     epsilon: Numbers,
     relative: Numbers = 0.0,
     shift: Numbers = 0.0,
+    *,
+    initialization: str = "marginal",
 ) -> TerminalDistribution:
     """Compute the exact distribution of the samples for an error eps E that is constant on cells.
 
@@ -84,11 +93,14 @@ def terminal_distribution(
     - `target`, `edges`, `stochasticity_squared`: as in `leading_order`.
     - `epsilon`: eps, the factor of the error, a number.
     - `relative`, `shift`: c and b, a number, (cells,) or (cells, modes).
+    - `initialization`: "marginal", the exact p_T at the last edge T, or "standard_normal", N(0, I)
+      in rescaled time, which is the prior of a variance-preserving process. With it KL(p_0 || q)
+      is not 0 at eps = 0, and has a term in eps: it is then not L eps^2 to leading order.
 
     **Returns:** a `TerminalDistribution` with variances per mode.
 
-    **Raises:** ValueError as `leading_order`, and naming the time at which the moments leave the
-    range of numbers.
+    **Raises:** ValueError as `leading_order`, for an unknown `initialization`, and naming the time
+    at which the moments leave the range of numbers.
 
     **Example:**
 
@@ -108,7 +120,9 @@ def terminal_distribution(
     b = epsilon * _check_constant("shift", shift, cells, variances.shape[0])
     edges = jnp.asarray(edges)
     weights = jnp.asarray(target.weights)
-    found, proper = _solve_cells(edges, jnp.asarray(variances), weights, alpha2, c, b)
+    variances = jnp.asarray(variances)
+    start = _start(target, edges[-1], variances, initialization)
+    found, proper = _solve_cells(edges, variances, weights, alpha2, c, b, start)
     _check_proper(proper, edges[:-1])
     return found
 
@@ -123,6 +137,7 @@ def affine_terminal_distribution(
     shift: TensorProfile = 0.0,
     *,
     steps: int | None = None,
+    initialization: str = "marginal",
 ) -> TerminalDistribution:
     """Compute the distribution of the samples for an error eps (A(theta) x + beta(theta)).
 
@@ -134,11 +149,13 @@ def affine_terminal_distribution(
     - `epsilon`: eps, the factor of the error, a number.
     - `steps`: steps per cell >= 1, uniform in the natural time of the mode of the smallest
       variance. The default makes the error of order 1e-9 for errors of moderate size.
+    - `initialization`: "marginal" or "standard_normal", as in `terminal_distribution`.
 
     **Returns:** a `TerminalDistribution` with a covariance in the eigenbasis.
 
-    **Raises:** ValueError as `affine_leading_order`, and naming the time at which a variance is not
-    a positive finite number: the process explodes, or there are too few steps.
+    **Raises:** ValueError as `affine_leading_order`, for an unknown `initialization`, and naming
+    the time at which a variance is not a positive finite number: the process explodes, or there are
+    too few steps.
 
     **Example:**
 
@@ -160,9 +177,23 @@ def affine_terminal_distribution(
     theta = _step_times(edges, jnp.min(variances), steps)
     slope, push = whiten_error(target, matrix, shift, theta)
     alpha2 = jnp.asarray(alpha2)
-    found, proper = _integrate(edges, variances, alpha2, theta, epsilon * slope, epsilon * push)
+    start = _start(target, edges[-1], variances, initialization)
+    error = (epsilon * slope, epsilon * push)
+    found, proper = _integrate(edges, variances, alpha2, theta, *error, start)
     _check_proper(proper, theta[:, :-2:2].reshape(-1))
     return found
+
+
+def _start(
+    target: Gaussian, final_time: Array, variances: Array, initialization: str
+) -> tuple[Float[Array, " modes"], Float[Array, " modes"]]:
+    """Variance and mean per mode of the initial distribution, in units of p_T."""
+    _checks.one_of("initialization", initialization, NAMED_INITIALIZATIONS)
+    if initialization == "marginal":
+        return jnp.ones_like(variances), jnp.zeros_like(variances)
+    variance = mode_variance(final_time, variances)
+    mean = jnp.exp(-0.5 * final_time) * jnp.asarray(target.in_eigenbasis().mean)
+    return 1.0 / variance, -mean / jnp.sqrt(variance)
 
 
 def _check_constant(
@@ -190,7 +221,13 @@ def _count_steps(edges: AnyArray, variances: AnyArray, alpha2: AnyArray) -> int:
 
 @jax.jit
 def _solve_cells(
-    edges: Array, lam: Array, weights: Array, alpha2: Array, c: Array, b: Array
+    edges: Array,
+    lam: Array,
+    weights: Array,
+    alpha2: Array,
+    c: Array,
+    b: Array,
+    start: tuple[Array, Array],
 ) -> tuple[TerminalDistribution, Array]:
     """The distribution at the data, and whether moments were proper at the end of every cell."""
     width = jnp.diff(mode_time(edges[:, None], lam), axis=0)
@@ -210,7 +247,6 @@ def _solve_cells(
 
     # from the noise end to the data
     cells = (jnp.exp(-z), jnp.exp(-0.5 * z), gained, pushed)
-    start = (jnp.ones_like(lam), jnp.zeros_like(lam))
     (variance, mean), proper = jax.lax.scan(step, start, cells, reverse=True)
     kl = jnp.sum(metrics.per_mode(metrics.kl, weights, mean, variance, jnp.ones_like(lam)))
     mean = jnp.sqrt(lam) * mean
@@ -229,7 +265,13 @@ def _step_times(edges: Array, fastest: Array, steps: int) -> Float[Array, "cells
 
 @jax.jit
 def _integrate(
-    edges: Array, lam: Array, alpha2: Array, theta: Array, slope: Array, push: Array
+    edges: Array,
+    lam: Array,
+    alpha2: Array,
+    theta: Array,
+    slope: Array,
+    push: Array,
+    start: tuple[Array, Array],
 ) -> tuple[TerminalDistribution, Array]:
     """The distribution at the data, and whether moments were proper at the end of every step."""
     fastest = jnp.min(lam)
@@ -239,8 +281,8 @@ def _integrate(
     sizes = jnp.repeat(jnp.diff(mode_time(edges, fastest)) / steps, steps)
     coefficients = (pull, scale[..., None] * slope, scale * push)
     rows = (jnp.repeat(alpha2, steps), sizes, *map(_split_steps, coefficients))
-    start = (jnp.eye(lam.size), jnp.zeros_like(lam))
-    (covariance, mean), proper = jax.lax.scan(_runge_kutta_step, start, rows, reverse=True)
+    first = (jnp.diag(start[0]), start[1])
+    (covariance, mean), proper = jax.lax.scan(_runge_kutta_step, first, rows, reverse=True)
     kl = metrics.dense_kl(mean, covariance, jnp.eye(lam.size))
     root = jnp.sqrt(lam)
     mean = root * mean

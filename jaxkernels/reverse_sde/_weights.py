@@ -31,7 +31,7 @@ from ._leading_order import integrated_decay
 from ._quadrature import place_nodes, resolve_panels
 from ._time_change import mode_variance, time_change
 
-_WEIGHTINGS: dict[str, Callable[[Array], Array]] = {
+WEIGHTINGS: dict[str, Callable[[Array], Array]] = {
     "default": lambda v: v**2,
     "noise": lambda v: v**3,
     "data": lambda v: v**2 / (0.25 + v),
@@ -71,7 +71,7 @@ def training_weight(
     diffusion models: ordinary vs stochastic differential equations" (2023),
     (5) and (45), given there without a derivation.
     """
-    shape = _checks.lookup("weighting", weighting, _WEIGHTINGS)
+    shape = _checks.lookup("weighting", weighting, WEIGHTINGS)
     return shape(safe_sqrt(-jnp.expm1(-time_change(process, t))))
 
 
