@@ -491,6 +491,12 @@ def variance_scale(known: Assumptions) -> Array:
     return jnp.where(jnp.isfinite(smallest), smallest, 0.0)
 
 
+def squared_mean(known: Assumptions) -> Array:
+    """|E X_0|^2 of a Gaussian."""
+    variances = jnp.asarray(known.multiplicities) @ jnp.asarray(known.spectrum)
+    return jnp.maximum(known.second_moment - variances, 0.0)
+
+
 def why(known: Assumptions, name: str) -> str:
     """Why a constant is not available."""
     return dict(known.notes).get(name, _NOT_GIVEN)

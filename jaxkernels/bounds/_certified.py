@@ -18,19 +18,33 @@ from ..processes import (
     OU,
     AbstractProcess,
     AbstractVariancePreserving,
+    DiscreteVP,
     check_process,
     same_process,
 )
 from ..recurrence import initialization_name
-from ..samplers import AbstractSampler, as_sampler, sampler_name
+from ..samplers import AbstractSampler, Heun, as_sampler, sampler_name
 from ..schedules import Schedule
-from ._assumptions import Assumptions, assumptions, curvature_interval, third_derivative, why
+from ._assumptions import (
+    Assumptions,
+    assumptions,
+    curvature_interval,
+    squared_mean,
+    third_derivative,
+    why,
+)
 from ._bound import ErrorSize, per_evaluation
-from ._step_factors import SCHEMES, StepErrors, StepFactors, Steps, root_or_inf
+from ._flow_factors import FLOW_SCHEMES
+from ._step_factors import SDE_SCHEMES, StepErrors, StepFactors, Steps, root_or_inf
 
 # schemes whose steps are those of the rate-1 time only if the process has a constant rate
 _CONSTANT_RATE = ("euler_maruyama",)
-_THIRD_DERIVATIVE = ("tweedie", "second_order")
+# schemes that need the third derivatives of the log-density
+_THIRD_DERIVATIVE = ("tweedie", "second_order", *FLOW_SCHEMES)
+_ANY_PROCESS = ("ddim", *FLOW_SCHEMES)
+
+SCHEMES = SDE_SCHEMES | FLOW_SCHEMES
+"""Those that are certified, by name."""
 
 
 class CertifiedBound(eqx.Module):
@@ -76,26 +90,31 @@ def certified_bound(
     error_lipschitz: Numbers = 0.0,
     initialization: str | Numbers | None = None,
 ) -> CertifiedBound:
-    """Bound the W2 distance between the data and the samples of a stochastic sampler.
+    """Bound the W2 distance between the data and the samples of a sampler.
 
         e_(k+1) = ((r_k e_k + mean_k + c_k eps_k)^2 + sum_j (f_kj + g_kj e_k)^2)^(1/2) + drift_k
 
     with drift = 0 but for "ddim", and e_0 = W2(initial distribution, p_T); then the truncation
     W2(p_0, p_(t_K)) is added. It holds for every schedule and step size, and whatever m <=
-    -Hess log p_0 <= L. Integrals over a step are Gauss-Legendre sums of 32 nodes.
+    -Hess log p_0 <= L. Integrals over a step are Gauss-Legendre sums of 32 nodes. Without noise f =
+    g = 0, and mean_k is the error of a single step along the exact probability flow.
 
     **Arguments:**
 
     - `target`: a Gaussian, a mixture, or the `Assumptions` on other data.
-    - `process`: the forward process. All but "ddim" need a variance-preserving one (OU, VP,
-      CosineVP, DiscreteVP) and steps of the reverse SDE in tau = -2 log a, the time of the process
-      of rate 1; the library's `EulerMaruyama` makes such steps for OU only. "ddim" is covered for
-      every process.
+    - `process`: the forward process. "ddim" is covered for every process, "euler_flow" and "heun"
+      for all whose rates are smooth in time, that is all but DiscreteVP. The others need a
+      variance-preserving one (OU, VP, CosineVP, DiscreteVP) and steps of the reverse SDE in tau =
+      -2 log a, the time of the process of rate 1; the library's `EulerMaruyama` makes such steps
+      for OU only.
     - `sampler`: a sampler or a name: "euler_maruyama", "exponential_integrator", "rem", "rei" (the
       randomised midpoint methods, one random number for each sample and step), "second_order",
       "tweedie" (exact mean and covariance of a step), "exact_mean" (exact mean, covariance e^h -
-      1), "ddim" with any stochasticity.
-    - `schedule`: its stochasticity must be 1, but for "ddim".
+      1), "ddim" with any stochasticity; of the probability flow "euler_flow" (Euler's method in
+      the process's time, which is `EulerMaruyama` without noise) and "heun". The bound of "heun"
+      is of order 2 for Gaussians and of order 1 for other data, of which more than the third
+      derivative would have to be known.
+    - `schedule`: its stochasticity must be 0 for "euler_flow" and "heun", 1 for all but "ddim".
     - `score_error`: eps_k >= 0, the root mean square of the score's error at the samples, in 1 /
       data: a number, (steps,), or a jittable function of time, monotone within each step. Where
       Hessians are used, they are those of the exact score.
@@ -192,6 +211,7 @@ def make_steps(known: Assumptions, schedule: Schedule, errors: StepErrors) -> St
         levels[1:],
         signal[:-1],
         signal[1:],
+        schedule.times,
         schedule.stochasticity_squared,
         errors,
     )
@@ -232,7 +252,7 @@ def initial_distance(
         return jnp.sqrt(a**2 * known.second_moment + known.dim * (prior - s) ** 2)
     deviation = jnp.sqrt(a**2 * jnp.asarray(known.spectrum) + s**2)
     square = jnp.asarray(known.multiplicities) @ (prior - deviation) ** 2
-    return safe_sqrt(a**2 * _squared_mean(known) + square)
+    return safe_sqrt(a**2 * squared_mean(known) + square)
 
 
 def truncation_distance(
@@ -246,13 +266,7 @@ def truncation_distance(
     variances = jnp.asarray(known.spectrum)
     change = safe_sqrt(a**2 * variances + s**2) - safe_sqrt(variances)
     square = jnp.asarray(known.multiplicities) @ change**2
-    return safe_sqrt((1.0 - a) ** 2 * _squared_mean(known) + square)
-
-
-def _squared_mean(known: Assumptions) -> Array:
-    """|E X_0|^2 of a Gaussian."""
-    variances = jnp.asarray(known.multiplicities) @ jnp.asarray(known.spectrum)
-    return jnp.maximum(known.second_moment - variances, 0.0)
+    return safe_sqrt((1.0 - a) ** 2 * squared_mean(known) + square)
 
 
 def known_of(target: object, process: AbstractProcess) -> Assumptions:
@@ -277,7 +291,9 @@ def scheme_name(sampler: object, process: AbstractProcess) -> str:
         raise ValueError(
             f"sampler {name!r} has no certified bound; those with one: {', '.join(SCHEMES)}."
         )
-    if name == "ddim":
+    if name in FLOW_SCHEMES:
+        _check_flow(name, sampler, process)
+    if name in _ANY_PROCESS:
         return name
     if not isinstance(process, AbstractVariancePreserving):
         raise ValueError(
@@ -289,6 +305,26 @@ def scheme_name(sampler: object, process: AbstractProcess) -> str:
             f"process = {process!r}: the bound of {name!r} is for OU, whose rate is constant."
         )
     return name
+
+
+def _check_flow(name: str, sampler: object, process: AbstractProcess) -> None:
+    """Check that the flow's velocity is smooth, and the last step one that is covered."""
+    if isinstance(process, DiscreteVP):
+        raise ValueError(
+            f"process = {process!r}: the bound of {name!r} needs rates that are continuous in "
+            "time, which those of a table are not; that of 'ddim' is for every process."
+        )
+    if isinstance(sampler, Heun) and sampler.final != "euler":
+        raise ValueError(
+            f"sampler.final = {sampler.final!r}: the bound of 'heun' is for final='euler'."
+        )
+
+
+def required_stochasticity(scheme: str) -> float | None:
+    """The stochasticity of every step of a scheme; None if it may be any."""
+    if scheme == "ddim":
+        return None
+    return 0.0 if scheme in FLOW_SCHEMES else 1.0
 
 
 def check_run(scheme: str, process: AbstractProcess, schedule: object) -> Schedule:
@@ -303,10 +339,12 @@ def check_run(scheme: str, process: AbstractProcess, schedule: object) -> Schedu
             "at a smaller time."
         )
     squared = np.asarray(schedule.stochasticity_squared)
-    if scheme != "ddim" and not np.allclose(squared, 1.0):
+    required = required_stochasticity(scheme)
+    if required is not None and not np.allclose(squared, required):
+        other = "; without noise it is 'euler_flow'" if scheme == "euler_maruyama" else ""
         raise ValueError(
-            f"stochasticity must be 1 for the bound of {scheme!r}; got "
-            f"{float(np.sqrt(squared[np.argmax(np.abs(squared - 1.0))])):g}."
+            f"stochasticity must be {required:g} for the bound of {scheme!r}; got "
+            f"{float(np.sqrt(squared[np.argmax(np.abs(squared - required))])):g}{other}."
         )
     return schedule
 

@@ -96,6 +96,8 @@ class Steps(NamedTuple):
     end: Float[Array, " steps"]
     signal: Float[Array, " steps"]
     next_signal: Float[Array, " steps"]
+    times: Float[Array, " points"]
+    """Of the process."""
     stochasticity_squared: Float[Array, " steps"]
     errors: StepErrors
 
@@ -350,7 +352,7 @@ def ddim(steps: Steps) -> StepFactors:
     return exact._replace(drift=drift)
 
 
-SCHEMES: dict[str, Callable[[Steps], StepFactors]] = {
+SDE_SCHEMES: dict[str, Callable[[Steps], StepFactors]] = {
     "euler_maruyama": euler_maruyama,
     "exponential_integrator": exponential_integrator,
     "exact_mean": exact_mean,
@@ -360,7 +362,7 @@ SCHEMES: dict[str, Callable[[Steps], StepFactors]] = {
     "rei": randomised_exponential,
     "ddim": ddim,
 }
-"""Those that are certified, by name."""
+"""Those of the reverse SDE or family, by name."""
 
 
 def root_or_inf(x: Array) -> Array:
