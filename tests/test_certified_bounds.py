@@ -895,6 +895,33 @@ def test_assumptions_are_shown_with_their_status() -> None:
     assert float(first[0]) == pytest.approx(1.0 / s2 - np.exp(-0.5) / s2**2, rel=1e-12)
 
 
+def test_what_a_measured_network_shows_of_its_data() -> None:
+    """The denoising error and the second moment; a divergence bound follows, no W2 bound does."""
+    data = jk.Gaussian([1.0, 0.0], [0.5, 2.0])
+    sigma = np.geomspace(60.0, 0.02, 100)
+    error = np.sum([lam * sigma**2 / (lam + sigma**2) for lam in (0.5, 2.0)], 0)
+    options = {"prediction_type": "x0", "averaged_over": 2, "target": data}
+    losses = jk.Measurement.from_losses(jk.EDM(), sigma, error / 2.0, **options)
+    known = jk.bounds.assumptions(losses, jk.EDM())
+    assert float(known.second_moment) == 3.5
+    assert float(known.dim) == 2.0
+    assert re.search(r"L_F +unavailable +measured values bound no derivative", repr(known))
+    assert re.search(r"denoising error +a function +bounded", repr(known))
+    schedule = jk.Schedule(np.geomspace(50.0, 0.05, 9), 1.0)
+    found, exact = (
+        jk.bounds.girsanov_bound(of, jk.EDM(), "ddim", schedule) for of in (known, data)
+    )
+    assert float(jnp.sum(found.discretisation)) == pytest.approx(
+        float(jnp.sum(exact.discretisation)), rel=0.01
+    )
+    bound = certified_bound(known, jk.EDM(), "ddim", schedule)
+    assert float(bound.value) == np.inf
+    assert "measured values" in bound.reason
+    bare = jk.Measurement.from_losses(jk.EDM(), sigma, error, prediction_type="x0", averaged_over=1)
+    with pytest.raises(ValueError, match="distribution = None"):
+        jk.bounds.assumptions(bare, jk.EDM())
+
+
 def test_a_function_of_time_is_a_score_error_that_moves_with_the_schedule() -> None:
     known = logistic(SECOND_MOMENT)
     schedule = jk.Schedule([2.0, 1.0, 0.5, 0.1], 1.0)

@@ -1,7 +1,7 @@
 """Bounds on the W2 distance between data and samples, with no hidden constant."""
 
 import dataclasses
-from typing import cast
+from typing import NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
+from .._derivatives import expand_pointwise
 from .._numerics import safe_sqrt
 from .._precision import in_float64, is_traced
 from .._types import AnyArray, Numbers
@@ -166,19 +167,15 @@ def evaluate_bound(
     factors = SCHEMES[scheme](steps)
     initial = initial_distance(known, process, schedule.times[0], start)
     zero = jnp.zeros_like(initial)
-    drift = jnp.broadcast_to(factors.drift, factors.mean.shape)
-    exact = (factors.mean, factors.noise, drift)
-    score = (factors.score_mean, factors.score_noise, jnp.zeros_like(drift))
-    none = jax.tree.map(jnp.zeros_like, exact)
-    distances = _propagate(factors, initial, jax.tree.map(jnp.add, exact, score))
+    distances = _propagate(_recursion(factors), initial)
     truncation = truncation_distance(known, process, schedule.times[-1])
     proved = is_proved(known, scheme, steps)
     return CertifiedBound(
         jnp.where(proved, finite_or_inf(distances[-1] + truncation), jnp.inf),
         jnp.concatenate([initial[None], distances]),
-        finite_or_inf(_propagate(factors, initial, none)[-1]),
-        finite_or_inf(_propagate(factors, zero, exact)[-1]),
-        finite_or_inf(_propagate(factors, zero, score)[-1]),
+        finite_or_inf(_propagate(_recursion(factors, exact=0.0, score=0.0), initial)[-1]),
+        finite_or_inf(_propagate(_recursion(factors, score=0.0), zero)[-1]),
+        finite_or_inf(_propagate(_recursion(factors, exact=0.0), zero)[-1]),
         truncation,
         factors.contraction,
     )
@@ -202,33 +199,102 @@ def is_proved(known: Assumptions, scheme: str, steps: Steps) -> Array:
 
 def make_steps(known: Assumptions, schedule: Schedule, errors: StepErrors) -> Steps:
     """The steps of a schedule under the process of the assumptions."""
+    times = jnp.asarray(schedule.times)
+    return _steps_between(known, times[:-1], times[1:], schedule.stochasticity_squared, errors)
+
+
+def _steps_between(
+    known: Assumptions, times: Array, next_times: Array, squared: Array, errors: StepErrors
+) -> Steps:
+    """Steps from some times to others."""
     process = known.process
-    levels = process.sigma(schedule.times) ** 2
-    signal = process.signal(schedule.times)
     return Steps(
         known,
-        levels[:-1],
-        levels[1:],
-        signal[:-1],
-        signal[1:],
-        schedule.times,
-        schedule.stochasticity_squared,
+        process.sigma(times) ** 2,
+        process.sigma(next_times) ** 2,
+        process.signal(times),
+        process.signal(next_times),
+        times,
+        next_times,
+        squared,
         errors,
     )
 
 
-def _propagate(
-    factors: StepFactors, start: Array, added: tuple[Array, Array, Array]
-) -> Float[Array, " steps"]:
-    """The distance after every step, for what is added to mean and noise, and as a drift."""
+def bound_value(
+    known: Assumptions,
+    schedule: Schedule,
+    scheme: str,
+    start: str | AnyArray,
+    score_error: object,
+    lipschitz: Numbers,
+) -> Float[Array, ""]:
+    """The value of `evaluate_bound`, with derivatives of order 1 and 2 that are cheap.
 
-    def step(distance: Array, here: tuple[Array, ...]) -> tuple[Array, Array]:
-        contraction, gain, mean, noise, drift = here
-        known = contraction * distance + mean
-        after = root_or_inf(known**2 + jnp.sum((noise + gain * distance) ** 2)) + drift
+    The factors of a step depend on its two times, and on its stochasticity where that is free.
+    """
+    times = jnp.asarray(schedule.times)
+    squared = jnp.asarray(schedule.stochasticity_squared)
+
+    def recursion(x: Array) -> Array:
+        errors = errors_between(x[0], x[1], score_error, lipschitz)
+        alpha2 = x[2] if len(x) > 2 else squared
+        factors = SCHEMES[scheme](_steps_between(known, x[0], x[1], alpha2, errors))
+        return jnp.stack(_recursion(factors))
+
+    free = (squared,) if required_stochasticity(scheme) is None else ()
+    along = expand_pointwise(recursion, jnp.stack([times[:-1], times[1:], *free]))
+    initial = initial_distance(known, known.process, times[0], start)
+    distance = _propagate(_Recursion(*along), initial)[-1]
+    truncation = truncation_distance(known, known.process, times[-1])
+    steps = make_steps(known, schedule, step_errors(schedule, score_error, lipschitz))
+    proved = is_proved(known, scheme, steps)
+    return jnp.where(proved, finite_or_inf(distance + truncation), jnp.inf)
+
+
+class _Recursion(NamedTuple):
+    """What propagates the distance e over a step, (steps,) each.
+
+    ((contraction e + mean)^2 + noise + 2 cross e + gain e^2)^(1/2) + drift
+    """
+
+    contraction: Array
+    mean: Array
+    noise: Array
+    cross: Array
+    gain: Array
+    drift: Array
+
+
+def _recursion(factors: StepFactors, *, exact: float = 1.0, score: float = 1.0) -> _Recursion:
+    """The recursion; with 0 without what the exact score or the score's error adds."""
+
+    def kept(share: float, part: Array) -> Array:
+        # not a product, as parts may be infinite
+        return part if share else jnp.zeros_like(part)
+
+    noise = kept(exact, factors.noise) + kept(score, factors.score_noise)
+    drift = jnp.broadcast_to(factors.drift, factors.mean.shape)
+    return _Recursion(
+        factors.contraction,
+        kept(exact, factors.mean) + kept(score, factors.score_mean),
+        jnp.sum(noise**2, -1),
+        jnp.sum(noise * factors.gain, -1),
+        jnp.sum(factors.gain**2, -1),
+        kept(exact, drift),
+    )
+
+
+def _propagate(along: _Recursion, start: Array) -> Float[Array, " steps"]:
+    """The distance after every step."""
+
+    def step(distance: Array, here: _Recursion) -> tuple[Array, Array]:
+        known = here.contraction * distance + here.mean
+        noise = here.noise + 2.0 * here.cross * distance + here.gain * distance**2
+        after = root_or_inf(known**2 + noise) + here.drift
         return after, after
 
-    return jax.lax.scan(step, start, (factors.contraction, factors.gain, *added))[1]
+    return jax.lax.scan(step, start, along)[1]
 
 
 def finite_or_inf(value: Array) -> Array:
@@ -357,18 +423,24 @@ def check_initial(process: AbstractProcess, initialization: object) -> str | Any
 
 
 def step_errors(schedule: Schedule, score_error: object, lipschitz: Numbers) -> StepErrors:
+    """The score error of every step of a schedule."""
+    times = jnp.asarray(schedule.times)
+    return errors_between(times[:-1], times[1:], score_error, lipschitz)
+
+
+def errors_between(
+    starts: Array, ends: Array, score_error: object, lipschitz: Numbers
+) -> StepErrors:
     """The score error of every step; of a function, the larger of both ends for its maximum."""
-    starts = jnp.asarray(schedule.times)[:-1]
     slope = per_evaluation("error_lipschitz", lipschitz, starts).astype(starts.dtype)
     if not callable(score_error):
         size = per_evaluation("score_error", cast(Numbers, score_error), starts)
-        size = size.astype(schedule.times.dtype)
+        size = size.astype(starts.dtype)
         return StepErrors(size, size, slope)
-    times = jnp.asarray(schedule.times)
-    sizes = jnp.broadcast_to(jnp.asarray(score_error(times)), times.shape)
-    if not is_traced(sizes) and bool(np.any(np.asarray(sizes[:-1]) < 0)):
+    first, last = (jnp.broadcast_to(jnp.asarray(score_error(t)), t.shape) for t in (starts, ends))
+    if not is_traced(first) and bool(np.any(np.asarray(first) < 0)):
         raise ValueError("score_error must be >= 0 at every time.")
-    return StepErrors(sizes[:-1], jnp.maximum(sizes[:-1], sizes[1:]), slope)
+    return StepErrors(first, jnp.maximum(first, last), slope)
 
 
 def explain(known: Assumptions, scheme: str, schedule: Schedule, errors: StepErrors) -> str:

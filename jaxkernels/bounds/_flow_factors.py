@@ -104,19 +104,18 @@ def _ends(steps: Steps) -> tuple[_Point, _Point]:
     """Both ends of every step; the start for both in a step to noise level 0, which needs one."""
     process = steps.known.process
     present = steps.end > 0
-    times = steps.times
-    dt = times[:-1] - times[1:]
+    dt = steps.time - steps.next_time
 
     def point(t: Array, w: Array, a: Array) -> _Point:
         reach = 0.5 * dt * process.diffusion_squared(t)
         return _Point(w, a, process.signal_rate(t), process.drift(t), reach)
 
     later = (
-        jnp.where(present, times[1:], times[:-1]),
+        jnp.where(present, steps.next_time, steps.time),
         jnp.where(present, steps.end, steps.start),
         jnp.where(present, steps.next_signal, steps.signal),
     )
-    return point(times[:-1], steps.start, steps.signal), point(*later)
+    return point(steps.time, steps.start, steps.signal), point(*later)
 
 
 def _of_gaussian(steps: Steps) -> _Flow:
@@ -127,7 +126,7 @@ def _of_gaussian(steps: Steps) -> _Flow:
     weights = jnp.asarray(known.multiplicities)
     variances = jnp.asarray(known.spectrum)
     start, end = _ends(steps)
-    dt = steps.times[:-1] - steps.times[1:]
+    dt = steps.time - steps.next_time
 
     def kept(at: _Point) -> Array:
         variance = at.signal[:, None] ** 2 * (variances + at.w[:, None])
@@ -167,14 +166,14 @@ def _of_curvature(steps: Steps) -> _Flow:
     |dt/2 - (r - u)| <= dt sqrt(3)/4 (z^2 + 1/3), z = 1 - 2 (r - u) / dt, which is smooth.
     """
     start, end = _ends(steps)
-    dt = steps.times[:-1] - steps.times[1:]
+    dt = steps.time - steps.next_time
     p, p_radius, _ = _kept(steps, start)
     q, q_radius, slope = _kept(steps, end)
     both = jnp.abs(1.0 + p * q) + jnp.abs(q) * p_radius + jnp.abs(p) * q_radius
     nodes = steps.nodes()
     acceleration, rate, r = _acceleration(steps, nodes)
     weight = acceleration * safe_divide(nodes.weight, rate)
-    passed = r - steps.times[1:, None]
+    passed = r - steps.next_time[:, None]
     z = 1.0 - 2.0 * safe_divide(passed, dt[:, None])
     euler_error = jnp.sum(weight * passed, -1)
     trapezoid = dt * np.sqrt(3.0) / 4.0 * jnp.sum(weight * (z**2 + 1.0 / 3.0), -1)
@@ -190,7 +189,7 @@ def _of_curvature(steps: Steps) -> _Flow:
 def _kept(steps: Steps, at: _Point) -> tuple[Array, Array, Array]:
     """Centre and half width of the eigenvalues of I - dt V, and the largest |dt V|."""
     m, top = curvature_interval(steps.known, at.w, at.w, 0.0)
-    dt = steps.times[:-1] - steps.times[1:]
+    dt = steps.time - steps.next_time
     # an empty step moves nothing, also where the curvature has no bound
     reach = jnp.where(dt > 0, at.reach, 0.0) / at.signal**2
     low, high = (jnp.where(dt > 0, reach * end, 0.0) for end in (m, top))

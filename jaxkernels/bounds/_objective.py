@@ -17,12 +17,11 @@ from ..schedules import Schedule
 from ._assumptions import Assumptions
 from ._bound import ErrorSize, as_error_size, check_sizes
 from ._certified import (
+    bound_value,
     check_initial,
-    evaluate_bound,
     known_of,
     required_stochasticity,
     scheme_name,
-    step_errors,
 )
 from ._girsanov import evaluate_girsanov, girsanov_scheme
 
@@ -132,9 +131,9 @@ class BoundCertifiedError(AbstractBoundObjective):
             run = (self.known, schedule, self.scheme, self.initialization)
             value = evaluate_girsanov(*run, self.score_error).value
             return _where_stochasticity(schedule, 1.0, value)
-        errors = step_errors(schedule, self.score_error, self.error_lipschitz)
         start = self.initialization if self.initial_distance is None else self.initial_distance
-        value = evaluate_bound(self.known, schedule, self.scheme, start, errors).value
+        errors = (self.score_error, self.error_lipschitz)
+        value = bound_value(self.known, schedule, self.scheme, start, *errors)
         required = required_stochasticity(self.scheme)
         return value if required is None else _where_stochasticity(schedule, required, value)
 

@@ -96,8 +96,9 @@ class Steps(NamedTuple):
     end: Float[Array, " steps"]
     signal: Float[Array, " steps"]
     next_signal: Float[Array, " steps"]
-    times: Float[Array, " points"]
+    time: Float[Array, " steps"]
     """Of the process."""
+    next_time: Float[Array, " steps"]
     stochasticity_squared: Float[Array, " steps"]
     errors: StepErrors
 
