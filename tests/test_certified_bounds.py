@@ -17,6 +17,7 @@ import pytest
 from scipy.integrate import dblquad
 
 import jaxkernels as jk
+from jaxkernels._derivatives import dense_derivatives
 from jaxkernels.bounds import Assumptions, as_published, certified_bound
 from jaxkernels.bounds._assumptions import curvature_interval, third_derivative
 
@@ -959,6 +960,38 @@ def test_bounds_are_differentiable_vectorised_and_the_sum_of_their_parts(name: s
     assert np.all(np.asarray(values) <= np.asarray(parts) * (1.0 + 1e-12))
     assert np.all(np.asarray(bounds.score_error) > 0)
     np.testing.assert_allclose(bounds.distances[:, -1] + bounds.truncation, values, rtol=1e-14)
+
+
+@pytest.mark.slow
+def test_the_objective_has_the_derivatives_of_the_bound() -> None:
+    """Of order 1 and 2, in times and stochasticity, which is 0 in one step."""
+    known = logistic(SECOND_MOMENT)
+
+    def profile(t):
+        return 0.1 / (1.0 + t)
+
+    def schedule(z):
+        times = jnp.concatenate([jnp.array([2.0]), z[:3], jnp.array([0.05])])
+        return jk.Schedule.from_squared(times, z[3:])
+
+    def bound(z):
+        return certified_bound(known, jk.OU(), "ddim", schedule(z), score_error=profile).value
+
+    objective = jk.bounds.CertifiedError(assumptions=known, score_error=profile)
+    bound_objective = objective.bind(jk.Gaussian(0.0, [1.0, 1.0]), jk.OU(), jk.DDIM())
+    z = jnp.array([1.3, 0.7, 0.3, 0.5, 0.0, 1.3, 0.2])
+    value, slope, curvature = jax.jit(
+        lambda z: dense_derivatives(lambda z: bound_objective(schedule(z)), z)
+    )(z)
+    h = 1e-6
+    gradient = jax.jit(jax.vmap(jax.value_and_grad(bound)))
+    values, slopes = gradient(z + h * np.concatenate([np.zeros((1, 7)), np.eye(7), -np.eye(7)]))
+    assert float(value) == pytest.approx(float(values[0]), rel=1e-14)
+    np.testing.assert_allclose(slope, slopes[0], rtol=1e-10)
+    np.testing.assert_allclose(
+        curvature, (slopes[1:8] - slopes[8:]) / (2.0 * h), rtol=2e-4, atol=1e-6
+    )
+    assert abs(float(slope[4])) > 1e-6
 
 
 @pytest.mark.long

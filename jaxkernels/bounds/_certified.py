@@ -173,9 +173,9 @@ def evaluate_bound(
     return CertifiedBound(
         jnp.where(proved, finite_or_inf(distances[-1] + truncation), jnp.inf),
         jnp.concatenate([initial[None], distances]),
-        finite_or_inf(_propagate(_recursion(factors, exact=0.0, score=0.0), initial)[-1]),
-        finite_or_inf(_propagate(_recursion(factors, score=0.0), zero)[-1]),
-        finite_or_inf(_propagate(_recursion(factors, exact=0.0), zero)[-1]),
+        finite_or_inf(_propagate(_recursion(factors, exact=False, score=False), initial)[-1]),
+        finite_or_inf(_propagate(_recursion(factors, score=False), zero)[-1]),
+        finite_or_inf(_propagate(_recursion(factors, exact=False), zero)[-1]),
         truncation,
         factors.contraction,
     )
@@ -266,21 +266,20 @@ class _Recursion(NamedTuple):
     drift: Array
 
 
-def _recursion(factors: StepFactors, *, exact: float = 1.0, score: float = 1.0) -> _Recursion:
-    """The recursion; with 0 without what the exact score or the score's error adds."""
+def _recursion(factors: StepFactors, *, exact: bool = True, score: bool = True) -> _Recursion:
+    """The recursion, without what the exact score or the score's error adds if so asked."""
 
-    def kept(share: float, part: Array) -> Array:
-        # not a product, as parts may be infinite
-        return part if share else jnp.zeros_like(part)
+    def kept(wanted: bool, part: Array) -> Array:
+        return part if wanted else jnp.zeros_like(part)
 
     noise = kept(exact, factors.noise) + kept(score, factors.score_noise)
     drift = jnp.broadcast_to(factors.drift, factors.mean.shape)
     return _Recursion(
         factors.contraction,
         kept(exact, factors.mean) + kept(score, factors.score_mean),
-        jnp.sum(noise**2, -1),
-        jnp.sum(noise * factors.gain, -1),
-        jnp.sum(factors.gain**2, -1),
+        factors.noise_scale * jnp.sum(noise**2, -1),
+        factors.noise_scale * jnp.sum(noise * factors.gain, -1),
+        factors.noise_scale * jnp.sum(factors.gain**2, -1),
         kept(exact, drift),
     )
 

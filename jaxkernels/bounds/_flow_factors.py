@@ -79,11 +79,11 @@ def heun(steps: Steps) -> StepFactors:
     score += second * start.reach * errors.size
     full = _deterministic(contraction, flow.heun_error + second * flow.euler_error, score)
     present = steps.end > 0
-    chosen = [
-        jnp.where(present if part.ndim == 1 else present[:, None], part, other)
-        for part, other in zip(full[:-1], euler_flow(steps)[:-1], strict=True)
-    ]
-    return StepFactors(*chosen)
+
+    def kept(part: Array | float, last: Array | float) -> Array:
+        return jnp.where(present[:, None] if jnp.ndim(part) == 2 else present, part, last)
+
+    return jax.tree.map(kept, full, euler_flow(steps))
 
 
 FLOW_SCHEMES: dict[str, Callable[[Steps], StepFactors]] = {"euler_flow": euler_flow, "heun": heun}
