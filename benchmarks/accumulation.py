@@ -222,7 +222,8 @@ def main() -> None:
     cases = [(s, k, n) for s in SAMPLERS for k in STEPS for n in SCHEDULES]
     rows = [measure(parameters, n, k, s) for s, k, n in track(cases, "sampling")]
     line = [row for steps in STEPS for row in one_dimensional(steps)]
-    save("accumulation", {"learned": rows, "one dimension": line})
+    sizes = {"seeds": SEEDS, "samples": SAMPLES, "training steps": TRAINING, "width": WIDTH}
+    save("accumulation", {"sizes": sizes, "learned": rows, "one dimension": line})
     shown = ("coupled", "Gelbrich", "projected", "published", "surrogate", "bound")
     cells = [
         [str(row[k]) for k in ("sampler", "K", "schedule")]

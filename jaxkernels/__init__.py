@@ -112,6 +112,7 @@ from .samplers import (
     ExactMean as ExactMean,
     ExponentialIntegrator as ExponentialIntegrator,
     Heun as Heun,
+    MatchedNoise as MatchedNoise,
     Midpoint as Midpoint,
     SecondOrder as SecondOrder,
     SecondOrder1 as SecondOrder1,

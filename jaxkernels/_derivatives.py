@@ -45,6 +45,21 @@ def pointwise_derivatives(
     return value, slope, curvature
 
 
+def expand_pointwise(
+    fn: Callable[[Array], Array], x: Float[Array, "n *items"]
+) -> Float[Array, "outputs *items"]:
+    """`fn(x)` by its expansion to second order about x itself, for a function of separate items.
+
+    Value and two derivatives are those of fn. It costs as many passes as an item has variables,
+    where a Hessian in the variables of all items takes as many as these.
+    """
+    at = jax.lax.stop_gradient(x)
+    value, slope, curvature = forward_derivatives(fn, at)
+    offset = (x - at)[:, None]
+    total = value + jnp.sum(slope * offset, 0)
+    return total + 0.5 * jnp.sum(curvature * offset[:, None] * offset, (0, 1))
+
+
 def dense_derivatives(fn: Callable[[Array], Array], z: Array) -> tuple[Array, Array, Array]:
     """Value, gradient and Hessian in one forward-over-reverse pass with n tangents."""
 

@@ -88,6 +88,10 @@ def by_hand(
         else:
             curved, injected = 0.5 + z / 6.0, h * (1.0 + z + z**2 / 3.0)
         return 1.0 + h * (r - 1.0 / s0) + (r * h) ** 2 * curved, h * m0 / s0, injected
+    if name == "matched_noise":
+        k = weight(h)
+        factor = growth - k / s0
+        return factor, k * m0 / s0, s1 - factor**2 * s0
     # the exact conditional mean, e^(r h) X + 2 sinh(h/2) score for r = 1/2
     frozen = 2.0 * np.sinh(h / 2.0) if r else h
     excess = -(-np.expm1(-h) if r else h) / s0
@@ -245,11 +249,35 @@ def test_errors_of_ten_modes_in_every_digit(name: str) -> None:
         assert _rounds_to(_w2(name, slice(4, 14), steps), published), (steps, published)
 
 
+def test_errors_of_matched_noise_with_the_drift_of_euler_in_every_digit() -> None:
+    """The covariance is exact, the mean is not; `MatchedNoise()` itself has no error here."""
+    target = jk.Gaussian(np.eye(10)[0], np.geomspace(0.1, 1.0, 10))
+    times = np.full((3, 21), 3.0)
+    for row, n in zip(times, (5, 10, 20), strict=True):
+        row[-n - 1 :] = np.linspace(3.0, 0.0, n + 1)
+
+    @jax.jit
+    @jax.vmap
+    def moments(times: jax.Array) -> tuple[jax.Array, ...]:
+        sampler = jk.MatchedNoise("euler_maruyama")
+        start = NamedInitialization("marginal")
+        run = Run(target, jk.OU(t_max=3.0), sampler, jk.Schedule(times, 1.0), start)
+        return tuple(run.moments().last)
+
+    mean, variance = moments(jnp.asarray(times))
+    np.testing.assert_allclose(variance, np.tile(np.geomspace(0.1, 1.0, 10), (3, 1)), rtol=1e-12)
+    w2 = np.linalg.norm(np.asarray(mean) - np.eye(10)[0], axis=1)
+    for value, published in zip(w2, (".0419", ".0151", ".0060"), strict=True):
+        assert _rounds_to(value, published)
+    with pytest.raises(ValueError, match="drift"):
+        jk.MatchedNoise("heun")
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_orders_of_the_distribution(name: str) -> None:
     """At a variance without changes of sign; the Tweedie covariance has no error at all."""
     errors = [_w2(name, slice(3, 4), steps) for steps in (48, 96, 192)]
-    if name == "tweedie":
+    if name in ("tweedie", "matched_noise"):
         assert max(_w2(name, slice(0, 14), steps) for steps in STEPS) < 1e-14
         return
     order = -np.polyfit(np.log([48, 96, 192]), np.log(errors), 1)[0]

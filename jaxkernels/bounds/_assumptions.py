@@ -31,6 +31,7 @@ _BOUNDED = "bounded"
 _UNAVAILABLE = "unavailable"
 _NOT_GIVEN = "not given"
 _UNEQUAL = "the components have different covariances, so that their score is not Lipschitz"
+_MEASURED = "measured values bound no derivative between the points where they were measured"
 _SHOWN_SIGMAS = (0.0, 0.1, 1.0, 10.0)
 
 
@@ -46,6 +47,9 @@ class Measured(Protocol):
 
     @property
     def error(self) -> np.ndarray: ...
+
+    @property
+    def distribution(self) -> Gaussian | None: ...
 
 
 class DenoisingCurve(eqx.Module):
@@ -336,8 +340,8 @@ class Assumptions(eqx.Module):
 
 
 @in_float64
-def assumptions(target: AbstractDistribution, process: AbstractProcess) -> Assumptions:
-    """Find the constants of a distribution that certified bounds use.
+def assumptions(target: AbstractDistribution | Measured, process: AbstractProcess) -> Assumptions:
+    """Find the constants of a distribution, or of a measured network, that certified bounds use.
 
     Everything is exact for a Gaussian. A mixture of equal covariances C has, with D_t the largest
     a |Sigma_t^-1 (mu_m - mu_n)| of two components,
@@ -347,9 +351,14 @@ def assumptions(target: AbstractDistribution, process: AbstractProcess) -> Assum
     A mixture of unequal covariances, such as `GaussianMixture.fit` gives, has a score that is not
     Lipschitz: its constants are unavailable, and bounds that need them infinite.
 
+    Of a `Measurement` the denoising error is known, as far as the network's exceeds the exact
+    denoiser's and the samples represent the data, and the second moment. No derivative of the score
+    is: `girsanov_bound` of "ddim" is finite without, `certified_bound` is not.
+
     **Arguments:**
 
-    - `target`: a `Gaussian` or a `GaussianMixture`.
+    - `target`: a `Gaussian`, a `GaussianMixture`, or a `Measurement` with denoising errors whose
+      `distribution` is known.
     - `process`: the forward process.
 
     **Returns:** the constants, shown as a table with their status.
@@ -368,9 +377,12 @@ def assumptions(target: AbstractDistribution, process: AbstractProcess) -> Assum
         return _of_gaussian(target, process)
     if isinstance(target, GaussianMixture):
         return _of_mixture(target, process)
+    if isinstance(target, Measured):
+        return _of_measurement(target, process)
     raise ValueError(
-        f"target must be a Gaussian or a GaussianMixture; got {type(target).__name__}. State the "
-        "constants of other data with Assumptions(process, dim, ...)."
+        "target must be a Gaussian, a GaussianMixture or a Measurement; got "
+        f"{type(target).__name__}. State the constants of other data with Assumptions(process, "
+        "dim, ...)."
     )
 
 
@@ -491,6 +503,12 @@ def variance_scale(known: Assumptions) -> Array:
     return jnp.where(jnp.isfinite(smallest), smallest, 0.0)
 
 
+def squared_mean(known: Assumptions) -> Array:
+    """|E X_0|^2 of a Gaussian."""
+    variances = jnp.asarray(known.multiplicities) @ jnp.asarray(known.spectrum)
+    return jnp.maximum(known.second_moment - variances, 0.0)
+
+
 def why(known: Assumptions, name: str) -> str:
     """Why a constant is not available."""
     return dict(known.notes).get(name, _NOT_GIVEN)
@@ -525,6 +543,27 @@ def _of_mixture(target: GaussianMixture, process: AbstractProcess) -> Assumption
     gaps = means[first] - means[second]
     known = Assumptions(process, dim, moment)
     return _with_spectrum(known, variances, multiplicities, gaps if len(gaps) else None)
+
+
+def _of_measurement(target: Measured, process: AbstractProcess) -> Assumptions:
+    """What a measured network shows of its data."""
+    if target.distribution is None:
+        raise ValueError(
+            "target.distribution = None: the second moment of the data is not known. Measure "
+            "samples with the network, or use Assumptions(process, dim, second_moment, "
+            "denoising_error=DenoisingCurve.of(target))."
+        )
+    data = target.distribution.in_eigenbasis()
+    weights = np.asarray(data.weights)
+    square = weights @ (np.asarray(data.mean) ** 2 + np.asarray(data.eigenvalues))
+    names = ("convexity", "smoothness", "third_derivative")
+    return Assumptions(
+        process,
+        weights.sum(),
+        square,
+        denoising_error=DenoisingCurve.of(target),
+        notes=tuple((name, _MEASURED) for name in names),
+    )
 
 
 def _traces(target: GaussianMixture) -> np.ndarray:
@@ -626,6 +665,8 @@ def _constants_table(known: Assumptions) -> Table:
             rows.append((symbol, "", _UNAVAILABLE, "a variance is 0"))
         else:
             rows.append((symbol, number(float(value)), status, ""))
+    if known.denoising_error is not None:
+        rows.append(("denoising error", "a function", _BOUNDED, ""))
     found = known.time_lipschitz
     for i, symbol in enumerate(("M_1", "M_2")):
         if found is None:

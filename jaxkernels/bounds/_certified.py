@@ -1,7 +1,7 @@
 """Bounds on the W2 distance between data and samples, with no hidden constant."""
 
 import dataclasses
-from typing import cast
+from typing import NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
+from .._derivatives import expand_pointwise
 from .._numerics import safe_sqrt
 from .._precision import in_float64, is_traced
 from .._types import AnyArray, Numbers
@@ -18,19 +19,33 @@ from ..processes import (
     OU,
     AbstractProcess,
     AbstractVariancePreserving,
+    DiscreteVP,
     check_process,
     same_process,
 )
 from ..recurrence import initialization_name
-from ..samplers import AbstractSampler, as_sampler, sampler_name
+from ..samplers import AbstractSampler, Heun, as_sampler, sampler_name
 from ..schedules import Schedule
-from ._assumptions import Assumptions, assumptions, curvature_interval, third_derivative, why
+from ._assumptions import (
+    Assumptions,
+    assumptions,
+    curvature_interval,
+    squared_mean,
+    third_derivative,
+    why,
+)
 from ._bound import ErrorSize, per_evaluation
-from ._step_factors import SCHEMES, StepErrors, StepFactors, Steps, root_or_inf
+from ._flow_factors import FLOW_SCHEMES
+from ._step_factors import SDE_SCHEMES, StepErrors, StepFactors, Steps, root_or_inf
 
 # schemes whose steps are those of the rate-1 time only if the process has a constant rate
 _CONSTANT_RATE = ("euler_maruyama",)
-_THIRD_DERIVATIVE = ("tweedie", "second_order")
+# schemes that need the third derivatives of the log-density
+_THIRD_DERIVATIVE = ("tweedie", "second_order", *FLOW_SCHEMES)
+_ANY_PROCESS = ("ddim", *FLOW_SCHEMES)
+
+SCHEMES = SDE_SCHEMES | FLOW_SCHEMES
+"""Those that are certified, by name."""
 
 
 class CertifiedBound(eqx.Module):
@@ -76,26 +91,31 @@ def certified_bound(
     error_lipschitz: Numbers = 0.0,
     initialization: str | Numbers | None = None,
 ) -> CertifiedBound:
-    """Bound the W2 distance between the data and the samples of a stochastic sampler.
+    """Bound the W2 distance between the data and the samples of a sampler.
 
         e_(k+1) = ((r_k e_k + mean_k + c_k eps_k)^2 + sum_j (f_kj + g_kj e_k)^2)^(1/2) + drift_k
 
     with drift = 0 but for "ddim", and e_0 = W2(initial distribution, p_T); then the truncation
     W2(p_0, p_(t_K)) is added. It holds for every schedule and step size, and whatever m <=
-    -Hess log p_0 <= L. Integrals over a step are Gauss-Legendre sums of 32 nodes.
+    -Hess log p_0 <= L. Integrals over a step are Gauss-Legendre sums of 32 nodes. Without noise f =
+    g = 0, and mean_k is the error of a single step along the exact probability flow.
 
     **Arguments:**
 
     - `target`: a Gaussian, a mixture, or the `Assumptions` on other data.
-    - `process`: the forward process. All but "ddim" need a variance-preserving one (OU, VP,
-      CosineVP, DiscreteVP) and steps of the reverse SDE in tau = -2 log a, the time of the process
-      of rate 1; the library's `EulerMaruyama` makes such steps for OU only. "ddim" is covered for
-      every process.
+    - `process`: the forward process. "ddim" is covered for every process, "euler_flow" and "heun"
+      for all whose rates are smooth in time, that is all but DiscreteVP. The others need a
+      variance-preserving one (OU, VP, CosineVP, DiscreteVP) and steps of the reverse SDE in tau =
+      -2 log a, the time of the process of rate 1; the library's `EulerMaruyama` makes such steps
+      for OU only.
     - `sampler`: a sampler or a name: "euler_maruyama", "exponential_integrator", "rem", "rei" (the
       randomised midpoint methods, one random number for each sample and step), "second_order",
       "tweedie" (exact mean and covariance of a step), "exact_mean" (exact mean, covariance e^h -
-      1), "ddim" with any stochasticity.
-    - `schedule`: its stochasticity must be 1, but for "ddim".
+      1), "ddim" with any stochasticity; of the probability flow "euler_flow" (Euler's method in
+      the process's time, which is `EulerMaruyama` without noise) and "heun". The bound of "heun"
+      is of order 2 for Gaussians and of order 1 for other data, of which more than the third
+      derivative would have to be known.
+    - `schedule`: its stochasticity must be 0 for "euler_flow" and "heun", 1 for all but "ddim".
     - `score_error`: eps_k >= 0, the root mean square of the score's error at the samples, in 1 /
       data: a number, (steps,), or a jittable function of time, monotone within each step. Where
       Hessians are used, they are those of the exact score.
@@ -147,19 +167,15 @@ def evaluate_bound(
     factors = SCHEMES[scheme](steps)
     initial = initial_distance(known, process, schedule.times[0], start)
     zero = jnp.zeros_like(initial)
-    drift = jnp.broadcast_to(factors.drift, factors.mean.shape)
-    exact = (factors.mean, factors.noise, drift)
-    score = (factors.score_mean, factors.score_noise, jnp.zeros_like(drift))
-    none = jax.tree.map(jnp.zeros_like, exact)
-    distances = _propagate(factors, initial, jax.tree.map(jnp.add, exact, score))
+    distances = _propagate(_recursion(factors), initial)
     truncation = truncation_distance(known, process, schedule.times[-1])
     proved = is_proved(known, scheme, steps)
     return CertifiedBound(
         jnp.where(proved, finite_or_inf(distances[-1] + truncation), jnp.inf),
         jnp.concatenate([initial[None], distances]),
-        finite_or_inf(_propagate(factors, initial, none)[-1]),
-        finite_or_inf(_propagate(factors, zero, exact)[-1]),
-        finite_or_inf(_propagate(factors, zero, score)[-1]),
+        finite_or_inf(_propagate(_recursion(factors, exact=False, score=False), initial)[-1]),
+        finite_or_inf(_propagate(_recursion(factors, score=False), zero)[-1]),
+        finite_or_inf(_propagate(_recursion(factors, exact=False), zero)[-1]),
         truncation,
         factors.contraction,
     )
@@ -183,32 +199,101 @@ def is_proved(known: Assumptions, scheme: str, steps: Steps) -> Array:
 
 def make_steps(known: Assumptions, schedule: Schedule, errors: StepErrors) -> Steps:
     """The steps of a schedule under the process of the assumptions."""
+    times = jnp.asarray(schedule.times)
+    return _steps_between(known, times[:-1], times[1:], schedule.stochasticity_squared, errors)
+
+
+def _steps_between(
+    known: Assumptions, times: Array, next_times: Array, squared: Array, errors: StepErrors
+) -> Steps:
+    """Steps from some times to others."""
     process = known.process
-    levels = process.sigma(schedule.times) ** 2
-    signal = process.signal(schedule.times)
     return Steps(
         known,
-        levels[:-1],
-        levels[1:],
-        signal[:-1],
-        signal[1:],
-        schedule.stochasticity_squared,
+        process.sigma(times) ** 2,
+        process.sigma(next_times) ** 2,
+        process.signal(times),
+        process.signal(next_times),
+        times,
+        next_times,
+        squared,
         errors,
     )
 
 
-def _propagate(
-    factors: StepFactors, start: Array, added: tuple[Array, Array, Array]
-) -> Float[Array, " steps"]:
-    """The distance after every step, for what is added to mean and noise, and as a drift."""
+def bound_value(
+    known: Assumptions,
+    schedule: Schedule,
+    scheme: str,
+    start: str | AnyArray,
+    score_error: object,
+    lipschitz: Numbers,
+) -> Float[Array, ""]:
+    """The value of `evaluate_bound`, with derivatives of order 1 and 2 that are cheap.
 
-    def step(distance: Array, here: tuple[Array, ...]) -> tuple[Array, Array]:
-        contraction, gain, mean, noise, drift = here
-        known = contraction * distance + mean
-        after = root_or_inf(known**2 + jnp.sum((noise + gain * distance) ** 2)) + drift
+    The factors of a step depend on its two times, and on its stochasticity where that is free.
+    """
+    times = jnp.asarray(schedule.times)
+    squared = jnp.asarray(schedule.stochasticity_squared)
+
+    def recursion(x: Array) -> Array:
+        errors = errors_between(x[0], x[1], score_error, lipschitz)
+        alpha2 = x[2] if len(x) > 2 else squared
+        factors = SCHEMES[scheme](_steps_between(known, x[0], x[1], alpha2, errors))
+        return jnp.stack(_recursion(factors))
+
+    free = (squared,) if required_stochasticity(scheme) is None else ()
+    along = expand_pointwise(recursion, jnp.stack([times[:-1], times[1:], *free]))
+    initial = initial_distance(known, known.process, times[0], start)
+    distance = _propagate(_Recursion(*along), initial)[-1]
+    truncation = truncation_distance(known, known.process, times[-1])
+    steps = make_steps(known, schedule, step_errors(schedule, score_error, lipschitz))
+    proved = is_proved(known, scheme, steps)
+    return jnp.where(proved, finite_or_inf(distance + truncation), jnp.inf)
+
+
+class _Recursion(NamedTuple):
+    """What propagates the distance e over a step, (steps,) each.
+
+    ((contraction e + mean)^2 + noise + 2 cross e + gain e^2)^(1/2) + drift
+    """
+
+    contraction: Array
+    mean: Array
+    noise: Array
+    cross: Array
+    gain: Array
+    drift: Array
+
+
+def _recursion(factors: StepFactors, *, exact: bool = True, score: bool = True) -> _Recursion:
+    """The recursion, without what the exact score or the score's error adds if so asked."""
+
+    def kept(wanted: bool, part: Array) -> Array:
+        return part if wanted else jnp.zeros_like(part)
+
+    noise = kept(exact, factors.noise) + kept(score, factors.score_noise)
+    drift = jnp.broadcast_to(factors.drift, factors.mean.shape)
+    return _Recursion(
+        factors.contraction,
+        kept(exact, factors.mean) + kept(score, factors.score_mean),
+        factors.noise_scale * jnp.sum(noise**2, -1),
+        factors.noise_scale * jnp.sum(noise * factors.gain, -1),
+        factors.noise_scale * jnp.sum(factors.gain**2, -1),
+        kept(exact, drift),
+    )
+
+
+def _propagate(along: _Recursion, start: Array) -> Float[Array, " steps"]:
+    """The distance after every step."""
+
+    def step(distance: Array, here: _Recursion) -> tuple[Array, Array]:
+        known = here.contraction * distance + here.mean
+        noise = here.noise + 2.0 * here.cross * distance + here.gain * distance**2
+        after = root_or_inf(known**2 + noise) + here.drift
         return after, after
 
-    return jax.lax.scan(step, start, (factors.contraction, factors.gain, *added))[1]
+    return jax.lax.scan(step, start, along)[1]
 
 
 def finite_or_inf(value: Array) -> Array:
@@ -232,7 +317,7 @@ def initial_distance(
         return jnp.sqrt(a**2 * known.second_moment + known.dim * (prior - s) ** 2)
     deviation = jnp.sqrt(a**2 * jnp.asarray(known.spectrum) + s**2)
     square = jnp.asarray(known.multiplicities) @ (prior - deviation) ** 2
-    return safe_sqrt(a**2 * _squared_mean(known) + square)
+    return safe_sqrt(a**2 * squared_mean(known) + square)
 
 
 def truncation_distance(
@@ -246,13 +331,7 @@ def truncation_distance(
     variances = jnp.asarray(known.spectrum)
     change = safe_sqrt(a**2 * variances + s**2) - safe_sqrt(variances)
     square = jnp.asarray(known.multiplicities) @ change**2
-    return safe_sqrt((1.0 - a) ** 2 * _squared_mean(known) + square)
-
-
-def _squared_mean(known: Assumptions) -> Array:
-    """|E X_0|^2 of a Gaussian."""
-    variances = jnp.asarray(known.multiplicities) @ jnp.asarray(known.spectrum)
-    return jnp.maximum(known.second_moment - variances, 0.0)
+    return safe_sqrt((1.0 - a) ** 2 * squared_mean(known) + square)
 
 
 def known_of(target: object, process: AbstractProcess) -> Assumptions:
@@ -277,7 +356,9 @@ def scheme_name(sampler: object, process: AbstractProcess) -> str:
         raise ValueError(
             f"sampler {name!r} has no certified bound; those with one: {', '.join(SCHEMES)}."
         )
-    if name == "ddim":
+    if name in FLOW_SCHEMES:
+        _check_flow(name, sampler, process)
+    if name in _ANY_PROCESS:
         return name
     if not isinstance(process, AbstractVariancePreserving):
         raise ValueError(
@@ -289,6 +370,26 @@ def scheme_name(sampler: object, process: AbstractProcess) -> str:
             f"process = {process!r}: the bound of {name!r} is for OU, whose rate is constant."
         )
     return name
+
+
+def _check_flow(name: str, sampler: object, process: AbstractProcess) -> None:
+    """Check that the flow's velocity is smooth, and the last step one that is covered."""
+    if isinstance(process, DiscreteVP):
+        raise ValueError(
+            f"process = {process!r}: the bound of {name!r} needs rates that are continuous in "
+            "time, which those of a table are not; that of 'ddim' is for every process."
+        )
+    if isinstance(sampler, Heun) and sampler.final != "euler":
+        raise ValueError(
+            f"sampler.final = {sampler.final!r}: the bound of 'heun' is for final='euler'."
+        )
+
+
+def required_stochasticity(scheme: str) -> float | None:
+    """The stochasticity of every step of a scheme; None if it may be any."""
+    if scheme == "ddim":
+        return None
+    return 0.0 if scheme in FLOW_SCHEMES else 1.0
 
 
 def check_run(scheme: str, process: AbstractProcess, schedule: object) -> Schedule:
@@ -303,10 +404,12 @@ def check_run(scheme: str, process: AbstractProcess, schedule: object) -> Schedu
             "at a smaller time."
         )
     squared = np.asarray(schedule.stochasticity_squared)
-    if scheme != "ddim" and not np.allclose(squared, 1.0):
+    required = required_stochasticity(scheme)
+    if required is not None and not np.allclose(squared, required):
+        other = "; without noise it is 'euler_flow'" if scheme == "euler_maruyama" else ""
         raise ValueError(
-            f"stochasticity must be 1 for the bound of {scheme!r}; got "
-            f"{float(np.sqrt(squared[np.argmax(np.abs(squared - 1.0))])):g}."
+            f"stochasticity must be {required:g} for the bound of {scheme!r}; got "
+            f"{float(np.sqrt(squared[np.argmax(np.abs(squared - required))])):g}{other}."
         )
     return schedule
 
@@ -319,18 +422,24 @@ def check_initial(process: AbstractProcess, initialization: object) -> str | Any
 
 
 def step_errors(schedule: Schedule, score_error: object, lipschitz: Numbers) -> StepErrors:
+    """The score error of every step of a schedule."""
+    times = jnp.asarray(schedule.times)
+    return errors_between(times[:-1], times[1:], score_error, lipschitz)
+
+
+def errors_between(
+    starts: Array, ends: Array, score_error: object, lipschitz: Numbers
+) -> StepErrors:
     """The score error of every step; of a function, the larger of both ends for its maximum."""
-    starts = jnp.asarray(schedule.times)[:-1]
     slope = per_evaluation("error_lipschitz", lipschitz, starts).astype(starts.dtype)
     if not callable(score_error):
         size = per_evaluation("score_error", cast(Numbers, score_error), starts)
-        size = size.astype(schedule.times.dtype)
+        size = size.astype(starts.dtype)
         return StepErrors(size, size, slope)
-    times = jnp.asarray(schedule.times)
-    sizes = jnp.broadcast_to(jnp.asarray(score_error(times)), times.shape)
-    if not is_traced(sizes) and bool(np.any(np.asarray(sizes[:-1]) < 0)):
+    first, last = (jnp.broadcast_to(jnp.asarray(score_error(t)), t.shape) for t in (starts, ends))
+    if not is_traced(first) and bool(np.any(np.asarray(first) < 0)):
         raise ValueError("score_error must be >= 0 at every time.")
-    return StepErrors(sizes[:-1], jnp.maximum(sizes[:-1], sizes[1:]), slope)
+    return StepErrors(first, jnp.maximum(first, last), slope)
 
 
 def explain(known: Assumptions, scheme: str, schedule: Schedule, errors: StepErrors) -> str:

@@ -14,7 +14,14 @@ from ..processes import AbstractProcess, check_range
 from ..samplers import AbstractSampler
 from ..schedules import BASELINES, Schedule
 from ._assumptions import Assumptions
-from ._certified import check_initial, evaluate_bound, known_of, scheme_name, step_errors
+from ._certified import (
+    check_initial,
+    evaluate_bound,
+    known_of,
+    required_stochasticity,
+    scheme_name,
+    step_errors,
+)
 
 
 def certified_num_steps(
@@ -35,7 +42,8 @@ def certified_num_steps(
 
     **Arguments:**
 
-    - `target`, `process`, `sampler`: as for `certified_bound`, with stochasticity 1.
+    - `target`, `process`, `sampler`: as for `certified_bound`, with stochasticity 1, or 0 for the
+      schemes of the probability flow.
     - `tolerance`: of W2, > 0, in the units of the data.
     - `schedule`: name of a baseline schedule, from the process's t_max to `t_min`.
     - `t_min`: the last time.
@@ -87,6 +95,8 @@ def certified_num_steps(
 @eqx.filter_jit
 def _value(known, times, scheme, start):
     """The bound on padded times: empty steps add nothing."""
-    schedule = Schedule.from_squared(times, jnp.ones_like(times[1:]))
+    alpha = required_stochasticity(scheme)
+    squared = jnp.full_like(times[1:], 1.0 if alpha is None else alpha)
+    schedule = Schedule.from_squared(times, squared)
     errors = step_errors(schedule, 0.0, 0.0)
     return evaluate_bound(known, schedule, scheme, start, errors).value

@@ -17,11 +17,11 @@ from ..schedules import Schedule
 from ._assumptions import Assumptions
 from ._bound import ErrorSize, as_error_size, check_sizes
 from ._certified import (
+    bound_value,
     check_initial,
-    evaluate_bound,
     known_of,
+    required_stochasticity,
     scheme_name,
-    step_errors,
 )
 from ._girsanov import evaluate_girsanov, girsanov_scheme
 
@@ -38,7 +38,7 @@ class CertifiedError(AbstractObjective):
     - `assumptions`: `Assumptions` on the data. Default: those of a Gaussian with the target's mean
       and covariance, exact if the target is one and no certificate for other data.
     - `scheme`: a name of `certified_bound`; by default the sampler. Those that step by the reverse
-      SDE need `stochasticity=1`.
+      SDE need `stochasticity=1`, "euler_flow" and "heun" none.
     - `score_error`, `error_lipschitz`, `initialization`: as for the bound of the metric; the
       Lipschitz constant and a distance as initialization for "w2" only.
 
@@ -106,9 +106,11 @@ class CertifiedError(AbstractObjective):
     def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
         del fixed_end
         name = self.scheme or sampler_name(sampler)
-        if deterministic and (self.metric == "kl" or name != "ddim"):
+        required = 1.0 if self.metric == "kl" else required_stochasticity(name)
+        if required is not None and deterministic != (required == 0.0):
             raise ValueError(
-                f"stochasticity must be 1 for the certified {self.metric!r} bound of {name!r}."
+                f"stochasticity must be {required:g} for the certified {self.metric!r} bound of "
+                f"{name!r}."
             )
 
 
@@ -127,15 +129,16 @@ class BoundCertifiedError(AbstractBoundObjective):
     def __call__(self, schedule: Schedule) -> Float[Array, ""]:
         if self.metric == "kl":
             run = (self.known, schedule, self.scheme, self.initialization)
-            return self._where_defined(schedule, evaluate_girsanov(*run, self.score_error).value)
-        errors = step_errors(schedule, self.score_error, self.error_lipschitz)
+            value = evaluate_girsanov(*run, self.score_error).value
+            return _where_stochasticity(schedule, 1.0, value)
         start = self.initialization if self.initial_distance is None else self.initial_distance
-        bound = evaluate_bound(self.known, schedule, self.scheme, start, errors)
-        if self.scheme == "ddim":
-            return bound.value
-        return self._where_defined(schedule, bound.value)
+        errors = (self.score_error, self.error_lipschitz)
+        value = bound_value(self.known, schedule, self.scheme, start, *errors)
+        required = required_stochasticity(self.scheme)
+        return value if required is None else _where_stochasticity(schedule, required, value)
 
-    def _where_defined(self, schedule: Schedule, value: Array) -> Float[Array, ""]:
-        """The value, infinite unless the schedule follows the reverse SDE."""
-        off = jnp.max(jnp.abs(schedule.stochasticity_squared - 1.0))
-        return jnp.where(off < 1e-6, value, jnp.inf)
+
+def _where_stochasticity(schedule: Schedule, required: float, value: Array) -> Float[Array, ""]:
+    """The value, infinite unless every step has the stochasticity that it is for."""
+    off = jnp.max(jnp.abs(schedule.stochasticity_squared - required))
+    return jnp.where(off < 1e-6, value, jnp.inf)

@@ -58,6 +58,8 @@ class StepFactors(NamedTuple):
     score_mean: Float[Array, " steps"]
     score_noise: Float[Array, "steps nodes"]
     drift: Float[Array, " steps"] | float = 0.0
+    noise_scale: Float[Array, " steps"] | float = 1.0
+    """Of the squares of f and g. The square of a root of it has no derivative where it is 0."""
 
     @classmethod
     def without_gain(
@@ -96,6 +98,9 @@ class Steps(NamedTuple):
     end: Float[Array, " steps"]
     signal: Float[Array, " steps"]
     next_signal: Float[Array, " steps"]
+    time: Float[Array, " steps"]
+    """Of the process."""
+    next_time: Float[Array, " steps"]
     stochasticity_squared: Float[Array, " steps"]
     errors: StepErrors
 
@@ -341,16 +346,14 @@ def ddim(steps: Steps) -> StepFactors:
     drift = jnp.sum(kappa * _flow_speed(known, nodes.w) * nodes.weight, -1)
     off = jnp.abs(alpha2 - 1.0) / 2.0
     drift = steps.next_signal * jnp.where(off > 0, off * drift, 0.0)
-    noise = (steps.next_signal * root_or_inf(alpha2))[:, None] * _denoised_noise(
-        steps, nodes, kappa
-    )
+    noise = steps.next_signal[:, None] * _denoised_noise(steps, nodes, kappa)
     exact = StepFactors.without_gain(
         contraction, jnp.zeros_like(reach), noise, reach * steps.errors.size
     )
-    return exact._replace(drift=drift)
+    return exact._replace(drift=drift, noise_scale=alpha2)
 
 
-SCHEMES: dict[str, Callable[[Steps], StepFactors]] = {
+SDE_SCHEMES: dict[str, Callable[[Steps], StepFactors]] = {
     "euler_maruyama": euler_maruyama,
     "exponential_integrator": exponential_integrator,
     "exact_mean": exact_mean,
@@ -360,7 +363,7 @@ SCHEMES: dict[str, Callable[[Steps], StepFactors]] = {
     "rei": randomised_exponential,
     "ddim": ddim,
 }
-"""Those that are certified, by name."""
+"""Those of the reverse SDE or family, by name."""
 
 
 def root_or_inf(x: Array) -> Array:

@@ -28,6 +28,7 @@ from ._dpm_solver import (
 from ._end_evaluated import (
     EndEvaluated as EndEvaluated,
 )
+from ._matched_noise import MatchedNoise as MatchedNoise
 from ._names import (
     SAMPLERS as SAMPLERS,
     as_sampler as as_sampler,

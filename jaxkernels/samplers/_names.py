@@ -13,6 +13,7 @@ from ._adams_bashforth import DEIS, IPNDM, LMS
 from ._base import AbstractSampler
 from ._ddim import DDIM
 from ._dpm_solver import DPMSolverPP2M, DPMSolverPP3M, UniPC
+from ._matched_noise import MatchedNoise
 from ._randomised import REI, REM
 from ._reverse import EulerMaruyama, ExponentialIntegrator
 from ._runge_kutta import RK4, Heun, Midpoint
@@ -44,6 +45,7 @@ SAMPLERS: dict[str, type[AbstractSampler]] = {
     "tweedie": Tweedie,
     "tweedie1": Tweedie1,
     "tweedie2": Tweedie2,
+    "matched_noise": MatchedNoise,
 }
 
 # as far as a stochasticity is from 1 by rounding
