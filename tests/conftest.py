@@ -16,6 +16,7 @@ for _name, _value in CACHE.items():
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import psutil  # noqa: E402
 import pytest  # noqa: E402
 
 # a plugin may have imported JAX already, which reads the environment only once
@@ -28,6 +29,10 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # LLVM's optimizations cost more than they gain; notebooks, in processes of their own, keep them
 jax.config.update("jax_disable_most_optimizations", True)
+# where each operation stands in the source is written into every program otherwise
+jax.config.update("jax_traceback_in_locations_limit", 0)
+
+LARGEST_PROCESS = 3 * 2**30
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("suite")
@@ -42,6 +47,7 @@ def float32() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _bounded_memory() -> Iterator[None]:
-    """Keep compiled programs for one module only: those of the whole suite fill many gigabytes."""
+    """Forget compiled programs after a module if the process is large: all fill many gigabytes."""
     yield
-    jax.clear_caches()
+    if psutil.Process().memory_info().rss > LARGEST_PROCESS:
+        jax.clear_caches()

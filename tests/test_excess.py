@@ -102,7 +102,7 @@ def _draw(rng: np.random.Generator, count: int, size: float) -> np.ndarray:
     return size * np.einsum("ab,npbi->npai", factor, rng.standard_normal((count, 2, STEPS, 3)))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("networks", [1, 12])
 @pytest.mark.parametrize("size", [0.01, 0.075])
 @pytest.mark.parametrize("scatter", [0.003, 0.03])

@@ -349,7 +349,10 @@ def test_remainder_is_of_fourth_order_for_normal_errors() -> None:
     assert np.log2(remainders[0] / remainders[1]) == pytest.approx(4.0, abs=0.05)
 
 
-@pytest.mark.parametrize("metric", ["w2_squared", "kl", "reverse_kl"])
+@pytest.mark.parametrize(
+    "metric",
+    ["w2_squared", *(pytest.param(m, marks=pytest.mark.slow) for m in ("kl", "reverse_kl"))],
+)
 def test_simulation_and_quadrature_agree(metric: str) -> None:
     target = jk.Gaussian(MEAN, SPECTRA[2])
     error = jk.ScoreError.diagonal(0.1, 0.1, jk.FullyCorrelated())
@@ -512,7 +515,14 @@ def test_random_features_have_the_stated_shapes() -> None:
 # --- schedules that account for score errors ------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m", "euler_maruyama"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ddim",
+        "euler_maruyama",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("heun", "dpmpp_2m")),
+    ],
+)
 def test_local_cost_of_an_error_is_the_kernels_for_many_steps(name: str) -> None:
     target = jk.Gaussian(MEAN, SPECTRA[2])
     schedule = jk.schedules.log_snr(PROCESS, 320, 1e-3)

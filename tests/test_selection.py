@@ -344,7 +344,7 @@ def test_with_a_network_the_result_is_the_best_candidate(sampler: str) -> None:
         MIXTURE.gaussian(),
         PROCESS,
         sampler,
-        6,
+        5,
         t_min=1e-3,
         selection=jk.Selection(denoiser=denoiser, noise=48),
         progress=False,
@@ -729,7 +729,7 @@ def test_a_network_is_a_target_of_its_own() -> None:
     x = jax.random.normal(jax.random.key(3), (128, 2))
     selection = jk.Selection(noise=x)
     result = jk.optimize_schedule(
-        MIXTURE_DENOISER, PROCESS, "dpmpp_2m", 4, t_min=1e-3, selection=selection, progress=False
+        MIXTURE_DENOISER, PROCESS, "dpmpp_2m", 5, t_min=1e-3, selection=selection, progress=False
     )
     assert result.verified
     assert "on the network" in repr(result)
