@@ -808,7 +808,8 @@ def _mixture_end(name: str, steps: int) -> jax.Array:
 
     steps_ = jk.Schedule(np.linspace(horizon, 0.0, steps + 1), 1.0).steps()
     inputs = (steps_, path.reshape(steps, block, particles), jax.random.split(at_key, steps))
-    return jax.jit(lambda: jax.lax.scan(advance, start, inputs)[0])()
+    # as arguments: constants of a hundred megabytes would be compiled
+    return jax.jit(lambda x, inputs: jax.lax.scan(advance, x, inputs)[0])(start, inputs)
 
 
 @pytest.mark.slow
