@@ -409,7 +409,14 @@ def _of_schedule(name: str) -> Callable[[jk.Schedule], jax.Array]:
 
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize(
-    "name", ["w2", "w2 with a score error", "kernel", "expected error", "bound"]
+    "name",
+    [
+        *("w2", "kernel", "bound"),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("w2 with a score error", "expected error")
+        ),
+    ],
 )
 def test_float32_transformations_after_float64_on_the_same_arrays(name: str) -> None:
     """As after an optimisation, whose float64 program JAX still holds with the arrays in it."""
@@ -537,6 +544,16 @@ def test_derivatives_by_differences(name: str, metric: str, order: int) -> None:
             )
 
 
+# the others take the same code, but for their step
+QUICK = (
+    "ddim",
+    "dpmpp_2m",
+    "unipc",
+    "heun",
+    "euler_maruyama",
+    "exponential_integrator",
+    "dpmpp_2s",
+)
 BENIGN = {
     "end at zero": ([0.9, 0.6, 0.3, 0.0], [0.0, 0.0, 0.0], [2.0, 0.3, 0.05]),
     "empty step": ([0.9, 0.6, 0.6, 0.1], [0.0, 0.0, 0.0], [2.0, 0.3, 0.05]),
@@ -552,7 +569,13 @@ BENIGN = {
 @pytest.mark.parametrize(
     ("name", "kind", "order"),
     [
-        *[(name, "terminal", 2 if name in ("ddim", "dpmpp_2m") else 1) for name in SAMPLERS],
+        *[
+            pytest.param(
+                *(name, "terminal", 2 if name in ("ddim", "dpmpp_2m") else 1),
+                marks=[] if name in QUICK else [pytest.mark.slow],
+            )
+            for name in SAMPLERS
+        ],
         *[(name, "local", 1) for name in ("ddim", "dpmpp_2m")],
     ],
 )

@@ -254,7 +254,7 @@ def test_hessian_of_the_bures_distance_in_closed_form() -> None:
         assert float(second_derivative(u)) == pytest.approx(exact, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", pytest.param("heun", marks=pytest.mark.slow)])
 def test_blocks_contraction_and_interactions_agree(name: str) -> None:
     target = jk.Gaussian(MEAN, SPECTRA[1])
     kernel = jk.error_kernel(target, PROCESS, name, SCHEDULE, metric="kl")

@@ -373,7 +373,7 @@ def test_compression_keeps_the_optimum():
     np.testing.assert_allclose(small.schedule.times, full.schedule.times, atol=1e-6)
 
 
-@pytest.mark.parametrize("free", ["times", "times and noise"])
+@pytest.mark.parametrize("free", ["times", pytest.param("times and noise", marks=pytest.mark.slow)])
 def test_interior_times_stay_within_a_table(free: str):
     """SciPy with bounds on the times finds the same optimum, which lies at the smallest entry."""
     levels = np.array([0.6, 0.9, 1.5, 3.0, 8.0])
@@ -640,8 +640,9 @@ def test_a_sub_range_starts_from_noised_data(name: str, tmp_path: Path):
     assert from_config(metadata["process"]).initialization == "marginal"
 
 
-def test_one_step_has_nothing_to_optimise():
-    result = jk.optimize_schedule(gaussian(), jk.VP(), "heun", 1, t_min=1e-2)
+@pytest.mark.parametrize("name", ["ddim", pytest.param("heun", marks=pytest.mark.slow)])
+def test_one_step_has_nothing_to_optimise(name: str):
+    result = jk.optimize_schedule(gaussian(), jk.VP(), name, 1, t_min=1e-2)
     assert result.converged
     np.testing.assert_allclose(result.schedule.times, [1.0, 1e-2])
 
