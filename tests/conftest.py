@@ -32,7 +32,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 # where each operation stands in the source is written into every program otherwise
 jax.config.update("jax_traceback_in_locations_limit", 0)
 
-LARGEST_PROCESS = 3 * 2**30
+LARGEST_PROCESS = 2 * 2**30
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("suite")
