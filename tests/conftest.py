@@ -29,8 +29,6 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # LLVM's optimizations cost more than they gain; notebooks, in processes of their own, keep them
 jax.config.update("jax_disable_most_optimizations", True)
-# where each operation stands in the source is written into every program otherwise
-jax.config.update("jax_traceback_in_locations_limit", 0)
 
 LARGEST_PROCESS = 2 * 2**30
 

@@ -724,6 +724,7 @@ def test_unknown_input_shape_is_refused() -> None:
         jk.optimize_schedule(target, PROCESS, "ddim", 3, t_min=1e-3, selection=selection)
 
 
+@pytest.mark.slow
 def test_a_network_is_a_target_of_its_own() -> None:
     """Only a network and initial noise: verified, and no baseline is better on the evidence."""
     x = jax.random.normal(jax.random.key(3), (128, 2))
