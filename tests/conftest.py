@@ -16,7 +16,6 @@ for _name, _value in CACHE.items():
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
-import psutil  # noqa: E402
 import pytest  # noqa: E402
 
 # a plugin may have imported JAX already, which reads the environment only once
@@ -29,8 +28,6 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # LLVM's optimizations cost more than they gain; notebooks, in processes of their own, keep them
 jax.config.update("jax_disable_most_optimizations", True)
-
-LARGEST_PROCESS = 2 * 2**30
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("suite")
@@ -45,7 +42,6 @@ def float32() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _bounded_memory() -> Iterator[None]:
-    """Forget compiled programs after a module if the process is large: all fill many gigabytes."""
+    """Keep compiled programs for one module only: those of the whole suite fill many gigabytes."""
     yield
-    if psutil.Process().memory_info().rss > LARGEST_PROCESS:
-        jax.clear_caches()
+    jax.clear_caches()
