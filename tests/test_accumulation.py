@@ -952,7 +952,7 @@ OBJECTIVES: dict[str, tuple[Any, jk.AbstractSampler]] = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name == "support" else pytest.mark.long)
+        pytest.param(name, marks=[] if name == "support" else pytest.mark.slow)
         for name in OBJECTIVES
     ],
 )
@@ -988,7 +988,7 @@ def test_objectives_are_smooth_bounds_of_the_bounds(name: str) -> None:
     check_grads(jax.jit(of_times), (jnp.asarray(times[0]),), 1, modes=["rev"], eps=1e-5, rtol=1e-4)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_objective_converges() -> None:
     """Steps that may overshoot two extreme variances: where their sizes are equal is a kink."""
     objective = bounds.LipschitzBound(_size, 0.1, lipschitz=0.1)
@@ -1006,7 +1006,7 @@ def test_an_objective_converges() -> None:
     assert result.objective < 0.97 * min(result.baselines.values())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coherent", "lipschitz"])
 def test_objectives_converge_at_fifty_steps_in_a_second(name: str) -> None:
     """Warm; 3 s are allowed for a machine that others use too."""
@@ -1023,7 +1023,7 @@ def test_objectives_converge_at_fifty_steps_in_a_second(name: str) -> None:
     assert took < 3.0
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_stochasticity_is_optimised_too() -> None:
     """Constant errors far from the data: noise, which forgets them, pays."""
     objective = bounds.LipschitzBound(lambda t: 0.3 * jax.nn.sigmoid(20 * (t - 2.0)), to_data=True)

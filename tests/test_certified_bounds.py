@@ -312,7 +312,7 @@ def ratios(name: str, at: Instances, truth: Truth, known: Callable, sizes, lipsc
     return truth.error[truth.error > 1e-4] / bound[truth.error > 1e-4]
 
 
-@pytest.mark.parametrize("known", [exact, pytest.param(general, marks=pytest.mark.long)])
+@pytest.mark.parametrize("known", [exact, pytest.param(general, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SDE)
 def test_bounds_hold_on_random_gaussians(
     name: str, known: Callable, record_property: Callable
@@ -935,7 +935,7 @@ def test_a_function_of_time_is_a_score_error_that_moves_with_the_schedule() -> N
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(name, marks=pytest.mark.long) for name in SDE if name != "second_order"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SDE if name != "second_order"),
         "second_order",
         "ddim",
     ],
@@ -994,7 +994,7 @@ def test_the_objective_has_the_derivatives_of_the_bound() -> None:
     assert abs(float(slope[4])) > 1e-6
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "metric", "alpha"),
     [

@@ -118,6 +118,7 @@ class TestOptimize:
         ]
 
 
+@pytest.mark.slow
 def test_a_mixture_is_fitted_to_samples(tmp_path: Path):
     rng = np.random.default_rng(0)
     np.save(

@@ -303,9 +303,34 @@ def test_public_names_are_found():
     assert any(_blocks(documented) for documented in EVERYTHING)
 
 
-@pytest.mark.parametrize(
-    "of", [of for of in EVERYTHING if ">>>" in "".join(_blocks(of))], ids=_identify
-)
+# what compiles for more than five seconds
+LONG_EXAMPLES = {
+    "jk.ErrorKernel.error",
+    "jk.FokkerPlanckResult",
+    "jk.bounds.rms_along_run",
+    "jk.reverse_sde.DiscreteStochasticity",
+    "jk.reverse_sde.MeasuredDiffusion",
+    "jk.reverse_sde.SymmetrizedKL",
+    "jk.reverse_sde.optimize_diffusion",
+    "jk.routing.RoutingError",
+    "jk.routing.record_routing",
+}
+
+
+def _examples() -> list:
+    """Everything that has an example."""
+    return [
+        pytest.param(of, marks=[pytest.mark.slow] if of.name in LONG_EXAMPLES else [])
+        for of in EVERYTHING
+        if ">>>" in "".join(_blocks(of))
+    ]
+
+
+def test_long_examples_exist():
+    assert {of.name for of in EVERYTHING if ">>>" in "".join(_blocks(of))} >= LONG_EXAMPLES
+
+
+@pytest.mark.parametrize("of", _examples(), ids=_identify)
 def test_examples_run(of: Documented, float32: None, tmp_path: Path, monkeypatch):
     """Every example gives what it shows, in the precision that users have."""
     monkeypatch.chdir(tmp_path)

@@ -67,7 +67,7 @@ def _synthetic(structure: str) -> jk.ScoreError:
     return jk.ScoreError(Tabulated(TIMES, shapes[0], shapes[1]), jk.FullyCorrelated())
 
 
-@pytest.mark.parametrize("structure", ["ar1", "rank 2"])
+@pytest.mark.parametrize("structure", ["ar1", pytest.param("rank 2", marks=pytest.mark.slow)])
 def test_intervals_hold_the_synthetic_covariance(structure: str) -> None:
     """50 ensembles of 24 networks: the expected error is in at least 90% of the 95% intervals."""
     synthetic = _synthetic(structure)
@@ -231,6 +231,7 @@ class Tilted(eqx.Module):
         )
 
 
+@pytest.mark.slow
 def test_a_schedule_that_knows_the_measured_error_is_better() -> None:
     """24 networks with relative errors of 3%, correlated in time: measured, optimised for, and run.
 

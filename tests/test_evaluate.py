@@ -409,7 +409,14 @@ def _of_schedule(name: str) -> Callable[[jk.Schedule], jax.Array]:
 
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize(
-    "name", ["w2", "w2 with a score error", "kernel", "expected error", "bound"]
+    "name",
+    [
+        *("w2", "kernel", "bound"),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("w2 with a score error", "expected error")
+        ),
+    ],
 )
 def test_float32_transformations_after_float64_on_the_same_arrays(name: str) -> None:
     """As after an optimisation, whose float64 program JAX still holds with the arrays in it."""
@@ -426,9 +433,10 @@ def test_float32_transformations_after_float64_on_the_same_arrays(name: str) -> 
     single = jax.jit(fn)(jk.Schedule(times))
     assert single.dtype == jnp.float32
     assert float(single) == pytest.approx(float(value), rel=5e-4)
-    np.testing.assert_allclose(jax.vmap(of_times)(times[None])[0], value, rtol=5e-4)
+    many, found = jax.jit(lambda t: (jax.vmap(of_times)(t[None]), jax.grad(of_times)(t)))(times)
+    np.testing.assert_allclose(many[0], value, rtol=5e-4)
     scale = float(np.abs(slope).max())
-    np.testing.assert_allclose(jax.grad(of_times)(times), slope, atol=2e-3 * scale)
+    np.testing.assert_allclose(found, slope, atol=2e-3 * scale)
     del double  # held until here
 
 
@@ -536,6 +544,16 @@ def test_derivatives_by_differences(name: str, metric: str, order: int) -> None:
             )
 
 
+# the others take the same code, but for their step
+QUICK = (
+    "ddim",
+    "dpmpp_2m",
+    "unipc",
+    "heun",
+    "euler_maruyama",
+    "exponential_integrator",
+    "dpmpp_2s",
+)
 BENIGN = {
     "end at zero": ([0.9, 0.6, 0.3, 0.0], [0.0, 0.0, 0.0], [2.0, 0.3, 0.05]),
     "empty step": ([0.9, 0.6, 0.6, 0.1], [0.0, 0.0, 0.0], [2.0, 0.3, 0.05]),
@@ -551,7 +569,13 @@ BENIGN = {
 @pytest.mark.parametrize(
     ("name", "kind", "order"),
     [
-        *[(name, "terminal", 2 if name in ("ddim", "dpmpp_2m") else 1) for name in SAMPLERS],
+        *[
+            pytest.param(
+                *(name, "terminal", 2 if name in ("ddim", "dpmpp_2m") else 1),
+                marks=[] if name in QUICK else [pytest.mark.slow],
+            )
+            for name in SAMPLERS
+        ],
         *[(name, "local", 1) for name in ("ddim", "dpmpp_2m")],
     ],
 )

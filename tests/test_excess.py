@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +103,7 @@ def _draw(rng: np.random.Generator, count: int, size: float) -> np.ndarray:
     return size * np.einsum("ab,npbi->npai", factor, rng.standard_normal((count, 2, STEPS, 3)))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("networks", [1, 12])
 @pytest.mark.parametrize("size", [0.01, 0.075])
 @pytest.mark.parametrize("scatter", [0.003, 0.03])
@@ -302,7 +303,8 @@ def test_matrix_slopes_in_objectives() -> None:
     with pytest.raises(ValueError, match="use TerminalError"):
         jk.LocalError(score_error=error).bind(TARGET, PROCESS, jk.DDIM())
     objective = jk.TerminalError(score_error=error)
-    value = float(objective.bind(TARGET, PROCESS, jk.DDIM())(SCHEDULE))
+    bound = eqx.filter_jit(objective.bind(TARGET, PROCESS, jk.DDIM()))
+    value = float(bound(SCHEDULE))
     # half the second derivative along the error, by differences
     slope, none = np.full((STEPS, 3, 3), 1e-4), np.zeros((STEPS, 3))
     even = 0.5 * (_excess_of_matrices(slope, none) + _excess_of_matrices(-slope, none))

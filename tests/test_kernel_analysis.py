@@ -105,7 +105,7 @@ def test_the_parts_of_an_excess(kernel: Any) -> None:
     assert float(sum(parts)) == pytest.approx(float(kernel.contract(error)), rel=1e-6)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_parts_with_a_mean_add_up(kernel: Any) -> None:
     draws = np.random.default_rng(0).standard_normal((2, 4, STEPS, 3)) * 0.02
     error = jk.ScoreError.from_samples(TIMES[:-1], *draws)

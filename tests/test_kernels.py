@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,7 +212,7 @@ def test_blocks_are_the_hessian_of_the_exact_error() -> None:
         jk.Gaussian(MEAN, lam), PROCESS, "ddim", jk.Schedule(times), dense=True
     )
     theta = jnp.zeros((4, 3, 4))
-    hessian = jax.hessian(lambda x: _dense_error(x, times, np.diag(lam), MEAN))(theta)
+    hessian = jax.jit(jax.hessian(lambda x: _dense_error(x, times, np.diag(lam), MEAN)))(theta)
     slope, shift, cross = (
         hessian[:, :, :3, :, :, :3],
         hessian[:, :, 3, :, :, 3],
@@ -240,18 +239,22 @@ def test_hessian_of_the_bures_distance_in_closed_form() -> None:
     root = (vectors * np.sqrt(values)) @ vectors.T
     r2, v = np.linalg.eigh(root @ s @ root)
     r = np.sqrt(r2)
+
+    @jax.jit
+    def second_derivative(u: jax.Array) -> jax.Array:
+        def along(e: jax.Array) -> jax.Array:
+            return metrics.bures_squared(jnp.asarray(s) + e * u, jnp.asarray(c))
+
+        return jax.grad(jax.grad(along))(0.0)
+
     for u in rng.standard_normal((5, 3, 3)):
         u = u + u.T
         rotated = v.T @ root @ u @ root @ v
         exact = np.sum(rotated**2 / (r[:, None] * r * (r[:, None] + r)))
-
-        def along(e: jax.Array, u: np.ndarray = u) -> jax.Array:
-            return metrics.bures_squared(jnp.asarray(s) + e * u, jnp.asarray(c))
-
-        assert float(jax.grad(jax.grad(along))(0.0)) == pytest.approx(exact, rel=1e-9)
+        assert float(second_derivative(u)) == pytest.approx(exact, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", pytest.param("heun", marks=pytest.mark.slow)])
 def test_blocks_contraction_and_interactions_agree(name: str) -> None:
     target = jk.Gaussian(MEAN, SPECTRA[1])
     kernel = jk.error_kernel(target, PROCESS, name, SCHEDULE, metric="kl")
@@ -349,7 +352,10 @@ def test_remainder_is_of_fourth_order_for_normal_errors() -> None:
     assert np.log2(remainders[0] / remainders[1]) == pytest.approx(4.0, abs=0.05)
 
 
-@pytest.mark.parametrize("metric", ["w2_squared", "kl", "reverse_kl"])
+@pytest.mark.parametrize(
+    "metric",
+    ["w2_squared", *(pytest.param(m, marks=pytest.mark.slow) for m in ("kl", "reverse_kl"))],
+)
 def test_simulation_and_quadrature_agree(metric: str) -> None:
     target = jk.Gaussian(MEAN, SPECTRA[2])
     error = jk.ScoreError.diagonal(0.1, 0.1, jk.FullyCorrelated())
@@ -512,18 +518,29 @@ def test_random_features_have_the_stated_shapes() -> None:
 # --- schedules that account for score errors ------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m", "euler_maruyama"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ddim",
+        "euler_maruyama",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("heun", "dpmpp_2m")),
+    ],
+)
 def test_local_cost_of_an_error_is_the_kernels_for_many_steps(name: str) -> None:
     target = jk.Gaussian(MEAN, SPECTRA[2])
     schedule = jk.schedules.log_snr(PROCESS, 320, 1e-3)
     error = jk.ScoreError.diagonal(1e-3, 1e-3, jk.OrnsteinUhlenbeck(2.0))
     sampler = jk.samplers.SAMPLERS[name]()
     objective = LocalError("w2_squared", "marginal", 1.0, error).bind(target, PROCESS, sampler)
-    contraction = local_errors(target, PROCESS, sampler, schedule).contraction
-    kernel = jk.error_kernel(target, PROCESS, name, schedule, initialization="marginal")
-    assert float(eqx.filter_jit(objective.score)(schedule, contraction)) == pytest.approx(
-        float(kernel.contract(error)), rel=0.02
-    )
+
+    @jax.jit
+    def both(schedule: jk.Schedule) -> tuple[jax.Array, jax.Array]:
+        contraction = local_errors(target, PROCESS, sampler, schedule).contraction
+        kernel = jk.error_kernel(target, PROCESS, name, schedule, initialization="marginal")
+        return objective.score(schedule, contraction), kernel.contract(error)
+
+    local, exact = both(schedule)
+    assert float(local) == pytest.approx(float(exact), rel=0.02)
 
 
 def test_accounting_for_the_error_pays() -> None:

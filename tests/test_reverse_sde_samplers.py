@@ -117,7 +117,7 @@ PROCESSES = {
 MODES = Marginal(0.5, np.array([1.0, -0.7, 2.0]), np.array([0.25, 2.5, 1.0]))
 
 
-SLOW = pytest.mark.long
+SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -468,7 +468,7 @@ def test_correlation_of_modes() -> None:
     assert "w2>=" in repr(found)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_correlation_of_modes_from_a_dense_start() -> None:
     """Propagated as one block it is the same; the bound of the modes is below that of the whole."""
     target = jk.Gaussian([1.0, -0.7], [0.25, 1.5])
@@ -634,7 +634,7 @@ def test_gradient_of_the_terminal_error(name: str) -> None:
     assert np.all(np.isfinite(value(times.at[4].set(times[3]))[1]))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "gain"), [("rem", 100.0), ("tweedie1", 2.0)])
 def test_optimised_terminal_error(name: str, gain: float) -> None:
     """The published optimum of REM is 156 times better than uniform steps."""
@@ -836,10 +836,11 @@ def _mixture_end(name: str, steps: int) -> jax.Array:
 
     steps_ = jk.Schedule(np.linspace(horizon, 0.0, steps + 1), 1.0).steps()
     inputs = (steps_, path.reshape(steps, block, particles), jax.random.split(at_key, steps))
-    return jax.jit(lambda: jax.lax.scan(advance, start, inputs)[0])()
+    # as arguments: constants of a hundred megabytes would be compiled
+    return jax.jit(lambda x, inputs: jax.lax.scan(advance, x, inputs)[0])(start, inputs)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "order"),
     [

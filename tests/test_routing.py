@@ -546,7 +546,7 @@ class TestBadInput:
 SLOW_STEPS = (20, 40, 80, 160)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_rates_of_the_clean_mixture():
     """Exponents of the mean squared error in the number of steps, with the draws of the source."""
     x = _clean_start(2000, 0)

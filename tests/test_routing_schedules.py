@@ -60,7 +60,7 @@ def test_one_step_has_a_closed_form(found: routing.RoutingRecord):
     assert float(found.switching_error("euler_maruyama", one)) == pytest.approx(euler, rel=1e-6)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_objective_adds_discretization_and_noise(
     start: np.ndarray, found: routing.RoutingRecord
 ):
@@ -110,7 +110,7 @@ def test_records_of_another_type(found: routing.RoutingRecord, monkeypatch: pyte
         routing.RoutingError(found.trajectories)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_optimum_lowers_the_measured_error():
     """Against the best baseline schedule, on noise that the record has not seen."""
     rng = np.random.default_rng(3)
@@ -150,7 +150,7 @@ def test_the_optimum_lowers_the_measured_error():
     assert gain.mean() > 4 * gain.std() / np.sqrt(len(gain))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_bound_is_an_objective():
     """Certified schedules: the bound's optimum is below that of all baseline schedules."""
 

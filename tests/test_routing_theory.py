@@ -235,7 +235,7 @@ def _bounds(process: jk.AbstractProcess, sampler: str) -> Any:
     return jax.jit(jax.vmap(jax.vmap(bounds, in_axes=(None, None, 0, None, None))))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_feedback_has_the_rate_of_all_experts():
     """Its bound is of order 1/K, that of switching of order K^(-1/2)."""
     run = {"radius": 1.0, "norm": 1.0, "num_experts": 2}
@@ -344,7 +344,7 @@ def test_published_and_sharp_bounds_of_one_instance():
     assert 1e4 < far.log_wasserstein_bound(100) < np.inf
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_limits_of_many_steps():
     """n b_n^2 and n a_n tend to integrals, products of growth to the amplification."""
     process = PROCESSES["cosine"]
@@ -451,7 +451,7 @@ def test_the_bound_is_differentiable_and_an_objective():
     assert float(gradient[3]) == pytest.approx(float(ahead - back) / (2 * h), rel=1e-6)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_mean_routing_variance_is_that_of_quadrature_and_draws():
     mixture = jk.GaussianMixture([0.3, 0.7], [[-1.0], [0.8]], [0.2, 0.1])
     process = jk.FlowMatching()

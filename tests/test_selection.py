@@ -344,7 +344,7 @@ def test_with_a_network_the_result_is_the_best_candidate(sampler: str) -> None:
         MIXTURE.gaussian(),
         PROCESS,
         sampler,
-        6,
+        5,
         t_min=1e-3,
         selection=jk.Selection(denoiser=denoiser, noise=48),
         progress=False,
@@ -724,12 +724,13 @@ def test_unknown_input_shape_is_refused() -> None:
         jk.optimize_schedule(target, PROCESS, "ddim", 3, t_min=1e-3, selection=selection)
 
 
+@pytest.mark.slow
 def test_a_network_is_a_target_of_its_own() -> None:
     """Only a network and initial noise: verified, and no baseline is better on the evidence."""
     x = jax.random.normal(jax.random.key(3), (128, 2))
     selection = jk.Selection(noise=x)
     result = jk.optimize_schedule(
-        MIXTURE_DENOISER, PROCESS, "dpmpp_2m", 4, t_min=1e-3, selection=selection, progress=False
+        MIXTURE_DENOISER, PROCESS, "dpmpp_2m", 5, t_min=1e-3, selection=selection, progress=False
     )
     assert result.verified
     assert "on the network" in repr(result)
