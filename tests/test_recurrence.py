@@ -86,6 +86,21 @@ def test_the_documented_sampler_is_euler() -> None:
     assert ours.nfe == 4
 
 
+def test_an_evaluation_traces_a_step_once_for_all_derivatives() -> None:
+    """And once more to count the noise it draws, in the affine maps and in the local errors."""
+    calls: list[int] = []
+    euler = _sampler_of_the_documentation()
+
+    class Counted(type(euler)):
+        def step(self, *args):
+            calls.append(1)
+            return super().step(*args)
+
+    jk.evaluate_schedule(TARGET, jk.VP(), Counted(), jk.Schedule(TIMES, 1.0))
+    # checks before the evaluation run two steps
+    assert len(calls) <= 6
+
+
 class Churn(AbstractSampler):
     """Karras et al., Algorithm 2, a = 1: raise the noise, Euler, and more noise at the end.
 
