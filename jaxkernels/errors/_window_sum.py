@@ -185,7 +185,7 @@ class LinearWindowSum(AbstractWindowSum):
 
 def window_sum(bound, coordinate: TimeCoordinate, t_min: float) -> WindowSum | LinearWindowSum:
     """The sum for a bound `LocalError`, of schedules from the coordinate's start to `t_min`."""
-    ends, scale = window_constants(bound, coordinate, jnp.asarray(t_min))
+    ends, scale = window_constants(bound, coordinate, constant(t_min))
     ends = jnp.sum(ends)
     target = pad_modes(bound.target)
     sampler = bound.sampler
