@@ -91,9 +91,10 @@ class Schedule(eqx.Module):
         [2.0, 0.0]
         ```
         """
-        return eqx.tree_at(
-            lambda s: s.stochasticity_squared, cls(times), jnp.asarray(stochasticity_squared)
-        )
+        squared = stochasticity_squared
+        if not is_traced(squared):
+            squared = jax.device_put(np.asarray(squared))
+        return eqx.tree_at(lambda s: s.stochasticity_squared, cls(times), squared)
 
     @classmethod
     def from_sigmas(
