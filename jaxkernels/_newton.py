@@ -56,9 +56,9 @@ def _free(z: AnyArray, gradient: AnyArray, lower: AnyArray, upper: AnyArray) -> 
 def newton_start(z: Float[np.ndarray, "starts n"], iterations: int) -> NewtonState:
     """The state before the first call of `newton_advance`, which evaluates the starts."""
     count, n = z.shape
-    # NumPy, so that nothing is compiled for it
+    # NumPy, so that nothing is compiled for it; a copy of z, as JAX may share the memory
     start = (
-        z,
+        np.array(z),
         np.full(count, np.inf),
         np.zeros((count, n)),
         np.zeros((count, n, n)),

@@ -66,8 +66,8 @@ class Schedule(eqx.Module):
             dtype = self.times.dtype
             self.stochasticity_squared = jnp.asarray(jnp.broadcast_to(squared, shape), dtype)
         else:
-            # nothing is compiled for a schedule made by hand
-            self.times = jax.device_put(cast(Array, times))
+            # nothing is compiled for a schedule made by hand; a copy, as JAX may share the memory
+            self.times = jax.device_put(np.array(times))
             rows = np.broadcast_to(np.asarray(squared, self.times.dtype), shape)
             self.stochasticity_squared = jax.device_put(rows)
 
@@ -93,7 +93,7 @@ class Schedule(eqx.Module):
         """
         squared = stochasticity_squared
         if not is_traced(squared):
-            squared = jax.device_put(np.asarray(squared))
+            squared = jax.device_put(np.array(squared))
         return eqx.tree_at(lambda s: s.stochasticity_squared, cls(times), squared)
 
     @classmethod
