@@ -91,9 +91,9 @@ def test_an_evaluation_traces_a_step_once_for_all_derivatives() -> None:
     calls: list[int] = []
 
     class Counted(jk.DPMSolverPP2M):
-        def step(self, *args):
+        def step(self, predict, noise, process, step, x, history):
             calls.append(1)
-            return super().step(*args)
+            return super().step(predict, noise, process, step, x, history)
 
     jk.evaluate_schedule(TARGET, jk.VP(), Counted(), jk.Schedule(TIMES, 1.0))
     # a check that the step is elementwise traces one more

@@ -629,5 +629,7 @@ def test_a_schedule_keeps_its_numbers_when_the_array_it_was_made_from_changes() 
     times[0] = 2.0
     squared[:] = 0.0
     for schedule in schedules:
-        np.testing.assert_array_equal(schedule.times, np.float32([1.0, 0.7, 0.4, 0.1]))
-    np.testing.assert_array_equal(schedules[1].stochasticity_squared, np.float32([0.7, 0.4, 0.1]))
+        np.testing.assert_array_equal(schedule.times, np.array([1.0, 0.7, 0.4, 0.1], np.float32))
+    np.testing.assert_array_equal(
+        schedules[1].stochasticity_squared, np.array([0.7, 0.4, 0.1], np.float32)
+    )

@@ -141,7 +141,7 @@ class ScheduleProblem:
         u = space.coordinates(times)
         if objective.padded:
             u = pad_last(u, bucket(space.num_steps) + 1)
-        return _coordinate_values(objective, u, np.asarray(space.num_steps))
+        return _coordinate_values(objective, *jax.device_put((u, np.asarray(space.num_steps))))
 
 
 def make_problem(

@@ -155,13 +155,13 @@ def _followed(
     progress: bool,
 ) -> Iterator[FollowedBatch]:
     """Batches of trajectories that are finite, in float64."""
-    rows_of_noise = np.asarray(x)
+    noise = np.asarray(x)
     with Progress(f"recording, NFE {nfe:,}: compiling", progress) as line:
         for rows, count in _batches(x.shape[0], batch):
             split, sensitivity, end = (
                 # local errors are small differences of these
                 np.asarray(array, np.float64)
-                for array in _follow(denoiser, *steps, rows_of_noise[rows], frame)
+                for array in _follow(denoiser, *steps, jax.device_put(noise[rows]), frame)
             )
             last = int(rows[0]) + count - 1
             _check_finite(split, sensitivity, f"{rows[0]} to {last}")
