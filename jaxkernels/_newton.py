@@ -56,9 +56,9 @@ def _free(z: AnyArray, gradient: AnyArray, lower: AnyArray, upper: AnyArray) -> 
 def newton_start(z: Float[np.ndarray, "starts n"], iterations: int) -> NewtonState:
     """The state before the first call of `newton_advance`, which evaluates the starts."""
     count, n = z.shape
-    # NumPy, so that nothing is compiled for it
+    # NumPy, so that nothing is compiled for it; a copy of z, as JAX may share the memory
     start = (
-        z,
+        np.array(z),
         np.full(count, np.inf),
         np.zeros((count, n)),
         np.zeros((count, n, n)),
@@ -67,7 +67,7 @@ def newton_start(z: Float[np.ndarray, "starts n"], iterations: int) -> NewtonSta
         np.full((iterations + 1, count), np.nan),
         np.asarray(0),
     )
-    return NewtonState(*map(jnp.asarray, start))
+    return NewtonState(*jax.device_put(start))
 
 
 @quick_jit
@@ -196,11 +196,13 @@ def _by_eigenvalues(h: Array, g: Array, radius: Array) -> Array:
         step = -along / shifted
         return step, jnp.sum(step**2 / shifted, axis=1, keepdims=True)
 
-    for _ in range(_SHIFT_ITERATIONS):
+    def improved(_: Int[Array, ""], shift: Array) -> Array:
         step, slope = divided(shift)
         norm = jnp.linalg.norm(step, axis=1, keepdims=True)
         more = norm**2 / jnp.maximum(slope, 1e-300) * (norm / radius - 1.0)
-        shift = jnp.where(norm > radius, shift + more, shift)
+        return jnp.where(norm > radius, shift + more, shift)
+
+    shift = jax.lax.fori_loop(0, _SHIFT_ITERATIONS, improved, shift)
     step, _ = divided(shift)
     missing = jnp.sqrt(jnp.maximum(radius**2 - jnp.sum(step**2, axis=1, keepdims=True), 0.0))
     onward = jnp.where(lowest < 0, jnp.copysign(missing, -along[:, :1]), 0.0)

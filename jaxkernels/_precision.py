@@ -51,7 +51,7 @@ def fresh(tree: T) -> T:
 def _to_default(leaf: object) -> object:
     """A floating array in the caller's default precision; anything else as it is."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating):
-        return jnp.asarray(np.asarray(leaf), float)
+        return jax.device_put(np.asarray(leaf, np.float64))
     return leaf
 
 

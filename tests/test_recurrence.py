@@ -86,6 +86,20 @@ def test_the_documented_sampler_is_euler() -> None:
     assert ours.nfe == 4
 
 
+def test_an_evaluation_traces_a_step_once_for_all_derivatives() -> None:
+    """And once to count what it draws, in the affine maps and in both steps of every window."""
+    calls: list[int] = []
+
+    class Counted(jk.DPMSolverPP2M):
+        def step(self, predict, noise, process, step, x, history):
+            calls.append(1)
+            return super().step(predict, noise, process, step, x, history)
+
+    jk.evaluate_schedule(TARGET, jk.VP(), Counted(), jk.Schedule(TIMES, 1.0))
+    # a check that the step is elementwise traces one more
+    assert len(calls) <= 7
+
+
 class Churn(AbstractSampler):
     """Karras et al., Algorithm 2, a = 1: raise the noise, Euler, and more noise at the end.
 

@@ -617,3 +617,19 @@ def test_times_of_the_coordinate_always_decrease(z: list[float]) -> None:
     coordinate = COORDINATES["vp"][0]
     times = np.asarray(coordinate.times(jnp.asarray(np.pad(z, (0, 12 - len(z)))), 0.02))
     assert np.all(np.diff(times) < 0)
+
+
+def test_a_schedule_keeps_its_numbers_when_the_array_it_was_made_from_changes() -> None:
+    # aligned as JAX wants memory that it shares
+    memory = np.zeros(128, np.uint8)
+    times = memory[(-memory.ctypes.data) % 64 :][:16].view(np.float32)
+    times[:] = [1.0, 0.7, 0.4, 0.1]
+    squared = times[1:].copy()
+    schedules = jk.Schedule(times), jk.Schedule.from_squared(times, squared)
+    times[0] = 2.0
+    squared[:] = 0.0
+    for schedule in schedules:
+        np.testing.assert_array_equal(schedule.times, np.array([1.0, 0.7, 0.4, 0.1], np.float32))
+    np.testing.assert_array_equal(
+        schedules[1].stochasticity_squared, np.array([0.7, 0.4, 0.1], np.float32)
+    )

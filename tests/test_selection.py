@@ -16,11 +16,17 @@ import jaxkernels as jk
 import jaxkernels.optimize._optimize
 from jaxkernels._progress import Progress
 from jaxkernels._types import constant
-from jaxkernels.comparison import compare_to, solve_reference
+from jaxkernels.comparison import Reference, compare_to, solve_reference
 from jaxkernels.exports import export
 from jaxkernels.measurement import Measurement
 from jaxkernels.optimize import Candidate, Origin
-from jaxkernels.optimize._fine_tune import default_fine_tuning, fine_tune, fine_tuning_nfe
+from jaxkernels.optimize._fine_tune import (
+    _batch,
+    _Criterion,
+    default_fine_tuning,
+    fine_tune,
+    fine_tuning_nfe,
+)
 from jaxkernels.optimize._space import ScheduleSpace
 from jaxkernels.optimize._trust import unproven, unresolved
 
@@ -412,16 +418,24 @@ SPACE = ScheduleSpace(
 )
 
 
+def _baselines_compared(
+    denoiser: jk.AbstractDenoiser, x: Array
+) -> tuple[dict[str, jk.Schedule], Reference, jk.Comparison]:
+    """Two baselines, a reference solution from noise x, and their comparison with it."""
+    baselines = {
+        name: jk.schedules.BASELINES[name](PROCESS, 4, 1e-3) for name in ("quadratic", "cosine")
+    }
+    with Progress("comparing", False) as line:
+        reference = solve_reference(denoiser, x, 200, (1.0, 1e-3))
+        compared = compare_to(reference, jk.DDIM(), baselines, key=None, line=line, planned=0)
+    return baselines, reference, compared
+
+
 def _fine_tune(
     denoiser: jk.AbstractDenoiser, x: Array, criterion: str, solver: jk.Optax
 ) -> tuple[jk.Schedule, int, dict[str, jk.Schedule]]:
     """Fine-tune `quadratic` from noise x; with the NFE and the baselines of the comparison."""
-    baselines = {
-        name: jk.schedules.BASELINES[name](PROCESS, 4, 1e-3) for name in ("quadratic", "cosine")
-    }
-    with Progress("fine-tuning", False) as line:
-        reference = solve_reference(denoiser, x, 200, (1.0, 1e-3))
-        compared = compare_to(reference, jk.DDIM(), baselines, key=None, line=line, planned=0)
+    baselines, reference, compared = _baselines_compared(denoiser, x)
     start = baselines["quadratic"]
     sampler = jk.DDIM()
     found = fine_tune(reference, sampler, SPACE, start, compared, criterion, solver)
@@ -452,6 +466,17 @@ def test_fine_tuning_descends_the_criterion(criterion: str) -> None:
     else:
         value = held_out.statistic(criterion)
     assert value["better"] < 0.95 * value["quadratic"]
+
+
+def test_the_criterion_of_fine_tuning_calls_nothing_on_the_host() -> None:
+    """JAX's compilation cache keeps no program with a callback: each run would compile it anew."""
+    x = jax.random.normal(jax.random.key(5), (128, 2))
+    _, reference, compared = _baselines_compared(MIXTURE_DENOISER, x)
+    names = ("geometric_mean", "rms")
+    criterion = _Criterion.of(reference, jk.DDIM(), SPACE, names)
+    batch = _batch(reference, compared, names, slice(None))
+    program = jax.make_jaxpr(jax.value_and_grad(criterion))(jnp.zeros(3), batch)
+    assert "callback" not in str(program)
 
 
 def test_fine_tuning_returns_the_best_schedule_that_it_saw() -> None:

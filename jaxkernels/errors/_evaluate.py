@@ -165,17 +165,16 @@ def _evaluate(run: Run, score_error: ScoreError | None) -> Evaluation:
         excess = contract(kernel, None, directions)
         if directions is not None and not is_traced(excess):
             _check_expansion(float(excess), float(finite_second_order(kernel, directions)))
-    return _compare(run, run.initial_moments(), known, excess)
+    return _compare(run, known, excess)
 
 
 @quick_jit
 def _compare(
     run: Run,
-    start: Moments,
     known: AffineError | None,
     excess: Float[Array, ""] | None,
 ) -> Evaluation:
-    """The samples from the initial moments `start`, against the data.
+    """The samples against the data.
 
     `known` is the mean score error of every evaluation, `excess` what its randomness adds to
     squared W2.
@@ -183,6 +182,7 @@ def _compare(
     coordinates = run.coordinates()
     data = coordinates.data()
     maps = run.affine_maps()
+    start = run.initial_moments()
     exact = coordinates.propagate(maps, run.sampler, start)
     path = exact if known is None else run.moments(known, start)
     total = coordinates.distance("w2_squared", path.last, data)

@@ -258,7 +258,7 @@ class BoundLocalError(AbstractBoundObjective):
         return jnp.sum(value, -1)
 
     def unchangeable(self, coordinate: TimeCoordinate, t_min: float) -> Float[Array, " 2"]:
-        return window_constants(self, coordinate, jnp.asarray(t_min))[0]
+        return window_constants(self, coordinate, constant(t_min))[0]
 
     def ends(self, schedule: Schedule, contraction: Float[Array, " modes"]) -> Float[Array, " 2"]:
         """The two sources that are no step: the initial distribution, and stopping at t_K."""

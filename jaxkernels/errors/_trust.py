@@ -55,7 +55,7 @@ def violations(
     else:
         num_steps = schedule.num_steps
         times = constant(pad_last(np.asarray(schedule.times), bucket(num_steps) + 1))
-        run = (pad_modes(target), process, sampler, times, jnp.asarray(num_steps))
+        run = (pad_modes(target), process, sampler, times, jax.device_put(np.asarray(num_steps)))
         share = np.asarray(_flow_facts(*run))[:num_steps]
         excess = None
     name = type(sampler).__name__

@@ -185,8 +185,8 @@ class LinearWindowSum(AbstractWindowSum):
 
 def window_sum(bound, coordinate: TimeCoordinate, t_min: float) -> WindowSum | LinearWindowSum:
     """The sum for a bound `LocalError`, of schedules from the coordinate's start to `t_min`."""
-    ends, scale = window_constants(bound, coordinate, jnp.asarray(t_min))
-    ends = jnp.sum(ends)
+    ends, scale = window_constants(bound, coordinate, constant(t_min))
+    ends = constant(np.sum(np.asarray(ends)))
     target = pad_modes(bound.target)
     sampler = bound.sampler
     form = LinearWindowSum if sampler.nfe_per_step == 1 else WindowSum

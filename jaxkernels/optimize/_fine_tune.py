@@ -18,7 +18,7 @@ from .._nfe import EVALUATION, VECTOR_JACOBIAN_PRODUCT
 from ..comparison import BALANCED, WEIGHED, Comparison, Reference, balance, statistic
 from ..prediction import AbstractDenoiser, Prediction
 from ..processes import AbstractProcess
-from ..samplers import AbstractSampler, sample, sampling_nfe
+from ..samplers import AbstractSampler, run_schedule, sampling_nfe
 from ..schedules import Schedule, TimeCoordinate
 from ._solver import Optax, optax_step
 from ._space import ScheduleSpace
@@ -81,19 +81,21 @@ def fine_tune(
         z=z,
         transformation_state=_init(solver, z),
         best=z,
-        lowest=_evaluate(objective, z, held_out),
+        lowest=jax.device_put(np.asarray(np.inf, dtype)),
         finite=jax.device_put(np.asarray(True)),
         step=jax.device_put(np.asarray(0, np.int32)),
     )
     per_run = sampling_nfe(reference.denoiser.process, sampler, schedule)
     planned = fine_tuning_nfe(reference.noise.shape[0], per_run, solver.max_iterations)
     steps = solver.max_iterations
-    chunk = -(-steps // _CHUNKS)
-    for until in range(chunk, steps + chunk, chunk):
-        last = jax.device_put(np.asarray(min(until, steps), np.int32))
+    # the last point is looked at, and not moved
+    looks = steps + 1
+    chunk = -(-looks // _CHUNKS)
+    for until in range(chunk, looks + chunk, chunk):
+        last = jax.device_put(np.asarray(min(until, looks), np.int32))
         loop = _advance(solver, objective, z, train, held_out, loop, last)
         report(
-            f"fine-tuning, NFE {planned:,}: step {int(loop.step)} of {steps}, "
+            f"fine-tuning, NFE {planned:,}: step {min(int(loop.step), steps)} of {steps}, "
             f"held-out {criterion} {float(np.exp(loop.lowest)):.4g} of the best baseline's"
         )
     if not bool(loop.finite):
@@ -187,7 +189,11 @@ class _Criterion(eqx.Module):
     def __call__(self, z: Float[Array, " interior"], batch: _Batch) -> Float[Array, ""]:
         schedule = Schedule(self.coordinate.times(z, self.t_min))
         denoiser = _Checkpointed.of(self.denoiser)
-        samples = sample(denoiser, self.sampler, schedule, batch.noise).reshape(batch.ends.shape)
+        # unchecked: every z gives a schedule, and a program with checks at run time is not kept in
+        # JAX's compilation cache
+        key = jax.random.key(0)
+        samples, _ = run_schedule(denoiser, self.sampler, schedule, key, batch.noise)
+        samples = samples.reshape(batch.ends.shape)
         squared = jnp.sum((samples - batch.ends) ** 2, -1) / self.scale**2
         errors = jnp.sqrt(jnp.maximum(squared, jnp.finfo(z.dtype).tiny))
         projections = matmul(samples, self.directions)
@@ -214,11 +220,6 @@ def _init(solver: Optax, z: Float[Array, " interior"]) -> PyTree:
 
 
 @quick_filter_jit
-def _evaluate(objective: _Criterion, z: Float[Array, " interior"], batch: _Batch) -> Array:
-    return objective(z, batch)
-
-
-@quick_filter_jit
 def _advance(
     solver: Optax,
     objective: _Criterion,
@@ -228,24 +229,34 @@ def _advance(
     loop: _Loop,
     until: Int[Array, ""],
 ) -> _Loop:
-    """Steps until number `until`, or until a gradient is not finite."""
+    """Looks at the held-out criterion until number `until`, and a step after each but the last.
+
+    It ends before if a gradient is not finite.
+    """
 
     def fn(z: Array) -> Array:
         return objective(z, train)
 
-    def body(s: _Loop) -> _Loop:
+    def move(s: _Loop) -> tuple[Array, PyTree, Array]:
         value, gradient = jax.value_and_grad(fn)(s.z)
         moved, inner = optax_step(
             solver.transformation, fn, s.z, value, gradient, s.transformation_state
         )
         finite = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(moved))
         moved = jnp.where(finite, jnp.clip(moved, start - _REACH, start + _REACH), s.z)
-        watched = objective(moved, held_out)
+        return moved, inner, finite
+
+    def stay(s: _Loop) -> tuple[Array, PyTree, Array]:
+        return s.z, s.transformation_state, s.finite
+
+    def body(s: _Loop) -> _Loop:
+        watched = objective(s.z, held_out)
         better = watched < s.lowest
+        moved, inner, finite = jax.lax.cond(s.step < solver.max_iterations, move, stay, s)
         return _Loop(
             z=moved,
             transformation_state=inner,
-            best=jnp.where(better, moved, s.best),
+            best=jnp.where(better, s.z, s.best),
             lowest=jnp.where(better, watched, s.lowest),
             finite=finite,
             step=s.step + 1,

@@ -82,8 +82,8 @@ def draw_noise(
                 "Selection(noise=...) as an array."
             )
         shape = gaussian.mean.shape
-    scale = jnp.sqrt(process.prior_variance(jnp.asarray(process.t_max, float)))
-    return scale * jax.random.normal(key, (count, *shape))
+    scale = np.sqrt(np.asarray(process.prior_variance(np.asarray(process.t_max))))
+    return float(scale) * jax.random.normal(key, (count, *shape))
 
 
 def draw_start(

@@ -611,7 +611,7 @@ def _result(
                 doubts += unproven(selected.comparison, [c.label for c in problem.baselines])
         gaussian, process, sampler = to_float64((model.gaussian, request.process, request.sampler))
         ends = tuple(unchangeable.values())
-        last = float(optimum.times[-1])
+        last = float(np.asarray(optimum.times)[-1])
         doubts += unchangeable_warnings(ends, value, model.gaussian, request.process, last)
         reasons = violations(limit_modes(gaussian.in_eigenbasis()), process, sampler, optimum)
     if isinstance(request.objective, TerminalError):

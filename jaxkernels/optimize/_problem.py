@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
+from .._compile import quick_jit
 from .._field_names import known_name
 from .._objective import (
     AbstractBoundObjective,
@@ -140,7 +141,7 @@ class ScheduleProblem:
         u = space.coordinates(times)
         if objective.padded:
             u = pad_last(u, bucket(space.num_steps) + 1)
-        return _coordinate_values(objective, jnp.asarray(u), jnp.asarray(space.num_steps))
+        return _coordinate_values(objective, *jax.device_put((u, np.asarray(space.num_steps))))
 
 
 def make_problem(
@@ -338,7 +339,7 @@ def _values(objective: AbstractBoundObjective, times: Array, squared: Array) -> 
     return jax.vmap(lambda t, w: objective(Schedule.from_squared(t, w)))(times, squared)
 
 
-@eqx.filter_jit
+@quick_jit
 def _coordinate_values(
     objective: AbstractCoordinateObjective, u: Array, num_steps: Array
 ) -> Float[Array, " schedules"]:

@@ -411,7 +411,8 @@ class _Trial:
 def _halves(noise: Array) -> tuple[Array, Array]:
     """The noise that selects and, at most as much, that of the evidence."""
     n = (len(noise) + 1) // 2
-    return noise[:n], noise[n:]
+    rows = np.asarray(noise)
+    return jax.device_put(rows[:n]), jax.device_put(rows[n:])
 
 
 def _schedules(candidates: Sequence[Candidate]) -> dict[str, Schedule]:

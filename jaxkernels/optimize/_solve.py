@@ -63,7 +63,7 @@ def solve(
     while not solver.terminate(state):
         until = min(int(state.iteration) + _CHUNK, solver.max_iterations)
         state = solver.advance(problem, state, until)
-        value = float(np.exp(np.min(state.value)))
+        value = float(np.exp(np.min(np.asarray(state.value))))
         report(f"optimising: iteration {int(state.iteration)}, objective {value:.6g}")
     values = np.exp(np.asarray(state.value))
     values = np.where(np.isnan(values), np.inf, values)

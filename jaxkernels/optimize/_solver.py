@@ -65,7 +65,7 @@ class AbstractSolver(eqx.Module):
 
     def terminate(self, state: PyTree) -> bool:
         """Whether all starts are done or the iterations are used up."""
-        return bool(np.all(state.done)) or int(state.iteration) >= self.max_iterations
+        return bool(np.all(np.asarray(state.done))) or int(state.iteration) >= self.max_iterations
 
 
 class Newton(AbstractSolver):

@@ -206,7 +206,7 @@ class TimesProblem(AbstractProblem):
             top=constant(top),
             length=length,
             end=constant(end),
-            num_steps=jnp.asarray(num_steps),
+            num_steps=jax.device_put(np.asarray(num_steps)),
             lower=-upper,
             upper=upper,
         )

@@ -52,7 +52,7 @@ def linearise(
 ) -> AffineMaps:
     """The affine maps of a sampler for a denoiser that is affine in x.
 
-    The step is differentiated in x, in its history and in each of its noise draws; noise enters
+    The step is linearised in x, in its history and in each of its noise draws; noise enters
     with the variance that the sampler states, not its square root, so that derivatives stay finite
     for empty steps.
 
@@ -71,7 +71,7 @@ def linearise(
     def one(here: Step, block: Block, error: AffineError | None) -> tuple[Array, Array, Array]:
         x = jnp.zeros((size,), here.time.dtype)
         history, unravel = ravel_pytree(sampler.init_history(x))
-        history = jnp.zeros_like(history)
+        history = jnp.zeros(history.shape, x.dtype)  # without entries it has no dtype of its own
 
         def run(x: Array, history: Array, *drawn: Array) -> tuple[Array, list[Array]]:
             variances: list[Array] = []
@@ -93,21 +93,18 @@ def linearise(
             step = sampler.step(learned, noise, process, here, x, unravel(history))
             return ravel_pytree(step)[0], variances
 
-        # one derivative per argument: what an argument does not touch is then not even traced
         count = len(jax.eval_shape(run, x, history)[1])
         arguments = (x, history, *[x] * count)
-        shift, variances = run(*arguments)
-        columns = [
-            jax.jacfwd(run, j, has_aux=True)(*arguments)[0]
-            for j in range(len(arguments))
-            if arguments[j].size
-        ]
-        state = columns[: len(columns) - count]
-        gains = columns[len(columns) - count :]
-        covariance = jnp.zeros((shift.size,) * 2, shift.dtype)
-        for gain, variance in zip(gains, variances, strict=True):
-            covariance += product(gain * variance, transpose(gain))
-        return jnp.concatenate(state, axis=1), shift, covariance
+        # what depends on times alone is computed once for all derivatives
+        shift, along, variances = jax.linearize(run, *arguments, has_aux=True)
+        origin, unravel_arguments = ravel_pytree(arguments)
+        units = jnp.eye(origin.size, dtype=x.dtype)
+        jacobian = jax.vmap(lambda unit: along(*unravel_arguments(unit)), out_axes=1)(units)
+        factor = jacobian[:, : shift.size]
+        if not count:
+            return factor, shift, jnp.zeros_like(factor)
+        gains = jacobian[:, shift.size :]
+        return factor, shift, product(gains * jnp.concatenate(variances), transpose(gains))
 
     over_blocks = jax.vmap(one, in_axes=(None, 0, 0), out_axes=-1)
     over_steps = jax.vmap(over_blocks, in_axes=(0, None, 0), out_axes=-2)

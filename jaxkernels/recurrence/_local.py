@@ -127,17 +127,17 @@ def _take(
 
         return sampler.step(predict, noise, process, interval, *state), variances
 
-    after, variances = run(state, [])
-    moved = [jax.jvp(lambda s: run(s, [])[0], (state,), (column,))[1] for column in columns]
-    still = [jnp.zeros_like(state[0])] * len(variances)
+    count = len(jax.eval_shape(run, state, [])[1])
+    still = [jnp.zeros_like(state[0])] * count
+    # what depends on times alone is computed once for all derivatives
+    after, along, variances = jax.linearize(run, state, still, has_aux=True)
+    moved = [along(column, still) for column in columns]
+    at_rest = jax.tree.map(jnp.zeros_like, state)
     unit = jnp.ones_like(state[0])
     injected_noise = []
     for i, variance in enumerate(variances):
-
-        def drawn(value: Array, i: int = i) -> PyTree:
-            return run(state, [*still[:i], value, *still[i + 1 :]])[0]
-
-        injected_noise.append((variance, jax.jvp(drawn, (still[i],), (unit,))[1]))
+        drawn = [*still[:i], unit, *still[i + 1 :]]
+        injected_noise.append((variance, along(at_rest, drawn)))
     return after, moved, injected_noise
 
 

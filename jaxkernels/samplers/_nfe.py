@@ -31,6 +31,8 @@ def sampling_nfe(process: AbstractProcess, sampler: AbstractSampler, schedule: S
     5
     ```
     """
+    if sampler.nfe_per_step == 1:
+        return EVALUATION * schedule.num_steps
     times = sampler.evaluation_times(process, schedule.steps(sampler.history_steps))
     at = np.stack([np.asarray(t) for t in times])
     alone = np.all(at == at[0], 0)

@@ -61,7 +61,7 @@ def sample(
         if not is_traced(schedule) and schedule.is_stochastic:
             raise ValueError("key: a stochastic schedule draws noise and needs a random key.")
         key = jax.random.key(0)
-    points, finite = _run(denoiser, sampler, schedule, key, noise, trajectory)
+    points, finite = run_schedule(denoiser, sampler, schedule, key, noise, trajectory)
     check_finite(finite, noise, schedule)
     return points
 
@@ -107,9 +107,9 @@ def check_finite(finite: Bool[Array, " steps"], noise: Array, schedule: Schedule
     >>> jk.samplers.check_finite(jnp.array([True]), jnp.ones((1, 2)), jk.Schedule([1.0, 0.5]))
     ```
     """
-    if is_traced(finite) or np.all(finite):
+    if is_traced(finite) or np.all(np.asarray(finite)):
         return
-    k = int(np.argmin(finite))
+    k = int(np.argmin(np.asarray(finite)))
     if not np.all(np.isfinite(np.asarray(noise, np.float64))):
         raise ValueError("noise holds NaN or infinity; it must be finite.")
     times = np.asarray(schedule.times)
@@ -121,15 +121,34 @@ def check_finite(finite: Bool[Array, " steps"], noise: Array, schedule: Schedule
 
 
 @eqx.filter_jit
-def _run(
+def run_schedule(
     denoiser: AbstractDenoiser,
     sampler: AbstractSampler,
     schedule: Schedule,
     key: Array,
     x: Array,
-    trajectory: bool,
+    trajectory: bool = False,
 ) -> tuple[Array, Bool[Array, " steps"]]:
-    """The last x or all of them, and whether x is finite after every step."""
+    """Run a sampler as `sample` does, without its checks.
+
+    Checks of traced values are callbacks of the program, which JAX then does not keep in its
+    compilation cache.
+
+    **Arguments:**
+
+    - `denoiser`, `sampler`, `schedule`, `key`, `trajectory`: as for `sample`.
+    - `x`: initial noise (batch, ...).
+
+    **Returns:** the last x or all of them, and whether x was finite after every step (K,).
+
+    **Example:**
+
+    ```python
+    >>> denoiser = jk.Gaussian(0.0, [1.0]).denoiser(jk.VP())
+    >>> run = (denoiser, jk.DDIM(), jk.Schedule([1.0, 0.5]), jax.random.key(0))
+    >>> x, finite = jk.samplers.run_schedule(*run, jnp.ones((4, 1)))
+    ```
+    """
     given = x.dtype
     denoiser, x = in_working_precision(denoiser, x)
     denoiser = denoiser.astype(x.dtype)

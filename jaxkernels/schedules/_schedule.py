@@ -4,6 +4,7 @@ import os
 from typing import cast
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
@@ -59,11 +60,16 @@ class Schedule(eqx.Module):
                 f"stochasticity has shape {np.shape(stochasticity)}; for {shape[0] + 1} times it "
                 f"must be a single number or have shape {shape}."
             )
-        # in NumPy unless traced: nothing to compile for a schedule made by hand
         squared = cast(Array, stochasticity) ** 2
-        lib = jnp if is_traced(squared) else np
-        self.times = as_inexact(cast(ArrayLike, times))
-        self.stochasticity_squared = jnp.asarray(lib.broadcast_to(squared, shape), self.times.dtype)
+        if is_traced((times, squared)):
+            self.times = as_inexact(cast(ArrayLike, times))
+            dtype = self.times.dtype
+            self.stochasticity_squared = jnp.asarray(jnp.broadcast_to(squared, shape), dtype)
+        else:
+            # nothing is compiled for a schedule made by hand; a copy, as JAX may share the memory
+            self.times = jax.device_put(np.array(times))
+            rows = np.broadcast_to(np.asarray(squared, self.times.dtype), shape)
+            self.stochasticity_squared = jax.device_put(rows)
 
     @classmethod
     def from_squared(cls, times: Numbers, stochasticity_squared: ArrayLike) -> "Schedule":
@@ -85,9 +91,10 @@ class Schedule(eqx.Module):
         [2.0, 0.0]
         ```
         """
-        return eqx.tree_at(
-            lambda s: s.stochasticity_squared, cls(times), jnp.asarray(stochasticity_squared)
-        )
+        squared = stochasticity_squared
+        if not is_traced(squared):
+            squared = jax.device_put(np.array(squared))
+        return eqx.tree_at(lambda s: s.stochasticity_squared, cls(times), squared)
 
     @classmethod
     def from_sigmas(
@@ -201,7 +208,7 @@ class Schedule(eqx.Module):
         [1.0, 0.25]
         ```
         """
-        return process.sigma(self.times)
+        return _sigmas(process, self.times)
 
     def steps(self, history_steps: int = 1) -> Step:
         """Split the schedule into its steps.
@@ -247,7 +254,8 @@ class Schedule(eqx.Module):
 
         **Raises:** ValueError, naming the path, if it cannot be written.
         """
-        write_json(path, np.asarray(self.times), np.asarray(self.stochasticity), metadata)
+        alpha = np.sqrt(np.asarray(self.stochasticity_squared))
+        write_json(path, np.asarray(self.times), alpha, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Schedule":
@@ -266,6 +274,12 @@ class Schedule(eqx.Module):
             return cls(content["times"], content["stochasticity"])
         except (KeyError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} holds no valid schedule: {error}.") from None
+
+
+@eqx.filter_jit
+def _sigmas(process: AbstractProcess, times: Array) -> Array:
+    """sigma at times, in one program."""
+    return process.sigma(times)
 
 
 def _checked_stochasticity(stochasticity: Numbers) -> AnyArray:

@@ -1,12 +1,13 @@
 """The error of a schedule on a record, as an objective of an optimisation."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from .. import _checks
 from .._derivatives import forward_derivatives
@@ -174,26 +175,21 @@ class RecordedSum(AbstractCoordinateObjective):
         points, steps = self._windows(u)
         windows = u[points]
 
-        def weights(window: Array, k: Array) -> tuple[Array, Array, Array]:
+        def weights_of(window: Array, k: Array) -> tuple[Array, Array, Array]:
             def fn(u: Array) -> Array:
                 error = self._local_error(u, k, num_steps)
                 return self.record.block_weights(self._places(u), error)
 
             return forward_derivatives(fn, window)
 
-        w, w_a, w_ab = jax.vmap(weights)(windows, steps)
+        w, w_a, w_ab = jax.vmap(weights_of)(windows, steps)
         # the ends are fixed, and before the first step a window repeats the first coordinate
         used = (steps < num_steps)[:, None]
         inner = (points > 0) & (points < num_steps) & used
-        w = jnp.where(used[..., None, None, None], w, 0.0)
         w_a = jnp.where(inner[..., None, None, None, None], w_a, 0.0)
-
-        def added(window: tuple[Array, Array, Array]) -> Array:
-            u, w, w_a = window
-            return jnp.tensordot(jnp.concatenate([w[None], w_a]), self.record.blocks(u), 4)
-
         places = jax.vmap(self._places)(windows)
-        rows = jax.lax.map(added, (places, w, w_a))
+        weights = jnp.concatenate([w[:, None], w_a], 1)
+        rows = _contract_windows(self.record, places, weights, num_steps)
         components = jnp.sum(rows[:, 0], 0)
         value, pull = jax.value_and_grad(power_mean)(components, self.power)
         jacobian = jnp.zeros((u.shape[0], *components.shape), u.dtype)
@@ -203,11 +199,8 @@ class RecordedSum(AbstractCoordinateObjective):
             gradient = jax.grad(power_mean)
             return jax.jvp(lambda c: gradient(c, self.power), (components,), (direction,))[1]
 
-        def bend(window: tuple[Array, Array]) -> Array:
-            u, w_ab = window
-            return jnp.tensordot(w_ab, jnp.tensordot(self.record.blocks(u), pull, 2), 4)
-
-        curved = jax.lax.map(bend, (places, w_ab))
+        pulled = _pull_windows(self.record, places, pull, num_steps)
+        curved = jnp.einsum("kabwijc,kwijc->kab", w_ab, pulled)
         curved = jnp.where(inner[:, :, None] & inner[:, None], curved, 0.0)
         hessian = jnp.einsum("tmp,ump->tu", jacobian, jax.vmap(along)(jacobian))
         hessian = hessian.at[points[:, :, None], points[:, None]].add(curved)
@@ -241,6 +234,50 @@ class RecordedSum(AbstractCoordinateObjective):
     def _times(self, u: Array) -> Array:
         """Times of `process` at coordinates."""
         return u if self.times is None else self.times.time(u)
+
+
+# Windows are read one after another, and so are those of several schedules: a slice at a place that
+# is batched would be gathered number by number.
+@jax.custom_batching.sequential_vmap
+def _contract_windows(
+    record: TrajectoryRecord,
+    places: Float[Array, "steps window"],
+    weights: Float[Array, "steps rows window 4 4 2"],
+    num_steps: Int[Array, ""],
+) -> Float[Array, "steps rows trajectories directions"]:
+    """Rows of weights contracted with the blocks of every window; 0 for padding."""
+
+    def contract(window: tuple[Array, Array]) -> Array:
+        u, w = window
+        return jnp.tensordot(w, record.blocks(u), 4)
+
+    return _map_used(contract, (places, weights), num_steps)
+
+
+@jax.custom_batching.sequential_vmap
+def _pull_windows(
+    record: TrajectoryRecord,
+    places: Float[Array, "steps window"],
+    pull: Float[Array, "trajectories directions"],
+    num_steps: Int[Array, ""],
+) -> Float[Array, "steps window 4 4 2"]:
+    """The blocks of every window contracted with a gradient in the components; 0 for padding."""
+    return _map_used(lambda u: jnp.tensordot(record.blocks(u), pull, 2), places, num_steps)
+
+
+def _map_used(fn: Callable[..., Array], windows: PyTree, num_steps: Int[Array, ""]) -> Array:
+    """fn of every window; 0 for those from `num_steps` on, which are padding."""
+    one = jax.tree.map(lambda rows: rows[0], windows)
+    shape = jax.eval_shape(fn, one)
+
+    def padded(inputs: tuple[Array, PyTree]) -> Array:
+        k, window = inputs
+        return jax.lax.cond(
+            k < num_steps, fn, lambda _: jnp.zeros(shape.shape, shape.dtype), window
+        )
+
+    count = jax.tree.leaves(windows)[0].shape[0]
+    return jax.lax.map(padded, (jnp.arange(count), windows))
 
 
 def power_mean(

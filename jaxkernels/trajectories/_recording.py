@@ -23,7 +23,7 @@ from ..prediction import (
 )
 from ..processes import AbstractProcess, check_range, sigma_range
 from ..samplers import RK4
-from ..schedules import Step, TimeCoordinate
+from ..schedules import Schedule, Step, TimeCoordinate
 from ._record import TrajectoryRecord, end_scale, node_times
 from ._spline import spline_fit
 
@@ -155,12 +155,13 @@ def _followed(
     progress: bool,
 ) -> Iterator[FollowedBatch]:
     """Batches of trajectories that are finite, in float64."""
+    noise = np.asarray(x)
     with Progress(f"recording, NFE {nfe:,}: compiling", progress) as line:
         for rows, count in _batches(x.shape[0], batch):
             split, sensitivity, end = (
                 # local errors are small differences of these
                 np.asarray(array, np.float64)
-                for array in _follow(denoiser, *steps, x[rows], frame)
+                for array in _follow(denoiser, *steps, jax.device_put(noise[rows]), frame)
             )
             last = int(rows[0]) + count - 1
             _check_finite(split, sensitivity, f"{rows[0]} to {last}")
@@ -348,8 +349,7 @@ def sensitivity_weights(
     there are no more nodes below; to sigma = infinity it falls as sigma^-3.
     """
     process = to_float64(process)
-    with np.errstate(divide="ignore"):
-        sigma = np.asarray(process.noise(times)) / np.asarray(process.signal(times))
+    sigma = np.asarray(Schedule(times).sigmas(process))
     level = np.log(sigma)
     weights = np.zeros((len(times) - 1, 2, 3))
     for j in range(1, len(times)):
