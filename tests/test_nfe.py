@@ -164,7 +164,7 @@ def _optimize(target: Any = DENOISER, **options: Any) -> jk.OptimizedSchedule:
     )
 
 
-LEAST = 4 * (15 * (5 + 2) + 1) + 4 * 8 * 3 + 4 * (90 + 7 * 3)
+LEAST = 4 * (15 * (5 + 2) + 1) + 4 * 11 * 3 + 4 * (90 + 7 * 3)
 
 
 @pytest.mark.parametrize("budget", [LEAST, pytest.param(16_000, marks=pytest.mark.slow)])

@@ -26,7 +26,7 @@ _BATCHES = 4
 _LEAST_ROWS = 4
 _MOST_ROWS = 2048
 # candidates that are run to select: those that the record predicts to be best
-_OTHERS = 5
+_OTHERS = 8
 _BASELINES = 3
 # the evidence's reference solution: steps for each of the schedules', at least
 _STEPS_FACTOR = 4

@@ -112,7 +112,9 @@ def optimize_schedule(
     - `target`: a `Gaussian` (exact, in milliseconds once compiled); a `GaussianMixture` or samples
       (n, ...), to which a mixture is fitted; or a `Denoiser`. For all but a Gaussian the optimum
       for its mean and covariance is one of several candidates that are run through the network or
-      the mixture; the optima on recorded trajectories and the baseline schedules are others.
+      the mixture; the optima on recorded trajectories and the baseline schedules are others. Beside
+      a network, what a mixture of the samples (its own, if there are no others) selects and
+      fine-tunes is one more, and is kept unless another is better beyond a standard error.
     - `process`: the forward process, such as `jk.VP()`. On a sub-range of one, `jk.VP(t_max=0.7)`
       or `process.sub_range(t_max)`, schedules start from noised data at its t_max.
     - `sampler`: a sampler or its name, such as "ddim" or "dpmpp_2m".
@@ -133,8 +135,9 @@ def optimize_schedule(
     - `budget`: NFE on a network that are never exceeded, such as 16_000: for a trajectory record
       (none if `Selection(record=...)` is given, so that one serves every sampler and K), a
       selection on its initial noise with its end points as the reference, and evidence on other
-      noise. Rows of a given `Selection.noise` are recorded, or are the evidence's if a record is
-      given. `OptimizedSchedule.plan` says how it was divided. Default: as `Selection` says.
+      noise; without data and without a record also for samples that a mixture is fitted to. Rows
+      of a given `Selection.noise` are recorded, or are the evidence's if a record is given.
+      `OptimizedSchedule.plan` says how it was divided. Default: as `Selection` says.
     - `progress`: show a status line while it takes longer than a second, on a terminal.
 
     **Returns:** an `OptimizedSchedule`, never worse under its objective than the best start; or,
