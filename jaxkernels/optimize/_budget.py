@@ -9,7 +9,7 @@ import numpy as np
 from ..comparison import reference_nfe
 from ..samplers import AbstractSampler
 from ..trajectories import TrajectoryRecord, record_nfe
-from ._candidates import Candidate
+from ._candidates import Candidate, Origin
 from ._fine_tune import fine_tuning_nfe
 from ._model import LEAST_FOR_MIXTURE, SAMPLE_STEPS
 
@@ -204,12 +204,9 @@ def _most_rows(cost: Callable[[int], int], available: int, most: int) -> int:
 
 
 def shortlist(
-    candidates: Sequence[Candidate],
-    record: TrajectoryRecord,
-    sampler: AbstractSampler,
-    incumbent: str | None,
+    candidates: Sequence[Candidate], record: TrajectoryRecord, sampler: AbstractSampler
 ) -> list[Candidate]:
-    """The incumbent, and the candidates and baselines that a record predicts to be best.
+    """What a mixture selected, and the candidates and baselines that a record predicts to be best.
 
     By the product of the geometric mean and the root mean square of the predicted errors.
     """
@@ -219,7 +216,7 @@ def shortlist(
         tiny = np.finfo(np.float64).tiny
         return float(np.mean(np.log(errors + tiny)) + 0.5 * np.log(np.mean(errors**2) + tiny))
 
-    ranked = sorted(candidates, key=lambda c: (c.label != incumbent, predicted(c)))
+    ranked = sorted(candidates, key=lambda c: (c.origin is not Origin.MIXTURE, predicted(c)))
     baselines = [c for c in ranked if c.is_baseline][:_BASELINES]
     others = [c for c in ranked if not c.is_baseline][:_OTHERS]
     return [*others, *baselines]

@@ -38,6 +38,11 @@ class Model(NamedTuple):
     denoiser: AbstractDenoiser | None = None
     nfe: int = 0
 
+    @property
+    def knows_data(self) -> bool:
+        """Whether there are data, or their distribution, and not a network's samples alone."""
+        return self.samples is not None or self.denoiser is None
+
 
 def as_model(target: object, has_network: bool) -> Model:
     """Resolve a distribution or samples, to which a mixture is fitted.

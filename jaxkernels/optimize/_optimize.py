@@ -113,8 +113,8 @@ def optimize_schedule(
       (n, ...), to which a mixture is fitted; or a `Denoiser`. For all but a Gaussian the optimum
       for its mean and covariance is one of several candidates that are run through the network or
       the mixture; the optima on recorded trajectories and the baseline schedules are others. Beside
-      a network, what a mixture of the samples (its own, if there are no others) selects and
-      fine-tunes is one more, and is kept unless another is better beyond a standard error.
+      a network, what a mixture of the data (or of its own samples) selects and fine-tunes is one
+      more; that of data is kept unless another is better beyond a standard error.
     - `process`: the forward process, such as `jk.VP()`. On a sub-range of one, `jk.VP(t_max=0.7)`
       or `process.sub_range(t_max)`, schedules start from noised data at its t_max.
     - `sampler`: a sampler or its name, such as "ddim" or "dpmpp_2m".
@@ -200,7 +200,8 @@ def run_request(
             simulated = selection.bind_mixture(model, request.process, request.initialization)
             if simulated is not None:
                 found = simulated.select(outside, *run)
-                incumbent = MIXTURE
+                # data say more than the few samples of a network that stand for them
+                incumbent = MIXTURE if model.knows_data else None
                 outside.append(Candidate(MIXTURE, found.schedule, Origin.MIXTURE))
         selected = bound.run(outside, *run, incumbent)
         nfe |= selected.nfe
@@ -441,7 +442,7 @@ def _prepare_within(
         int(np.prod(_noise_within(model, request, selection, 1).shape[1:])),
         selection.noise_rows,
         None if given is None else given.num_trajectories,
-        model is not None,
+        model is not None or request.initialization == "marginal",
     )
     count = plan.trajectories + plan.evidence
     noise = _noise_within(model, request, selection, count)

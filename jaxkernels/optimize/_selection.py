@@ -338,12 +338,12 @@ class BoundSelection:
     ) -> Selected:
         """Select one of the candidates, fine-tuned if asked, and compare on the other noise.
 
-        `incumbent`, the label of what a mixture selected, if there is one: what seems better here
-        must be so beyond its standard error.
+        `incumbent`, the label of what data speak for, if they do: what seems better here must be so
+        beyond its standard error.
         """
         tried = candidates
         if self.recorded is not None:
-            tried = shortlist(candidates, self.recorded.record, sampler, incumbent)
+            tried = shortlist(candidates, self.recorded.record, sampler)
         nfe = self._planned_nfe(tried, candidates, sampler, self._solver(space))
         text = f"comparing, NFE {sum(nfe.values()):,}: reference solution"
         with Progress(text, progress) as line:
