@@ -177,6 +177,34 @@ def test_the_best_schedule_is_good_at_everything() -> None:
     assert far.best(["baseline"]) == "spiky"
 
 
+def test_an_incumbent_yields_to_what_is_better_beyond_luck() -> None:
+    """A gain of 2 % within a standard error of 8 % does not count; one of 40 % does, as harm."""
+    rng = np.random.default_rng(0)
+    reference = rng.standard_normal((40, 4))
+    noise = 0.5 * rng.standard_normal(40)
+    noise -= noise.mean()
+    lucky = 0.49 * np.exp(noise)
+    names = ("baseline", "incumbent", "lucky", "better")
+    errors = np.stack([np.ones(40), np.full(40, 0.5), lucky, 0.6 * lucky])
+    ends = np.stack([reference + 0.4, *[reference + 0.01] * 3])
+    found = jk.Comparison(names, errors, ends, reference, 0.0)
+    three = found.take(names[:3])
+    assert three.best(["baseline"], "geometric_mean") == "lucky"
+    assert three.best(["baseline"], "geometric_mean", incumbent="incumbent") == "incumbent"
+    assert three.best(["baseline"], incumbent="incumbent") == "incumbent"
+    assert found.best(["baseline"], "geometric_mean", incumbent="incumbent") == "better"
+    assert found.best(["baseline"], incumbent="incumbent") == "better"
+    # what harms one statistic for sure is no better than the baseline
+    ends = np.stack([reference + 0.4, reference + 0.8, reference + 0.01, reference + 0.01])
+    harmful = jk.Comparison(names, errors, ends, reference, 0.0).take(["baseline", "incumbent"])
+    assert harmful.best(["baseline"], incumbent="incumbent") == "baseline"
+    with pytest.raises(ValueError, match="Did you mean 'incumbent'"):
+        found.best(["baseline"], incumbent="incumbnt")
+    stochastic = eqx.tree_at(lambda c: c.errors, found, np.full((4, 40), np.nan))
+    with pytest.raises(ValueError, match="incumbent = 'incumbent' is for deterministic"):
+        stochastic.best(incumbent="incumbent")
+
+
 def test_the_balance_is_the_largest_ratio_but_smooth() -> None:
     logs = np.random.default_rng(0).standard_normal((50, 3))
     for xp in (np, jnp):

@@ -147,8 +147,8 @@ def test_a_network_as_target_counts_every_stage() -> None:
     before = COUNTER.nfe
     result = _optimize(selection=jk.Selection(noise=NOISE[:8]))
     assert result.nfe == COUNTER.nfe - before == sum(result.nfe_by_stage.values())
-    # 8 samples of 64 steps, and as many trajectories of 40 nodes and 2 directions
-    assert result.nfe_by_stage["samples"] == 8 * 64
+    # 8 samples of 16 steps, and as many trajectories of 40 nodes and 2 directions
+    assert result.nfe_by_stage["samples"] == 8 * 16
     assert result.nfe_by_stage["record"] == 8 * (39 * (5 + 2 * 2) + 1)
     # four optima, interpolated with six baselines
     candidates = 4 * 7 + 6
@@ -164,7 +164,7 @@ def _optimize(target: Any = DENOISER, **options: Any) -> jk.OptimizedSchedule:
     )
 
 
-LEAST = 4 * (15 * (5 + 2) + 1) + 4 * 8 * 3 + 4 * (90 + 7 * 3)
+LEAST = 4 * (15 * (5 + 2) + 1) + 4 * 11 * 3 + 4 * (90 + 7 * 3)
 
 
 @pytest.mark.parametrize("budget", [LEAST, pytest.param(16_000, marks=pytest.mark.slow)])
@@ -175,6 +175,7 @@ def test_a_budget_is_never_exceeded(budget: int) -> None:
     plan = result.plan
     assert plan is not None
     assert plan.budget == budget
+    assert result.nfe_by_stage["samples"] == plan.nfe["samples"]
     assert result.nfe_by_stage["record"] == plan.nfe["record"]
     assert result.nfe_by_stage["selection"] == plan.nfe["selection"]
     assert result.nfe_by_stage["evidence"] <= plan.nfe["evidence"]
@@ -223,7 +224,7 @@ def test_a_sweep_samples_and_records_once() -> None:
     options: dict[str, Any] = {"t_min": T_MIN, "selection": selection, "starts": ["quadratic"]}
     sweep = jk.optimize_schedules(*run, progress=False, **options)
     assert sweep.nfe == COUNTER.nfe - before
-    assert sweep.shared_nfe == {"samples": 8 * 64, "record": 8 * (39 * (5 + 2 * 2) + 1)}
+    assert sweep.shared_nfe == {"samples": 8 * 16, "record": 8 * (39 * (5 + 2 * 2) + 1)}
     recorded = {setting: "recorded" in str(r.candidates) for setting, r in sweep.results.items()}
     assert recorded == {(name, k): name == "ddim" for name in ("ddim", "heun") for k in (2, 3)}
     alone = _optimize(selection=selection)
@@ -242,16 +243,19 @@ def test_fine_tuning_stays_within_a_budget() -> None:
     assert result.nfe_by_stage["fine-tuning"] > 0
 
 
+@pytest.mark.parametrize("has_data", [False, True])
 @pytest.mark.parametrize("recorded", [None, 40])
 @pytest.mark.parametrize("fine_tune", [0, 3])
-def test_plans_stay_within_their_budget(recorded: int | None, fine_tune: int) -> None:
+def test_plans_stay_within_their_budget(
+    recorded: int | None, fine_tune: int, has_data: bool
+) -> None:
     """For random numbers of steps, dimensions, rows and budgets from the least one."""
     rng = np.random.default_rng(0)
     used = []
     for _ in range(60):
         costs = Costs(int(rng.integers(1, 40)), 6 + int(rng.integers(3)), fine_tune)
         rows = None if rng.random() < 0.5 else int(rng.integers(8, 500))
-        options = (int(rng.integers(1, 100)), rows, recorded)
+        options = (int(rng.integers(1, 100)), rows, recorded, has_data)
         with pytest.raises(ValueError, match="must be at least") as refused:
             make_plan(1, costs, *options)
         least = int(str(refused.value).split("at least ")[1].split()[0])
@@ -263,6 +267,7 @@ def test_plans_stay_within_their_budget(recorded: int | None, fine_tune: int) ->
         if rows is not None:
             assert plan.trajectories + plan.evidence <= rows
         assert plan.trajectories % 4 == 0
+        assert plan.samples == 0 or (not has_data and plan.samples >= 80)
         used.append(sum(plan.nfe.values()) / budget)
         smallest = make_plan(least, costs, *options)
         assert sum(smallest.nfe.values()) == least

@@ -45,32 +45,36 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
     parser.add_argument("--methods", nargs="+", default=None, help="default: all")
+    parser.add_argument("--known", action="store_true", help="report what is known, search nothing")
     options = parser.parse_args()
     jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
     cells = []
     for name in options.networks:
         settings = itertools.product(options.samplers, options.steps)
-        cells += study(name, list(settings), options.methods)
+        cells += study(name, list(settings), options.methods, options.known)
     path = save("peers", {"unseen": UNSEEN, "cells": cells})
     text = report(cells)
     path.with_suffix(".md").write_text(text)
     print(text)
 
 
-def study(network: str, settings: list[tuple[str, int]], methods: list[str] | None) -> list[Cell]:
+def study(
+    network: str, settings: list[tuple[str, int]], methods: list[str] | None, only_known: bool
+) -> list[Cell]:
     """The cells of one network."""
     problem = NETWORKS[network]
     _, data = problem.split()
     denoiser = denoiser_of(train(problem, data))
     searches = all_searches(denoiser, data)
-    known = {name: searches[name] for name in (methods or searches)}
+    wanted = {name: searches[name] for name in (methods or searches)}
     unseen = jax.random.normal(jax.random.key(3), (UNSEEN, data.shape[1]))
     cells = []
     for sampler, num_steps in settings:
         jax.clear_caches()
         found = {
             name: resume(network, sampler, num_steps, name, search)
-            for name, search in known.items()
+            for name, search in wanted.items()
+            if not only_known or cell_path(network, sampler, num_steps, name).exists()
         }
         schedules = {
             **{n: make(PROCESS, num_steps, T_MIN) for n, make in jk.schedules.BASELINES.items()},
@@ -91,10 +95,11 @@ def all_searches(denoiser: jk.AbstractDenoiser, data: np.ndarray) -> dict[str, S
     noise = jax.random.normal(jax.random.key(11), (4096, dim))
     scale = float(np.sqrt(data.var(0).mean()))
 
-    def with_budget(sampler: str, num_steps: int, budget: int) -> Found:
-        selection = jk.Selection(noise=noise)
+    def with_budget(sampler: str, num_steps: int, budget: int, with_data: bool) -> Found:
+        selection = jk.Selection(noise=noise, denoiser=denoiser if with_data else None)
         setting = {"t_min": T_MIN, "selection": selection, "budget": budget}
-        result = jk.optimize_schedule(denoiser, PROCESS, sampler, num_steps, **setting)
+        target = data if with_data else denoiser
+        result = jk.optimize_schedule(target, PROCESS, sampler, num_steps, **setting)
         return Found(result.schedule, result.nfe)
 
     def selected(sampler: str, num_steps: int, fine_tune: int = 0) -> Found:
@@ -122,7 +127,13 @@ def all_searches(denoiser: jk.AbstractDenoiser, data: np.ndarray) -> dict[str, S
         "OSS": lambda _, k: oss.search(denoiser, k, noise, T_MIN),
         "LD3": lambda sampler, k: ld3.search(denoiser, sampler, k, noise, T_MIN),
         "ours, data alone": from_data,
-        **{f"ours, {b:,} NFE": partial(with_budget, budget=b) for b in BUDGETS},
+        **{
+            f"ours, {known}{budget:,} NFE": partial(
+                with_budget, budget=budget, with_data=bool(known)
+            )
+            for known in ("", "data and ")
+            for budget in BUDGETS
+        },
         "ours, selected": selected,
         "ours, fine-tuned": partial(selected, fine_tune=40),
     }
@@ -137,8 +148,7 @@ def tangent(num_steps: int, scale: float) -> Found:
 
 def resume(network: str, sampler: str, num_steps: int, method: str, search: Search) -> Cell:
     """The schedule of one cell, with what it took, from its file or found now."""
-    name = f"{network}_{sampler}_{num_steps}_{method}".replace(" ", "_").replace(",", "")
-    path = Path(CACHE / "peers" / f"{name}.json")
+    path = cell_path(network, sampler, num_steps, method)
     if path.exists():
         return json.loads(path.read_text())
     print(f"{network}, {sampler}, K = {num_steps}: {method}", flush=True)
@@ -152,6 +162,12 @@ def resume(network: str, sampler: str, num_steps: int, method: str, search: Sear
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(cell))
     return cell
+
+
+def cell_path(network: str, sampler: str, num_steps: int, method: str) -> Path:
+    """The file of a cell."""
+    name = f"{network}_{sampler}_{num_steps}_{method}".replace(" ", "_").replace(",", "")
+    return Path(CACHE / "peers" / f"{name}.json")
 
 
 def ratios(compared: jk.Comparison, name: str) -> Cell:
@@ -180,7 +196,7 @@ def report(cells: list[Cell]) -> str:
             means.append(f"{mean:.3f} ± {error:.3f} (worst {np.exp(np.max(logs)):.2f})")
         nfe = np.mean([cell["nfe"] for cell in own])
         seconds = np.mean([cell["seconds"] for cell in own])
-        rows.append([method, *means, f"{nfe:,.0f}", f"{seconds:.1f}"])
+        rows.append([method, str(len(own)), *means, f"{nfe:,.0f}", f"{seconds:.1f}"])
     head = ["method", *STATISTICS, "NFE", "seconds"]
     each = [
         [
@@ -202,10 +218,10 @@ def report(cells: list[Cell]) -> str:
         "seen, as ratios to the best of six baseline schedules of each setting and statistic,",
         "known in hindsight; the machine is named in the .json file beside this one.",
         "",
-        f"Geometric means over {len(settings)} settings; NFE and seconds (compiling included) are",
-        "means over settings.",
+        f"Geometric means over those of {len(settings)} settings where a method was run; NFE and",
+        "seconds (compiling included) are means over them.",
         "",
-        table(head, rows),
+        table(["method", "settings", *head[1:]], rows),
         "",
         table(["network", "sampler", "K", *head], each),
         "",

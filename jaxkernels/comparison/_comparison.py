@@ -13,7 +13,14 @@ from .._plot import FigureSpec, render
 from .._tables import Table, estimate, label, number
 from ..metrics import Estimate, quantiles
 from ..schedules import BASELINES
-from ._criteria import BALANCED, WEIGHED, select_balanced, select_significant, select_smallest
+from ._criteria import (
+    BALANCED,
+    WEIGHED,
+    is_better,
+    select_balanced,
+    select_significant,
+    select_smallest,
+)
 from ._figure import comparison_figure, figure_title
 from ._statistics import STATISTICS, TINY, bootstrap_rows, statistic
 
@@ -153,7 +160,12 @@ class Comparison(eqx.Module):
         resampled = [ratio_on(rows) for rows in bootstrap_rows(self.errors.shape[1])]
         return Estimate(ratio_on(slice(None)), float(np.std(resampled, ddof=1)))
 
-    def best(self, baselines: Sequence[str] | None = None, criterion: str = BALANCED) -> str:
+    def best(
+        self,
+        baselines: Sequence[str] | None = None,
+        criterion: str = BALANCED,
+        incumbent: str | None = None,
+    ) -> str:
         """Select the best schedule.
 
         - "balanced": "geometric_mean", "rms" and "sliced_w2" are divided by their smallest values
@@ -169,6 +181,9 @@ class Comparison(eqx.Module):
 
         - `baselines`: names of schedules, for "balanced" only. Default: all.
         - `criterion`: "balanced" or a statistic.
+        - `incumbent`: the name of a schedule that other evidence speaks for. It is selected unless
+          another one is better by more than the standard error of resampling both from the same
+          noise. For deterministic schedules.
 
         **Returns:** the name of a schedule.
 
@@ -186,11 +201,18 @@ class Comparison(eqx.Module):
         rows = self._baseline_rows(baselines)
         _checks.one_of("criterion", criterion, (BALANCED, *STATISTICS))
         if self._stochastic.any():
+            if incumbent is not None:
+                raise ValueError(f"incumbent = {incumbent!r} is for deterministic schedules only.")
             return self.names[self._best_distribution(criterion)]
         if criterion == BALANCED:
             values = np.stack([self.statistic_values(name) for name in WEIGHED])
-            return self.names[select_balanced(values, rows)]
-        return self.names[select_smallest(self.statistic_values(criterion))]
+            best = select_balanced(values, rows)
+        else:
+            best = select_smallest(self.statistic_values(criterion))
+        if incumbent is None or self._row(incumbent) == best:
+            return self.names[best]
+        resampled = self._resampled([best, self._row(incumbent)], rows, criterion)
+        return self.names[best] if is_better(resampled) else incumbent
 
     def take(
         self, names: Sequence[str] | None = None, samples: slice = slice(None)
@@ -319,6 +341,23 @@ class Comparison(eqx.Module):
         if baselines is not None and not len(baselines):
             raise ValueError(f"baselines is empty; known are {', '.join(self.names)}.")
         return [self._row(name) for name in (self.names if baselines is None else baselines)]
+
+    def _resampled(
+        self, pair: Sequence[int], baselines: Sequence[int], criterion: str
+    ) -> Float[np.ndarray, "samples statistics 2"]:
+        """log ratios of two schedules to the best baseline: of all samples, then of resamples."""
+        names = WEIGHED if criterion == BALANCED else (criterion,)
+        values = np.stack([self.statistic_values(name) for name in names])
+        floors = [baselines[i] for i in np.argmin(values[:, list(baselines)], 1)]
+        few = self.take([self.names[row] for row in (*pair, *floors)])
+
+        def log_ratios(samples: slice | np.ndarray) -> np.ndarray:
+            values = np.stack([few.statistic_values(name, samples) for name in names])
+            logs = np.log(np.maximum(values, TINY))
+            return logs[:, :2] - logs[np.arange(len(names)), 2 + np.arange(len(names))][:, None]
+
+        every = [slice(None), *bootstrap_rows(self.errors.shape[1])]
+        return np.stack([log_ratios(samples) for samples in every])
 
     def _best_distribution(self, criterion: str) -> int:
         """Index of the best schedule by sliced W2, where a schedule is stochastic."""

@@ -56,9 +56,24 @@ def balance(xp: Any, logs: Float[_A, "*schedules ratios"]) -> Float[_A, "*schedu
     return xp.log(xp.mean(xp.exp(_POWER * (logs - largest)), -1)) / _POWER + largest[..., 0]
 
 
-def harm(log_ratios: Float[np.ndarray, "schedules ratios"]) -> Float[np.ndarray, " schedules"]:
+def harm(log_ratios: Float[np.ndarray, "*schedules ratios"]) -> Float[np.ndarray, "*schedules"]:
     """log of the product of the ratios above 1, 0 where there is none."""
     return np.sum(np.maximum(log_ratios, 0.0), -1)
+
+
+def is_better(log_ratios: Float[np.ndarray, "samples statistics 2"]) -> bool:
+    """Whether the first of two schedules is better than the second beyond a standard error.
+
+    By its `harm` if that decides, else by its `balance`. `log_ratios` are of all samples and then
+    of resamples, whose standard deviation is the standard error.
+    """
+    log_ratios = np.moveaxis(log_ratios, 1, 2)
+    for values in (harm(log_ratios), balance(np, log_ratios)):
+        gain = values[:, 1] - values[:, 0]
+        error = float(np.std(gain[1:], ddof=1))
+        if abs(gain[0]) > error:
+            return bool(gain[0] > 0)
+    return False
 
 
 def select_significant(

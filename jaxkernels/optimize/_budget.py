@@ -1,4 +1,4 @@
-"""Dividing a budget of NFE between a trajectory record, a selection and its evidence."""
+"""Dividing a budget of NFE between samples, a trajectory record, a selection and its evidence."""
 
 import bisect
 import dataclasses
@@ -9,11 +9,13 @@ import numpy as np
 from ..comparison import reference_nfe
 from ..samplers import AbstractSampler
 from ..trajectories import TrajectoryRecord, record_nfe
-from ._candidates import Candidate
+from ._candidates import Candidate, Origin
 from ._fine_tune import fine_tuning_nfe
+from ._model import LEAST_FOR_MIXTURE, SAMPLE_STEPS
 
-# share of the evidence
+# shares of the evidence, and of the samples that stand for unknown data
 _EVIDENCE = 0.15
+_SAMPLES = 0.45
 # nodes and directions of a record, the finest that leaves enough trajectories
 _RESOLUTIONS = ((40, 8), (32, 4), (24, 4), (20, 2), (16, 1))
 _ENOUGH_TRAJECTORIES = 32
@@ -24,7 +26,7 @@ _BATCHES = 4
 _LEAST_ROWS = 4
 _MOST_ROWS = 2048
 # candidates that are run to select: those that the record predicts to be best
-_OTHERS = 5
+_OTHERS = 8
 _BASELINES = 3
 # the evidence's reference solution: steps for each of the schedules', at least
 _STEPS_FACTOR = 4
@@ -38,6 +40,7 @@ class Plan:
     **Arguments:**
 
     - `budget`: what is divided.
+    - `samples`: that a mixture is fitted to; 0 if data are known, or they would be too few.
     - `trajectories`: that are recorded; 0 if a record is given.
     - `nodes`, `directions`: of the record.
     - `selecting`: samples of initial noise that select, the first of the recorded ones.
@@ -47,6 +50,7 @@ class Plan:
     """
 
     budget: int
+    samples: int
     trajectories: int
     nodes: int
     directions: int
@@ -61,9 +65,10 @@ class Plan:
         return self.trajectories // _BATCHES
 
     def __str__(self) -> str:
+        drawn = f"{self.samples} samples for a mixture, " if self.samples else ""
         made = f"{self.trajectories} trajectories, {self.nodes} nodes, {self.directions} directions"
         return (
-            f"{self.budget:,}: {made if self.trajectories else 'a given record'}; "
+            f"{self.budget:,}: {drawn}{made if self.trajectories else 'a given record'}; "
             f"{self.selecting} samples select, {self.evidence} give the evidence"
         )
 
@@ -109,7 +114,12 @@ class Costs:
 
 
 def make_plan(
-    budget: int, costs: Costs, dimension: int, rows: int | None, recorded: int | None
+    budget: int,
+    costs: Costs,
+    dimension: int,
+    rows: int | None,
+    recorded: int | None,
+    has_data: bool,
 ) -> Plan:
     """Divide a budget.
 
@@ -120,6 +130,7 @@ def make_plan(
     - `dimension`: of a sample.
     - `rows`: samples of initial noise that there are; None for as many as wanted.
     - `recorded`: trajectories of a record that is given; None if one is to be made.
+    - `has_data`: whether a mixture can be fitted without samples of the network.
 
     **Returns:** a `Plan`.
 
@@ -139,6 +150,8 @@ def make_plan(
     share = min(share, budget - before)
     evidence = _most_rows(costs.evidence, share, most)
     left = budget - costs.evidence(evidence)
+    samples = 0 if has_data else _samples(budget, left - before)
+    left -= samples * SAMPLE_STEPS
     resolution = (0, 0, 0)
     if recorded is None:
         most = min(_MOST_TRAJECTORIES, rows - evidence)
@@ -146,12 +159,19 @@ def make_plan(
     record = record_nfe(*resolution) if recorded is None else 0
     selecting = _most_rows(costs.selecting, left - record, recorded or resolution[0])
     nfe = {
+        "samples": samples * SAMPLE_STEPS,
         "record": record,
         "selection": costs.selection(selecting),
         "fine-tuning": costs.fine_tuning(selecting),
         "evidence": costs.evidence(evidence),
     }
-    return Plan(budget, *resolution, selecting, evidence, costs.reference_steps, nfe)
+    return Plan(budget, samples, *resolution, selecting, evidence, costs.reference_steps, nfe)
+
+
+def _samples(budget: int, available: int) -> int:
+    """How many samples a mixture is fitted to; 0 rather than too few."""
+    count = min(int(_SAMPLES * budget), available) // SAMPLE_STEPS
+    return count if count >= LEAST_FOR_MIXTURE else 0
 
 
 def _least_record(dimension: int) -> int:
@@ -186,7 +206,7 @@ def _most_rows(cost: Callable[[int], int], available: int, most: int) -> int:
 def shortlist(
     candidates: Sequence[Candidate], record: TrajectoryRecord, sampler: AbstractSampler
 ) -> list[Candidate]:
-    """The candidates and the baselines that a record predicts to be best.
+    """What a mixture selected, and the candidates and baselines that a record predicts to be best.
 
     By the product of the geometric mean and the root mean square of the predicted errors.
     """
@@ -196,7 +216,7 @@ def shortlist(
         tiny = np.finfo(np.float64).tiny
         return float(np.mean(np.log(errors + tiny)) + 0.5 * np.log(np.mean(errors**2) + tiny))
 
-    ranked = sorted(candidates, key=predicted)
+    ranked = sorted(candidates, key=lambda c: (c.origin is not Origin.MIXTURE, predicted(c)))
     baselines = [c for c in ranked if c.is_baseline][:_BASELINES]
     others = [c for c in ranked if not c.is_baseline][:_OTHERS]
     return [*others, *baselines]

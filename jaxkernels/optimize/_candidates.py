@@ -15,6 +15,7 @@ class Origin(enum.Enum):
     START = "a start that was given"
     OPTIMUM = "the optimum of the objective on the Gaussian"
     RECORDED = "an optimum on a trajectory record"
+    MIXTURE = "selected and fine-tuned on a mixture fitted to samples"
     INTERPOLATED = "interpolated between two other candidates"
     FINE_TUNED = "gradient steps from the selected candidate"
 
@@ -40,13 +41,14 @@ class Candidate:
 
 OPTIMISED = "optimised"
 FINE_TUNED = "fine-tuned"
+MIXTURE = "selected on a mixture"
 # power means of a trajectory record's errors: of typical samples, of the mean, of the tail
 RECORDED = {
     0.0: "recorded, geometric mean",
     1.0: "recorded, mean",
     2.0: "recorded, root mean square",
 }
-RESERVED = (OPTIMISED, FINE_TUNED, *RECORDED.values())
+RESERVED = (OPTIMISED, FINE_TUNED, MIXTURE, *RECORDED.values())
 
 
 def interpolate_candidates(

@@ -1,11 +1,12 @@
 """What is known of the data: the Gaussian that is solved for, and what else the target says."""
 
+import importlib.util
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from .. import _checks
 from .._nfe import EVALUATION
@@ -17,16 +18,18 @@ from ..processes import AbstractProcess
 from ..samplers import sample
 from ..schedules import log_snr
 
-# of a network that is the target itself: steps of the samples whose covariance is taken
-_SAMPLE_STEPS = 64
+# of a network that is the target itself: steps of the samples that stand for its data
+SAMPLE_STEPS = 16
+# to which a mixture is fitted: for at least two components
+LEAST_FOR_MIXTURE = 80
 
 
 class Model(NamedTuple):
     """A target, resolved.
 
-    `gaussian` has the mean and covariance of the data; `mixture` is run where there is no network;
-    `samples` are the data, if given; `denoiser` is the network, if that is the target; `nfe`, what
-    its samples took.
+    `gaussian` has the mean and covariance of the data; `mixture` is run where there is no network,
+    and before there is one; `samples` are the data, if given; `denoiser` is the network, if that is
+    the target; `nfe`, what its samples took.
     """
 
     gaussian: Gaussian
@@ -35,11 +38,17 @@ class Model(NamedTuple):
     denoiser: AbstractDenoiser | None = None
     nfe: int = 0
 
+    @property
+    def knows_data(self) -> bool:
+        """Whether there are data, or their distribution, and not a network's samples alone."""
+        return self.samples is not None or self.denoiser is None
 
-def as_model(target: object, has_record: bool) -> Model:
+
+def as_model(target: object, has_network: bool) -> Model:
     """Resolve a distribution or samples, to which a mixture is fitted.
 
-    Where a network was recorded, a mixture would have nothing to add to samples.
+    With a network and its record the mixture is one source of candidates of several, which can be
+    done without.
     """
     if isinstance(target, ExactDenoiser):
         if isinstance(target.distribution, Gaussian):
@@ -50,21 +59,38 @@ def as_model(target: object, has_record: bool) -> Model:
     if isinstance(target, GaussianMixture):
         return Model(target.gaussian(), target)
     samples = _check_samples(target)
-    if has_record:
-        return Model(Gaussian.fit(samples), samples=samples)
+    if has_network:
+        return Model(Gaussian.fit(samples), fit_mixture(samples), samples)
     mixture = GaussianMixture.fit(samples)
     return Model(mixture.gaussian(), mixture, samples)
+
+
+def fit_mixture(samples: Numbers) -> GaussianMixture | None:
+    """A mixture, if it can be fitted and says more than the covariance of the samples does."""
+    enough = len(np.asarray(samples)) >= LEAST_FOR_MIXTURE
+    if not enough or importlib.util.find_spec("sklearn") is None:
+        return None
+    return GaussianMixture.fit(samples)
 
 
 def model_of_network(
     denoiser: AbstractDenoiser, noise: Array, t_min: float, progress: bool
 ) -> Model:
-    """The Gaussian of a network's own samples from `noise`."""
-    schedule = log_snr(denoiser.process, _SAMPLE_STEPS, t_min)
-    nfe = EVALUATION * len(noise) * _SAMPLE_STEPS
-    with Progress(f"sampling for the covariance, NFE {nfe:,}", progress):
+    """The Gaussian of a network's own samples from `noise`, and a mixture fitted to them."""
+    samples = sample_network(denoiser, noise, t_min, progress)
+    nfe = EVALUATION * len(noise) * SAMPLE_STEPS
+    return Model(Gaussian.fit(samples), fit_mixture(samples), denoiser=denoiser, nfe=nfe)
+
+
+def sample_network(
+    denoiser: AbstractDenoiser, noise: Array, t_min: float, progress: bool
+) -> Float[np.ndarray, "n d"]:
+    """Samples of a network that a model can be fitted to, by `SAMPLE_STEPS` evaluations each."""
+    schedule = log_snr(denoiser.process, SAMPLE_STEPS, t_min)
+    nfe = EVALUATION * len(noise) * SAMPLE_STEPS
+    with Progress(f"sampling for a model of the data, NFE {nfe:,}", progress):
         samples = np.asarray(sample(denoiser, "dpmpp_2m", schedule, noise), np.float64)
-    return Model(Gaussian.fit(samples), denoiser=denoiser, nfe=nfe)
+    return samples.reshape(len(samples), -1)
 
 
 def draw_noise(

@@ -38,8 +38,24 @@ from ..trajectories import (
     record,
 )
 from ._budget import Costs, Plan, make_plan
-from ._candidates import OPTIMISED, RECORDED, Candidate, Origin, interpolate_candidates
-from ._model import Model, as_model, check_target, draw_noised, draw_start, model_of_network
+from ._candidates import (
+    MIXTURE,
+    OPTIMISED,
+    RECORDED,
+    Candidate,
+    Origin,
+    interpolate_candidates,
+)
+from ._model import (
+    Model,
+    as_model,
+    check_target,
+    draw_noised,
+    draw_start,
+    fit_mixture,
+    model_of_network,
+    sample_network,
+)
 from ._problem import (
     ScheduleProblem,
     Starts,
@@ -63,6 +79,8 @@ _NETWORK_TRAJECTORIES = 128
 _NETWORK_NODES = 40
 # samples of a network that is the target, from which its covariance is taken
 _NETWORK_NOISE = 256
+# random key of the noise of samples within a budget, other than what is recorded
+_SAMPLES_KEY = 4
 # statistics of a hundred trajectories are not worth more digits, nor more starts
 _RECORDED_STARTS = 3
 _RECORDED_SOLVER = Newton(tolerance=1e-5)
@@ -94,7 +112,9 @@ def optimize_schedule(
     - `target`: a `Gaussian` (exact, in milliseconds once compiled); a `GaussianMixture` or samples
       (n, ...), to which a mixture is fitted; or a `Denoiser`. For all but a Gaussian the optimum
       for its mean and covariance is one of several candidates that are run through the network or
-      the mixture; the optima on recorded trajectories and the baseline schedules are others.
+      the mixture; the optima on recorded trajectories and the baseline schedules are others. Beside
+      a network, what a mixture of the data (or of its own samples) selects and fine-tunes is one
+      more; that of data is kept unless another is better beyond a standard error.
     - `process`: the forward process, such as `jk.VP()`. On a sub-range of one, `jk.VP(t_max=0.7)`
       or `process.sub_range(t_max)`, schedules start from noised data at its t_max.
     - `sampler`: a sampler or its name, such as "ddim" or "dpmpp_2m".
@@ -115,8 +135,9 @@ def optimize_schedule(
     - `budget`: NFE on a network that are never exceeded, such as 16_000: for a trajectory record
       (none if `Selection(record=...)` is given, so that one serves every sampler and K), a
       selection on its initial noise with its end points as the reference, and evidence on other
-      noise. Rows of a given `Selection.noise` are recorded, or are the evidence's if a record is
-      given. `OptimizedSchedule.plan` says how it was divided. Default: as `Selection` says.
+      noise; without data and without a record also for samples that a mixture is fitted to. Rows
+      of a given `Selection.noise` are recorded, or are the evidence's if a record is given.
+      `OptimizedSchedule.plan` says how it was divided. Default: as `Selection` says.
     - `progress`: show a status line while it takes longer than a second, on a terminal.
 
     **Returns:** an `OptimizedSchedule`, never worse under its objective than the best start; or,
@@ -154,7 +175,7 @@ def run_request(
         plan = None
     else:
         model, selection, bound, plan = _prepare_within(target, request, starts, progress)
-        nfe = {"record": plan.nfe["record"]}
+        nfe = {"samples": plan.nfe["samples"], "record": plan.nfe["record"]}
     run = (request.process, request.sampler, request.num_steps)
     with Progress("optimising: compiling", progress) as line, jax.enable_x64(True):
         problem = make_problem(
@@ -173,7 +194,16 @@ def run_request(
     selected = None
     if bound is not None:
         outside = [dataclasses.replace(c, schedule=_outside(c.schedule)) for c in candidates]
-        selected = bound.run(outside, problem.space, request.sampler, progress)
+        run = (problem.space, request.sampler, progress)
+        incumbent = None
+        if not request.stochastic and selection is not None:
+            simulated = selection.bind_mixture(model, request.process, request.initialization)
+            if simulated is not None:
+                found = simulated.select(outside, *run)
+                # data say more than the few samples of a network that stand for them
+                incumbent = MIXTURE if model.knows_data else None
+                outside.append(Candidate(MIXTURE, found.schedule, Origin.MIXTURE))
+        selected = bound.run(outside, *run, incumbent)
         nfe |= selected.nfe
     found = (model, problem, solution, optimum, value, values, selected, nfe, plan)
     return _result(request, *found, began)
@@ -370,7 +400,7 @@ def _with_record(selection: Selection, model: Model, request: Request, progress:
         return selection
     denoiser = model.denoiser
     shape = None
-    if model.mixture is not None:
+    if denoiser is None and model.mixture is not None:
         turned = model.mixture.in_eigenbasis()
         model = Model(model.gaussian, turned)
         shape = turned.means.shape[1:]
@@ -412,6 +442,7 @@ def _prepare_within(
         int(np.prod(_noise_within(model, request, selection, 1).shape[1:])),
         selection.noise_rows,
         None if given is None else given.num_trajectories,
+        model is not None or request.initialization == "marginal",
     )
     count = plan.trajectories + plan.evidence
     noise = _noise_within(model, request, selection, count)
@@ -427,7 +458,12 @@ def _prepare_within(
             progress=progress,
         )
     if model is None:
-        model = Model(Gaussian.fit(made.ends), denoiser=network)
+        samples = np.asarray(made.ends)
+        if plan.samples:
+            noise_of_samples = _network_noise(request, selection, plan.samples, _SAMPLES_KEY)
+            drawn = sample_network(network, noise_of_samples, request.t_min[0], progress)
+            samples = np.concatenate([samples, drawn])
+        model = Model(Gaussian.fit(samples), fit_mixture(samples), denoiser=network)
     run = (request.process, request.sampler, request.num_steps)
     request.objective.check_target(model.gaussian, *run)
     bound = selection.bind_recorded(network, made, noise[plan.trajectories :], plan)
@@ -445,9 +481,10 @@ def _model_of_data(target: Any, selection: Selection) -> Model | None:
         )
     if selection.data is not None:
         data = _checks.array("data", selection.data)
-        return Model(Gaussian.fit(data), samples=data, denoiser=target)
+        return Model(Gaussian.fit(data), fit_mixture(data), data, target)
     if isinstance(selection.record, TrajectoryRecord):
-        return Model(Gaussian.fit(selection.record.ends), denoiser=target)
+        ends = np.asarray(selection.record.ends)
+        return Model(Gaussian.fit(ends), fit_mixture(ends), denoiser=target)
     return None
 
 
@@ -462,7 +499,9 @@ def _noise_within(model: Model | None, request: Request, selection: Selection, c
     return draw_start(*start, selection.random_key(0), shape, selection.data)
 
 
-def _network_noise(request: Request, selection: Selection, count: int) -> Array:
+def _network_noise(
+    request: Request, selection: Selection, count: int, key_number: int = 3
+) -> Array:
     """Initial noise of a network that is the target, other than the noise that selects."""
     given = selection.given_noise
     if request.initialization == "marginal":
@@ -482,7 +521,7 @@ def _network_noise(request: Request, selection: Selection, count: int) -> Array:
         shape = given.shape[1:]
         dtype = given.dtype
     scale = np.sqrt(np.asarray(request.process.prior_variance(np.asarray(request.process.t_max))))
-    noise = float(scale) * jax.random.normal(selection.random_key(3), (count, *shape))
+    noise = float(scale) * jax.random.normal(selection.random_key(key_number), (count, *shape))
     # a network may take one precision only
     return noise if dtype is None else noise.astype(dtype)
 

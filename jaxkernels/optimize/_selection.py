@@ -193,6 +193,20 @@ class Selection:
         options = (self.data, self.criterion, self._solver(0), self.random_key(1))
         return BoundSelection(network, noise, fresh, *options, recorded)
 
+    def bind_mixture(
+        self, model: Model, process: AbstractProcess, initialization: str
+    ) -> "BoundSelection | None":
+        """Bind the criterion to the mixture that is known beside a network, which costs no NFE.
+
+        **Arguments:** as of `bind`.
+
+        **Returns:** a selection among deterministic candidates; None without a mixture.
+        """
+        if model.mixture is None or (self.denoiser or model.denoiser) is None:
+            return None
+        own = Selection(criterion=self.criterion, key=self.key)
+        return own._on_mixture(model, process, initialization, False)
+
     def _on_mixture(
         self, model: Model, process: AbstractProcess, initialization: str, stochastic: bool
     ) -> "BoundSelection":
@@ -301,49 +315,84 @@ class BoundSelection:
     key: Array
     recorded: Recorded | None = None
 
+    def select(
+        self,
+        candidates: Sequence[Candidate],
+        space: ScheduleSpace,
+        sampler: AbstractSampler,
+        progress: bool = True,
+    ) -> Candidate:
+        """One of the candidates, fine-tuned if asked, without evidence."""
+        nfe = self._planned_nfe(candidates, candidates, sampler, self._solver(space))
+        with Progress("selecting on a mixture", progress) as line:
+            found = self._select(candidates, candidates, space, sampler, line, nfe, None)
+        return by_label(found[0])[found[1]]
+
     def run(
         self,
         candidates: Sequence[Candidate],
         space: ScheduleSpace,
         sampler: AbstractSampler,
         progress: bool = True,
+        incumbent: str | None = None,
     ) -> Selected:
-        """Select one of the candidates, fine-tuned if asked, and compare on the other noise."""
-        solver = self.solver if space.num_steps > 1 else None
+        """Select one of the candidates, fine-tuned if asked, and compare on the other noise.
+
+        `incumbent`, the label of what data speak for, if they do: what seems better here must be so
+        beyond its standard error.
+        """
         tried = candidates
         if self.recorded is not None:
             tried = shortlist(candidates, self.recorded.record, sampler)
-        baselines = [c.label for c in tried if c.is_baseline]
-        nfe = self._planned_nfe(tried, candidates, sampler, solver)
+        nfe = self._planned_nfe(tried, candidates, sampler, self._solver(space))
         text = f"comparing, NFE {sum(nfe.values()):,}: reference solution"
         with Progress(text, progress) as line:
-            trial = self._trial(self.noise, tried, sampler, 0, line, nfe)
-            comparison = trial.compare(tried)
-            label = comparison.best(baselines, self.criterion)
-            known = by_label(candidates)
-            if solver is not None:
-                tuned = fine_tune(
-                    trial.reference,
-                    sampler,
-                    space,
-                    known[label].schedule,
-                    comparison.take(baselines),
-                    self.criterion,
-                    solver,
-                    line.update,
-                )
-                extra = Candidate(FINE_TUNED, tuned, Origin.FINE_TUNED)
-                candidates = [*candidates, extra]
-                known = by_label(candidates)
-                both = comparison.joined(trial.compare([extra]))
-                label = both.best(baselines, self.criterion)
+            found = self._select(candidates, tried, space, sampler, line, nfe, incumbent)
+            candidates, label = found
             if self.recorded is not None:
                 candidates = [c for c in candidates if c.is_baseline or c.label == label]
             # the evidence comes from noise that selected nothing
             fresh = self._trial(self.fresh, candidates, sampler, 1, line, nfe).compare(candidates)
         evidence = dataclasses.replace(fresh, selected=label)
         spent = nfe | {"evidence": fresh.nfe}
-        return Selected(known[label], tuple(candidates), evidence, self.criterion, spent)
+        selected = by_label(candidates)[label]
+        return Selected(selected, tuple(candidates), evidence, self.criterion, spent)
+
+    def _solver(self, space: ScheduleSpace) -> Optax | None:
+        return self.solver if space.num_steps > 1 else None
+
+    def _select(
+        self,
+        candidates: Sequence[Candidate],
+        tried: Sequence[Candidate],
+        space: ScheduleSpace,
+        sampler: AbstractSampler,
+        line: Progress,
+        nfe: dict[str, int],
+        incumbent: str | None,
+    ) -> tuple[list[Candidate], str]:
+        """All candidates, a fine-tuned one among them, and the label of the best that is tried."""
+        baselines = [c.label for c in tried if c.is_baseline]
+        trial = self._trial(self.noise, tried, sampler, 0, line, nfe)
+        comparison = trial.compare(tried)
+        label = comparison.best(baselines, self.criterion, incumbent)
+        solver = self._solver(space)
+        if solver is None:
+            return list(candidates), label
+        tuned = fine_tune(
+            trial.reference,
+            sampler,
+            space,
+            by_label(candidates)[label].schedule,
+            comparison.take(baselines),
+            self.criterion,
+            solver,
+            line.update,
+        )
+        extra = Candidate(FINE_TUNED, tuned, Origin.FINE_TUNED)
+        both = comparison.joined(trial.compare([extra]))
+        incumbent = None if incumbent is None else label
+        return [*candidates, extra], both.best(baselines, self.criterion, incumbent)
 
     def _planned_nfe(
         self,
