@@ -36,6 +36,7 @@ from ..trajectories import (
     bind_record,
     check_record,
     record,
+    unpredictable,
 )
 from ._budget import Costs, Plan, make_plan
 from ._candidates import OPTIMISED, RECORDED, Candidate, Origin, interpolate_candidates
@@ -276,7 +277,7 @@ def _check_budget(target: object, request: Request, budget: int | None) -> int |
     if request.stochastic or not is_recordable(request) or selection.record is False:
         raise ValueError(
             f"budget = {budget} is divided between a trajectory record and a selection: it needs a "
-            "sampler with one evaluation per step, stochasticity 0, sigma(t_min) > 0, and a record."
+            "sampler that a record predicts, stochasticity 0, sigma(t_min) > 0, and a record."
         )
     if isinstance(selection.fine_tune, Optax):
         raise ValueError(
@@ -514,7 +515,7 @@ def is_recordable(request: Request) -> bool:
     """Whether schedules can be optimised on a trajectory record."""
     maybe_deterministic = not request.stochastic or request.stochasticity_squared is None
     reaches_zero = sigma_range(request.process, request.t_min[0])[1] == 0
-    return request.sampler.nfe_per_step == 1 and maybe_deterministic and not reaches_zero
+    return not unpredictable(request.sampler) and maybe_deterministic and not reaches_zero
 
 
 def _best(problem: ScheduleProblem, solution: Solution) -> tuple[Schedule, float, np.ndarray]:

@@ -14,15 +14,11 @@ from .._linalg import full_precision
 from .._objective import AbstractBoundObjective, AbstractCoordinateObjective, AbstractObjective
 from .._types import Numbers
 from ..processes import AbstractProcess
-from ..recurrence import local_error_coefficients, window_indices
+from ..recurrence import window_indices
 from ..samplers import AbstractSampler
 from ..schedules import CoordinateProcess, Schedule, TimeCoordinate
-from ._record import (
-    TrajectoryRecord,
-    check_record,
-    check_sampler,
-    first_order_components,
-)
+from ._record import TrajectoryRecord, check_record, first_order_components
+from ._terms import LocalErrorTerms, check_sampler, local_error_terms
 
 _FLOOR = 1e-6
 T = TypeVar("T")
@@ -80,12 +76,12 @@ class RecordedError(AbstractObjective):
 
         - `target`: without effect, as the record is of one network; all objectives are bound alike.
         - `process`: that of the record.
-        - `sampler`: a sampler with one evaluation per step, or its name.
+        - `sampler`: with one evaluation per step, or of order 2 with two, or its name.
 
         **Returns:** a `BoundRecordedError`, to be called on schedules.
 
-        **Raises:** ValueError for another process than the record's, or a sampler with several
-        evaluations per step.
+        **Raises:** ValueError for another process than the record's, or a sampler whose errors a
+        record does not predict.
         """
         del target
         check_record(self.record, process, sampler)
@@ -108,7 +104,7 @@ class BoundRecordedError(AbstractBoundObjective):
     **Arguments:**
 
     - `record`: a `TrajectoryRecord`.
-    - `sampler`: has one evaluation per step.
+    - `sampler`: has one evaluation per step, or order 2 and two.
     - `power`: >= 0.
     """
 
@@ -160,7 +156,7 @@ class RecordedSum(AbstractCoordinateObjective):
 
         def added(window: tuple[Array, Array]) -> Array:
             u, k = window
-            return self.record.contract(self._places(u), self._local_error(u, k, num_steps))
+            return self.record.contract(self._terms(u, k, num_steps))
 
         # one window after another: a record is large
         rows = jax.lax.map(added, (u[points], steps))
@@ -176,8 +172,7 @@ class RecordedSum(AbstractCoordinateObjective):
 
         def weights(window: Array, k: Array) -> tuple[Array, Array, Array]:
             def fn(u: Array) -> Array:
-                error = self._local_error(u, k, num_steps)
-                return self.record.block_weights(self._places(u), error)
+                return self.record.block_weights(self._terms(u, k, num_steps))
 
             return forward_derivatives(fn, window)
 
@@ -188,11 +183,12 @@ class RecordedSum(AbstractCoordinateObjective):
         w = jnp.where(used[..., None, None, None], w, 0.0)
         w_a = jnp.where(inner[..., None, None, None, None], w_a, 0.0)
 
-        def added(window: tuple[Array, Array, Array]) -> Array:
-            u, w, w_a = window
-            return jnp.tensordot(jnp.concatenate([w[None], w_a]), self.record.blocks(u), 4)
+        def added(window: tuple[tuple[Array, Array], Array, Array]) -> Array:
+            places, w, w_a = window
+            return jnp.tensordot(jnp.concatenate([w[None], w_a]), self.record.blocks(*places), 4)
 
-        places = jax.vmap(self._places)(windows)
+        terms = jax.vmap(lambda u, k: self._terms(u, k, num_steps))(windows, steps)
+        places = (terms.rows, terms.columns)
         rows = jax.lax.map(added, (places, w, w_a))
         components = jnp.sum(rows[:, 0], 0)
         value, pull = jax.value_and_grad(power_mean)(components, self.power)
@@ -203,9 +199,9 @@ class RecordedSum(AbstractCoordinateObjective):
             gradient = jax.grad(power_mean)
             return jax.jvp(lambda c: gradient(c, self.power), (components,), (direction,))[1]
 
-        def bend(window: tuple[Array, Array]) -> Array:
-            u, w_ab = window
-            return jnp.tensordot(w_ab, jnp.tensordot(self.record.blocks(u), pull, 2), 4)
+        def bend(window: tuple[tuple[Array, Array], Array]) -> Array:
+            places, w_ab = window
+            return jnp.tensordot(w_ab, jnp.tensordot(self.record.blocks(*places), pull, 2), 4)
 
         curved = jax.lax.map(bend, (places, w_ab))
         curved = jnp.where(inner[:, :, None] & inner[:, None], curved, 0.0)
@@ -217,26 +213,18 @@ class RecordedSum(AbstractCoordinateObjective):
         points, _ = window_indices(u.shape[0] - 1, self.sampler.history_steps)
         return points, jnp.arange(u.shape[0] - 1)
 
-    def _local_error(
+    def _terms(
         self, u: Float[Array, " window"], step: Int[Array, ""], num_steps: Int[Array, ""]
-    ) -> Float[Array, "window 2"]:
-        """Coefficients of the local error of a window's last step, in the record's process."""
-        process = self.process
+    ) -> LocalErrorTerms:
+        """The local error of a window's last step, in the record's process."""
         times = self._times(u)
-        error = local_error_coefficients(process, self.sampler, times, step, num_steps)
+        scale = jnp.ones((), u.dtype)
         if self.times is None:
             # x of the record's process over x of the process whose time is the coordinate
-            signal = self.record.process.signal(self.coordinate.time(u[-1]))
-            error = error * signal / process.signal(times[-1])
-        return error
-
-    def _places(self, u: Float[Array, " window"]) -> Float[Array, " window"]:
-        """The record's own coordinates."""
+            scale = self.record.process.signal(self.coordinate.time(u[-1]))
+            scale = scale / self.process.signal(times[-1])
         own = self.record.time_coordinate
-        times = self._times(u)
-        a = self.process.signal(times)
-        s = self.process.noise(times)
-        return jnp.log((s + own.low * a) / (a + s / own.high))
+        return local_error_terms(own, self.process, self.sampler, times, step, num_steps, scale)
 
     def _times(self, u: Array) -> Array:
         """Times of `process` at coordinates."""
