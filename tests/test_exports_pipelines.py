@@ -463,6 +463,54 @@ def test_image_to_image_of_flux_runs_the_last_steps(sampler: str):
     np.testing.assert_allclose(pipe.told, timesteps(FLOW)[-3:] / 1000.0, rtol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("make", "process", "kind", "noising"),
+    [
+        (lambda: stable_diffusion("StableDiffusionImg2ImgPipeline"), TABLE.sub_range(700.0),
+         "EulerDiscreteScheduler", "add_noise"),
+        (lambda: flux("FluxImg2ImgPipeline"), FLOW.sub_range(0.8),
+         "FlowMatchEulerDiscreteScheduler", "scale_noise"),
+    ],
+)  # fmt: skip
+def test_the_pasted_text_starts_from_noised_data(
+    make: Callable[[], Any],
+    process: Any,
+    kind: str,
+    noising: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A schedule of a sub-range noises the image to its first level, and runs every step."""
+    of_flow = isinstance(process, jk.FlowMatching)
+    at = np.array([0.8, 0.4, 0.05, 0.0]) if of_flow else np.array([700.0, 300.0, 40.0, 1.0])
+    told = 1000.0 * at[:-1] if of_flow else at[:-1] - 1.0
+    noised: list[float] = []
+    scheduler = getattr(diffusers, kind)
+    plain = getattr(scheduler, noising)
+
+    def noted(self: Any, sample: Any, *others: Any) -> Any:
+        (t,) = {float(t) for other in others if other.ndim == 1 for t in other}
+        noised.append(t)
+        return plain(self, sample, *others)
+
+    monkeypatch.setattr(scheduler, noising, noted)
+    size: Any = SMALL if of_flow else {}
+    pipe = Watched(make(), **size)
+    result = export(Schedule(at), process, "diffusers", sampler="ddim")
+    names = {"pipe": pipe, "prompt": "", "image": torch.zeros(1, 3, 16, 16)}
+    exec(compile(result.text, "export", "exec"), names)
+    np.testing.assert_allclose(noised, told[:1], atol=0.02)
+    np.testing.assert_allclose(pipe.told, told / 1000.0 if of_flow else told, atol=0.02)
+
+
+def test_no_call_is_written_of_pipelines_that_start_from_pure_noise():
+    process = TABLE.sub_range(700.0)
+    schedule = Schedule(np.array([700.0, 300.0, 1.0]))
+    result = export(schedule, process, "diffusers", scheduler="ddpm")
+    assert "pipe(" not in result.text
+    assert result.binding == result.text
+    assert any("no call is written: DDPMPipeline always" in text for text in result.remarks)
+
+
 def test_another_number_of_steps_is_an_error():
     """Image-to-image would otherwise skip the whole schedule without a word."""
     pipe = Watched(stable_diffusion(), **SMALL)

@@ -486,7 +486,7 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
 
 def test_what_a_record_cannot_predict_is_refused(recorded: jk.TrajectoryRecord) -> None:
     schedule = jk.schedules.uniform(PROCESS, 4, T_MIN)
-    with pytest.raises(ValueError, match="RK4 evaluates the network 4 times .* an order of 4"):
+    with pytest.raises(ValueError, match=r"RK4 evaluates the network 4 times .* an order of 4"):
         recorded.errors("rk4", schedule)
     with pytest.raises(ValueError, match="EndEvaluated evaluates the network at another time"):
         recorded.errors(jk.samplers.EndEvaluated(jk.DDIM()), schedule)
