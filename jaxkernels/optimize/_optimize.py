@@ -107,8 +107,9 @@ def optimize_schedule(
       initialization or a score error are fields of the objective.
     - `stochasticity`: alpha = h/g, a number or (K,), kept as it is; or "optimize" for one per step.
       `DDIM` is the family in which an optimised stochasticity was seen to hold on networks.
-    - `starts`: names of baseline schedules, or {name: Schedule}; default every baseline. With
-      "optimize", each is started at stochasticity 0 and 1. All starts run at once.
+    - `starts`: names of baseline schedules, or {name: Schedule}, baselines of `schedules.BASELINES`
+      among them by their own names; default every baseline. With "optimize", each is started at
+      stochasticity 0 and 1. All starts run at once.
     - `solver`: `Newton()` (default), or `Optax(transformation, steps)` for any optax
       transformation.
     - `selection`: a `Selection`: the network that runs the candidates, its data and the criterion.
@@ -602,12 +603,19 @@ def _result(
     on_network = False
     with jax.enable_x64(True):
         unchangeable = problem.unchangeable()
+        left = sum(unchangeable.values())
+        if left >= min(values):
+            doubts += (
+                f"exact steps would leave an error of {left:.4g}, and those of a schedule cancel "
+                "a part of it: ratios are of the whole error",
+            )
+            unchangeable = dict.fromkeys(unchangeable, 0.0)
         if selected is not None:
             optimum = to_float64(selected.candidate.schedule)
             # as many as before, for which a program is compiled
             value = float(problem.evaluate(*schedule_arrays([optimum] * len(values)))[0])
             on_network = _on_network(request, model)
-            doubts = unresolved(selected.comparison)
+            doubts += unresolved(selected.comparison)
             if not on_network and request.num_steps > 1:  # one step is the same by every schedule
                 doubts += unproven(selected.comparison, [c.label for c in problem.baselines])
         gaussian, process, sampler = to_float64((model.gaussian, request.process, request.sampler))
