@@ -301,6 +301,52 @@ def wan() -> Any:
     )
 
 
+def audio() -> Any:
+    unet = diffusers.AudioLDM2UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=((SIZE, SIZE),) * 2,
+    )
+    vocoder = transformers.SpeechT5HifiGanConfig(
+        model_in_dim=8,
+        upsample_initial_channel=16,
+        upsample_rates=[2, 2],
+        upsample_kernel_sizes=[4, 4],
+        resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1, 3]],
+    )
+    language = transformers.GPT2Config(
+        vocab_size=16, n_positions=8, n_embd=SIZE, n_layer=1, n_head=2,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return diffusers.AudioLDM2Pipeline(
+        vae=autoencoder(),
+        text_encoder=None,
+        text_encoder_2=t5(),
+        projection_model=None,
+        language_model=transformers.GPT2LMHeadModel(language),
+        tokenizer=None,
+        tokenizer_2=None,
+        feature_extractor=None,
+        unet=unet.eval(),
+        scheduler=table_scheduler("DDIMScheduler"),
+        vocoder=transformers.SpeechT5HifiGan(vocoder),
+    )
+
+
+SPOKEN: dict[str, Any] = {
+    "prompt_embeds": torch.zeros(1, 4, SIZE),
+    "generated_prompt_embeds": torch.zeros(1, 4, SIZE),
+    "attention_mask": torch.ones(1, 4, dtype=torch.long),
+    "guidance_scale": 1.0,
+    "output_type": "latent",
+}
 SMALL: dict[str, Any] = {"height": 16, "width": 16}
 VIDEO: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9}
 EMBEDS: dict[str, Any] = {
@@ -416,6 +462,8 @@ BOUND: list[Any] = [
     pytest.param(lambda: unconditional("DDIMPipeline"), TABLE, "dpmpp_2m", {}, id="ddim-2m"),
     pytest.param(dit, TABLE, "ddim", {"class_labels": [1]}, id="dit"),
     pytest.param(kandinsky, TABLE, "dpmpp_2m", {**EMBEDS, **SMALL}, id="kandinsky"),
+    pytest.param(audio, TABLE, "ddim", SPOKEN, id="audio"),
+    pytest.param(audio, TABLE, "dpmpp_2m", SPOKEN, id="audio-2m"),
     pytest.param(ltx, FLOW, "ddim", {"prompt": "", **VIDEO}, id="ltx"),
     pytest.param(ltx, FLOW, "dpmpp_2m", {"prompt": "", **VIDEO}, id="ltx-unipc"),
     pytest.param(wan, FLOW, "ddim", {"prompt": "", **SMALL, "num_frames": 5}, id="wan"),
