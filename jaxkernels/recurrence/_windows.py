@@ -50,8 +50,8 @@ def window_step(
 def starts_on_trajectory(sampler: AbstractSampler) -> bool:
     """Whether the first evaluation of a step is at its start, where x is on the trajectory."""
     with jax.ensure_compile_time_eval():
-        none = np.zeros((), int)
-        step = Step(np.asarray(2.0), np.asarray(1.0), np.zeros(0), np.asarray(0.0), none, none)
+        none = jnp.zeros((), int)
+        step = Step(jnp.asarray(2.0), jnp.asarray(1.0), jnp.zeros(0), jnp.zeros(()), none, none)
         return bool(sampler.evaluation_times(EDM(), step)[0] == step.time)
 
 
