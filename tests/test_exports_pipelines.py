@@ -527,7 +527,7 @@ def test_the_pasted_text_starts_from_noised_data(
     noising: str,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """A schedule of a sub-range noises the image to its first level, and runs every step."""
+    """The image gets noise of the first level of a sub-range, and every step is run."""
     of_flow = isinstance(process, jk.FlowMatching)
     at = np.array([0.8, 0.4, 0.05, 0.0]) if of_flow else np.array([700.0, 300.0, 40.0, 1.0])
     told = 1000.0 * at[:-1] if of_flow else at[:-1] - 1.0

@@ -145,7 +145,7 @@ class Optimize(
         return _checks.one_of("--stochasticity", self.stochasticity, ("optimize",))
 
     def _num_steps(self, rivals: dict[str, Schedule]) -> int:
-        """The number of steps, by default that of one's own schedules."""
+        """The number of steps, by default that of the listed schedules."""
         steps = None if self.steps is None else self.num_steps()
         for name, rival in rivals.items():
             steps = rival.num_steps if steps is None else steps
@@ -154,7 +154,7 @@ class Optimize(
         return self.num_steps() if steps is None else steps
 
     def _last_time(self, process: AbstractProcess, rivals: dict[str, Schedule]) -> float:
-        """The last time, by default that of one's own schedules or of the process, said aloud."""
+        """The last time, by default that of the listed schedules or of the process, said aloud."""
         if self.t_min is not None:
             return self.t_min
         if rivals:

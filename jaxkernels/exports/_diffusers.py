@@ -93,14 +93,15 @@ _IMAGE_TO_IMAGE = (
     "image = pipe(prompt, image=image, strength=1.0, num_inference_steps={num_steps}).images[0]"
 )
 _NOISED_REMARKS = (
-    "the last line is for {pipeline}, which noises the image to the first level; any other "
+    "the last line is for {pipeline}, which adds noise of the first level to the image; any other "
     "pipeline that starts from data takes its own arguments there, with "
     "num_inference_steps={num_steps} and strength=1",
     "pipelines for inpainting start from pure noise at strength=1: pass their latents yourself",
 )
 _NO_NOISED_CALL = (
     "no call is written: {pipeline} always starts from pure noise; this schedule is for a pipeline "
-    "that noises its data to the first level, with num_inference_steps={num_steps} and strength=1",
+    "that adds noise of the first level to its data, with num_inference_steps={num_steps} and "
+    "strength=1",
 )
 
 

@@ -53,7 +53,7 @@ _NOISED_DATA = "x = x0 + torch.randn_like(x0) * sigmas[0]"
 
 
 def _text(template: str) -> Text:
-    """A text that draws pure noise, or noises the data x0 where the schedule starts from them."""
+    """A text that starts from pure noise, or from the noised data x0 where the schedule does."""
     remark = "x0 is the data to start from, in the units in which the model was trained"
     return Text(template, from_data=Text(template.replace(_PURE_NOISE, _NOISED_DATA), (remark,)))
 
