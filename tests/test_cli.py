@@ -306,6 +306,26 @@ class TestOwnSchedule:
         assert re.search(rf"steps.json +│ +3 │ +3 │.*│ {w2:.4g} │", table.out)
         assert f"W2 {w2:.4g}" in run("evaluate", *how, "--timesteps", "[999 499 99]").out
 
+    def test_a_rival_of_the_optimisation(self, files: Files, tmp_path: Path):
+        """Its steps and end are taken, and its objective stands in the table."""
+        mine = tmp_path / "mine.txt"
+        mine.write_text("14.6146\n4\n0.5\n0.0292\n")
+        where = ("--output", tmp_path / "best.json", "--no-plot")
+        how = ("--spectrum", files.spectrum, "--process", "discrete_vp", "--sampler", "ddim")
+        made = run("optimize", *how, "--sigmas", mine, *where)
+        assert made.code == 0, made.err
+        process = jk.DiscreteVP.scaled_linear()
+        levels = [float(process.sigma(1000.0)), 4.0, 0.5, 0.0292]
+        rival = jk.Schedule.from_sigmas(process, levels)
+        bound = jk.LocalError().bind(jk.Gaussian(0.0, np.array([1.0, 0.1])), process, jk.DDIM())
+        assert re.search(rf"mine.txt .*│ +{float(bound(rival)):.4g} │", made.out)
+        assert "karras" in made.out
+        best = jk.Schedule.load(tmp_path / "best.json")
+        assert best.num_steps == 3
+        assert float(bound(best)) < float(bound(rival))
+        other = run("optimize", *how, "--sigmas", mine, "--steps", 5, *where)
+        assert "mine.txt has 3 steps; it must have 5 here" in other.err
+
     def test_sigmas_of_flow_models_are_times(self, files: Files):
         how = ("--spectrum", files.spectrum, "--process", "flow_matching", "--sampler", "ddim")
         out = run("evaluate", *how, "--sigmas", "1, 0.5, 0").out

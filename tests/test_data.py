@@ -316,10 +316,19 @@ class TestFormats:
                 pyarrow.ipc.new_stream(file, table.schema) as stream,
             ):
                 stream.write_table(table)
-        (tmp_path / "state.json").write_text("{}")
-        found, _ = _load(tmp_path)
-        assert found.shape == (4, 3, 4)
-        assert np.all(found == 1.0)
+        for state in ({}, {"_data_files": [{"filename": f.name} for f in tmp_path.iterdir()]}):
+            (tmp_path / "state.json").write_text(json.dumps(state))
+            found, _ = _load(tmp_path)
+            assert found.shape == (4, 3, 4)
+            assert np.all(found == 1.0)
+        # what `filter` and `map` leave there is no part of it
+        table = pyarrow.table({"indices": [0]})
+        with (
+            pyarrow.OSFile(str(tmp_path / "cache-28f4.arrow"), "wb") as file,
+            pyarrow.ipc.new_stream(file, table.schema) as stream,
+        ):
+            stream.write_table(table)
+        assert _load(tmp_path)[0].shape == (4, 3, 4)
 
     def test_one_split_of_a_data_set_is_asked_for(self, tmp_path: Path):
         (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')

@@ -301,6 +301,52 @@ def wan() -> Any:
     )
 
 
+def audio() -> Any:
+    unet = diffusers.AudioLDM2UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=((SIZE, SIZE),) * 2,
+    )
+    vocoder = transformers.SpeechT5HifiGanConfig(
+        model_in_dim=8,
+        upsample_initial_channel=16,
+        upsample_rates=[2, 2],
+        upsample_kernel_sizes=[4, 4],
+        resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1, 3]],
+    )
+    language = transformers.GPT2Config(
+        vocab_size=16, n_positions=8, n_embd=SIZE, n_layer=1, n_head=2,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return diffusers.AudioLDM2Pipeline(
+        vae=autoencoder(),
+        text_encoder=None,
+        text_encoder_2=t5(),
+        projection_model=None,
+        language_model=transformers.GPT2LMHeadModel(language),
+        tokenizer=None,
+        tokenizer_2=None,
+        feature_extractor=None,
+        unet=unet.eval(),
+        scheduler=table_scheduler("DDIMScheduler"),
+        vocoder=transformers.SpeechT5HifiGan(vocoder),
+    )
+
+
+SPOKEN: dict[str, Any] = {
+    "prompt_embeds": torch.zeros(1, 4, SIZE),
+    "generated_prompt_embeds": torch.zeros(1, 4, SIZE),
+    "attention_mask": torch.ones(1, 4, dtype=torch.long),
+    "guidance_scale": 1.0,
+    "output_type": "latent",
+}
 SMALL: dict[str, Any] = {"height": 16, "width": 16}
 VIDEO: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9}
 EMBEDS: dict[str, Any] = {
@@ -416,6 +462,8 @@ BOUND: list[Any] = [
     pytest.param(lambda: unconditional("DDIMPipeline"), TABLE, "dpmpp_2m", {}, id="ddim-2m"),
     pytest.param(dit, TABLE, "ddim", {"class_labels": [1]}, id="dit"),
     pytest.param(kandinsky, TABLE, "dpmpp_2m", {**EMBEDS, **SMALL}, id="kandinsky"),
+    pytest.param(audio, TABLE, "ddim", SPOKEN, id="audio"),
+    pytest.param(audio, TABLE, "dpmpp_2m", SPOKEN, id="audio-2m"),
     pytest.param(ltx, FLOW, "ddim", {"prompt": "", **VIDEO}, id="ltx"),
     pytest.param(ltx, FLOW, "dpmpp_2m", {"prompt": "", **VIDEO}, id="ltx-unipc"),
     pytest.param(wan, FLOW, "ddim", {"prompt": "", **SMALL, "num_frames": 5}, id="wan"),
@@ -461,6 +509,54 @@ def test_image_to_image_of_flux_runs_the_last_steps(sampler: str):
     bind(pipe, Schedule(FLOW_TIMES), FLOW, sampler=sampler)
     pipe("", image=torch.zeros(1, 3, 16, 16), strength=0.6, num_inference_steps=5)
     np.testing.assert_allclose(pipe.told, timesteps(FLOW)[-3:] / 1000.0, rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "process", "kind", "noising"),
+    [
+        (lambda: stable_diffusion("StableDiffusionImg2ImgPipeline"), TABLE.sub_range(700.0),
+         "EulerDiscreteScheduler", "add_noise"),
+        (lambda: flux("FluxImg2ImgPipeline"), FLOW.sub_range(0.8),
+         "FlowMatchEulerDiscreteScheduler", "scale_noise"),
+    ],
+)  # fmt: skip
+def test_the_pasted_text_starts_from_noised_data(
+    make: Callable[[], Any],
+    process: Any,
+    kind: str,
+    noising: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The image gets noise of the first level of a sub-range, and every step is run."""
+    of_flow = isinstance(process, jk.FlowMatching)
+    at = np.array([0.8, 0.4, 0.05, 0.0]) if of_flow else np.array([700.0, 300.0, 40.0, 1.0])
+    told = 1000.0 * at[:-1] if of_flow else at[:-1] - 1.0
+    noised: list[float] = []
+    scheduler = getattr(diffusers, kind)
+    plain = getattr(scheduler, noising)
+
+    def noted(self: Any, sample: Any, *others: Any) -> Any:
+        (t,) = {float(t) for other in others if other.ndim == 1 for t in other}
+        noised.append(t)
+        return plain(self, sample, *others)
+
+    monkeypatch.setattr(scheduler, noising, noted)
+    size: Any = SMALL if of_flow else {}
+    pipe = Watched(make(), **size)
+    result = export(Schedule(at), process, "diffusers", sampler="ddim")
+    names = {"pipe": pipe, "prompt": "", "image": torch.zeros(1, 3, 16, 16)}
+    exec(compile(result.text, "export", "exec"), names)
+    np.testing.assert_allclose(noised, told[:1], atol=0.02)
+    np.testing.assert_allclose(pipe.told, told / 1000.0 if of_flow else told, atol=0.02)
+
+
+def test_no_call_is_written_of_pipelines_that_start_from_pure_noise():
+    process = TABLE.sub_range(700.0)
+    schedule = Schedule(np.array([700.0, 300.0, 1.0]))
+    result = export(schedule, process, "diffusers", scheduler="ddpm")
+    assert "pipe(" not in result.text
+    assert result.binding == result.text
+    assert any("no call is written: DDPMPipeline always" in text for text in result.remarks)
 
 
 def test_another_number_of_steps_is_an_error():

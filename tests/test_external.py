@@ -549,6 +549,47 @@ class TestTablesOfDiffusers:
         follows([samples], ours(TABLE, "dpmpp_2m", moved, z)[-1:])
 
 
+class TestNoisedData:
+    """The texts of a schedule that starts from noised data draw no pure noise."""
+
+    PROCESS = jk.EDM(t_max=3.0)
+    SCHEDULE = Schedule(np.array([3.0, 1.0, 0.2, 0.05]))
+    DATA = 0.5 + noise(seed=1)
+
+    @pytest.mark.usefixtures("k_sampling")
+    @pytest.mark.parametrize("alpha", [0.0, 1.0])
+    def test_k_diffusion(self, alpha: float, monkeypatch: pytest.MonkeyPatch):
+        schedule = Schedule(self.SCHEDULE.times, np.array([alpha, 0.3 * alpha, 0.0]))
+        result = export(schedule, self.PROCESS, "k-diffusion", sampler="ddim")
+        points: list[Any] = []
+
+        def model(x: Any, sigma: Any) -> Any:
+            points.append(x)
+            return 0.5 * x
+
+        drawn = noise()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randn_like", lambda x: drawn)
+            execute(result, model=model, x0=self.DATA)
+        torch.testing.assert_close(points[0], self.DATA + 3.0 * drawn)
+
+    def test_a_written_out_loop_of_diffusers(self):
+        process = jk.DiscreteVP.scaled_linear(t_max=700.0)
+        schedule = Schedule(np.array([700.0, 300.0, 24.0, 1.0]), np.array([0.3, 1.0, 0.0]))
+        result = export(schedule, process, "diffusers", sampler="ddim")
+        first: list[Any] = []
+
+        def network(x: Any, t: Any) -> Any:
+            first.append(x)
+            return 0.1 * x
+
+        pipe = Pipeline(stable_diffusion(), network, noise())
+        execute(result, pipe=pipe, network=network, noise=noise(), x0=self.DATA)
+        sigma = float(process.sigma(700.0))
+        start = (self.DATA + sigma * noise()) / math.hypot(1.0, sigma)
+        torch.testing.assert_close(first[0], start, rtol=1e-4, atol=1e-5)
+
+
 class TestStochastic:
     """The noise that each step keeps and adds, measured, against that of `jk.sample`."""
 

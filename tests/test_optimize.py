@@ -1,6 +1,7 @@
 """Optimal schedules against closed forms, an independent optimiser and their own promises."""
 
 import functools
+import itertools
 import json
 import logging
 import warnings
@@ -592,6 +593,28 @@ def test_ratios_are_of_what_the_steps_cause(name: str):
     assert "what no schedule can change" in repr(result)
 
 
+@pytest.mark.parametrize("name", ["data of 0..255", "stops early"])
+def test_ratios_of_the_terminal_error_are_of_what_the_steps_cause(name: str):
+    """What exact steps leave, in NumPy; where the optimum is below it, ratios are of totals."""
+    target, process, t_min, _ = DOMINATED[name]
+    setting: Any = {"t_min": t_min, "starts": ["log_snr"], "objective": jk.TerminalError()}
+    result = jk.optimize_schedule(target, process, "ddim", 8, **setting)
+    ends = jnp.array([float(process.t_max), t_min])
+    a = np.asarray(process.signal(ends))[:, None]
+    exact = a**2 * np.asarray(target.eigenvalues) + np.asarray(process.noise(ends))[:, None] ** 2
+    contraction = np.sqrt(exact[1] / exact[0])
+    start = float(process.prior_variance(ends[0])) - exact[0]
+    variance = exact[1] + contraction**2 * start
+    shift = (a[1] - 1.0 - contraction * a[0]) * np.asarray(target.mean)
+    left = np.sum(shift**2 + (np.sqrt(variance) - np.sqrt(target.eigenvalues)) ** 2)
+    best = min(result.objective, *result.baselines.values())
+    fixed = left if left < best else 0.0
+    assert sum(result.unchangeable.values()) == pytest.approx(fixed, rel=1e-9)
+    ratio = (result.baselines["log_snr"] - fixed) / (result.objective - fixed)
+    assert result.ratios["log_snr"] == pytest.approx(ratio, rel=1e-6)
+    assert any("exact steps would leave" in text for text in result.warnings) == (left >= best)
+
+
 def test_a_usual_error_is_not_warned_of():
     """Nothing is unchangeable in what a record measures, nor in a start from noised data."""
     for process in (jk.VP(), jk.OU().sub_range(1.0), jk.EDM()):
@@ -1057,3 +1080,26 @@ def test_a_sweep_checks_every_setting_first():
     sweep = jk.optimize_schedules(*run, ["ddim"], [2], t_min=1e-2)
     with pytest.raises(ValueError, match=r"\('ddim', 4\) was not optimised; known are"):
         sweep["ddim", 4]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_integer_timesteps_with_the_smallest_objective(seed: int):
+    """Of all 126 selections of 4 interior timesteps from 9; rounding would make two equal."""
+    rng = np.random.default_rng(seed)
+    table = jk.DiscreteVP(np.cumprod(rng.uniform(0.4, 0.95, 11)))
+    target = jk.Gaussian(0.0, rng.uniform(0.01, 2.0, 3))
+    objective = jk.LocalError().bind(target, table, jk.DDIM())
+    given = jk.Schedule(np.array([11.0, 4.4, 4.2, 4.0, 3.6, 1.0]))
+    every = np.array(list(itertools.combinations(range(10, 1, -1), 4)))
+    ends = np.broadcast_to(np.array([11, 1]), (len(every), 2))
+    rows = np.concatenate([ends[:, :1], every, ends[:, 1:]], 1).astype(float)
+    values = jax.jit(jax.vmap(lambda row: objective(jk.Schedule(row))))(rows)
+    found = jk.optimize.on_integer_timesteps(given, table, objective)
+    np.testing.assert_array_equal(found.times, rows[int(np.argmin(values))])
+
+
+def test_integer_timesteps_of_other_processes_are_refused():
+    with pytest.raises(ValueError, match="process VP has no integer timesteps"):
+        jk.optimize.on_integer_timesteps(
+            jk.schedules.karras(jk.VP(), 4, 0.1), jk.VP(), lambda schedule: schedule.times[1]
+        )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array
+from published_samplers import PUBLISHED
 from scipy.integrate import quad
 
 import jaxkernels as jk
@@ -73,6 +74,100 @@ def test_the_first_order_of_a_linear_network_is_exact(sampler: str, steps: int) 
     assert "16 trajectories" in repr(found)
 
 
+class _NumpyVP:
+    """`PROCESS` in NumPy, as `published_samplers` takes it."""
+
+    low, high = 0.1, 20.0
+
+    def a(self, t: float) -> float:
+        return float(np.exp(-0.5 * self.low * t - 0.25 * (self.high - self.low) * t**2))
+
+    def s(self, t: float) -> float:
+        return float(np.sqrt(-np.expm1(-self.low * t - 0.5 * (self.high - self.low) * t**2)))
+
+    def da(self, t: float) -> float:
+        return -0.5 * (self.low + (self.high - self.low) * t) * self.a(t)
+
+    def ds(self, t: float) -> float:
+        return -self.a(t) * self.da(t) / self.s(t)
+
+    def at(self, level: float) -> float:
+        """The time of log(a/s) = level."""
+        integral = np.logaddexp(0.0, -2.0 * level)
+        slope = self.high - self.low
+        return float((np.sqrt(self.low**2 + 2.0 * slope * integral) - self.low) / slope)
+
+
+def _heun(
+    process: Any, denoise: Any, times: np.ndarray, x: np.ndarray, z: Any, alpha: Any
+) -> list[np.ndarray]:
+    """The trapezoid rule on dx/dt = a' x0 + s' eps, in NumPy."""
+    del z, alpha
+
+    def velocity(x: np.ndarray, t: float) -> np.ndarray:
+        d = denoise(x, t)
+        return process.da(t) * d + process.ds(t) * (x - process.a(t) * d) / process.s(t)
+
+    (t, u) = times
+    first = velocity(x, t)
+    return [x, x + 0.5 * (u - t) * (first + velocity(x + (u - t) * first, u))]
+
+
+@pytest.fixture(scope="module")
+def recorded_gaussian() -> jk.TrajectoryRecord:
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((16, 3)))
+    return jk.record(GAUSSIAN.denoiser(PROCESS), x, t_min=T_MIN, progress=False)
+
+
+# at most: of the root mean square; what is left is the denoiser's change between two times
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("heun", 2e-3),
+        ("edm_sampler", 2e-3),
+        ("dpmpp_2s", 0.02),
+        ("dpm_2", 0.02),
+        ("midpoint", 0.02),
+    ],
+)
+def test_the_first_order_of_two_evaluations(
+    name: str, tolerance: float, recorded_gaussian: jk.TrajectoryRecord
+) -> None:
+    """Local errors of published steps from the exact flow, in NumPy, propagated in closed form."""
+    process = _NumpyVP()
+    step = {**PUBLISHED, "heun": _heun}[name]
+    schedule = jk.schedules.karras(PROCESS, 20, T_MIN)
+    times = np.asarray(schedule.times, np.float64)
+    a = np.array([process.a(t) for t in times])[:, None]
+    v = a**2 * VARIANCE + np.array([process.s(t) for t in times])[:, None] ** 2
+    z = (np.asarray(recorded_gaussian.noise) - a[0] * MEAN) / np.sqrt(v[0])
+
+    def denoise(x: np.ndarray, t: float) -> np.ndarray:
+        signal = process.a(t)
+        gain = signal * VARIANCE / (signal**2 * VARIANCE + process.s(t) ** 2)
+        return MEAN + gain * (x - signal * MEAN)
+
+    total = np.zeros_like(z)
+    for k in range(len(times) - 1):
+        start, end = (a[j] * MEAN + np.sqrt(v[j]) * z for j in (k, k + 1))
+        after = step(process, denoise, times[k : k + 2], start, np.zeros(1), np.zeros(1))[-1]
+        total += np.sqrt(v[-1] / v[k + 1]) * (after - end)
+    exact = np.linalg.norm(total, axis=1)
+    found = recorded_gaussian.errors(name, schedule) * float(recorded_gaussian.scale)
+    np.testing.assert_allclose(found, exact, atol=tolerance * np.sqrt(np.mean(exact**2)))
+
+
+@pytest.mark.parametrize("name", ["heun", "dpmpp_2s", "dpm_2", "midpoint", "edm_sampler"])
+def test_what_two_evaluations_do_is_predicted(name: str, recorded: jk.TrajectoryRecord) -> None:
+    """On a network that is not linear: the size of real errors, and the order of schedules."""
+    names = ("quadratic", "karras", "log_snr")
+    schedules = {n: jk.schedules.BASELINES[n](PROCESS, 30, T_MIN) for n in names}
+    real = jk.compare_schedules(DENOISER, name, schedules, NOISE).statistic("geometric_mean")
+    predicted = {n: np.exp(np.mean(np.log(recorded.errors(name, schedules[n])))) for n in names}
+    assert sorted(names, key=predicted.__getitem__) == sorted(names, key=real.__getitem__)
+    assert predicted["log_snr"] == pytest.approx(real["log_snr"], rel=0.3)
+
+
 @pytest.mark.parametrize(("steps", "tolerance"), [(12, 0.4), (60, 0.1)])
 def test_what_a_sampler_does_is_predicted(
     steps: int, tolerance: float, recorded: jk.TrajectoryRecord
@@ -125,7 +220,9 @@ def test_few_directions_estimate_the_distance_without_bias() -> None:
     assert np.mean([squared(4, key) for key in range(4)]) == pytest.approx(squared(12), rel=0.25)
 
 
-@pytest.mark.parametrize(("sampler", "power"), [("ddim", 1.0), ("dpmpp_2m", 0.0)])
+@pytest.mark.parametrize(
+    ("sampler", "power"), [("ddim", 1.0), ("dpmpp_2m", 0.0), ("dpmpp_2s", 2.0), ("midpoint", 2.0)]
+)
 def test_derivatives(sampler: str, power: float, recorded: jk.TrajectoryRecord) -> None:
     """The windowed Hessian against JAX's for the whole; ends and padding are fixed."""
     objective = bind_record(recorded, sampler, power)
@@ -391,8 +488,10 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
 
 def test_what_a_record_cannot_predict_is_refused(recorded: jk.TrajectoryRecord) -> None:
     schedule = jk.schedules.uniform(PROCESS, 4, T_MIN)
-    with pytest.raises(ValueError, match="Heun evaluates the network 2 times"):
-        recorded.errors("heun", schedule)
+    with pytest.raises(ValueError, match=r"RK4 evaluates the network 4 times .* an order of 4"):
+        recorded.errors("rk4", schedule)
+    with pytest.raises(ValueError, match="EndEvaluated evaluates the network at another time"):
+        recorded.errors(jk.samplers.EndEvaluated(jk.DDIM()), schedule)
     with pytest.raises(ValueError, match="stochastic"):
         recorded.errors("ddim", jk.Schedule(schedule.times, 1.0))
     with pytest.raises(ValueError, match=r"the record from 1 to 0\.001"):
@@ -415,10 +514,10 @@ def test_what_a_record_cannot_predict_is_refused(recorded: jk.TrajectoryRecord) 
 def test_what_cannot_be_bound_is_refused(recorded: jk.TrajectoryRecord) -> None:
     """Another process than the record's, or a sampler that it cannot predict."""
     objective = jk.RecordedError(recorded)
-    with pytest.raises(ValueError, match="Heun evaluates the network 2 times"):
-        objective.bind(None, PROCESS, "heun")
-    with pytest.raises(ValueError, match="Heun evaluates the network 2 times"):
-        bind_record(recorded, "heun")
+    with pytest.raises(ValueError, match="RK4 evaluates the network 4 times"):
+        objective.bind(None, PROCESS, "rk4")
+    with pytest.raises(ValueError, match="RK4 evaluates the network 4 times"):
+        bind_record(recorded, "rk4")
     with pytest.raises(ValueError, match=r"record is of VP.* down to t_min = 0\.001; here process"):
         objective.bind(None, jk.VP(beta_max=10.0), "ddim")
     with pytest.raises(ValueError, match=r"record is of VP.*; here process is FlowMatching"):
@@ -584,11 +683,11 @@ def test_what_an_optimiser_refuses_of_a_record(recorded: jk.TrajectoryRecord) ->
     selection = jk.Selection(denoiser=DENOISER, record=recorded)
     with pytest.raises(ValueError, match=r"record is of VP.* t_min = 0\.01"):
         jk.optimize_schedule(target, PROCESS, "ddim", 4, t_min=1e-2, selection=selection)
-    with pytest.raises(ValueError, match="Heun evaluates"):
-        jk.optimize_schedule(target, PROCESS, "heun", 4, t_min=T_MIN, selection=selection)
+    with pytest.raises(ValueError, match="RK4 evaluates"):
+        jk.optimize_schedule(target, PROCESS, "rk4", 4, t_min=T_MIN, selection=selection)
     setting: dict[str, Any] = {"objective": jk.RecordedError(recorded), "t_min": T_MIN}
-    with pytest.raises(ValueError, match="Heun evaluates"):
-        jk.optimize_schedule(target, PROCESS, "heun", 4, **setting)
+    with pytest.raises(ValueError, match="RK4 evaluates"):
+        jk.optimize_schedule(target, PROCESS, "rk4", 4, **setting)
     with pytest.raises(ValueError, match="of deterministic trajectories"):
         jk.optimize_schedule(target, PROCESS, "ddim", 4, stochasticity="optimize", **setting)
     with pytest.raises(ValueError, match=r"record is of VP.* t_min = 0\.01"):

@@ -16,7 +16,7 @@ from ..exports import SCHEDULERS, TOOLS, export
 from ..metrics import METRICS
 from ..processes import AbstractProcess, DiscreteVP
 from ..samplers import SAMPLERS, check_sampler_name
-from ..schedules import BASELINES
+from ..schedules import BASELINES, Schedule
 from . import _solve
 from ._inputs import (
     SavedSchedule,
@@ -24,8 +24,7 @@ from ._inputs import (
     baseline_schedule,
     check_writable,
     figure_path,
-    listed_name,
-    listed_schedule,
+    listed_schedules,
     make_process,
     one_schedule,
     process_fields,
@@ -63,6 +62,7 @@ from ._show import (
 class Optimize(
     AbstractCommand,
     ScheduleOptions,
+    RivalOptions,
     InitializationOptions,
     SamplerOptions,
     ProcessOptions,
@@ -98,7 +98,6 @@ class Optimize(
 
     def run(self) -> None:
         """Check everything, optimise, write the schedule and the figure."""
-        steps = self.num_steps()
         objective = _name("--objective", self.objective, ("local", "terminal"))
         metric = _name("--metric", self.metric, tuple(METRICS))
         initialization = self.initial_distribution()
@@ -107,7 +106,9 @@ class Optimize(
         figure = figure_path(self.output, self.plot, self.no_plot)
         process = select_process(self, ())
         sampler = select_sampler(self, ())
-        t_min = self._last_time(process)
+        rivals = listed_schedules(self, process)
+        steps = self._num_steps(rivals)
+        t_min = self._last_time(process, rivals)
         say_start(process, initialization)
         target = read_model(self, self.mixture, self._covariance_options())
         result = _solve.optimize(
@@ -120,6 +121,7 @@ class Optimize(
             objective=objective,
             metric=metric,
             initialization=initialization,
+            rivals=rivals,
         )
         result.save(self.output)
         show_optimized(result, f"{objective} {metric}")
@@ -143,10 +145,23 @@ class Optimize(
             return value
         return _checks.one_of("--stochasticity", self.stochasticity, ("optimize",))
 
-    def _last_time(self, process: AbstractProcess) -> float:
-        """The last time, said aloud where it is the default."""
+    def _num_steps(self, rivals: dict[str, Schedule]) -> int:
+        """The number of steps, by default that of the listed schedules."""
+        steps = None if self.steps is None else self.num_steps()
+        for name, rival in rivals.items():
+            steps = rival.num_steps if steps is None else steps
+            if rival.num_steps != steps:
+                raise ValueError(f"{name} has {rival.num_steps} steps; it must have {steps} here.")
+        return self.num_steps() if steps is None else steps
+
+    def _last_time(self, process: AbstractProcess, rivals: dict[str, Schedule]) -> float:
+        """The last time, by default that of the listed schedules or of the process, said aloud."""
         if self.t_min is not None:
             return self.t_min
+        if rivals:
+            name, rival = next(iter(rivals.items()))
+            say(f"t_min: {float(rival.times[-1]):g}, as {name} ends")
+            return float(rival.times[-1])
         t_min = process.default_t_min
         say(f"t_min: {t_min:g}, the default for {self.process or DEFAULT_PROCESS}")
         return t_min
@@ -209,9 +224,7 @@ class Compare(
         sampler = select_sampler(self, saved)
         schedules = {name: baseline_schedule(name, process, self) for name in BASELINES}
         schedules |= {str(file.path): file.schedule for file in saved}
-        for kind in ("sigmas", "timesteps"):
-            for text in getattr(self, kind) or []:
-                schedules[listed_name(text, kind)] = listed_schedule(text, process, kind)
+        schedules |= listed_schedules(self, process)
         initialization = self.initial_distribution(stated_starts(saved))
         target = read_target(self)
         say_start(process, initialization)

@@ -33,6 +33,7 @@ from ._options import (
     DEFAULT_SAMPLER,
     OneScheduleOptions,
     ProcessOptions,
+    RivalOptions,
     SamplerOptions,
     ScheduleOptions,
     TargetOptions,
@@ -199,7 +200,16 @@ def listed_schedule(text: str, process: AbstractProcess, kind: str) -> Schedule:
     return Schedule.from_sigmas(process, numbers)
 
 
-def listed_name(text: str, kind: str) -> str:
+def listed_schedules(options: RivalOptions, process: AbstractProcess) -> dict[str, Schedule]:
+    """One's own schedules by name."""
+    return {
+        _listed_name(text, kind): listed_schedule(text, process, kind)
+        for kind in ("sigmas", "timesteps")
+        for text in getattr(options, kind) or []
+    }
+
+
+def _listed_name(text: str, kind: str) -> str:
     """How tables call it: by its file, or by its beginning."""
     return text if Path(text).suffix in _LIST_SUFFIXES else f"{kind} {text[:24]}"
 

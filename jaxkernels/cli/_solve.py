@@ -1,5 +1,7 @@
 """The calls of the optimiser, whose arguments the command line knows as plain values."""
 
+from collections.abc import Mapping
+
 import jax
 
 from .._precision import in_float64
@@ -9,7 +11,7 @@ from ..optimize import OptimizedSchedule, optimize_schedule
 from ..processes import AbstractProcess
 from ..recurrence import local_errors
 from ..samplers import as_sampler
-from ..schedules import Schedule
+from ..schedules import BASELINES, Schedule
 
 OBJECTIVES = {"local": LocalError, "terminal": TerminalError}
 
@@ -25,8 +27,9 @@ def optimize(
     objective: str,
     metric: str,
     initialization: str | None,
+    rivals: Mapping[str, Schedule],
 ) -> OptimizedSchedule:
-    """The optimal schedule under an objective given by names."""
+    """The optimal schedule under an objective given by names, with all rivals among its starts."""
     return optimize_schedule(
         target,
         process,
@@ -35,6 +38,18 @@ def optimize(
         t_min=t_min,
         stochasticity=stochasticity,
         objective=OBJECTIVES[objective](metric=metric, initialization=initialization),
+        starts=_starts(rivals, process, num_steps, t_min),
+    )
+
+
+def _starts(
+    rivals: Mapping[str, Schedule], process: AbstractProcess, num_steps: int, t_min: float
+) -> dict[str, Schedule] | None:
+    """One's own schedules beside every baseline."""
+    if not rivals:
+        return None
+    return {name: make(process, num_steps, t_min) for name, make in BASELINES.items()} | dict(
+        rivals
     )
 
 

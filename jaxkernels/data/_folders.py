@@ -30,7 +30,9 @@ class _File:
 def folder_rows(folder: Path, key: str | None, report: Callable[[str], None]) -> Rows:
     """The samples in the files of a folder and its subfolders, in the order of their names."""
     _check_splits(folder)
-    paths = sorted(path for path in folder.rglob("*") if _is_sample(path.relative_to(folder)))
+    paths = _saved_files(folder)
+    if paths is None:
+        paths = sorted(path for path in folder.rglob("*") if _is_sample(path.relative_to(folder)))
     kind = _kind_of_files(str(folder), [path.name for path in paths])
     paths = [path for path in paths if _kind(path.name) == kind]
     if kind == ".tar":
@@ -73,6 +75,17 @@ def _check_splits(folder: Path) -> None:
         splits = json.loads(index.read_text())["splits"]
         paths = ", ".join(os.fspath(folder / split) for split in splits)
         raise ValueError(f"{folder} holds several splits of a data set; give one of {paths}.")
+
+
+def _saved_files(folder: Path) -> list[Path] | None:
+    """The files of a data set that Hugging Face's `datasets` saved, without those of its cache."""
+    state = folder / "state.json"
+    if not state.is_file():
+        return None
+    try:
+        return [folder / file["filename"] for file in json.loads(state.read_text())["_data_files"]]
+    except (ValueError, KeyError, TypeError):
+        return None  # another program's
 
 
 def _is_sample(path: Path | PurePosixPath) -> bool:

@@ -20,7 +20,9 @@ from ..recurrence import (
     initial_moments,
     initialization_name,
     local_errors,
+    log_contractions,
     score_responses,
+    to_the_end,
 )
 from ..samplers import AbstractSampler
 from ..schedules import BASELINES, Schedule, TimeCoordinate
@@ -220,6 +222,28 @@ class BoundTerminalError(AbstractBoundObjective):
         dense = self.score_error.has_matrix_slopes
         kernel = ErrorKernel.about_zero(run, self.metric, dense=dense)
         return second_order(kernel, self.score_error)
+
+    def unchangeable(self, coordinate: TimeCoordinate, t_min: float) -> Float[Array, " 2"]:
+        """The error of exact steps: that of stopping at t_min, and what the start adds to it."""
+        if _has_matrix_slopes(self.score_error):
+            return jnp.zeros(2)  # a metric of whole covariances
+        target = self.target
+        process = self.process
+        ends = Schedule(jnp.stack([jnp.asarray(coordinate.start), jnp.asarray(t_min)]))
+        first, last = ends.times
+        contraction = to_the_end(log_contractions(target, process, ends))[0]
+        exact = target.marginal_variance(process, last)
+        mean, variance = initial_moments(target, process, first, self.initialization)
+        change = contraction**2 * (variance - target.marginal_variance(process, first))
+        shift = contraction * (mean - process.signal(first) * target.mean)
+        lost = (process.signal(last) - 1.0) * target.mean
+
+        def total(mean_error: Array, variance: Array) -> Array:
+            run = (target.weights, mean_error, variance, jnp.asarray(target.eigenvalues))
+            return jnp.sum(metrics.per_mode(self.metric, *run))
+
+        truncation = total(lost, exact)
+        return jnp.stack([total(lost + shift, exact + change) - truncation, truncation])
 
 
 class BoundLocalError(AbstractBoundObjective):

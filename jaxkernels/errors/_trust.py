@@ -16,6 +16,7 @@ from ..recurrence import (
     flow_values,
     local_error_coefficients,
     local_errors,
+    starts_on_trajectory,
     window_indices,
 )
 from ..samplers import AbstractSampler
@@ -50,7 +51,8 @@ def violations(
 
     **Returns:** sentences that name the step and the numbers.
     """
-    if schedule.is_stochastic or sampler.nfe_per_step > 1:
+    linear = sampler.nfe_per_step == 1 and starts_on_trajectory(sampler)
+    if schedule.is_stochastic or not linear:
         share, excess = _noisy_facts(target, process, sampler, schedule)
     else:
         num_steps = schedule.num_steps

@@ -26,6 +26,7 @@ from ..recurrence import (
     flow_values,
     local_error_coefficients,
     log_contractions,
+    starts_on_trajectory,
     to_the_end,
     window_indices,
     window_moments,
@@ -189,7 +190,8 @@ def window_sum(bound, coordinate: TimeCoordinate, t_min: float) -> WindowSum | L
     ends = constant(np.sum(np.asarray(ends)))
     target = pad_modes(bound.target)
     sampler = bound.sampler
-    form = LinearWindowSum if sampler.nfe_per_step == 1 else WindowSum
+    linear = sampler.nfe_per_step == 1 and starts_on_trajectory(sampler)
+    form = LinearWindowSum if linear else WindowSum
     if not sampler.sigma_only:
         one = constant(1.0)
         return form(target, bound.process, coordinate, sampler, ends, one, bound.metric)

@@ -5,6 +5,7 @@ some have no argument for it, and Flux drops the one it has for some schedulers.
 give the pipeline a scheduler that knows the schedule, whatever numbers the pipeline asks for.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -88,13 +89,42 @@ _REMARKS = (
 )
 
 
+_IMAGE_TO_IMAGE = (
+    "image = pipe(prompt, image=image, strength=1.0, num_inference_steps={num_steps}).images[0]"
+)
+_NOISED_REMARKS = (
+    "the last line is for {pipeline}, which adds noise of the first level to the image; any other "
+    "pipeline that starts from data takes its own arguments there, with "
+    "num_inference_steps={num_steps} and strength=1",
+    "pipelines for inpainting start from pure noise at strength=1: pass their latents yourself",
+)
+_NO_NOISED_CALL = (
+    "no call is written: {pipeline} always starts from pure noise; this schedule is for a pipeline "
+    "that adds noise of the first level to its data, with num_inference_steps={num_steps} and "
+    "strength=1",
+)
+
+
 def _bound(
-    pipeline: str, call: str, more: str = "", imports: str = "", remarks: tuple[str, ...] = ()
+    pipeline: str,
+    call: str,
+    more: str = "",
+    imports: str = "",
+    remarks: tuple[str, ...] = (),
+    image_to_image: str = "",
 ) -> Text:
     """The text that binds the schedule to `pipe.scheduler`, and a call of the pipeline."""
     template = imports + _CLASS + more + "\n\n{scheduled}"
-    own = tuple(remark.replace("{pipeline}", pipeline) for remark in _REMARKS)
-    return Text(template, (*own, *remarks), call)
+
+    def about(texts: tuple[str, ...], pipeline: str) -> tuple[str, ...]:
+        return (*(text.replace("{pipeline}", pipeline) for text in texts), *remarks)
+
+    if image_to_image:
+        notes = about(_NOISED_REMARKS, image_to_image)
+        from_data = Text(template, notes, _IMAGE_TO_IMAGE)
+    else:
+        from_data = Text(template, about(_NO_NOISED_CALL, pipeline))
+    return Text(template, about(_REMARKS, pipeline), call, from_data)
 
 
 _LOOP_REMARK = (
@@ -111,7 +141,7 @@ from diffusers import {name}
 {config}
 pipe.scheduler.set_timesteps({keyword}={variable})
 {parameters}
-scheduler, latents = pipe.scheduler, noise * pipe.scheduler.init_noise_sigma
+scheduler, latents = pipe.scheduler, {latents}
 for i, t in enumerate(scheduler.timesteps):
     output = network(scheduler.scale_model_input(latents, t), t)  # with its conditioning
     x0 = scheduler.step(output, t, latents).pred_original_sample
@@ -127,14 +157,33 @@ from diffusers import {name}
 {numbers}
 {parameters}
 {config}
-scheduler, latents = pipe.scheduler, noise
-scheduler.set_timesteps({keyword}={variable})
+pipe.scheduler.set_timesteps({keyword}={variable})
+scheduler, latents = pipe.scheduler, {latents}
 for i, t in enumerate(scheduler.timesteps[:-1]):
     scheduler.register_to_config(eta=eta[i])
     output = network(latents, t)  # with its conditioning
     latents = scheduler.step(output, t, latents).prev_sample"""
 
-_ETA_PER_STEP = Eta(per_step=Text(_DDIM_LOOP, (_LOOP_REMARK,)))
+
+def _loop(template: str, pure: str, noised: str) -> Text:
+    """The text of a loop that starts from noise, or from the noised data x0."""
+
+    def starting(latents: str, *remarks: str) -> Text:
+        return Text(template.replace("{latents}", latents), (_LOOP_REMARK, *remarks))
+
+    text = starting(pure)
+    remark = "x0 is the data to start from, in the units in which the network was trained"
+    return dataclasses.replace(text, from_data=starting(noised, remark))
+
+
+_ETA_PER_STEP = Eta(
+    per_step=_loop(
+        _DDIM_LOOP,
+        "noise * pipe.scheduler.init_noise_sigma",
+        "x0 + noise * pipe.scheduler.sigmas[0]",
+    )
+)
+_LTX_LOOP_TEXT = _loop(_LTX_LOOP, "noise", "x0 + pipe.scheduler.sigmas[0] * (noise - x0)")
 
 _LTX_TEXT = _bound(
     "LTXPipeline",
@@ -143,8 +192,18 @@ _LTX_TEXT = _bound(
 )
 
 _IMAGE = "image = pipe(prompt, num_inference_steps={num_steps}).images[0]"
-_STABLE_DIFFUSION = ("StableDiffusionPipeline or StableDiffusionXLPipeline", _IMAGE)
-_FLOW_PIPELINE = ("FluxPipeline or StableDiffusion3Pipeline", _IMAGE)
+_STABLE_DIFFUSION = functools.partial(
+    _bound,
+    "StableDiffusionPipeline or StableDiffusionXLPipeline",
+    _IMAGE,
+    image_to_image="StableDiffusionImg2ImgPipeline or StableDiffusionXLImg2ImgPipeline",
+)
+_FLOW_PIPELINE = functools.partial(
+    _bound,
+    "FluxPipeline or StableDiffusion3Pipeline",
+    _IMAGE,
+    image_to_image="FluxImg2ImgPipeline or StableDiffusion3Img2ImgPipeline",
+)
 
 # what schedulers of one kind have in common: their numbers, their end and their noise
 _SHAPES: dict[str, Callable[..., Scheduler]] = {
@@ -153,7 +212,7 @@ _SHAPES: dict[str, Callable[..., Scheduler]] = {
         keyword="sigmas",
         noise=_ETA_PER_STEP,
         emulates=(Emulation("ddim"),),
-        text=_bound(*_STABLE_DIFFUSION, _CHECKED_STEP, remarks=_UNSCALED),
+        text=_STABLE_DIFFUSION(_CHECKED_STEP, remarks=_UNSCALED),
     ),
     "timesteps": functools.partial(
         Scheduler,
@@ -163,7 +222,7 @@ _SHAPES: dict[str, Callable[..., Scheduler]] = {
         stops="never",
         noise=Deterministic(),
         initial_noise=Scaled("variance_preserving"),
-        text=_bound(*_STABLE_DIFFUSION, _STEP),
+        text=_STABLE_DIFFUSION(_STEP),
     ),
     "flow": functools.partial(
         Scheduler,
@@ -174,7 +233,7 @@ _SHAPES: dict[str, Callable[..., Scheduler]] = {
         noise=Deterministic(),
         emulates=(Emulation("ddim"),),
         initial_noise=UnitVariance(),
-        text=_bound(*_FLOW_PIPELINE),
+        text=_FLOW_PIPELINE(),
     ),
 }
 
@@ -233,7 +292,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         levels=Timesteps(integer=False),
         emulates=(Emulation("heun", exact_for=(EDM,), difference=HEUN_IN_SIGMA),),
         initial_noise=SpacingSetting(),
-        text=_bound(*_STABLE_DIFFUSION, _CHECKED_STEP, remarks=_UNSCALED),
+        text=_STABLE_DIFFUSION(_CHECKED_STEP, remarks=_UNSCALED),
         settings=('timestep_spacing="{timestep_spacing}"', *_AS_GIVEN),
     ),
     "flow_match_euler": _SHAPES["flow"](
@@ -251,7 +310,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         name="LTXEulerAncestralRFScheduler",
         final_zero="written",
         stops="anywhere",
-        noise=FlowEta(constant=_LTX_TEXT, per_step=Text(_LTX_LOOP, (_LOOP_REMARK,))),
+        noise=FlowEta(constant=_LTX_TEXT, per_step=_LTX_LOOP_TEXT),
         text=_LTX_TEXT,
         settings=("eta={constant}", "s_noise=1.0"),
     ),
@@ -263,7 +322,7 @@ SCHEDULERS: dict[str, Scheduler] = {
             Emulation("dpmpp_2m", options="list(range({num_steps}))"),
             Emulation("unipc", options="[]"),
         ),
-        text=_bound(*_FLOW_PIPELINE, _EXACT_TIMESTEPS, "import numpy as np\n", _FROM_ONE),
+        text=_FLOW_PIPELINE(_EXACT_TIMESTEPS, "import numpy as np\n", _FROM_ONE),
         form="np.array({})",
         settings=(
             'prediction_type="flow_prediction"',
@@ -288,7 +347,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         final_zero="appended",
         stops="never",
         initial_noise=Scaled("sigma_max"),
-        text=_bound(*_STABLE_DIFFUSION, _CHECKED_STEP, "import torch\n", _UNSCALED),
+        text=_STABLE_DIFFUSION(_CHECKED_STEP, "import torch\n", _UNSCALED),
         form="torch.tensor({}, dtype=torch.float64)",
         settings=(
             'sigma_schedule="karras"',

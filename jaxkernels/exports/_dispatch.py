@@ -23,7 +23,7 @@ from ._export import Export
 from ._k_diffusion import K_DIFFUSION
 from ._levels import AbstractLevels, AbstractTableLevels
 from ._plan import Levels, Plan, schedule_levels
-from ._render import Text, assignment, decimals, from_config, written
+from ._render import Text, assignment, decimals, from_config, placeholders, written
 from ._scheduler import Scheduler, Tool
 
 TOOLS: dict[str, Tool] = {
@@ -186,19 +186,20 @@ def _exported(
     if noisy is not None:
         values[record.noise.parameter] = written(plan.strength)
     parts = _parts(record, plan, values, sampler)
-    text = _filled(record.text if noisy is None else noisy, parts)
+    source = record.text if noisy is None else noisy
     starts_from_data = plan.process.full_t_max is not None
+    if starts_from_data and source.from_data is not None:
+        source = source.from_data
+    text = _filled(source, parts)
     warnings += _noised_data(plan) if starts_from_data else record.initial_noise.warnings(plan)
     warnings += record.noise.warnings(plan)
     warnings += record.sampler_warnings(sampler, plan.process)
     remarks = text.remarks
     if not starts_from_data:
         remarks += record.initial_noise.remarks(plan)
-    if not text.call:
-        return Export(tool, values, text.template, warnings, remarks)
-    return Export(
-        tool, values, f"{text.template}\n{text.call}", warnings, remarks, binding=text.template
-    )
+    binding = text.template if "scheduled" in placeholders(source.template) else ""
+    pasted = f"{text.template}\n{text.call}" if text.call else text.template
+    return Export(tool, values, pasted, warnings, remarks, binding)
 
 
 def _noised_data(plan: Plan) -> tuple[str, ...]:

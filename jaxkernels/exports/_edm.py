@@ -27,7 +27,23 @@ _CHURN = """\
 # and in its loop, instead of the line that computes gamma:
 #     gamma = gammas[i]"""
 
-_CHURN_TEXT = Text(_LEVELS + _CHURN, _REMARKS)
+# the loop multiplies `latents` by the first level
+_NOISED_DATA = """\
+# and instead of the line that computes x_next, with x0 the data to start from:
+#     x_next = x0.to(torch.float64) + latents.to(torch.float64) * t_steps[0]
+"""
+
+
+def _text(settings: str) -> Text:
+    """The levels with settings of the loop, which starts from noise or from noised data."""
+    return Text(
+        _LEVELS + settings,
+        _REMARKS,
+        from_data=Text(_LEVELS + _NOISED_DATA + settings, _REMARKS),
+    )
+
+
+_CHURN_TEXT = _text(_CHURN)
 
 EDM = Tool(
     "edm",
@@ -44,7 +60,7 @@ EDM = Tool(
                 Emulation("edm_sampler", noise=Churn(_CHURN_TEXT, as_given=True)),
             ),
             initial_noise=Scaled("level"),
-            text=Text(_LEVELS + "S_churn = 0", _REMARKS),
+            text=_text("S_churn = 0"),
             form="torch.tensor({}, dtype=torch.float64, device=latents.device)",
         )
     },

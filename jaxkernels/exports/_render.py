@@ -20,6 +20,7 @@ class Text:
       scheduler are listed in `PLACEHOLDERS`; its options and those of its initial noise are added.
     - `remarks`: how to use the text, with the same placeholders.
     - `call`: a last statement, which runs what the template prepares, with the same placeholders.
+    - `from_data`: the text for a schedule that starts from noised data, where it differs.
 
     **Example:**
 
@@ -33,11 +34,13 @@ class Text:
     template: str
     remarks: tuple[str, ...] = ()
     call: str = ""
+    from_data: "Text | None" = None
 
     @property
     def placeholders(self) -> set[str]:
-        """Names in braces in the template, the remarks and the call."""
-        return set().union(*map(placeholders, (self.template, *self.remarks, self.call)))
+        """Names in braces in the template, the remarks, the call and the text from noised data."""
+        found = set().union(*map(placeholders, (self.template, *self.remarks, self.call)))
+        return found if self.from_data is None else found | self.from_data.placeholders
 
 
 def placeholders(template: str) -> set[str]:

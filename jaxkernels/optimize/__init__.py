@@ -20,3 +20,4 @@ from ._space import (
     ScheduleSpace as ScheduleSpace,
 )
 from ._sweep import ScheduleSweep as ScheduleSweep, optimize_schedules as optimize_schedules
+from ._timesteps import on_integer_timesteps as on_integer_timesteps

@@ -36,6 +36,7 @@ from ..trajectories import (
     bind_record,
     check_record,
     record,
+    unpredictable,
 )
 from ._budget import Costs, Plan, make_plan
 from ._candidates import (
@@ -126,8 +127,9 @@ def optimize_schedule(
       initialization or a score error are fields of the objective.
     - `stochasticity`: alpha = h/g, a number or (K,), kept as it is; or "optimize" for one per step.
       `DDIM` is the family in which an optimised stochasticity was seen to hold on networks.
-    - `starts`: names of baseline schedules, or {name: Schedule}; default every baseline. With
-      "optimize", each is started at stochasticity 0 and 1. All starts run at once.
+    - `starts`: names of baseline schedules, or {name: Schedule}, baselines of `schedules.BASELINES`
+      among them by their own names; default every baseline. With "optimize", each is started at
+      stochasticity 0 and 1. All starts run at once.
     - `solver`: `Newton()` (default), or `Optax(transformation, steps)` for any optax
       transformation.
     - `selection`: a `Selection`: the network that runs the candidates, its data and the criterion.
@@ -306,7 +308,7 @@ def _check_budget(target: object, request: Request, budget: int | None) -> int |
     if request.stochastic or not is_recordable(request) or selection.record is False:
         raise ValueError(
             f"budget = {budget} is divided between a trajectory record and a selection: it needs a "
-            "sampler with one evaluation per step, stochasticity 0, sigma(t_min) > 0, and a record."
+            "sampler that a record predicts, stochasticity 0, sigma(t_min) > 0, and a record."
         )
     if isinstance(selection.fine_tune, Optax):
         raise ValueError(
@@ -553,7 +555,7 @@ def is_recordable(request: Request) -> bool:
     """Whether schedules can be optimised on a trajectory record."""
     maybe_deterministic = not request.stochastic or request.stochasticity_squared is None
     reaches_zero = sigma_range(request.process, request.t_min[0])[1] == 0
-    return request.sampler.nfe_per_step == 1 and maybe_deterministic and not reaches_zero
+    return not unpredictable(request.sampler) and maybe_deterministic and not reaches_zero
 
 
 def _best(problem: ScheduleProblem, solution: Solution) -> tuple[Schedule, float, np.ndarray]:
@@ -640,12 +642,19 @@ def _result(
     on_network = False
     with jax.enable_x64(True):
         unchangeable = problem.unchangeable()
+        left = sum(unchangeable.values())
+        if left >= min(values):
+            doubts += (
+                f"exact steps would leave an error of {left:.4g}, and those of a schedule cancel "
+                "a part of it: ratios are of the whole error",
+            )
+            unchangeable = dict.fromkeys(unchangeable, 0.0)
         if selected is not None:
             optimum = to_float64(selected.candidate.schedule)
             # as many as before, for which a program is compiled
             value = float(problem.evaluate(*schedule_arrays([optimum] * len(values)))[0])
             on_network = _on_network(request, model)
-            doubts = unresolved(selected.comparison)
+            doubts += unresolved(selected.comparison)
             if not on_network and request.num_steps > 1:  # one step is the same by every schedule
                 doubts += unproven(selected.comparison, [c.label for c in problem.baselines])
         gaussian, process, sampler = to_float64((model.gaussian, request.process, request.sampler))

@@ -274,9 +274,18 @@ def _given_starts(
         names = [known_name("schedule", "starts", name, known) for name in starts]
         return {name: known[name] for name in names}
     return {
-        name: _given_start(name, schedule, num_steps, process, low, high)
+        name: known[name]
+        if name in known and _same_times(schedule, known[name])
+        else _given_start(name, schedule, num_steps, process, low, high)
         for name, schedule in starts.items()
     }
+
+
+def _same_times(schedule: object, other: Schedule) -> bool:
+    """Whether an object is a schedule of the same times, up to its precision."""
+    if not isinstance(schedule, Schedule) or schedule.num_steps != other.num_steps:
+        return False
+    return bool(np.allclose(schedule.times, other.times, rtol=1e-5, atol=1e-9))
 
 
 def _given_start(
@@ -301,7 +310,8 @@ def _given_start(
     times = np.asarray(schedule.times, np.float64).copy()
     t_max = float(np.asarray(process.t_max))
     slack = 1e-6 * t_max
-    if abs(times[0] - t_max) > slack or not low - slack <= times[-1] <= high + slack:
+    # a list written with few digits starts there, too
+    if abs(times[0] - t_max) > 100.0 * slack or not low - slack <= times[-1] <= high + slack:
         end = f"{low:g}" if low == high else f"{low:g} .. {high:g}"
         raise ValueError(
             f"starts[{name!r}] runs from {times[0]:g} to {times[-1]:g}; it must run from t_max = "

@@ -157,7 +157,7 @@ def optimize_schedules(
     """Find optimal schedules for several samplers and numbers of steps.
 
     A mixture is fitted to samples once, and a network or a mixture is recorded once: its record
-    serves every sampler that takes one evaluation per step, and every number of steps.
+    serves every sampler whose errors it predicts, and every number of steps.
 
     **Arguments:**
 

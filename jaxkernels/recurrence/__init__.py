@@ -42,6 +42,8 @@ from ._run import (
 from ._windows import (
     flow_values as flow_values,
     local_error_coefficients as local_error_coefficients,
+    starts_on_trajectory as starts_on_trajectory,
+    two_evaluation_coefficients as two_evaluation_coefficients,
     window_indices as window_indices,
     window_step as window_step,
 )

@@ -5,6 +5,8 @@ the window of step k holds the times t_{k-h}, ..., t_{k+1}. Before the first ste
 first time, and the history stays as it is at the start.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from .._numerics import safe_divide, safe_sqrt
 from ..distributions import Gaussian
 from ..prediction import Predict, Prediction
-from ..processes import AbstractProcess
+from ..processes import EDM, AbstractProcess
 from ..samplers import AbstractSampler
 from ..schedules import Step
 
@@ -45,6 +47,14 @@ def window_step(
     )
 
 
+def starts_on_trajectory(sampler: AbstractSampler) -> bool:
+    """Whether the first evaluation of a step is at its start, where x is on the trajectory."""
+    with jax.ensure_compile_time_eval():
+        none = jnp.zeros((), int)
+        step = Step(jnp.asarray(2.0), jnp.asarray(1.0), jnp.zeros(0), jnp.zeros(()), none, none)
+        return bool(sampler.evaluation_times(EDM(), step)[0] == step.time)
+
+
 def local_error_coefficients(
     process: AbstractProcess,
     sampler: AbstractSampler,
@@ -60,8 +70,9 @@ def local_error_coefficients(
     with D the denoised point and eps the noise that the trajectory's own denoiser predicts. The
     earlier steps of the window fill the history; x is put back onto the trajectory after each.
 
-    A sampler with one evaluation per step is linear in all D and eps, so it is run on unit vectors:
-    one call per step of the window, on arrays of 2 (h + 2) numbers, whatever the target.
+    A sampler with one evaluation per step, at its start, is linear in all D and eps, so it is run
+    on unit vectors: one call per step of the window, on arrays of 2 (h + 2) numbers, whatever the
+    target.
     """
     depth = sampler.history_steps
     units = jnp.eye(2 * len(times), dtype=times.dtype).reshape(len(times), 2, -1)
@@ -76,6 +87,52 @@ def local_error_coefficients(
         inside = step - depth + j >= 0
         history = jax.tree.map(lambda a, b, inside=inside: jnp.where(inside, a, b), new, history)
     return (after - exact[-1]).reshape(len(times), 2)
+
+
+def two_evaluation_coefficients(
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    times: Float[Array, " 2"],
+    step: Int[Array, ""],
+    num_steps: int | Int[Array, ""],
+) -> tuple[Float[Array, ""], Float[Array, "3 2"], Float[Array, "2 2"]]:
+    """Local error of a deterministic step with two evaluations, on an exact trajectory.
+
+    The second evaluation, at time m, is off the trajectory by delta = x_m - x(m). To first order
+
+        D(x_m) = D(m) + J delta / a(m),     eps(x_m) = eps(m) + (delta - J delta) / s(m),
+
+    with J = dD/dy the Jacobian of the denoiser in y = x / a. So the local error is, to first order,
+
+        x_after - x(t_end) = sum_j c_j0 D(t_j) + c_j1 eps(t_j)            t_j = t, m, t_end
+                           + J sum_j r_j0 D(t_j) + r_j1 eps(t_j)          t_j = t, m
+
+    What is left out is of second order in delta = O(h^2), hence O(h^5) in the step's length h.
+
+    **Returns:** m, c and r.
+    """
+    current = window_step(times, jnp.zeros(1, times.dtype), step, 0, num_steps)
+    middle = jnp.asarray(sampler.evaluation_times(process, current)[1], times.dtype)
+    units = jnp.eye(10, dtype=times.dtype)
+    calls = itertools.count()
+
+    def predict(x: Array, t: Array) -> Prediction:
+        if next(calls) == 0:
+            return Prediction(units[0], units[1])
+        a = process.signal(t)
+        s = process.noise(t)
+        off = x - a * units[2] - s * units[3]
+        # J maps the combination of the first four onto that of the last four
+        moved = jnp.concatenate([jnp.zeros(6, off.dtype), off[:4]])
+        eps = units[3] + safe_divide(off - moved, s)
+        return Prediction(units[2] + safe_divide(moved, a), eps, -safe_divide(eps, s))
+
+    start = process.signal(times[0]) * units[0] + process.noise(times[0]) * units[1]
+    end = process.signal(times[1]) * units[4] + process.noise(times[1]) * units[5]
+    history = sampler.init_history(start)
+    after, _ = sampler.step(predict, jnp.zeros_like, process, current, start, history)
+    error = after - end
+    return middle, error[:6].reshape(3, 2), error[6:].reshape(2, 2)
 
 
 def flow_values(

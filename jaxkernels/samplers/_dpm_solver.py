@@ -144,6 +144,9 @@ class UniPC(AbstractDataMultistep):
     The predictor alone has the given order. Orders below it, as in the first steps, are those of
     the implementation: of second order, the predictor is that of `DPMSolverPP2M`.
 
+    `LocalError` adds up the errors of the predictor, of which the next step takes back a part, and
+    so overstates the whole. `RecordedError` and `TerminalError` keep their signs.
+
     **Arguments:**
 
     - `solver_order`: 2 or 3, the number of evaluations that the predictor takes into account. The

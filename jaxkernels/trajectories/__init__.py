@@ -14,3 +14,4 @@ from ._recording import (
     record_nfe as record_nfe,
 )
 from ._spline import spline_fit as spline_fit
+from ._terms import unpredictable as unpredictable

@@ -1,7 +1,7 @@
 """The error of a schedule on a record, as an objective of an optimisation."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,17 @@ from .._linalg import full_precision
 from .._objective import AbstractBoundObjective, AbstractCoordinateObjective, AbstractObjective
 from .._types import Numbers
 from ..processes import AbstractProcess
-from ..recurrence import local_error_coefficients, window_indices
+from ..recurrence import window_indices
 from ..samplers import AbstractSampler
 from ..schedules import CoordinateProcess, Schedule, TimeCoordinate
-from ._record import (
-    TrajectoryRecord,
-    check_record,
-    check_sampler,
-    first_order_components,
-)
+from ._record import TrajectoryRecord, check_record, first_order_components
+from ._terms import LocalErrorTerms, check_sampler, local_error_terms
 
 _FLOOR = 1e-6
 T = TypeVar("T")
+
+Places: TypeAlias = tuple[Float[Array, "*windows terms"], Float[Array, "*windows terms"]]
+"""Rows and columns of the terms of local errors, in a record's coordinate."""
 
 
 class RecordedError(AbstractObjective):
@@ -81,12 +80,12 @@ class RecordedError(AbstractObjective):
 
         - `target`: without effect, as the record is of one network; all objectives are bound alike.
         - `process`: that of the record.
-        - `sampler`: a sampler with one evaluation per step, or its name.
+        - `sampler`: with one evaluation per step, or of order 2 with two, or its name.
 
         **Returns:** a `BoundRecordedError`, to be called on schedules.
 
-        **Raises:** ValueError for another process than the record's, or a sampler with several
-        evaluations per step.
+        **Raises:** ValueError for another process than the record's, or a sampler whose errors a
+        record does not predict.
         """
         del target
         check_record(self.record, process, sampler)
@@ -109,7 +108,7 @@ class BoundRecordedError(AbstractBoundObjective):
     **Arguments:**
 
     - `record`: a `TrajectoryRecord`.
-    - `sampler`: has one evaluation per step.
+    - `sampler`: has one evaluation per step, or order 2 and two.
     - `power`: >= 0.
     """
 
@@ -161,7 +160,7 @@ class RecordedSum(AbstractCoordinateObjective):
 
         def added(window: tuple[Array, Array]) -> Array:
             u, k = window
-            return self.record.contract(self._places(u), self._local_error(u, k, num_steps))
+            return self.record.contract(self._terms(u, k, num_steps))
 
         # one window after another: a record is large
         rows = jax.lax.map(added, (u[points], steps))
@@ -177,8 +176,7 @@ class RecordedSum(AbstractCoordinateObjective):
 
         def weights_of(window: Array, k: Array) -> tuple[Array, Array, Array]:
             def fn(u: Array) -> Array:
-                error = self._local_error(u, k, num_steps)
-                return self.record.block_weights(self._places(u), error)
+                return self.record.block_weights(self._terms(u, k, num_steps))
 
             return forward_derivatives(fn, window)
 
@@ -187,7 +185,8 @@ class RecordedSum(AbstractCoordinateObjective):
         used = (steps < num_steps)[:, None]
         inner = (points > 0) & (points < num_steps) & used
         w_a = jnp.where(inner[..., None, None, None, None], w_a, 0.0)
-        places = jax.vmap(self._places)(windows)
+        terms = jax.vmap(lambda u, k: self._terms(u, k, num_steps))(windows, steps)
+        places = (terms.rows, terms.columns)
         weights = jnp.concatenate([w[:, None], w_a], 1)
         rows = _contract_windows(self.record, places, weights, num_steps)
         components = jnp.sum(rows[:, 0], 0)
@@ -210,26 +209,18 @@ class RecordedSum(AbstractCoordinateObjective):
         points, _ = window_indices(u.shape[0] - 1, self.sampler.history_steps)
         return points, jnp.arange(u.shape[0] - 1)
 
-    def _local_error(
+    def _terms(
         self, u: Float[Array, " window"], step: Int[Array, ""], num_steps: Int[Array, ""]
-    ) -> Float[Array, "window 2"]:
-        """Coefficients of the local error of a window's last step, in the record's process."""
-        process = self.process
+    ) -> LocalErrorTerms:
+        """The local error of a window's last step, in the record's process."""
         times = self._times(u)
-        error = local_error_coefficients(process, self.sampler, times, step, num_steps)
+        scale = jnp.ones((), u.dtype)
         if self.times is None:
             # x of the record's process over x of the process whose time is the coordinate
-            signal = self.record.process.signal(self.coordinate.time(u[-1]))
-            error = error * signal / process.signal(times[-1])
-        return error
-
-    def _places(self, u: Float[Array, " window"]) -> Float[Array, " window"]:
-        """The record's own coordinates."""
+            scale = self.record.process.signal(self.coordinate.time(u[-1]))
+            scale = scale / self.process.signal(times[-1])
         own = self.record.time_coordinate
-        times = self._times(u)
-        a = self.process.signal(times)
-        s = self.process.noise(times)
-        return jnp.log((s + own.low * a) / (a + s / own.high))
+        return local_error_terms(own, self.process, self.sampler, times, step, num_steps, scale)
 
     def _times(self, u: Array) -> Array:
         """Times of `process` at coordinates."""
@@ -241,15 +232,15 @@ class RecordedSum(AbstractCoordinateObjective):
 @jax.custom_batching.sequential_vmap
 def _contract_windows(
     record: TrajectoryRecord,
-    places: Float[Array, "steps window"],
-    weights: Float[Array, "steps rows window 4 4 2"],
+    places: Places,
+    weights: Float[Array, "steps rows terms 4 4 2"],
     num_steps: Int[Array, ""],
 ) -> Float[Array, "steps rows trajectories directions"]:
     """Rows of weights contracted with the blocks of every window; 0 for padding."""
 
-    def contract(window: tuple[Array, Array]) -> Array:
-        u, w = window
-        return jnp.tensordot(w, record.blocks(u), 4)
+    def contract(window: tuple[Places, Array]) -> Array:
+        places, w = window
+        return jnp.tensordot(w, record.blocks(*places), 4)
 
     return _map_used(contract, (places, weights), num_steps)
 
@@ -257,12 +248,16 @@ def _contract_windows(
 @jax.custom_batching.sequential_vmap
 def _pull_windows(
     record: TrajectoryRecord,
-    places: Float[Array, "steps window"],
+    places: Places,
     pull: Float[Array, "trajectories directions"],
     num_steps: Int[Array, ""],
-) -> Float[Array, "steps window 4 4 2"]:
+) -> Float[Array, "steps terms 4 4 2"]:
     """The blocks of every window contracted with a gradient in the components; 0 for padding."""
-    return _map_used(lambda u: jnp.tensordot(record.blocks(u), pull, 2), places, num_steps)
+
+    def contract(places: Places) -> Array:
+        return jnp.tensordot(record.blocks(*places), pull, 2)
+
+    return _map_used(contract, places, num_steps)
 
 
 def _map_used(fn: Callable[..., Array], windows: PyTree, num_steps: Int[Array, ""]) -> Array:

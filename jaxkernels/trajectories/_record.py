@@ -3,8 +3,8 @@
 In x = a D + s eps every deterministic trajectory of a network splits into its denoised point D(t)
 and its noise eps(t), both slowly varying. A sampler with one evaluation per step is linear in them,
 so that its local error on a recorded trajectory, x(t_k) taken one step by the sampler minus
-x(t_{k+1}), is a combination of D and eps at the times of the step's window. To first order the end
-point then moves by
+x(t_{k+1}), is a combination of D and eps at the times of the step's window. (A second evaluation
+adds a term in the denoiser's Jacobian, see `_terms.py`.) To first order the end point then moves by
 
     e = sum_k  (dx_end / dx(t_{k+1}))  local_error_k,                                       (1)
 
@@ -31,10 +31,11 @@ from .. import _checks, _files
 from .._precision import in_float64, is_traced, to_float64
 from .._types import AnyArray, constant
 from ..processes import PROCESSES, AbstractProcess, from_config, to_config
-from ..recurrence import local_error_coefficients, window_indices
-from ..samplers import AbstractSampler, as_sampler, check_schedule
+from ..recurrence import window_indices
+from ..samplers import AbstractSampler, check_schedule
 from ..schedules import Schedule, TimeCoordinate, coordinates_of, times_of
 from ._spline import spline_weights
+from ._terms import LocalErrorTerms, check_sampler, local_error_terms
 
 _FORMAT = "jaxkernels.record"
 
@@ -108,13 +109,13 @@ class TrajectoryRecord(eqx.Module):
 
         **Arguments:**
 
-        - `sampler`: a sampler with one evaluation per step, or its name.
+        - `sampler`: a sampler with one evaluation per step, one of order 2 with two, or its name.
         - `schedule`: deterministic, from t_max to `t_min`.
 
         **Returns:** one distance per trajectory, in units of `scale`.
 
-        **Raises:** ValueError for a sampler with several evaluations per step, a stochastic
-        schedule, one with other end times, or a sampler that divides by a signal of 0 at t_max.
+        **Raises:** ValueError for a sampler with more evaluations per step, a stochastic schedule,
+        one with other end times, or a sampler that divides by a signal of 0 at t_max.
 
         **Example:**
 
@@ -259,61 +260,60 @@ class TrajectoryRecord(eqx.Module):
             )
         return cls(TimeCoordinate(process, start, low, high), products, t_min, noise, ends, nfe)
 
-    def contract(
-        self, u: Float[Array, " window"], local_error: Float[Array, "window 2"]
-    ) -> Float[Array, "trajectories directions"]:
-        """Propagate a local error at the window's last time to the end point.
+    def contract(self, terms: LocalErrorTerms) -> Float[Array, "trajectories directions"]:
+        """Propagate a local error to the end point.
 
         **Arguments:**
 
-        - `u`: coordinates of the window's times, in the record's own coordinate.
-        - `local_error`: coefficients with respect to D and eps at these times.
+        - `terms`: the local error as a combination of recorded inner products.
 
         **Returns:** components in units of `scale`, for every trajectory and direction.
         """
-        weights = self.block_weights(u, local_error)
-        return jnp.tensordot(weights, self.blocks(u), weights.ndim)
+        weights = self.block_weights(terms)
+        return jnp.tensordot(weights, self.blocks(terms.rows, terms.columns), weights.ndim)
 
     def blocks(
-        self, u: Float[Array, " window"]
-    ) -> Float[Array, "window 4 4 2 trajectories directions"]:
-        """Give the spline coefficients that matter for a local error at the last coordinate.
+        self, rows: Float[Array, " terms"], columns: Float[Array, " terms"]
+    ) -> Float[Array, "terms 4 4 2 trajectories directions"]:
+        """Give the spline coefficients that matter for the terms of a local error.
 
         **Arguments:**
 
-        - `u`: coordinates of the window's times, in the record's own coordinate.
+        - `rows`, `columns`: coordinates of the terms, in the record's own coordinate.
 
-        **Returns:** a block of 4 x 4 coefficients of D and of eps for every coordinate.
+        **Returns:** a block of 4 x 4 coefficients of D and of eps for every term.
         """
         products = jnp.asarray(self.products)
         size = (4, 4, *products.shape[2:])
-        row, _ = self.weights_at(u[-1])
-        columns = [self.weights_at(place)[0] for place in u]
-        blocks = [jax.lax.dynamic_slice(products, (row, c, 0, 0, 0), size) for c in columns]
-        return jnp.stack(blocks)
+        places = zip(*(self.weights_at(u)[0] for u in (rows, columns)), strict=True)
+        return jnp.stack(
+            [jax.lax.dynamic_slice(products, (r, c, 0, 0, 0), size) for r, c in places]
+        )
 
-    def block_weights(
-        self, u: Float[Array, " window"], local_error: Float[Array, "window 2"]
-    ) -> Float[Array, "window 4 4 2"]:
+    def block_weights(self, terms: LocalErrorTerms) -> Float[Array, "terms 4 4 2"]:
         """Give the weights of `blocks` in the components of a local error.
 
         **Arguments:**
 
-        - `u`: coordinates of the window's times, in the record's own coordinate.
-        - `local_error`: coefficients with respect to D and eps at these times.
+        - `terms`: the local error.
 
         **Returns:** the weights, whose contraction with `blocks` is `contract`.
         """
-        along = jnp.stack([self.weights_at(place)[1] for place in u])
-        across = along[-1][:, None, None]
-        return across * along[:, None, :, None] * local_error[:, None, None, :]
+        along = self.weights_at(terms.columns)[1][:, None, :, None]
+        across = self.weights_at(terms.rows)[1][:, :, None, None]
+        weights = across * along * terms.value[:, None, None, :]
+        if terms.slope is None:
+            return weights
+        slope = jax.jacfwd(lambda u: self.weights_at(u)[1])
+        across = jax.vmap(slope)(terms.rows)[:, :, None, None]
+        return weights + across * along * terms.slope[:, None, None, :]
 
-    def weights_at(self, u: Float[Array, ""]) -> tuple[Int[Array, ""], Float[Array, " 4"]]:
-        """Locate a coordinate among the nodes.
+    def weights_at(self, u: Float[Array, "*s"]) -> tuple[Int[Array, "*s"], Float[Array, "*s 4"]]:
+        """Locate coordinates among the nodes.
 
         **Arguments:**
 
-        - `u`: a coordinate, in the record's own.
+        - `u`: coordinates of any shape, in the record's own.
 
         **Returns:** the first of the four spline coefficients that matter there, and their weights.
         """
@@ -344,22 +344,6 @@ def end_scale(ends: Float[np.ndarray, "trajectories d"]) -> float:
     return float(np.sqrt(np.sum(np.var(ends, 0))))
 
 
-def check_sampler(sampler: AbstractSampler | str) -> AbstractSampler:
-    """A sampler whose errors a record predicts."""
-    sampler = as_sampler(sampler)
-    if sampler.nfe_per_step != 1:
-        raise ValueError(
-            f"{type(sampler).__name__} evaluates the network {sampler.nfe_per_step} times per "
-            "step; a record predicts samplers with one evaluation per step."
-        )
-    if sampler.reverse_sde_only:
-        raise ValueError(
-            f"{type(sampler).__name__} is for the reverse SDE alone; a record is of deterministic "
-            "trajectories."
-        )
-    return sampler
-
-
 def check_record(
     record: object, process: AbstractProcess, sampler: AbstractSampler | str, t_min: object = None
 ) -> TrajectoryRecord:
@@ -374,8 +358,8 @@ def check_record(
 
     **Returns:** the record.
 
-    **Raises:** ValueError for no record, one of another process or t_min, or a sampler with several
-    evaluations per step.
+    **Raises:** ValueError for no record, one of another process or t_min, or a sampler whose errors
+    a record does not predict.
     """
     if not isinstance(record, TrajectoryRecord):
         raise ValueError(
@@ -406,11 +390,11 @@ def first_order_components(
     """(1) in units of the scale, for every trajectory and direction."""
     num_steps = times.shape[0] - 1
     points, _ = window_indices(num_steps, sampler.history_steps)
-    process = record.process
+    coordinate = record.time_coordinate
 
     def term(t: Array, k: Array) -> Array:
-        local_error = local_error_coefficients(process, sampler, t, k, num_steps)
-        return record.contract(record.time_coordinate.coordinate(t), local_error)
+        terms = local_error_terms(coordinate, record.process, sampler, t, k, num_steps)
+        return record.contract(terms)
 
     return jnp.sum(jax.vmap(term)(times[points], jnp.arange(num_steps)), 0)
 

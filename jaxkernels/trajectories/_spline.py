@@ -22,10 +22,10 @@ def spline_fit(nodes: int) -> Float[np.ndarray, "splines nodes"]:
 
 
 def spline_weights(
-    place: Float[ArrayLike, ""], nodes: int
-) -> tuple[Int[Array, ""], Float[Array, " 4"]]:
-    """First of the four coefficients that matter at a place in [0, nodes - 1], and weights."""
+    place: Float[ArrayLike, "*s"], nodes: int
+) -> tuple[Int[Array, "*s"], Float[Array, "*s 4"]]:
+    """First of the four coefficients that matter at places in [0, nodes - 1], and weights."""
     first = jnp.clip(jnp.floor(jax.lax.stop_gradient(place)), 0, nodes - 2)
     w = place - first
     weights = ((1 - w) ** 3, 3 * w**3 - 6 * w**2 + 4, -3 * w**3 + 3 * w**2 + 3 * w + 1, w**3)
-    return first.astype(int), jnp.stack(weights) / 6.0
+    return first.astype(int), jnp.stack(weights, -1) / 6.0
