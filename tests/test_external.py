@@ -579,7 +579,7 @@ class TestNoisedData:
         result = export(schedule, process, "diffusers", sampler="ddim")
         first: list[Any] = []
 
-        def network(x: Any, t: Any) -> Any:
+        def network(x: Any, t: Any, condition: Any = None) -> Any:
             first.append(x)
             return 0.1 * x
 
