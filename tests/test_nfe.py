@@ -280,7 +280,7 @@ def test_plans_stay_within_their_budget(
     ("target", "options", "message"),
     [
         (MIXTURE, {}, r"budget = 5000 is of a network's NFE: pass a Denoiser"),
-        (None, {"sampler": "heun"}, "it needs a sampler with one evaluation per step"),
+        (None, {"sampler": "rk4"}, "it needs a sampler that a record predicts"),
         (None, {"record": False}, "and a record"),
         (None, {"budget": 0}, "budget = 0 must be at least 1"),
         (None, {"noise": NOISE[:8], "budget": 300}, "budget = 300 must be at least"),

@@ -706,7 +706,7 @@ def test_score_errors_of_random_times_are_refused() -> None:
     record = jk.record(ONE.denoiser(jk.VP()), jnp.array([[1.0], [-2.0]]), t_min=0.1, nodes=8)
     with pytest.raises(ValueError, match="ExactMean is for the reverse SDE alone; a record"):
         record.errors("exact_mean", ONE_STEP)
-    with pytest.raises(ValueError, match="2 times per step"):
+    with pytest.raises(ValueError, match="REM is for the reverse SDE alone; a record"):
         jk.RecordedError(record).bind(ONE, jk.VP(), jk.REM())
 
 

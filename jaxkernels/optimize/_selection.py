@@ -198,7 +198,9 @@ class Selection:
     ) -> "BoundSelection | None":
         """Bind the criterion to the mixture that is known beside a network, which costs no NFE.
 
-        **Arguments:** as of `bind`.
+        **Arguments:**
+
+        - `model`, `process`, `initialization`: as of `bind`.
 
         **Returns:** a selection among deterministic candidates; None without a mixture.
         """
