@@ -91,7 +91,8 @@ def by_hand(
     if name == "matched_noise":
         k = weight(h)
         factor = growth - k / s0
-        return factor, k * m0 / s0, s1 - factor**2 * s0
+        # no noise makes up for a drift that leaves too much variance, as after a very long step
+        return factor, k * m0 / s0, np.maximum(s1 - factor**2 * s0, 0.0)
     # the exact conditional mean, e^(r h) X + 2 sinh(h/2) score for r = 1/2
     frozen = 2.0 * np.sinh(h / 2.0) if r else h
     excess = -(-np.expm1(-h) if r else h) / s0

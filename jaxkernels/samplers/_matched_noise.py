@@ -26,14 +26,16 @@ class MatchedNoise(AbstractDifferentiated):
 
     with H the Jacobian of the score, S and S' the covariances of Gaussian data before and after the
     step, and X, tau, h and r those of `REM`. With the drift of the exponential integrator, A = G +
-    k H and b = k (score - H X) for G = e^(r h), k = (G - 1) / r, it is exact on every Gaussian and
-    needs no inverse,
+    k H and b = k (score - H X) for G = e^(r h), k = (G - 1) / r, it needs no inverse,
 
         S' - A^2 S = (2 G k - (G^2 - 1) / (2 r)) I + k^2 H
 
+    and is exact on every Gaussian where this is not negative: for r = 1/2 where S >= 4 (G - 1) /
+    (3 G - 1), which holds for short steps, and for S >= 4/3 for all. A variance that would have to
+    be negative is 0.
+
     With that of Euler's method, G = 1 + r h and k = h, the covariance is exact and the mean is not;
-    it is for log-concave densities, and leaves S out where H has an eigenvalue >= 0. A variance
-    that would have to be negative is 0.
+    it is for log-concave densities, and leaves S out where H has an eigenvalue >= 0.
 
     A step forms the whole Jacobian of one sample (its symmetric part is used), with as many
     products as the data have dimensions, and counts it as one evaluation: it is for exact scores
