@@ -1103,3 +1103,16 @@ def test_integer_timesteps_of_other_processes_are_refused():
         jk.optimize.on_integer_timesteps(
             jk.schedules.karras(jk.VP(), 4, 0.1), jk.VP(), lambda schedule: schedule.times[1]
         )
+
+
+def test_what_is_optimised_is_the_objective_where_evaluations_are_at_the_end() -> None:
+    """The local errors that the solver sums by windows are those of the whole schedule."""
+    sampler = jk.samplers.EndEvaluated(jk.DDIM())
+    target = jk.Gaussian([0.5, 0.0], [1.0, 0.1])
+    setting = (target, jk.VP(), sampler)
+    result = jk.optimize_schedule(
+        *setting, 4, t_min=1e-2, starts=["quadratic"], objective=jk.LocalError(), progress=False
+    )
+    bound = jk.LocalError().bind(*setting)
+    assert float(result.objective) == pytest.approx(float(bound(result.schedule)), rel=1e-9)
+    assert result.objective < bound(jk.schedules.quadratic(jk.VP(), 4, 1e-2))
