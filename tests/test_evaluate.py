@@ -1,6 +1,7 @@
 """The exact error of a schedule: its budget, its limits, its derivatives and its refusals."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from scipy.integrate import quad
 import jaxkernels as jk
 from jaxkernels import metrics
 from jaxkernels.bounds import accumulation_operators
-from jaxkernels.errors import BoundLocalError, BoundTerminalError
+from jaxkernels.errors import BoundLocalError, BoundTerminalError, unchangeable_warnings
 from jaxkernels.recurrence import Run, local_errors
 from jaxkernels.samplers import AbstractSampler
 
@@ -609,3 +610,16 @@ def test_slope_at_stochasticity_zero() -> None:
         one, two = (fn(point + n * step * np.eye(7)[i], EIGENVALUES)[0] for n in (1, 2))
         assert slope[i] == pytest.approx((4.0 * one - two - 3.0 * value) / (2.0 * step), rel=1e-4)
         assert abs(slope[i]) > 1e-4
+
+
+def test_the_size_of_data_is_that_of_the_samples_in_any_basis() -> None:
+    """Named in the warning of what no schedule can change: rms of a coordinate, by NumPy."""
+    samples = 40.0 + 10.0 * np.random.default_rng(0).standard_normal((12, 30))
+    spanned = jk.Gaussian.fit(samples, shrinkage=0.0)
+    assert spanned.basis is not None
+    assert spanned.basis.shape[1] < 30
+    size = np.sqrt(np.mean(samples.mean(0) ** 2 + samples.var(0)))
+    for target in (spanned, spanned.in_eigenbasis()):
+        text = unchangeable_warnings((1.0, 0.0), 1.0, target, jk.VP(), 1e-3)[0]
+        (found,) = re.findall(r"data of size ([\d.]+\d)", text)
+        assert float(found) == pytest.approx(size, rel=0.02)

@@ -144,10 +144,10 @@ def unchangeable_warnings(
     initialization, truncation = parts
     if not initialization + truncation > _DOMINATING * total:
         return ()
-    power = np.asarray(target.weights) * (
-        np.asarray(target.eigenvalues) + np.asarray(target.mean) ** 2
-    )
-    size = float(np.sqrt(np.sum(power) / np.sum(np.asarray(target.weights))))
+    weights = np.asarray(target.weights)
+    mean = np.asarray(target.in_eigenbasis().mean)
+    power = weights * (np.asarray(target.eigenvalues) + mean**2)
+    size = float(np.sqrt(np.sum(power) / np.sum(weights)))
     sigma_max, sigma_min = sigma_range(process, t_min)
     if initialization >= truncation:
         reason = (
