@@ -109,6 +109,13 @@ def test_a_changed_network_is_shown() -> None:
     assert change.nfe == 16 * 6 * (4 + 7)
 
 
+def test_no_change_has_no_error() -> None:
+    points = jnp.ones((4, 2))
+    same = jk.SampleChange(points, points, jnp.zeros((3, 4, 2)), jnp.zeros((4, 2)), 0)
+    assert float(same.error) == float(same.remainder) == 0.0
+    assert "0.0% of the change" in str(same)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

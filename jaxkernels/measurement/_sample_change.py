@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._nfe import EVALUATION, JACOBIAN_VECTOR_PRODUCT
+from .._numerics import safe_divide
 from .._plot import FigureSpec, render
 from .._tables import describe, number
 from ..prediction import (
@@ -98,13 +99,13 @@ class SampleChange(eqx.Module):
 
     @property
     def error(self) -> Float[Array, ""]:
-        """The rms distance of the first order to the change, relative to the rms change."""
-        return _rms(self.measured - self.first_order) / _rms(self.measured)
+        """The rms distance of the first order to the change, relative to it; 0 without a change."""
+        return safe_divide(_rms(self.measured - self.first_order), _rms(self.measured))
 
     @property
     def remainder(self) -> Float[Array, ""]:
         """The rms second order relative to the rms first order: what to expect of `error`."""
-        return _rms(self.second_order) / _rms(self.first_order)
+        return safe_divide(_rms(self.second_order), _rms(self.first_order))
 
     def figure(self) -> FigureSpec:
         """Describe the figure of `plot`.

@@ -3,7 +3,6 @@
 from typing import ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -13,7 +12,7 @@ from .._numerics import safe_divide, safe_sqrt
 from ..prediction import Predict
 from ..schedules import Step
 from ._base import History, Noise, Process, X
-from ._second_order import AbstractDifferentiated, jacobian, multiply
+from ._second_order import AbstractDifferentiated, multiply, score_and_hessian
 from ._unit_diffusion import UnitDiffusion
 
 DRIFTS = ("exponential_integrator", "euler_maruyama")
@@ -30,9 +29,9 @@ class MatchedNoise(AbstractDifferentiated):
 
         S' - A^2 S = (2 G k - (G^2 - 1) / (2 r)) I + k^2 H
 
-    and is exact on every Gaussian where this is not negative: for r = 1/2 where S >= 4 (G - 1) /
-    (3 G - 1), which holds for short steps, and for S >= 4/3 for all. A variance that would have to
-    be negative is 0.
+    and is exact on every Gaussian where this is not negative: where S >= h for r = 0, and for
+    r = 1/2 where S >= 4 (G - 1) / (3 G - 1), so for short steps, or for all if S >= 4/3. A variance
+    that would have to be negative is 0.
 
     With that of Euler's method, G = 1 + r h and k = h, the covariance is exact and the mean is not;
     it is for log-concave densities, and leaves S out where H has an eigenvalue >= 0.
@@ -81,9 +80,7 @@ class MatchedNoise(AbstractDifferentiated):
         weight = sde.score_weight(h) if exact else h
         free = sde.noise_variance(h)
         x = x / sde.scale(t)
-        score, derivative = jax.linearize(lambda x: sde.score(predict, x, t), x)
-
-        hessian = jacobian(derivative, x)
+        score, hessian = score_and_hessian(sde, predict, x, t)
         # in units of the noise without the score
         unit = jnp.eye(x.size, dtype=x.dtype)
         share = safe_divide(2.0 * growth * weight, free) - 1.0

@@ -63,8 +63,7 @@ class SecondOrder(AbstractDifferentiated):
         u = step.next_time
         h = sde.time(t) - sde.time(u)
         x = x / sde.scale(t)
-        score, derivative = jax.linearize(lambda x: sde.score(predict, x, t), x)
-        hessian = jacobian(derivative, x)
+        score, hessian = score_and_hessian(sde, predict, x, t)
         scaled = h * (sde.rate * jnp.eye(x.size, dtype=x.dtype) + hessian)
         curved = multiply(spectral_function(partial(phi, 2), scaled), x)
         drift = h * (sde.rate * x + score) + (sde.rate * h) ** 2 * curved
@@ -106,6 +105,14 @@ class SecondOrder1(AbstractDifferentiated):
         score, product = jax.jvp(lambda x: sde.score(predict, x, t), (x,), (direction,))
         x = x + h * (sde.rate * x + score) + 0.5 * squared * x + increment
         return sde.scale(u) * (x + sde.rate * direction + product), history
+
+
+def score_and_hessian(
+    sde: UnitDiffusion, predict: Predict, x: X, t: Times
+) -> tuple[X, Float[Array, "size size"]]:
+    """The score at X = x, and its Jacobian."""
+    score, derivative = jax.linearize(lambda x: sde.score(predict, x, t), x)
+    return score, jacobian(derivative, x)
 
 
 def jacobian(derivative: Callable[[X], X], x: X) -> Float[Array, "size size"]:
