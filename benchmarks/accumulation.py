@@ -4,7 +4,8 @@ Run by `python -m benchmarks.accumulation`.
 
 The mixture (N(-1, I) + N(1, I)) / 2 in ten dimensions, its score learned by denoising score
 matching, sampled by the exponential integrator and by ancestral DDPM, VP with g^2 = 2 on [0, 3].
-Samples with the learned score and with the exact one share their noise. Of their distance W2 the
+Every seed trains its own network. Samples with the learned score and with the exact one share their
+noise. Of their distance W2 the
 coupling gives an upper bound; the Gelbrich distance of their moments and one-dimensional
 projections give lower ones. Assignments between samples would show their own noise: two samples of
 one distribution are 2 apart here. The error's size and Lipschitz constant are measured along the
@@ -152,14 +153,14 @@ def lower_bounds(plain: np.ndarray, moved: np.ndarray) -> tuple[float, float]:
 
 
 def measure(
-    parameters: Parameters, name: str, steps: int, sampler_name: str
+    networks: list[Parameters], name: str, steps: int, sampler_name: str
 ) -> dict[str, float | str | int]:
-    """All numbers of one schedule and sampler: means over seeds, with standard errors."""
+    """All numbers of one schedule and sampler: means over networks, with standard errors."""
     sampler = SAMPLERS[sampler_name]
     times = SCHEDULES[name](PROCESS, steps, LAST).times
     schedule = jk.Schedule(np.asarray(times), 1.0)
     found = []
-    for seed in range(SEEDS):
+    for seed, parameters in enumerate(networks):
         plain, moved, rms, constants = map(
             np.asarray, pair(parameters, sampler, schedule, jax.random.key(seed))
         )
@@ -218,9 +219,9 @@ def one_dimensional(steps: int) -> list[dict[str, float | str | int]]:
 
 
 def main() -> None:
-    parameters = train(0)
+    networks = [train(seed) for seed in track(range(SEEDS), "training")]
     cases = [(s, k, n) for s in SAMPLERS for k in STEPS for n in SCHEDULES]
-    rows = [measure(parameters, n, k, s) for s, k, n in track(cases, "sampling")]
+    rows = [measure(networks, n, k, s) for s, k, n in track(cases, "sampling")]
     line = [row for steps in STEPS for row in one_dimensional(steps)]
     sizes = {"seeds": SEEDS, "samples": SAMPLES, "training steps": TRAINING, "width": WIDTH}
     save("accumulation", {"sizes": sizes, "learned": rows, "one dimension": line})

@@ -1,6 +1,8 @@
 """Value, gradient and Hessian of a function of one vector."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +45,45 @@ def pointwise_derivatives(
 
     (value, slope), (_, curvature) = jax.jvp(directional, (x,), (ones,))
     return value, slope, curvature
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def once_per_point(
+    fn: Callable[..., Array], x: Float[Array, "*points"], *parameters: Array
+) -> Float[Array, "*points"]:
+    """`fn(x, *parameters)` for a function of separate points x, such as a sum over many modes.
+
+    Its derivatives along x are evaluated once for all tangents, where a Hessian in n variables on
+    which x depends would take them n^2 times.
+    """
+    return fn(x, *parameters)
+
+
+def _once_per_point_jvp(
+    fn: Callable[..., Array], primals: tuple[Array, ...], tangents: tuple[Any, ...]
+) -> tuple[Array, Array]:
+    """The value, and its change along x and along those parameters that move."""
+    x, *parameters = primals
+
+    def slope(x: Array, *parameters: Array) -> Array:
+        return jax.jvp(lambda x: fn(x, *parameters), (x,), (jnp.ones_like(x),))[1]
+
+    value = once_per_point(fn, x, *parameters)
+    moved = [
+        jnp.zeros_like(p) if _is_zero(t) else t for p, t in zip(primals, tangents, strict=True)
+    ]
+    total = once_per_point(slope, x, *parameters) * moved[0]
+    if not all(map(_is_zero, tangents[1:])):
+        total = total + jax.jvp(lambda *p: fn(x, *p), tuple(parameters), tuple(moved[1:]))[1]
+    return value, total
+
+
+def _is_zero(tangent: object) -> bool:
+    """Whether nothing is differentiated along an argument."""
+    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+
+
+once_per_point.defjvp(_once_per_point_jvp, symbolic_zeros=True)
 
 
 def expand_pointwise(

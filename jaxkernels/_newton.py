@@ -87,7 +87,6 @@ def newton_advance(
     a value of order 1 (the values are logarithms).
     """
     rounding = 4.0 * jnp.finfo(state.z.dtype).eps
-    derivatives = jax.vmap(problem.derivatives)
 
     def judge(z, value, gradient, hessian, radius, done, step, trial, new):
         free = _free(z, gradient, lower, upper)
@@ -122,12 +121,36 @@ def newton_advance(
         trial = _trial_points(s, lower, upper)
         rows = jax.vmap(judge)(
             s.z, s.value, s.gradient, s.hessian, s.radius, s.done,
-            trial - s.z, trial, derivatives(trial),
+            trial - s.z, trial, _derivatives(problem, trial, s.done),
         )  # fmt: skip
         history = s.history.at[s.iteration].set(rows[1])
         return NewtonState(*rows, history, s.iteration + 1)
 
     return jax.lax.while_loop(lambda s: (s.iteration < until) & ~jnp.all(s.done), body, state)
+
+
+def _derivatives(
+    problem: Problem, z: Float[Array, "starts n"], done: Bool[Array, " starts"]
+) -> tuple[Array, Array, Array]:
+    """Value, gradient and Hessian at every start, NaN for those that are done.
+
+    A CPU takes one start after the other, whose arrays stay in its cache, and none that is done; an
+    accelerator takes all at once.
+    """
+
+    def one(start: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        point, is_done = start
+        return jax.lax.cond(is_done, lambda z: _unknown(z), lambda z: problem.derivatives(z), point)
+
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(one, (z, done))
+    return jax.vmap(problem.derivatives)(z)
+
+
+def _unknown(z: Float[Array, " n"]) -> tuple[Array, Array, Array]:
+    """NaN in the shapes of derivatives."""
+    nan = jnp.full_like(z, jnp.nan)
+    return jnp.sum(nan), nan, jnp.outer(nan, nan)
 
 
 def _trial_points(state: NewtonState, lower: AnyArray, upper: AnyArray) -> Array:

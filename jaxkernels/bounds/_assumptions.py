@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
+from .._derivatives import once_per_point
 from .._numerics import safe_divide, safe_sqrt
 from .._precision import in_float64, is_traced
 from .._tables import Table, number
@@ -443,27 +444,44 @@ def mean_square(
     known: Assumptions, fn: Callable[[Array, Array], Array], low: Array, high: Array, c: float
 ) -> Array:
     """At least E|fn((1 + c w) (-Hess log q_w), w)|_F^2 for w in [low, high]; fn is affine."""
-    if known.exact:
-        assert known.spectrum is not None
-        assert known.multiplicities is not None
-        values = [
-            fn((1.0 + c * w) * _reciprocal(jnp.asarray(known.spectrum) + w), w) ** 2
-            for w in (low[..., None], high[..., None])
-        ]
-        return jnp.sum(jnp.asarray(known.multiplicities) * jnp.maximum(*values), -1)
-    least, most = curvature_interval(known, low, high, c)
-    return known.dim * jnp.maximum(fn(least, high) ** 2, fn(most, high) ** 2)
+    if not known.exact:
+        least, most = curvature_interval(known, low, high, c)
+        return known.dim * jnp.maximum(fn(least, high) ** 2, fn(most, high) ** 2)
+
+    def squares(w: Array, spectrum: Array) -> Array:
+        w = w[..., None]
+        return fn((1.0 + c * w) * _reciprocal(spectrum + w), w) ** 2
+
+    def total(w: Array, spectrum: Array, multiplicities: Array) -> Array:
+        return jnp.sum(multiplicities * squares(w, spectrum), -1)
+
+    spectrum, multiplicities = _modes(known)
+    if low is high:
+        return once_per_point(total, low, spectrum, multiplicities)
+    largest = jnp.maximum(squares(low, spectrum), squares(high, spectrum))
+    return jnp.sum(multiplicities * largest, -1)
+
+
+def _modes(known: Assumptions) -> tuple[Array, Array]:
+    """The spectrum and its multiplicities, where there is one."""
+    assert known.spectrum is not None
+    assert known.multiplicities is not None
+    return jnp.asarray(known.spectrum), jnp.asarray(known.multiplicities)
 
 
 def fisher(known: Assumptions, w: Array) -> Array:
     """At least E|grad log q_w|^2."""
     if known.spectrum is not None:
-        assert known.multiplicities is not None
         # exact for one component; the Fisher information is convex
-        return _reciprocal(jnp.asarray(known.spectrum) + w[..., None]) @ known.multiplicities
+        return once_per_point(_sum_of_precisions, w, *_modes(known))
     if known.denoising_error is not None:
         return known.dim * _reciprocal(w) - known.denoising_error(w) * _reciprocal(w) ** 2
     return known.dim * curvature_interval(known, w, w, 0.0)[1]
+
+
+def _sum_of_precisions(w: Array, spectrum: Array, multiplicities: Array) -> Array:
+    """sum_m 1 / (lambda_m + w)."""
+    return _reciprocal(spectrum + w[..., None]) @ multiplicities
 
 
 def third_derivative(known: Assumptions, w: Array) -> Array | None:

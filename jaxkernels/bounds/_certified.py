@@ -44,6 +44,9 @@ _CONSTANT_RATE = ("euler_maruyama",)
 _THIRD_DERIVATIVE = ("tweedie", "second_order", *FLOW_SCHEMES)
 _ANY_PROCESS = ("ddim", *FLOW_SCHEMES)
 
+# of kinks on which an optimiser stalls, relative
+_ROUNDING = 1e-3
+
 SCHEMES = SDE_SCHEMES | FLOW_SCHEMES
 """Those that are certified, by name."""
 
@@ -229,21 +232,30 @@ def bound_value(
     score_error: object,
     lipschitz: Numbers,
 ) -> Float[Array, ""]:
-    """The value of `evaluate_bound`, with derivatives of order 1 and 2 that are cheap.
+    """At least the value of `evaluate_bound`, smooth, with two derivatives that are cheap.
 
-    The factors of a step depend on its two times, and on its stochasticity where that is free.
+    The factors of a step depend on its two times and its stochasticity.
     """
     times = jnp.asarray(schedule.times)
     squared = jnp.asarray(schedule.stochasticity_squared)
+    follows = callable(score_error)
+    errors = step_errors(schedule, score_error, lipschitz)
 
-    def recursion(x: Array) -> Array:
-        errors = errors_between(x[0], x[1], score_error, lipschitz)
-        alpha2 = x[2] if len(x) > 2 else squared
-        factors = SCHEMES[scheme](_steps_between(known, x[0], x[1], alpha2, errors))
-        return jnp.stack(_recursion(factors))
+    def expanded(step: tuple[Array, StepErrors]) -> Array:
+        x, given = jax.tree.map(lambda leaf: leaf[..., None], step)
 
-    free = (squared,) if required_stochasticity(scheme) is None else ()
-    along = expand_pointwise(recursion, jnp.stack([times[:-1], times[1:], *free]))
+        def recursion(x: Array) -> Array:
+            start, end, alpha2 = x
+            here = errors_between(start, end, score_error, given.lipschitz) if follows else given
+            steps = _steps_between(known, start, end, alpha2, here)
+            factors = SCHEMES[scheme](steps._replace(rounding=_ROUNDING))
+            return jnp.stack(_recursion(factors))
+
+        return expand_pointwise(recursion, x)[:, 0]
+
+    # one step after the other, whose derivatives at all nodes and modes stay in the cache
+    variables = jnp.stack([times[:-1], times[1:], squared], 1)
+    along = jax.lax.map(expanded, (variables, errors)).T
     initial = initial_distance(known, known.process, times[0], start)
     distance = _propagate(_Recursion(*along), initial)[-1]
     truncation = truncation_distance(known, known.process, times[-1])

@@ -103,6 +103,16 @@ class Steps(NamedTuple):
     next_time: Float[Array, " steps"]
     stochasticity_squared: Float[Array, " steps"]
     errors: StepErrors
+    rounding: float = 0.0
+    """Kinks are replaced by smooth bounds from above, that much larger relative to their scale."""
+
+    def size(self, x: Array, scale: Array | float) -> Array:
+        """At least |x|; that where there is no rounding."""
+        return safe_sqrt(x**2 + (self.rounding * scale) ** 2) if self.rounding else jnp.abs(x)
+
+    def larger(self, x: Array, y: Array) -> Array:
+        """At least the larger of two numbers >= 0; that where there is no rounding."""
+        return 0.5 * (x + y + self.size(x - y, x + y)) if self.rounding else jnp.maximum(x, y)
 
     @property
     def length(self) -> Float[Array, " steps"]:
@@ -217,13 +227,13 @@ def second_order(steps: Steps) -> StepFactors:
     excess = _sinh_excess(h)
     offset = phi(2, h / 2.0)
     ends = [jnp.abs(phi(2, h * (0.5 - end)) - offset) for end in (m, top)]
-    drift = h**2 / 4.0 * jnp.maximum(*ends)
+    drift = h**2 / 4.0 * steps.larger(*ends)
     steepest = jnp.maximum(jnp.abs(m), top)
     contraction += drift + excess * steepest + h * steps.errors.lipschitz
     mean = drift * steps.rms(steps.start) + excess * steps.root_fisher(steps.start)
     change, slope = _hessian_change(steps, nodes)
     size = 2.0 * jnp.sinh(nodes.left / 2.0)
-    linear = jnp.sqrt(steps.known.dim) * _exponential_excess(m[:, None], top[:, None], nodes)
+    linear = jnp.sqrt(steps.known.dim) * _exponential_excess(steps, nodes, m[:, None], top[:, None])
     noise = _in_time(nodes, linear + size * change)
     return StepFactors(
         contraction,
@@ -345,6 +355,8 @@ def ddim(steps: Steps) -> StepFactors:
     contraction = steps.next_signal / steps.signal * one + reach * steps.errors.lipschitz
     drift = jnp.sum(kappa * _flow_speed(known, nodes.w) * nodes.weight, -1)
     off = jnp.abs(alpha2 - 1.0) / 2.0
+    # where nothing is known of the drift, the bound is finite at alpha = 1 only
+    off = jnp.where(jnp.isfinite(drift), steps.size(alpha2 - 1.0, 1.0) / 2.0, off)
     drift = steps.next_signal * jnp.where(off > 0, off * drift, 0.0)
     noise = steps.next_signal[:, None] * _denoised_noise(steps, nodes, kappa)
     exact = StepFactors.without_gain(
@@ -441,7 +453,7 @@ def _hessian_change(steps: Steps, nodes: Nodes) -> tuple[Array, Array]:
     return change, growth * start_size[:, None]
 
 
-def _exponential_excess(m: Array, top: Array, nodes: Nodes) -> Array:
+def _exponential_excess(steps: Steps, nodes: Nodes, m: Array, top: Array) -> Array:
     """The largest |e^(q/2)(e^(H q) - 1) - 2 sinh(q/2) Hhat_v| for m <= -H <= L.
 
     Hhat_v = H e^-v / (1 + H (1 - e^-v)). The function is convex in H, so that its largest value is
@@ -468,7 +480,7 @@ def _exponential_excess(m: Array, top: Array, nodes: Nodes) -> Array:
     # its own derivative vanishes where that of the function does
     lowest, _ = jax.lax.stop_gradient(jax.lax.fori_loop(0, _BISECTIONS, halve, ends))
     found = [jnp.abs(value(hessian)) for hessian in (*ends, lowest)]
-    return jnp.maximum(jnp.maximum(found[0], found[1]), found[2])
+    return steps.larger(steps.larger(found[0], found[1]), found[2])
 
 
 def _randomised(contraction: Array, midpoint: _Midpoint, errors: StepErrors) -> StepFactors:
