@@ -195,5 +195,7 @@ def _evaluate_kernel(edges: Array, lam: Array, w: Array, alpha2: Array, theta: A
     """k at the nodes."""
     precision = 1.0 / mode_variance(theta[..., None], lam)
     decay = jnp.exp(-integrated_decay(edges, lam, alpha2, theta))
-    squares = jnp.sum(w * ((1.0 + alpha2[:, None, None]) * decay * precision) ** 2, -1)
-    return 0.25 * squares / jnp.sum(w * precision, -1)
+    squares = ((1.0 + alpha2[:, None, None]) * decay * precision) ** 2
+    # one sum for both: XLA (jaxlib 0.10.2, CPU) compiles two of this form to wrong numbers
+    costs = jnp.sum(w * jnp.stack([squares, precision]), -1)
+    return 0.25 * costs[0] / costs[1]
