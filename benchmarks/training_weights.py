@@ -3,20 +3,23 @@
 The experiment of Cao, Chen, Luo, Zhou (2023), Appendix I, on two data sets. Networks that differ in
 nothing but the weight of the score-matching loss over time (their five seeds share initial
 parameters, batches and noise) are run as ODE and as reverse SDE. Beside the source's three weights
-stand the two that minimise the terminal error predicted by `terminal_kernel`, for either sampler.
+stand those that minimise the terminal error predicted by `terminal_kernel`, KL or squared W2, for
+either sampler.
 Three predictions are asked for the order of the weights, each with more knowledge of the networks:
 
-- model: `TerminalKernel.predict_error`, before training, from the spectrum of the data;
-- profile: the kernel times the measured change of the score-matching loss over time, of an error
+- model: `TerminalKernel.predict_error`, before training, from the spectrum of the data (W2^2);
+- profile: that kernel times the measured change of the score-matching loss over time, of an error
   that is independent over units of log-SNR;
 - affine: `ScoreErrorEstimate.predict`, from the affine part of the measured errors and their
   correlation in time.
 
-Networks are kept in .cache at every stage of training: an interrupted run goes on where it stopped.
+Networks and what was measured of them are kept in .cache: an interrupted run goes on where it
+stopped.
 Names of data sets as arguments restrict the run to them.
 """
 
 import itertools
+import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -43,7 +46,8 @@ from .networks.network import Network
 from .networks.study import denoiser_of, mean_and_error
 
 SEEDS = 5
-WEIGHTS = ("default", "noise", "data", "optimal ODE", "optimal SDE")
+WEIGHTS = ("default", "noise", "data", "KL, ODE", "KL, SDE", "W2, ODE", "W2, SDE")
+METRICS = {"KL": "kl", "W2": "w2_squared"}
 # alpha = h / g of DDIM
 SAMPLERS = {"ODE": 0.0, "SDE": 1.0}
 STEPS = 50
@@ -73,12 +77,12 @@ class Setting(NamedTuple):
     times: Float[np.ndarray, " levels"]
     """From t_max to T_MIN, equal steps of log-SNR."""
     kernels: dict[str, reverse_sde.TerminalKernel]
-    """For every sampler, in theta from that of T_MIN on."""
+    """By metric and sampler, in theta from that of T_MIN on."""
 
     def weight(self, name: str) -> Callable[[Array], Array]:
         """A weight of the loss, as a function of theta from that of T_MIN on, per unit of theta."""
-        if name.startswith("optimal"):
-            kernel = self.kernels[name.removeprefix("optimal ")]
+        if name in self.kernels:
+            kernel = self.kernels[name]
             known = np.asarray(kernel.time).ravel()
             values = np.log(np.asarray(kernel.optimal_weight)).ravel()
             return lambda theta: jnp.exp(jnp.interp(theta, known, values))
@@ -97,8 +101,8 @@ def times_of(theta: Array) -> Array:
 def make_setting(problem: Problem) -> Setting:
     """The data set, with kernels of the distribution at T_MIN, where sampling stops.
 
-    Modes that vary less than the noise there are left out of the kernels: KL would count nothing
-    else.
+    Modes that vary less than the noise there are left out of the kernels: nothing else would count
+    in KL, nor in the size of a relative error.
     """
     held_out, data = problem.split()
     target = jk.Gaussian.fit(data, shrinkage=0.0)
@@ -108,8 +112,10 @@ def make_setting(problem: Problem) -> Setting:
     stopped = jk.Gaussian(0.0, kept * np.exp(-start) - np.expm1(-start))
     edges = np.concatenate([[0.0], np.geomspace(1e-4, end - start, 30)])
     kernels = {
-        name: reverse_sde.terminal_kernel(stopped, edges, alpha**2)
-        for name, alpha in SAMPLERS.items()
+        f"{metric}, {sampler}": reverse_sde.terminal_kernel(
+            stopped, edges, alpha**2, metric=METRICS[metric]
+        )
+        for metric, (sampler, alpha) in itertools.product(METRICS, SAMPLERS.items())
     }
     times = np.asarray(jk.schedules.log_snr(PROCESS, LEVELS - 1, T_MIN).times)
     return Setting(problem, data, held_out[:2000], target, times, kernels)
@@ -131,7 +137,7 @@ def train(setting: Setting, weight: str) -> dict[float, Network]:
     stages = {}
     done = 0
     for stage in STAGES:
-        path = CACHE / f"weights_{problem.name}_{weight.replace(' ', '_')}_{stage:g}.eqx"
+        path = _path(problem, weight, stage)
         last = round(stage * problem.training_steps / _CHUNK)
         if path.exists():
             state = eqx.tree_deserialise_leaves(path, state)
@@ -144,6 +150,11 @@ def train(setting: Setting, weight: str) -> dict[float, Network]:
         done = last
         stages[stage] = state[0]
     return stages
+
+
+def _path(problem: Problem, weight: str, stage: float) -> Path:
+    """Where networks are kept."""
+    return CACHE / f"weights_{problem.name}_{weight.replace(', ', '_')}_{stage:g}.eqx"
 
 
 def tabulate(setting: Setting, weight: str) -> Float[Array, " levels"]:
@@ -160,7 +171,8 @@ def _advance(
     optimizer: optax.GradientTransformation, data: Float[Array, "n d"], batch: int
 ) -> Callable[[Any, Float[Array, " levels"], Array], Any]:
     """`_CHUNK` steps of training of all seeds, compiled; the weight is an argument."""
-    known = jnp.linspace(*PROCESS.log_snr(jnp.asarray([1.0, T_MIN])), LEVELS)
+    ends = PROCESS.log_snr(jnp.asarray([1.0, T_MIN]))
+    known = jnp.linspace(ends[0], ends[1], LEVELS)
 
     def step(state: tuple[Network, optax.OptState], log_weight: Array, key: Array):
         network, moments = state
@@ -251,24 +263,28 @@ def loss_profiles(
     return jax.vmap(one)(networks)
 
 
+def measure(setting: Setting, networks: Network, stage: float) -> dict[str, Any]:
+    """What is measured of the networks of a weight at a stage, the SDE at the last stage only."""
+    times = jnp.asarray(setting.times, jnp.float32)
+    held_out = jnp.asarray(setting.held_out, jnp.float32)
+    samplers = SAMPLERS if stage == 1.0 else ("ODE",)
+    return {
+        "profile": np.asarray(loss_profiles(networks, held_out, times)).tolist(),
+        **{sampler: measure_samples(setting, networks, sampler) for sampler in samplers},
+    }
+
+
 def study(problem: Problem) -> dict[str, Any]:
     """Everything about one data set."""
     setting = make_setting(problem)
     trained = {w: train(setting, w) for w in track(WEIGHTS, f"training for {problem.name}")}
-    times = jnp.asarray(setting.times, jnp.float32)
-    held_out = jnp.asarray(setting.held_out, jnp.float32)
     rows = []
     for weight, stage in track(list(itertools.product(WEIGHTS, STAGES)), "measuring"):
-        networks = trained[weight][stage]
-        samplers = SAMPLERS if stage == 1.0 else ("ODE",)
-        rows.append(
-            {
-                "weight": weight,
-                "stage": stage,
-                "profile": np.asarray(loss_profiles(networks, held_out, times)).tolist(),
-                **{s: measure_samples(setting, networks, s) for s in samplers},
-            }
-        )
+        path = _path(problem, weight, stage).with_suffix(".json")
+        if not path.exists():
+            row = measure(setting, trained[weight][stage], stage)
+            path.write_text(json.dumps({"weight": weight, "stage": stage, **row}))
+        rows.append(json.loads(path.read_text()))
     return {
         "problem": problem.name,
         "training_steps": problem.training_steps,
@@ -287,7 +303,7 @@ def predict(
 ) -> dict[str, Any]:
     """The three predictions for every weight, and how well each orders them."""
     last = {row["weight"]: row for row in rows if row["stage"] == 1.0}
-    kernel = setting.kernels[sampler]
+    kernel = setting.kernels[f"W2, {sampler}"]
     cost = cost_per_log_snr(setting, kernel)
     base = np.array(last["default"]["profile"])
     found = {
@@ -321,7 +337,7 @@ def cost_per_log_snr(
 def affine_predictions(
     setting: Setting, trained: dict[str, dict[float, Network]], sampler: str
 ) -> dict[str, tuple[float, float, float]]:
-    """The predicted excess W2^2 of the moments, with its interval, per weight."""
+    """The predicted W2^2 of the moments, discretisation included, with its interval."""
     kernel = jk.error_kernel(setting.target, PROCESS, "ddim", schedule_of(sampler))
     found = {}
     for weight, stages in trained.items():
@@ -338,7 +354,8 @@ def affine_predictions(
                 progress=False,
             )
             excess = estimate.predict(kernel)
-        found[weight] = (excess.value, excess.low, excess.high)
+        base = float(kernel.baseline())
+        found[weight] = (base + excess.value, base + excess.low, base + excess.high)
     return found
 
 
