@@ -274,6 +274,13 @@ def measure(setting: Setting, networks: Network, stage: float) -> dict[str, Any]
     }
 
 
+def _kept(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a file holds, computed and written if there is none."""
+    if not path.exists():
+        path.write_text(json.dumps(compute()))
+    return json.loads(path.read_text())
+
+
 def study(problem: Problem) -> dict[str, Any]:
     """Everything about one data set."""
     setting = make_setting(problem)
@@ -281,17 +288,22 @@ def study(problem: Problem) -> dict[str, Any]:
     rows = []
     for weight, stage in track(list(itertools.product(WEIGHTS, STAGES)), "measuring"):
         path = _path(problem, weight, stage).with_suffix(".json")
-        if not path.exists():
-            row = measure(setting, trained[weight][stage], stage)
-            path.write_text(json.dumps({"weight": weight, "stage": stage, **row}))
-        rows.append(json.loads(path.read_text()))
+        row = _kept(path, partial(measure, setting, trained[weight][stage], stage))
+        rows.append({"weight": weight, "stage": stage, **row})
+    affine = {
+        weight: _kept(
+            _path(problem, weight, 1.0).with_suffix(".affine.json"),
+            partial(predict_affine, setting, trained[weight][1.0]),
+        )
+        for weight in track(WEIGHTS, "affine errors")
+    }
     return {
         "problem": problem.name,
         "training_steps": problem.training_steps,
         "times": setting.times.tolist(),
         "weights": {w: np.exp(np.asarray(tabulate(setting, w))).tolist() for w in WEIGHTS},
         "rows": rows,
-        "predictions": {s: predict(setting, trained, rows, s) for s in SAMPLERS},
+        "predictions": {s: predict(setting, rows, affine, s) for s in SAMPLERS},
     }
 
 
@@ -299,7 +311,7 @@ def study(problem: Problem) -> dict[str, Any]:
 
 
 def predict(
-    setting: Setting, trained: dict[str, dict[float, Network]], rows: list[dict], sampler: str
+    setting: Setting, rows: list[dict], affine: dict[str, dict[str, Any]], sampler: str
 ) -> dict[str, Any]:
     """The three predictions for every weight, and how well each orders them."""
     last = {row["weight"]: row for row in rows if row["stage"] == 1.0}
@@ -311,7 +323,7 @@ def predict(
         "profile": {
             w: mean_and_error((np.array(row["profile"]) - base) @ cost) for w, row in last.items()
         },
-        "affine": affine_predictions(setting, trained, sampler),
+        "affine": {w: by[sampler] for w, by in affine.items()},
     }
     measured = {w: np.array(row[sampler]["sliced_w2"]) for w, row in last.items()}
     moments = {w: np.array(row[sampler]["gaussian_w2_squared"]) for w, row in last.items()}
@@ -334,28 +346,26 @@ def cost_per_log_snr(
     return k * np.gradient(theta, u) ** 2 * np.gradient(u)
 
 
-def affine_predictions(
-    setting: Setting, trained: dict[str, dict[float, Network]], sampler: str
-) -> dict[str, tuple[float, float, float]]:
-    """The predicted W2^2 of the moments, discretisation included, with its interval."""
-    kernel = jk.error_kernel(setting.target, PROCESS, "ddim", schedule_of(sampler))
+def predict_affine(setting: Setting, networks: Network) -> dict[str, tuple[float, float, float]]:
+    """The predicted W2^2 of the moments by sampler, discretisation included, with its interval."""
+    denoisers = [denoiser_of(seed_of(networks, seed)) for seed in range(SEEDS)]
     found = {}
-    for weight, stages in trained.items():
-        denoisers = [denoiser_of(seed_of(stages[1.0], seed)) for seed in range(SEEDS)]
-        with warnings.catch_warnings():
-            # what mixes modes is left out here
-            warnings.simplefilter("ignore")
-            estimate = jk.estimate_score_error(
-                *(denoisers, setting.data, setting.times),
-                key=jax.random.key(0),
-                target=setting.target,
-                repetitions=3,
-                batch=2048,
-                progress=False,
-            )
+    with warnings.catch_warnings():
+        # what mixes modes is left out here
+        warnings.simplefilter("ignore")
+        estimate = jk.estimate_score_error(
+            *(denoisers, setting.data, setting.times),
+            key=jax.random.key(0),
+            target=setting.target,
+            repetitions=3,
+            batch=1024,
+            progress=False,
+        )
+        for sampler in SAMPLERS:
+            kernel = jk.error_kernel(setting.target, PROCESS, "ddim", schedule_of(sampler))
             excess = estimate.predict(kernel)
-        base = float(kernel.baseline())
-        found[weight] = (base + excess.value, base + excess.low, base + excess.high)
+            base = float(kernel.baseline())
+            found[sampler] = (base + excess.value, base + excess.low, base + excess.high)
     return found
 
 

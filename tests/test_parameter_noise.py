@@ -156,6 +156,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_iterates_have_the_stationary_covariance(name: str) -> None:
     """Of 600 runs, within the sampling error of a covariance; and in the cost of samples."""
@@ -174,7 +175,7 @@ def test_iterates_have_the_stationary_covariance(name: str) -> None:
     # what SGD's covariance costs: drawn from the closed form, and as contracted
     drawn = np.random.default_rng(2).multivariate_normal(np.zeros(8), expected, 20_000)
     cost = excess_by_hand(ROWS.optimum() + drawn.reshape(-1, MODES, 4), ROWS.optimum()).mean()
-    assert predict(networks[:200]).predicted == pytest.approx(cost, rel=0.4)
+    assert predict(networks[:100], num_noise=2).predicted == pytest.approx(cost, rel=0.4)
 
 
 def predict(networks: Sequence[Linear], **options: Any) -> jk.ParameterNoise:
@@ -184,16 +185,15 @@ def predict(networks: Sequence[Linear], **options: Any) -> jk.ParameterNoise:
     return jk.predict_parameter_noise(denoisers, SAMPLES, "ddim", SCHEDULE, **setting)
 
 
-@pytest.mark.parametrize("slopes", ["matrix", "diagonal"])
-def test_prediction_is_what_samples_show(slopes: str) -> None:
+def test_prediction_is_what_samples_show() -> None:
     """For small fluctuations: predicted, computed by hand and measured excess agree."""
     rng = np.random.default_rng(4)
     mean = ROWS.optimum()
-    draws = mean + 0.01 * rng.standard_normal((24, MODES, 4))
-    noise = predict([Linear(jnp.asarray(p)) for p in draws], slopes=slopes, num_noise=20_000)
+    draws = mean + 0.01 * rng.standard_normal((12, MODES, 4))
+    noise = predict([Linear(jnp.asarray(p)) for p in draws], num_noise=20_000)
     exact = excess_by_hand(draws, draws.mean(0)).mean()
     # the mean over the draws themselves, not the estimate for their distribution
-    assert noise.predicted * 23 / 24 == pytest.approx(exact, rel=0.02)
+    assert noise.predicted * 11 / 12 == pytest.approx(exact, rel=0.02)
     assert noise.measured.value == pytest.approx(exact, rel=0.1)
     assert noise.measured.low < noise.measured.value < noise.measured.high
     matrix = noise.kernel.interaction_matrix(noise.score_error)
@@ -201,19 +201,17 @@ def test_prediction_is_what_samples_show(slopes: str) -> None:
 
 
 def test_time_correlation() -> None:
-    """One feature at all times: fully correlated; with a second one that differs, in between."""
-    rng = np.random.default_rng(5)
-    first = np.array([0.0, 0.0, 1.0, 0.0])
-    both = np.array([0.0, 0.0, 1.0, 1.0])
-    for shape in (first, both):
-        draws = 0.01 * shape * rng.standard_normal((400, MODES, 4))
-        noise = predict([Linear(jnp.asarray(p)) for p in draws[:100]], num_noise=2)
-        found = noise.time_correlation()
-        times = np.asarray(noise.kernel.times)
-        share = np.clip(np.log(np.asarray(PROCESS.sigma(times))) / 5.0, 0.0, 1.0)
-        covariance = 1.0 + shape[3] * np.outer(share, share)
-        size = np.sqrt(np.diagonal(covariance))
-        np.testing.assert_allclose(found, covariance / np.outer(size, size), atol=0.1)
+    """Of shifts with two features of time, from the covariance of their parameters."""
+    draws = 0.01 * np.random.default_rng(5).standard_normal((6, MODES, 4))
+    draws[..., :2] = 0.0
+    options: dict[str, Any] = {"num_noise": 2, "slopes": "diagonal"}
+    noise = predict([Linear(jnp.asarray(p)) for p in draws], **options)
+    times = np.asarray(noise.kernel.times)
+    share = np.clip(np.log(np.asarray(PROCESS.sigma(times))) / 5.0, 0.0, 1.0)
+    errors = draws[..., 2] + share[:, None, None] * draws[..., 3]
+    rows = (errors - errors.mean(1, keepdims=True)).reshape(len(times), -1)
+    np.testing.assert_allclose(noise.time_correlation(), np.corrcoef(rows), atol=1e-3)
+    assert np.corrcoef(rows).min() < 0.95
 
 
 def test_rank_keeps_the_largest_directions() -> None:

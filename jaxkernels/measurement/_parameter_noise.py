@@ -194,7 +194,7 @@ class ParameterNoise(eqx.Module):
 
 
 def predict_parameter_noise(
-    denoisers: Sequence[Denoiser],
+    denoisers: Sequence[AbstractDenoiser],
     samples: Numbers,
     sampler: AbstractSampler | str,
     schedule: Schedule,
@@ -221,8 +221,9 @@ def predict_parameter_noise(
 
     **Arguments:**
 
-    - `denoisers`: M >= 2 of the same network with other parameters, such as iterates of SGD or Adam
-      at a constant learning rate; see `parameter_covariance`. Each `fn` is an Equinox module.
+    - `denoisers`: M >= 2 `Denoiser` of the same network with other parameters, such as iterates of
+      SGD or Adam at a constant learning rate, see `parameter_covariance`; each `fn` an Equinox
+      module.
     - `samples`: (n, ...) of the data, n >= 2; flattened to (n, d).
     - `sampler`: a sampler or its name, of affine steps.
     - `schedule`: its schedule, with times > 0 where the network is evaluated.
