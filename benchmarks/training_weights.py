@@ -51,7 +51,6 @@ METRICS = {"KL": "kl", "W2": "w2_squared"}
 # alpha = h / g of DDIM
 SAMPLERS = {"ODE": 0.0, "SDE": 1.0}
 STEPS = 50
-SAMPLES = 2048
 # shares of the training after which networks are looked at
 STAGES = (0.125, 0.25, 0.5, 1.0)
 LEVELS = 25
@@ -233,11 +232,22 @@ def schedule_of(sampler: str) -> jk.Schedule:
 def measure_samples(setting: Setting, networks: Network, sampler: str) -> dict[str, list[float]]:
     """Errors of the samples of every seed: sliced W2 over the data's size, W2^2 of the moments."""
     size = np.sqrt(np.sum(setting.data.var(0)))
-    drawn = np.asarray(draw(networks, schedule_of(sampler), SAMPLES), np.float64)
+    count = setting.problem.selection_noise
+    drawn = np.asarray(draw(networks, schedule_of(sampler), count), np.float64)
     return {
         "sliced_w2": [jk.metrics.sliced_w2(x, setting.data).value / size for x in drawn],
         "gaussian_w2_squared": [_gaussian_distance(x, setting.data) for x in drawn],
     }
+
+
+def floor(setting: Setting) -> tuple[float, float]:
+    """Sliced W2 of as many draws from the data themselves."""
+    data = setting.data
+    size = np.sqrt(np.sum(data.var(0)))
+    rng = np.random.default_rng(0)
+    count = setting.problem.selection_noise
+    draws = [data[rng.integers(len(data), size=count)] for _ in range(SEEDS)]
+    return mean_and_error([jk.metrics.sliced_w2(x, data).value / size for x in draws])
 
 
 def _gaussian_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
@@ -300,6 +310,8 @@ def study(problem: Problem) -> dict[str, Any]:
     return {
         "problem": problem.name,
         "training_steps": problem.training_steps,
+        "samples": problem.selection_noise,
+        "floor": floor(setting),
         "times": setting.times.tolist(),
         "weights": {w: np.exp(np.asarray(tabulate(setting, w))).tolist() for w in WEIGHTS},
         "rows": rows,
@@ -415,7 +427,13 @@ def report(studies: list[dict[str, Any]]) -> str:
 def report_study(content: dict[str, Any]) -> list[str]:
     """One data set."""
     last = {row["weight"]: row for row in content["rows"] if row["stage"] == 1.0}
-    lines = [f"## {content['problem']}", ""]
+    lines = [
+        f"## {content['problem']}",
+        "",
+        f"{content['samples']} samples; as many draws from the data have sliced W2 "
+        "{:.4f} ± {:.4f}.".format(*content["floor"]),
+        "",
+    ]
     for sampler in SAMPLERS:
         found = content["predictions"][sampler]
         cells = [_cells(weight, last, found["values"], sampler) for weight in last]
