@@ -17,7 +17,7 @@ dynamics, where it is left open.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -91,35 +91,26 @@ def parameter_covariance(
     [1.0, 1.0]
     ```
     """
-    several = list(networks)
-    if len(several) < 2:
-        raise ValueError(f"networks holds {len(several)}; a covariance needs at least 2.")
-    parts = [eqx.partition(network, eqx.is_inexact_array) for network in several]
-    shapes = [jax.tree.map(jnp.shape, parameters) for parameters, _ in parts]
-    for m, (parameters, _) in enumerate(parts):
-        alike = jax.tree.structure(parameters) == jax.tree.structure(parts[0][0])
-        if not alike or shapes[m] != shapes[0]:
-            raise ValueError(f"networks[{m}] has other parameters than networks[0].")
-    stacked = jax.tree.map(
-        lambda *a: np.stack([np.asarray(x, np.float64) for x in a]), *(p for p, _ in parts)
-    )
+    parameters, fixed = _partition(list(networks))
+    count = len(parameters)
+    stacked = jax.tree.map(lambda *a: np.stack([np.asarray(x, np.float64) for x in a]), *parameters)
     mean = jax.tree.map(lambda a: a.mean(0), stacked)
-    centred = jax.tree.map(lambda a, m: (a - m).reshape(len(several), -1), stacked, mean)
+    centred = jax.tree.map(lambda a, m: (a - m).reshape(count, -1), stacked, mean)
     products = np.sum([rows @ rows.T for rows in jax.tree.leaves(centred)], 0)
     values, vectors = np.linalg.eigh(products)
     used = int(np.sum(values > 1e-12 * max(values[-1], 0.0)))
     size = used if rank is None else _checks.count("rank", rank)
     if size > used:
         raise ValueError(f"rank = {rank}, but the networks span {used} directions.")
-    factors = vectors[:, ::-1][:, :size] / np.sqrt(len(several) - 1)
+    factors = vectors[:, ::-1][:, :size] / np.sqrt(count - 1)
 
     def like(values: np.ndarray, leaf: Array) -> Array:
         return jnp.asarray(values.reshape(leaf.shape), leaf.dtype)
 
     def direction(factor: Float[np.ndarray, " networks"]) -> PyTree:
-        return jax.tree.map(lambda rows, leaf: like(factor @ rows, leaf), centred, parts[0][0])
+        return jax.tree.map(lambda rows, leaf: like(factor @ rows, leaf), centred, parameters[0])
 
-    network = eqx.combine(jax.tree.map(like, mean, parts[0][0]), parts[0][1])
+    network = eqx.combine(jax.tree.map(like, mean, parameters[0]), fixed)
     return ParameterCovariance(network, [direction(factor) for factor in factors.T])
 
 
@@ -133,7 +124,7 @@ class ParameterNoise(eqx.Module):
     - `score_error`: the affine error: its mean that of the mean network, random the linearised one.
     - `kernel`: that of the run, about the mean error.
     - `predicted`: the expected excess of squared W2 over that of the mean network, to second order.
-    - `measured`: its mean over the networks from the moments of their samples, with a 95% interval.
+    - `measured`: the same from the moments of the networks' samples, with a 95% interval.
 
     **Example:**
 
@@ -208,12 +199,14 @@ def predict_parameter_noise(
 ) -> ParameterNoise:
     """Predict what the randomness of training adds to the sampling error, and measure it.
 
-        predicted = 1/2 tr(Hess F  J Cov(p) J^T),     measured = mean_m F(p_m) - F(mean of the p_m)
+        predicted = 1/2 tr(Hess F  J Cov(p) J^T)
+        measured = M / (M - 1) mean_m [(F(p_m) + F(2 mean - p_m)) / 2 - F(mean)]
 
     F is squared W2 between the normal distributions of samples and data. Predicted: the covariance
     of the parameters p_m, the affine errors J v_j that its directions cause at every evaluation of
     the run, and the contraction of their covariance, all times together, with the run's
-    `error_kernel`. Measured: every network is run from the same initial noise.
+    `error_kernel`. Measured: every network, and its mirror image on the other side of the mean, is
+    run from the same initial noise; with it the first order, which has mean 0, cancels.
 
     The two differ by what is not linear in the parameters, and not affine in x. A linear network
     has neither; for another one take predictions as an order of magnitude until they were measured
@@ -276,14 +269,39 @@ def predict_parameter_noise(
     about = error.mean_at(run.target, process, run.evaluation_times())
     kernel = error_kernel(*setting, dense=slopes == "matrix", about=about)
     x = jax.random.normal(key_noise, (num_noise, rows.shape[1]))
-    values = [
-        _distance(sample(d, sampler, schedule, x, key=key_run), run.target, target.basis)
-        for d in (mean, *several)
-    ]
-    excess = np.array(values[1:]) - values[0]
-    return ParameterNoise(
-        error, kernel, float(kernel.contract(error)), student_mean(excess, _LEVEL)
-    )
+
+    def distance(denoiser: AbstractDenoiser) -> float:
+        ends = sample(denoiser, sampler, schedule, x, key=key_run)
+        return _distance(ends, run.target, target.basis)
+
+    pairs = [(distance(d), distance(_mirror(d, mean))) for d in several]
+    excess = np.mean(pairs, 1) - distance(mean)
+    # deviations from the mean of M are smaller than from that of the distribution
+    measured = student_mean(excess * len(several) / (len(several) - 1), _LEVEL)
+    return ParameterNoise(error, kernel, float(kernel.contract(error)), measured)
+
+
+def _mirror(denoiser: AbstractDenoiser, mean: AbstractDenoiser) -> AbstractDenoiser:
+    """The denoiser on the other side of the mean."""
+
+    def one(a: Any, m: Any) -> Any:
+        return 2.0 * m - a if eqx.is_inexact_array(a) else a
+
+    mirrored = jax.tree.map(one, _networks([denoiser])[0], _networks([mean])[0])
+    return eqx.tree_at(lambda d: d.fn, denoiser, mirrored)
+
+
+def _partition(networks: list[PyTree]) -> tuple[list[PyTree], PyTree]:
+    """The parameters of every network, of the same shapes, and the rest of the first network."""
+    if len(networks) < 2:
+        raise ValueError(f"networks holds {len(networks)}; a covariance needs at least 2.")
+    parts = [eqx.partition(network, eqx.is_inexact_array) for network in networks]
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(part[0])] for part in parts]
+    for m, (parameters, _) in enumerate(parts):
+        alike = jax.tree.structure(parameters) == jax.tree.structure(parts[0][0])
+        if not alike or shapes[m] != shapes[0]:
+            raise ValueError(f"networks[{m}] has other parameters than networks[0].")
+    return [parameters for parameters, _ in parts], parts[0][1]
 
 
 def _networks(denoisers: Sequence[AbstractDenoiser]) -> list[PyTree]:
