@@ -16,8 +16,8 @@ Source: "Correlated-time kernel expansions of the score error" (manuscript), the
 dynamics, where it is left open.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -150,13 +150,15 @@ class ParameterNoise(eqx.Module):
 
         **Returns:** (evaluations, evaluations), with a unit diagonal.
 
+        **Raises:** ValueError for an error without a random part.
+
         **Example:**
 
         ```python
         >>> setting = (jk.Gaussian(0.0, [1.0]), jk.VP(), "ddim", jk.Schedule([1.0, 0.5, 0.1]))
-        >>> parts = (jk.ScoreError.relative(0.1), jk.error_kernel(*setting))
-        >>> noise = jk.ParameterNoise(*parts, 0.1, jk.ConfidenceInterval(0.1, 0.09, 0.11))
-        >>> assert np.allclose(noise.time_correlation(), 1.0)
+        >>> parts = (jk.ScoreError.relative(0.1), jk.error_kernel(*setting), 0.1)
+        >>> jk.ParameterNoise(*parts, jk.ConfidenceInterval(0.1, 0.0, 0.2)).time_correlation().shape
+        (2, 2)
         ```
         """
         target = self.kernel.target
@@ -234,10 +236,12 @@ def predict_parameter_noise(
     **Example:**
 
     ```python
-    >>> networks = [jax.tree_util.Partial(lambda c, x, t: -c * x, jnp.asarray(c)) for c in (1, 1.1)]
-    >>> networks = [jk.Denoiser(network, jk.VP(), "score") for network in networks]
-    >>> setting = (np.random.default_rng(0).normal(size=(64, 2)), "ddim", jk.Schedule([1.0, 0.1]))
-    >>> noise = jk.predict_parameter_noise(networks, *setting, key=jax.random.key(0))
+    >>> network = jax.tree_util.Partial(lambda w, x, t: -w * x, jnp.ones(2))
+    >>> both = [jk.Denoiser(n, jk.VP(), "score") for n in (network, jax.tree.map(jnp.cos, network))]
+    >>> noise = jk.predict_parameter_noise(
+    ...     both, np.array([[1.0, 0.0], [-1.0, 1.0], [0.0, -1.0]]), "ddim",
+    ...     jk.Schedule([1.0, 0.1]), key=jax.random.key(0), batch=64, num_noise=64
+    ... )
     ```
 
     Source: the manuscript named above leaves this prediction open; Mandt, Hoffman, Blei,
@@ -262,10 +266,7 @@ def predict_parameter_noise(
     run = Run.checked(*setting)
     times = np.unique(np.asarray(run.evaluation_times()))[::-1]
     fits = {"key": key_fit, "target": target, "batch": batch, "slopes": slopes}
-    random = linearised_score_error(mean, directions, rows, times, **fits)
-    fitted = estimate_score_error(mean, rows, times, repetitions=2, progress=False, **fits).mean
-    known = Tabulated(times, fitted.slope[None], fitted.shift[None])
-    error = ScoreError(random.shapes, FullyCorrelated(), known)
+    error = _affine_error(mean, directions, rows, times, fits)
     about = error.mean_at(run.target, process, run.evaluation_times())
     kernel = error_kernel(*setting, dense=slopes == "matrix", about=about)
     x = jax.random.normal(key_noise, (num_noise, rows.shape[1]))
@@ -274,11 +275,34 @@ def predict_parameter_noise(
         ends = sample(denoiser, sampler, schedule, x, key=key_run)
         return _distance(ends, run.target, target.basis)
 
-    pairs = [(distance(d), distance(_mirror(d, mean))) for d in several]
+    measured = _measure(several, mean, distance)
+    return ParameterNoise(error, kernel, float(kernel.contract(error)), measured)
+
+
+def _affine_error(
+    mean: AbstractDenoiser,
+    directions: list[PyTree],
+    rows: np.ndarray,
+    times: Float[np.ndarray, " n"],
+    fits: dict[str, Any],
+) -> ScoreError:
+    """The error of the mean network, and the linearised one along the directions."""
+    random = linearised_score_error(cast(Denoiser, mean), directions, rows, times, **fits)
+    known = estimate_score_error(mean, rows, times, repetitions=2, progress=False, **fits).mean
+    profile = Tabulated(times, known.slope[None], known.shift[None])
+    return ScoreError(random.shapes, FullyCorrelated(), profile)
+
+
+def _measure(
+    several: list[AbstractDenoiser],
+    mean: AbstractDenoiser,
+    distance: Callable[[AbstractDenoiser], float],
+) -> ConfidenceInterval:
+    """The excess of the networks and their mirror images over the mean network."""
+    pairs = [(distance(denoiser), distance(_mirror(denoiser, mean))) for denoiser in several]
     excess = np.mean(pairs, 1) - distance(mean)
     # deviations from the mean of M are smaller than from that of the distribution
-    measured = student_mean(excess * len(several) / (len(several) - 1), _LEVEL)
-    return ParameterNoise(error, kernel, float(kernel.contract(error)), measured)
+    return student_mean(excess * len(several) / (len(several) - 1), _LEVEL)
 
 
 def _mirror(denoiser: AbstractDenoiser, mean: AbstractDenoiser) -> AbstractDenoiser:

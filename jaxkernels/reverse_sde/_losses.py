@@ -101,9 +101,9 @@ def _place_times(
     coordinate: str,
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Times at shares of the coordinate's range, and the density of a uniform share in time."""
-    first, last = jnp.asarray(ends, share.dtype)
+    first, last = (jnp.asarray(end, share.dtype) for end in ends)
     if coordinate == "time":
-        return first + (last - first) * share, 1.0 / (last - first)
+        return first + (last - first) * share, jnp.full_like(share, 1.0 / (last - first))
     least = process.log_snr(last)
     if not is_traced(least) and not jnp.isfinite(least):
         raise ValueError(f"coordinate='log_snr' has no range: {process} has no signal at t_max.")
