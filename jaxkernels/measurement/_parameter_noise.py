@@ -16,7 +16,7 @@ Source: "Correlated-time kernel expansions of the score error" (manuscript), the
 dynamics, where it is left open.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import equinox as eqx
@@ -31,7 +31,7 @@ from ..distributions import Gaussian
 from ..errors import ErrorKernel, error_kernel
 from ..prediction import AbstractDenoiser, Denoiser
 from ..recurrence import Run
-from ..samplers import AbstractSampler, as_sampler, check_schedule, sample
+from ..samplers import AbstractSampler, sample
 from ..schedules import Schedule
 from ..score_error import FullyCorrelated, ScoreError, Tabulated
 from ._affine_fit import check_denoisers, estimate_score_error, linearised_score_error
@@ -249,33 +249,22 @@ def predict_parameter_noise(
     the iterates.
     """
     several = check_denoisers(denoisers)
-    process = several[0].process
-    sampler = as_sampler(sampler)
-    schedule = check_schedule(process, sampler, schedule)
     num_noise = _checks.count("num_noise", num_noise, at_least=2)
     network, directions = parameter_covariance(_networks(several), rank=rank)
-    if not directions:
-        raise ValueError("denoisers are all the same: their parameters have no covariance.")
     mean = eqx.tree_at(lambda d: d.fn, several[0], network)
     rows = np.asarray(_checks.array("samples", samples))
     rows = rows.reshape(rows.shape[0], -1)
     if target is None:
         target = Gaussian.fit(rows, shrinkage=0.0)
     key_fit, key_noise, key_run = jax.random.split(key, 3)
-    setting = (target, process, sampler, schedule)
+    setting = (target, several[0].process, sampler, schedule)
     run = Run.checked(*setting)
-    times = np.unique(np.asarray(run.evaluation_times()))[::-1]
     fits = {"key": key_fit, "target": target, "batch": batch, "slopes": slopes}
-    error = _affine_error(mean, directions, rows, times, fits)
-    about = error.mean_at(run.target, process, run.evaluation_times())
+    error = _affine_error(mean, directions, rows, run, fits)
+    about = error.mean_at(run.target, run.process, run.evaluation_times())
     kernel = error_kernel(*setting, dense=slopes == "matrix", about=about)
-    x = jax.random.normal(key_noise, (num_noise, rows.shape[1]))
-
-    def distance(denoiser: AbstractDenoiser) -> float:
-        ends = sample(denoiser, sampler, schedule, x, key=key_run)
-        return _distance(ends, run.target, target.basis)
-
-    measured = _measure(several, mean, distance)
+    noise = jax.random.normal(key_noise, (num_noise, rows.shape[1]))
+    measured = _measure(several, mean, run, target.basis, noise, key_run)
     return ParameterNoise(error, kernel, float(kernel.contract(error)), measured)
 
 
@@ -283,10 +272,13 @@ def _affine_error(
     mean: AbstractDenoiser,
     directions: list[PyTree],
     rows: np.ndarray,
-    times: Float[np.ndarray, " n"],
+    run: Run,
     fits: dict[str, Any],
 ) -> ScoreError:
     """The error of the mean network, and the linearised one along the directions."""
+    if not directions:
+        raise ValueError("denoisers are all the same: their parameters have no covariance.")
+    times = np.unique(np.asarray(run.evaluation_times()))[::-1]
     random = linearised_score_error(cast(Denoiser, mean), directions, rows, times, **fits)
     known = estimate_score_error(mean, rows, times, repetitions=2, progress=False, **fits).mean
     profile = Tabulated(times, known.slope[None], known.shift[None])
@@ -296,9 +288,17 @@ def _affine_error(
 def _measure(
     several: list[AbstractDenoiser],
     mean: AbstractDenoiser,
-    distance: Callable[[AbstractDenoiser], float],
+    run: Run,
+    basis: AnyArray | None,
+    noise: Float[Array, "n d"],
+    key: Array,
 ) -> ConfidenceInterval:
     """The excess of the networks and their mirror images over the mean network."""
+
+    def distance(denoiser: AbstractDenoiser) -> float:
+        ends = sample(denoiser, run.sampler, run.schedule, noise, key=key)
+        return _distance(ends, run.target, basis)
+
     pairs = [(distance(denoiser), distance(_mirror(denoiser, mean))) for denoiser in several]
     excess = np.mean(pairs, 1) - distance(mean)
     # deviations from the mean of M are smaller than from that of the distribution
