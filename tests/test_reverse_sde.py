@@ -1184,6 +1184,7 @@ def test_terminal_kernel() -> None:
         ),
         (lambda: optimize_diffusion(ONE, jnp.zeros_like, T), "error is 0 at every time"),
         (lambda: optimize_diffusion(ONE, _both, T, cap=0.0), "cap = 0 must be > 0"),
+        (lambda: terminal_kernel(ONE, [0, T], 0.0, metric="w2"), "metric='w2'"),
         (
             lambda: terminal_kernel(ONE, [0, T], 0.0).predict_error([1.0]),
             r"weight has shape \(1,\)",
