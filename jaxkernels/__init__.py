@@ -55,12 +55,16 @@ from .exports import (
 from .measurement import (
     ConfidenceInterval as ConfidenceInterval,
     Measurement as Measurement,
+    ParameterCovariance as ParameterCovariance,
+    ParameterNoise as ParameterNoise,
     PredictedExcess as PredictedExcess,
     SampleChange as SampleChange,
     ScoreErrorEstimate as ScoreErrorEstimate,
     estimate_score_error as estimate_score_error,
     linearised_score_error as linearised_score_error,
     measure as measure,
+    parameter_covariance as parameter_covariance,
+    predict_parameter_noise as predict_parameter_noise,
     predict_sample_change as predict_sample_change,
 )
 from .optimize import (

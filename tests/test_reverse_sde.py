@@ -1093,6 +1093,30 @@ def test_optimal_weight() -> None:
     np.testing.assert_allclose(simulated, uniform, rtol=2e-3)
 
 
+def test_terminal_kernel() -> None:
+    """Against NumPy for two modes on many nodes; and what its unit of error does to variances."""
+    lam = np.array([2.2, 0.4])
+    target = jk.Gaussian(0.0, lam)
+    edges = np.concatenate([[0.0], np.geomspace(1e-4, 10.0, 40)])
+    for alpha2, costs in ((0.0, np.ones(2)), (1.0, lam)):
+        metric = "kl" if alpha2 == 0.0 else "w2_squared"
+        kernel = terminal_kernel(target, edges, alpha2, metric=metric)
+        theta = np.asarray(kernel.time)[..., None]
+        s = 1.0 + (lam - 1.0) * np.exp(-theta)
+        decay = (lam / (np.expm1(theta) + lam)) ** alpha2
+        cost = np.sum(costs * ((1.0 + alpha2) * decay / s) ** 2, -1)
+        np.testing.assert_allclose(kernel.kernel, 0.25 * cost / np.sum(1.0 / s, -1), rtol=1e-9)
+    # a relative error c on a short cell, by exact moments: squared W2 is k c^2 E |score|^2 size^2
+    fine = np.array([0.0, 0.3, 0.301, 1.0])
+    c = 1e-3 * np.array([0.0, 1.0, 0.0])
+    found = terminal_distribution(target, fine, 1.0, 1.0, c)
+    change = np.sqrt(np.asarray(found.covariance)) - np.sqrt(lam)
+    s = 1.0 + (lam - 1.0) * np.exp(-0.3005)
+    k = np.interp(0.3005, np.ravel(kernel.time), np.ravel(kernel.kernel))
+    predicted = k * np.sum(1.0 / s) * (1e-3 * 1e-3) ** 2
+    np.testing.assert_allclose(np.sum(change**2), predicted, rtol=0.02)
+
+
 # --- errors ---
 
 
@@ -1160,6 +1184,7 @@ def test_optimal_weight() -> None:
         ),
         (lambda: optimize_diffusion(ONE, jnp.zeros_like, T), "error is 0 at every time"),
         (lambda: optimize_diffusion(ONE, _both, T, cap=0.0), "cap = 0 must be > 0"),
+        (lambda: terminal_kernel(ONE, [0, T], 0.0, metric="w2"), "metric='w2'"),
         (
             lambda: terminal_kernel(ONE, [0, T], 0.0).predict_error([1.0]),
             r"weight has shape \(1,\)",

@@ -48,7 +48,8 @@ def _exact(slope: float, t: float) -> float:
     return 2.0 * ((slope**2 - 2.0 * slope) / v + 1.0 / (1.0 - np.exp(-t)))
 
 
-def test_score_matching_loss_is_its_integral() -> None:
+@pytest.mark.parametrize("coordinate", ["time", "log_snr"])
+def test_score_matching_loss_is_its_integral(coordinate: str) -> None:
     """For every weight within five standard errors, of repetitions with other keys."""
     varpi = lambda t: np.sqrt(1.0 - np.exp(-t))  # noqa: E731
     weights = {
@@ -62,7 +63,8 @@ def test_score_matching_loss_is_its_integral() -> None:
     @jax.vmap
     def losses(key: jax.Array) -> jax.Array:
         setting = (_denoiser(0.4), _data(), key)
-        return jnp.stack([score_matching_loss(*setting, weight=w, t_min=0.1) for w in weights])
+        options = {"t_min": 0.1, "coordinate": coordinate}
+        return jnp.stack([score_matching_loss(*setting, weight=w, **options) for w in weights])
 
     found = np.asarray(losses(jax.random.split(jax.random.key(0), 8)))
     exact = [quad(lambda t, w=w: w(t) * _exact(0.4, t), 0.1, T)[0] for w in weights.values()]
@@ -177,6 +179,11 @@ def test_wrong_arguments() -> None:
         score_matching_loss(*setting, weight="flat")
     with pytest.raises(ValueError, match="t_min = 3 must be > 0 and < 2"):
         score_matching_loss(*setting, t_min=3.0)
+    with pytest.raises(ValueError, match="coordinate"):
+        score_matching_loss(*setting, coordinate="sigma")
+    flow = jk.Denoiser(lambda x, t: x, jk.FlowMatching(), "flow")
+    with pytest.raises(ValueError, match="no signal at t_max"):
+        score_matching_loss(flow, *setting[1:], coordinate="log_snr")
     with pytest.raises(ValueError, match="stochasticity_squared = 0 must be > 0"):
         kl_weight(PROCESS, 0.1, 0.0)
     with pytest.raises(ValueError, match="they must be the same"):

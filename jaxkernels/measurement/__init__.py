@@ -17,6 +17,12 @@ from ._measure import (
 from ._measurement import (
     Measurement as Measurement,
 )
+from ._parameter_noise import (
+    ParameterCovariance as ParameterCovariance,
+    ParameterNoise as ParameterNoise,
+    parameter_covariance as parameter_covariance,
+    predict_parameter_noise as predict_parameter_noise,
+)
 from ._sample_change import (
     SampleChange as SampleChange,
     predict_sample_change as predict_sample_change,

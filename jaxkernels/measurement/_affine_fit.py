@@ -122,7 +122,7 @@ def estimate_score_error(
     >>> estimate = jk.estimate_score_error(denoiser, samples, [0.5, 0.1], key=jax.random.key(0))
     ```
     """
-    several = _check_denoisers(denoisers)
+    several = check_denoisers(denoisers)
     data = _check_data(several[0], samples, target, times)
     repetitions = _checks.count("repetitions", repetitions, at_least=2)
     batch = _checks.count("batch", batch, at_least=3)
@@ -195,6 +195,7 @@ def linearised_score_error(
     key: PRNGKeyArray | Array,
     target: Gaussian | None = None,
     batch: int = 8192,
+    slopes: str = "diagonal",
 ) -> ScoreError:
     """Compute the score error that a random change of a network's parameters causes, linearised.
 
@@ -212,6 +213,7 @@ def linearised_score_error(
     - `key`: a random key.
     - `target`: the Gaussian of the data; default: fitted to `samples` without shrinkage.
     - `batch`: draws, >= 3.
+    - `slopes`: "diagonal", one per mode, or "matrix", for many times d draws.
 
     **Returns:** a `ScoreError` with one direction per v_j, correlated in time as the network makes
     it.
@@ -234,13 +236,16 @@ def linearised_score_error(
         raise ValueError("directions is empty; pass at least one change of the parameters.")
     data = _check_data(denoiser, samples, target, times)
     batch = _checks.count("batch", batch, at_least=3)
+    slopes = _checks.one_of("slopes", slopes, SLOPES[:2])
+    # without a ridge: directions scale with their fits
+    regression = _Regression(slopes, 0.0)
     expected = jax.tree.structure(eqx.filter(denoiser.fn, eqx.is_inexact_array))
     fits = []
     for j, direction in enumerate(directions):
         if jax.tree.structure(direction) != expected:
             raise ValueError(f"directions[{j}] is not a tree like the network's inexact arrays.")
         change = Denoiser(_ScoreDerivative(denoiser, direction), denoiser.process, "score")
-        fits.append(fit_affine(change, *data, key, batch, subtract=False))
+        fits.append(fit_affine(change, *data, key, batch, regression, subtract=False))
     slope = np.stack([np.asarray(fit.slope, np.float64) for fit in fits])
     shift = np.stack([np.asarray(fit.shift, np.float64) for fit in fits])
     return ScoreError(Tabulated(data.times, slope, shift), FullyCorrelated())
@@ -322,7 +327,7 @@ class _ScoreDerivative(eqx.Module):
         return jax.jvp(score, (parameters,), (self.direction,))[1]
 
 
-def _check_denoisers(
+def check_denoisers(
     denoisers: AbstractDenoiser | Sequence[AbstractDenoiser],
 ) -> list[AbstractDenoiser]:
     """A list of denoisers of one process."""

@@ -31,14 +31,16 @@ def score_matching_loss(
     *,
     weight: str | Callable[[Array], Array] = "default",
     t_min: float | None = None,
+    coordinate: str = "time",
 ) -> Float[Array, ""]:
     """Estimate the denoising score-matching loss of a network on a batch of data.
 
         int w(t) E |S(X_t, t) - grad log p_{t|0}(X_t | X_0)|^2 dt,     t_min < t < t_max
 
     S = -eps / s is the denoiser's score, whatever its prediction type. Every row of the batch gets
-    one time and one noise; times are stratified, one in each of n equal parts, and the estimate is
-    unbiased. It is differentiable in the network, as by `eqx.filter_grad(score_matching_loss)`.
+    one time and one noise; times are stratified, one in each of n parts that are equal in a
+    coordinate, and the estimate is unbiased in both coordinates. It is differentiable in the
+    network, as by `eqx.filter_grad(score_matching_loss)`.
 
     **Arguments:**
 
@@ -48,10 +50,12 @@ def score_matching_loss(
     - `weight`: w, "default", "noise" or "data" of `training_weight`, or a function of times (n,)
       of the process. With `kl_weight` the loss bounds KL, up to a constant.
     - `t_min`: the least time > 0; default that of the process.
+    - `coordinate`: of the stratification, "time" or "log_snr". The latter has many more times near
+      the data, and less variance for a weight that counts them; the loss is the same.
 
     **Returns:** the loss, a scalar.
 
-    **Raises:** ValueError for an unknown weight, or a `t_min` outside (0, t_max).
+    **Raises:** ValueError for an unknown weight or coordinate, or a `t_min` outside (0, t_max).
 
     **Example:**
 
@@ -76,17 +80,36 @@ def score_matching_loss(
         weight = partial(
             training_weight, process, weighting=_checks.one_of("weight", weight, WEIGHTINGS)
         )
+    coordinate = _checks.one_of("coordinate", coordinate, ("time", "log_snr"))
     key_times, key_noise = jax.random.split(key)
     n = data.shape[0]
-    stratum = jnp.arange(n, dtype=data.dtype)
-    t = start + (end - start) * (stratum + jax.random.uniform(key_times, (n,), data.dtype)) / n
+    share = (jnp.arange(n, dtype=data.dtype) + jax.random.uniform(key_times, (n,), data.dtype)) / n
+    t, density = _place_times(process, share, (start, end), coordinate)
     noise = jax.random.normal(key_noise, data.shape, data.dtype)
 
     def row(x0: Array, noise: Array, t: Array) -> Array:
         return _squared_errors(denoiser, x0[None], noise[None], t)[0]
 
     squares = jax.vmap(row)(data, noise, t)
-    return (end - start) * jnp.mean(weight(t).astype(squares.dtype) * squares)
+    return jnp.mean(weight(t).astype(squares.dtype) / density * squares)
+
+
+def _place_times(
+    process: AbstractProcess,
+    share: Float[Array, " n"],
+    ends: tuple[Numbers, Numbers],
+    coordinate: str,
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """Times at shares of the coordinate's range, and the density of a uniform share in time."""
+    first, last = (jnp.asarray(end, share.dtype) for end in ends)
+    if coordinate == "time":
+        return first + (last - first) * share, jnp.full_like(share, 1.0 / (last - first))
+    least = process.log_snr(last)
+    if not is_traced(least) and not jnp.isfinite(least):
+        raise ValueError(f"coordinate='log_snr' has no range: {process} has no signal at t_max.")
+    length = process.log_snr(first) - least
+    t = process.time_at_log_snr(least + length * (1.0 - share))
+    return t, -jax.vmap(jax.grad(process.log_snr))(t) / length
 
 
 def score_loss_profile(

@@ -8,9 +8,10 @@ eps E = c grad log p with c of mean 0, and a loss of a given capacity spends it 
     E |c grad log p|^2 (theta) delta(theta - theta') = delta(theta - theta') / w(theta),
     int w d theta = 1.
 
-Then the expected KL at the data end is int k / w d theta, with the kernel k of `terminal_kernel`,
-and by the Cauchy-Schwarz inequality it is least for w = sqrt(k) / int sqrt(k), where it is
-(int sqrt(k))^2. How a network distributes its error in practice is a question for an experiment.
+Then the expected KL (or squared W2) at the data end is int k / w d theta, with the kernel k of
+`terminal_kernel`, and by the Cauchy-Schwarz inequality it is least for w = sqrt(k) / int sqrt(k),
+where it is (int sqrt(k))^2. How a network distributes its error in practice is a question for an
+experiment.
 """
 
 from collections.abc import Callable
@@ -109,7 +110,7 @@ class TerminalKernel(eqx.Module):
 
     @in_float64
     def predict_error(self, weight: Numbers | Callable[[Array], Array]) -> Float[Array, ""]:
-        """Predict the expected KL of a training weight.
+        """Predict the expected error of a training weight, in the kernel's metric.
 
             int k / w dtheta,     w = weight / int weight
 
@@ -121,7 +122,7 @@ class TerminalKernel(eqx.Module):
 
         - `weight`: > 0, a function of theta or its values at `time`.
 
-        **Returns:** the predicted error, in nats.
+        **Returns:** the predicted error, in units of the metric.
 
         **Raises:** ValueError for a wrong shape or a weight that is not positive.
 
@@ -153,21 +154,24 @@ def terminal_kernel(
     edges: Numbers,
     stochasticity_squared: Numbers,
     *,
+    metric: str = "kl",
     panels: int | None = None,
 ) -> TerminalKernel:
     """Compute what a unit of squared score error at each time costs at the data end.
 
-        k(theta) = 1/4 sum_i ((1 + alpha^2) e^{-H_i} / s_i)^2 / sum_i (1 / s_i)
+        k(theta) = 1/4 sum_i m_i ((1 + alpha^2) e^{-H_i} / s_i)^2 / sum_i (1 / s_i)
 
-    for a relative error that is independent from time to time.
+    for a relative error that is independent from time to time, with m_i = 1 for KL, and the
+    variance lambda_i for squared W2: there modes that hardly vary cost little.
 
     **Arguments:**
 
     - `target`, `edges`, `stochasticity_squared`, `panels`: as in `leading_order`.
+    - `metric`: "kl", in nats, or "w2_squared", in units of the data squared.
 
     **Returns:** a `TerminalKernel` on (cells, nodes).
 
-    **Raises:** ValueError as `leading_order`.
+    **Raises:** ValueError as `leading_order`, and for an unknown metric.
 
     **Example:**
 
@@ -179,6 +183,7 @@ def terminal_kernel(
     """
     edges = check_edges(edges)
     variances = check_variances(target)
+    metric = _checks.one_of("metric", metric, ("kl", "w2_squared"))
     alpha2 = check_stochasticity(stochasticity_squared, edges.shape[0] - 1)
     if panels is None:
         panels, alpha2 = resolve_panels(edges, variances, alpha2, rate=2.0)
@@ -186,14 +191,20 @@ def terminal_kernel(
     variances = jnp.asarray(variances)
     theta, size = place_nodes(edges, jnp.min(variances), panels)
     weights = jnp.asarray(target.weights)
-    kernel = _evaluate_kernel(edges, variances, weights, jnp.asarray(alpha2), theta)
+    # of a change of the log variance, squared
+    costs = jnp.ones_like(variances) if metric == "kl" else variances
+    kernel = _evaluate_kernel(edges, variances, weights, costs, jnp.asarray(alpha2), theta)
     return TerminalKernel(theta, size, kernel)
 
 
 @jax.jit
-def _evaluate_kernel(edges: Array, lam: Array, w: Array, alpha2: Array, theta: Array) -> Array:
+def _evaluate_kernel(
+    edges: Array, lam: Array, w: Array, costs: Array, alpha2: Array, theta: Array
+) -> Array:
     """k at the nodes."""
     precision = 1.0 / mode_variance(theta[..., None], lam)
     decay = jnp.exp(-integrated_decay(edges, lam, alpha2, theta))
-    squares = jnp.sum(w * ((1.0 + alpha2[:, None, None]) * decay * precision) ** 2, -1)
-    return 0.25 * squares / jnp.sum(w * precision, -1)
+    squares = costs * ((1.0 + alpha2[:, None, None]) * decay * precision) ** 2
+    # one sum for both: XLA (jaxlib 0.10.2, CPU) compiles two of this form to wrong numbers
+    cost, unit = jnp.sum(w * jnp.stack([squares, precision]), -1)
+    return 0.25 * cost / unit
