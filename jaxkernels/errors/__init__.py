@@ -40,6 +40,10 @@ from ._objective import (
     LocalError as LocalError,
     TerminalError as TerminalError,
 )
+from ._sweep import (
+    ErrorSweep as ErrorSweep,
+    error_sweep as error_sweep,
+)
 from ._trust import (
     model_warnings as model_warnings,
     unchangeable_warnings as unchangeable_warnings,

@@ -281,11 +281,11 @@ def stability_constant(
 
     Source: "Correlated-time kernel expansions of the score error" (manuscript), (30).
     """
-    return _stability(Run.checked(target, process, sampler, schedule))
+    return stability_of(Run.checked(target, process, sampler, schedule))
 
 
 @jax.jit
-def _stability(run: Run) -> Array:
+def stability_of(run: Run) -> Array:
     """The constant of a run."""
     factors = jnp.moveaxis(run.affine_maps().factor, -2, 0)
     points = factors.shape[0]

@@ -1,0 +1,233 @@
+"""The expected error over step sizes, correlations in time and sizes of the score error."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .. import _checks, metrics
+from .._padding import pad_last
+from .._precision import in_float64
+from .._types import AnyArray, Numbers
+from ..distributions import Gaussian
+from ..processes import AbstractProcess
+from ..recurrence import Initialization
+from ..samplers import AbstractSampler
+from ..schedules import Schedule
+from ..score_error import AbstractCorrelation, ScoreError
+from ._analysis import stability_of
+from ._expected import centred, simulate
+from ._kernel import ErrorKernel, contract, error_kernel
+
+_PAIRS = 64
+
+
+class ErrorSweep(eqx.Module):
+    """The expected error of S schedules, with R correlations of the score error and N sizes of it.
+
+    **Arguments:**
+
+    - `num_steps`: (S,) steps of the schedules.
+    - `sizes`: (N,) factors on the random part of the score error.
+    - `baseline`: (S,) the error for its mean, in the metric's units.
+    - `second_order`: (S, R, N) what its randomness adds to second order: size^2 times a number.
+    - `excess`: (S, R, N) what it adds in the simulation, of any order.
+    - `standard_error`: (S, R, N) of `excess`.
+    - `stability`: (S,) the constant of `stability_constant`.
+    - `overshoot`: (S,) the largest -a of all steps and modes, where a step multiplies a mode by a.
+
+    **Example:**
+
+    ```python
+    >>> table = np.ones((2, 1, 1))
+    >>> sweep = jk.ErrorSweep(np.array([4, 8]), np.ones(1), *np.ones((1, 2)), *[table] * 3,
+    ...                       *np.ones((2, 2)))
+    >>> sweep.order.tolist()
+    [0.0]
+    ```
+    """
+
+    num_steps: np.ndarray
+    sizes: Float[AnyArray, " sizes"]
+    baseline: Float[AnyArray, " schedules"]
+    second_order: Float[AnyArray, "schedules correlations sizes"]
+    excess: Float[AnyArray, "schedules correlations sizes"]
+    standard_error: Float[AnyArray, "schedules correlations sizes"]
+    stability: Float[AnyArray, " schedules"]
+    overshoot: Float[AnyArray, " schedules"]
+
+    @property
+    def value(self) -> Float[np.ndarray, "schedules correlations sizes"]:
+        """The expected error."""
+        return np.asarray(self.baseline)[:, None, None] + np.asarray(self.excess)
+
+    @property
+    def remainder(self) -> Float[np.ndarray, "schedules correlations sizes"]:
+        """What the second order leaves out, relative to it."""
+        return np.asarray(self.excess) / np.asarray(self.second_order) - 1.0
+
+    @property
+    def stable(self) -> np.ndarray:
+        """(S,) whether no step is beyond the stability limit, overshoot <= 1."""
+        return np.asarray(self.overshoot) <= 1.0
+
+    @property
+    def order(self) -> Float[np.ndarray, " pairs"]:
+        """(S - 1,) the order of `baseline` in the step size, from one schedule to the next.
+
+        That of a squared distance is twice the order of the distance.
+        """
+        return -np.diff(np.log(self.baseline)) / np.diff(np.log(self.num_steps))
+
+
+@in_float64
+def error_sweep(
+    target: Gaussian,
+    process: AbstractProcess,
+    sampler: AbstractSampler | str,
+    schedules: Sequence[Schedule],
+    score_error: ScoreError,
+    *,
+    correlations: Sequence[AbstractCorrelation] | None = None,
+    sizes: Numbers = 1.0,
+    metric: str | metrics.Metric = "w2_squared",
+    initialization: Initialization = None,
+    pairs: int = _PAIRS,
+    key: Array | None = None,
+) -> ErrorSweep:
+    """Compute the expected error over step sizes, correlations in time and sizes of an error.
+
+        E F = F(0) + size^2 Q + R(size),     per schedule and correlation
+
+    F(0) and Q are exact, R is simulated by antithetic pairs with the same draws for all sizes. All
+    of it is one program: schedules are padded to the longest by empty steps, which change nothing.
+    `ErrorSweep.order` is a study of the sampler's order, `remainder` shows where the second order
+    ends. A step that multiplies a mode by a number below -1 turns errors around and enlarges them:
+    it is beyond the stability limit, which for Euler's method is a step of 2 over the rate of the
+    mode, and there the exact error and its expansion grow together with `stability`.
+
+    **Arguments:**
+
+    - `target`, `process`, `sampler`, `metric`, `initialization`: as for `jk.expected_error`.
+    - `schedules`: of any numbers of steps.
+    - `score_error`: with slopes per mode, and a random part that is not a sum.
+    - `correlations`: of one type, in place of that of `score_error`; default: its own.
+    - `sizes`: (N,) factors > 0 on the random part.
+    - `pairs`: number of pairs simulated, >= 2.
+    - `key`: of the simulation. Default: a fixed one.
+
+    **Returns:** an `ErrorSweep`.
+
+    **Raises:** ValueError naming the argument.
+
+    **Example:**
+
+    ```python
+    >>> schedules = [jk.schedules.log_snr(jk.VP(), steps, 1e-3) for steps in (8, 16)]
+    >>> setting = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", schedules)
+    >>> error = jk.ScoreError.relative(0.02)
+    >>> jk.error_sweep(*setting, error, correlations=[jk.AR1(0.0), jk.AR1(0.9)]).excess.shape
+    (2, 2, 1)
+    ```
+
+    Source: the experiments of "Correlated-time kernel expansions of the score error" (manuscript),
+    section 8.
+    """
+    if not isinstance(score_error, ScoreError) or score_error.shapes is None:
+        raise ValueError(f"score_error must be a ScoreError with a random part; got {score_error}.")
+    if score_error.other is not None:
+        raise ValueError("score_error is a sum, whose parts have correlations of their own.")
+    factors = np.atleast_1d(_checks.array("sizes", sizes))
+    if factors.ndim != 1 or not factors.size or np.any(factors <= 0):
+        raise ValueError(f"sizes must be numbers > 0; got {sizes}.")
+    pairs = _checks.count("pairs", pairs, at_least=2)
+    stacked = _stack_correlations(
+        [score_error.correlation] if correlations is None else list(correlations)
+    )
+    schedules = list(schedules)
+    if not schedules:
+        raise ValueError("schedules is empty.")
+    options = {"metric": metric, "initialization": initialization}
+    kernels = [error_kernel(target, process, sampler, s, **options) for s in schedules]
+    counts = np.array([k.run.schedule.num_steps for k in kernels])
+    padded = [_pad(kernel, int(counts.max())) for kernel in kernels]
+    kernel = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(a) for a in leaves]), *padded)
+    key = jax.random.key(0) if key is None else key
+    found = _sweep(kernel, score_error, stacked, jnp.asarray(factors), key, pairs)
+    baseline, second, remainder, doubt, stability, factor = (np.asarray(a) for a in found)
+    # eigenvalues of the factors of a step, which are matrices for a method with a history
+    a = np.linalg.eigvals(np.moveaxis(factor, (1, 2), (-2, -1))).real
+    overshoot = -a.reshape(len(schedules), -1).min(1)
+    second = second[..., None] * factors**2
+    return ErrorSweep(
+        counts, factors, baseline, second, second + remainder, doubt, stability, overshoot
+    )
+
+
+def _stack_correlations(correlations: list[AbstractCorrelation]) -> AbstractCorrelation:
+    """Correlations of one type as one, with a leading axis in every field."""
+    types = {type(c) for c in correlations}
+    if len(types) != 1 or not issubclass(*types, AbstractCorrelation):
+        names = sorted(t.__name__ for t in types) or "none"
+        raise ValueError(f"correlations must be one or more, of one type; got {names}.")
+    if len({jax.tree.structure(c) for c in correlations}) != 1:
+        raise ValueError("correlations differ in what is no number; sweep over each by itself.")
+    first = correlations[0]
+    if not jax.tree.leaves(first) and len(correlations) > 1:
+        raise ValueError(f"correlations repeats {first}, which has no parameter.")
+    return jax.tree.map(lambda *a: jnp.stack([jnp.asarray(x) for x in a]), *correlations)
+
+
+def _pad(kernel: ErrorKernel, steps: int) -> ErrorKernel:
+    """A kernel of a schedule that goes on with empty steps."""
+    schedule = kernel.run.schedule
+    longer = eqx.tree_at(
+        lambda s: (s.times, s.stochasticity_squared),
+        schedule,
+        (
+            pad_last(np.asarray(schedule.times), steps + 1),
+            pad_last(np.asarray(schedule.stochasticity_squared), steps),
+        ),
+    )
+    run = eqx.tree_at(lambda r: r.schedule, kernel.run, longer)
+    return ErrorKernel.about_zero(run, kernel.metric)
+
+
+@eqx.filter_jit
+def _sweep(
+    kernels: ErrorKernel,
+    score_error: ScoreError,
+    correlations: AbstractCorrelation,
+    sizes: Float[Array, " sizes"],
+    key: Array,
+    pairs: int,
+) -> tuple[Array, ...]:
+    """Per schedule: baseline, Q, remainder, its standard error, stability, factors of the steps."""
+
+    def one_correlation(
+        kernel: ErrorKernel, correlation: AbstractCorrelation
+    ) -> tuple[Array, Array, Array]:
+        error = dataclasses.replace(score_error, correlation=correlation)
+        kernel, directions = centred(kernel, error)
+        second = contract(kernel, None, directions)
+
+        def one_size(size: Array) -> tuple[Array, Array]:
+            return simulate(kernel, jax.tree.map(lambda a: size * a, directions), key, pairs)
+
+        return second, *jax.vmap(one_size)(sizes)
+
+    def one_schedule(kernel: ErrorKernel) -> tuple[Array, ...]:
+        about, _ = centred(kernel, dataclasses.replace(score_error, shapes=None))
+        baseline = about.error(about.about)
+        if jax.tree.leaves(correlations):
+            per_correlation = jax.vmap(one_correlation, (None, 0))(kernel, correlations)
+        else:
+            found = one_correlation(kernel, correlations)
+            per_correlation = jax.tree.map(lambda a: a[None], found)
+        return baseline, *per_correlation, stability_of(kernel.run), kernel.run.affine_maps().factor
+
+    return jax.lax.map(one_schedule, kernels)
