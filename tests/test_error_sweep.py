@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxkernels as jk
+from jaxkernels.score_error import GivenCorrelation
 
 VARIANCES = np.array([2.0, 0.5, 0.1])
 TARGET = jk.Gaussian(0.0, VARIANCES)
@@ -112,8 +113,7 @@ def test_the_stability_limit(sweep: jk.ErrorSweep) -> None:
         largest = max(1.0, np.max(np.abs(products))) ** 2
         assert sweep.stability[s] == pytest.approx(largest, rel=1e-9)
     assert sweep.stable.tolist() == [False, False, True]
-    # beyond the limit everything grows
-    assert sweep.stability[0] > 100 * sweep.stability[2]
+    assert sweep.stability[0] > 5.0 * sweep.stability[2]
 
 
 @pytest.mark.parametrize(
@@ -123,29 +123,31 @@ def test_the_stability_limit(sweep: jk.ErrorSweep) -> None:
 def test_orders_and_padding(sampler: str, order: int) -> None:
     """The order of W2 is the sampler's, and every row that of its own run without empty steps."""
     setting = (jk.Gaussian(0.0, [1.5, 0.6]), PROCESS, sampler)
-    schedules = [jk.schedules.quadratic(PROCESS, steps, 1e-4) for steps in (20, 40, 80)]
+    schedules = [jk.schedules.log_snr(PROCESS, steps, 1e-4) for steps in (40, 80, 160)]
     error = jk.ScoreError.relative(0.02, jk.OrnsteinUhlenbeck(2.0))
     sweep = jk.error_sweep(*setting, schedules, error, initialization="marginal", pairs=2)
-    np.testing.assert_allclose(sweep.order, 2.0 * order, rtol=0.15)
+    np.testing.assert_allclose(sweep.order, 2.0 * order, rtol=0.05)
     kernel = jk.error_kernel(*setting, schedules[0], initialization="marginal")
     np.testing.assert_allclose(sweep.baseline[0], kernel.baseline(), rtol=1e-9)
     np.testing.assert_allclose(sweep.second_order[0, 0, 0], kernel.contract(error), rtol=1e-9)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "no schedules": ({"schedules": []}, "schedules is empty"),
+    "no schedules": ({"schedules": []}, "must be a list of one or more"),
     "two types": ({"correlations": [jk.AR1(0.5), jk.Independent()]}, "of one type"),
-    "no type": ({"correlations": [0.5]}, "of one type"),
     "nothing to sweep": ({"correlations": [jk.Independent()] * 2}, "has no parameter"),
     "two coordinates": (
         {"correlations": [jk.OrnsteinUhlenbeck(1.0, c) for c in ("time", "log_snr")]},
         "what is no number",
     ),
+    "a matrix of another size": (
+        {"correlations": [GivenCorrelation(np.eye(5))]},
+        "given for 5 evaluations",
+    ),
     "no size": ({"sizes": [0.1, 0.0]}, "numbers > 0"),
     "one pair": ({"pairs": 1}, "pairs = 1"),
     "no randomness": ({"score_error": jk.ScoreError(None, jk.FullyCorrelated())}, "random part"),
     "a sum": ({"score_error": jk.ScoreError.relative(0.1) + jk.ScoreError.relative(0.1)}, "a sum"),
-    "a number": ({"score_error": 0.1}, "must be a ScoreError"),
 }
 
 

@@ -30,6 +30,7 @@ from ._expected import (
 from ._kernel import (
     Blocks as Blocks,
     ErrorKernel as ErrorKernel,
+    check_kernel as check_kernel,
     contract as contract,
     error_kernel as error_kernel,
     factored as factored,

@@ -16,7 +16,7 @@ from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..score_error import AffineError, FullyCorrelated, ScoreError
 from ._expected import centred
-from ._kernel import ErrorKernel, factored
+from ._kernel import ErrorKernel, check_kernel, factored
 
 Tree = TypeVar("Tree", bound=PyTree)
 
@@ -246,7 +246,7 @@ def time_modes(kernel: ErrorKernel, score_error: ScoreError) -> TimeModes:
     if score_error.other is not None:
         raise ValueError("score_error is a sum, whose parts have no common amplitude; pass one.")
     common = ScoreError(score_error.shapes, FullyCorrelated())
-    cost, patterns = jnp.linalg.eigh(jnp.asarray(kernel.interaction_matrix(common)))
+    cost, patterns = jnp.linalg.eigh(jnp.asarray(check_kernel(kernel).interaction_matrix(common)))
     return TimeModes(cost[::-1], patterns.T[::-1])
 
 

@@ -136,6 +136,7 @@ def expected_error(
     if pairs is None:
         pairs = _PAIRS if method == "second_order" else _MANY_PAIRS
     pairs = _checks.count("pairs", pairs, at_least=2)
+    key = jax.random.key(0) if key is None else _checks.random_key("key", key)
     kernel = error_kernel(
         target,
         process,
@@ -178,7 +179,7 @@ def _expected(
     method: str,
     pairs: int,
     nodes: int,
-    key: Array | None,
+    key: Array,
 ) -> ExpectedError:
     """The result of one method for a kernel that expands about the error's mean."""
     baseline = kernel.baseline()
@@ -191,7 +192,6 @@ def _expected(
         return ExpectedError(
             baseline + excess, baseline, excess, second, excess - second, zero, method
         )
-    key = jax.random.key(0) if key is None else key
     remainder, error = simulate(kernel, directions, key, pairs)
     excess = second + remainder if method == "monte_carlo" else second
     return ExpectedError(baseline + excess, baseline, excess, second, remainder, error, method)

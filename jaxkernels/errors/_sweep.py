@@ -145,18 +145,19 @@ def error_sweep(
     if factors.ndim != 1 or not factors.size or np.any(factors <= 0):
         raise ValueError(f"sizes must be numbers > 0; got {sizes}.")
     pairs = _checks.count("pairs", pairs, at_least=2)
-    stacked = _stack_correlations(
-        [score_error.correlation] if correlations is None else list(correlations)
-    )
-    schedules = list(schedules)
-    if not schedules:
-        raise ValueError("schedules is empty.")
+    correlations = [score_error.correlation] if correlations is None else list(correlations)
+    stacked = _stack_correlations(correlations)
+    if isinstance(schedules, Schedule) or not len(schedules):
+        raise ValueError(f"schedules must be a list of one or more; got {schedules}.")
     options = {"metric": metric, "initialization": initialization}
     kernels = [error_kernel(target, process, sampler, s, **options) for s in schedules]
+    for one in kernels:
+        # a correlation that is given for one number of evaluations fits no other
+        jax.eval_shape(lambda times: correlations[0].factor(process, times), one.times)
     counts = np.array([k.run.schedule.num_steps for k in kernels])
     padded = [_pad(kernel, int(counts.max())) for kernel in kernels]
     kernel = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(a) for a in leaves]), *padded)
-    key = jax.random.key(0) if key is None else key
+    key = jax.random.key(0) if key is None else _checks.random_key("key", key)
     found = _sweep(kernel, score_error, stacked, jnp.asarray(factors), key, pairs)
     baseline, second, remainder, doubt, stability, factor = (np.asarray(a) for a in found)
     # eigenvalues of the factors of a step, which are matrices for a method with a history

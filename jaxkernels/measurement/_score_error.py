@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from .. import _checks
 from .._types import AnyArray
-from ..errors import ErrorKernel
+from ..errors import ErrorKernel, check_kernel
 from ..score_error import AffineError, ScoreError, Tabulated
 from ._covariance import cross_product_sum, cross_validated_size, impose_structure, product_sum
 from ._excess import PredictedExcess, predict_excess
@@ -246,6 +246,7 @@ class ScoreErrorEstimate(eqx.Module):
         ```
         """
         level = float(_checks.scalar("level", level, above=0.0, below=1.0))
+        kernel = check_kernel(kernel)
         if kernel.dense and not self.dense:
             raise ValueError("kernel has matrix slopes; the estimate is per mode.")
         if self.dense and not kernel.dense:

@@ -81,6 +81,8 @@ def leading_order_samples(
 
     Source: derived here, from (10) of Cao, Chen, Luo, Zhou (2023).
     """
+    if not isinstance(target, GaussianMixture):
+        raise ValueError(f"target must be a GaussianMixture; got {type(target).__name__}.")
     least = float(np.min(target.eigenvalues))
     if least <= 0:
         raise ValueError(f"target has a component of variance {least:g}; all must be > 0.")
@@ -89,6 +91,7 @@ def leading_order_samples(
     final_time = float(_checks.scalar("final_time", final_time, above=0.0))
     steps = _checks.count("time_steps", time_steps)
     times = least * np.expm1(np.linspace(0.0, np.log1p(final_time / least), steps + 1))
+    key = _checks.random_key("key", key)
     count = _checks.count("num_samples", num_samples, at_least=2)
     products = _multiply_paths(
         target, perturbation, jnp.asarray(alpha2), jnp.asarray(times), key, count

@@ -33,8 +33,8 @@ class ScoreError(eqx.Module):
 
     Expected errors to second order depend on each mode's own covariance only; how modes are
     correlated with each other matters for dense slopes. Make one by `diagonal`, `relative`,
-    `dense`, `random_features`, `from_covariance`, `from_samples` or `deterministic`, or from
-    profiles.
+    `dense`, `random_features`, `separable`, `from_covariance`, `from_block_covariance`,
+    `from_samples` or `deterministic`, or from profiles.
 
     **Arguments:**
 
@@ -42,6 +42,8 @@ class ScoreError(eqx.Module):
     - `correlation`: between times, of every x_j.
     - `mean`: a profile of the known part with one shape, or None for 0.
     - `other`: an independent error that is added, or None. `a + b` makes it.
+
+    **Raises:** ValueError for something else than a correlation.
 
     **Example:**
 
@@ -57,6 +59,12 @@ class ScoreError(eqx.Module):
     correlation: AbstractCorrelation
     mean: AbstractProfile | None = None
     other: "ScoreError | None" = None
+
+    def __check_init__(self):
+        if not isinstance(self.correlation, AbstractCorrelation):
+            raise ValueError(
+                f"correlation must be one such as jk.AR1(0.5); got {self.correlation!r}."
+            )
 
     def __add__(self, other: "ScoreError") -> "ScoreError":
         """Add an independent error: means and covariances add up."""

@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 
 from .. import _checks
 from .._types import AnyArray, Numbers
-from ..processes import AbstractProcess
+from ..processes import AbstractProcess, check_process
 from ._affine import AffineError
 from ._correlation import OrnsteinUhlenbeck
 from ._model import ScoreError
@@ -96,6 +96,7 @@ def fit_separable(
     sizes = np.diagonal(traces)
     if np.any(sizes <= 0):
         raise ValueError(f"covariance has the trace {sizes.min():.3g} at a time; it must be > 0.")
+    process = check_process(process)
     # a correlation of the given coordinate, which checks its name
     unit = OrnsteinUhlenbeck(1.0, coordinate)
     u = times if unit.coordinate == "time" else np.asarray(process.log_snr(times), np.float64)
