@@ -128,7 +128,9 @@ def study(problem: Problem) -> list[dict[str, Any]]:
 def _earlier_rows() -> list[dict[str, Any]]:
     """What earlier runs have found with as much initial noise."""
     path = RESULTS / "sample_changes.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {"num_noise": NUM_NOISE, "rows": []}
+    earlier = (
+        json.loads(path.read_text()) if path.exists() else {"num_noise": NUM_NOISE, "rows": []}
+    )
     return earlier["rows"] if earlier["num_noise"] == NUM_NOISE else []
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -95,7 +96,7 @@ def count(argument: str, value: object, *, at_least: int = 1, at_most: int | Non
 def random_key(argument: str, value: object) -> Array:
     """`value` as a random key, of either kind that JAX has."""
     if isinstance(value, Array) and (
-        jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) or value.dtype == np.uint32
+        jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or value.dtype == np.uint32
     ):
         return value
     raise ValueError(f"{argument} must be a random key such as jax.random.key(0); got {value!r}.")

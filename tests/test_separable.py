@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.linalg import sqrtm
 
 import jaxkernels as jk
 from jaxkernels.score_error import fit_separable
@@ -58,8 +57,9 @@ def _error(schedule: np.ndarray, parameters: np.ndarray) -> float:
         mean = factor @ mean + push * parameters[k, 4:]
         covariance = factor @ covariance @ factor.T
     root = np.diag(np.sqrt(VARIANCES))
-    trace = np.trace(np.diag(VARIANCES) + covariance - 2.0 * sqrtm(root @ covariance @ root).real)
-    return float(mean @ mean + trace)
+    # the trace of the square root, from the eigenvalues
+    cross = np.sum(np.sqrt(np.linalg.eigvalsh(root @ covariance @ root)))
+    return float(mean @ mean + np.sum(VARIANCES) + np.trace(covariance) - 2.0 * cross)
 
 
 @pytest.mark.parametrize("form", SIZES)
@@ -143,7 +143,7 @@ def test_few_draws_determine_a_separable_covariance() -> None:
     root = np.linalg.cholesky(flat)
     rng = np.random.default_rng(0)
     sampled, fitted = [], []
-    for _ in range(100):
+    for _ in range(40):
         x = rng.standard_normal((draws, len(flat))) @ root.T
         found = x.T @ x / draws
         sampled.append(np.linalg.norm(found - flat) ** 2)
@@ -151,7 +151,8 @@ def test_few_draws_determine_a_separable_covariance() -> None:
         model = _found(fit.score_error, times).reshape(flat.shape)
         fitted.append(np.linalg.norm(model - flat) ** 2)
     expected = (np.linalg.norm(flat) ** 2 + np.trace(flat) ** 2) / draws
-    assert np.mean(sampled) == pytest.approx(expected, rel=4.0 * np.std(sampled) / expected / 10.0)
+    doubt = np.std(sampled) / np.sqrt(40)
+    assert abs(np.mean(sampled) - expected) < 4.0 * doubt
     assert np.mean(fitted) < 0.7 * np.mean(sampled)
 
 

@@ -2,17 +2,18 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from .. import _checks, metrics
 from .._padding import pad_last
 from .._precision import in_float64
-from .._types import AnyArray, Numbers
+from .._types import Numbers
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
 from ..recurrence import Initialization
@@ -24,6 +25,8 @@ from ._expected import centred, simulate
 from ._kernel import ErrorKernel, contract, error_kernel
 
 _PAIRS = 64
+
+Module = TypeVar("Module", bound=eqx.Module)
 
 
 class ErrorSweep(eqx.Module):
@@ -51,29 +54,29 @@ class ErrorSweep(eqx.Module):
     ```
     """
 
-    num_steps: np.ndarray
-    sizes: Float[AnyArray, " sizes"]
-    baseline: Float[AnyArray, " schedules"]
-    second_order: Float[AnyArray, "schedules correlations sizes"]
-    excess: Float[AnyArray, "schedules correlations sizes"]
-    standard_error: Float[AnyArray, "schedules correlations sizes"]
-    stability: Float[AnyArray, " schedules"]
-    overshoot: Float[AnyArray, " schedules"]
+    num_steps: Int[np.ndarray, " schedules"]
+    sizes: Float[np.ndarray, " sizes"]
+    baseline: Float[np.ndarray, " schedules"]
+    second_order: Float[np.ndarray, "schedules correlations sizes"]
+    excess: Float[np.ndarray, "schedules correlations sizes"]
+    standard_error: Float[np.ndarray, "schedules correlations sizes"]
+    stability: Float[np.ndarray, " schedules"]
+    overshoot: Float[np.ndarray, " schedules"]
 
     @property
     def value(self) -> Float[np.ndarray, "schedules correlations sizes"]:
         """The expected error."""
-        return np.asarray(self.baseline)[:, None, None] + np.asarray(self.excess)
+        return self.baseline[:, None, None] + self.excess
 
     @property
     def remainder(self) -> Float[np.ndarray, "schedules correlations sizes"]:
         """What the second order leaves out, relative to it."""
-        return np.asarray(self.excess) / np.asarray(self.second_order) - 1.0
+        return self.excess / self.second_order - 1.0
 
     @property
-    def stable(self) -> np.ndarray:
+    def stable(self) -> Bool[np.ndarray, " schedules"]:
         """(S,) whether no step is beyond the stability limit, overshoot <= 1."""
-        return np.asarray(self.overshoot) <= 1.0
+        return self.overshoot <= 1.0
 
     @property
     def order(self) -> Float[np.ndarray, " pairs"]:
@@ -104,7 +107,8 @@ def error_sweep(
         E F = F(0) + size^2 Q + R(size),     per schedule and correlation
 
     F(0) and Q are exact, R is simulated by antithetic pairs with the same draws for all sizes. All
-    of it is one program: schedules are padded to the longest by empty steps, which change nothing.
+    of it is one program: schedules are padded to the longest by empty steps, which change nothing
+    (but at noise 0: those that end there are computed one after another).
     `ErrorSweep.order` is a study of the sampler's order, `remainder` shows where the second order
     ends. A step that multiplies a mode by a number below -1 turns errors around and enlarges them:
     it is beyond the stability limit, which for Euler's method is a step of 2 over the rate of the
@@ -155,32 +159,47 @@ def error_sweep(
         # a correlation that is given for one number of evaluations fits no other
         jax.eval_shape(lambda times: correlations[0].factor(process, times), one.times)
     counts = np.array([k.run.schedule.num_steps for k in kernels])
-    padded = [_pad(kernel, int(counts.max())) for kernel in kernels]
-    kernel = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(a) for a in leaves]), *padded)
+    if any(float(process.noise(k.run.schedule.times[-1])) == 0 for k in kernels):
+        batches = [[kernel] for kernel in kernels]
+    else:
+        batches = [[_pad(kernel, int(counts.max())) for kernel in kernels]]
     key = jax.random.key(0) if key is None else _checks.random_key("key", key)
-    found = _sweep(kernel, score_error, stacked, jnp.asarray(factors), key, pairs)
-    baseline, second, remainder, doubt, stability, factor = (np.asarray(a) for a in found)
-    # eigenvalues of the factors of a step, which are matrices for a method with a history
-    a = np.linalg.eigvals(np.moveaxis(factor, (1, 2), (-2, -1))).real
-    overshoot = -a.reshape(len(schedules), -1).min(1)
+    found = [
+        _sweep(_stack(batch), score_error, stacked, jnp.asarray(factors), key, pairs)
+        for batch in batches
+    ]
+    baseline, second, remainder, doubt, stability = (
+        np.concatenate([np.asarray(f[i]) for f in found]) for i in range(5)
+    )
+    overshoot = np.concatenate([_overshoot(np.asarray(f[-1])) for f in found])
     second = second[..., None] * factors**2
     return ErrorSweep(
         counts, factors, baseline, second, second + remainder, doubt, stability, overshoot
     )
 
 
+def _overshoot(factor: Float[np.ndarray, "runs s s steps modes"]) -> Float[np.ndarray, " runs"]:
+    """The largest -a of the eigenvalues a of every run's steps, matrices if there is a history."""
+    a = np.linalg.eigvals(np.moveaxis(factor, (1, 2), (-2, -1))).real
+    return -a.reshape(len(a), -1).min(1)
+
+
+def _stack(modules: Sequence[Module]) -> Module:
+    """Modules of one structure as one, with a leading axis in every array."""
+    return jax.tree.map(lambda *a: jnp.stack([jnp.asarray(x) for x in a]), *modules)
+
+
 def _stack_correlations(correlations: list[AbstractCorrelation]) -> AbstractCorrelation:
     """Correlations of one type as one, with a leading axis in every field."""
-    types = {type(c) for c in correlations}
-    if len(types) != 1 or not issubclass(*types, AbstractCorrelation):
-        names = sorted(t.__name__ for t in types) or "none"
+    names = sorted({type(c).__name__ for c in correlations})
+    if len(names) != 1 or not isinstance(correlations[0], AbstractCorrelation):
         raise ValueError(f"correlations must be one or more, of one type; got {names}.")
     if len({jax.tree.structure(c) for c in correlations}) != 1:
         raise ValueError("correlations differ in what is no number; sweep over each by itself.")
     first = correlations[0]
     if not jax.tree.leaves(first) and len(correlations) > 1:
         raise ValueError(f"correlations repeats {first}, which has no parameter.")
-    return jax.tree.map(lambda *a: jnp.stack([jnp.asarray(x) for x in a]), *correlations)
+    return _stack(correlations)
 
 
 def _pad(kernel: ErrorKernel, steps: int) -> ErrorKernel:

@@ -127,10 +127,11 @@ def _axes(target: GaussianMixture, cells: int) -> tuple[Array, Array]:
     width = size.max() / cells
     counts = np.ceil(size / width - 1e-9).astype(int)
     middle = low + 0.5 * size
-    return tuple(
+    first, second = (
         jnp.asarray(middle[i] + width * (np.arange(n) - 0.5 * (n - 1)))
         for i, n in enumerate(counts)
     )
+    return first, second
 
 
 @eqx.filter_jit

@@ -364,8 +364,9 @@ class ScoreError(eqx.Module):
         Source: "Correlated-time kernel expansions of the score error" (manuscript), section 7.
         """
         matrix = _checks.array("covariance", covariance)
-        if matrix.ndim == 2:
-            check_blocks(1, matrix[None, :, None], num_modes)
+        if matrix.ndim != 2:
+            raise ValueError(f"covariance has shape {matrix.shape}; it must be a square matrix.")
+        check_blocks(1, matrix[None, :, None], num_modes)
         roots = roots_of("covariance", matrix, project=False)
         profile = Constant(*(constant(a) for a in split_parameters(roots, num_modes)))
         return cls(Scaled(profile, amplitude), correlation or FullyCorrelated())

@@ -73,8 +73,6 @@ def roots_of(
     ValueError naming the argument unless it is symmetric and, without `project`, positive
     semidefinite.
     """
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"{name} has shape {matrix.shape}; it must be a square matrix.")
     asymmetry = np.abs(matrix - matrix.T).max()
     if asymmetry > 1e-8 * np.abs(matrix).max():
         raise ValueError(f"{name} is not symmetric: its halves differ by up to {asymmetry:.3g}.")

@@ -1,13 +1,13 @@
 """Separable covariances of a score error: one correlation in time, one covariance of parameters."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 
 from .. import _checks
-from .._types import AnyArray, Numbers
+from .._types import Numbers
 from ..processes import AbstractProcess, check_process
 from ._affine import AffineError
 from ._correlation import OrnsteinUhlenbeck
@@ -116,7 +116,7 @@ def fit_separable(
 def _fit_length(
     distance: Float[np.ndarray, "n n"],
     correlation: Float[np.ndarray, "n n"],
-    amplitude: Float[AnyArray, " n"],
+    amplitude: Float[np.ndarray, " n"],
 ) -> float:
     """The correlation length of least squares, weighted by the products of amplitudes."""
     weights = np.outer(amplitude, amplitude)
@@ -128,7 +128,8 @@ def _fit_length(
         return float(np.sum((weights * (correlation - model)) ** 2))
 
     # the criterion may have several minima: the best of a scan is improved between its neighbours
-    scan = np.linspace(*ends, 200)
+    scan = np.linspace(ends[0], ends[1], 200)
     i = int(np.argmin([misfit(s) for s in scan]))
     bounds = (scan[max(i - 1, 0)], scan[min(i + 1, scan.size - 1)])
-    return float(np.exp(minimize_scalar(misfit, bounds=bounds, options={"xatol": 1e-12}).x))
+    found: Any = minimize_scalar(misfit, bounds=bounds, options={"xatol": 1e-12})
+    return float(np.exp(found.x))
