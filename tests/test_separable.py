@@ -123,6 +123,21 @@ def test_a_separable_covariance_is_fitted_exactly(form: str) -> None:
     np.testing.assert_allclose(known.slope, mean.slope)
 
 
+def test_covariances_per_mode_are_fitted() -> None:
+    """As an estimate has them; what is no covariance in them is in the residual."""
+    matrices = np.stack([_random_covariance(2, seed) for seed in (1, 2)], -1)
+    covariance = np.einsum("ab,pqi->apbqi", _decay(2.5), matrices)
+    fit = fit_separable(PROCESS, TIMES, covariance, 2)
+    assert fit.residual < 1e-5
+    found = _found(fit.score_error).reshape(NUM, 2, 2, NUM, 2, 2)
+    expected = np.einsum("apbqi,ij->apibqj", covariance, np.eye(2))
+    np.testing.assert_allclose(found, expected, atol=1e-5 * covariance.max())
+    matrices[:, :, 1] = 1e-5 * np.array([[1.0, 2.0], [2.0, 1.0]])
+    fit = fit_separable(PROCESS, TIMES, np.einsum("ab,pqi->apbqi", _decay(2.5), matrices), 2)
+    lost = 1e-5 / np.linalg.norm(matrices)
+    assert fit.residual == pytest.approx(lost, rel=1e-4)
+
+
 def test_the_residual_says_what_is_not_separable() -> None:
     """Slopes that are the same at all times and shifts that are independent: no single rho."""
     rho = np.stack([np.ones((NUM, NUM))] * 2 + [np.eye(NUM)] * 2)

@@ -138,7 +138,8 @@ class ScoreErrorEstimate(eqx.Module):
 
         For a single network the error is known and not random: its mean. Negative eigenvalues of
         the covariance are set to 0. With matrix slopes the covariance is that of the networks'
-        mean fits, the variance of which it includes.
+        mean fits, the variance of which it includes. For one correlation in time of all parameters
+        fit `jk.score_error.fit_separable` to `covariance()`.
 
         **Arguments:**
 

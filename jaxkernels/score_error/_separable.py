@@ -7,7 +7,7 @@ from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 
 from .. import _checks
-from .._types import Numbers
+from .._types import AnyArray, Numbers
 from ..processes import AbstractProcess, check_process
 from ._affine import AffineError
 from ._correlation import OrnsteinUhlenbeck
@@ -66,8 +66,9 @@ def fit_separable(
 
     - `process`: the process of the times.
     - `times`: (n,) strictly decreasing, n >= 2.
-    - `covariance`: (n, P, n, P), symmetric, as for `ScoreError.from_block_covariance`. For that of
-      a `ScoreErrorEstimate` see `jk.ScoreError.from_covariance`, which is per mode.
+    - `covariance`: (n, P, n, P) as for `ScoreError.from_block_covariance`, or (n, 2, n, 2, d) per
+      mode as `ScoreErrorEstimate.covariance` has it. Negative eigenvalues of M, which an unbiased
+      estimate may have, are replaced by 0 and are part of the residual.
     - `num_modes`: d; P = 2 d for slopes per mode, d^2 + d for matrices.
     - `mean`: an `AffineError` with fields (n, modes[, modes]), or None for 0.
     - `coordinate`: u, "log_snr" or "time".
@@ -75,7 +76,7 @@ def fit_separable(
     **Returns:** a `SeparableFit`.
 
     **Raises:** ValueError naming the argument; also for a covariance without a positive trace at
-    some time, or whose M is not positive semidefinite.
+    some time.
 
     **Example:**
 
@@ -91,7 +92,10 @@ def fit_separable(
     times = _checks.array("times", times)
     if times.ndim != 1 or times.size < 2 or np.any(np.diff(times) >= 0):
         raise ValueError(f"times must be two or more, strictly decreasing; got {times}.")
-    blocks = check_blocks(times.size, _checks.array("covariance", covariance), num_modes)
+    given = _checks.array("covariance", covariance)
+    if given.ndim == 5:
+        given = _couple_nothing(given)
+    blocks = check_blocks(times.size, given, num_modes)
     traces = np.einsum("apbp->ab", blocks)
     sizes = np.diagonal(traces)
     if np.any(sizes <= 0):
@@ -103,14 +107,23 @@ def fit_separable(
     amplitude = np.sqrt(sizes)
     length = _fit_length(np.abs(u[:, None] - u), traces / np.outer(amplitude, amplitude), amplitude)
     within = np.einsum("apaq,a->pq", blocks, 1.0 / sizes) / times.size
-    roots = roots_of("covariance", within, project=False)
+    roots = roots_of("covariance", within, project=True)
     correlation = OrnsteinUhlenbeck(length, coordinate)
     slope, shift = split_parameters(roots[:, None] * amplitude[:, None], num_modes)
     known = None if mean is None else Tabulated(times, mean.slope[None], mean.shift[None])
     model = ScoreError(Tabulated(times, slope, shift), correlation, known)
     decay = np.exp(-np.abs(u[:, None] - u) / length) * np.outer(amplitude, amplitude)
-    left = blocks - np.einsum("ab,pq->apbq", decay, within)
+    left = blocks - np.einsum("ab,pq->apbq", decay, roots.T @ roots)
     return SeparableFit(model, length, float(np.linalg.norm(left) / np.linalg.norm(blocks)))
+
+
+def _couple_nothing(
+    covariance: Float[AnyArray, "n 2 n 2 modes"],
+) -> Float[np.ndarray, "n parameters n parameters"]:
+    """Covariances per mode as one of all parameters (slopes, shifts), 0 between modes."""
+    n, _, _, _, modes = covariance.shape
+    blocks = np.einsum("apbqi,ij->apibqj", covariance, np.eye(modes))
+    return blocks.reshape(n, 2 * modes, n, 2 * modes)
 
 
 def _fit_length(
