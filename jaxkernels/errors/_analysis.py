@@ -241,13 +241,19 @@ def time_modes(kernel: ErrorKernel, score_error: ScoreError) -> TimeModes:
 
     Source: derived here.
     """
+    score_error = check_one_random_part(score_error)
+    common = ScoreError(score_error.shapes, FullyCorrelated())
+    cost, patterns = jnp.linalg.eigh(jnp.asarray(check_kernel(kernel).interaction_matrix(common)))
+    return TimeModes(cost[::-1], patterns.T[::-1])
+
+
+def check_one_random_part(score_error: object) -> ScoreError:
+    """Check that an error is random, with one amplitude in time."""
     if not isinstance(score_error, ScoreError) or score_error.shapes is None:
         raise ValueError(f"score_error must be a ScoreError with a random part; got {score_error}.")
     if score_error.other is not None:
         raise ValueError("score_error is a sum, whose parts have no common amplitude; pass one.")
-    common = ScoreError(score_error.shapes, FullyCorrelated())
-    cost, patterns = jnp.linalg.eigh(jnp.asarray(check_kernel(kernel).interaction_matrix(common)))
-    return TimeModes(cost[::-1], patterns.T[::-1])
+    return score_error
 
 
 @in_float64

@@ -20,7 +20,7 @@ from ..recurrence import Initialization
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..score_error import AbstractCorrelation, ScoreError
-from ._analysis import stability_of
+from ._analysis import check_one_random_part, stability_of
 from ._expected import centred, simulate
 from ._kernel import ErrorKernel, contract, error_kernel
 
@@ -46,11 +46,9 @@ class ErrorSweep(eqx.Module):
     **Example:**
 
     ```python
-    >>> table = np.ones((2, 1, 1))
-    >>> sweep = jk.ErrorSweep(np.array([4, 8]), np.ones(1), *np.ones((1, 2)), *[table] * 3,
-    ...                       *np.ones((2, 2)))
-    >>> sweep.order.tolist()
-    [0.0]
+    >>> parts = (np.array([4.0, 1.0]), *np.ones((3, 2, 1, 1)), *np.ones((2, 2)))
+    >>> jk.ErrorSweep(np.array([4, 8]), np.ones(1), *parts).order.tolist()
+    [2.0]
     ```
     """
 
@@ -133,18 +131,14 @@ def error_sweep(
     ```python
     >>> schedules = [jk.schedules.log_snr(jk.VP(), steps, 1e-3) for steps in (8, 16)]
     >>> setting = (jk.Gaussian(0.0, [2.0, 0.1]), jk.VP(), "ddim", schedules)
-    >>> error = jk.ScoreError.relative(0.02)
-    >>> jk.error_sweep(*setting, error, correlations=[jk.AR1(0.0), jk.AR1(0.9)]).excess.shape
-    (2, 2, 1)
+    >>> jk.error_sweep(*setting, jk.ScoreError.relative(0.02), sizes=[0.5, 1.0, 2.0]).excess.shape
+    (2, 1, 3)
     ```
 
     Source: the experiments of "Correlated-time kernel expansions of the score error" (manuscript),
     section 8.
     """
-    if not isinstance(score_error, ScoreError) or score_error.shapes is None:
-        raise ValueError(f"score_error must be a ScoreError with a random part; got {score_error}.")
-    if score_error.other is not None:
-        raise ValueError("score_error is a sum, whose parts have correlations of their own.")
+    score_error = check_one_random_part(score_error)
     factors = np.atleast_1d(_checks.array("sizes", sizes))
     if factors.ndim != 1 or not factors.size or np.any(factors <= 0):
         raise ValueError(f"sizes must be numbers > 0; got {sizes}.")

@@ -88,10 +88,9 @@ def leading_order_2d(
     **Example:**
 
     ```python
-    >>> target = jk.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.5]], [0.5, 0.4])
-    >>> options = {"cells": 32, "time_steps": 16}
-    >>> result = jk.reverse_sde.leading_order_2d(target, "score", 1.0, 1.0, **options)
-    >>> bool(result.mass_imbalance < 0.01)
+    >>> setting = (jk.GaussianMixture([1.0], [[0.0, 0.0]], [0.5]), "score", 1.0, 1.0)
+    >>> result = jk.reverse_sde.leading_order_2d(*setting, cells=32, time_steps=16)
+    >>> bool(result.discretization_error < 0.01 * result.value)
     True
     ```
 
