@@ -18,9 +18,13 @@ TARGET: Any = jk.Gaussian(0.0, [2.0, 0.5])
 MIXTURE: Any = jk.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
 PROCESS: Any = jk.VP()
 SCHEDULE: Any = jk.schedules.log_snr(PROCESS, 4, 1e-3)
+NETWORK: Any = TARGET.denoiser(PROCESS)
 RUN: Any = (TARGET, PROCESS, "ddim", SCHEDULE)
 ERROR: Any = jk.ScoreError.relative(0.1)
 DENSE: Any = jk.ScoreError.dense(0.01 * np.ones((1, 2, 2)), np.zeros((1, 2)))
+ZERO: Any = np.zeros((5, 2, 2, 2))
+TIMES: Any = np.array([1.0, 0.5])
+ESTIMATE = jk.ScoreErrorEstimate(TIMES, ZERO, ZERO, ZERO[0, 0])
 NUMBER: Any = 0.1
 TEXT: Any = "vp"
 
@@ -54,7 +58,10 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: jk.expected_error(*RUN, score_error=ERROR, key=NUMBER),
         "key must be a random key",
     ),
-    "sweep over one schedule": (lambda: jk.error_sweep(*RUN, ERROR), "a list of one or more"),
+    "sweep over one schedule": (
+        lambda: jk.error_sweep(TARGET, PROCESS, "ddim", SCHEDULE, ERROR),
+        "a list of one or more",
+    ),
     "sweep of a number": (
         lambda: jk.error_sweep(TARGET, PROCESS, "ddim", [SCHEDULE], NUMBER),
         "must be a ScoreError",
@@ -71,9 +78,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
         "process must be",
     ),
     "estimate's kernel": (
-        lambda: jk.ScoreErrorEstimate(
-            np.array([1.0, 0.5]), *np.zeros((2, 5, 2, 2, 2)), np.zeros((2, 2))
-        ).predict(TEXT),
+        lambda: ESTIMATE.predict(TEXT),
         "kernel must be",
     ),
     "estimate's key": (
@@ -84,7 +89,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "change's key": (
         lambda: jk.predict_sample_change(
-            *[TARGET.denoiser(PROCESS)] * 2, "ddim", SCHEDULE, jnp.ones((2, 2)), key=NUMBER
+            NETWORK, NETWORK, "ddim", SCHEDULE, jnp.ones((2, 2)), key=NUMBER
         ),
         "key must be a random key",
     ),

@@ -47,7 +47,7 @@ class ErrorSweep(eqx.Module):
 
     ```python
     >>> parts = (np.array([4.0, 1.0]), *np.ones((3, 2, 1, 1)), *np.ones((2, 2)))
-    >>> jk.ErrorSweep(np.array([4, 8]), np.ones(1), *parts).order.tolist()
+    >>> jk.ErrorSweep(np.array([4, 8]), np.ones(1), *parts).order.round(9).tolist()
     [2.0]
     ```
     """
@@ -139,9 +139,7 @@ def error_sweep(
     section 8.
     """
     score_error = check_one_random_part(score_error)
-    factors = np.atleast_1d(_checks.array("sizes", sizes))
-    if factors.ndim != 1 or not factors.size or np.any(factors <= 0):
-        raise ValueError(f"sizes must be numbers > 0; got {sizes}.")
+    factors = _check_sizes(sizes)
     pairs = _checks.count("pairs", pairs, at_least=2)
     correlations = [score_error.correlation] if correlations is None else list(correlations)
     stacked = _stack_correlations(correlations)
@@ -165,11 +163,18 @@ def error_sweep(
     baseline, second, remainder, doubt, stability = (
         np.concatenate([np.asarray(f[i]) for f in found]) for i in range(5)
     )
-    overshoot = np.concatenate([_overshoot(np.asarray(f[-1])) for f in found])
     second = second[..., None] * factors**2
-    return ErrorSweep(
-        counts, factors, baseline, second, second + remainder, doubt, stability, overshoot
-    )
+    overshoot = np.concatenate([_overshoot(np.asarray(f[-1])) for f in found])
+    moments = (baseline, second, second + remainder, doubt)
+    return ErrorSweep(counts, factors, *moments, stability, overshoot)
+
+
+def _check_sizes(sizes: Numbers) -> Float[np.ndarray, " sizes"]:
+    """Positive factors."""
+    factors = np.atleast_1d(_checks.array("sizes", sizes))
+    if factors.ndim != 1 or not factors.size or np.any(factors <= 0):
+        raise ValueError(f"sizes must be numbers > 0; got {sizes}.")
+    return factors
 
 
 def _overshoot(factor: Float[np.ndarray, "runs s s steps modes"]) -> Float[np.ndarray, " runs"]:

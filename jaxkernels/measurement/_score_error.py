@@ -222,8 +222,10 @@ class ScoreErrorEstimate(eqx.Module):
 
         The interval covers a new ensemble like this one: it is the union of a studentised bootstrap
         over networks and of the interval for a lognormal distribution, which large errors resemble,
-        widened by the scatter of the fits. For fewer than 4 networks it covers the error of these
-        networks: a t interval of jackknife values over repetitions.
+        widened by the scatter of the fits. Errors so large that a few rare networks make up most of
+        the mean are missing from most ensembles: then it covers less often. For fewer than 4
+        networks it covers the error of these networks: a t interval of jackknife values over
+        repetitions.
 
         **Arguments:**
 

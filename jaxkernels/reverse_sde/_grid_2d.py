@@ -90,7 +90,7 @@ def leading_order_2d(
     ```python
     >>> setting = (jk.GaussianMixture([1.0], [[0.0, 0.0]], [0.5]), "score", 1.0, 1.0)
     >>> result = jk.reverse_sde.leading_order_2d(*setting, cells=32, time_steps=16)
-    >>> bool(result.discretization_error < 0.01 * result.value)
+    >>> bool(result.discretization_error < 0.05 * result.value)
     True
     ```
 

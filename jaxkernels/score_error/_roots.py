@@ -66,7 +66,7 @@ def split_draws(
 
 
 def roots_of(
-    name: str, matrix: Float[AnyArray, "p p"], project: bool
+    name: str, matrix: Float[AnyArray, "p p"] | Float[np.ndarray, "p p"], project: bool
 ) -> Float[np.ndarray, "directions p"]:
     """Directions w of a matrix = sum w w^T, largest last.
 
@@ -89,8 +89,8 @@ def roots_of(
 
 
 def check_blocks(
-    num_times: int, covariance: AnyArray, num_modes: int
-) -> Float[AnyArray, "n parameters n parameters"]:
+    num_times: int, covariance: AnyArray | np.ndarray, num_modes: int
+) -> Float[np.ndarray, "n parameters n parameters"]:
     """A joint covariance of all parameters at all times, of a known number of modes."""
     d = _checks.count("num_modes", num_modes)
     n = num_times
@@ -100,7 +100,7 @@ def check_blocks(
             f"covariance has shape {covariance.shape}; for {n} times and {d} modes it must be "
             f"{allowed[0]} for slopes per mode or {allowed[1]} for matrices."
         )
-    return covariance
+    return np.asarray(covariance)
 
 
 def split_parameters(
