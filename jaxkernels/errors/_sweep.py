@@ -150,15 +150,10 @@ def error_sweep(
     for one in kernels:
         # a correlation that is given for one number of evaluations fits no other
         jax.eval_shape(lambda times: correlations[0].factor(process, times), one.times)
-    counts = np.array([k.run.schedule.num_steps for k in kernels])
-    if any(float(process.noise(k.run.schedule.times[-1])) == 0 for k in kernels):
-        batches = [[kernel] for kernel in kernels]
-    else:
-        batches = [[_pad(kernel, int(counts.max())) for kernel in kernels]]
     key = jax.random.key(0) if key is None else _checks.random_key("key", key)
     found = [
         _sweep(_stack(batch), score_error, stacked, jnp.asarray(factors), key, pairs)
-        for batch in batches
+        for batch in _batches(kernels)
     ]
     baseline, second, remainder, doubt, stability = (
         np.concatenate([np.asarray(f[i]) for f in found]) for i in range(5)
@@ -166,6 +161,7 @@ def error_sweep(
     second = second[..., None] * factors**2
     overshoot = np.concatenate([_overshoot(np.asarray(f[-1])) for f in found])
     moments = (baseline, second, second + remainder, doubt)
+    counts = np.array([kernel.run.schedule.num_steps for kernel in kernels])
     return ErrorSweep(counts, factors, *moments, stability, overshoot)
 
 
@@ -199,6 +195,14 @@ def _stack_correlations(correlations: list[AbstractCorrelation]) -> AbstractCorr
     if not jax.tree.leaves(first) and len(correlations) > 1:
         raise ValueError(f"correlations repeats {first}, which has no parameter.")
     return _stack(correlations)
+
+
+def _batches(kernels: list[ErrorKernel]) -> list[list[ErrorKernel]]:
+    """What is computed at once: all, in one length, unless a run ends where no score exists."""
+    if any(float(k.process.noise(k.run.schedule.times[-1])) == 0 for k in kernels):
+        return [[kernel] for kernel in kernels]
+    steps = max(kernel.run.schedule.num_steps for kernel in kernels)
+    return [[_pad(kernel, steps) for kernel in kernels]]
 
 
 def _pad(kernel: ErrorKernel, steps: int) -> ErrorKernel:
