@@ -99,6 +99,7 @@ def test_every_entry_is_that_of_its_own_simulation(sweep: jk.ErrorSweep) -> None
                 assert abs(pair.mean() - sweep.value[s, r, n]) < 4.5 * doubt
 
 
+@pytest.mark.slow
 def test_schedules_that_end_without_noise() -> None:
     """Empty steps at noise 0 would have no score: these are not padded."""
     schedules = [jk.Schedule(np.linspace(1.0, 0.0, steps + 1) ** 2) for steps in (4, 6)]
