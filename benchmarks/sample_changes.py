@@ -4,9 +4,10 @@ Every reference network is changed in three ways: trained for a little longer, t
 8 bits per weight. `jk.predict_sample_change` says what becomes of the samples, to first order in
 the difference of the networks; beside it stands what does. A trajectory whose own second order is
 below a tenth of its first is one where the expansion should hold within 10 %. Names of networks as
-arguments restrict the run to them.
+arguments restrict the run to them; the results of the others stay.
 """
 
+import json
 import sys
 from typing import Any
 
@@ -20,7 +21,7 @@ from rich.progress import track
 
 import jaxkernels as jk
 
-from .environment import save, table
+from .environment import RESULTS, save, table
 from .networks.data import HELD_OUT, PROBLEMS, PROCESS, T_MIN, Problem
 from .networks.network import Network
 from .networks.study import denoiser_of
@@ -124,6 +125,15 @@ def study(problem: Problem) -> list[dict[str, Any]]:
     ]
 
 
+def _earlier_rows() -> list[dict[str, Any]]:
+    """What earlier runs have found with as much initial noise."""
+    path = RESULTS / "sample_changes.json"
+    earlier = (
+        json.loads(path.read_text()) if path.exists() else {"num_noise": NUM_NOISE, "rows": []}
+    )
+    return earlier["rows"] if earlier["num_noise"] == NUM_NOISE else []
+
+
 def main() -> None:
     """Measure, show and save."""
     asked = sys.argv[1:]
@@ -144,10 +154,11 @@ def main() -> None:
         ]
         for row in rows
     ]
+    kept = [row for row in _earlier_rows() if row["network"] not in {p.name for p in problems}]
     header = ["change", "rms", "predicted / measured", "error", "remainder"]
     header += ["trusted trajectories", "theirs: predicted / measured", "within 10 %"]
     print(table(header, shown))
-    content = {"num_noise": NUM_NOISE, "rows": rows}
+    content = {"num_noise": NUM_NOISE, "rows": kept + rows}
     print(f"written to {save('sample_changes', content)}")
 
 

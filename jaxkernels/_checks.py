@@ -8,7 +8,10 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar, cast
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from ._precision import is_traced
 from ._types import AnyArray, Numbers
@@ -88,6 +91,15 @@ def count(argument: str, value: object, *, at_least: int = 1, at_most: int | Non
     if at_most is not None and value > at_most:
         raise ValueError(f"{argument} = {value} must be at most {at_most}.")
     return int(value)
+
+
+def random_key(argument: str, value: object) -> Array:
+    """`value` as a random key, of either kind that JAX has."""
+    if isinstance(value, Array) and (
+        jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or value.dtype == np.uint32
+    ):
+        return value
+    raise ValueError(f"{argument} must be a random key such as jax.random.key(0); got {value!r}.")
 
 
 def one_of(argument: str, value: object, allowed: Iterable[str]) -> str:

@@ -53,6 +53,41 @@ def test_variance_of_guided_samples_in_the_limit_of_small_steps(scale: float) ->
     np.testing.assert_allclose(found.variance, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_schedule_for_guided_samples_is_another_one() -> None:
+    """From a record of each scale: of the two optima each is the better one at its own scale."""
+    process = jk.VP()
+    noise = jax.random.normal(jax.random.key(0), (128, 2))
+    fresh = jax.random.normal(jax.random.key(1), (512, 2))
+
+    def guided(scale: float) -> jk.Denoiser:
+        def score(x: jax.Array, t: jax.Array) -> jax.Array:
+            own = TARGET.score(process, x, t)
+            return own + (scale - 1.0) * (own - WIDER.score(process, x, t))
+
+        return jk.Denoiser(score, process, "score")
+
+    scales = (1.0, 4.0)
+    best = {}
+    for scale in scales:
+        record = jk.record(guided(scale), noise, t_min=1e-3, progress=False)
+        objective = jk.RecordedError(record)
+        best[scale] = jk.optimize_schedule(
+            TARGET, process, "ddim", 8, t_min=1e-3, objective=objective, progress=False
+        ).schedule
+    for scale in scales:
+        many = jk.schedules.log_snr(process, 200, 1e-3)
+        reference = jk.sample(guided(scale), "rk4", many, fresh)
+        errors = {
+            other: jnp.sqrt(
+                jnp.mean((jk.sample(guided(scale), "ddim", schedule, fresh) - reference) ** 2)
+            )
+            for other, schedule in best.items()
+        }
+        wrong = scales[1 - scales.index(scale)]
+        assert errors[scale] < 0.9 * errors[wrong]
+
+
 @pytest.mark.parametrize(
     ("unconditional", "message"),
     [

@@ -58,6 +58,45 @@ def test_contributions_are_derivatives_of_samples(sampler: str, alpha: float) ->
         np.testing.assert_allclose(change.contributions[k], expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_mixture_changes_as_its_own_formula_says() -> None:
+    """Means that move a little: DDIM with NumPy's posterior mean, by central differences."""
+    weights = np.array([0.3, 0.7])
+    means = np.array([[-1.0, 0.5], [0.8, -0.2]])
+    moved = np.array([[0.3, -0.1], [0.2, 0.4]])
+    variances = np.array([0.1, 0.3])
+    times = np.asarray(SCHEDULE.times, np.float64)
+    integral = 0.1 * times + 9.95 * times**2
+    signal = np.exp(-0.5 * integral)
+    noise = np.sqrt(-np.expm1(-integral))
+
+    def denoised(x: np.ndarray, k: int, means: np.ndarray) -> np.ndarray:
+        total = signal[k] ** 2 * variances + noise[k] ** 2
+        residual = x[:, None] - signal[k] * means
+        logs = np.log(weights) - np.sum(residual**2, -1) / (2.0 * total) - np.log(total)
+        share = np.exp(logs - logs.max(1, keepdims=True))
+        share /= share.sum(1, keepdims=True)
+        each = means + (signal[k] * variances / total)[:, None] * residual
+        return np.sum(share[..., None] * each, 1)
+
+    def samples(step: int, size: float) -> np.ndarray:
+        """The first mixture's, with the second's denoised point mixed into one step."""
+        x = np.asarray(NOISE, np.float64)
+        for k in range(times.size - 1):
+            x0 = denoised(x, k, means)
+            if k == step:
+                x0 = x0 + size * (denoised(x, k, means + moved) - x0)
+            x = signal[k + 1] * x0 + noise[k + 1] / noise[k] * (x - signal[k] * x0)
+        return x
+
+    networks = [
+        jk.GaussianMixture(weights, m, variances).denoiser(PROCESS) for m in (means, means + moved)
+    ]
+    change = jk.predict_sample_change(networks[0], networks[1], "ddim", SCHEDULE, NOISE)
+    for k in range(times.size - 1):
+        expected = (samples(k, 1e-4) - samples(k, -1e-4)) / 2e-4
+        np.testing.assert_allclose(change.contributions[k], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_the_remainder_is_what_the_first_order_leaves_out() -> None:
     """The second difference for a small change; the error itself is as large to leading order."""
     setting = ("dpmpp_2m", SCHEDULE, NOISE)

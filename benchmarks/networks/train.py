@@ -26,20 +26,30 @@ _CHUNK = 200
 
 
 def train(problem: Problem, data: np.ndarray) -> Network:
-    """Adam with cosine decay; the result is the running average of the weights."""
+    """Adam with cosine decay; the result is the running average of the weights.
+
+    Interrupted training goes on from the last checkpoint, with the same result.
+    """
     fresh = Network(problem, data, jax.random.key(0))
     path = _path(problem)
     if path.exists():
         return eqx.tree_deserialise_leaves(path, fresh)
+    checkpoint = path.with_suffix(".part")
     optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, problem.training_steps))
     advance = _advance(optimizer, jnp.asarray(data, jnp.float32), problem.batch)
     state = (fresh, fresh, optimizer.init(eqx.filter(fresh, eqx.is_array)))
     keys = jax.random.split(jax.random.key(1), problem.training_steps // _CHUNK)
-    for key in track(keys, f"training {problem.name}"):
-        state = jax.block_until_ready(advance(state, key))
-    _, average, _ = state
     CACHE.mkdir(exist_ok=True)
+    done = 0
+    if checkpoint.exists():
+        done, state = eqx.tree_deserialise_leaves(checkpoint, (done, state))
+    for i in track(range(done, len(keys)), f"training {problem.name}"):
+        state = jax.block_until_ready(advance(state, keys[i]))
+        eqx.tree_serialise_leaves(checkpoint.with_suffix(".new"), (i + 1, state))
+        checkpoint.with_suffix(".new").replace(checkpoint)
+    _, average, _ = state
     eqx.tree_serialise_leaves(path, average)
+    checkpoint.unlink()
     return average
 
 

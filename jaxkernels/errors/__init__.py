@@ -30,6 +30,7 @@ from ._expected import (
 from ._kernel import (
     Blocks as Blocks,
     ErrorKernel as ErrorKernel,
+    check_kernel as check_kernel,
     contract as contract,
     error_kernel as error_kernel,
     factored as factored,
@@ -39,6 +40,10 @@ from ._objective import (
     BoundTerminalError as BoundTerminalError,
     LocalError as LocalError,
     TerminalError as TerminalError,
+)
+from ._sweep import (
+    ErrorSweep as ErrorSweep,
+    error_sweep as error_sweep,
 )
 from ._trust import (
     model_warnings as model_warnings,

@@ -16,7 +16,7 @@ from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..score_error import AffineError, FullyCorrelated, ScoreError
 from ._expected import centred
-from ._kernel import ErrorKernel, factored
+from ._kernel import ErrorKernel, check_kernel, factored
 
 Tree = TypeVar("Tree", bound=PyTree)
 
@@ -241,13 +241,19 @@ def time_modes(kernel: ErrorKernel, score_error: ScoreError) -> TimeModes:
 
     Source: derived here.
     """
+    score_error = check_one_random_part(score_error)
+    common = ScoreError(score_error.shapes, FullyCorrelated())
+    cost, patterns = jnp.linalg.eigh(jnp.asarray(check_kernel(kernel).interaction_matrix(common)))
+    return TimeModes(cost[::-1], patterns.T[::-1])
+
+
+def check_one_random_part(score_error: object) -> ScoreError:
+    """Check that an error is random, with one amplitude in time."""
     if not isinstance(score_error, ScoreError) or score_error.shapes is None:
         raise ValueError(f"score_error must be a ScoreError with a random part; got {score_error}.")
     if score_error.other is not None:
         raise ValueError("score_error is a sum, whose parts have no common amplitude; pass one.")
-    common = ScoreError(score_error.shapes, FullyCorrelated())
-    cost, patterns = jnp.linalg.eigh(jnp.asarray(kernel.interaction_matrix(common)))
-    return TimeModes(cost[::-1], patterns.T[::-1])
+    return score_error
 
 
 @in_float64
@@ -281,11 +287,11 @@ def stability_constant(
 
     Source: "Correlated-time kernel expansions of the score error" (manuscript), (30).
     """
-    return _stability(Run.checked(target, process, sampler, schedule))
+    return stability_of(Run.checked(target, process, sampler, schedule))
 
 
 @jax.jit
-def _stability(run: Run) -> Array:
+def stability_of(run: Run) -> Array:
     """The constant of a run."""
     factors = jnp.moveaxis(run.affine_maps().factor, -2, 0)
     points = factors.shape[0]

@@ -140,6 +140,8 @@ def evaluate_schedule(
     https://arxiv.org/abs/2405.14250.
     """
     run = Run.checked(target, process, sampler, schedule, initialization)
+    if not isinstance(score_error, ScoreError | None):
+        raise ValueError(f"score_error must be a ScoreError; got {type(score_error).__name__}.")
     if score_error is not None and not isinstance(run.initialization, NamedInitialization):
         raise ValueError("a score_error can be combined with initialization by name only.")
     if score_error is not None and score_error.has_matrix_slopes:

@@ -136,6 +136,7 @@ def expected_error(
     if pairs is None:
         pairs = _PAIRS if method == "second_order" else _MANY_PAIRS
     pairs = _checks.count("pairs", pairs, at_least=2)
+    key = jax.random.key(0) if key is None else _checks.random_key("key", key)
     kernel = error_kernel(
         target,
         process,
@@ -178,7 +179,7 @@ def _expected(
     method: str,
     pairs: int,
     nodes: int,
-    key: Array | None,
+    key: Array,
 ) -> ExpectedError:
     """The result of one method for a kernel that expands about the error's mean."""
     baseline = kernel.baseline()
@@ -191,8 +192,7 @@ def _expected(
         return ExpectedError(
             baseline + excess, baseline, excess, second, excess - second, zero, method
         )
-    key = jax.random.key(0) if key is None else key
-    remainder, error = _simulate(kernel, directions, key, pairs)
+    remainder, error = simulate(kernel, directions, key, pairs)
     excess = second + remainder if method == "monte_carlo" else second
     return ExpectedError(baseline + excess, baseline, excess, second, remainder, error, method)
 
@@ -235,7 +235,7 @@ def _combine(directions: AffineError, latent: Float[Array, " directions"]) -> Af
 
 
 @eqx.filter_jit
-def _simulate(
+def simulate(
     kernel: ErrorKernel, directions: AffineError, key: Array, pairs: int
 ) -> tuple[Array, Array]:
     """Mean and standard error of (F(w) + F(-w)) / 2 - F(0) - F2(w), w the error minus its mean."""

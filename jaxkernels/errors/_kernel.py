@@ -373,6 +373,8 @@ def _no_error(run: Run, dense: bool) -> AffineError:
 
 def _checked_about(about: AffineError, none: AffineError, dense: bool) -> AffineError:
     """`about`, in the form of the error `none`."""
+    if not isinstance(about, AffineError):
+        raise ValueError(f"about must be an AffineError; got {type(about).__name__}.")
     if dense:
         about = about.as_dense()
     if about.shift.shape != none.shift.shape or about.slope.shape != none.slope.shape:
@@ -384,10 +386,20 @@ def _checked_about(about: AffineError, none: AffineError, dense: bool) -> Affine
     return about
 
 
+def check_kernel(kernel: object) -> ErrorKernel:
+    """Check that something is a kernel."""
+    if not isinstance(kernel, ErrorKernel):
+        raise ValueError(
+            f"kernel must be one of jk.error_kernel(...); got {type(kernel).__name__}."
+        )
+    return kernel
+
+
 def factored(
     kernel: ErrorKernel, score_error: ScoreError
 ) -> tuple[AffineError | None, AffineError | None]:
     """An error's mean relative to `about`, fields (1, E, ...), and its directions (r, E, ...)."""
+    kernel = check_kernel(kernel)
     if not isinstance(score_error, ScoreError):
         raise ValueError(f"score_error must be a ScoreError; got {type(score_error).__name__}.")
     where = (kernel.target, kernel.process, kernel.times)

@@ -129,7 +129,7 @@ def estimate_score_error(
     slopes = _checks.one_of("slopes", slopes, SLOPES)
     if ridge is not None:
         ridge = float(_checks.scalar("ridge", ridge, at_least=0.0))
-    keys = jax.random.split(key, repetitions)
+    keys = jax.random.split(_checks.random_key("key", key), repetitions)
     with Progress("measuring the score error", progress) as line:
         estimate = _fit_all(several, data, keys, batch, _Regression(slopes, ridge), line)
     if slopes == "diagonal":

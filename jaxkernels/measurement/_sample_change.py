@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .. import _checks
 from .._nfe import EVALUATION, JACOBIAN_VECTOR_PRODUCT
 from .._numerics import safe_divide
 from .._plot import FigureSpec, render
@@ -211,6 +212,7 @@ def predict_sample_change(
         if schedule.is_stochastic:
             raise ValueError("key: a stochastic schedule draws noise and needs a random key.")
         key = jax.random.key(0)
+    key = _checks.random_key("key", key)
     steps = schedule.num_steps
     setting = (sampler, schedule, key, noise)
     before, contributions = _derivatives(denoiser, changed, *setting, jnp.eye(steps))

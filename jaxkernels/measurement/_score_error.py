@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from .. import _checks
 from .._types import AnyArray
-from ..errors import ErrorKernel
+from ..errors import ErrorKernel, check_kernel
 from ..score_error import AffineError, ScoreError, Tabulated
 from ._covariance import cross_product_sum, cross_validated_size, impose_structure, product_sum
 from ._excess import PredictedExcess, predict_excess
@@ -138,7 +138,8 @@ class ScoreErrorEstimate(eqx.Module):
 
         For a single network the error is known and not random: its mean. Negative eigenvalues of
         the covariance are set to 0. With matrix slopes the covariance is that of the networks'
-        mean fits, the variance of which it includes.
+        mean fits, the variance of which it includes. For one correlation in time of all parameters
+        fit `jk.score_error.fit_separable` to `covariance()`.
 
         **Arguments:**
 
@@ -221,8 +222,10 @@ class ScoreErrorEstimate(eqx.Module):
 
         The interval covers a new ensemble like this one: it is the union of a studentised bootstrap
         over networks and of the interval for a lognormal distribution, which large errors resemble,
-        widened by the scatter of the fits. For fewer than 4 networks it covers the error of these
-        networks: a t interval of jackknife values over repetitions.
+        widened by the scatter of the fits. Errors so large that a few rare networks make up most of
+        the mean are missing from most ensembles: then it covers less often. For fewer than 4
+        networks it covers the error of these networks: a t interval of jackknife values over
+        repetitions.
 
         **Arguments:**
 
@@ -246,6 +249,7 @@ class ScoreErrorEstimate(eqx.Module):
         ```
         """
         level = float(_checks.scalar("level", level, above=0.0, below=1.0))
+        kernel = check_kernel(kernel)
         if kernel.dense and not self.dense:
             raise ValueError("kernel has matrix slopes; the estimate is per mode.")
         if self.dense and not kernel.dense:

@@ -27,6 +27,7 @@ from ._fokker_planck import (
     FokkerPlanckResult as FokkerPlanckResult,
     leading_order_1d as leading_order_1d,
 )
+from ._grid_2d import leading_order_2d as leading_order_2d
 from ._infimum import (
     Infimum as Infimum,
     diffusion_infimum as diffusion_infimum,

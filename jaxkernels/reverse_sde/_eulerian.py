@@ -90,8 +90,8 @@ def _drift_and_diffuse(
     alpha2 = per_step[:, None, None]
     # of V, from node to node
     drop = (jnp.diff(nodes**2) / 4.0 + 0.5 * (1.0 + alpha2) * log_ratio) / (0.5 * alpha2)
-    right = 0.5 * alpha2 / width * _bernoulli(-drop)
-    left = 0.5 * alpha2 / width * _bernoulli(drop)
+    right = 0.5 * alpha2 / width * bernoulli(-drop)
+    left = 0.5 * alpha2 / width * bernoulli(drop)
     v = march(times, jnp.full(nodes.shape, width), right, left, source, per_step)
     kept = density > _FLOOR * jnp.max(density)
     u = jnp.where(kept, v / jnp.where(kept, density, 1.0), 0.0)
@@ -99,7 +99,7 @@ def _drift_and_diffuse(
     return u, 0.5 * jnp.sum(masses * u**2), masses
 
 
-def _bernoulli(z: Array) -> Array:
+def bernoulli(z: Array) -> Array:
     """z / (e^z - 1), without overflow: |z| e^-|z| / (1 - e^-|z|), plus |z| for negative z."""
     size = jnp.abs(z)
     small = size < 1e-5

@@ -17,6 +17,8 @@ The square of a conditional mean is the mean of the product of two paths from th
 makes an estimate without bias, but for the time steps. No grid is needed, and no product structure.
 """
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -50,7 +52,7 @@ def leading_order_samples(
     with two paths Z from the same point of p_0 that share nothing else. Steps are geometric in
     theta + (smallest variance), by a stochastic Heun method of weak order 2. For one-dimensional
     mixtures `leading_order_1d` is exact, and for a product of them with an error per coordinate L
-    is a sum; this is for what is no product.
+    is a sum; for two-dimensional ones that are no product `leading_order_2d` has it on a grid.
 
     **Arguments:**
 
@@ -79,6 +81,8 @@ def leading_order_samples(
 
     Source: derived here, from (10) of Cao, Chen, Luo, Zhou (2023).
     """
+    if not isinstance(target, GaussianMixture):
+        raise ValueError(f"target must be a GaussianMixture; got {type(target).__name__}.")
     least = float(np.min(target.eigenvalues))
     if least <= 0:
         raise ValueError(f"target has a component of variance {least:g}; all must be > 0.")
@@ -87,11 +91,29 @@ def leading_order_samples(
     final_time = float(_checks.scalar("final_time", final_time, above=0.0))
     steps = _checks.count("time_steps", time_steps)
     times = least * np.expm1(np.linspace(0.0, np.log1p(final_time / least), steps + 1))
+    key = _checks.random_key("key", key)
     count = _checks.count("num_samples", num_samples, at_least=2)
     products = _multiply_paths(
         target, perturbation, jnp.asarray(alpha2), jnp.asarray(times), key, count
     )
     return Estimate(float(jnp.mean(products)), float(jnp.std(products, ddof=1)) / np.sqrt(count))
+
+
+def source_of(
+    target: GaussianMixture, error: ErrorFunction
+) -> Callable[[Array, Array, Array], Array]:
+    """f = div E + E . grad log p at one point, a function of (x, theta, score)."""
+
+    def source(x: Array, theta: Array, score: Array) -> Array:
+        def field(x: Array) -> Array:
+            return error(x, theta, target.score(PROCESS, x, theta))
+
+        value = field(x)
+        if value.shape != x.shape:
+            raise ValueError(f"error returned shape {value.shape} for x of shape {x.shape}.")
+        return jnp.trace(jax.jacfwd(field)(x)) + value @ score
+
+    return source
 
 
 @eqx.filter_jit
@@ -108,14 +130,7 @@ def _multiply_paths(
     start = target.sample(key_data, count)
     start = jnp.concatenate([start, start])
 
-    def source(x: Array, theta: Array, score: Array) -> Array:
-        def field(x: Array) -> Array:
-            return error(x, theta, target.score(PROCESS, x, theta))
-
-        value = field(x)
-        if value.shape != x.shape:
-            raise ValueError(f"error returned shape {value.shape} for x of shape {x.shape}.")
-        return jnp.trace(jax.jacfwd(field)(x)) + value @ score
+    source = source_of(target, error)
 
     def evaluate(x: Array, theta: Array) -> tuple[Array, Array]:
         """Drift of (1), and f."""

@@ -36,12 +36,13 @@ _SCHEMES = {"lagrangian": solve_lagrangian, "eulerian": solve_eulerian}
 
 
 class FokkerPlanckResult(eqx.Module):
-    """L(h) of a one-dimensional density, and the linear response it is the square of.
+    """L(h) of a density, and the linear response it is the square of.
 
         L = 1/2 sum(masses * density_response^2)
 
     The cells are those of the finest grid. sum(masses * density_response * phi(nodes)) is the rate
-    at which the mean of phi over the samples changes with eps. `leading_order_1d` computes it.
+    at which the mean of phi over the samples changes with eps. `leading_order_1d` and
+    `reverse_sde.leading_order_2d` compute it.
 
     **Example:**
 
@@ -61,8 +62,8 @@ class FokkerPlanckResult(eqx.Module):
     """|int u p_0| / int |u| p_0 on the finest grid; 0 but for rounding."""
     density_response: Float[Array, " cells"]
     """u: the relative change of the samples' density per eps."""
-    nodes: Float[Array, " cells"]
-    """Positions of the cells, in data units."""
+    nodes: Float[Array, "cells *d"]
+    """Positions of the cells, in data units; with an axis of coordinates in two dimensions."""
     masses: Float[Array, " cells"]
     """Masses of the cells under p_0."""
 
@@ -89,7 +90,7 @@ def leading_order_1d(
     and under a transformation of the caller (jit, grad, vmap) 64-bit precision has to be on: the
     masses between modes are beyond float32. The derivative at alpha^2 = 0 is that of L in alpha^2,
     not 0; with modes many deviations apart it loses its digits below alpha^2 of about 1e-8. For
-    several dimensions see `reverse_sde.leading_order_samples`.
+    two dimensions see `reverse_sde.leading_order_2d`, for more `reverse_sde.leading_order_samples`.
 
     **Arguments:**
 
@@ -144,10 +145,10 @@ def leading_order_1d(
         times, pieces = divide_time(edges, refinement, quarter_steps, scale)
         count = refinement * quarter_cells
         solutions.append(solve(target, perturbation, times, count, alpha2, pieces))
-    return _combine(solutions)
+    return combine(solutions)
 
 
-def _combine(solutions: list[Solution]) -> FokkerPlanckResult:
+def combine(solutions: list[Solution]) -> FokkerPlanckResult:
     """The result, from two or three grids, coarsest first."""
     value, correction = _extrapolate([solution.value for solution in solutions])
     finest = solutions[-1]

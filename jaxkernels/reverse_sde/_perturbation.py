@@ -29,7 +29,7 @@ class Solution(NamedTuple):
 
     u: Float[Array, " cells"]
     value: Float[Array, ""]
-    nodes: Float[Array, " cells"]
+    nodes: Float[Array, "cells *d"]
     masses: Float[Array, " cells"]
 
 
@@ -60,6 +60,11 @@ def evaluate_score(target: GaussianMixture, x: Array, theta: Array) -> Array:
 def evaluate_log_density(target: GaussianMixture, x: Array, theta: Array | float = 0.0) -> Array:
     """log p_theta at points (n,)."""
     return target.log_density(PROCESS, x[:, None], theta)
+
+
+def evaluate_density(target: GaussianMixture, x: Float[Array, "n d"]) -> Float[Array, " n"]:
+    """p_0 at points."""
+    return jnp.exp(target.log_density(PROCESS, x, 0.0))
 
 
 def perturb(target: GaussianMixture, error: ErrorFunction, x: Array, theta: Array) -> Perturbation:

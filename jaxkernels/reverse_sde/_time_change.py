@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Real
 from .._numerics import safe_sqrt
 from .._precision import in_float64
 from .._types import AnyArray
-from ..processes import AbstractProcess
+from ..processes import AbstractProcess, check_process
 
 
 @in_float64
@@ -49,7 +49,7 @@ def time_change(process: AbstractProcess, t: Real[AnyArray | float, "*s"]) -> Fl
     Source: Cao, Chen, Luo, Zhou, "Exploring the optimal choice for generative processes in
     diffusion models: ordinary vs stochastic differential equations" (2023), Appendix B.2.
     """
-    return jnp.log1p(process.sigma(t) ** 2)
+    return jnp.log1p(check_process(process).sigma(t) ** 2)
 
 
 @in_float64

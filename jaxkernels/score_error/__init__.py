@@ -24,3 +24,7 @@ from ._profile import (
     Tabulated as Tabulated,
     Uniform as Uniform,
 )
+from ._separable import (
+    SeparableFit as SeparableFit,
+    fit_separable as fit_separable,
+)

@@ -15,7 +15,7 @@ from ..processes import AbstractProcess
 from ._affine import AffineError
 from ._correlation import AbstractCorrelation, FullyCorrelated
 from ._profile import AbstractProfile, Constant, Relative, Scaled, Tabulated, Uniform
-from ._roots import covariance_roots, split_draws
+from ._roots import check_blocks, covariance_roots, roots_of, split_draws, split_parameters
 
 Amplitude = Numbers | Callable[[Array], Array]
 
@@ -33,8 +33,8 @@ class ScoreError(eqx.Module):
 
     Expected errors to second order depend on each mode's own covariance only; how modes are
     correlated with each other matters for dense slopes. Make one by `diagonal`, `relative`,
-    `dense`, `random_features`, `from_covariance`, `from_samples` or `deterministic`, or from
-    profiles.
+    `dense`, `random_features`, `separable`, `from_covariance`, `from_block_covariance`,
+    `from_samples` or `deterministic`, or from profiles.
 
     **Arguments:**
 
@@ -42,6 +42,8 @@ class ScoreError(eqx.Module):
     - `correlation`: between times, of every x_j.
     - `mean`: a profile of the known part with one shape, or None for 0.
     - `other`: an independent error that is added, or None. `a + b` makes it.
+
+    **Raises:** ValueError for something else than a correlation.
 
     **Example:**
 
@@ -57,6 +59,12 @@ class ScoreError(eqx.Module):
     correlation: AbstractCorrelation
     mean: AbstractProfile | None = None
     other: "ScoreError | None" = None
+
+    def __check_init__(self):
+        if not isinstance(self.correlation, AbstractCorrelation):
+            raise ValueError(
+                f"correlation must be one such as jk.AR1(0.5); got {self.correlation!r}."
+            )
 
     def __add__(self, other: "ScoreError") -> "ScoreError":
         """Add an independent error: means and covariances add up."""
@@ -271,6 +279,97 @@ class ScoreError(eqx.Module):
         shapes = covariance_roots(times.size, _checks.array("covariance", covariance), project)
         known = None if mean is None else Tabulated(times, mean.slope[None], mean.shift[None])
         return cls(Tabulated(times, shapes[:, :, 0], shapes[:, :, 1]), FullyCorrelated(), known)
+
+    @classmethod
+    def from_block_covariance(
+        cls,
+        times: Numbers,
+        covariance: Numbers,
+        num_modes: int,
+        mean: AffineError | None = None,
+        *,
+        project: bool = False,
+    ) -> "ScoreError":
+        """Make an error from the joint covariance of all its parameters at n times.
+
+        Unlike that of `from_covariance` it couples modes: slopes and shifts of different modes, and
+        the entries of matrices. At every time the P parameters are (slopes, shifts): P = 2 d for
+        slopes per mode, P = d^2 + d for matrices, row by row. Between the times the directions are
+        interpolated.
+
+        **Arguments:**
+
+        - `times`: (n,) strictly decreasing.
+        - `covariance`: (n, P, n, P); entry [a, p, b, q] is the covariance of parameter p at time a
+          with q at time b.
+        - `num_modes`: d, the target's number of modes.
+        - `mean`: an `AffineError` with fields (n, modes[, modes]), or None for 0.
+        - `project`: replace negative eigenvalues by 0.
+
+        **Returns:** a `ScoreError` with up to n P directions.
+
+        **Raises:** ValueError for a wrong shape, or a covariance that is not symmetric and, without
+        `project`, positive semidefinite.
+
+        **Example:**
+
+        ```python
+        >>> error = jk.ScoreError.from_block_covariance([0.5], np.eye(6)[None, :, None], 2)
+        >>> error.has_matrix_slopes
+        True
+        ```
+        """
+        times = _checks.array("times", times)
+        blocks = check_blocks(times.size, _checks.array("covariance", covariance), num_modes)
+        size = times.size * blocks.shape[1]
+        roots = roots_of("covariance", blocks.reshape(size, size), project)
+        parameters = roots.reshape(-1, *blocks.shape[:2])
+        known = None if mean is None else Tabulated(times, mean.slope[None], mean.shift[None])
+        shapes = Tabulated(times, *split_parameters(parameters, num_modes))
+        return cls(shapes, FullyCorrelated(), known)
+
+    @classmethod
+    def separable(
+        cls,
+        covariance: Numbers,
+        num_modes: int,
+        correlation: AbstractCorrelation | None = None,
+        *,
+        amplitude: Amplitude = 1.0,
+    ) -> "ScoreError":
+        """Make an error whose covariance is one matrix times one correlation in time.
+
+            cov(theta_s, theta_t) = amplitude(s) amplitude(t) rho(s, t) M,    theta = (Delta, delta)
+
+        A Kronecker product over times and parameters: it costs one direction per direction of M
+        and of rho. `score_error.fit_separable` fits one.
+
+        **Arguments:**
+
+        - `covariance`: M (P, P), of the parameters (slopes, shifts) as in `from_block_covariance`.
+        - `num_modes`: d, the target's number of modes.
+        - `correlation`: rho; default `FullyCorrelated()`.
+        - `amplitude`: a factor, a number or a function of time.
+
+        **Returns:** a `ScoreError`.
+
+        **Raises:** ValueError for a wrong shape or a matrix that is not a covariance.
+
+        **Example:**
+
+        ```python
+        >>> error = jk.ScoreError.separable(1e-4 * np.eye(4), 2, jk.OrnsteinUhlenbeck(2.0))
+        ```
+
+        Source: "Correlated-time kernel expansions of the score error" (manuscript), section 7.
+        """
+        matrix = _checks.array("covariance", covariance)
+        if matrix.ndim != 2:
+            raise ValueError(f"covariance has shape {matrix.shape}; it must be a square matrix.")
+        check_blocks(1, matrix[None, :, None], num_modes)
+        roots = roots_of("covariance", matrix, project=False)
+        profile = Constant(*(constant(a) for a in split_parameters(roots, num_modes)))
+        return cls(Scaled(profile, amplitude), correlation or FullyCorrelated())
 
     @classmethod
     def from_samples(

@@ -218,7 +218,7 @@ class Scaled(AbstractProfile):
     - `profile`: the profile to scale.
     - `amplitude`: a number, or a function of time that is applied to the array of times.
 
-    **Raises:** ValueError for an amplitude that is neither.
+    **Raises:** ValueError for an amplitude that is neither, or something else than a profile.
 
     **Example:**
 
@@ -233,6 +233,8 @@ class Scaled(AbstractProfile):
     variation: Callable[[Array], Array] | None = eqx.field(static=True)
 
     def __init__(self, profile: AbstractProfile, amplitude: Numbers | Callable[[Array], Array]):
+        if not isinstance(profile, AbstractProfile):
+            raise ValueError(f"profile must be one such as Relative(); got {profile!r}.")
         self.profile = profile
         varying = callable(amplitude)
         self.variation = amplitude if varying else None

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from .. import _checks
 from .._types import AnyArray
 
 # eigenvalues below this fraction of the largest are rounding, not directions
@@ -62,3 +63,50 @@ def split_draws(
         return slopes, shifts
 
     return split(mean[None]), split(directions)
+
+
+def roots_of(
+    name: str, matrix: Float[AnyArray, "p p"] | Float[np.ndarray, "p p"], project: bool
+) -> Float[np.ndarray, "directions p"]:
+    """Directions w of a matrix = sum w w^T, largest last.
+
+    ValueError naming the argument unless it is symmetric and, without `project`, positive
+    semidefinite.
+    """
+    asymmetry = np.abs(matrix - matrix.T).max()
+    if asymmetry > 1e-8 * np.abs(matrix).max():
+        raise ValueError(f"{name} is not symmetric: its halves differ by up to {asymmetry:.3g}.")
+    values, vectors = np.linalg.eigh(matrix)
+    if values[0] < -1e-8 * max(values[-1], 0.0) - 1e-300 and not project:
+        raise ValueError(
+            f"{name} has the negative eigenvalue {values[0]:.3g} (its largest is "
+            f"{values[-1]:.3g}): it is not positive semidefinite."
+        )
+    kept = values > _RANK_TOLERANCE * np.abs(values).max()
+    # at least one direction, if only of length 0
+    kept[-1] = True
+    return (vectors[:, kept] * np.sqrt(np.maximum(values[kept], 0.0))).T
+
+
+def check_blocks(
+    num_times: int, covariance: AnyArray | np.ndarray, num_modes: int
+) -> Float[np.ndarray, "n parameters n parameters"]:
+    """A joint covariance of all parameters at all times, of a known number of modes."""
+    d = _checks.count("num_modes", num_modes)
+    n = num_times
+    allowed = [(n, p, n, p) for p in (2 * d, d * d + d)]
+    if covariance.shape not in allowed:
+        raise ValueError(
+            f"covariance has shape {covariance.shape}; for {n} times and {d} modes it must be "
+            f"{allowed[0]} for slopes per mode or {allowed[1]} for matrices."
+        )
+    return np.asarray(covariance)
+
+
+def split_parameters(
+    parameters: Float[np.ndarray, "*lead p"], num_modes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes and shifts of parameters (slopes, shifts), the slopes row by row if matrices."""
+    slope, shift = np.split(parameters, [parameters.shape[-1] - num_modes], -1)
+    matrices = slope.shape[-1] == num_modes**2 and num_modes > 1
+    return (slope.reshape(*shift.shape, num_modes) if matrices else slope), shift
