@@ -135,6 +135,8 @@ from .score_error import (
     ScoreError as ScoreError,
 )
 from .trajectories import (
+    DenoisedRecord as DenoisedRecord,
+    record_denoised as record_denoised,
     RecordedError as RecordedError,
     TrajectoryRecord as TrajectoryRecord,
     record as record,

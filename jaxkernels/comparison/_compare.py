@@ -160,6 +160,7 @@ def compare_to(
         setting = f"{type(sampler).__name__}, {schedule.num_steps} steps, {name}"
         line.update(f"comparing, NFE {planned:,}: {setting}")
         ends = sample_ends(reference.denoiser, sampler, schedule, reference.noise, key)
+        ends = ends + reference.offset
         error = np.linalg.norm(ends - reference.ends, axis=1) / reference.scale
         # a stochastic schedule has no reference from the same noise
         errors.append(np.full_like(error, np.nan) if schedule.is_stochastic else error)

@@ -32,6 +32,8 @@ class Reference(NamedTuple):
     - `error`: root mean square distance to the solution with half the steps, divided by `scale`.
     - `data_projections`: of data along `directions`, each in ascending order; None without data.
     - `nfe`: of the solution and of that with half the steps.
+    - `offset`: (n, d), what is added to the samples of schedules before they are compared; 0 unless
+      the denoiser stands for another one, whose samples are known to differ by it.
     """
 
     denoiser: AbstractDenoiser
@@ -42,6 +44,7 @@ class Reference(NamedTuple):
     error: float
     data_projections: Float[np.ndarray, "samples directions"] | None
     nfe: int
+    offset: Float[np.ndarray, "n d"] | float = 0.0
 
 
 def solve_reference(

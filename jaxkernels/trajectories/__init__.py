@@ -1,5 +1,11 @@
 """Recorded trajectories of a network, and the error of any schedule on them."""
 
+from ._denoised import (
+    CorrectedDenoiser as CorrectedDenoiser,
+    DenoisedRecord as DenoisedRecord,
+    denoised_nfe as denoised_nfe,
+    record_denoised as record_denoised,
+)
 from ._objective import (
     BoundRecordedError as BoundRecordedError,
     RecordedError as RecordedError,
