@@ -136,10 +136,10 @@ from .score_error import (
 )
 from .trajectories import (
     DenoisedRecord as DenoisedRecord,
-    record_denoised as record_denoised,
     RecordedError as RecordedError,
     TrajectoryRecord as TrajectoryRecord,
     record as record,
+    record_denoised as record_denoised,
 )
 
 __version__ = _version("jaxkernels")

@@ -20,7 +20,6 @@ from ..prediction import AbstractDenoiser, Prediction
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, run_schedule, sampling_nfe
 from ..schedules import Schedule, TimeCoordinate
-from ..trajectories import CorrectedDenoiser
 from ._solver import Optax, optax_step
 from ._space import ScheduleSpace
 
@@ -272,12 +271,7 @@ def _batch(
     dtype = reference.noise.dtype
     lowest = np.array([baselines.statistic_values(name, rows).min() for name in names])
     floor = np.log(np.maximum(lowest, np.finfo(dtype).tiny))
-    ends = reference.ends[rows]
-    offset = np.broadcast_to(reference.offset, reference.ends.shape)[rows]
-    arrays = (offset, ends, baselines.target_quantiles(rows), floor)
-    denoiser = reference.denoiser
-    if isinstance(denoiser, CorrectedDenoiser):
-        denoiser = denoiser.take(rows)
-    noise = np.asarray(reference.noise)[rows]
-    numbers = jax.device_put((noise, *(np.asarray(a, dtype) for a in arrays)))
-    return _Batch(denoiser, *numbers)
+    taken = reference.take(rows)
+    arrays = (taken.offset, taken.ends, baselines.target_quantiles(rows), floor)
+    numbers = jax.device_put(tuple(np.asarray(a, dtype) for a in arrays))
+    return _Batch(taken.denoiser, taken.noise, *numbers)

@@ -3,6 +3,7 @@
 from ._denoised import (
     CorrectedDenoiser as CorrectedDenoiser,
     DenoisedRecord as DenoisedRecord,
+    check_denoised_record as check_denoised_record,
     denoised_nfe as denoised_nfe,
     record_denoised as record_denoised,
 )

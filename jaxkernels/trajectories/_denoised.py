@@ -11,7 +11,6 @@ with the network, up to what the derivatives differ by. This needs no evaluation
 sensitivities, and no small errors: a step that leads a sample to another cluster does so here.
 """
 
-from collections.abc import Callable
 from typing import cast
 
 import equinox as eqx
@@ -29,9 +28,9 @@ from .._progress import Progress
 from .._types import AnyArray, constant
 from ..prediction import AbstractDenoiser, Prediction, check_denoiser, in_working_precision
 from ..processes import AbstractProcess, check_range
-from ..samplers import UniPC, run_schedule, take_step
+from ..samplers import UniPC, take_step
 from ..schedules import Schedule, Step, TimeCoordinate
-from ._record import node_times
+from ._record import check_span, node_times
 from ._recording import LEAST_NODES, check_noise, log_sigma_coordinate, row_batches, rows_run
 from ._spline import spline_fit, spline_weights
 
@@ -256,6 +255,29 @@ def record_denoised(
         constant(points[-1].astype(np.float64)),
         nfe,
     )
+
+
+def check_denoised_record(
+    record: object, process: AbstractProcess, t_min: object = None
+) -> DenoisedRecord:
+    """Check that a record of denoised points is of a process.
+
+    **Arguments:**
+
+    - `record`: a `DenoisedRecord`.
+    - `process`: that the schedules are for.
+    - `t_min`: last time of the schedules; None if it is not known yet.
+
+    **Returns:** the record.
+
+    **Raises:** ValueError for no record, or one of another process or t_min.
+    """
+    if not isinstance(record, DenoisedRecord):
+        raise ValueError(
+            f"record must be a DenoisedRecord, of jk.record_denoised; got {type(record).__name__}."
+        )
+    check_span(record.process, float(np.asarray(record.t_min)), process, t_min)
+    return record
 
 
 def denoised_nfe(trajectories: int, nodes: int) -> int:
