@@ -137,6 +137,7 @@ from .score_error import (
 from .trajectories import (
     DenoisedRecord as DenoisedRecord,
     RecordedError as RecordedError,
+    SimulatedError as SimulatedError,
     TrajectoryRecord as TrajectoryRecord,
     record as record,
     record_denoised as record_denoised,

@@ -20,17 +20,20 @@ from ..comparison import (
     sample_ends,
     solve_reference,
 )
-from ..distributions import Gaussian
+from ..distributions import GaussianMixture
 from ..prediction import AbstractDenoiser, in_working_precision
 from ..samplers import AbstractSampler, sampling_nfe
 from ..trajectories import DenoisedRecord
 from ._budget import Plan
 from ._candidates import SIMULATED, Candidate, Origin, by_label
 from ._fine_tune import fine_tune
-from ._model import Model, fit_mixture
+from ._model import Model
 from ._selection import Selected, Selection, check_data
 from ._solver import Optax
 from ._space import ScheduleSpace
+
+# of a mixture of recorded end points: few, as what it gets wrong is recorded
+_SAMPLES_PER_COMPONENT = 12
 
 
 def bind_within(
@@ -52,7 +55,9 @@ def bind_within(
     """
     check_data(selection.data, fresh)
     ends = np.asarray(record.ends)
-    distribution = model.mixture or fit_mixture(ends) or Gaussian.fit(ends)
+    distribution = model.mixture if model.knows_data else None
+    if distribution is None:
+        distribution = GaussianMixture.fit(ends, max(1, len(ends) // _SAMPLES_PER_COMPONENT))
     simulated = record.denoiser(distribution.denoiser(record.process))
     working, noise = in_working_precision(network, jnp.asarray(record.noise))
     whole = as_reference(working, noise, ends, selection.data, np.nan, 0)
@@ -172,32 +177,38 @@ class _Search:
     def correct(self, number: int) -> bool:
         """Correct the model by the best that was run, and run what gradient steps lead to.
 
-        Whether they lead anywhere.
+        If they lead nowhere, by the best that is no baseline. Whether they lead anywhere.
         """
         measured = self._measured()
-        best = self._best(measured)
+        best = measured.best(self._baselines, self._selection.criterion)
+        starts = dict.fromkeys([best, self._best(measured)])
+        floor = measured.take(self._baselines)
+        for label in starts:
+            start = by_label(self._tried)[label]
+            tuned = self._tuned(self._corrected(start), start, floor, number)
+            if tuned is not None:
+                self._run([tuned], "fine-tuning")
+                return True
+        return False
+
+    def _corrected(self, candidate: Candidate) -> Reference:
+        """The model with what the network's samples of a candidate differ by from its own."""
         rows = slice(self._selection.plan.selecting)
-        simulated = self._selection.simulated.take(rows)
-        modelled = sample_ends(simulated.denoiser, self._sampler, best.schedule, simulated.noise)
-        corrected = simulated._replace(offset=self._ends[best.label] - modelled)
-        tuned = self._tuned(corrected, best, measured.take(self._baselines), number)
-        if tuned is None:
-            return False
-        self._run([tuned], "fine-tuning")
-        return True
+        model = self._selection.simulated.take(rows)
+        modelled = sample_ends(model.denoiser, self._sampler, candidate.schedule, model.noise)
+        return model._replace(offset=self._ends[candidate.label] - modelled)
 
     def selected(self) -> Candidate:
         """The best, unless a baseline is better beyond a standard error."""
         measured = self._measured()
-        incumbent = self._best(measured).label
+        incumbent = self._best(measured)
         label = measured.best(self._baselines, self._selection.criterion, incumbent)
         return by_label(self._tried)[label]
 
-    def _best(self, measured: Comparison) -> Candidate:
+    def _best(self, measured: Comparison) -> str:
         """The best that is no baseline, if there is one."""
         others = [c.label for c in self._tried if not c.is_baseline]
-        label = measured.best(self._baselines, self._selection.criterion, among=others or None)
-        return by_label(self._tried)[label]
+        return measured.best(self._baselines, self._selection.criterion, among=others or None)
 
     @property
     def _baselines(self) -> list[str]:

@@ -20,5 +20,9 @@ from ._recording import (
     record as record,
     record_nfe as record_nfe,
 )
+from ._simulated import (
+    BoundSimulatedError as BoundSimulatedError,
+    SimulatedError as SimulatedError,
+)
 from ._spline import spline_fit as spline_fit
 from ._terms import unpredictable as unpredictable

@@ -115,9 +115,8 @@ class DenoisedRecord(eqx.Module):
         modelled = np.asarray(_denoised_points(model, constant(times), self.points))
         residuals = np.asarray(self.denoised, np.float64) - modelled
         splines = np.tensordot(spline_fit(self.num_nodes), residuals, 1)
-        return CorrectedDenoiser(
-            self.process, model, coordinate, self.t_min, splines.astype(self.denoised.dtype)
-        )
+        splines = constant(splines.astype(self.denoised.dtype))
+        return CorrectedDenoiser(self.process, model, coordinate, self.t_min, splines)
 
     def __repr__(self) -> str:
         return f"DenoisedRecord({self.num_trajectories} trajectories, {self.num_nodes} nodes)"
@@ -332,4 +331,5 @@ def _follow_forward(
     last = denoiser(end, schedule.times[-1]).x0
     points = jnp.concatenate([points, end[None]])
     denoised = jnp.concatenate([denoised, last[None]])
-    return tuple(a.reshape(*a.shape[:2], -1) for a in (points, denoised))
+    size = (*points.shape[:2], -1)
+    return points.reshape(size), denoised.reshape(size)
