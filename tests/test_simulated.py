@@ -144,6 +144,6 @@ def test_what_is_no_record_or_model_is_refused(record: jk.DenoisedRecord) -> Non
         jk.SimulatedError(record, wrong)
     with pytest.raises(ValueError, match="record is of VP"):
         jk.SimulatedError(record, MIXTURE).bind(None, jk.EDM(), "ddim")
+    selection = jk.Selection(record=record)
     with pytest.raises(ValueError, match="is for a budget"):
-        selection = jk.Selection(record=record)
         jk.optimize_schedule(NETWORK, PROCESS, "ddim", 3, t_min=T_MIN, selection=selection)

@@ -22,8 +22,9 @@ from ..comparison import (
 )
 from ..distributions import GaussianMixture
 from ..prediction import AbstractDenoiser, in_working_precision
-from ..samplers import AbstractSampler, sampling_nfe
-from ..trajectories import DenoisedRecord
+from ..samplers import AbstractSampler, DPMSolverPP2M, sampling_nfe
+from ..schedules import log_snr
+from ..trajectories import CorrectedDenoiser, DenoisedRecord
 from ._budget import Plan
 from ._candidates import SIMULATED, Candidate, Origin, by_label
 from ._fine_tune import fine_tune
@@ -34,6 +35,9 @@ from ._space import ScheduleSpace
 
 # of a mixture of recorded end points: few, as what it gets wrong is recorded
 _SAMPLES_PER_COMPONENT = 12
+# trajectories of the model, and steps of their solution
+_SIMULATED = 128
+_SIMULATED_STEPS = 200
 
 
 def bind_within(
@@ -156,7 +160,7 @@ class _Search:
 
     def start(self, candidates: Sequence[Candidate], favoured: Sequence[str]) -> None:
         """Run what the corrected model says is best, the favoured, and the best baselines."""
-        simulated = self._selection.simulated
+        simulated = _varied(self._selection.simulated)
         schedules = {c.label: c.schedule for c in candidates}
         planned = sum(self._selection.plan.nfe.values())
         options = {"key": None, "line": self._line, "planned": planned}
@@ -182,10 +186,13 @@ class _Search:
         measured = self._measured()
         best = measured.best(self._baselines, self._selection.criterion)
         starts = dict.fromkeys([best, self._best(measured)])
-        floor = measured.take(self._baselines)
+        baselines = {c.label: c.schedule for c in self._tried if c.is_baseline}
+        options = {"key": None, "line": self._line, "planned": 0}
         for label in starts:
             start = by_label(self._tried)[label]
-            tuned = self._tuned(self._corrected(start), start, floor, number)
+            corrected = _varied(self._corrected(start))
+            floor = compare_to(corrected, self._sampler, baselines, **options)
+            tuned = self._tuned(corrected, start, floor, number)
             if tuned is not None:
                 self._run([tuned], "fine-tuning")
                 return True
@@ -240,6 +247,30 @@ class _Search:
 
     def _measured(self) -> Comparison:
         return compare_ends(self._selection.network, self._ends, 0)
+
+
+def _varied(reference: Reference) -> Reference:
+    """The trajectories of a corrected model, few ones also with the residuals of others.
+
+    What the model gets wrong is then a draw that does not depend on where a trajectory starts. All
+    trajectories from one start follow each other.
+    """
+    count = len(reference.ends)
+    copies = -(-_SIMULATED // count)
+    if copies == 1:
+        return reference
+    start = np.repeat(np.arange(count), copies)
+    shift = np.tile(np.arange(copies) * max(1, count // copies), count)
+    residual = (start + shift) % count
+    denoiser = reference.denoiser
+    assert isinstance(denoiser, CorrectedDenoiser)
+    denoiser = denoiser.take(residual)
+    noise = jnp.asarray(np.asarray(reference.noise)[start])
+    fine = log_snr(denoiser.process, _SIMULATED_STEPS, float(np.asarray(denoiser.t_min)))
+    ends = sample_ends(denoiser, DPMSolverPP2M(), fine, noise)
+    ends[::copies] = reference.ends
+    offset = np.broadcast_to(reference.offset, reference.ends.shape)[residual]
+    return reference._replace(denoiser=denoiser, noise=noise, ends=ends, offset=offset)
 
 
 def best_of(compared: Comparison, names: Sequence[str], statistic: str) -> str:

@@ -164,12 +164,12 @@ class CorrectedDenoiser(AbstractDenoiser):
         eps = split.eps - ratio * residual
         return Prediction(x0.reshape(x.shape), eps.reshape(x.shape))
 
-    def take(self, rows: slice) -> "CorrectedDenoiser":
+    def take(self, rows: slice | np.ndarray) -> "CorrectedDenoiser":
         """Take some of the rows.
 
         **Arguments:**
 
-        - `rows`: a slice.
+        - `rows`: a slice or indices.
 
         **Returns:** the denoiser of these rows.
         """
