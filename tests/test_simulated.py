@@ -15,7 +15,7 @@ T_MIN = 1e-3
 MEANS = np.array([[1.5, 0.0], [-1.5, 0.5]])
 MIXTURE = jk.GaussianMixture([0.4, 0.6], MEANS, np.full((2, 2), 0.02))
 MODEL = MIXTURE.denoiser(PROCESS)
-NOISE = np.random.default_rng(0).standard_normal((12, 2))
+NOISE: Any = np.random.default_rng(0).standard_normal((12, 2))
 SHIFT = np.array([0.3, -0.2])
 
 

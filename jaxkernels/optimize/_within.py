@@ -267,7 +267,7 @@ def _varied(reference: Reference) -> Reference:
     denoiser = denoiser.take(residual)
     noise = jnp.asarray(np.asarray(reference.noise)[start])
     fine = log_snr(denoiser.process, _SIMULATED_STEPS, float(np.asarray(denoiser.t_min)))
-    ends = sample_ends(denoiser, DPMSolverPP2M(), fine, noise)
+    ends = np.array(sample_ends(denoiser, DPMSolverPP2M(), fine, noise))
     ends[::copies] = reference.ends
     offset = np.broadcast_to(reference.offset, reference.ends.shape)[residual]
     return reference._replace(denoiser=denoiser, noise=noise, ends=ends, offset=offset)

@@ -7,7 +7,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._objective import AbstractBoundObjective, AbstractObjective
-from .._types import AnyArray, Numbers
+from .._types import AnyArray, Numbers, constant
 from ..distributions import AbstractDistribution
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, as_sampler, run_schedule
@@ -98,7 +98,7 @@ class SimulatedError(AbstractObjective):
         ends = np.asarray(record.ends)
         noise = np.asarray(record.noise).reshape(ends.shape)
         denoiser = record.denoiser(self.model.denoiser(record.process))
-        scaled = (noise.astype(ends.dtype), ends, np.asarray(end_scale(ends)))
+        scaled = (constant(noise.astype(ends.dtype)), constant(ends), end_scale(ends))
         return BoundSimulatedError(denoiser, as_sampler(sampler), *scaled, self.power)
 
 
