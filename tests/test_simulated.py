@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -40,7 +41,10 @@ def record() -> jk.DenoisedRecord:
 def test_trajectories_end_where_a_fine_solution_does(record: jk.DenoisedRecord) -> None:
     with jax.enable_x64(True):
         ends = jk.sample(NETWORK, "rk4", _schedule(400), jnp.asarray(NOISE))
-    np.testing.assert_allclose(record.ends, ends, atol=3e-3)
+    distance = np.linalg.norm(np.asarray(record.ends) - np.asarray(ends), axis=1)
+    # where two clusters part, errors grow
+    assert np.median(distance) < 3e-4
+    assert distance.max() < 0.01
     assert record.nfe == denoised_nfe(12, 40) == 12 * 40
 
 
@@ -136,7 +140,10 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
         jk.record_denoised(NETWORK, **given)
 
 
-def test_what_is_no_record_or_model_is_refused(record: jk.DenoisedRecord) -> None:
+def test_what_is_no_record_or_model_is_refused(
+    record: jk.DenoisedRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     wrong: Any = MODEL
     with pytest.raises(ValueError, match="record must be a DenoisedRecord"):
         jk.SimulatedError(wrong, MIXTURE)
