@@ -239,7 +239,10 @@ class Selection:
         return default_fine_tuning(steps) if steps else None
 
     def simulation_solver(self) -> Optax | None:
-        """Return the solver of gradient steps on a model of the network, None for no steps."""
+        """Return the solver of gradient steps on a model of the network.
+
+        **Returns:** the solver; None for no steps.
+        """
         return self._solver(_FINE_TUNE)
 
 
