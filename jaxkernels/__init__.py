@@ -141,9 +141,12 @@ from .score_error import (
     ScoreError as ScoreError,
 )
 from .trajectories import (
+    DenoisedRecord as DenoisedRecord,
     RecordedError as RecordedError,
+    SimulatedError as SimulatedError,
     TrajectoryRecord as TrajectoryRecord,
     record as record,
+    record_denoised as record_denoised,
 )
 
 __version__ = _version("jaxkernels")

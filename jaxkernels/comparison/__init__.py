@@ -3,6 +3,7 @@
 from ._compare import (
     check_noise as check_noise,
     check_schedules as check_schedules,
+    compare_ends as compare_ends,
     compare_schedules as compare_schedules,
     compare_to as compare_to,
     comparison_nfe as comparison_nfe,
@@ -19,6 +20,7 @@ from ._reference import (
     as_reference as as_reference,
     reference_nfe as reference_nfe,
     reference_steps as reference_steps,
+    sample_ends as sample_ends,
     solve_reference as solve_reference,
 )
 from ._report import (

@@ -154,24 +154,42 @@ def compare_to(
     """
     key = jax.random.key(0) if key is None else key
     process = reference.denoiser.process
-    errors = []
-    projections = []
+    found = {}
     for name, schedule in schedules.items():
         setting = f"{type(sampler).__name__}, {schedule.num_steps} steps, {name}"
         line.update(f"comparing, NFE {planned:,}: {setting}")
-        ends = sample_ends(reference.denoiser, sampler, schedule, reference.noise, key)
-        error = np.linalg.norm(ends - reference.ends, axis=1) / reference.scale
-        # a stochastic schedule has no reference from the same noise
-        errors.append(np.full_like(error, np.nan) if schedule.is_stochastic else error)
-        projections.append(ends @ reference.directions)
+        found[name] = sample_ends(reference.denoiser, sampler, schedule, reference.noise, key)
+    compared = compare_ends(reference, found, _total_nfe(process, sampler, schedules))
+    # a stochastic schedule has no reference from the same noise
+    for row, schedule in enumerate(schedules.values()):
+        if schedule.is_stochastic:
+            compared.errors[row] = np.nan
+    return compared
+
+
+def compare_ends(
+    reference: Reference, ends: Mapping[str, Float[np.ndarray, "n d"]], per_sample: int
+) -> Comparison:
+    """Compare samples with a given reference solution.
+
+    **Arguments:**
+
+    - `reference`: from the initial noise of the samples.
+    - `ends`: {name: samples}.
+    - `per_sample`: NFE of all of them for each row of noise.
+
+    **Returns:** a `Comparison`.
+    """
+    moved = [samples + reference.offset for samples in ends.values()]
+    errors = [np.linalg.norm(m - reference.ends, axis=1) / reference.scale for m in moved]
     return Comparison(
-        tuple(schedules),
+        tuple(ends),
         np.stack(errors),
-        np.stack(projections),
+        np.stack([m @ reference.directions for m in moved]),
         reference.ends @ reference.directions,
         reference.error,
         reference.data_projections,
-        sampling_nfe=len(reference.noise) * _total_nfe(process, sampler, schedules),
+        sampling_nfe=len(reference.noise) * per_sample,
         reference_nfe=reference.nfe,
     )
 

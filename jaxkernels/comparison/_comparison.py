@@ -165,6 +165,7 @@ class Comparison(eqx.Module):
         baselines: Sequence[str] | None = None,
         criterion: str = BALANCED,
         incumbent: str | None = None,
+        among: Sequence[str] | None = None,
     ) -> str:
         """Select the best schedule.
 
@@ -184,6 +185,7 @@ class Comparison(eqx.Module):
         - `incumbent`: the name of a schedule that other evidence speaks for. It is selected unless
           another one is better by more than the standard error of resampling both from the same
           noise. For deterministic schedules.
+        - `among`: names of deterministic schedules to select from. Default: all.
 
         **Returns:** the name of a schedule.
 
@@ -198,17 +200,20 @@ class Comparison(eqx.Module):
         'b'
         ```
         """
-        rows = self._baseline_rows(baselines)
+        rows = self._rows("baselines", baselines)
+        taken = self._rows("among", among)
         _checks.one_of("criterion", criterion, (BALANCED, *STATISTICS))
         if self._stochastic.any():
             if incumbent is not None:
                 raise ValueError(f"incumbent = {incumbent!r} is for deterministic schedules only.")
+            if among is not None:
+                raise ValueError(f"among = {among!r} is for deterministic schedules only.")
             return self.names[self._best_distribution(criterion)]
         if criterion == BALANCED:
             values = np.stack([self.statistic_values(name) for name in WEIGHED])
-            best = select_balanced(values, rows)
+            best = select_balanced(values, rows, taken)
         else:
-            best = select_smallest(self.statistic_values(criterion))
+            best = select_smallest(self.statistic_values(criterion), taken)
         if incumbent is None or self._row(incumbent) == best:
             return self.names[best]
         resampled = self._resampled([best, self._row(incumbent)], rows, criterion)
@@ -336,11 +341,11 @@ class Comparison(eqx.Module):
         """Index of a schedule."""
         return _checks.lookup("name", name, {n: i for i, n in enumerate(self.names)})
 
-    def _baseline_rows(self, baselines: Sequence[str] | None) -> list[int]:
-        """Indices of the baselines, all by default."""
-        if baselines is not None and not len(baselines):
-            raise ValueError(f"baselines is empty; known are {', '.join(self.names)}.")
-        return [self._row(name) for name in (self.names if baselines is None else baselines)]
+    def _rows(self, argument: str, names: Sequence[str] | None) -> list[int]:
+        """Indices of the schedules of an argument, all by default."""
+        if names is not None and not len(names):
+            raise ValueError(f"{argument} is empty; known are {', '.join(self.names)}.")
+        return [self._row(name) for name in (self.names if names is None else names)]
 
     def _resampled(
         self, pair: Sequence[int], baselines: Sequence[int], criterion: str

@@ -21,22 +21,25 @@ _POWER = 6.0
 _A = TypeVar("_A", np.ndarray, Array)
 
 
-def select_smallest(values: Float[np.ndarray, " schedules"]) -> int:
+def select_smallest(values: Float[np.ndarray, " schedules"], among: Sequence[int]) -> int:
     """The schedule with the smallest value of a single statistic, whatever its other ones."""
-    return int(np.argmin(values))
+    return among[int(np.argmin(values[list(among)]))]
 
 
 def select_balanced(
-    values: Float[np.ndarray, "statistics schedules"], baselines: Sequence[int]
+    values: Float[np.ndarray, "statistics schedules"],
+    baselines: Sequence[int],
+    among: Sequence[int],
 ) -> int:
     """The schedule whose largest ratio to the baselines, smoothed, is smallest.
 
     Each statistic is divided by its smallest value among the baselines. A schedule that is worse
     than the best baseline in some statistic ranks behind all that are worse in none, by its `harm`.
+    Only those `among` are selected.
     """
     logs = np.log(np.maximum(values, TINY)).T
-    log_ratios = logs - logs[list(baselines)].min(0)
-    return int(np.lexsort((balance(np, log_ratios), harm(log_ratios)))[0])
+    log_ratios = logs[list(among)] - logs[list(baselines)].min(0)
+    return among[int(np.lexsort((balance(np, log_ratios), harm(log_ratios)))[0])]
 
 
 def balance(xp: Any, logs: Float[_A, "*schedules ratios"]) -> Float[_A, "*schedules"]:

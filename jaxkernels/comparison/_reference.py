@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -13,6 +14,7 @@ from ..prediction import AbstractDenoiser, in_working_precision
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, DPMSolverPP2M, sample
 from ..schedules import Schedule, log_snr
+from ..trajectories import CorrectedDenoiser
 
 _STEPS_FACTOR = 20
 _LEAST_STEPS = 200
@@ -32,6 +34,8 @@ class Reference(NamedTuple):
     - `error`: root mean square distance to the solution with half the steps, divided by `scale`.
     - `data_projections`: of data along `directions`, each in ascending order; None without data.
     - `nfe`: of the solution and of that with half the steps.
+    - `offset`: (n, d), what is added to the samples of schedules before they are compared; 0 unless
+      the denoiser stands for another one, whose samples are known to differ by it.
     """
 
     denoiser: AbstractDenoiser
@@ -42,6 +46,24 @@ class Reference(NamedTuple):
     error: float
     data_projections: Float[np.ndarray, "samples directions"] | None
     nfe: int
+    offset: Float[np.ndarray, "n d"] | float = 0.0
+
+    def take(self, rows: slice) -> "Reference":
+        """Take some of the samples, in the same units and with the NFE of the whole.
+
+        **Arguments:**
+
+        - `rows`: a slice.
+
+        **Returns:** a `Reference` of these samples.
+        """
+        denoiser = self.denoiser
+        return self._replace(
+            denoiser=denoiser.take(rows) if isinstance(denoiser, CorrectedDenoiser) else denoiser,
+            noise=jax.device_put(np.asarray(self.noise)[rows]),
+            ends=self.ends[rows],
+            offset=np.broadcast_to(self.offset, self.ends.shape)[rows],
+        )
 
 
 def solve_reference(

@@ -5,6 +5,7 @@ import enum
 from collections.abc import Mapping, Sequence
 
 from ..schedules import Schedule
+from ._budget import MOST_ROUNDS
 from ._space import ScheduleSpace
 
 
@@ -18,6 +19,7 @@ class Origin(enum.Enum):
     MIXTURE = "selected and fine-tuned on a mixture fitted to samples"
     INTERPOLATED = "interpolated between two other candidates"
     FINE_TUNED = "gradient steps from the selected candidate"
+    SIMULATED = "gradient steps on a model that recorded trajectories correct"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +44,15 @@ class Candidate:
 OPTIMISED = "optimised"
 FINE_TUNED = "fine-tuned"
 MIXTURE = "selected on a mixture"
+# on a model corrected by recorded trajectories, then by the candidates that were run
+SIMULATED = ("simulated", *(f"simulated, correction {i + 1}" for i in range(MOST_ROUNDS)))
 # power means of a trajectory record's errors: of typical samples, of the mean, of the tail
 RECORDED = {
     0.0: "recorded, geometric mean",
     1.0: "recorded, mean",
     2.0: "recorded, root mean square",
 }
-RESERVED = (OPTIMISED, FINE_TUNED, MIXTURE, *RECORDED.values())
+RESERVED = (OPTIMISED, FINE_TUNED, MIXTURE, *SIMULATED, *RECORDED.values())
 
 
 def interpolate_candidates(

@@ -130,7 +130,9 @@ def fine_tuning_nfe(n: int, per_sample: int, steps: int) -> int:
 class _Batch(NamedTuple):
     """Initial noise, its reference solution, and logs of the baselines' smallest statistics."""
 
+    denoiser: AbstractDenoiser
     noise: Float[Array, "n *shape"]
+    offset: Float[Array, "n d"]
     ends: Float[Array, "n d"]
     quantiles: Float[Array, "n directions"]
     floor: Float[Array, " statistics"]
@@ -156,7 +158,6 @@ class _Checkpointed(AbstractDenoiser):
 class _Criterion(eqx.Module):
     """log of the selection criterion of logits z on a batch, relative to the best baseline."""
 
-    denoiser: AbstractDenoiser
     sampler: AbstractSampler
     coordinate: TimeCoordinate
     t_min: Float[Array, ""]
@@ -175,7 +176,6 @@ class _Criterion(eqx.Module):
         """The criterion in the precision of the reference's noise."""
         dtype = reference.noise.dtype
         return cls(
-            denoiser=reference.denoiser,
             sampler=sampler,
             coordinate=jax.device_put(
                 jax.tree.map(lambda a: np.asarray(a, dtype), space.coordinate)
@@ -188,12 +188,12 @@ class _Criterion(eqx.Module):
 
     def __call__(self, z: Float[Array, " interior"], batch: _Batch) -> Float[Array, ""]:
         schedule = Schedule(self.coordinate.times(z, self.t_min))
-        denoiser = _Checkpointed.of(self.denoiser)
+        denoiser = _Checkpointed.of(batch.denoiser)
         # unchecked: every z gives a schedule, and a program with checks at run time is not kept in
         # JAX's compilation cache
         key = jax.random.key(0)
         samples, _ = run_schedule(denoiser, self.sampler, schedule, key, batch.noise)
-        samples = samples.reshape(batch.ends.shape)
+        samples = samples.reshape(batch.ends.shape) + batch.offset
         squared = jnp.sum((samples - batch.ends) ** 2, -1) / self.scale**2
         errors = jnp.sqrt(jnp.maximum(squared, jnp.finfo(z.dtype).tiny))
         projections = matmul(samples, self.directions)
@@ -271,6 +271,7 @@ def _batch(
     dtype = reference.noise.dtype
     lowest = np.array([baselines.statistic_values(name, rows).min() for name in names])
     floor = np.log(np.maximum(lowest, np.finfo(dtype).tiny))
-    arrays = (reference.ends[rows], baselines.target_quantiles(rows), floor)
-    noise = np.asarray(reference.noise)[rows]
-    return _Batch(*jax.device_put((noise, *(np.asarray(a, dtype) for a in arrays))))
+    taken = reference.take(rows)
+    arrays = (taken.offset, taken.ends, baselines.target_quantiles(rows), floor)
+    numbers = jax.device_put(tuple(np.asarray(a, dtype) for a in arrays))
+    return _Batch(taken.denoiser, taken.noise, *numbers)

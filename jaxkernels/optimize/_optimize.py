@@ -31,14 +31,17 @@ from ..samplers import AbstractSampler, as_sampler
 from ..schedules import BASELINES, Schedule
 from ..score_error import ScoreError
 from ..trajectories import (
+    DenoisedRecord,
     RecordedError,
     TrajectoryRecord,
     bind_record,
+    check_denoised_record,
     check_record,
     record,
+    record_denoised,
     unpredictable,
 )
-from ._budget import Costs, Plan, make_plan
+from ._budget import MOST_ROUNDS, Costs, Plan, make_plan
 from ._candidates import (
     MIXTURE,
     OPTIMISED,
@@ -55,7 +58,6 @@ from ._model import (
     draw_start,
     fit_mixture,
     model_of_network,
-    sample_network,
 )
 from ._problem import (
     ScheduleProblem,
@@ -70,8 +72,10 @@ from ._problem import (
 from ._result import OptimizedSchedule
 from ._selection import BoundSelection, Selected, Selection
 from ._solve import Solution, solve
-from ._solver import AbstractSolver, Newton, Optax
+from ._solver import AbstractSolver, Newton
+from ._space import ScheduleSpace
 from ._trust import unproven, unresolved
+from ._within import RecordedSelection, bind_within
 
 # of a mixture, whose evaluations are cheap; of a network that is the target itself
 _MIXTURE_TRAJECTORIES = 256
@@ -80,8 +84,6 @@ _NETWORK_TRAJECTORIES = 128
 _NETWORK_NODES = 40
 # samples of a network that is the target, from which its covariance is taken
 _NETWORK_NOISE = 256
-# random key of the noise of samples within a budget, other than what is recorded
-_SAMPLES_KEY = 4
 # statistics of a hundred trajectories are not worth more digits, nor more starts
 _RECORDED_STARTS = 3
 _RECORDED_SOLVER = Newton(tolerance=1e-5)
@@ -134,12 +136,13 @@ def optimize_schedule(
       transformation.
     - `selection`: a `Selection`: the network that runs the candidates, its data and the criterion.
       By default `Selection()` for all targets but a Gaussian.
-    - `budget`: NFE on a network that are never exceeded, such as 16_000: for a trajectory record
-      (none if `Selection(record=...)` is given, so that one serves every sampler and K), a
-      selection on its initial noise with its end points as the reference, and evidence on other
-      noise; without data and without a record also for samples that a mixture is fitted to. Rows
-      of a given `Selection.noise` are recorded, or are the evidence's if a record is given.
-      `OptimizedSchedule.plan` says how it was divided. Default: as `Selection` says.
+    - `budget`: NFE on a network that are never exceeded, such as 16_000: for trajectories whose
+      denoised points are recorded (none if `Selection(record=...)` is given, so that one serves
+      every sampler and K), a selection on their initial noise with their end points as the
+      reference, and evidence on other noise. Schedules are optimised on a mixture of the data, or
+      of the recorded end points, that the record corrects. Rows of a given `Selection.noise` are
+      recorded, or are the evidence's if a record is given. `OptimizedSchedule.plan` says how it was
+      divided. Default: as `Selection` says.
     - `progress`: show a status line while it takes longer than a second, on a terminal.
 
     **Returns:** an `OptimizedSchedule`, never worse under its objective than the best start; or,
@@ -165,6 +168,8 @@ def optimize_schedule(
         target, process, sampler, num_steps, t_min, objective, stochasticity, solver, selection
     )
     request = dataclasses.replace(request, budget=_check_budget(target, request, budget))
+    if budget is None and selection is not None and isinstance(selection.record, DenoisedRecord):
+        raise ValueError("selection: a DenoisedRecord is for a budget; pass budget as well.")
     return run_request(on_range(target, request.process), request, starts, progress, began)
 
 
@@ -176,8 +181,9 @@ def run_request(
         model, selection, bound, nfe = prepare(target, request, progress)
         plan = None
     else:
-        model, selection, bound, plan = _prepare_within(target, request, starts, progress)
-        nfe = {"samples": plan.nfe["samples"], "record": plan.nfe["record"]}
+        model, selection, bound = _prepare_within(target, request, starts, progress)
+        plan = bound.plan
+        nfe = {"record": plan.nfe["record"]}
     run = (request.process, request.sampler, request.num_steps)
     with Progress("optimising: compiling", progress) as line, jax.enable_x64(True):
         problem = make_problem(
@@ -194,21 +200,39 @@ def run_request(
         if selection is not None:
             candidates = _propose(optimum, problem, selection, request.sampler, line.update)
     selected = None
-    if bound is not None:
+    if bound is not None and selection is not None:
         outside = [dataclasses.replace(c, schedule=_outside(c.schedule)) for c in candidates]
-        run = (problem.space, request.sampler, progress)
-        incumbent = None
-        if not request.stochastic and selection is not None:
-            simulated = selection.bind_mixture(model, request.process, request.initialization)
-            if simulated is not None:
-                found = simulated.select(outside, *run)
-                # data say more than the few samples of a network that stand for them
-                incumbent = MIXTURE if model.knows_data else None
-                outside.append(Candidate(MIXTURE, found.schedule, Origin.MIXTURE))
-        selected = bound.run(outside, *run, incumbent)
+        selected = _select(outside, problem.space, request, model, selection, bound, progress)
         nfe |= selected.nfe
     found = (model, problem, solution, optimum, value, values, selected, nfe, plan)
     return _result(request, *found, began)
+
+
+def _select(
+    candidates: list[Candidate],
+    space: ScheduleSpace,
+    request: "Request",
+    model: Model,
+    selection: Selection,
+    bound: BoundSelection | RecordedSelection,
+    progress: bool,
+) -> Selected:
+    """Select, with what a mixture selects as one more candidate."""
+    run = (space, request.sampler, progress)
+    within = isinstance(bound, RecordedSelection)
+    simulated = None
+    # within a budget the recorded trajectories correct a mixture of the network's own samples
+    if not request.stochastic and (model.knows_data or not within):
+        simulated = selection.bind_mixture(model, request.process, request.initialization)
+    labels = ()
+    if simulated is not None:
+        found = simulated.select(candidates, *run)
+        candidates = [*candidates, Candidate(MIXTURE, found.schedule, Origin.MIXTURE)]
+        # data say more than the few samples of a network that stand for them
+        labels = (MIXTURE,) if model.knows_data else ()
+    if isinstance(bound, RecordedSelection):
+        return bound.run(candidates, *run, labels)
+    return bound.run(candidates, *run, *labels)
 
 
 def prepare(
@@ -305,15 +329,18 @@ def _check_budget(target: object, request: Request, budget: int | None) -> int |
             f"budget = {budget} is of a network's NFE: pass a Denoiser as target or as "
             "Selection(denoiser=...)."
         )
-    if request.stochastic or not is_recordable(request) or selection.record is False:
+    sampler = request.sampler
+    at_one_time = not (sampler.randomised or sampler.forms_jacobian)
+    reaches_zero = sigma_range(request.process, request.t_min[0])[1] == 0
+    if request.stochastic or not at_one_time or reaches_zero or selection.record is False:
         raise ValueError(
-            f"budget = {budget} is divided between a trajectory record and a selection: it needs a "
-            "sampler that a record predicts, stochasticity 0, sigma(t_min) > 0, and a record."
+            f"budget = {budget} is divided between recorded trajectories and a selection: it needs "
+            "a deterministic sampler, stochasticity 0, sigma(t_min) > 0, and a record."
         )
-    if isinstance(selection.fine_tune, Optax):
+    if isinstance(selection.record, TrajectoryRecord):
         raise ValueError(
-            f"budget = {budget}: fine_tune must be a number of steps, as other solvers may "
-            "evaluate the network more often than once a step."
+            f"budget = {budget}: record must be a DenoisedRecord, of jk.record_denoised; got a "
+            "TrajectoryRecord."
         )
     return _checks.count("budget", budget)
 
@@ -341,6 +368,8 @@ def _check_selection(target: object, request: Request) -> None:
             f"criterion = {selection.criterion!r} is for deterministic schedules; stochastic ones "
             "are selected by sliced_w2."
         )
+    if isinstance(selection.record, DenoisedRecord):
+        check_denoised_record(selection.record, request.process, request.t_min[0])
     if isinstance(selection.record, TrajectoryRecord):
         squared = request.stochasticity_squared
         if squared is not None and request.stochastic:
@@ -426,50 +455,34 @@ def _with_record(selection: Selection, model: Model, request: Request, progress:
 
 def _prepare_within(
     target: Any, request: Request, starts: Starts, progress: bool
-) -> tuple[Model, Selection, BoundSelection, Plan]:
-    """The same within a budget, whose record starts from the noise that selects."""
+) -> tuple[Model, Selection, RecordedSelection]:
+    """The same within a budget, with recorded trajectories that select as well."""
     selection = request.selection or Selection()
     assert request.budget is not None
     network = target if selection.denoiser is None else selection.denoiser
     model = _model_of_data(target, selection)
-    given = selection.record if isinstance(selection.record, TrajectoryRecord) else None
+    made = selection.record if isinstance(selection.record, DenoisedRecord) else None
+    tuned = request.num_steps > 1 and selection.simulation_solver() is not None
     costs = Costs(
-        per_sample=request.num_steps,
+        per_sample=request.sampler.nfe_per_step * request.num_steps,
         baselines=len(BASELINES) + (len(starts) if isinstance(starts, Mapping) else 0),
-        fine_tune=selection.gradient_steps(0) if request.num_steps > 1 else 0,
+        candidates=1 + (model is not None and model.knows_data and model.mixture is not None),
+        rounds=MOST_ROUNDS if tuned else 0,
     )
-    plan = make_plan(
-        request.budget,
-        costs,
-        int(np.prod(_noise_within(model, request, selection, 1).shape[1:])),
-        selection.noise_rows,
-        None if given is None else given.num_trajectories,
-        model is not None or request.initialization == "marginal",
-    )
-    count = plan.trajectories + plan.evidence
-    noise = _noise_within(model, request, selection, count)
-    made = given
+    given = None if made is None else made.num_trajectories
+    plan = make_plan(request.budget, costs, selection.noise_rows, given)
+    noise = _noise_within(model, request, selection, plan.trajectories + plan.evidence)
     if made is None:
-        made = record(
-            network,
-            noise[: plan.trajectories],
-            t_min=request.t_min[0],
-            nodes=plan.nodes,
-            directions=plan.directions,
-            batch=plan.batch,
-            progress=progress,
-        )
+        recorded = noise[: plan.trajectories]
+        run = {"t_min": request.t_min[0], "nodes": plan.nodes, "batch": plan.batch}
+        made = record_denoised(network, recorded, progress=progress, **run)
     if model is None:
-        samples = np.asarray(made.ends)
-        if plan.samples:
-            noise_of_samples = _network_noise(request, selection, plan.samples, _SAMPLES_KEY)
-            drawn = sample_network(network, noise_of_samples, request.t_min[0], progress)
-            samples = np.concatenate([samples, drawn])
-        model = Model(Gaussian.fit(samples), fit_mixture(samples), denoiser=network)
+        ends = np.asarray(made.ends)
+        model = Model(Gaussian.fit(ends), fit_mixture(ends), denoiser=network)
     run = (request.process, request.sampler, request.num_steps)
     request.objective.check_target(model.gaussian, *run)
-    bound = selection.bind_recorded(network, made, noise[plan.trajectories :], plan)
-    return model, dataclasses.replace(selection, record=made), bound, plan
+    fresh = noise[plan.trajectories :]
+    return model, selection, bind_within(selection, network, made, model, fresh, plan)
 
 
 def _model_of_data(target: Any, selection: Selection) -> Model | None:
@@ -484,7 +497,7 @@ def _model_of_data(target: Any, selection: Selection) -> Model | None:
     if selection.data is not None:
         data = _checks.array("data", selection.data)
         return Model(Gaussian.fit(data), fit_mixture(data), data, target)
-    if isinstance(selection.record, TrajectoryRecord):
+    if isinstance(selection.record, TrajectoryRecord | DenoisedRecord):
         ends = np.asarray(selection.record.ends)
         return Model(Gaussian.fit(ends), fit_mixture(ends), denoiser=target)
     return None
@@ -501,16 +514,14 @@ def _noise_within(model: Model | None, request: Request, selection: Selection, c
     return draw_start(*start, selection.random_key(0), shape, selection.data)
 
 
-def _network_noise(
-    request: Request, selection: Selection, count: int, key_number: int = 3
-) -> Array:
+def _network_noise(request: Request, selection: Selection, count: int) -> Array:
     """Initial noise of a network that is the target, other than the noise that selects."""
     given = selection.given_noise
     if request.initialization == "marginal":
         return _noised_data(request, selection, count)
     if given is None:
         known = selection.data
-        if known is None and isinstance(selection.record, TrajectoryRecord):
+        if known is None and isinstance(selection.record, TrajectoryRecord | DenoisedRecord):
             known = selection.record.noise
         if known is None:
             raise ValueError(
@@ -523,7 +534,7 @@ def _network_noise(
         shape = given.shape[1:]
         dtype = given.dtype
     scale = np.sqrt(np.asarray(request.process.prior_variance(np.asarray(request.process.t_max))))
-    noise = float(scale) * jax.random.normal(selection.random_key(key_number), (count, *shape))
+    noise = float(scale) * jax.random.normal(selection.random_key(3), (count, *shape))
     # a network may take one precision only
     return noise if dtype is None else noise.astype(dtype)
 

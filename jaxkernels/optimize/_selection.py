@@ -18,19 +18,17 @@ from ..comparison import (
     STATISTICS,
     Comparison,
     Reference,
-    as_reference,
     check_schedules,
     compare_to,
     reference_nfe,
     reference_steps,
     solve_reference,
 )
-from ..prediction import AbstractDenoiser, check_denoiser, in_working_precision
+from ..prediction import AbstractDenoiser, check_denoiser
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, sampling_nfe
 from ..schedules import Schedule
-from ..trajectories import TrajectoryRecord
-from ._budget import Plan, shortlist
+from ..trajectories import DenoisedRecord, TrajectoryRecord
 from ._candidates import FINE_TUNED, Candidate, Origin, by_label
 from ._fine_tune import default_fine_tuning, fine_tune, fine_tuning_nfe
 from ._model import Model, draw_start
@@ -71,9 +69,11 @@ class Selection:
     - `record`: a `TrajectoryRecord` of the same network, whose optima become candidates; of a
       network that is the target, its end points give the covariance as well. By default
       trajectories of a mixture, or of a network that is the target, are recorded; False for none.
+      Within a budget a `DenoisedRecord`, which serves every sampler and K; by default one is made.
     - `fine_tune`: number of gradient steps on the criterion through the network, or an `Optax`
       solver. The result is one more candidate. Default: 40 through a mixture (fewer above 256
-      dimensions), 0 through a network, which must be differentiable by JAX.
+      dimensions), 0 through a network, which must be differentiable by JAX. Within a budget they
+      are through a model of the network, take no NFE, and 40 is the default as well.
     - `key`: a random key for noise, data and directions; fixed by default.
 
     **Raises:** ValueError naming the argument and its value.
@@ -90,7 +90,7 @@ class Selection:
     noise: int | AnyArray | None = None
     data: Numbers | None = None
     criterion: str = BALANCED
-    record: TrajectoryRecord | bool | None = None
+    record: TrajectoryRecord | DenoisedRecord | bool | None = None
     fine_tune: int | Optax | None = None
     key: Array | None = None
 
@@ -98,9 +98,10 @@ class Selection:
         if self.denoiser is not None:
             check_denoiser(self.denoiser)
         _checks.one_of("criterion", self.criterion, (BALANCED, *STATISTICS))
-        if not isinstance(self.record, TrajectoryRecord | bool | None):
+        if not isinstance(self.record, TrajectoryRecord | DenoisedRecord | bool | None):
             raise ValueError(
-                "record must be a TrajectoryRecord, of jk.record, or False; got "
+                "record must be a TrajectoryRecord, of jk.record, or within a budget a "
+                "DenoisedRecord, of jk.record_denoised, or False; got "
                 f"{type(self.record).__name__}."
             )
         if self.fine_tune is not None and not isinstance(self.fine_tune, Optax):
@@ -164,34 +165,9 @@ class Selection:
                 "data: a stochastic schedule on a network needs Selection(data=...), samples to "
                 "whose distribution to compare, (n, ...)."
             )
-        _check_data(data, noise)
+        check_data(data, noise)
         options = (data, self.criterion, self._solver(0), self.random_key(1))
         return BoundSelection(network, *_halves(noise), *options)
-
-    def bind_recorded(
-        self, network: AbstractDenoiser, record: TrajectoryRecord, fresh: Array, plan: Plan
-    ) -> "BoundSelection":
-        """Bind this selection within a budget to the initial noise of a record.
-
-        **Arguments:**
-
-        - `network`: that was recorded.
-        - `record`: whose end points are the reference.
-        - `fresh`: other initial noise, for the evidence.
-        - `plan`: how the budget is divided.
-
-        **Returns:** a selection that is ready to run candidates.
-
-        **Raises:** ValueError if data do not fit the network.
-        """
-        _check_data(self.data, fresh)
-        rows = slice(plan.selecting)
-        working, noise = in_working_precision(network, jnp.asarray(record.noise[rows]))
-        ends = np.asarray(record.ends)[rows]
-        reference = as_reference(working, noise, ends, self.data, np.nan, 0)
-        recorded = Recorded(record, reference, plan.reference_steps)
-        options = (self.data, self.criterion, self._solver(0), self.random_key(1))
-        return BoundSelection(network, noise, fresh, *options, recorded)
 
     def bind_mixture(
         self, model: Model, process: AbstractProcess, initialization: str
@@ -256,24 +232,18 @@ class Selection:
         key = self.random_key(0)
         return draw_start(model, process, initialization, 2 * count, key, shape, self.data)
 
-    def gradient_steps(self, default: int) -> int:
-        """Count the gradient steps that are asked for.
-
-        **Arguments:**
-
-        - `default`: their number if nothing is said.
-
-        **Returns:** the number; at most as many of an `Optax` solver.
-        """
-        if isinstance(self.fine_tune, Optax):
-            return self.fine_tune.max_iterations
-        return default if self.fine_tune is None else self.fine_tune
-
     def _solver(self, default: int) -> Optax | None:
         if isinstance(self.fine_tune, Optax):
             return self.fine_tune
-        steps = self.gradient_steps(default)
+        steps = default if self.fine_tune is None else self.fine_tune
         return default_fine_tuning(steps) if steps else None
+
+    def simulation_solver(self) -> Optax | None:
+        """Return the solver of gradient steps on a model of the network.
+
+        **Returns:** the solver; None for no steps.
+        """
+        return self._solver(_FINE_TUNE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,19 +262,6 @@ class Selected:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recorded:
-    """What a selection within a budget takes from a trajectory record.
-
-    `reference` is that of the noise that selects. The evidence has a reference of `evidence_steps`,
-    and is of the selected candidate and the baselines alone.
-    """
-
-    record: TrajectoryRecord
-    reference: Reference
-    evidence_steps: int
-
-
-@dataclasses.dataclass(frozen=True)
 class BoundSelection:
     """A selection that is ready to run: `noise` selects, `fresh` gives the evidence."""
 
@@ -315,7 +272,6 @@ class BoundSelection:
     criterion: str
     solver: Optax | None
     key: Array
-    recorded: Recorded | None = None
 
     def select(
         self,
@@ -325,9 +281,9 @@ class BoundSelection:
         progress: bool = True,
     ) -> Candidate:
         """One of the candidates, fine-tuned if asked, without evidence."""
-        nfe = self._planned_nfe(candidates, candidates, sampler, self._solver(space))
+        nfe = self._planned_nfe(candidates, sampler, self._solver(space))
         with Progress("selecting on a mixture", progress) as line:
-            found = self._select(candidates, candidates, space, sampler, line, nfe, None)
+            found = self._select(candidates, space, sampler, line, nfe, None)
         return by_label(found[0])[found[1]]
 
     def run(
@@ -343,16 +299,11 @@ class BoundSelection:
         `incumbent`, the label of what data speak for, if they do: what seems better here must be so
         beyond its standard error.
         """
-        tried = candidates
-        if self.recorded is not None:
-            tried = shortlist(candidates, self.recorded.record, sampler)
-        nfe = self._planned_nfe(tried, candidates, sampler, self._solver(space))
+        nfe = self._planned_nfe(candidates, sampler, self._solver(space))
         text = f"comparing, NFE {sum(nfe.values()):,}: reference solution"
         with Progress(text, progress) as line:
-            found = self._select(candidates, tried, space, sampler, line, nfe, incumbent)
+            found = self._select(candidates, space, sampler, line, nfe, incumbent)
             candidates, label = found
-            if self.recorded is not None:
-                candidates = [c for c in candidates if c.is_baseline or c.label == label]
             # the evidence comes from noise that selected nothing
             fresh = self._trial(self.fresh, candidates, sampler, 1, line, nfe).compare(candidates)
         evidence = dataclasses.replace(fresh, selected=label)
@@ -366,17 +317,16 @@ class BoundSelection:
     def _select(
         self,
         candidates: Sequence[Candidate],
-        tried: Sequence[Candidate],
         space: ScheduleSpace,
         sampler: AbstractSampler,
         line: Progress,
         nfe: dict[str, int],
         incumbent: str | None,
     ) -> tuple[list[Candidate], str]:
-        """All candidates, a fine-tuned one among them, and the label of the best that is tried."""
-        baselines = [c.label for c in tried if c.is_baseline]
-        trial = self._trial(self.noise, tried, sampler, 0, line, nfe)
-        comparison = trial.compare(tried)
+        """All candidates, a fine-tuned one among them, and the label of the best."""
+        baselines = [c.label for c in candidates if c.is_baseline]
+        trial = self._trial(self.noise, candidates, sampler, 0, line, nfe)
+        comparison = trial.compare(candidates)
         label = comparison.best(baselines, self.criterion, incumbent)
         solver = self._solver(space)
         if solver is None:
@@ -397,25 +347,16 @@ class BoundSelection:
         return [*candidates, extra], both.best(baselines, self.criterion, incumbent)
 
     def _planned_nfe(
-        self,
-        tried: Sequence[Candidate],
-        candidates: Sequence[Candidate],
-        sampler: AbstractSampler,
-        solver: Optax | None,
+        self, candidates: Sequence[Candidate], sampler: AbstractSampler, solver: Optax | None
     ) -> dict[str, int]:
-        """NFE by stage; that of the evidence is the most that there can be."""
-        schedule = tried[0].schedule
+        """NFE by stage."""
+        schedule = candidates[0].schedule
         each = sampling_nfe(self.denoiser.process, sampler, schedule)
         reference = reference_nfe(reference_steps(schedule.num_steps))
         n = len(self.noise)
         tuning = 0 if solver is None else fine_tuning_nfe(n, each, solver.max_iterations) + n * each
-        if self.recorded is None:
-            selection = n * (reference + len(tried) * each)
-            compared = len(candidates) + (solver is not None)
-        else:
-            selection = n * len(tried) * each
-            reference = reference_nfe(self.recorded.evidence_steps)
-            compared = 1 + sum(c.is_baseline for c in candidates)
+        selection = n * (reference + len(candidates) * each)
+        compared = len(candidates) + (solver is not None)
         evidence = len(self.fresh) * (reference + compared * each)
         return {"selection": selection, "fine-tuning": tuning, "evidence": evidence}
 
@@ -431,14 +372,9 @@ class BoundSelection:
         schedules = _schedules(candidates)
         stochastic = self.data is not None
         span = check_schedules(self.denoiser.process, sampler, schedules, stochastic=stochastic)
-        if self.recorded is not None and number == 0:
-            reference = self.recorded.reference
-        else:
-            steps = reference_steps(max(s.num_steps for s in schedules.values()))
-            if self.recorded is not None:
-                steps = self.recorded.evidence_steps
-            line.update(f"comparing, NFE {sum(nfe.values()):,}: reference solution")
-            reference = solve_reference(self.denoiser, noise, steps, span, self.data)
+        steps = reference_steps(max(s.num_steps for s in schedules.values()))
+        line.update(f"comparing, NFE {sum(nfe.values()):,}: reference solution")
+        reference = solve_reference(self.denoiser, noise, steps, span, self.data)
         key = jax.random.fold_in(self.key, number)
         return _Trial(reference, sampler, key, line, sum(nfe.values()))
 
@@ -482,7 +418,7 @@ def _check_noise(noise: object) -> None:
         )
 
 
-def _check_data(data: Numbers | None, noise: Array) -> None:
+def check_data(data: Numbers | None, noise: Array) -> None:
     if data is None:
         return
     found = _checks.array("data", data)

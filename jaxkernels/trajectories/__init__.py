@@ -1,5 +1,12 @@
 """Recorded trajectories of a network, and the error of any schedule on them."""
 
+from ._denoised import (
+    CorrectedDenoiser as CorrectedDenoiser,
+    DenoisedRecord as DenoisedRecord,
+    check_denoised_record as check_denoised_record,
+    denoised_nfe as denoised_nfe,
+    record_denoised as record_denoised,
+)
 from ._objective import (
     BoundRecordedError as BoundRecordedError,
     RecordedError as RecordedError,
@@ -12,6 +19,10 @@ from ._recording import (
     follow as follow,
     record as record,
     record_nfe as record_nfe,
+)
+from ._simulated import (
+    BoundSimulatedError as BoundSimulatedError,
+    SimulatedError as SimulatedError,
 )
 from ._spline import spline_fit as spline_fit
 from ._terms import unpredictable as unpredictable

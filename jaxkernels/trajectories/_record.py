@@ -366,22 +366,37 @@ def check_record(
             f"record must be a TrajectoryRecord, of jk.record; got {type(record).__name__}."
         )
     check_sampler(sampler)
-    own = float(np.asarray(record.t_min))
+    check_span(record.process, float(np.asarray(record.t_min)), process, t_min)
+    return record
+
+
+def check_span(
+    recorded: AbstractProcess, own: float, process: AbstractProcess, t_min: object = None
+) -> None:
+    """Check that a record is of the process and down to the time that are wanted.
+
+    **Arguments:**
+
+    - `recorded`: the process of the record.
+    - `own`: the last time of the record.
+    - `process`: that the schedules are for.
+    - `t_min`: last time of the schedules; None if it is not known yet.
+
+    **Raises:** ValueError for another process or t_min.
+    """
     expected = own if t_min is None else float(_checks.scalar("t_min", t_min))
     first = float(np.asarray(process.t_max))
-    times = np.linspace(own, record._span[0], 7)[1:-1]
-    same = np.isclose(first, record._span[0], rtol=1e-5)
+    times = np.linspace(own, float(np.asarray(recorded.t_max)), 7)[1:-1]
+    same = np.isclose(first, float(np.asarray(recorded.t_max)), rtol=1e-5)
     if not (
         same
-        and np.allclose(record.process.sigma(times), process.sigma(times), rtol=1e-4)
+        and np.allclose(recorded.sigma(times), process.sigma(times), rtol=1e-4)
         and np.isclose(own, expected, rtol=1e-5)
     ):
         here = "" if t_min is None else f", t_min = {expected:g}"
         raise ValueError(
-            f"record is of {record.process} down to t_min = {own:g}; here process is "
-            f"{process}{here}."
+            f"record is of {recorded} down to t_min = {own:g}; here process is {process}{here}."
         )
-    return record
 
 
 def first_order_components(

@@ -27,7 +27,7 @@ from ..schedules import Schedule, Step, TimeCoordinate
 from ._record import TrajectoryRecord, end_scale, node_times
 from ._spline import spline_fit
 
-_LEAST_NODES = 8
+LEAST_NODES = 8
 
 # above this sigma nodes get sparse, if sigma is infinite at t_max
 _HIGH = 1e2
@@ -133,14 +133,14 @@ def follow(
     """Trajectories and their sensitivities by batches; arguments as of `record`."""
     process = check_denoiser(denoiser).process
     low_time = check_range(process, 1, t_min)
-    nodes = _checks.count("nodes", nodes, at_least=_LEAST_NODES)
-    denoiser, x = in_working_precision(denoiser, _check_noise(noise))
+    nodes = _checks.count("nodes", nodes, at_least=LEAST_NODES)
+    denoiser, x = in_working_precision(denoiser, check_noise(noise))
     batch = _checks.count("batch", batch)
     frame = _directions(x, _checks.count("directions", directions), key)
-    coordinate = _time_coordinate(process, low_time)
+    coordinate = log_sigma_coordinate(process, low_time)
     times = node_times(coordinate, nodes, low_time)
     steps = (constant(times), constant(sensitivity_weights(process, times)))
-    nfe = record_nfe(_rows_run(x.shape[0], batch), nodes, len(frame))
+    nfe = record_nfe(rows_run(x.shape[0], batch), nodes, len(frame))
     batches = _followed(denoiser, steps, x, frame, batch, nfe, progress)
     return Followed(coordinate, steps[0], cast(AnyArray, np.asarray(x)), nfe, batches)
 
@@ -157,7 +157,7 @@ def _followed(
     """Batches of trajectories that are finite, in float64."""
     noise = np.asarray(x)
     with Progress(f"recording, NFE {nfe:,}: compiling", progress) as line:
-        for rows, count in _batches(x.shape[0], batch):
+        for rows, count in row_batches(x.shape[0], batch):
             split, sensitivity, end = (
                 # local errors are small differences of these
                 np.asarray(array, np.float64)
@@ -199,7 +199,7 @@ def record_nfe(trajectories: int, nodes: int, directions: int) -> int:
     return trajectories * (forward + backward)
 
 
-def _check_noise(noise: Float[AnyArray, "trajectories *shape"]) -> Array:
+def check_noise(noise: Float[AnyArray, "trajectories *shape"]) -> Array:
     """Floating initial noise of at least two trajectories."""
     x = jnp.asarray(noise)
     if x.ndim < 2 or x.shape[0] < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -220,7 +220,7 @@ def _directions(x: Array, count: int, key: Array | None) -> Float[Array, "direct
     return jnp.asarray(frame.reshape(count, *x.shape[1:]), x.dtype)
 
 
-def _time_coordinate(process: AbstractProcess, t_min: float) -> TimeCoordinate:
+def log_sigma_coordinate(process: AbstractProcess, t_min: float) -> TimeCoordinate:
     """log sigma from t_max to t_min, finite at t_max."""
     high, low = sigma_range(process, t_min)
     if low == 0:
@@ -232,7 +232,7 @@ def _time_coordinate(process: AbstractProcess, t_min: float) -> TimeCoordinate:
     return TimeCoordinate(process, np.asarray(process.t_max), np.asarray(0.0), bound)
 
 
-def _batches(total: int, largest: int) -> Iterator[tuple[np.ndarray, int]]:
+def row_batches(total: int, largest: int) -> Iterator[tuple[np.ndarray, int]]:
     """Indices of equally many rows, the last ones repeated at the end, and how many are new."""
     size = -(-total // -(-total // largest))
     for begin in range(0, total, size):
@@ -240,9 +240,9 @@ def _batches(total: int, largest: int) -> Iterator[tuple[np.ndarray, int]]:
         yield np.minimum(rows, total - 1), min(size, total - begin)
 
 
-def _rows_run(total: int, largest: int) -> int:
-    """How many rows `_batches` gives, repeated ones included."""
-    return sum(len(rows) for rows, _ in _batches(total, largest))
+def rows_run(total: int, largest: int) -> int:
+    """How many rows `row_batches` gives, repeated ones included."""
+    return sum(len(rows) for rows, _ in row_batches(total, largest))
 
 
 @quick_filter_jit
