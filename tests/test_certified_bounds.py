@@ -1014,6 +1014,22 @@ def test_certificates_are_optimised(name: str, metric: str, alpha: float) -> Non
     assert result.objective < min(result.baselines.values())
 
 
+@pytest.mark.slow
+def test_free_stochasticity_finds_what_a_fixed_one_does() -> None:
+    """The certificate of DDIM has a kink at alpha = 1, which is where it is least."""
+    target = jk.Gaussian(0.0, [1.0, 0.1])
+    objective = jk.bounds.CertifiedError()
+    options = {"t_min": 0.01, "objective": objective, "progress": False}
+    free = jk.optimize_schedule(target, jk.VP(), "ddim", 4, stochasticity="optimize", **options)
+    fixed = jk.optimize_schedule(target, jk.VP(), "ddim", 4, stochasticity=1.0, **options)
+    assert free.converged
+    assert fixed.converged
+    assert free.objective <= fixed.objective
+    bound = certified_bound(target, jk.VP(), "ddim", fixed.schedule).value
+    # smooth, so that it lies above the bound
+    assert bound <= fixed.objective <= 1.005 * bound
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

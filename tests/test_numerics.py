@@ -1,7 +1,7 @@
 """Elementary functions where textbook formulas lose their digits or their derivatives."""
 
 import decimal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 
 import jaxkernels as jk
 from jaxkernels import _linalg as linalg, _numerics as numerics, _precision as precision, metrics
+from jaxkernels._derivatives import once_per_point
 from jaxkernels.measurement import _forward_pass
 from jaxkernels.measurement._affine_fit import fit_affine
 from jaxkernels.measurement._levels import Levels
@@ -222,3 +223,42 @@ def test_products_are_exact_on_accelerators(fn) -> None:
     assert found
     highest = jax.lax.Precision.HIGHEST
     assert all(precision == (highest, highest) for precision in found)
+
+
+@pytest.mark.parametrize("fn", [jnp.expm1, jnp.log1p])
+def test_the_compiler_adds_correctly(fn: Callable[[jax.Array], jax.Array]) -> None:
+    """jaxlib 0.10.2 takes the second function's value for the first one's in such a program."""
+    x = np.linspace(1e-3, 0.5, 5000)
+
+    @jax.jit
+    def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.sum(fn(x[:, None]) * y, -1) / jnp.sum(fn(-x[:, None]) * y, -1)
+
+    found = ratio(jnp.asarray(x), jnp.asarray([1.0, 2.0]))
+    plain = np.expm1 if fn is jnp.expm1 else np.log1p
+    np.testing.assert_allclose(found, plain(x) / plain(-x), rtol=1e-12)
+
+
+def test_the_compiler_adds_products_correctly() -> None:
+    """jaxlib 0.10.2 leaves the last rows out."""
+    x = np.arange(16_385.0)
+    rows = jnp.asarray(np.stack([x, 0.0 * x, 0.0 * x], 1))
+    squares = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
+    np.testing.assert_array_equal(squares, x**2)
+
+
+def test_derivatives_once_per_point() -> None:
+    """Those of the sum itself, in x and in the parameters, of both orders."""
+    variances = jnp.asarray([0.1, 1.0, 3.0])
+
+    def plain(x: jax.Array, variances: jax.Array) -> jax.Array:
+        return jnp.sum(variances / (variances + x[..., None]), -1)
+
+    def once(x: jax.Array, variances: jax.Array) -> jax.Array:
+        return once_per_point(plain, jnp.asarray(x), jnp.asarray(variances))
+
+    x = jnp.asarray([[0.2, 0.5], [1.0, 2.0]])
+    check_grads(lambda x: once(x, variances), (x,), 2, rtol=1e-5)
+    check_grads(lambda v: once(x, v), (variances,), 2, rtol=1e-5)
+    check_grads(once, (x, variances), 2, rtol=1e-5)
+    np.testing.assert_array_equal(once(x, variances), plain(x, variances))
