@@ -903,6 +903,89 @@ def test_a_loop_by_hand_is_solve(solver: jk.Newton | jk.Optax):
     assert int(state.iteration) == len(solution.history)
 
 
+# --- steps that the optimum would merge
+
+
+def _resolved(schedule: jk.Schedule, process: jk.AbstractProcess) -> bool:
+    """Whether float32 tells apart the times, the levels, and log(alpha/sigma) as tools compute it.
+
+    The last as the multistep schedulers of diffusers do, from sigma or from the level of a flow.
+    """
+    times = np.float32(schedule.times)
+    sigmas = np.float32(np.asarray(schedule.sigmas(process)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        alpha = 1 / np.sqrt(sigmas**2 + 1)
+        lambdas = [np.log(alpha) - np.log(sigmas * alpha)]
+        if isinstance(process, jk.FlowMatching):
+            lambdas.append(np.log(1 - times) - np.log(times))
+    inner = sigmas[np.isfinite(sigmas) & (sigmas > 0)]
+    return all(np.all(np.diff(v) < 0) for v in (times, inner)) and all(
+        np.all(np.diff(v[np.isfinite(v)]) > 0) for v in lambdas
+    )
+
+
+@pytest.mark.parametrize(
+    ("process", "t_min"),
+    [
+        (jk.VP(), 1e-3),
+        (jk.DiscreteVP.scaled_linear(), 0.0),
+        (jk.FlowMatching(), 0.0),
+        pytest.param(jk.FlowMatching(0.999), 1e-3, marks=pytest.mark.slow),
+        pytest.param(jk.CosineVP(), 0.0, marks=pytest.mark.slow),
+        pytest.param(jk.EDM(2560.0), 0.0064, marks=pytest.mark.slow),
+        pytest.param(jk.OU(5.0), 1e-3, marks=pytest.mark.slow),
+        pytest.param(jk.VE(), 1e-3, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("k", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_steps_that_an_objective_merges_are_told_apart(
+    process: jk.AbstractProcess, t_min: float, k: int
+):
+    """Its infimum, 1, is at equal levels k and k + 1: the step between them gets the least length."""
+
+    def objective(schedule: jk.Schedule) -> Array:
+        sigmas = schedule.sigmas(process)
+        return 1.0 + jnp.log(sigmas[k] / sigmas[k + 1])
+
+    result = jk.optimize_schedule(
+        gaussian(), process, "ddim", 4, t_min=t_min, objective=objective, starts=["cosine"]
+    )
+    assert _resolved(result.schedule, process)
+    assert 1e-5 < result.objective - 1.0 < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("process", "sampler", "k"),
+    [
+        (jk.FlowMatching(), "dpmpp_2m", 1),
+        pytest.param(jk.FlowMatching(0.999), "dpmpp_3m", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_an_optimum_with_merged_steps_costs_next_to_nothing(
+    process: jk.AbstractProcess, sampler: str, k: int
+):
+    """Against a simplex search over all schedules whose levels k and k + 1 are equal to 1e-9."""
+    target = jk.Gaussian(np.zeros(3), [1.0, 0.1, 0.01])
+    result = jk.optimize_schedule(target, process, sampler, 4, t_min=1e-3)
+    bound = eqx.filter_jit(jk.LocalError().bind(target, process, SAMPLERS[sampler]()))
+    times = np.asarray(result.schedule.times)
+    np.testing.assert_allclose(times[k], times[k + 1], rtol=2e-3)
+
+    def merged(free: np.ndarray) -> float:
+        both = np.sort(free)[::-1]
+        inner = np.insert(both, k, both[k - 1] - 1e-9)
+        return float(bound(jk.Schedule(np.concatenate([times[:1], inner, times[-1:]]))))
+
+    start = np.delete(times, k + 1)[1:-1]
+    found = minimize(merged, start, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-9})
+    assert result.objective < (1 + 1e-4) * found.fun
+    assert _resolved(result.schedule, process)
+    for tool in ("diffusers", "k-diffusion", "comfyui"):
+        sigmas = jk.export(result.schedule, process, tool, sampler=sampler).values
+        assert all(np.all(np.diff(np.float32(v)) < 0) for v in sigmas.values() if len(v) > 3)
+
+
 # --- the process whose time is the coordinate
 
 

@@ -33,6 +33,7 @@ from ._space import (
     DenseProblem,
     ScheduleSpace,
     TimesProblem,
+    least_share,
     time_coordinate,
 )
 
@@ -166,6 +167,7 @@ def make_problem(
         None if stochasticity_squared is None else constant(stochasticity_squared),
         constant(low) if low == high else None,
         constant(np.zeros(2)),
+        constant(least_share(coordinate, num_steps, high)),
     )
     if low < high:
         ends = space.coordinates(np.asarray([[low, high]]))[0]
