@@ -265,6 +265,31 @@ def test_an_optimised_schedule_is_set_on_its_pipeline(
     np.testing.assert_allclose(told, wanted, rtol=1e-4, atol=0.01 * wanted.max() / 1000)
 
 
+def test_integer_timesteps_with_the_smallest_objective() -> None:
+    """A table of 20 entries, which has one timestep nearest to two of 14 steps."""
+    pipe = tiny.unconditional("DDIMPipeline")
+    betas = np.linspace(0.01, 0.5, 20)
+    pipe.scheduler = diffusers.DDIMScheduler(20, trained_betas=betas, clip_sample=False)
+    process = process_of_scheduler(pipe.scheduler)[0]
+    target = jk.Gaussian(np.zeros(3), [1.0, 0.1, 0.01])
+    result = jk.optimize_schedule(target, process, "ddim", 14, t_min=0.0, progress=False)
+    assert np.any(np.diff(np.rint(result.schedule.times)) == 0)
+    export = result.to_diffusers(pipe, scheduler="dpm_multistep")
+    nearest = jk.export(
+        result.schedule, process, "diffusers", sampler="ddim", scheduler="dpm_multistep"
+    )
+
+    def value(export: jk.exports.Export) -> float:
+        schedule = jk.Schedule(np.append(np.array(export.values["timesteps"]) + 1.0, 0.0))
+        return float(result.reduced_objective(schedule))
+
+    assert value(export) < value(nearest)
+    told: list[int] = []
+    pipe.unet.register_forward_pre_hook(lambda module, given: told.append(int(given[1])))
+    pipe(num_inference_steps=14, output_type="np")
+    np.testing.assert_array_equal(told, export.values["timesteps"])
+
+
 def test_a_table_without_signal_at_its_end_is_that_of_diffusers() -> None:
     scheduler = diffusers.DDIMScheduler(**tiny.BETAS, rescale_betas_zero_snr=True)
     process, _ = process_of_scheduler(scheduler)

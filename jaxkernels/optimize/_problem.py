@@ -84,11 +84,12 @@ def as_objective(objective: Any) -> AbstractObjective:
 class ScheduleProblem:
     """Everything that a solver and a selection need of an optimisation. All arrays are float64.
 
-    `objective` is on the full spectrum, `problem` on the compressed one; `baselines` and `starts`
-    are candidates.
+    `objective` is on the full spectrum, `reduced` and `problem` on the compressed one; `baselines`
+    and `starts` are candidates.
     """
 
     objective: AbstractBoundObjective
+    reduced: AbstractBoundObjective
     problem: AbstractProblem
     space: ScheduleSpace
     baselines: tuple[Candidate, ...]
@@ -182,6 +183,7 @@ def make_problem(
     labels = [f"{name}{suffix}" for suffix in ("", _STOCHASTIC) for name in given]
     return ScheduleProblem(
         objective=full,
+        reduced=reduced,
         problem=problem_in(space, reduced),
         space=space,
         baselines=tuple(every),
