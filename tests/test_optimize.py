@@ -911,8 +911,8 @@ def _resolved(schedule: jk.Schedule, process: jk.AbstractProcess) -> bool:
 
     The last as the multistep schedulers of diffusers do, from sigma or from the level of a flow.
     """
-    times = np.float32(schedule.times)
-    sigmas = np.float32(np.asarray(schedule.sigmas(process)))
+    times = np.asarray(schedule.times, np.float32)
+    sigmas = np.asarray(schedule.sigmas(process), np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
         alpha = 1 / np.sqrt(sigmas**2 + 1)
         lambdas = [np.log(alpha) - np.log(sigmas * alpha)]
@@ -978,7 +978,9 @@ def test_an_optimum_with_merged_steps_costs_next_to_nothing():
     assert _resolved(result.schedule, process)
     for tool in ("diffusers", "comfyui"):
         sigmas = jk.export(result.schedule, process, tool, sampler=sampler).values
-        assert all(np.all(np.diff(np.float32(v)) < 0) for v in sigmas.values() if len(v) > 3)
+        assert all(
+            np.all(np.diff(np.asarray(v, np.float32)) < 0) for v in sigmas.values() if len(v) > 3
+        )
 
 
 # --- the process whose time is the coordinate

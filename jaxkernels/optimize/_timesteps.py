@@ -63,7 +63,7 @@ def on_integer_timesteps(
         raise ValueError(
             f"process {type(process).__name__} has no integer timesteps; DiscreteVP has."
         )
-    squared = np.asarray(schedule.stochasticity_squared)
+    squared = np.asarray(schedule.stochasticity_squared, np.float64)
 
     @in_float64
     @jax.jit
