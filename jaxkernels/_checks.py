@@ -26,9 +26,15 @@ def lookup(argument: str, name: str, known: Mapping[str, T]) -> T:
     """`known[name]`, or an error with the nearest known name."""
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, known, 1, 0.4) if isinstance(name, str) else []
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{argument}={name!r} is not known.{hint} Known: {', '.join(known)}.")
+    raise ValueError(f"{argument}={shown(name)} is not known.{hint} Known: {', '.join(known)}.")
+
+
+def shown(value: object) -> str:
+    """`value` for a message: its repr, or its type where that is long or has several lines."""
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else type(value).__name__
 
 
 def array(argument: str, value: object) -> AnyArray:

@@ -410,6 +410,43 @@ class TestExport:
         )
         assert "timesteps = [" in run("export", files.schedule, *how).out
 
+    def test_integer_timesteps_with_the_smallest_objective(self, files: Files, tmp_path: Path):
+        """Of the nearest of a short table two are equal; the data tell which ones are best."""
+        table = 1.0 - np.linspace(0.01, 0.5, 12)
+        np.save(tmp_path / "table.npy", np.cumprod(table))
+        how = ("--process", "discrete_vp", "--table", tmp_path / "table.npy", "--to", "diffusers")
+        how = (
+            "export",
+            "--schedule",
+            "karras",
+            "--steps",
+            10,
+            "--t-min",
+            0,
+            "--sampler",
+            "ddim",
+            *how,
+        )
+        nearest = run(*how, "--scheduler", "dpm_multistep")
+        best = run(*how, "--scheduler", "dpm_multistep", "--spectrum", files.spectrum)
+        assert best.code == 0, best.err
+        process = jk.DiscreteVP(np.cumprod(table))
+        objective = jk.LocalError().bind(jk.Gaussian(0.0, [1.0, 0.1]), process, jk.DDIM())
+
+        def value(text: str) -> float:
+            found = re.search(r"timesteps = \[(.*?)\]", text, re.DOTALL)
+            assert found is not None
+            told = np.array([int(t) for t in found[1].split(",")])
+            assert np.all(np.diff(told) < 0)
+            return float(objective(jk.Schedule([*(told + 1.0), 0.0])))
+
+        assert value(best.out) < value(nearest.out)
+        refused = run(*how, "--scheduler", "euler", "--spectrum", files.spectrum)
+        assert refused.code == 2
+        assert "which this export does not take" in refused.err
+        alone = run(*how, "--scheduler", "dpm_multistep", "--max-samples", 5)
+        assert "give the data either as --data" in alone.err
+
     def test_to_a_file(self, files: Files, tmp_path: Path):
         path = tmp_path / "sigmas.txt"
         result = run("export", files.schedule, "--to", "comfyui", "--output", path)

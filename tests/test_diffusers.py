@@ -4,6 +4,7 @@ The pipeline itself is the reference: with a scheduler that takes the steps of D
 its loop is that of `jk.sample`. Without the packages these tests are skipped.
 """
 
+import dataclasses
 import functools
 import types
 import warnings
@@ -265,6 +266,47 @@ def test_an_optimised_schedule_is_set_on_its_pipeline(
     np.testing.assert_allclose(told, wanted, rtol=1e-4, atol=0.01 * wanted.max() / 1000)
 
 
+def test_integer_timesteps_with_the_smallest_objective() -> None:
+    """A table of 20 entries, which has one timestep nearest to two times."""
+    pipe = tiny.unconditional("DDIMPipeline")
+    betas = np.linspace(0.01, 0.5, 20)
+    pipe.scheduler = diffusers.DDIMScheduler(20, trained_betas=betas, clip_sample=False)
+    process = process_of_scheduler(pipe.scheduler)[0]
+    target = jk.Gaussian(np.zeros(3), [1.0, 0.1, 0.01])
+    times = [20.0, 16.0, 13.4, 13.2, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0, 0.0]
+    found = jk.optimize_schedule(target, process, "ddim", 10, t_min=0.0, progress=False)
+    result = dataclasses.replace(found, schedule=jk.Schedule(times))
+    assert np.any(np.diff(np.rint(result.schedule.times)) == 0)
+    export = result.to_diffusers(pipe, scheduler="dpm_multistep")
+    nearest = jk.export(
+        result.schedule, process, "diffusers", sampler="ddim", scheduler="dpm_multistep"
+    )
+
+    def value(export: jk.exports.Export) -> float:
+        schedule = jk.Schedule(np.append(np.array(export.values["timesteps"]) + 1.0, 0.0))
+        return float(result.reduced_objective(schedule))
+
+    assert value(export) < value(nearest)
+    told: list[int] = []
+    pipe.unet.register_forward_pre_hook(lambda module, given: told.append(int(given[1])))
+    pipe(num_inference_steps=10, output_type="np")
+    np.testing.assert_array_equal(told, export.values["timesteps"])
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "dpm_multistep", "EulerDiscreteScheduler"])
+def test_levels_are_found_in_the_table_of_the_pipeline(scheduler: str) -> None:
+    """Of a schedule for continuous time, and one for another table."""
+    for process in (jk.VP(), jk.DiscreteVP.scaled_linear()):
+        pipe = tiny.unconditional("DDIMPipeline")
+        pipe.scheduler = diffusers.DDPMScheduler(clip_sample=False)
+        table = process_of_scheduler(pipe.scheduler)[0]
+        schedule = jk.Schedule.from_sigmas(process, [14.0, 3.0, 0.7, 0.05])
+        jk.exports.bind(pipe, schedule, process, sampler="ddim", scheduler=scheduler)
+        pipe.scheduler.set_timesteps(3)
+        told = np.asarray(pipe.scheduler.timesteps, np.float64)
+        np.testing.assert_allclose(table.sigma(told + 1.0), [14.0, 3.0, 0.7], rtol=0.02)
+
+
 def test_a_table_without_signal_at_its_end_is_that_of_diffusers() -> None:
     scheduler = diffusers.DDIMScheduler(**tiny.BETAS, rescale_betas_zero_snr=True)
     process, _ = process_of_scheduler(scheduler)
@@ -338,6 +380,10 @@ def test_networks_of_edm() -> None:
     np.testing.assert_allclose(found, x, **CLOSE)
 
 
+def _unet() -> Any:
+    return tiny.unconditional("DDIMPipeline").unet.eval()
+
+
 def _rescaled() -> Any:
     call = {"prompt": "a cat", "guidance_scale": 5.0, "guidance_rescale": 0.7, **SMALL}
     return jk.from_diffusers(ready(tiny.stable_diffusion()), **call)
@@ -346,6 +392,56 @@ def _rescaled() -> Any:
 REFUSED: list[Any] = [
     pytest.param(_rescaled, "does more to the outputs of its network", id="rescaled"),
     pytest.param(lambda: jk.from_diffusers(3), "got int with no components", id="no-pipeline"),
+    pytest.param(
+        lambda: jk.from_diffusers(diffusers.DDPMPipeline),
+        "not the class DDPMPipeline",
+        id="class",
+    ),
+    pytest.param(
+        lambda: jk.from_diffusers(lambda x, t: x, diffusers.DDIMScheduler),
+        "not the class DDIMScheduler",
+        id="class-of-scheduler",
+    ),
+    pytest.param(
+        lambda: jk.from_diffusers(diffusers.DDIMScheduler(), _unet()),
+        "scheduler must be one of diffusers; got UNet2DModel",
+        id="swapped",
+    ),
+    pytest.param(
+        lambda: jk.from_diffusers(tiny.unconditional("DDIMPipeline"), batch=0),
+        "batch = 0 must be at least 1",
+        id="batch",
+    ),
+    pytest.param(
+        lambda: jk.from_diffusers(tiny.unconditional("DDIMPipeline"), batchsize=2),
+        "argument of DDIMPipeline: name='batchsize' is not known. Did you mean 'batch_size'",
+        id="misspelt",
+    ),
+    pytest.param(
+        lambda: jk.from_diffusers(_unet(), diffusers.DDIMScheduler(), class_label=3),
+        "name='class_label' is not known. Did you mean 'class_labels'",
+        id="misspelt-network",
+    ),
+    *(
+        pytest.param(
+            lambda shape=shape: jk.from_diffusers(_unet(), diffusers.DDIMScheduler())(
+                jnp.ones(shape), jnp.float32(5.0)
+            ),
+            f"cannot be called with x of shape {shape}".replace("(", r"\(").replace(")", r"\)"),
+            id=f"shape-{len(shape)}-{shape[1]}",
+        )
+        for shape in ((2, 192), (2, 1, 8, 8), (3, 8, 8))
+    ),
+    pytest.param(
+        lambda: jk.exports.bind(
+            tiny.unconditional("DDIMPipeline"),
+            jk.schedules.uniform(jk.FlowMatching(), 4, 0.0),
+            jk.FlowMatching(),
+        ),
+        "the schedule is for FlowMatching, but the pipeline's scheduler, DDIMScheduler, is of "
+        "DiscreteVP",
+        id="flow-on-table",
+    ),
     pytest.param(
         lambda: jk.from_diffusers(torch.nn.Linear(2, 2).eval(), diffusers.DDIMScheduler()),
         "Linear has no argument 'timestep' but input",

@@ -903,6 +903,86 @@ def test_a_loop_by_hand_is_solve(solver: jk.Newton | jk.Optax):
     assert int(state.iteration) == len(solution.history)
 
 
+# --- steps that the optimum would merge
+
+
+def _resolved(schedule: jk.Schedule, process: jk.AbstractProcess) -> bool:
+    """Whether float32 tells apart the times, the levels, and log(alpha/sigma) as tools compute it.
+
+    The last as the multistep schedulers of diffusers do, from sigma or from the level of a flow.
+    """
+    times = np.asarray(schedule.times, np.float32)
+    sigmas = np.asarray(schedule.sigmas(process), np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        alpha = 1 / np.sqrt(sigmas**2 + 1)
+        lambdas = [np.log(alpha) - np.log(sigmas * alpha)]
+        if isinstance(process, jk.FlowMatching):
+            lambdas.append(np.log(1 - times) - np.log(times))
+    inner = sigmas[np.isfinite(sigmas) & (sigmas > 0)]
+    return all(np.all(np.diff(v) < 0) for v in (times, inner)) and all(
+        np.all(np.diff(v[np.isfinite(v)]) > 0) for v in lambdas
+    )
+
+
+@pytest.mark.parametrize(
+    ("process", "t_min"),
+    [
+        (jk.VP(), 1e-3),
+        (jk.DiscreteVP.scaled_linear(), 0.0),
+        (jk.FlowMatching(), 0.0),
+        pytest.param(jk.FlowMatching(0.999), 1e-3, marks=pytest.mark.slow),
+        pytest.param(jk.CosineVP(), 0.0, marks=pytest.mark.slow),
+        pytest.param(jk.EDM(2560.0), 0.0064, marks=pytest.mark.slow),
+        pytest.param(jk.OU(5.0), 1e-3, marks=pytest.mark.slow),
+        pytest.param(jk.VE(), 1e-3, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("k", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_steps_that_an_objective_merges_are_told_apart(
+    process: jk.AbstractProcess, t_min: float, k: int
+):
+    """Its infimum, 1, is at equal levels k and k + 1, between which a least length is left."""
+
+    def objective(schedule: jk.Schedule) -> Array:
+        sigmas = schedule.sigmas(process)
+        return 1.0 + jnp.log(sigmas[k] / sigmas[k + 1])
+
+    result = jk.optimize_schedule(
+        gaussian(), process, "ddim", 4, t_min=t_min, objective=objective, starts=["cosine"]
+    )
+    assert _resolved(result.schedule, process)
+    assert 1e-5 < result.objective - 1.0 < 2e-2
+
+
+def test_an_optimum_with_merged_steps_costs_next_to_nothing():
+    """Against a simplex search over all schedules whose levels 1 and 2 are equal to 1e-9."""
+    process = jk.FlowMatching()
+    sampler = "dpmpp_2m"
+    target = jk.Gaussian(np.zeros(3), [1.0, 0.1, 0.01])
+    result = jk.optimize_schedule(target, process, sampler, 4, t_min=1e-3)
+    bound = eqx.filter_jit(jk.LocalError().bind(target, process, SAMPLERS[sampler]()))
+    times = np.asarray(result.schedule.times)
+    np.testing.assert_allclose(times[1], times[2], rtol=2e-3)
+
+    def merged(free: np.ndarray) -> float:
+        both = np.sort(free)[::-1]
+        inner = np.insert(both, 1, both[0] - 1e-9)
+        if np.any(np.diff([times[0], *inner, times[-1]]) >= 0):
+            return np.inf
+        return float(bound(jk.Schedule(np.concatenate([times[:1], inner, times[-1:]]))))
+
+    start = times[[1, 3]]
+    found = minimize(merged, start, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-9})
+    assert result.objective < (1 + 1e-4) * found.fun
+    assert _resolved(result.schedule, process)
+    for tool in ("diffusers", "comfyui"):
+        sigmas = jk.export(result.schedule, process, tool, sampler=sampler).values
+        assert all(
+            np.all(np.diff(np.asarray(v, np.float32)) < 0) for v in sigmas.values() if len(v) > 3
+        )
+
+
 # --- the process whose time is the coordinate
 
 
@@ -1096,6 +1176,35 @@ def test_integer_timesteps_with_the_smallest_objective(seed: int):
     values = jax.jit(jax.vmap(lambda row: objective(jk.Schedule(row))))(rows)
     found = jk.optimize.on_integer_timesteps(given, table, objective)
     np.testing.assert_array_equal(found.times, rows[int(np.argmin(values))])
+
+
+def test_integer_timesteps_of_many_steps():
+    """Stable Diffusion, karras, K = 44, where rounding makes two equal.
+
+    Better than the nearest distinct ones, and no timestep moved alone is better still.
+    """
+    process = jk.DiscreteVP.scaled_linear()
+    given = jk.schedules.karras(process, 44, 1.0)
+    assert np.any(np.diff(np.rint(given.times)) == 0)
+
+    def objective(schedule: jk.Schedule) -> Array:
+        return jnp.sum(jnp.diff(jnp.log(schedule.sigmas(process))) ** 2)
+
+    found = np.asarray(jk.optimize.on_integer_timesteps(given, process, objective).times)
+    assert np.all(np.diff(found) < 0)
+    nearest = jk.export(given, process, "diffusers", scheduler="dpm_multistep", end="keep")
+    nearest_times = np.append(nearest.values["timesteps"], 0.0) + 1.0
+    log_sigmas = np.log(np.asarray(process.sigma(np.arange(1.0, 1001.0))))
+
+    def value(times: np.ndarray) -> float:
+        return float(np.sum(np.diff(log_sigmas[times.astype(int) - 1]) ** 2))
+
+    best = value(found)
+    assert best < value(nearest_times)
+    for k, change in itertools.product(range(1, 44), (-1, 1)):
+        moved = found.copy()
+        moved[k] += change
+        assert np.any(np.diff(moved) == 0) or value(moved) >= best * (1 - 1e-12)
 
 
 def test_integer_timesteps_of_other_processes_are_refused():

@@ -415,6 +415,7 @@ SPACE = ScheduleSpace(
     constant(np.zeros(4)),
     constant(1e-3),
     constant(np.zeros(2)),
+    constant(0.0),
 )
 
 

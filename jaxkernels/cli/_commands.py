@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import _checks
+from .. import _checks, exports
 from .._files import write_atomically
 from .._tables import Table, number
 from ..data import load_numbers
@@ -37,6 +37,7 @@ from ._inputs import (
 )
 from ._options import (
     DEFAULT_PROCESS,
+    DEFAULT_SAMPLER,
     AbstractCommand,
     InitializationOptions,
     OneScheduleOptions,
@@ -251,8 +252,12 @@ _SHARED = ("table", "sigma_max")
 
 
 @dataclasses.dataclass(kw_only=True)
-class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions):
-    """Write a schedule in the form that another tool takes."""
+class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions, TargetOptions):
+    """Write a schedule in the form that another tool takes.
+
+    Where that takes integer timesteps, the nearest distinct ones are taken; with --data or
+    --spectrum, those with the smallest local error for these data.
+    """
 
     to: Annotated[str, typer.Option(help=f"{', '.join(TOOLS)}.", show_default=False)]
     end: Annotated[
@@ -304,6 +309,9 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
         if sampler is not None:
             options["sampler"] = sampler
         result = export(schedule, process, self.to, **options)
+        if self.describes_data:
+            schedule = self._on_integers(schedule, process, sampler, result, files)
+            result = export(schedule, process, self.to, **options)
         if self.output is None:
             print(result.text)
         else:
@@ -311,6 +319,24 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
             say(f"written: {self.output}")
         for note in (*_unknown_samplers(files), *result.notes):
             print(f"note: {note}", file=sys.stderr)
+
+    def _on_integers(
+        self,
+        schedule: Schedule,
+        process: AbstractProcess,
+        sampler: str | None,
+        exported: exports.Export,
+        files: list[SavedSchedule],
+    ) -> Schedule:
+        """The schedule at the integer timesteps with the smallest objective for the data."""
+        if not exported.takes_integers:
+            raise ValueError(
+                "--data and --spectrum select integer timesteps, which this export does not take; "
+                "leave them out."
+            )
+        initialization = next(iter(stated_starts(files).values()), None)
+        name = DEFAULT_SAMPLER if sampler is None else sampler
+        return _solve.move_to_integers(read_target(self), process, name, schedule, initialization)
 
     def _taken_by_process(self) -> tuple[str, ...]:
         """The shared options that describe the process: those that it takes, if one is named."""

@@ -93,6 +93,12 @@ class TargetOptions:
         option("Of the covariance of samples: ledoit_wolf (default) or a number in 0..1."),
     ] = None
 
+    @property
+    def describes_data(self) -> bool:
+        """Whether any of these options was given."""
+        names = [f.name for f in dataclasses.fields(TargetOptions)]
+        return any(getattr(self, name) is not None for name in names)
+
 
 @dataclasses.dataclass(kw_only=True)
 class ProcessOptions:

@@ -7,7 +7,7 @@ import jax
 from .._precision import in_float64
 from ..distributions import Gaussian, GaussianMixture
 from ..errors import BoundLocalError, LocalError, TerminalError
-from ..optimize import OptimizedSchedule, optimize_schedule
+from ..optimize import OptimizedSchedule, on_integer_timesteps, optimize_schedule
 from ..processes import AbstractProcess
 from ..recurrence import local_errors
 from ..samplers import as_sampler
@@ -65,6 +65,20 @@ def local_error(
     bound = in_float64(LocalError(initialization=initialization).bind)(target, process, step)
     value, steps = _call(bound, schedule)
     return float(value), float(steps)
+
+
+def move_to_integers(
+    target: Gaussian,
+    process: AbstractProcess,
+    sampler: str,
+    schedule: Schedule,
+    initialization: str | None,
+) -> Schedule:
+    """The schedule at the integer timesteps with the smallest objective of `optimize`."""
+    step = as_sampler(sampler)
+    objective = LocalError(initialization=initialization)
+    bound = objective.reduce(in_float64(objective.bind)(target, process, step))
+    return on_integer_timesteps(schedule, process, bound)
 
 
 @in_float64

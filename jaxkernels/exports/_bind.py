@@ -2,8 +2,11 @@
 
 from typing import Any
 
-from ..processes import AbstractProcess
+from ..prediction import process_of_scheduler
+from ..processes import AbstractProcess, DiscreteVP, FlowMatching
+from ..samplers import as_sampler, sampler_name
 from ..schedules import Schedule
+from ._diffusers import DIFFUSERS
 from ._dispatch import export
 from ._export import Export
 
@@ -29,13 +32,14 @@ def bind(
 
     - `pipe`: the pipeline, or any object whose attribute `scheduler` is a scheduler of diffusers.
     - `schedule`, `process`, `sampler`, `scheduler`, `end`, `options`: as in `export` to
-      "diffusers".
+      "diffusers", with the `table` of the pipeline's own scheduler by default.
 
     **Returns:** the `Export` whose `binding` was run; its warnings say where the scheduler departs
     from the schedule.
 
-    **Raises:** ValueError as in `export`, for an object without a scheduler, and for a schedule
-    whose stochasticity no scheduler of diffusers can take.
+    **Raises:** ValueError as in `export`, for an object without a scheduler, for a schedule whose
+    stochasticity no scheduler of diffusers can take, and for one of a flow on the pipeline of
+    another network or the reverse.
 
     **Example:**
 
@@ -52,6 +56,7 @@ def bind(
             f"pipe must have a scheduler of diffusers as its attribute scheduler; got "
             f"{type(pipe).__name__}."
         )
+    options = _of_pipe(pipe.scheduler, schedule, process, sampler, scheduler, options)
     result = export(
         schedule, process, "diffusers", sampler=sampler, scheduler=scheduler, end=end, **options
     )
@@ -63,3 +68,31 @@ def bind(
     # the text is the library's own, with numbers in it
     exec(result.binding, {"pipe": pipe})
     return result
+
+
+def _of_pipe(
+    own: Any,
+    schedule: Schedule,
+    process: AbstractProcess,
+    sampler: object,
+    scheduler: str | None,
+    options: dict[str, object],
+) -> dict[str, object]:
+    """The options, with the table of the network's timesteps; checks that they are of one kind."""
+    try:
+        trained, _ = process_of_scheduler(own)
+    except ValueError:
+        # of no kind that is known here: nothing to compare with
+        return options
+    if isinstance(trained, FlowMatching) != isinstance(process, FlowMatching):
+        raise ValueError(
+            f"the schedule is for {type(process).__name__}, but the pipeline's scheduler, "
+            f"{type(own).__name__}, is of {type(trained).__name__}: optimise for the process of "
+            "jk.from_diffusers(pipe)."
+        )
+    name = None if sampler is None else sampler_name(as_sampler(sampler))
+    selected = DIFFUSERS.select(schedule, process, name, scheduler)
+    takes_table = "table" in DIFFUSERS.schedulers[selected].levels.options
+    if isinstance(trained, DiscreteVP) and takes_table:
+        return {"table": trained, **options}
+    return options

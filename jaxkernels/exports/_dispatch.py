@@ -52,8 +52,8 @@ def export(
       custom_nodes) or "edm", or a user-defined `Tool`.
     - `sampler`: the sampler that the schedule is for, or its name. A warning says where the tool
       differs from it; for diffusers and k-diffusion it selects what the text runs.
-    - `scheduler`: diffusers only: a name in `exports.SCHEDULERS`, by default the one that takes the
-      steps of `sampler` for this process.
+    - `scheduler`: diffusers only: a name in `exports.SCHEDULERS` or that of its class, by default
+      the one that takes the steps of `sampler` for this process.
     - `end`: what becomes of a last level above 0: "keep" it (the default where the tool can stop
       there), "replace" it by 0 (the default elsewhere), or "append" a step to 0, which raises NFE.
     - `options`: those of the scheduler. euler, dpm_multistep, ddpm and heun: `table`, the network's

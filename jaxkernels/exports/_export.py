@@ -33,6 +33,12 @@ class Export:
     binding: str = ""
 
     @property
+    def takes_integers(self) -> bool:
+        """Whether the tool is told integer timesteps, to which the levels were moved."""
+        told = self.values.get("timesteps", ())
+        return bool(told) and all(isinstance(t, int) for t in told)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """All that there is to say: `warnings`, then `remarks`."""
         return self.warnings + self.remarks

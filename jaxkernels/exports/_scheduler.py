@@ -356,7 +356,7 @@ class Tool:
         **Arguments:**
 
         - `schedule`, `process`, `sampler`: as in `export`, the sampler by name.
-        - `scheduler`: the user's selection, or None.
+        - `scheduler`: the user's selection, or the name of its class, or None.
 
         **Returns:** a name in `schedulers`.
 
@@ -376,6 +376,12 @@ class Tool:
             raise ValueError(
                 f"tool {self.name!r} has no option 'scheduler'; it takes end, sampler."
             )
+        if scheduler not in self.schedulers:
+            same = [
+                name for name, s in self.schedulers.items() if _bare(s.name) == _bare(scheduler)
+            ]
+            if len(same) == 1:
+                return same[0]
         _checks.lookup("scheduler", scheduler, self.schedulers)
         return scheduler
 

@@ -170,6 +170,7 @@ def _check_samples(target: object) -> AnyArray:
             raise ValueError(f"its shape is {samples.shape}.")
     except ValueError as error:
         raise ValueError(
-            f"target must be samples (n, ...), a Gaussian, a GaussianMixture or a Denoiser: {error}"
+            "target must be samples (n, ...), a Gaussian, a GaussianMixture or a Denoiser, such as "
+            f"jk.from_diffusers(pipe): {error}"
         ) from None
     return samples

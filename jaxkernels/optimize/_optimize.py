@@ -687,6 +687,7 @@ def _result(
         verified=on_network,
         trusted=not reasons,
         warnings=(*reasons, *model_warnings(model.gaussian), *doubts),
+        reduced_objective=problem.reduced,
         compression=problem.compression,
         compression_error=abs(float(solution.values[solution.best]) / float(values[0]) - 1.0),
         nfe_by_stage=nfe,

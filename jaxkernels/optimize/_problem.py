@@ -33,6 +33,7 @@ from ._space import (
     DenseProblem,
     ScheduleSpace,
     TimesProblem,
+    least_share,
     time_coordinate,
 )
 
@@ -83,11 +84,12 @@ def as_objective(objective: Any) -> AbstractObjective:
 class ScheduleProblem:
     """Everything that a solver and a selection need of an optimisation. All arrays are float64.
 
-    `objective` is on the full spectrum, `problem` on the compressed one; `baselines` and `starts`
-    are candidates.
+    `objective` is on the full spectrum, `reduced` and `problem` on the compressed one; `baselines`
+    and `starts` are candidates.
     """
 
     objective: AbstractBoundObjective
+    reduced: AbstractBoundObjective
     problem: AbstractProblem
     space: ScheduleSpace
     baselines: tuple[Candidate, ...]
@@ -166,6 +168,7 @@ def make_problem(
         None if stochasticity_squared is None else constant(stochasticity_squared),
         constant(low) if low == high else None,
         constant(np.zeros(2)),
+        constant(least_share(coordinate, num_steps, high)),
     )
     if low < high:
         ends = space.coordinates(np.asarray([[low, high]]))[0]
@@ -180,6 +183,7 @@ def make_problem(
     labels = [f"{name}{suffix}" for suffix in ("", _STOCHASTIC) for name in given]
     return ScheduleProblem(
         objective=full,
+        reduced=reduced,
         problem=problem_in(space, reduced),
         space=space,
         baselines=tuple(every),

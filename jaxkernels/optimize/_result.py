@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .. import exports
+from .._objective import AbstractBoundObjective
 from .._plot import FigureSpec, render
 from .._precision import in_float64
 from .._tables import describe, estimate, label
@@ -24,6 +25,7 @@ from ._candidates import OPTIMISED, Candidate
 from ._figure import optimized_figure
 from ._selection import Selected
 from ._solve import Solution
+from ._timesteps import on_integer_timesteps, rounding_makes_equal
 
 # relative, of an objective in float64
 _ROUNDING = 1e-13
@@ -69,6 +71,8 @@ class OptimizedSchedule:
     """False if the schedule relies on what holds for the Gaussian model only; see `warnings`."""
     warnings: tuple[str, ...]
     """Why the schedule may not hold for the data; empty if nothing was found."""
+    reduced_objective: AbstractBoundObjective
+    """The objective as a function of a schedule, on the compressed spectrum."""
     compression: Compression | None
     """The quadrature nodes that the solver minimised on; None if the spectrum is full."""
     compression_error: float
@@ -254,7 +258,10 @@ class OptimizedSchedule:
     def to_diffusers(self, pipe: Any, **options: Any) -> exports.Export:
         """Give a pipeline of diffusers a scheduler that runs this schedule, see `exports.bind`.
 
-        The next call of the pipeline runs it: pass num_inference_steps, the number of steps.
+        The next call of the pipeline runs it: pass num_inference_steps, the number of steps. Where
+        its scheduler takes integer timesteps, two of which the nearest ones would make equal, those
+        with the smallest objective are taken, see `optimize.on_integer_timesteps`; of a schedule
+        that was selected on a network or a mixture, the nearest distinct ones.
 
         **Arguments:**
 
@@ -273,7 +280,12 @@ class OptimizedSchedule:
         >>> image = pipe("a cat", num_inference_steps=8).images[0]  # doctest: +SKIP
         ```
         """
-        return exports.bind(pipe, self.schedule, self.process, sampler=self.sampler, **options)
+        schedule = self.schedule
+        if self.selection is None and rounding_makes_equal(schedule, self.process):
+            setting = (schedule, self.process, "diffusers")
+            if exports.export(*setting, sampler=self.sampler, **options).takes_integers:
+                schedule = on_integer_timesteps(schedule, self.process, self.reduced_objective)
+        return exports.bind(pipe, schedule, self.process, sampler=self.sampler, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the schedule as versioned JSON, with its process, sampler and evidence as metadata.

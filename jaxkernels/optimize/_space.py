@@ -16,8 +16,14 @@ from .._types import AnyArray, constant
 from ..processes import AbstractProcess, sigma_range
 from ..schedules import Schedule, TimeCoordinate, coordinates_of, step_logits, times_of
 
-# |z| <= 20 keeps every step longer than e^-40 of the whole range, still distinct in float64
+# beyond which a step has the least length, but for e^-20 of another one
 LARGEST_LOGIT = 20.0
+# of a step in the coordinate, that is in log sigma
+LEAST_LENGTH = 1e-4
+# units in the last place of float32 that neighbouring times differ by at least
+_LEAST_ULPS = 8
+# times at which that is looked at, a size that is compiled anyway
+_RESOLVED_POINTS = 128
 LARGEST_STOCHASTICITY = 10.0
 
 
@@ -26,6 +32,9 @@ class ScheduleSpace(eqx.Module):
 
     z holds the interior times (K-1 logits of step lengths in the coordinate), then log(1 + alpha^2)
     of every step (K) and the coordinate of the last time, the latter two only if optimised.
+
+    Every step has a least length, see `least_share`: the optima of multistep methods may want two
+    evaluations at one point, for a derivative, but whoever runs them needs levels that differ.
     """
 
     coordinate: TimeCoordinate
@@ -36,6 +45,8 @@ class ScheduleSpace(eqx.Module):
     """Fixed last time; None if it is optimised."""
     end_range: Float[AnyArray, " 2"]
     """Smallest and largest coordinate of the last time."""
+    least_share: Float[AnyArray, ""]
+    """Share of the range that every step has at least."""
 
     @property
     def only_times(self) -> bool:
@@ -53,7 +64,8 @@ class ScheduleSpace(eqx.Module):
         interior = self.num_steps - 1
         if squared is None:
             squared = jnp.expm1(z[interior:])
-        return Schedule.from_squared(self.coordinate.times(z[:interior], end), squared)
+        times = self.coordinate.times(z[:interior], end, self.least_share)
+        return Schedule.from_squared(times, squared)
 
     def vectors(self, schedules: Sequence[Schedule]) -> Float[np.ndarray, "starts n"]:
         """The vectors of concrete schedules, the inverse of `arrays`."""
@@ -61,7 +73,7 @@ class ScheduleSpace(eqx.Module):
         u = self.coordinates(times)
         interior = np.append(u[:, :-1], self._interior_ends(times[:, -1:]), 1)
         below = times[:, -1:] < self.coordinate.process.trained_t_min
-        parts = [step_logits(np, interior, below)]
+        parts = [step_logits(np, interior, below, np.asarray(self.least_share))]
         if self.stochasticity_squared is None:
             squares = np.stack([np.asarray(s.stochasticity_squared) for s in schedules])
             parts.append(np.log1p(squares))
@@ -80,6 +92,8 @@ class ScheduleSpace(eqx.Module):
         logits = np.concatenate([np.zeros((len(z), 1)), z[:, :interior]], axis=1)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
+        least = np.asarray(self.least_share)
+        shares = least + (1.0 - self.num_steps * least) * shares
         first = np.asarray(self.coordinate.start, np.float64)
         top = self.coordinates(first[None, None])
         if self.t_min is None:
@@ -175,14 +189,15 @@ class DenseProblem(AbstractProblem):
 class TimesProblem(AbstractProblem):
     """An objective with derivatives in the coordinates u of the times, in logits z of step lengths.
 
-        u_i = top - length P_i,      P_i = p_0 + ... + p_{i-1},      p = softmax(0, z)
+        u_i = top - least i - length P_i,    P_i = p_0 + ... + p_{i-1},    p = softmax(0, z)
 
-    The last coordinate is `end`, at most top - length. The numbers of steps and of logits differ:
-    logits beyond `num_steps` are padding, held at 0.
+    No step is shorter than `least`. The last coordinate is `end`, at most that of i = num_steps.
+    The numbers of steps and of logits differ: logits beyond `num_steps` are padding, held at 0.
     """
 
     objective: AbstractCoordinateObjective
     top: Float[AnyArray, ""]
+    least: Float[AnyArray, ""]
     length: Float[AnyArray, ""]
     end: Float[AnyArray, ""]
     num_steps: Int[AnyArray, ""]
@@ -200,11 +215,12 @@ class TimesProblem(AbstractProblem):
         top, bottom, end = space.coordinates(ends)[0]
         free = np.arange(size - 1) < num_steps - 1
         upper = constant(np.where(free, LARGEST_LOGIT, 0.0))
-        length = constant(top - bottom)
+        least = float(space.least_share) * (top - bottom)
         return cls(
             objective=objective,
             top=constant(top),
-            length=length,
+            least=constant(least),
+            length=constant(top - bottom - num_steps * least),
             end=constant(end),
             num_steps=jax.device_put(np.asarray(num_steps)),
             lower=-upper,
@@ -229,13 +245,15 @@ class TimesProblem(AbstractProblem):
         return _of_logarithm(value, gradient, pulled + bend[1:, 1:])
 
     def _coordinates(self, z: Array) -> tuple[Float[Array, " points"], Float[Array, " steps"]]:
-        """u, constant in the padding, and the shares p of the steps."""
+        """u, constant in the padding, and the shares p beyond the least lengths."""
         size = z.shape[0] + 1
         logits = jnp.concatenate([jnp.zeros(1, z.dtype), z])
         logits = jnp.where(jnp.arange(size) < self.num_steps, logits, -jnp.inf)
         p = jax.nn.softmax(logits)
-        inside = self.top - self.length * jnp.cumsum(p)
-        inside = jnp.where(jnp.arange(1, size + 1) < self.num_steps, inside, self.end)
+        steps = jnp.arange(1, size + 1)
+        least = self.least * steps.astype(z.dtype)
+        inside = self.top - least - self.length * jnp.cumsum(p)
+        inside = jnp.where(steps < self.num_steps, inside, self.end)
         return jnp.concatenate([jnp.asarray(self.top, z.dtype)[None], inside]), p
 
     def _pull(self, rows: Float[Array, "points n"], p: Float[Array, " steps"]) -> Array:
@@ -263,6 +281,21 @@ def time_coordinate(
         np.asarray(0.1 * np.sqrt(np.min(scale)) if to_zero else 0.0),
         np.asarray(10.0 * np.sqrt(np.max(scale)) if to_infinity else np.inf),
     )
+
+
+def least_share(coordinate: TimeCoordinate, num_steps: int, t_min: float) -> float:
+    """The share of the range of u, down to t_min, that every step of a schedule has at least.
+
+    It is `LEAST_LENGTH` in u, or longer where float32 needs that to tell times apart, as near t = 1
+    of a flow; at most half of the mean step.
+    """
+    first = float(np.asarray(coordinate.start))
+    last = max(t_min, coordinate.process.trained_t_min)
+    top, bottom = coordinates_of(coordinate, np.asarray([first, last]))
+    times = times_of(coordinate, np.linspace(top, bottom, _RESOLVED_POINTS))
+    rates = -np.diff(times) * (_RESOLVED_POINTS - 1) / (top - bottom)
+    resolved = np.max(np.spacing(np.float32(times[:-1])) / rates)
+    return min(max(LEAST_LENGTH, _LEAST_ULPS * resolved) / (top - bottom), 0.5 / num_steps)
 
 
 def _sum_after(rows: Float[Array, "points *n"]) -> Float[Array, "points *n"]:

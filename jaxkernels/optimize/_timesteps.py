@@ -31,9 +31,9 @@ def on_integer_timesteps(
 
     with the first time and an end at 0 or at an integer fixed. Where there are at most 100,000
     selections, of a short table, every one is evaluated. Else it starts at the nearest distinct
-    timesteps, and shifts any run of neighbouring ones by one as long as that lowers the objective:
-    sums over steps of convex functions of their lengths have no better selection then, others none
-    that a run's shift leads to.
+    timesteps, and shifts any run of neighbouring ones by ever smaller powers of two, at last by
+    one, as long as that lowers the objective: sums over steps of convex functions of their lengths
+    have no better selection then, others none that a run's shift by one leads to.
 
     **Arguments:**
 
@@ -63,7 +63,7 @@ def on_integer_timesteps(
         raise ValueError(
             f"process {type(process).__name__} has no integer timesteps; DiscreteVP has."
         )
-    squared = np.asarray(schedule.stochasticity_squared)
+    squared = np.asarray(schedule.stochasticity_squared, np.float64)
 
     @in_float64
     @jax.jit
@@ -77,6 +77,12 @@ def on_integer_timesteps(
     return Schedule.from_squared(jnp.asarray(found, schedule.times.dtype), squared)
 
 
+def rounding_makes_equal(schedule: Schedule, process: AbstractProcess) -> bool:
+    """Whether two times of a table's schedule have one nearest integer timestep."""
+    times = np.rint(np.asarray(schedule.times))
+    return isinstance(process, DiscreteVP) and bool(np.any(np.diff(times[times > 0]) == 0))
+
+
 def _descended(times: Int[np.ndarray, " points"], values: _Values) -> Int[np.ndarray, " points"]:
     """The best of all selections, if they are few, else where shifts of runs end."""
     interior = range(int(times[0]) - 1, int(times[-1]), -1)
@@ -84,11 +90,13 @@ def _descended(times: Int[np.ndarray, " points"], values: _Values) -> Int[np.nda
         inner = np.array(list(itertools.combinations(interior, times.size - 2)), int)
         ends = np.broadcast_to(times[[0, -1]], (len(inner), 2))
         return _best(np.concatenate([ends[:, :1], inner, ends[:, 1:]], 1), values)
-    while True:
-        moved = _best(_shifted(times), values)
+    width = 1 << (len(interior) // times.size).bit_length()
+    while width:
+        moved = _best(_shifted(times, width), values)
         if np.array_equal(moved, times):
-            return times
+            width //= 2
         times = moved
+    return times
 
 
 def _best(
@@ -107,14 +115,14 @@ def _nearest(schedule: Schedule, process: DiscreteVP) -> Int[np.ndarray, " point
     return np.append(np.array(table.write(above), int) + 1, np.zeros(sigmas.size - above.size, int))
 
 
-def _shifted(times: Int[np.ndarray, " points"]) -> Int[np.ndarray, "candidates points"]:
-    """The times, and with each run of interior ones shifted by one, both ways.
+def _shifted(times: Int[np.ndarray, " points"], width: int) -> Int[np.ndarray, "candidates points"]:
+    """The times, and with each run of interior ones shifted by `width`, both ways.
 
     Rows that would not decrease are the times as they are, so that all calls have one shape.
     """
     rows = [times]
     for start, stop in itertools.combinations(range(1, times.size), 2):
-        for change in (-1, 1):
+        for change in (-width, width):
             row = times.copy()
             row[start:stop] += change
             rows.append(row if np.all(np.diff(row) < 0) else times)

@@ -21,9 +21,11 @@ from typing import TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
+from .. import _checks
 from .._field_names import known_name
 from .._precision import working_dtype
 from .._types import Network
@@ -197,6 +199,8 @@ class Denoiser(AbstractDenoiser):
         )
 
     def __call__(self, x: Float[Array, "..."], t: Float[ArrayLike, ""]) -> Prediction:
+        if not isinstance(x, Array | np.ndarray):
+            raise ValueError(f"x must be an array of JAX or NumPy; got {type(x).__name__}.")
         dtype = working_dtype(x.dtype)
         t = _widened(jnp.asarray(t))
         value = take_output(self.fn(x, t), x.shape, "the network", _HINT)
@@ -249,7 +253,7 @@ def check_denoiser(denoiser: object) -> AbstractDenoiser:
     if not isinstance(denoiser, AbstractDenoiser):
         raise ValueError(
             "denoiser must be a Denoiser(fn, process, prediction_type) or "
-            f"target.denoiser(process); got {denoiser!r}."
+            f"target.denoiser(process); got {_checks.shown(denoiser)}."
         )
     return denoiser
 

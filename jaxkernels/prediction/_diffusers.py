@@ -1,5 +1,6 @@
 """Networks of diffusers as denoisers, with the process that they were trained for."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -59,12 +60,14 @@ def from_diffusers(
     Source: https://huggingface.co/docs/diffusers.
     """
     torch = import_torch("from_diffusers")
+    _checks.count("batch", batch)
     if scheduler is None:
         call = _call_of_pipeline(torch, source, arguments)
         scheduler = source.scheduler
+        process, prediction_type = process_of_scheduler(scheduler)
     else:
+        process, prediction_type = process_of_scheduler(scheduler)
         call = _call_of_network(torch, source, arguments)
-    process, prediction_type = process_of_scheduler(scheduler)
     function = TorchNetwork(torch, call, call.device, call.dtype, batch).as_function()
     network = DiffusersNetwork(function, process, scheduler.config, call.shape)
     return Denoiser(network, process, prediction_type)
@@ -113,7 +116,9 @@ def process_of_scheduler(scheduler: Any) -> tuple[AbstractProcess, str]:
     """The process and the prediction type of a scheduler of diffusers."""
     config = getattr(scheduler, "config", None)
     name = type(scheduler).__name__
-    if config is None:
+    if isinstance(scheduler, type):
+        raise ValueError(f"scheduler must be a scheduler, not the class {scheduler.__name__}.")
+    if config is None or not hasattr(scheduler, "set_timesteps"):
         raise ValueError(f"scheduler must be one of diffusers; got {name}.")
     predicted = getattr(config, "prediction_type", "epsilon")
     flows = name.startswith("FlowMatch") or "RF" in name or predicted == "flow_prediction"
@@ -135,14 +140,21 @@ def process_of_scheduler(scheduler: Any) -> tuple[AbstractProcess, str]:
 
 def _call_of_pipeline(torch: Any, pipe: Any, arguments: dict[str, Any]) -> Call:
     """How a pipeline calls its network."""
-    modules = getattr(pipe, "components", {})
+    if isinstance(pipe, type):
+        raise ValueError(
+            f"source must be a pipeline, not the class {pipe.__name__}: make one, as by "
+            "from_pretrained."
+        )
+    components = getattr(pipe, "components", {})
+    modules = {name: part for name, part in components.items() if part is not None}
     network = modules.get("transformer") or modules.get("unet")
-    if network is None or modules.get("scheduler") is None:
+    if network is None or "scheduler" not in modules:
         raise ValueError(
             "from_diffusers needs a pipeline with a scheduler and a transformer or unet, or a "
             f"network and its scheduler; got {type(pipe).__name__} with "
             f"{', '.join(modules) or 'no components'}."
         )
+    _check_arguments(type(pipe).__name__, pipe.__call__, arguments)
     others = [name for name in ("transformer_2", "unet_2") if modules.get(name) is not None]
     if others:
         raise ValueError(
@@ -154,11 +166,23 @@ def _call_of_pipeline(torch: Any, pipe: Any, arguments: dict[str, Any]) -> Call:
 
 def _call_of_network(torch: Any, network: Any, arguments: dict[str, Any]) -> Call:
     """How a network is called alone."""
+    if not callable(network):
+        raise ValueError(f"source must be a network; got {type(network).__name__}.")
     device, dtype = placement(torch, network)
     function = by_name(network) if isinstance(network, torch.nn.Module) else network
+    _check_arguments(type(network).__name__, getattr(network, "forward", network), arguments)
     count = count_rows(arguments, "arguments")
     conditions = (Condition(1.0, arguments),)
     return Call(function, conditions, count, _shape(network), device, dtype)
+
+
+def _check_arguments(name: str, fn: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """ValueError for an argument that a function does not have."""
+    parameters = inspect.signature(fn).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for argument in arguments:
+        _checks.lookup(f"argument of {name}: name", argument, parameters)
 
 
 def _shape(network: Any) -> tuple[int, ...] | None:

@@ -122,7 +122,14 @@ class TorchNetwork:
         if key not in self._checked:
             # any time will do; 0 is an integer timestep
             t = np.zeros if jnp.issubdtype(dtype, jnp.integer) else np.ones
-            self._in_batches(self.network, np.ones(shape, np.float32), t((), dtype))
+            try:
+                self._in_batches(self.network, np.ones(shape, np.float32), t((), dtype))
+            except self.torch.cuda.OutOfMemoryError:
+                raise
+            except (RuntimeError, TypeError, IndexError) as error:
+                raise ValueError(
+                    f"the network cannot be called with x of shape {shape}: {error}"
+                ) from error
             self._checked.add(key)
 
     def call(self, fn: Callable[..., Tensor], *values: Array) -> Array:

@@ -259,7 +259,9 @@ class AbstractProcess(eqx.Module):
 def check_process(process: object) -> AbstractProcess:
     """`process`, or a ValueError that names what it is instead."""
     if not isinstance(process, AbstractProcess):
-        raise ValueError(f"process must be a forward process such as VP(); got {process!r}.")
+        raise ValueError(
+            f"process must be a forward process such as VP(); got {_checks.shown(process)}."
+        )
     return process
 
 

@@ -17,6 +17,8 @@ _SMALLEST_ARRAY = 128
 _A = TypeVar("_A", Array, np.ndarray)
 # of a mean increment: the least last one of a start, where it may be empty
 _LEAST_SHARE = 0.01
+# of a mean increment: how much longer than the least one an increment of a start is taken
+_LEAST_EXCESS = 1e-6
 
 
 class TimeCoordinate(eqx.Module):
@@ -90,7 +92,10 @@ class TimeCoordinate(eqx.Module):
         return self.process.time_at_sigma((y - self.low) / (1.0 - y / self.high))
 
     def times(
-        self, z: Float[Array, " interior"], end: Float[ArrayLike, ""]
+        self,
+        z: Float[Array, " interior"],
+        end: Float[ArrayLike, ""],
+        least_share: Float[ArrayLike, ""] = 0.0,
     ) -> Float[Array, " points"]:
         """Compute the times of a schedule.
 
@@ -98,12 +103,15 @@ class TimeCoordinate(eqx.Module):
 
         - `z`: unconstrained numbers (K-1,).
         - `end`: the last time, < `start`.
+        - `least_share`: of the range of u, that every increment has at least, in [0, 1/K): the
+          increments are least_share + (1 - K least_share) softmax(0, z).
 
         **Returns:** times (K+1,), strictly decreasing from `start` to `end`.
         """
         top = self.coordinate(self.start)
         bottom = self.interior_end(end)
-        increments = jax.nn.softmax(jnp.concatenate([jnp.zeros((1,), z.dtype), z]))
+        shares = jax.nn.softmax(jnp.concatenate([jnp.zeros((1,), z.dtype), z]))
+        increments = least_share + (1.0 - shares.size * least_share) * shares
         interior = self.time(top - (top - bottom) * jnp.cumsum(increments)[:-1])
         first = jnp.asarray(self.start, z.dtype)[None]
         last = jnp.asarray(end, z.dtype)[None]
@@ -124,11 +132,14 @@ class TimeCoordinate(eqx.Module):
 
 
 def step_logits(
-    xp: Any, u: Float[_A, "*rows points"], below: Bool[_A, "*rows 1"]
+    xp: Any,
+    u: Float[_A, "*rows points"],
+    below: Bool[_A, "*rows 1"],
+    least_share: Float[ArrayLike, ""] = 0.0,
 ) -> Float[_A, "*rows interior"]:
     """Compute the unconstrained numbers of schedules from their coordinates.
 
-        z_k = log(u_k - u_(k+1)) - log(u_0 - u_1)
+        z_k = log(u_k - u_(k+1) - least) - log(u_0 - u_1 - least)
 
     **Arguments:**
 
@@ -136,6 +147,8 @@ def step_logits(
     - `u`: decreasing coordinates (..., K+1); the last is where interior times stop.
     - `below`: (..., 1), whether the schedule ends below that, so that the last increment may be
       empty. It is then taken as one percent of the mean at least.
+    - `least_share`: as in `TimeCoordinate.times`, least = least_share (u_0 - u_K). Increments that
+      are not longer are taken as a millionth of the mean longer.
 
     **Returns:** z (..., K-1).
 
@@ -148,7 +161,11 @@ def step_logits(
     """
     increments = -xp.diff(u, axis=-1)
     moved = xp.maximum(increments, _LEAST_SHARE * xp.mean(increments, axis=-1, keepdims=True))
-    logs = xp.log(xp.where(below, moved, increments))
+    increments = xp.where(below, moved, increments)
+    mean = xp.mean(increments, axis=-1, keepdims=True)
+    least = least_share * increments.shape[-1] * mean
+    longer = xp.maximum(increments - least, _LEAST_EXCESS * mean)
+    logs = xp.log(xp.where(least_share > 0, longer, increments))
     return logs[..., 1:] - logs[..., :1]
 
 
