@@ -5,11 +5,11 @@ Run by `python -m benchmarks.accumulation`.
 The mixture (N(-1, I) + N(1, I)) / 2 in ten dimensions, its score learned by denoising score
 matching, sampled by the exponential integrator and by ancestral DDPM, VP with g^2 = 2 on [0, 3].
 Every seed trains its own network. Samples with the learned score and with the exact one share their
-noise. Of their distance W2 the
-coupling gives an upper bound; the Gelbrich distance of their moments and one-dimensional
-projections give lower ones. Assignments between samples would show their own noise: two samples of
-one distribution are 2 apart here. The error's size and Lipschitz constant are measured along the
-run; the constant is the largest at sampled points, so that the bound holds as far as that does.
+noise. Of their distance W2 the coupling gives an upper bound; the Gelbrich distance of their
+moments and one-dimensional projections give lower ones. Assignments between samples would show
+their own noise: two samples of one distribution are 2 apart here. The error's size and Lipschitz
+constant are measured along the run; the constant is the largest at sampled points, so that the
+bound holds as far as that does.
 
 Also the published experiment in one dimension with the error |x| + z.
 """

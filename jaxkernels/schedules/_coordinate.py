@@ -135,7 +135,7 @@ def step_logits(
     xp: Any,
     u: Float[_A, "*rows points"],
     below: Bool[_A, "*rows 1"],
-    least_share: Float[ArrayLike, ""] = 0.0,
+    least_share: Float[_A, ""] | float = 0.0,
 ) -> Float[_A, "*rows interior"]:
     """Compute the unconstrained numbers of schedules from their coordinates.
 

@@ -177,8 +177,8 @@ class CorrectedDenoiser(AbstractDenoiser):
 
     def astype(self, dtype: DTypeLike) -> "CorrectedDenoiser":
         dtype = working_dtype(dtype)
-        cast = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self)
-        return eqx.tree_at(lambda d: d.model, cast, self.model.astype(dtype))
+        converted = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self)
+        return eqx.tree_at(lambda d: d.model, converted, self.model.astype(dtype))
 
 
 def record_denoised(
