@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from ..prediction import process_of_scheduler
 from ..processes import AbstractProcess, DiscreteVP, FlowMatching
 from ..samplers import as_sampler, sampler_name
@@ -93,6 +95,15 @@ def _of_pipe(
     name = None if sampler is None else sampler_name(as_sampler(sampler))
     selected = DIFFUSERS.select(schedule, process, name, scheduler)
     takes_table = "table" in DIFFUSERS.schedulers[selected].levels.options
-    if isinstance(trained, DiscreteVP) and takes_table:
+    if isinstance(trained, DiscreteVP) and takes_table and not _same_table(trained, process):
         return {"table": trained, **options}
     return options
+
+
+def _same_table(trained: DiscreteVP, process: AbstractProcess) -> bool:
+    """Whether a process is of a pipeline's table, which is kept in float32 there."""
+    if not isinstance(process, DiscreteVP):
+        return False
+    one = np.asarray(trained.log_sigmas)
+    other = np.asarray(process.log_sigmas)
+    return one.shape == other.shape and np.allclose(one, other, rtol=0.0, atol=1e-3)

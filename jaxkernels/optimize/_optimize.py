@@ -121,7 +121,7 @@ def optimize_schedule(
     - `process`: the forward process, such as `jk.VP()`. On a sub-range of one, `jk.VP(t_max=0.7)`
       or `process.sub_range(t_max)`, schedules start from noised data at its t_max.
     - `sampler`: a sampler or its name, such as "ddim" or "dpmpp_2m".
-    - `num_steps`: K >= 1.
+    - `num_steps`: K >= 1. No step is shorter than 1e-4 in log sigma, or what float32 resolves.
     - `t_min`: the last time, 0 <= t_min < t_max, by default that of the process; or (low, high) to
       optimise it between these bounds, for a Gaussian.
     - `objective`: `LocalError()` (default), `TerminalError()`, `RecordedError(record)`, or a

@@ -74,7 +74,9 @@ def on_integer_timesteps(
 
     times = _nearest(schedule, process)
     found = _descended(times, values)
-    return Schedule.from_squared(jnp.asarray(found, schedule.times.dtype), squared)
+    return Schedule.from_squared(
+        jnp.asarray(found, schedule.times.dtype), schedule.stochasticity_squared
+    )
 
 
 def rounding_makes_equal(schedule: Schedule, process: AbstractProcess) -> bool:

@@ -165,7 +165,7 @@ def step_logits(
     mean = xp.mean(increments, axis=-1, keepdims=True)
     least = least_share * increments.shape[-1] * mean
     longer = xp.maximum(increments - least, _LEAST_EXCESS * mean)
-    logs = xp.log(xp.where(least_share > 0, longer, increments))
+    logs = xp.log(xp.where(xp.asarray(least_share) > 0, longer, increments))
     return logs[..., 1:] - logs[..., :1]
 
 
