@@ -331,7 +331,7 @@ def test_samples_stand_for_a_mixture_of_them() -> None:
 def test_what_is_no_target(target: Any) -> None:
     with pytest.raises(
         ValueError,
-        match=r"target must be samples \(n, ...\), a Gaussian, a GaussianMixture or a Denoiser: ",
+        match=r"target must be .* a GaussianMixture or a Denoiser, such as .*: ",
     ):
         jk.optimize_schedule(target, PROCESS, "ddim", 3, t_min=1e-3)
 
@@ -476,7 +476,8 @@ def test_the_criterion_of_fine_tuning_calls_nothing_on_the_host() -> None:
     names = ("geometric_mean", "rms")
     criterion = _Criterion.of(reference, jk.DDIM(), SPACE, names)
     batch = _batch(reference, compared, names, slice(None))
-    program = jax.make_jaxpr(jax.value_and_grad(criterion))(jnp.zeros(3), batch)
+    derivative = eqx.filter_value_and_grad(criterion)
+    program, *_ = eqx.filter_make_jaxpr(derivative)(jnp.zeros(3), batch)
     assert "callback" not in str(program)
 
 

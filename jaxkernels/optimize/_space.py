@@ -33,8 +33,9 @@ class ScheduleSpace(eqx.Module):
     z holds the interior times (K-1 logits of step lengths in the coordinate), then log(1 + alpha^2)
     of every step (K) and the coordinate of the last time, the latter two only if optimised.
 
-    Every step has a least length, see `least_share`: the optima of multistep methods may want two
-    evaluations at one point, for a derivative, but whoever runs them needs levels that differ.
+    Every step within the trained range has a least length, see `least_share`: the optima of
+    multistep methods may want two evaluations at one point, for a derivative, but whoever runs them
+    needs levels that differ.
     """
 
     coordinate: TimeCoordinate
@@ -92,14 +93,16 @@ class ScheduleSpace(eqx.Module):
         logits = np.concatenate([np.zeros((len(z), 1)), z[:, :interior]], axis=1)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
-        least = np.asarray(self.least_share)
-        shares = least + (1.0 - self.num_steps * least) * shares
         first = np.asarray(self.coordinate.start, np.float64)
         top = self.coordinates(first[None, None])
         if self.t_min is None:
             ends = self._times(z[:, -1:])
         else:
             ends = np.full((len(z), 1), np.asarray(self.t_min, np.float64))
+        least = np.full_like(shares, np.asarray(self.least_share))
+        below = ends < self.coordinate.process.trained_t_min
+        least[:, -1:] = np.where(below, 0.0, least[:, -1:])
+        shares = least + (1.0 - least.sum(axis=1, keepdims=True)) * shares
         bottom = self._interior_ends(ends)
         u = top - (top - bottom) * np.cumsum(shares, axis=1)
         times = self._times(u)
@@ -220,7 +223,7 @@ class TimesProblem(AbstractProblem):
             objective=objective,
             top=constant(top),
             least=constant(least),
-            length=constant(top - bottom - num_steps * least),
+            length=constant(top - bottom - (num_steps - (t_min < low)) * least),
             end=constant(end),
             num_steps=jax.device_put(np.asarray(num_steps)),
             lower=-upper,

@@ -103,15 +103,18 @@ class TimeCoordinate(eqx.Module):
 
         - `z`: unconstrained numbers (K-1,).
         - `end`: the last time, < `start`.
-        - `least_share`: of the range of u, that every increment has at least, in [0, 1/K): the
-          increments are least_share + (1 - K least_share) softmax(0, z).
+        - `least_share`: of the range of u, that every increment has at least, in [0, 1/K), but for
+          the last one of a schedule that ends below the smallest trained time: the increments are
+          least + (1 - sum least) softmax(0, z).
 
         **Returns:** times (K+1,), strictly decreasing from `start` to `end`.
         """
         top = self.coordinate(self.start)
         bottom = self.interior_end(end)
         shares = jax.nn.softmax(jnp.concatenate([jnp.zeros((1,), z.dtype), z]))
-        increments = least_share + (1.0 - shares.size * least_share) * shares
+        below = jnp.asarray(end) < self.process.trained_t_min
+        least = jnp.full_like(shares, least_share).at[-1].set(jnp.where(below, 0.0, least_share))
+        increments = least + (1.0 - jnp.sum(least)) * shares
         interior = self.time(top - (top - bottom) * jnp.cumsum(increments)[:-1])
         first = jnp.asarray(self.start, z.dtype)[None]
         last = jnp.asarray(end, z.dtype)[None]
@@ -147,8 +150,9 @@ def step_logits(
     - `u`: decreasing coordinates (..., K+1); the last is where interior times stop.
     - `below`: (..., 1), whether the schedule ends below that, so that the last increment may be
       empty. It is then taken as one percent of the mean at least.
-    - `least_share`: as in `TimeCoordinate.times`, least = least_share (u_0 - u_K). Increments that
-      are not longer are taken as a millionth of the mean longer.
+    - `least_share`: as in `TimeCoordinate.times`, least = least_share (u_0 - u_K), 0 for the last
+      increment if `below`. Increments that are not longer are taken as a millionth of the mean
+      longer.
 
     **Returns:** z (..., K-1).
 
@@ -163,7 +167,9 @@ def step_logits(
     moved = xp.maximum(increments, _LEAST_SHARE * xp.mean(increments, axis=-1, keepdims=True))
     increments = xp.where(below, moved, increments)
     mean = xp.mean(increments, axis=-1, keepdims=True)
-    least = least_share * increments.shape[-1] * mean
+    count = increments.shape[-1]
+    last = xp.arange(count) == count - 1
+    least = xp.where(below & last, 0.0, least_share * count * mean)
     longer = xp.maximum(increments - least, _LEAST_EXCESS * mean)
     logs = xp.log(xp.where(xp.asarray(least_share) > 0, longer, increments))
     return logs[..., 1:] - logs[..., :1]
