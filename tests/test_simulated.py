@@ -111,7 +111,8 @@ def test_it_is_an_objective(record: jk.DenoisedRecord) -> None:
     ends = np.asarray(record.ends)
     errors = {}
     for name, schedule in schedules.items():
-        samples = jk.sample(NETWORK, "ddim", schedule, jnp.asarray(NOISE, jnp.float32))
+        with jax.enable_x64(True):
+            samples = jk.sample(NETWORK, "ddim", schedule, jnp.asarray(NOISE))
         errors[name] = float(np.mean(np.sum((np.asarray(samples) - ends) ** 2, 1)))
     assert min(errors, key=errors.__getitem__) == "found"
 
