@@ -331,7 +331,8 @@ def test_samples_stand_for_a_mixture_of_them() -> None:
 def test_what_is_no_target(target: Any) -> None:
     with pytest.raises(
         ValueError,
-        match=r"target must be .* a GaussianMixture or a Denoiser, such as .*: ",
+        match=r"target must be samples \(n, ...\), a Gaussian, a GaussianMixture or a Denoiser, "
+        r"such as jk.from_diffusers\(pipe\): ",
     ):
         jk.optimize_schedule(target, PROCESS, "ddim", 3, t_min=1e-3)
 
