@@ -44,7 +44,7 @@ _CONSTANT_RATE = ("euler_maruyama",)
 _THIRD_DERIVATIVE = ("tweedie", "second_order", *FLOW_SCHEMES)
 _ANY_PROCESS = ("ddim", *FLOW_SCHEMES)
 
-# of kinks on which an optimiser stalls, relative
+# of the scale of kinks, on which an optimiser stalls
 _ROUNDING = 1e-3
 
 SCHEMES = SDE_SCHEMES | FLOW_SCHEMES
@@ -232,30 +232,31 @@ def bound_value(
     score_error: object,
     lipschitz: Numbers,
 ) -> Float[Array, ""]:
-    """At least the value of `evaluate_bound`, smooth, with two derivatives that are cheap.
+    """The value of `evaluate_bound`, but for smooth kinks, with two derivatives that are cheap.
 
-    The factors of a step depend on its two times and its stochasticity.
+    The factors of a step depend on its two times, and on its stochasticity where that is free.
     """
     times = jnp.asarray(schedule.times)
     squared = jnp.asarray(schedule.stochasticity_squared)
+    free = (squared,) if required_stochasticity(scheme) is None else ()
     follows = callable(score_error)
     errors = step_errors(schedule, score_error, lipschitz)
 
-    def expanded(step: tuple[Array, StepErrors]) -> Array:
-        x, given = jax.tree.map(lambda leaf: leaf[..., None], step)
+    def expanded(step: tuple[Array, Array, StepErrors]) -> Array:
+        x, alpha2, given = jax.tree.map(lambda leaf: leaf[..., None], step)
 
         def recursion(x: Array) -> Array:
-            start, end, alpha2 = x
+            start, end, *varied = x
             here = errors_between(start, end, score_error, given.lipschitz) if follows else given
-            steps = _steps_between(known, start, end, alpha2, here)
+            steps = _steps_between(known, start, end, varied[0] if varied else alpha2, here)
             factors = SCHEMES[scheme](steps._replace(rounding=_ROUNDING))
             return jnp.stack(_recursion(factors))
 
         return expand_pointwise(recursion, x)[:, 0]
 
     # one step after the other, whose derivatives at all nodes and modes stay in the cache
-    variables = jnp.stack([times[:-1], times[1:], squared], 1)
-    along = jax.lax.map(expanded, (variables, errors)).T
+    variables = jnp.stack([times[:-1], times[1:], *free], 1)
+    along = jax.lax.map(expanded, (variables, squared, errors)).T
     initial = initial_distance(known, known.process, times[0], start)
     distance = _propagate(_Recursion(*along), initial)[-1]
     truncation = truncation_distance(known, known.process, times[-1])

@@ -31,8 +31,9 @@ class CertifiedError(AbstractObjective):
 
     The optimum is the schedule with the best guarantee for all data with the same constants, which
     need not be the best schedule for any of them. Score errors follow the schedule as it moves.
-    Kinks of the bound, on which an optimiser stalls, are smooth here and lie above it by a
-    thousandth of their scale: |alpha^2 - 1| of "ddim", and what is largest for "second_order".
+    Kinks of the bound, on which an optimiser stalls, are rounded within a thousandth of their
+    scale, where the objective lies above it: |alpha^2 - 1| of "ddim", and what is largest for
+    "second_order".
 
     **Arguments:**
 

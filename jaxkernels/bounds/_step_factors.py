@@ -104,14 +104,20 @@ class Steps(NamedTuple):
     stochasticity_squared: Float[Array, " steps"]
     errors: StepErrors
     rounding: float = 0.0
-    """Kinks are replaced by smooth bounds from above, that much larger relative to their scale."""
+    """Within this share of their scale, kinks are replaced by smooth bounds from above."""
 
     def size(self, x: Array, scale: Array | float) -> Array:
-        """At least |x|; that where there is no rounding."""
-        return safe_sqrt(x**2 + (self.rounding * scale) ** 2) if self.rounding else jnp.abs(x)
+        """At least |x|: beyond the rounding that, within it a quartic that continues it smoothly.
+
+        With v = |x| / width, width = rounding scale, it exceeds |x| by width (1 - v)^3 (3 + v) / 8.
+        """
+        width = self.rounding * jnp.broadcast_to(scale, x.shape)
+        inside = jnp.abs(x) < width
+        v = jnp.where(inside, x, 0.0) / jnp.where(inside, width, 1.0)
+        return jnp.where(inside, width * (3.0 + 6.0 * v**2 - v**4) / 8.0, jnp.abs(x))
 
     def larger(self, x: Array, y: Array) -> Array:
-        """At least the larger of two numbers >= 0; that where there is no rounding."""
+        """At least the larger of two numbers >= 0; that where they differ by more than rounding."""
         return 0.5 * (x + y + self.size(x - y, x + y)) if self.rounding else jnp.maximum(x, y)
 
     @property
