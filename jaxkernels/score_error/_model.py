@@ -322,7 +322,7 @@ class ScoreError(eqx.Module):
         times = _checks.array("times", times)
         blocks = check_blocks(times.size, _checks.array("covariance", covariance), num_modes)
         size = times.size * blocks.shape[1]
-        roots = roots_of("covariance", blocks.reshape(size, size), project)
+        roots = roots_of(blocks.reshape(size, size), project)
         parameters = roots.reshape(-1, *blocks.shape[:2])
         known = None if mean is None else Tabulated(times, mean.slope[None], mean.shift[None])
         shapes = Tabulated(times, *split_parameters(parameters, num_modes))
@@ -367,7 +367,7 @@ class ScoreError(eqx.Module):
         if matrix.ndim != 2:
             raise ValueError(f"covariance has shape {matrix.shape}; it must be a square matrix.")
         check_blocks(1, matrix[None, :, None], num_modes)
-        roots = roots_of("covariance", matrix, project=False)
+        roots = roots_of(matrix, project=False)
         profile = Constant(*(constant(a) for a in split_parameters(roots, num_modes)))
         return cls(Scaled(profile, amplitude), correlation or FullyCorrelated())
 

@@ -24,19 +24,11 @@ def covariance_roots(
             f"({n}, 2, {n}, 2, modes)."
         )
     matrices = np.moveaxis(np.reshape(covariance, (2 * n, 2 * n, -1)), -1, 0)
-    asymmetry = np.abs(matrices - np.swapaxes(matrices, 1, 2)).max()
-    if asymmetry > 1e-8 * np.abs(matrices).max():
-        raise ValueError(
-            f"covariance is not symmetric: its halves differ by up to {asymmetry:.3g}."
-        )
-    values, vectors = np.linalg.eigh(matrices)
-    i = int(np.argmin(values[:, 0]))
-    if values[i, 0] < -1e-8 * max(values[i, -1], 0.0) - 1e-300 and not project:
-        raise ValueError(
-            f"covariance of mode {i} has the negative eigenvalue {values[i, 0]:.3g} (its largest "
-            f"is {values[i, -1]:.3g}): it is not positive semidefinite. Pass project=True to set "
-            "it to 0."
-        )
+    values, vectors = _decompose(matrices)
+    if not project:
+        i = int(np.argmin(values[:, 0]))
+        advice = " Pass project=True to set it to 0."
+        _check_semidefinite(f"covariance of mode {i}", values[i], advice)
     roots = vectors * np.sqrt(np.maximum(values, 0.0))[:, None]
     roots = roots[:, :, values.max(0) >= _RANK_TOLERANCE * values.max()]
     directions = np.moveaxis(roots, 0, -1).swapaxes(0, 1)
@@ -65,23 +57,36 @@ def split_draws(
     return split(mean[None]), split(directions)
 
 
-def roots_of(
-    name: str, matrix: Float[AnyArray, "p p"] | Float[np.ndarray, "p p"], project: bool
-) -> Float[np.ndarray, "directions p"]:
-    """Directions w of a matrix = sum w w^T, largest last.
+def _decompose(matrices: Float[np.ndarray, "*n p p"]) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and eigenvectors of covariances; ValueError unless they are symmetric."""
+    asymmetry = np.abs(matrices - np.swapaxes(matrices, -1, -2)).max()
+    if asymmetry > 1e-8 * np.abs(matrices).max():
+        raise ValueError(
+            f"covariance is not symmetric: its halves differ by up to {asymmetry:.3g}."
+        )
+    values, vectors = np.linalg.eigh(matrices)
+    return values, vectors
 
-    ValueError naming the argument unless it is symmetric and, without `project`, positive
-    semidefinite.
-    """
-    asymmetry = np.abs(matrix - matrix.T).max()
-    if asymmetry > 1e-8 * np.abs(matrix).max():
-        raise ValueError(f"{name} is not symmetric: its halves differ by up to {asymmetry:.3g}.")
-    values, vectors = np.linalg.eigh(matrix)
-    if values[0] < -1e-8 * max(values[-1], 0.0) - 1e-300 and not project:
+
+def _check_semidefinite(name: str, values: Float[np.ndarray, " p"], advice: str = "") -> None:
+    """ValueError for a negative eigenvalue beyond rounding, of values in ascending order."""
+    if values[0] < -1e-8 * max(values[-1], 0.0) - 1e-300:
         raise ValueError(
             f"{name} has the negative eigenvalue {values[0]:.3g} (its largest is "
-            f"{values[-1]:.3g}): it is not positive semidefinite."
+            f"{values[-1]:.3g}): it is not positive semidefinite.{advice}"
         )
+
+
+def roots_of(
+    matrix: Float[AnyArray, "p p"] | Float[np.ndarray, "p p"], project: bool
+) -> Float[np.ndarray, "directions p"]:
+    """Directions w of a covariance = sum w w^T, largest last.
+
+    ValueError unless it is symmetric and, without `project`, positive semidefinite.
+    """
+    values, vectors = _decompose(np.asarray(matrix))
+    if not project:
+        _check_semidefinite("covariance", values)
     kept = values > _RANK_TOLERANCE * np.abs(values).max()
     # at least one direction, if only of length 0
     kept[-1] = True

@@ -1,10 +1,9 @@
 """Separable covariances of a score error: one correlation in time, one covariance of parameters."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import minimize_scalar
 
 from .. import _checks
 from .._types import AnyArray, Numbers
@@ -18,6 +17,8 @@ from ._roots import check_blocks, roots_of, split_parameters
 # correlation lengths that are searched, relative to the range and the least distance of the times
 _LONGEST = 1e3
 _SHORTEST = 1e-2
+# each narrows the range to a hundredth
+_SCANS = 6
 
 
 class SeparableFit(NamedTuple):
@@ -107,7 +108,7 @@ def fit_separable(
     amplitude = np.sqrt(sizes)
     length = _fit_length(np.abs(u[:, None] - u), traces / np.outer(amplitude, amplitude), amplitude)
     within = np.einsum("apaq,a->pq", blocks, 1.0 / sizes) / times.size
-    roots = roots_of("covariance", within, project=True)
+    roots = roots_of(within, project=True)
     correlation = OrnsteinUhlenbeck(length, coordinate)
     slope, shift = split_parameters(roots[:, None] * amplitude[:, None], num_modes)
     known = None if mean is None else Tabulated(times, mean.slope[None], mean.shift[None])
@@ -140,9 +141,9 @@ def _fit_length(
         model = np.exp(-distance * np.exp(-log_length))
         return float(np.sum((weights * (correlation - model)) ** 2))
 
-    # the criterion may have several minima: the best of a scan is improved between its neighbours
-    scan = np.linspace(ends[0], ends[1], 200)
-    i = int(np.argmin([misfit(s) for s in scan]))
-    bounds = (scan[max(i - 1, 0)], scan[min(i + 1, scan.size - 1)])
-    found: Any = minimize_scalar(misfit, bounds=bounds, options={"xatol": 1e-12})
-    return float(np.exp(found.x))
+    # the criterion may have several minima: each scan is between the neighbours of the last's best
+    for _ in range(_SCANS):
+        scan = np.linspace(ends[0], ends[1], 200)
+        i = int(np.argmin([misfit(s) for s in scan]))
+        ends = scan[[max(i - 1, 0), min(i + 1, scan.size - 1)]]
+    return float(np.exp(0.5 * (ends[0] + ends[1])))
