@@ -140,7 +140,8 @@ def _derivatives(
 
     def one(start: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         point, is_done = start
-        return jax.lax.cond(is_done, lambda z: _unknown(z), lambda z: problem.derivatives(z), point)
+        # a bound method would be hashed, with all arrays of the problem
+        return jax.lax.cond(is_done, _unknown, lambda z: problem.derivatives(z), point)
 
     if jax.default_backend() == "cpu":
         return jax.lax.map(one, (z, done))

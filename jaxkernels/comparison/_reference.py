@@ -14,7 +14,6 @@ from ..prediction import AbstractDenoiser, in_working_precision
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, DPMSolverPP2M, sample
 from ..schedules import Schedule, log_snr
-from ..trajectories import CorrectedDenoiser
 
 _STEPS_FACTOR = 20
 _LEAST_STEPS = 200
@@ -57,9 +56,8 @@ class Reference(NamedTuple):
 
         **Returns:** a `Reference` of these samples.
         """
-        denoiser = self.denoiser
         return self._replace(
-            denoiser=denoiser.take(rows) if isinstance(denoiser, CorrectedDenoiser) else denoiser,
+            denoiser=self.denoiser.take(rows),
             noise=jax.device_put(np.asarray(self.noise)[rows]),
             ends=self.ends[rows],
             offset=np.broadcast_to(self.offset, self.ends.shape)[rows],

@@ -256,7 +256,7 @@ def predict_parameter_noise(
     rows = rows.reshape(rows.shape[0], -1)
     if target is None:
         target = Gaussian.fit(rows, shrinkage=0.0)
-    key_fit, key_noise, key_run = jax.random.split(key, 3)
+    key_fit, key_noise, key_run = jax.random.split(_checks.random_key("key", key), 3)
     setting = (target, several[0].process, sampler, schedule)
     run = Run.checked(*setting)
     fits = {"key": key_fit, "target": target, "batch": batch, "slopes": slopes}

@@ -31,6 +31,7 @@ from ..samplers import AbstractSampler, as_sampler
 from ..schedules import BASELINES, Schedule
 from ..score_error import ScoreError
 from ..trajectories import (
+    AbstractRecord,
     DenoisedRecord,
     RecordedError,
     TrajectoryRecord,
@@ -224,15 +225,13 @@ def _select(
     # within a budget the recorded trajectories correct a mixture of the network's own samples
     if not request.stochastic and (model.knows_data or not within):
         simulated = selection.bind_mixture(model, request.process, request.initialization)
-    labels = ()
+    incumbent = None
     if simulated is not None:
         found = simulated.select(candidates, *run)
         candidates = [*candidates, Candidate(MIXTURE, found.schedule, Origin.MIXTURE)]
         # data say more than the few samples of a network that stand for them
-        labels = (MIXTURE,) if model.knows_data else ()
-    if isinstance(bound, RecordedSelection):
-        return bound.run(candidates, *run, labels)
-    return bound.run(candidates, *run, *labels)
+        incumbent = MIXTURE if model.knows_data else None
+    return bound.run(candidates, *run, incumbent)
 
 
 def prepare(
@@ -497,7 +496,7 @@ def _model_of_data(target: Any, selection: Selection) -> Model | None:
     if selection.data is not None:
         data = _checks.array("data", selection.data)
         return Model(Gaussian.fit(data), fit_mixture(data), data, target)
-    if isinstance(selection.record, TrajectoryRecord | DenoisedRecord):
+    if isinstance(selection.record, AbstractRecord):
         ends = np.asarray(selection.record.ends)
         return Model(Gaussian.fit(ends), fit_mixture(ends), denoiser=target)
     return None
@@ -521,7 +520,7 @@ def _network_noise(request: Request, selection: Selection, count: int) -> Array:
         return _noised_data(request, selection, count)
     if given is None:
         known = selection.data
-        if known is None and isinstance(selection.record, TrajectoryRecord | DenoisedRecord):
+        if known is None and isinstance(selection.record, AbstractRecord):
             known = selection.record.noise
         if known is None:
             raise ValueError(

@@ -28,7 +28,7 @@ from ..prediction import AbstractDenoiser, check_denoiser
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, sampling_nfe
 from ..schedules import Schedule
-from ..trajectories import DenoisedRecord, TrajectoryRecord
+from ..trajectories import AbstractRecord, TrajectoryRecord
 from ._candidates import FINE_TUNED, Candidate, Origin, by_label
 from ._fine_tune import default_fine_tuning, fine_tune, fine_tuning_nfe
 from ._model import Model, draw_start
@@ -90,7 +90,7 @@ class Selection:
     noise: int | AnyArray | None = None
     data: Numbers | None = None
     criterion: str = BALANCED
-    record: TrajectoryRecord | DenoisedRecord | bool | None = None
+    record: AbstractRecord | bool | None = None
     fine_tune: int | Optax | None = None
     key: Array | None = None
 
@@ -98,7 +98,7 @@ class Selection:
         if self.denoiser is not None:
             check_denoiser(self.denoiser)
         _checks.one_of("criterion", self.criterion, (BALANCED, *STATISTICS))
-        if not isinstance(self.record, TrajectoryRecord | DenoisedRecord | bool | None):
+        if not isinstance(self.record, AbstractRecord | bool | None):
             raise ValueError(
                 "record must be a TrajectoryRecord, of jk.record, or within a budget a "
                 "DenoisedRecord, of jk.record_denoised, or False; got "

@@ -47,7 +47,7 @@ class ScheduleSpace(eqx.Module):
     end_range: Float[AnyArray, " 2"]
     """Smallest and largest coordinate of the last time."""
     least_share: Float[AnyArray, ""]
-    """Share of the range that every step has at least."""
+    """Share of the range that every step has at least, but for a last one that ends below it."""
 
     @property
     def only_times(self) -> bool:
@@ -194,8 +194,9 @@ class TimesProblem(AbstractProblem):
 
         u_i = top - least i - length P_i,    P_i = p_0 + ... + p_{i-1},    p = softmax(0, z)
 
-    No step is shorter than `least`. The last coordinate is `end`, at most that of i = num_steps.
-    The numbers of steps and of logits differ: logits beyond `num_steps` are padding, held at 0.
+    No step is shorter than `least`, but for one below the trained range. The last coordinate is
+    `end`, at most that of i = num_steps. The numbers of steps and of logits differ: logits beyond
+    `num_steps` are padding, held at 0.
     """
 
     objective: AbstractCoordinateObjective

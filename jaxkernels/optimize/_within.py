@@ -24,7 +24,7 @@ from ..distributions import GaussianMixture
 from ..prediction import AbstractDenoiser, in_working_precision
 from ..samplers import AbstractSampler, DPMSolverPP2M, sampling_nfe
 from ..schedules import log_snr
-from ..trajectories import CorrectedDenoiser, DenoisedRecord
+from ..trajectories import DenoisedRecord
 from ._budget import Plan
 from ._candidates import SIMULATED, Candidate, Origin, by_label
 from ._fine_tune import fine_tune
@@ -98,12 +98,13 @@ class RecordedSelection:
         space: ScheduleSpace,
         sampler: AbstractSampler,
         progress: bool = True,
-        favoured: Sequence[str] = (),
+        incumbent: str | None = None,
     ) -> Selected:
         """Select one of the candidates or what gradient steps lead to, and compare it.
 
-        First on the corrected model. What is best there, the `favoured` and the best baselines are
-        run on the network. Where the network led the best of these is then known, and
+        First on the corrected model. What is best there, the best baselines and the `incumbent`,
+        the label of what data speak for, are run on the network. Where the network led the best of
+        these is then known, and
 
             x_end(schedule) = x_end of the model(schedule) + (x_end - x_end of the model)(best)
 
@@ -113,7 +114,7 @@ class RecordedSelection:
         planned = sum(self.plan.nfe.values())
         with Progress(f"comparing, NFE {planned:,}: on a model", progress) as line:
             search = _Search(self, space, sampler, line)
-            search.start(candidates, favoured)
+            search.start(candidates, incumbent)
             for number in range(1, self.plan.rounds + 1):
                 if not search.correct(number):
                     break
@@ -153,14 +154,16 @@ class _Search:
         self._space = space
         self._sampler = sampler
         self._line = line
+        assert space.t_min is not None
+        self._t_min = float(space.t_min)
         self._solver = selection.solver if space.num_steps > 1 else None
         self._tried: list[Candidate] = []
         self._ends: dict[str, np.ndarray] = {}
         self.nfe = {"selection": 0, "fine-tuning": 0}
 
-    def start(self, candidates: Sequence[Candidate], favoured: Sequence[str]) -> None:
-        """Run what the corrected model says is best, the favoured, and the best baselines."""
-        simulated = _varied(self._selection.simulated)
+    def start(self, candidates: Sequence[Candidate], incumbent: str | None) -> None:
+        """Run what the corrected model says is best, the incumbent, and the best baselines."""
+        simulated = _varied(self._selection.simulated, self._t_min)
         schedules = {c.label: c.schedule for c in candidates}
         planned = sum(self._selection.plan.nfe.values())
         options = {"key": None, "line": self._line, "planned": planned}
@@ -169,13 +172,19 @@ class _Search:
         criterion = self._selection.criterion
         others = [c.label for c in candidates if not c.is_baseline]
         best = predicted.best(baselines, criterion)
-        kept = [best_of(predicted, baselines, name) for name in _statistics(criterion)]
+        kept = [
+            min(baselines, key=predicted.statistic(name).__getitem__)
+            for name in (WEIGHED if criterion == BALANCED else (criterion,))
+        ]
         known = by_label(candidates)
         tuned = self._tuned(simulated, known[best], predicted.take(baselines), 0)
         if tuned is None:
             kept.append(predicted.best(baselines, criterion, among=others) if others else best)
-        labels = dict.fromkeys([*favoured, *kept])
-        run = [*([] if tuned is None else [tuned]), *(known[label] for label in labels)]
+        if incumbent is not None:
+            kept.insert(0, incumbent)
+        run = [known[label] for label in dict.fromkeys(kept)]
+        if tuned is not None:
+            run.insert(0, tuned)
         self._run(run, "selection")
 
     def correct(self, number: int) -> bool:
@@ -190,7 +199,7 @@ class _Search:
         options = {"key": None, "line": self._line, "planned": 0}
         for label in starts:
             start = by_label(self._tried)[label]
-            corrected = _varied(self._corrected(start))
+            corrected = _varied(self._corrected(start), self._t_min)
             floor = compare_to(corrected, self._sampler, baselines, **options)
             tuned = self._tuned(corrected, start, floor, number)
             if tuned is not None:
@@ -249,7 +258,7 @@ class _Search:
         return compare_ends(self._selection.network, self._ends, 0)
 
 
-def _varied(reference: Reference) -> Reference:
+def _varied(reference: Reference, t_min: float) -> Reference:
     """The trajectories of a corrected model, few ones also with the residuals of others.
 
     What the model gets wrong is then a draw that does not depend on where a trajectory starts. All
@@ -262,21 +271,10 @@ def _varied(reference: Reference) -> Reference:
     start = np.repeat(np.arange(count), copies)
     shift = np.tile(np.arange(copies) * max(1, count // copies), count)
     residual = (start + shift) % count
-    denoiser = reference.denoiser
-    assert isinstance(denoiser, CorrectedDenoiser)
-    denoiser = denoiser.take(residual)
+    denoiser = reference.denoiser.take(residual)
     noise = jnp.asarray(np.asarray(reference.noise)[start])
-    fine = log_snr(denoiser.process, _SIMULATED_STEPS, float(np.asarray(denoiser.t_min)))
+    fine = log_snr(denoiser.process, _SIMULATED_STEPS, t_min)
     ends = np.array(sample_ends(denoiser, DPMSolverPP2M(), fine, noise))
     ends[::copies] = reference.ends
     offset = np.broadcast_to(reference.offset, reference.ends.shape)[residual]
     return reference._replace(denoiser=denoiser, noise=noise, ends=ends, offset=offset)
-
-
-def best_of(compared: Comparison, names: Sequence[str], statistic: str) -> str:
-    """The schedule with the smallest value of a statistic."""
-    return min(names, key=compared.statistic(statistic).__getitem__)
-
-
-def _statistics(criterion: str) -> Sequence[str]:
-    return WEIGHED if criterion == BALANCED else (criterion,)

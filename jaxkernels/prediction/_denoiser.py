@@ -148,6 +148,18 @@ class AbstractDenoiser(eqx.Module):
         **Returns:** the denoiser.
         """
 
+    def take(self, rows: slice | np.ndarray) -> "AbstractDenoiser":
+        """Take some of the rows of points that it is given.
+
+        **Arguments:**
+
+        - `rows`: a slice or indices.
+
+        **Returns:** the denoiser of these rows: this one, unless rows have parameters of their own.
+        """
+        del rows
+        return self
+
 
 class Denoiser(AbstractDenoiser):
     """A network together with the process that it was trained for and what it predicts.

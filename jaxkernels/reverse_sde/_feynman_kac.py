@@ -30,7 +30,7 @@ from .._precision import in_float64
 from .._types import Numbers
 from ..distributions import GaussianMixture
 from ..metrics import Estimate
-from ._perturbation import NAMED_ERRORS, PROCESS, ErrorFunction
+from ._perturbation import NAMED_ERRORS, PROCESS, ErrorFunction, least_variance
 
 
 @in_float64
@@ -83,9 +83,7 @@ def leading_order_samples(
     """
     if not isinstance(target, GaussianMixture):
         raise ValueError(f"target must be a GaussianMixture; got {type(target).__name__}.")
-    least = float(np.min(target.eigenvalues))
-    if least <= 0:
-        raise ValueError(f"target has a component of variance {least:g}; all must be > 0.")
+    least = least_variance(target)
     perturbation = error if callable(error) else _checks.lookup("error", error, NAMED_ERRORS)
     alpha2 = _checks.scalar("stochasticity_squared", stochasticity_squared, at_least=0.0)
     final_time = float(_checks.scalar("final_time", final_time, above=0.0))

@@ -30,7 +30,7 @@ from .._types import Numbers
 from ..distributions import GaussianMixture
 from ._eulerian import solve_eulerian
 from ._lagrangian import solve_lagrangian
-from ._perturbation import NAMED_ERRORS, ErrorFunction, Solution
+from ._perturbation import NAMED_ERRORS, ErrorFunction, Solution, least_variance
 
 _SCHEMES = {"lagrangian": solve_lagrangian, "eulerian": solve_eulerian}
 
@@ -181,10 +181,7 @@ def check_one_dimensional(target: GaussianMixture) -> None:
         raise ValueError("target is traced; only stochasticity_squared may be.")
     if target.means.shape[1] != 1:
         raise ValueError(f"target has dimension {target.means.shape[1]}; it must be 1.")
-    if np.min(target.eigenvalues) <= 0:
-        raise ValueError(
-            f"target has a component of variance {np.min(target.eigenvalues):g}; all must be > 0."
-        )
+    least_variance(target)
 
 
 def _place_edges(breakpoints: Numbers | None, final_time: float) -> np.ndarray:

@@ -39,7 +39,7 @@ from ._perturbation import (
     PROCESS,
     ErrorFunction,
     Solution,
-    evaluate_density,
+    least_variance,
 )
 
 # the grid reaches this many standard deviations from every mean
@@ -98,9 +98,7 @@ def leading_order_2d(
     """
     if not isinstance(target, GaussianMixture) or target.means.shape[1] != 2:
         raise ValueError(f"target must be a GaussianMixture in two dimensions; got {target}.")
-    least = float(np.min(target.eigenvalues))
-    if least <= 0:
-        raise ValueError(f"target has a component of variance {least:g}; all must be > 0.")
+    least = least_variance(target)
     perturbation = error if callable(error) else _checks.lookup("error", error, NAMED_ERRORS)
     alpha2 = _checks.scalar("stochasticity_squared", stochasticity_squared, above=0.0)
     final_time = float(_checks.scalar("final_time", final_time, above=0.0))
@@ -166,7 +164,7 @@ def _solve(
     middles = 0.5 * (times[1:] + times[:-1])
     start = jnp.zeros(shape)
     u = jax.lax.scan(advance, start, (middles, jnp.diff(times)), reverse=True)[0].ravel()
-    masses = width**2 * evaluate_density(target, nodes)
+    masses = width**2 * jnp.exp(target.log_density(PROCESS, nodes, 0.0))
     return Solution(u, 0.5 * jnp.sum(masses * u**2), nodes, masses)
 
 

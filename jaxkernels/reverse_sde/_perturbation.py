@@ -62,9 +62,12 @@ def evaluate_log_density(target: GaussianMixture, x: Array, theta: Array | float
     return target.log_density(PROCESS, x[:, None], theta)
 
 
-def evaluate_density(target: GaussianMixture, x: Float[Array, "n d"]) -> Float[Array, " n"]:
-    """p_0 at points."""
-    return jnp.exp(target.log_density(PROCESS, x, 0.0))
+def least_variance(target: GaussianMixture) -> float:
+    """The smallest variance of a component; ValueError if it is 0."""
+    least = float(np.min(target.eigenvalues))
+    if least <= 0:
+        raise ValueError(f"target has a component of variance {least:g}; all must be > 0.")
+    return least
 
 
 def perturb(target: GaussianMixture, error: ErrorFunction, x: Array, theta: Array) -> Perturbation:

@@ -12,7 +12,11 @@ from ._objective import (
     RecordedError as RecordedError,
     bind_record as bind_record,
 )
-from ._record import TrajectoryRecord as TrajectoryRecord, check_record as check_record
+from ._record import (
+    AbstractRecord as AbstractRecord,
+    TrajectoryRecord as TrajectoryRecord,
+    check_record as check_record,
+)
 from ._recording import (
     FollowedBatch as FollowedBatch,
     as_record as as_record,

@@ -30,7 +30,7 @@ from ..prediction import AbstractDenoiser, Prediction, check_denoiser, in_workin
 from ..processes import AbstractProcess, check_range
 from ..samplers import UniPC, take_step
 from ..schedules import Schedule, Step, TimeCoordinate
-from ._record import check_span, node_times
+from ._record import AbstractRecord, check_span, node_times
 from ._recording import LEAST_NODES, check_noise, log_sigma_coordinate, row_batches, rows_run
 from ._spline import spline_fit, spline_weights
 
@@ -38,7 +38,7 @@ from ._spline import spline_fit, spline_weights
 _SOLVER = UniPC(solver_order=3, lower_order_final=False)
 
 
-class DenoisedRecord(eqx.Module):
+class DenoisedRecord(AbstractRecord):
     """Denoised points of a network along its trajectories.
 
     Made by `record_denoised`.
@@ -69,16 +69,6 @@ class DenoisedRecord(eqx.Module):
     denoised: Float[AnyArray, "nodes trajectories d"]
     ends: Float[AnyArray, "trajectories d"]
     nfe: int = eqx.field(static=True)
-
-    @property
-    def process(self) -> AbstractProcess:
-        """The process of the recorded network."""
-        return self.time_coordinate.process
-
-    @property
-    def num_trajectories(self) -> int:
-        """Number of trajectories M."""
-        return self.denoised.shape[1]
 
     @property
     def num_nodes(self) -> int:
@@ -246,13 +236,13 @@ def record_denoised(
             line.update(f"recording, NFE {nfe:,}: trajectory {last + 1} of {count}")
     points, denoised = (np.concatenate(arrays, 1) for arrays in zip(*parts, strict=True))
     return DenoisedRecord(
-        coordinate,
-        constant(times[-1]),
-        cast(AnyArray, rows_of_noise),
-        constant(points),
-        constant(denoised),
-        constant(points[-1].astype(np.float64)),
-        nfe,
+        time_coordinate=coordinate,
+        t_min=constant(times[-1]),
+        noise=cast(AnyArray, rows_of_noise),
+        points=constant(points),
+        denoised=constant(denoised),
+        ends=constant(points[-1].astype(np.float64)),
+        nfe=nfe,
     )
 
 

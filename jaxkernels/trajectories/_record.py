@@ -40,7 +40,36 @@ from ._terms import LocalErrorTerms, check_sampler, local_error_terms
 _FORMAT = "jaxkernels.record"
 
 
-class TrajectoryRecord(eqx.Module):
+class AbstractRecord(eqx.Module):
+    """What every record of trajectories of a network has.
+
+    **Arguments:**
+
+    - `time_coordinate`: in which the nodes are evenly spaced, from t_max to `t_min`.
+    - `t_min`: last time of the trajectories.
+    - `noise`: (trajectories, ...), where they start.
+    - `ends`: (trajectories, d), where they end.
+    - `nfe`: that the record cost, rows that fill up its last batch included.
+    """
+
+    time_coordinate: eqx.AbstractVar[TimeCoordinate]
+    t_min: eqx.AbstractVar[AnyArray]
+    noise: eqx.AbstractVar[Float[AnyArray, "trajectories *shape"]]
+    ends: eqx.AbstractVar[Float[AnyArray, "trajectories d"]]
+    nfe: eqx.AbstractVar[int]
+
+    @property
+    def process(self) -> AbstractProcess:
+        """The process of the recorded network."""
+        return self.time_coordinate.process
+
+    @property
+    def num_trajectories(self) -> int:
+        """Number of trajectories M."""
+        return self.ends.shape[0]
+
+
+class TrajectoryRecord(AbstractRecord):
     """Inner products of sensitivities with denoised points and noise along recorded trajectories.
 
     Made by `record`.
@@ -71,16 +100,6 @@ class TrajectoryRecord(eqx.Module):
     noise: Float[AnyArray, "trajectories *shape"]
     ends: Float[AnyArray, "trajectories d"]
     nfe: int = eqx.field(static=True)
-
-    @property
-    def process(self) -> AbstractProcess:
-        """The process of the recorded network."""
-        return self.time_coordinate.process
-
-    @property
-    def num_trajectories(self) -> int:
-        """Number of trajectories M."""
-        return self.products.shape[3]
 
     @property
     def num_nodes(self) -> int:
@@ -180,12 +199,12 @@ class TrajectoryRecord(eqx.Module):
         scale = end_scale(ends)
         products = [np.asarray(r.products) * (r.scale / scale) for r in records]
         return cls(
-            first.time_coordinate,
-            constant(np.concatenate(products, axis=3)),
-            first.t_min,
-            noise,
-            constant(ends),
-            sum(r.nfe for r in records),
+            time_coordinate=first.time_coordinate,
+            products=constant(np.concatenate(products, axis=3)),
+            t_min=first.t_min,
+            noise=noise,
+            ends=constant(ends),
+            nfe=sum(r.nfe for r in records),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -258,7 +277,14 @@ class TrajectoryRecord(eqx.Module):
             raise ValueError(
                 f"process is not that of {name}: its signal or noise differs at t = {t:g}."
             )
-        return cls(TimeCoordinate(process, start, low, high), products, t_min, noise, ends, nfe)
+        return cls(
+            time_coordinate=TimeCoordinate(process, start, low, high),
+            products=products,
+            t_min=t_min,
+            noise=noise,
+            ends=ends,
+            nfe=nfe,
+        )
 
     def contract(self, terms: LocalErrorTerms) -> Float[Array, "trajectories directions"]:
         """Propagate a local error to the end point.

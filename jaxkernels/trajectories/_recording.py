@@ -401,10 +401,10 @@ def as_record(followed: Followed) -> TrajectoryRecord:
     if scale == 0.0:
         raise ValueError("all trajectories end at one point; are all rows of noise the same?")
     return TrajectoryRecord(
-        followed.coordinate,
-        constant(np.concatenate(products, 3) / scale),
-        constant(followed.times[-1]),
-        followed.noise,
-        constant(every_end),
-        followed.nfe,
+        time_coordinate=followed.coordinate,
+        products=constant(np.concatenate(products, 3) / scale),
+        t_min=constant(followed.times[-1]),
+        noise=followed.noise,
+        ends=constant(every_end),
+        nfe=followed.nfe,
     )
