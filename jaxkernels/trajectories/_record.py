@@ -16,6 +16,7 @@ of every trajectory, and needs no model of the data. It leaves out what is of se
 local errors: it is accurate for many steps, and ranks schedules of few steps.
 """
 
+import abc
 import json
 import os
 from collections.abc import Sequence
@@ -67,6 +68,11 @@ class AbstractRecord(eqx.Module):
     def num_trajectories(self) -> int:
         """Number of trajectories M."""
         return self.ends.shape[0]
+
+    @property
+    @abc.abstractmethod
+    def num_nodes(self) -> int:
+        """Number of nodes N in time."""
 
 
 class TrajectoryRecord(AbstractRecord):
