@@ -2,9 +2,9 @@
 
 Every reference network is changed in three ways: trained for a little longer, twice, and rounded to
 8 bits per weight. `jk.predict_sample_change` says what becomes of the samples, to first order in
-the difference of the networks; beside it stands what does. A trajectory whose own second order is
-below a tenth of its first is one where the expansion should hold within 10 %. Names of networks as
-arguments restrict the run to them; the results of the others stay.
+the difference of the networks; beside it stands what does. Trajectories are trusted where the
+expansion's own remainder says that it holds within 10 % (`SampleChange.holds`, without the measured
+change). Names of networks as arguments restrict the run to them; the results of the others stay.
 """
 
 import json
@@ -85,7 +85,7 @@ def measure(network: Network, changed: Network, sampler: str, steps: int) -> dic
     found = _norms(change.measured)
     first = _norms(change.first_order)
     missed = _norms(change.measured - change.first_order)
-    trusted = _norms(change.second_order) < WITHIN * first
+    trusted = np.asarray(change.holds(WITHIN))
     return {
         "rms": _rms(found),
         "predicted": _rms(first),

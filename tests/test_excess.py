@@ -104,13 +104,20 @@ def _draw(rng: np.random.Generator, count: int, size: float) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("networks", [1, 12])
-@pytest.mark.parametrize("size", [0.01, 0.075])
-@pytest.mark.parametrize("scatter", [0.003, 0.03])
-def test_intervals_cover(kernel: Any, networks: int, size: float, scatter: float) -> None:
-    """95% intervals of 200 ensembles, with fits that scatter, in part alike for all networks."""
-    rng = np.random.default_rng(0)
-    truth = float(np.mean(_excess(*np.swapaxes(_draw(rng, 100_000, size), 0, 1))))
+@pytest.mark.parametrize("networks", [1, 12, 40])
+@pytest.mark.parametrize("size", [0.01, 0.075, 0.15, 0.3])
+@pytest.mark.parametrize(("scatter", "seed"), [(0.003, 0), (0.03, 0), (0.03, 1)])
+def test_intervals_cover(
+    kernel: Any, networks: int, size: float, scatter: float, seed: int
+) -> None:
+    """95% intervals of 200 ensembles, with fits that scatter, in part alike for all networks.
+
+    Of the largest errors one network in twenty makes up 60 % of the mean.
+    """
+    rng = np.random.default_rng(seed)
+    # 3e5 networks: 1 % of the mean of the largest errors
+    parts = [_excess(*np.swapaxes(_draw(rng, 100_000, size), 0, 1)) for _ in range(3)]
+    truth = float(np.mean(parts))
     hits = 0
     for _ in range(200):
         errors = _draw(rng, networks, size)

@@ -98,14 +98,65 @@ def test_a_mixture_changes_as_its_own_formula_says() -> None:
 
 
 def test_the_remainder_is_what_the_first_order_leaves_out() -> None:
-    """The second difference for a small change; the error itself is as large to leading order."""
+    """Of every sample, for a small change; the error itself is as large to leading order."""
     setting = ("dpmpp_2m", SCHEDULE, NOISE)
     change = jk.predict_sample_change(_between(0.0), _between(0.01), *setting)
-    left_out = change.measured - change.first_order
-    np.testing.assert_allclose(change.second_order, left_out, atol=0.05 * np.abs(left_out).max())
+    left_out = np.linalg.norm(change.measured - change.first_order, axis=1)
+    np.testing.assert_allclose(change.remainders, left_out, rtol=0.05, atol=0.05 * left_out.max())
     assert float(change.error) == pytest.approx(float(change.remainder), rel=0.05)
     smaller = jk.predict_sample_change(_between(0.0), _between(0.001), *setting)
     assert float(smaller.error) == pytest.approx(0.1 * float(change.error), rel=0.05)
+
+
+@pytest.mark.parametrize(("border", "sharpness"), [(0.5, 4.0), (0.3, 6.0), (0.25, 100.0)])
+def test_a_border_that_only_networks_between_reach_is_seen(border: float, sharpness: float) -> None:
+    """Two steps: the first moves by eps, the second denoises to tanh(sharpness (eps - border)).
+
+    The slopes at eps = 0 and 1 say nothing of the border. At 1/2 it shows, or half the change does.
+    """
+    times = np.asarray([1.0, 0.4, 0.1])
+    schedule = jk.Schedule(times)
+    integral = 0.1 * times + 9.95 * times**2
+    a = np.exp(-0.5 * integral)
+    s = np.sqrt(-np.expm1(-integral))
+    start = 0.2
+    # DDIM's first step from the denoised point 1 + eps
+    origin = a[1] + s[1] * (start - a[0]) / s[0]
+    push = a[1] - s[1] * a[0] / s[0]
+
+    def network(share: float) -> jk.Denoiser:
+        def fn(x: Array, t: Array) -> Array:
+            moved = (x - origin) / push
+            later = jnp.tanh(sharpness * (moved - border))
+            return jnp.where(t > 0.7, 1.0 + share, later)
+
+        return jk.Denoiser(fn, PROCESS, "x0")
+
+    def end(eps: float) -> float:
+        x, x0 = origin + push * eps, np.tanh(sharpness * (eps - border))
+        return a[2] * x0 + s[2] * (x - a[1] * x0) / s[1]
+
+    change = jk.predict_sample_change(
+        network(0.0), network(1.0), "ddim", schedule, jnp.full((1, 1), start)
+    )
+    first = (end(1e-6) - end(-1e-6)) / 2e-6
+    left_out = abs(end(1.0) - end(0.0) - first)
+    np.testing.assert_allclose(change.first_order, first, rtol=1e-6)
+    np.testing.assert_allclose(change.measured, end(1.0) - end(0.0), rtol=1e-9)
+    assert left_out > 0.5 * abs(end(1.0) - end(0.0))
+    assert left_out * 0.7 < float(change.remainders[0]) < left_out * 2.0
+    assert not bool(change.holds(0.5)[0])
+
+
+def test_where_the_expansion_says_that_it_holds_it_does() -> None:
+    """Errors relative to the change below 10 %, for some of the samples and not for all."""
+    change = jk.predict_sample_change(_between(0.0), _between(0.6), "ddim", SCHEDULE, NOISE)
+    missed = np.linalg.norm(change.measured - change.first_order, axis=1)
+    held = np.asarray(change.holds(0.1))
+    assert 0 < held.sum() < held.size
+    assert np.all(missed[held] < 0.1 * np.linalg.norm(change.measured, axis=1)[held])
+    with pytest.raises(ValueError, match="within = 0 must be > 0"):
+        change.holds(0.0)
 
 
 def test_the_kernel_is_that_of_a_gaussian_target() -> None:
@@ -144,13 +195,13 @@ def test_a_changed_network_is_shown() -> None:
     assert isinstance(bars, Bars)
     assert np.sum(bars.height) == pytest.approx(1.0)
     assert by_sample.lines[1].x.shape == (16,)
-    # before and after, both networks in both runs, 6 tangents forward and 1 back
-    assert change.nfe == 16 * 6 * (4 + 7)
+    # both networks before, between and after; tangents: 6, one through both networks, 1
+    assert change.nfe == 16 * 6 * (6 + 6 + 2 + 1)
 
 
 def test_no_change_has_no_error() -> None:
     points = jnp.ones((4, 2))
-    same = jk.SampleChange(points, points, jnp.zeros((3, 4, 2)), jnp.zeros((4, 2)), 0)
+    same = jk.SampleChange(points, points, jnp.zeros((3, 4, 2)), jnp.zeros(4), 0)
     assert float(same.error) == float(same.remainder) == 0.0
     assert "0.0% of the change" in str(same)
 

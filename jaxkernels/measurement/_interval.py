@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import stdtrit
 
-_RESAMPLES = 4000
+# of as many values as there are, for the critical values
+_SAMPLES = 4000
 
 
 class ConfidenceInterval(NamedTuple):
@@ -30,24 +31,6 @@ class ConfidenceInterval(NamedTuple):
     high: float
 
 
-def bootstrap_mean(values: Float[np.ndarray, " n"], level: float) -> ConfidenceInterval:
-    """The mean of values with a studentised bootstrap interval, which allows for their skewness."""
-    count = len(values)
-    center = float(values.mean())
-    # a fixed seed makes the interval repeatable
-    index = np.random.default_rng(0).integers(count, size=(_RESAMPLES, count))
-    resampled = values[index]
-    standard_error = values.std(ddof=1) / np.sqrt(count)
-    standard_errors = resampled.std(1, ddof=1) / np.sqrt(count)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        studentised = (resampled.mean(1) - center) / standard_errors
-    studentised = np.where(standard_errors > 0, studentised, 0.0)
-    low, high = np.quantile(studentised, [0.5 * (1.0 - level), 0.5 * (1.0 + level)])
-    return ConfidenceInterval(
-        center, center - float(high * standard_error), center - float(low * standard_error)
-    )
-
-
 def student_mean(values: Float[np.ndarray, " n"], level: float) -> ConfidenceInterval:
     """The mean of values with Student's interval."""
     count = len(values)
@@ -56,25 +39,28 @@ def student_mean(values: Float[np.ndarray, " n"], level: float) -> ConfidenceInt
     return ConfidenceInterval(center, center - half, center + half)
 
 
-def mean_of_skewed(
-    values: Float[np.ndarray, " n"], level: float, least: float
+def mean_of_modelled(
+    values: Float[np.ndarray, " n"], population: Float[np.ndarray, " draws"], level: float
 ) -> ConfidenceInterval:
-    """The mean of values > `least` with the union of two intervals: bootstrap and lognormal.
+    """The mean of values, with Student's ratio distributed as in samples of a population.
 
     A few values of a distribution with a heavy tail do not show the tail, so that resampling them
-    cannot cover the mean; a lognormal distribution of values - least allows for it.
+    cannot cover the mean. A modelled population shows it. Only the critical values of the ratio are
+    taken from there: center and scale are those of the values.
     """
-    value, low, high = bootstrap_mean(values, level)
-    if np.min(values) <= least or np.ptp(values) == 0:
-        return ConfidenceInterval(value, low, high)
-    logs = np.log(values - least)
-    count = len(logs)
-    variance = logs.var(ddof=1)
-    standard_error = np.sqrt(variance / count + 0.5 * variance**2 / (count - 1))
-    half = student_quantile(level, count) * standard_error
-    center = logs.mean() + 0.5 * variance
-    ends = least + np.exp([center - half, center + half])
-    return ConfidenceInterval(value, min(low, float(ends[0])), max(high, float(ends[1])))
+    count = len(values)
+    # a fixed seed makes the interval repeatable
+    index = np.random.default_rng(0).integers(len(population), size=(_SAMPLES, count))
+    samples = population[index]
+    deviations = samples.std(1, ddof=1) / np.sqrt(count)
+    distances = samples.mean(1) - population.mean()
+    ratios = np.divide(distances, deviations, out=np.zeros(_SAMPLES), where=deviations > 0)
+    low, high = np.quantile(ratios, [0.5 * (1.0 - level), 0.5 * (1.0 + level)])
+    center = float(values.mean())
+    standard_error = float(values.std(ddof=1) / np.sqrt(count))
+    return ConfidenceInterval(
+        center, center - float(high) * standard_error, center - float(low) * standard_error
+    )
 
 
 def student_quantile(level: float, count: int) -> float:

@@ -220,12 +220,15 @@ class ScoreErrorEstimate(eqx.Module):
         F is exact for a given error theta, of any size; theta_m is the mean of a network's
         repetitions, and Cov_m the covariance of that mean, which alone is treated to second order.
 
-        The interval covers a new ensemble like this one: it is the union of a studentised bootstrap
-        over networks and of the interval for a lognormal distribution, which large errors resemble,
-        widened by the scatter of the fits. Errors so large that a few rare networks make up most of
-        the mean are missing from most ensembles: then it covers less often. For fewer than 4
-        networks it covers the error of these networks: a t interval of jackknife values over
-        repetitions.
+        The interval is for the mean over all networks like these. A few rare networks may make up
+        most of it, and most ensembles have none of them; hence it assumes that errors are Gaussian
+        over networks, with any mean and covariance (as `score_error` does), and takes the critical
+        values of Student's ratio from networks drawn with those of this ensemble (a parametric
+        bootstrap; 2048 exact errors), widened by the scatter of the fits. Errors with heavier tails
+        than Gaussian ones are covered less often, and so is the mean for fewer than ten networks
+        with errors that change it many times. It is as wide as Student's for small errors and up
+        to three times that for large ones, most of it above the value. For fewer than 4 networks it
+        covers the error of these networks: a t interval of jackknife values over repetitions.
 
         **Arguments:**
 
