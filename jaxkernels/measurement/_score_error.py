@@ -224,11 +224,12 @@ class ScoreErrorEstimate(eqx.Module):
         most of it, and most ensembles have none of them; hence it assumes that errors are Gaussian
         over networks, with any mean and covariance (as `score_error` does), and takes the critical
         values of Student's ratio from networks drawn with those of this ensemble (a parametric
-        bootstrap; 2048 exact errors), widened by the scatter of the fits. Errors with heavier tails
-        than Gaussian ones are covered less often, and so is the mean for fewer than ten networks
-        with errors that change it many times. It is as wide as Student's for small errors and up
-        to three times that for large ones, most of it above the value. For fewer than 4 networks it
-        covers the error of these networks: a t interval of jackknife values over repetitions.
+        bootstrap; 2048 exact errors), widened by the scatter of the fits. It is as wide as
+        Student's interval for small errors, and several times that where rare networks dominate,
+        then nearly all above the value. It covers less often than `level` where errors have heavier
+        tails than Gaussian ones, or for fewer than ten networks with errors as large as that. For
+        fewer than 4 networks it covers the error of these networks: a t interval of jackknife
+        values over repetitions.
 
         **Arguments:**
 
