@@ -200,7 +200,6 @@ def _population(
     kernel: ErrorKernel, draws: AffineError, weights: Float[Array, "draws networks"]
 ) -> Float[Array, " draws"]:
     """F of the networks (2), with errors (networks, repetitions, evaluations, ...)."""
-
     fits = jax.tree.map(lambda a: jnp.mean(a, 1), draws)
 
     def error(row: Float[Array, " networks"]) -> Array:
