@@ -115,7 +115,7 @@ class SampleChange(eqx.Module):
         return safe_divide(_rms(self.remainders), _rms(self.first_order))
 
     def holds(self, within: float = 0.1) -> Bool[Array, " n"]:
-        """Tell for which samples the first order is the change up to a relative error.
+        """Return for which samples the first order is the change, up to a relative error.
 
             remainder <= within (|first order| - remainder)
 
@@ -253,9 +253,9 @@ def predict_sample_change(
     setting = (sampler, schedule, key, noise)
     before, contributions = _derivatives(denoiser, changed, *setting, jnp.eye(steps), 0.0)
     every = jnp.ones((1, steps))
-    between, halfway = _derivatives(denoiser, changed, *setting, every, 0.5)
+    between, middle = _derivatives(denoiser, changed, *setting, every, 0.5)
     after, backwards = _derivatives(changed, denoiser, *setting, every, 0.0)
-    rates = jnp.stack([jnp.sum(contributions, 0), halfway[0], -backwards[0]])
+    rates = jnp.stack([jnp.sum(contributions, 0), middle[0], -backwards[0]])
     remainders = _remainders(rates, between - before)
     # both networks in three runs; tangents, in the middle through both networks
     each = 6 * EVALUATION + (steps + 3) * JACOBIAN_VECTOR_PRODUCT
