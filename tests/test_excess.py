@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 from jaxtyping import Array
 
 import jaxkernels as jk
 from jaxkernels._types import constant
+from jaxkernels.measurement._interval import mean_of_modelled
 from jaxkernels.measurement._mixing import fit_mixing, measure_mixing
 
 VARIANCES = np.array([2.0, 0.5, 0.1])
@@ -129,6 +131,26 @@ def test_intervals_cover(
         low, high = _estimate(fits[:, :, 0], fits[:, :, 1]).predict(kernel)[1:3]
         hits += low <= truth <= high
     assert hits >= 180
+
+
+def test_critical_values_of_a_normal_population_are_students() -> None:
+    """4000 ratios: 2.5 % of a quantile is one standard error of it."""
+    rng = np.random.default_rng(4)
+    values = rng.standard_normal(12)
+    found = mean_of_modelled(values, 3.0 + 2.0 * rng.standard_normal(100_000), 0.95)
+    half = scipy.stats.t.ppf(0.975, 11) * np.std(values, ddof=1) / np.sqrt(12)
+    assert found.value == pytest.approx(values.mean(), rel=1e-12)
+    np.testing.assert_allclose([found.value - found.low, found.high - found.value], half, rtol=0.1)
+
+
+def test_intervals_of_matrix_slopes_are_those_of_their_diagonals(kernel: Any) -> None:
+    fits = _draw(np.random.default_rng(6), 10, 0.1).reshape(5, 2, 2, STEPS, 3)
+    slope, shift = np.moveaxis(fits, 2, 0)
+    matrices = slope[..., None] * np.eye(3)
+    dense = jk.error_kernel(TARGET, PROCESS, "ddim", SCHEDULE, dense=True)
+    expected = _estimate(slope, shift).predict(kernel)
+    assert expected.low < expected.value < expected.high
+    np.testing.assert_allclose(_estimate(matrices, shift).predict(dense), expected, rtol=1e-5)
 
 
 def test_a_scattered_fit_is_corrected_for(kernel: Any) -> None:
