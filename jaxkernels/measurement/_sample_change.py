@@ -220,8 +220,9 @@ def predict_sample_change(
     first = jnp.sum(contributions, 0)
     second = 0.5 * (-backwards[0] - first)
     # both networks in both runs, and the tangents
-    each = 4 * EVALUATION + (steps + 1) * JACOBIAN_VECTOR_PRODUCT
-    nfe = noise.shape[0] * each * sampling_nfe(process, sampler, schedule)
+    both = 2 * EVALUATION * (denoiser.nfe + changed.nfe)
+    tangents = JACOBIAN_VECTOR_PRODUCT * (steps * denoiser.nfe + changed.nfe)
+    nfe = noise.shape[0] * (both + tangents) * sampling_nfe(process, sampler, schedule)
     return SampleChange(before, after, contributions, second, nfe)
 
 
