@@ -177,7 +177,7 @@ def study(denoiser: jk.Denoiser, sampler: str, num_steps: int, budget: int) -> d
         "best": best,
         "ratio": {name: [float(r.value), float(r.standard_error)] for name, r in ratio.items()},
         "by_scale": np.exp(np.log(by_scale).mean(0)).tolist(),
-        "spread": compared.spread_between_conditions("ours", rival),
+        "varies_by": compared.deviation_between_conditions("ours", rival),
         "better": int(np.sum(ratios < 1)),
     }
 
@@ -209,9 +209,9 @@ def report(rows: list[dict[str, object]]) -> str:
         each = [f"{value:.2f} ± {error:.2f}" for value, error in row["ratio"].values()]
         scaled = [f"{value:.2f}" for value in row["by_scale"]]
         count = LABELS * len(SCALES)
-        spread = [f"{row['spread']:.0%}", f"{row['better']} of {count}"]
+        between = [f"{row['varies_by']:.0%}", f"{row['better']} of {count}"]
         lines.append(
-            [row["sampler"], str(row["num_steps"]), f"{row['nfe']:,}", *each, *scaled, *spread]
+            [row["sampler"], str(row["num_steps"]), f"{row['nfe']:,}", *each, *scaled, *between]
         )
     return table(head, lines)
 

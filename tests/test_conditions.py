@@ -137,8 +137,8 @@ def test_counts_are_of_evaluations() -> None:
         assert count(guided) == 2 * count(CONDITIONAL) > 0
 
 
-def test_the_spread_between_conditions_is_unbiased() -> None:
-    """Of groups of 1 to 6 draws; without any spread the estimate is near 0."""
+def test_the_deviation_between_conditions_is_unbiased() -> None:
+    """Of groups of 1 to 6 draws; without any difference the estimate is near 0."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(400), rng.integers(1, 7, 400))
     rest = 0.5 * rng.standard_normal(len(groups))

@@ -166,7 +166,9 @@ class Comparison(eqx.Module):
     def ratio_by_condition(self, statistic: str, name: str, to: str) -> dict[int, Estimate]:
         """Estimate the ratio of a statistic of two schedules for every condition by itself.
 
-        **Arguments:** as of `ratio`.
+        **Arguments:**
+
+        - `statistic`, `name`, `to`: as of `ratio`.
 
         **Returns:** {number of the condition: ratio}. The standard error is NaN for a condition of
         one sample.
@@ -176,11 +178,10 @@ class Comparison(eqx.Module):
         **Example:**
 
         ```python
-        >>> errors = np.array([[1.0, 1.0, 1.0], [2.0, 2.0, 4.0]])
-        >>> ends = (np.zeros((2, 3, 1)), np.zeros((3, 1)), 0.0)
-        >>> found = jk.Comparison(("a", "b"), errors, *ends, conditions=np.array([0, 0, 1]))
-        >>> {i: ratio.value for i, ratio in found.ratio_by_condition("rms", "a", "b").items()}
-        {0: 0.5, 1: 0.25}
+        >>> ends = (np.array([[1.0, 1.0], [2.0, 4.0]]), np.zeros((2, 2, 1)), np.zeros((2, 1)), 0.0)
+        >>> found = jk.Comparison(("a", "b"), *ends, conditions=np.array([0, 1]))
+        >>> [ratio.value for ratio in found.ratio_by_condition("rms", "a", "b").values()]
+        [0.5, 0.25]
         ```
         """
         found = {}
@@ -191,7 +192,7 @@ class Comparison(eqx.Module):
             found[int(condition)] = ratio if len(rows) > 1 else Estimate(ratio.value, float("nan"))
         return found
 
-    def spread_between_conditions(self, name: str, to: str) -> float:
+    def deviation_between_conditions(self, name: str, to: str) -> float:
         """Estimate how much the ratio of the errors of two schedules varies between conditions.
 
         The ratio for a condition is that of geometric means of its errors, as with infinitely many
@@ -211,10 +212,9 @@ class Comparison(eqx.Module):
         **Example:**
 
         ```python
-        >>> errors = np.array([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 4.0, 4.0]])
-        >>> ends = (np.zeros((2, 4, 1)), np.zeros((4, 1)), 0.0)
-        >>> found = jk.Comparison(("a", "b"), errors, *ends, conditions=np.array([0, 0, 1, 1]))
-        >>> f"{found.spread_between_conditions('a', 'b'):.3f}"
+        >>> ends = (np.array([[1, 1, 1, 1.0], [2, 2, 4, 4]]), np.zeros((2, 4, 1)), np.zeros((4, 1)))
+        >>> found = jk.Comparison(("a", "b"), *ends, 0.0, conditions=np.array([0, 0, 1, 1]))
+        >>> f"{found.deviation_between_conditions('a', 'b'):.3f}"
         '0.490'
         ```
 
@@ -235,7 +235,7 @@ class Comparison(eqx.Module):
         return self.conditions
 
     def describe_conditions(self, name: str, to: str) -> str:
-        """Say how the ratio of the errors of two schedules varies between conditions.
+        """Describe how the ratio of the errors of two schedules varies between conditions.
 
         **Arguments:**
 
@@ -246,12 +246,14 @@ class Comparison(eqx.Module):
         """
         if self.num_conditions < 2 or self._stochastic.any():
             return ""
-        spread = self.spread_between_conditions(name, to)
+        deviation = self.deviation_between_conditions(name, to)
         each = self.ratio_by_condition("geometric_mean", name, to)
         better = sum(ratio.value < 1 for ratio in each.values())
         text = f"{name} better than {to} in {better} of {len(each)}"
         return (
-            text if np.isnan(spread) else f"{text}; its ratio varies by {spread:.0%} between them"
+            text
+            if np.isnan(deviation)
+            else f"{text}; its ratio varies by {deviation:.0%} between them"
         )
 
     def best(

@@ -211,12 +211,9 @@ class Denoiser(AbstractDenoiser):
     **Example:**
 
     ```python
-    >>> denoiser = jk.Denoiser(lambda x, t: -x, jk.VP(), "score")
-    >>> denoiser(jnp.ones((1, 2)), 0.5).x0.shape
-    (1, 2)
     >>> shift = lambda x, t, mean: mean[:, None] - x
-    >>> two = jk.Denoiser(shift, jk.VP(), "score", conditions=jnp.array([0.0, 3.0]))
-    >>> two(jnp.ones((4, 1)), 1.0).score.ravel().tolist()
+    >>> denoiser = jk.Denoiser(shift, jk.VP(), "score", conditions=jnp.array([0.0, 3.0]))
+    >>> denoiser(jnp.ones((4, 1)), 1.0).score.ravel().tolist()
     [-1.0, 2.0, -1.0, 2.0]
     ```
     """
