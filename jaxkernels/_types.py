@@ -10,11 +10,15 @@ from jaxtyping import ArrayLike
 Numbers: TypeAlias = ArrayLike | Sequence[Any]
 """Numbers from a user, before they are checked: a scalar, an array or nested lists."""
 
-Network: TypeAlias = Callable[[jax.Array, jax.Array], Any]
+Network: TypeAlias = Callable[..., Any]
 """A network: (x, t) -> an array of x's shape, batched over x, with a scalar time t.
 
-Libraries return it alone, or in an object of their own.
+A conditional one is told the conditions of all rows as well. Libraries return the array alone, or
+in an object of their own.
 """
+
+Rows: TypeAlias = slice | Sequence[int] | np.ndarray | jax.Array
+"""Which rows: a slice or indices."""
 
 if TYPE_CHECKING:
     AnyArray: TypeAlias = jax.Array

@@ -12,6 +12,12 @@ from .data import PROCESS, Problem
 _FREQUENCIES = 8
 
 
+def level_features(t: Float[Array, ""]) -> Float[Array, " features"]:
+    """Sines and cosines of log sigma, which runs from -4.6 to 5."""
+    angle = jnp.log(PROCESS.sigma(t)) * 0.3 * jnp.arange(1, _FREQUENCIES + 1)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)])
+
+
 class Block(eqx.Module):
     """A residual block that knows the noise level."""
 
@@ -56,9 +62,7 @@ class Network(eqx.Module):
 
     def body(self, x: Float[Array, " d"], t: Float[Array, ""]) -> Float[Array, " d"]:
         """The network without its preconditioning."""
-        # log sigma runs from -4.6 to 5
-        angle = jnp.log(PROCESS.sigma(t)) * 0.3 * jnp.arange(1, _FREQUENCIES + 1)
-        features = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)])
+        features = level_features(t)
         h = self.first(x)
         for block in self.blocks:
             h = block(h, features)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._progress import Progress
 from .._types import AnyArray, Numbers
@@ -71,7 +71,7 @@ def compare_schedules(
     span = check_schedules(process, sampler, schedules, stochastic=data is not None)
     noise = check_noise(noise)
     steps = reference_steps(max(schedule.num_steps for schedule in schedules.values()))
-    planned = comparison_nfe(process, sampler, schedules, len(noise))
+    planned = denoiser.nfe * comparison_nfe(process, sampler, schedules, len(noise))
     with Progress(f"comparing, NFE {planned:,}: reference solution", progress) as line:
         reference = solve_reference(denoiser, noise, steps, span, data)
         return compare_to(reference, sampler, schedules, key=key, line=line, planned=planned)
@@ -176,7 +176,7 @@ def compare_ends(
 
     - `reference`: from the initial noise of the samples.
     - `ends`: {name: samples}.
-    - `per_sample`: NFE of all of them for each row of noise.
+    - `per_sample`: calls of the denoiser of all of them for each row of noise.
 
     **Returns:** a `Comparison`.
     """
@@ -189,9 +189,16 @@ def compare_ends(
         reference.ends @ reference.directions,
         reference.error,
         reference.data_projections,
-        sampling_nfe=len(reference.noise) * per_sample,
+        sampling_nfe=len(reference.noise) * per_sample * reference.denoiser.nfe,
         reference_nfe=reference.nfe,
+        conditions=_conditions(reference),
     )
+
+
+def _conditions(reference: Reference) -> Int[np.ndarray, " n"] | None:
+    """The number of each sample's condition, if there are several."""
+    numbers = np.resize(reference.denoiser.condition_numbers, len(reference.noise))
+    return numbers if len(np.unique(numbers)) > 1 else None
 
 
 def comparison_nfe(

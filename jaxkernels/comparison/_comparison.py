@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from .. import _checks
 from .._plot import FigureSpec, render
 from .._tables import Table, estimate, label, number
 from ..metrics import Estimate, quantiles
 from ..schedules import BASELINES
+from ._conditions import variance_between
 from ._criteria import (
     BALANCED,
     WEIGHED,
@@ -55,6 +56,7 @@ class Comparison(eqx.Module):
     - `selected`: the schedule that was selected on other noise, if any.
     - `sampling_nfe`: NFE of the samples of all schedules that were compared.
     - `reference_nfe`: NFE of the reference solution and of that with half its steps.
+    - `conditions`: number of the condition of every sample; None for a network without any.
 
     **Example:**
 
@@ -75,6 +77,7 @@ class Comparison(eqx.Module):
     selected: str | None = eqx.field(static=True, default=None)
     sampling_nfe: int = eqx.field(static=True, default=0)
     reference_nfe: int = eqx.field(static=True, default=0)
+    conditions: Int[np.ndarray, " samples"] | None = None
 
     @property
     def nfe(self) -> int:
@@ -160,6 +163,99 @@ class Comparison(eqx.Module):
         resampled = [ratio_on(rows) for rows in bootstrap_rows(self.errors.shape[1])]
         return Estimate(ratio_on(slice(None)), float(np.std(resampled, ddof=1)))
 
+    def ratio_by_condition(self, statistic: str, name: str, to: str) -> dict[int, Estimate]:
+        """Estimate the ratio of a statistic of two schedules for every condition by itself.
+
+        **Arguments:**
+
+        - `statistic`, `name`, `to`: as of `ratio`.
+
+        **Returns:** {number of the condition: ratio}. The standard error is NaN for a condition of
+        one sample.
+
+        **Raises:** ValueError for an unknown name, or a network without conditions.
+
+        **Example:**
+
+        ```python
+        >>> ends = (np.array([[1.0, 1.0], [2.0, 4.0]]), np.zeros((2, 2, 1)), np.zeros((2, 1)), 0.0)
+        >>> found = jk.Comparison(("a", "b"), *ends, conditions=np.array([0, 1]))
+        >>> [ratio.value for ratio in found.ratio_by_condition("rms", "a", "b").values()]
+        [0.5, 0.25]
+        ```
+        """
+        found = {}
+        conditions = self._known_conditions()
+        for condition in np.unique(conditions):
+            rows = np.flatnonzero(conditions == condition)
+            ratio = self.take(samples=rows).ratio(statistic, name, to)
+            found[int(condition)] = ratio if len(rows) > 1 else Estimate(ratio.value, float("nan"))
+        return found
+
+    def deviation_between_conditions(self, name: str, to: str) -> float:
+        """Estimate how much the ratio of the errors of two schedules varies between conditions.
+
+        The ratio for a condition is that of geometric means of its errors, as with infinitely many
+        samples: what few samples add is subtracted, by an analysis of variance of the logarithms.
+
+        **Arguments:**
+
+        - `name`: the schedule in the numerator.
+        - `to`: the schedule in the denominator.
+
+        **Returns:** the standard deviation of the logarithm of the ratio between conditions: 0.1 is
+        ten per cent. NaN if all samples have the same condition, or each its own, or if a schedule
+        is stochastic.
+
+        **Raises:** ValueError for an unknown name, or a network without conditions.
+
+        **Example:**
+
+        ```python
+        >>> ends = (np.array([[1, 1, 1, 1.0], [2, 2, 4, 4]]), np.zeros((2, 4, 1)), np.zeros((4, 1)))
+        >>> found = jk.Comparison(("a", "b"), *ends, 0.0, conditions=np.array([0, 0, 1, 1]))
+        >>> f"{found.deviation_between_conditions('a', 'b'):.3f}"
+        '0.490'
+        ```
+
+        Source: Searle, Casella and McCulloch, "Variance Components" (1992), section 3.6.
+        """
+        both = np.log(np.maximum(self.errors[[self._row(name), self._row(to)]], TINY))
+        return float(np.sqrt(variance_between(both[0] - both[1], self._known_conditions())))
+
+    @property
+    def num_conditions(self) -> int:
+        """Number of conditions among the samples, 1 for a network without any."""
+        return 1 if self.conditions is None else len(np.unique(self.conditions))
+
+    def _known_conditions(self) -> Int[np.ndarray, " samples"]:
+        """The condition of every sample."""
+        if self.conditions is None:
+            raise ValueError("conditions: the samples of this comparison have none.")
+        return self.conditions
+
+    def describe_conditions(self, name: str, to: str) -> str:
+        """Describe how the ratio of the errors of two schedules varies between conditions.
+
+        **Arguments:**
+
+        - `name`: the schedule in the numerator.
+        - `to`: the schedule in the denominator.
+
+        **Returns:** a line of text, empty for fewer than two conditions.
+        """
+        if self.num_conditions < 2 or self._stochastic.any():
+            return ""
+        deviation = self.deviation_between_conditions(name, to)
+        each = self.ratio_by_condition("geometric_mean", name, to)
+        better = sum(ratio.value < 1 for ratio in each.values())
+        text = f"{name} better than {to} in {better} of {len(each)}"
+        return (
+            text
+            if np.isnan(deviation)
+            else f"{text}; its ratio varies by {deviation:.0%} between them"
+        )
+
     def best(
         self,
         baselines: Sequence[str] | None = None,
@@ -220,14 +316,14 @@ class Comparison(eqx.Module):
         return self.names[best] if is_better(resampled) else incumbent
 
     def take(
-        self, names: Sequence[str] | None = None, samples: slice = slice(None)
+        self, names: Sequence[str] | None = None, samples: slice | np.ndarray = slice(None)
     ) -> "Comparison":
         """Take some of the schedules and some of the samples.
 
         **Arguments:**
 
         - `names`: of schedules. Default: all.
-        - `samples`: a slice.
+        - `samples`: a slice or indices.
 
         **Returns:** a `Comparison` with the NFE of the whole; `selected` is dropped if it is not
         taken.
@@ -238,14 +334,15 @@ class Comparison(eqx.Module):
         rows = [self._row(name) for name in names]
         return Comparison(
             names,
-            self.errors[rows, samples],
-            self.projections[rows, samples],
+            self.errors[rows][:, samples],
+            self.projections[rows][:, samples],
             self.reference_projections[samples],
             self.reference_error,
             self.data_projections,
             self.selected if self.selected in names else None,
             self.sampling_nfe,
             self.reference_nfe,
+            None if self.conditions is None else self.conditions[samples],
         )
 
     def joined(self, other: "Comparison") -> "Comparison":
@@ -267,6 +364,7 @@ class Comparison(eqx.Module):
             self.selected,
             self.sampling_nfe + other.sampling_nfe,
             self.reference_nfe,
+            self.conditions,
         )
 
     def shown(self) -> list[str]:
@@ -391,6 +489,10 @@ class Comparison(eqx.Module):
         ]
         hidden = len(self.names) - len(names)
         more = [f"and {hidden} more: statistic(name) has all"] if hidden else []
+        rivals = [name for name in names if name != leader]
+        conditions = self.describe_conditions(leader, rivals[0]) if rivals else ""
+        if conditions:
+            more.append(f"{self.num_conditions} conditions: {conditions}")
         to_data = "" if self.data_projections is None else "; sliced W2 to the data"
         header = ["schedule", *map(label, columns), f"relative to {leader}"]
         return Table(header, rows, notes=[*more, self._evidence() + to_data]).to_text()

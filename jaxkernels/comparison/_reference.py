@@ -92,7 +92,8 @@ def solve_reference(
     ends = sample_ends(denoiser, solver, _schedule(denoiser.process, steps, span), noise)
     coarse = sample_ends(denoiser, solver, _schedule(denoiser.process, steps // 2, span), noise)
     error = float(np.sqrt(np.mean(np.sum((ends - coarse) ** 2, 1))))
-    return as_reference(denoiser, noise, ends, data, error, len(noise) * reference_nfe(steps))
+    nfe = denoiser.nfe * len(noise) * reference_nfe(steps)
+    return as_reference(denoiser, noise, ends, data, error, nfe)
 
 
 def as_reference(

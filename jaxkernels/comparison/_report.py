@@ -368,7 +368,7 @@ def compare_samplers(
         for setting, found in made.items()
         for schedule in found.values()
     )
-    planned = len(noise) * (reference_nfe(steps) + each)
+    planned = denoiser.nfe * len(noise) * (reference_nfe(steps) + each)
     with Progress(f"comparing, NFE {planned:,}: reference solution", progress) as line:
         reference = solve_reference(denoiser, noise, steps, span, data)
         options = {"key": key, "line": line, "planned": planned}

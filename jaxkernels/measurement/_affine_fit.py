@@ -22,7 +22,7 @@ from .._linalg import matmul
 from .._progress import Progress
 from .._types import AnyArray, Numbers, constant
 from ..distributions import Gaussian
-from ..prediction import AbstractDenoiser, Denoiser, check_denoiser
+from ..prediction import AbstractDenoiser, Denoiser, check_denoiser, check_one_condition
 from ..processes import check_times
 from ..score_error import FullyCorrelated, ScoreError, Tabulated
 from ._mixing import fit_mixing, measure_mixing, null_deviation
@@ -321,7 +321,7 @@ class _ScoreDerivative(eqx.Module):
 
         def score(parameters: PyTree) -> Array:
             network = eqx.combine(parameters, static)
-            denoiser = Denoiser(network, process, self.denoiser.prediction_type)
+            denoiser = eqx.tree_at(lambda d: d.fn, self.denoiser, network)
             return -denoiser(x, t).eps / process.noise(t)
 
         return jax.jvp(score, (parameters,), (self.direction,))[1]
@@ -335,7 +335,8 @@ def check_denoisers(
     if not several:
         raise ValueError("denoisers is empty; pass a denoiser or a list of denoisers.")
     for m, denoiser in enumerate(several):
-        if not eqx.tree_equal(check_denoiser(denoiser).process, several[0].process):
+        check_one_condition(check_denoiser(denoiser))
+        if not eqx.tree_equal(denoiser.process, several[0].process):
             raise ValueError(
                 f"denoisers[{m}] is of another process than denoisers[0]: {denoiser.process} and "
                 f"{several[0].process}."
@@ -352,7 +353,7 @@ def _check_data(
     check_target(target, dimensions(rows))
     if target is None:
         target = fit_gaussian(rows)
-    checked = check_times(check_denoiser(denoiser).process, times)
+    checked = check_times(check_one_condition(check_denoiser(denoiser)).process, times)
     return _Data(jnp.asarray(rows, float), target, checked)
 
 

@@ -23,7 +23,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._linalg import full_precision, matmul
-from .._nfe import EVALUATION
 from ..distributions import Gaussian
 from ..prediction import AbstractDenoiser, Denoiser
 from ._levels import Levels, gaussian_gain
@@ -122,7 +121,7 @@ def sum_batch(
     per_time = {name: np.stack([found[name] for found in sums[::-1]]) for name in sums[0]}
     all_times = Deviations(*(jnp.stack(values[::-1]) for values in zip(*along, strict=True)))
     products = sum_products(all_times, weight)
-    nfe = {"nfe": np.asarray(EVALUATION * len(x0) * len(sums))}
+    nfe = {"nfe": np.asarray(denoiser.nfe * len(x0) * len(sums))}
     return per_time | jax.tree.map(np.asarray, products) | nfe
 
 
@@ -185,7 +184,7 @@ def check_output(denoiser: AbstractDenoiser, shape: tuple[int, ...]) -> None:
 
     def evaluate(denoiser: AbstractDenoiser, x: Array, t: Array) -> Array:
         if isinstance(denoiser, Denoiser):
-            dtype = jnp.result_type(denoiser.fn(x, t))
+            dtype = jnp.result_type(denoiser.evaluate(x, t))
             if not jnp.issubdtype(dtype, jnp.floating):
                 raise ValueError(
                     f"the network returned numbers of dtype {dtype}; they must be floating."

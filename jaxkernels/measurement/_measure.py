@@ -13,7 +13,7 @@ from .._nfe import EVALUATION
 from .._progress import Progress
 from .._types import Numbers
 from ..distributions import Gaussian
-from ..prediction import AbstractDenoiser, check_denoiser
+from ..prediction import AbstractDenoiser, check_denoiser, check_one_condition
 from ._forward_pass import check_output, mode_coordinates, noise_steps, sum_batch
 from ._levels import Levels, check_resolution, noise_levels
 from ._lipschitz import ITERATION_NFE, MAX_ITERATIONS, lipschitz_constants
@@ -93,7 +93,7 @@ def measure(
     ```
     """
     rows = check_samples(samples)
-    levels = noise_levels(check_denoiser(denoiser).process, times)
+    levels = noise_levels(check_one_condition(check_denoiser(denoiser)).process, times)
     sizes = _check_sizes(len(rows), batch, draws, lipschitz_points)
     check_target(target, dimensions(rows))
     check_output(denoiser, (min(sizes.batch, len(rows)) * sizes.draws, *rows.shape[1:]))
@@ -161,7 +161,7 @@ def _add_batches(
     modes = mode_coordinates(sums.target)
     total = _num_batches(rows, sizes)
     size = _batch_size(rows, sizes)
-    planned = _planned_nfe(rows, levels, sizes)
+    planned = denoiser.nfe * _planned_nfe(rows, levels, sizes)
     for i in range(sums.done, total):
         line.update(f"measuring, NFE at most {planned:,}: batch {i + 1}/{total}")
         x0, weight = read_batch(rows, i * sizes.batch, size)
@@ -187,7 +187,7 @@ def _add_lipschitz(
     if first >= num_times:
         return
     points = draw_points(rows, key, sizes.lipschitz_points)
-    planned = _planned_nfe(rows, levels, sizes)
+    planned = denoiser.nfe * _planned_nfe(rows, levels, sizes)
     for j in range(first, num_times):
         line.update(
             f"measuring, NFE at most {planned:,}: Lipschitz constant, time {j + 1}/{num_times}"
@@ -199,7 +199,7 @@ def _add_lipschitz(
         found = {
             "lipschitz": np.where(here[:, None], norms, 0.0),
             "iterations": here * iterations,
-            "nfe": np.asarray(len(points) * iterations * ITERATION_NFE),
+            "nfe": np.asarray(denoiser.nfe * len(points) * iterations * ITERATION_NFE),
         }
         sums.add(levels.times, found)
         checkpoint.save(sums)

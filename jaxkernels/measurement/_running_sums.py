@@ -94,7 +94,9 @@ def describe_inputs(
 ) -> dict[str, str]:
     """Fingerprints of what a measurement depends on, by the name of the argument."""
     process = denoiser.process
-    network = denoiser.fn if isinstance(denoiser, Denoiser) else denoiser
+    network = denoiser
+    if isinstance(denoiser, Denoiser):
+        network = (denoiser.fn, denoiser.conditions, denoiser.condition_rows)
     predicts = denoiser.prediction_type if isinstance(denoiser, Denoiser) else "x0"
     return {
         "samples": digest(samples),

@@ -257,9 +257,10 @@ def predict_sample_change(
     after, backwards = _derivatives(changed, denoiser, *setting, every, 0.0)
     rates = jnp.stack([jnp.sum(contributions, 0), middle[0], -backwards[0]])
     remainders = _remainders(rates, between - before)
-    # both networks in three runs; tangents, in the middle through both networks
-    each = 6 * EVALUATION + (steps + 3) * JACOBIAN_VECTOR_PRODUCT
-    nfe = noise.shape[0] * each * sampling_nfe(process, sampler, schedule)
+    # both networks in three runs; tangents through that of the run, in the middle through both
+    values = 3 * EVALUATION * (denoiser.nfe + changed.nfe)
+    tangents = JACOBIAN_VECTOR_PRODUCT * ((steps + 1) * denoiser.nfe + 2 * changed.nfe)
+    nfe = noise.shape[0] * (values + tangents) * sampling_nfe(process, sampler, schedule)
     return SampleChange(before, after, contributions, remainders, nfe)
 
 

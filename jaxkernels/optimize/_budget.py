@@ -70,20 +70,22 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What the stages of a selection within a budget cost.
+    """What the stages of a selection within a budget cost, in calls of the denoiser.
 
     **Arguments:**
 
-    - `per_sample`: NFE of a schedule for one sample.
+    - `per_sample`: calls of the denoiser for one sample of a schedule.
     - `baselines`: number of baseline schedules, all of which are in the evidence.
     - `candidates`: number of candidates that are run before the model is corrected.
     - `rounds`: largest number of corrections, after each of which a candidate is run.
+    - `per_call`: NFE of a call.
     """
 
     per_sample: int
     baselines: int
     candidates: int
     rounds: int
+    per_call: int = 1
 
     @property
     def nodes(self) -> int:
@@ -96,16 +98,16 @@ class Costs:
         return max(_LEAST_STEPS, _STEPS_FACTOR * self.per_sample)
 
     def evidence(self, rows: int) -> int:
-        """NFE of comparing the selected candidate with all baselines."""
+        """Calls for comparing the selected candidate with all baselines."""
         schedules = (1 + self.baselines) * self.per_sample
         return rows * (reference_nfe(self.reference_steps) + schedules)
 
     def selection(self, rows: int) -> int:
-        """NFE of the candidates that are run first, with recorded end points as the reference."""
+        """Calls for the candidates that are run first; recorded end points are the reference."""
         return rows * (self.candidates + BASELINES) * self.per_sample
 
     def fine_tuning(self, rows: int, rounds: int) -> int:
-        """NFE of the candidates that are run after corrections."""
+        """Calls for the candidates that are run after corrections."""
         return rows * rounds * self.per_sample
 
 
@@ -130,17 +132,18 @@ def make_plan(budget: int, costs: Costs, rows: int | None, recorded: int | None)
         return made + costs.selection(count) + costs.fine_tuning(count, rounds)
 
     least = before(_LEAST_ROWS) + costs.evidence(_LEAST_ROWS)
-    if budget < least:
-        raise ValueError(f"budget = {budget} must be at least {least} NFE here.")
+    if budget < least * costs.per_call:
+        raise ValueError(f"budget = {budget} must be at least {least * costs.per_call} NFE here.")
+    calls = budget // costs.per_call
     rows = _MOST_ROWS if rows is None else rows
     needed = _LEAST_ROWS if recorded is not None else 2 * _LEAST_ROWS
     if rows < needed:
         raise ValueError(f"noise has {rows} rows; within a budget at least {needed} are needed.")
     most = rows if recorded is not None else max(_LEAST_ROWS, rows // 3)
-    share = max(int(_EVIDENCE * budget), costs.evidence(_LEAST_ROWS))
-    share = min(share, budget - before(_LEAST_ROWS))
+    share = max(int(_EVIDENCE * calls), costs.evidence(_LEAST_ROWS))
+    share = min(share, calls - before(_LEAST_ROWS))
     evidence = _most_rows(costs.evidence, share, most)
-    left = budget - costs.evidence(evidence)
+    left = calls - costs.evidence(evidence)
     most = recorded or min(_MOST_TRAJECTORIES, rows - evidence) // _BATCHES * _BATCHES
     selecting = 0
     rounds = costs.rounds
@@ -151,12 +154,13 @@ def make_plan(budget: int, costs: Costs, rows: int | None, recorded: int | None)
     if recorded is None:
         selecting = selecting // _BATCHES * _BATCHES
     trajectories = selecting if recorded is None else 0
-    nfe = {
+    used = {
         "record": denoised_nfe(trajectories, nodes),
         "selection": costs.selection(selecting),
         "fine-tuning": costs.fine_tuning(selecting, rounds),
         "evidence": costs.evidence(evidence),
     }
+    nfe = {stage: costs.per_call * count for stage, count in used.items()}
     return Plan(
         budget, trajectories, nodes, selecting, rounds, evidence, costs.reference_steps, nfe
     )

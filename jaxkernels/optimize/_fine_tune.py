@@ -85,7 +85,8 @@ def fine_tune(
         finite=jax.device_put(np.asarray(True)),
         step=jax.device_put(np.asarray(0, np.int32)),
     )
-    per_run = sampling_nfe(reference.denoiser.process, sampler, schedule)
+    denoiser = reference.denoiser
+    per_run = denoiser.nfe * sampling_nfe(denoiser.process, sampler, schedule)
     planned = fine_tuning_nfe(reference.noise.shape[0], per_run, solver.max_iterations)
     steps = solver.max_iterations
     # the last point is looked at, and not moved

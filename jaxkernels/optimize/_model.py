@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
-from .._nfe import EVALUATION
 from .._progress import Progress
 from .._types import AnyArray, Numbers
 from ..distributions import AbstractDistribution, ExactDenoiser, Gaussian, GaussianMixture
@@ -78,7 +77,7 @@ def model_of_network(
 ) -> Model:
     """The Gaussian of a network's own samples from `noise`, and a mixture fitted to them."""
     samples = sample_network(denoiser, noise, t_min, progress)
-    nfe = EVALUATION * len(noise) * SAMPLE_STEPS
+    nfe = _samples_nfe(denoiser, noise)
     return Model(Gaussian.fit(samples), fit_mixture(samples), denoiser=denoiser, nfe=nfe)
 
 
@@ -87,10 +86,15 @@ def sample_network(
 ) -> Float[np.ndarray, "n d"]:
     """Samples of a network that a model can be fitted to, by `SAMPLE_STEPS` evaluations each."""
     schedule = log_snr(denoiser.process, SAMPLE_STEPS, t_min)
-    nfe = EVALUATION * len(noise) * SAMPLE_STEPS
+    nfe = _samples_nfe(denoiser, noise)
     with Progress(f"sampling for a model of the data, NFE {nfe:,}", progress):
         samples = np.asarray(sample(denoiser, "dpmpp_2m", schedule, noise), np.float64)
     return samples.reshape(len(samples), -1)
+
+
+def _samples_nfe(denoiser: AbstractDenoiser, noise: Array) -> int:
+    """NFE of `sample_network`."""
+    return denoiser.nfe * len(noise) * SAMPLE_STEPS
 
 
 def draw_noise(

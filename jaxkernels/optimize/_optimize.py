@@ -467,6 +467,7 @@ def _prepare_within(
         baselines=len(BASELINES) + (len(starts) if isinstance(starts, Mapping) else 0),
         candidates=1 + (model is not None and model.knows_data and model.mixture is not None),
         rounds=MOST_ROUNDS if tuned else 0,
+        per_call=network.nfe,
     )
     given = None if made is None else made.num_trajectories
     plan = make_plan(request.budget, costs, selection.noise_rows, given)

@@ -331,7 +331,11 @@ class OptimizedSchedule:
             entries.append(("stochasticity", _array_text(self.schedule.stochasticity, 3)))
         if self.selection is not None:
             where = "network" if self.verified else "mixture"
-            entries.append((f"on the {where}", self._evidence(self.selection.comparison)))
+            comparison = self.selection.comparison
+            entries.append((f"on the {where}", self._evidence(comparison)))
+            conditions = comparison.describe_conditions(self.selected, self.best_baseline)
+            if conditions and self.selected != self.best_baseline:
+                entries.append((f"{comparison.num_conditions} conditions", conditions))
         if self.nfe:
             parts = [f"{name} {nfe:,}" for name, nfe in self.nfe_by_stage.items() if nfe]
             entries.append(("NFE", f"{self.nfe:,}: {', '.join(parts)}"))

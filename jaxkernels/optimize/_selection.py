@@ -46,6 +46,9 @@ _MIXTURE_DRAWS = 8192
 _FINE_TUNE = 40
 _FINE_TUNE_LEAST = 8
 _FINE_TUNE_DIMENSION = 256
+# numbers of what initial noise is for, and of its random keys
+_SELECTION = 0
+_EVIDENCE = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -305,9 +308,9 @@ class BoundSelection:
             found = self._select(candidates, space, sampler, line, nfe, incumbent)
             candidates, label = found
             # the evidence comes from noise that selected nothing
-            fresh = self._trial(self.fresh, candidates, sampler, 1, line, nfe).compare(candidates)
-        evidence = dataclasses.replace(fresh, selected=label)
-        spent = nfe | {"evidence": fresh.nfe}
+            evidence = self._trial(_EVIDENCE, candidates, sampler, line, nfe).compare(candidates)
+        evidence = dataclasses.replace(evidence, selected=label)
+        spent = nfe | {"evidence": evidence.nfe}
         selected = by_label(candidates)[label]
         return Selected(selected, tuple(candidates), evidence, self.criterion, spent)
 
@@ -325,7 +328,7 @@ class BoundSelection:
     ) -> tuple[list[Candidate], str]:
         """All candidates, a fine-tuned one among them, and the label of the best."""
         baselines = [c.label for c in candidates if c.is_baseline]
-        trial = self._trial(self.noise, candidates, sampler, 0, line, nfe)
+        trial = self._trial(_SELECTION, candidates, sampler, line, nfe)
         comparison = trial.compare(candidates)
         label = comparison.best(baselines, self.criterion, incumbent)
         solver = self._solver(space)
@@ -351,8 +354,8 @@ class BoundSelection:
     ) -> dict[str, int]:
         """NFE by stage."""
         schedule = candidates[0].schedule
-        each = sampling_nfe(self.denoiser.process, sampler, schedule)
-        reference = reference_nfe(reference_steps(schedule.num_steps))
+        each = self.denoiser.nfe * sampling_nfe(self.denoiser.process, sampler, schedule)
+        reference = self.denoiser.nfe * reference_nfe(reference_steps(schedule.num_steps))
         n = len(self.noise)
         tuning = 0 if solver is None else fine_tuning_nfe(n, each, solver.max_iterations) + n * each
         selection = n * (reference + len(candidates) * each)
@@ -362,10 +365,9 @@ class BoundSelection:
 
     def _trial(
         self,
-        noise: Array,
+        number: int,
         candidates: Sequence[Candidate],
         sampler: AbstractSampler,
-        number: int,
         line: Progress,
         nfe: dict[str, int],
     ) -> "_Trial":
@@ -374,7 +376,10 @@ class BoundSelection:
         span = check_schedules(self.denoiser.process, sampler, schedules, stochastic=stochastic)
         steps = reference_steps(max(s.num_steps for s in schedules.values()))
         line.update(f"comparing, NFE {sum(nfe.values()):,}: reference solution")
-        reference = solve_reference(self.denoiser, noise, steps, span, self.data)
+        noise = (self.noise, self.fresh)[number]
+        # rows keep their conditions
+        denoiser = self.denoiser.take(slice(number * len(self.noise), None))
+        reference = solve_reference(denoiser, noise, steps, span, self.data)
         key = jax.random.fold_in(self.key, number)
         return _Trial(reference, sampler, key, line, sum(nfe.values()))
 

@@ -67,6 +67,7 @@ def bind_within(
     whole = as_reference(working, noise, ends, selection.data, np.nan, 0)
     return RecordedSelection(
         network=whole.take(slice(plan.selecting)),
+        fresh_network=network.take(slice(len(ends), None)),
         simulated=whole._replace(denoiser=simulated),
         fresh=fresh,
         data=selection.data,
@@ -81,10 +82,12 @@ class RecordedSelection:
     """A selection that is ready to run within a budget.
 
     `network` and `simulated` are references with the recorded end points: of the network, for the
-    trajectories that select, and of the corrected model for all.
+    trajectories that select, and of the corrected model for all. `fresh` and `fresh_network` are
+    for the evidence.
     """
 
     network: Reference
+    fresh_network: AbstractDenoiser
     simulated: Reference
     fresh: Float[Array, "m *shape"]
     data: Numbers | None
@@ -134,7 +137,7 @@ class RecordedSelection:
         times = np.asarray(shown[0].schedule.times)
         span = (float(times[0]), float(times[-1]))
         steps = self.plan.reference_steps
-        reference = solve_reference(self.network.denoiser, self.fresh, steps, span, self.data)
+        reference = solve_reference(self.fresh_network, self.fresh, steps, span, self.data)
         schedules = {c.label: c.schedule for c in shown}
         planned = sum(self.plan.nfe.values())
         return compare_to(reference, sampler, schedules, key=None, line=line, planned=planned)
@@ -250,7 +253,8 @@ class _Search:
             self._line.update(f"comparing: {candidate.label}")
             run = (reference.denoiser, self._sampler, candidate.schedule, reference.noise)
             self._ends[candidate.label] = sample_ends(*run)
-            each = sampling_nfe(process, self._sampler, candidate.schedule)
+            per_call = reference.denoiser.nfe
+            each = per_call * sampling_nfe(process, self._sampler, candidate.schedule)
             self.nfe[stage] += each * len(reference.noise)
         self._tried += candidates
 

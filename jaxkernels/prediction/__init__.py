@@ -7,6 +7,7 @@ from ._denoiser import (
     Predict as Predict,
     Prediction as Prediction,
     check_denoiser as check_denoiser,
+    check_one_condition as check_one_condition,
     in_working_precision as in_working_precision,
 )
 from ._diffusers import (

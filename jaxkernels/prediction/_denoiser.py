@@ -16,19 +16,20 @@ converts every prediction type into the split:
 
 import abc
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from .. import _checks
 from .._field_names import known_name
+from .._nfe import EVALUATION
 from .._precision import working_dtype
-from .._types import Network
+from .._types import AnyArray, Network, Rows
 from ..processes import AbstractProcess, check_process
 from ._output import take_output
 
@@ -148,21 +149,36 @@ class AbstractDenoiser(eqx.Module):
         **Returns:** the denoiser.
         """
 
-    def take(self, rows: slice | np.ndarray) -> "AbstractDenoiser":
+    def take(self, rows: Rows) -> "AbstractDenoiser":
         """Take some of the rows of points that it is given.
 
         **Arguments:**
 
         - `rows`: a slice or indices.
 
-        **Returns:** the denoiser of these rows: this one, unless rows have parameters of their own.
+        **Returns:** the denoiser of these rows: this one, unless rows have parameters of their own,
+        such as conditions.
         """
         del rows
         return self
 
+    @property
+    def condition_numbers(self) -> Int[np.ndarray, " conditions"]:
+        """Numbers of the conditions that rows of points have in turn; [0] if all have the same."""
+        return np.zeros(1, int)
+
+    @property
+    def nfe(self) -> int:
+        """NFE of a row of a call: evaluations of networks, 1 for an exact denoiser as well."""
+        return EVALUATION
+
 
 class Denoiser(AbstractDenoiser):
     """A network together with the process that it was trained for and what it predicts.
+
+    A conditional network is told the condition of every row of x: a class, a prompt, a guidance
+    scale. Conditions are dealt to rows in turn, the first one again after the last, and a row keeps
+    its own wherever rows are taken, so that schedules are compared and optimised over all of them.
 
     **Arguments:**
 
@@ -174,6 +190,10 @@ class Denoiser(AbstractDenoiser):
     - `process`: the forward process of training, such as `jk.VP()`.
     - `prediction_type`: "score", "epsilon", "x0", "v" (a eps - s x0) or "flow" (dx/dt, with t
       increasing with noise).
+    - `conditions`: an array or a pytree of arrays with one row for each condition; then the network
+      is `fn(x, t, condition)`, with as many rows of conditions as of x. Default: none.
+    - `evaluations`: how often `fn` evaluates the network in a call, in which all counts of NFE are:
+      2 for classifier-free guidance.
 
     **Returns:** a module; `denoiser(x, t)` is a `Prediction(x0, eps)` in the precision of x, but
     float32 at least.
@@ -185,38 +205,71 @@ class Denoiser(AbstractDenoiser):
     s(t) = 0: there the other part is infinite or NaN, and both parts of a flow are where a rate is
     infinite (VP at t = 0). Start and stop away from those points.
 
-    **Raises:** ValueError for an unknown prediction type or a process that is none; when called,
-    for an output of another form, naming it.
+    **Raises:** ValueError for an unknown prediction type, a process that is none, or conditions
+    with different numbers of rows; when called, for an output of another form, naming it.
 
     **Example:**
 
     ```python
-    >>> denoiser = jk.Denoiser(lambda x, t: -x, jk.VP(), "score")
-    >>> denoiser(jnp.ones((1, 2)), 0.5).x0.shape
-    (1, 2)
+    >>> shift = lambda x, t, mean: mean[:, None] - x
+    >>> denoiser = jk.Denoiser(shift, jk.VP(), "score", conditions=jnp.array([0.0, 3.0]))
+    >>> denoiser(jnp.ones((4, 1)), 1.0).score.ravel().tolist()
+    [-1.0, 2.0, -1.0, 2.0]
     ```
     """
 
     fn: Network
     process: AbstractProcess
+    conditions: PyTree[AnyArray]
+    condition_rows: Int[AnyArray, " rows"] | None
     prediction_type: str = eqx.field(static=True)
+    evaluations: int = eqx.field(static=True)
 
-    def __init__(self, fn: Network, process: AbstractProcess, prediction_type: str):
+    def __init__(
+        self,
+        fn: Network,
+        process: AbstractProcess,
+        prediction_type: str,
+        *,
+        conditions: PyTree = None,
+        evaluations: int = 1,
+    ):
         if not callable(fn):
             raise ValueError(f"fn must be a function of (x, t); got {fn!r}.")
         self.fn = fn
         self.process = check_process(process)
+        self.conditions = conditions
+        numbers = None if conditions is None else np.arange(_count(conditions))
+        self.condition_rows = cast(AnyArray | None, numbers)
         self.prediction_type = known_name(
             "prediction type", "prediction_type", prediction_type, PREDICTION_TYPES
         )
+        self.evaluations = _checks.count("evaluations", evaluations)
 
     def __call__(self, x: Float[Array, "..."], t: Float[ArrayLike, ""]) -> Prediction:
         if not isinstance(x, Array | np.ndarray):
             raise ValueError(f"x must be an array of JAX or NumPy; got {type(x).__name__}.")
         dtype = working_dtype(x.dtype)
         t = _widened(jnp.asarray(t))
-        value = take_output(self.fn(x, t), x.shape, "the network", _HINT)
+        value = take_output(self.evaluate(x, t), x.shape, "the network", _HINT)
         return self._split(x.astype(dtype), t, jnp.asarray(value).astype(dtype))
+
+    def evaluate(self, x: Float[Array, "..."], t: Float[Array, ""]) -> Any:
+        """Evaluate the network, told the conditions of all rows.
+
+        **Arguments:**
+
+        - `x`: noisy points.
+        - `t`: a scalar time.
+
+        **Returns:** what the network returns.
+        """
+        if self.condition_rows is None:
+            return self.fn(x, t)
+        known = jnp.asarray(self.condition_rows)
+        rows = known[np.arange(x.shape[0]) % known.shape[0]]
+        condition = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], self.conditions)
+        return self.fn(x, t, condition)
 
     def _split(self, x: Array, t: Array, value: Array) -> Prediction:
         """The solution of the module's two equations for a predicted value."""
@@ -247,7 +300,30 @@ class Denoiser(AbstractDenoiser):
     def astype(self, dtype: DTypeLike) -> "Denoiser":
         wide = working_dtype(dtype)
         fn = self.fn if wide == dtype else _InPrecision(self.fn, dtype)
-        return Denoiser(fn, cast_process(self.process, wide), self.prediction_type)
+        process = cast_process(self.process, wide)
+        return eqx.tree_at(lambda denoiser: (denoiser.fn, denoiser.process), self, (fn, process))
+
+    def take(self, rows: Rows) -> "Denoiser":
+        if self.condition_rows is None:
+            return self
+        count = self.condition_rows.shape[0]
+        if isinstance(rows, slice):
+            # without an end all conditions are left, from the first row on
+            first = rows.start or 0
+            rows = np.arange(first, first + count if rows.stop is None else rows.stop)
+        elif not isinstance(rows, Array):
+            rows = np.asarray(rows)
+        xp = np if isinstance(rows, np.ndarray) else jnp
+        taken = xp.asarray(self.condition_rows)[rows % count]
+        return eqx.tree_at(lambda denoiser: denoiser.condition_rows, self, taken)
+
+    @property
+    def condition_numbers(self) -> Int[np.ndarray, " conditions"]:
+        return np.zeros(1, int) if self.condition_rows is None else np.asarray(self.condition_rows)
+
+    @property
+    def nfe(self) -> int:
+        return self.evaluations * EVALUATION
 
 
 class _InPrecision(eqx.Module):
@@ -256,8 +332,31 @@ class _InPrecision(eqx.Module):
     fn: Network
     dtype: DTypeLike = eqx.field(static=True)
 
-    def __call__(self, x: Array, t: Array) -> Array:
-        return self.fn(x.astype(self.dtype), t)
+    def __call__(self, x: Array, t: Array, *condition: PyTree) -> Array:
+        return self.fn(x.astype(self.dtype), t, *condition)
+
+
+def _count(conditions: PyTree) -> int:
+    """Number of conditions, of which all arrays have one row each."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(conditions)]
+    counts = {shape[0] if shape else 0 for shape in shapes}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            "conditions must be arrays with equally many rows, one for each condition; got shapes "
+            f"{shapes}."
+        )
+    return counts.pop()
+
+
+def check_one_condition(denoiser: AbstractDenoiser) -> AbstractDenoiser:
+    """`denoiser`, or a ValueError if its rows have different conditions."""
+    numbers = np.unique(denoiser.condition_numbers)
+    if len(numbers) > 1:
+        raise ValueError(
+            f"denoiser has {len(numbers)} conditions; samples have one condition here: pass "
+            "denoiser.take([i]), and the samples of condition i."
+        )
+    return denoiser
 
 
 def check_denoiser(denoiser: object) -> AbstractDenoiser:

@@ -41,11 +41,11 @@ def from_diffusers(
     - `batch`: rows of x in a call at most, halved if a GPU's memory does not suffice.
     - `arguments`: those of the pipeline's call, such as `prompt`, `guidance_scale`, `height` or
       `class_labels`; beside a network, its own, such as `encoder_hidden_states`. Several prompts,
-      or rows of tensors, are taken in turn by the rows of x.
+      or rows of tensors, are conditions, which are dealt to the rows of x in turn.
 
     **Returns:** a `Denoiser` in the units of the network's latents. `denoiser.process` is
     `DiscreteVP`, `FlowMatching` or `EDM`, and `denoiser.fn.shape` the shape of a row of x. With
-    guidance each evaluation takes as many calls of the network as the pipeline makes.
+    guidance each evaluation takes as many NFE as the pipeline calls the network.
 
     **Raises:** ImportError without PyTorch; ValueError for a pipeline that does something else than
     to add up the outputs of one network, or a scheduler of another kind, saying what was found.
@@ -70,15 +70,19 @@ def from_diffusers(
         call = _call_of_network(torch, source, arguments)
     function = TorchNetwork(torch, call, call.device, call.dtype, batch).as_function()
     network = DiffusersNetwork(function, process, scheduler.config, call.shape)
-    return Denoiser(network, process, prediction_type)
+    conditions = np.arange(call.count)
+    evaluations = len(call.conditions)
+    return Denoiser(
+        network, process, prediction_type, conditions=conditions, evaluations=evaluations
+    )
 
 
 class DiffusersNetwork:
-    """A network of diffusers as a function of JAX arrays (x, t), made by `from_diffusers`.
+    """A network of diffusers as a function of JAX arrays, made by `from_diffusers`.
 
     **Arguments:**
 
-    - `function`: (x, timestep) -> what the pipeline makes of the network's outputs.
+    - `function`: (x, timestep, conditions) -> what the pipeline makes of the network's outputs.
     - `process`: of the times t.
     - `config`: of the scheduler.
     - `shape`: of a row of x; None if it is not known.
@@ -86,7 +90,7 @@ class DiffusersNetwork:
 
     def __init__(
         self,
-        function: Callable[[Array, Array], Array],
+        function: Callable[[Array, Array, Array], Array],
         process: AbstractProcess,
         config: Any,
         shape: tuple[int, ...] | None,
@@ -96,18 +100,18 @@ class DiffusersNetwork:
         self._process = process
         self._config = config
 
-    def __call__(self, x: Array, t: Array) -> Array:
+    def __call__(self, x: Array, t: Array, conditions: Array) -> Array:
         if isinstance(self._process, EDM):
-            return self._preconditioned(x.astype(t.dtype), t)
+            return self._preconditioned(x.astype(t.dtype), t, conditions)
         if isinstance(self._process, FlowMatching):
-            return self._function(x, self._config.num_train_timesteps * t)
-        return self._function(x, t - 1.0)
+            return self._function(x, self._config.num_train_timesteps * t, conditions)
+        return self._function(x, t - 1.0, conditions)
 
-    def _preconditioned(self, x: Array, sigma: Array) -> Array:
+    def _preconditioned(self, x: Array, sigma: Array, conditions: Array) -> Array:
         """The denoised x of a network in EDM's preconditioning, as its schedulers compute it."""
         data = float(self._config.sigma_data)
         total = jnp.sqrt(sigma**2 + data**2)
-        value = self._function(x / total, jnp.log(sigma) / 4.0)
+        value = self._function(x / total, jnp.log(sigma) / 4.0, conditions)
         sign = -1.0 if self._config.prediction_type == "v_prediction" else 1.0
         return (data / total) ** 2 * x + sign * sigma * data / total * value
 

@@ -35,7 +35,7 @@ def from_k_diffusion(
       `EDM(model.sigma_max)`, of 80 if that is missing or infinite.
     - `batch`: rows of x in a call at most, halved if a GPU's memory does not suffice.
     - `extra_args`: further arguments of the model, such as `class_labels`. Rows of tensors are
-      repeated in turn over the rows of x.
+      conditions, which are dealt to the rows of x in turn.
 
     **Returns:** a `Denoiser`.
 
@@ -58,18 +58,17 @@ def from_k_diffusion(
     process = _process(model) if process is None else check_process(process)
     count = count_rows(extra_args, "extra_args")
 
-    def network(x: Tensor, sigma: Tensor, row: int) -> Tensor:
-        rows = [i % count for i in range(row, row + len(x))]
-        value = model(x, sigma, **rows_of(extra_args, count, rows))
+    def network(x: Tensor, sigma: Tensor, conditions: np.ndarray) -> Tensor:
+        value = model(x, sigma, **rows_of(extra_args, count, conditions.tolist()))
         return take_output(value, x.shape, "model", _HINT)
 
     function = TorchNetwork(torch, network, device, dtype, batch).as_function()
 
-    def denoised(x: Array, t: Array) -> Array:
+    def denoised(x: Array, t: Array, conditions: Array) -> Array:
         forward = cast_process(process, t.dtype)
-        return function(x.astype(t.dtype) / forward.signal(t), forward.sigma(t))
+        return function(x.astype(t.dtype) / forward.signal(t), forward.sigma(t), conditions)
 
-    return Denoiser(denoised, process, "x0")
+    return Denoiser(denoised, process, "x0", conditions=np.arange(count))
 
 
 def _process(model: Any) -> AbstractProcess:

@@ -68,13 +68,13 @@ class Call:
     scale: float = 1.0
     offset: float = 0.0
 
-    def __call__(self, x: Tensor, timestep: Tensor, row: int) -> Tensor:
-        """The combined outputs for x (rows, ...) and timestep (rows,), from row number `row` on."""
+    def __call__(self, x: Tensor, timestep: Tensor, conditions: np.ndarray) -> Tensor:
+        """The combined outputs for x (rows, ...), timestep (rows,) and numbers of prompts."""
         told = timestep
         if (self.scale, self.offset) != (1.0, 0.0):
             told = self.scale * timestep + self.offset
         told = told.reshape(-1, *(1 for _ in self.time_shape)).expand(-1, *self.time_shape)
-        rows = [i % self.count for i in range(row, row + len(x))]
+        rows = conditions.tolist()
         total = None
         for condition in self.conditions:
             arguments = rows_of(condition.arguments, self.count, rows)

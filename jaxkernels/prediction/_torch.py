@@ -60,8 +60,8 @@ def from_torch(
     torch = import_torch("from_torch")
     device, dtype = placement(torch, module)
 
-    def network(x: Tensor, t: Tensor, row: int) -> Tensor:
-        del row
+    def network(x: Tensor, t: Tensor, conditions: np.ndarray) -> Tensor:
+        del conditions
         return take_output(module(x, t), x.shape, "module", _HINT, output)
 
     return TorchNetwork(torch, network, device, dtype).as_function()
@@ -96,15 +96,15 @@ def placement(torch: Any, module: Any) -> tuple[Any, Any]:
 class TorchNetwork:
     """A network and its first derivatives as functions of tensors, called back from JAX.
 
-    **Arguments:** `torch`, the package; `network`, a function (x, t, row) -> a tensor of x's shape,
-    of x (rows, ...), t (rows,) and the number of x's first row; `device` and `dtype` of x; `batch`,
-    the rows of a call at most, halved if a GPU's memory does not suffice.
+    **Arguments:** `torch`, the package; `network`, a function (x, t, conditions) -> a tensor of x's
+    shape, of x (rows, ...), t (rows,) and the number of each row's condition; `device` and `dtype`
+    of x; `batch`, the rows of a call at most, halved if a GPU's memory does not suffice.
     """
 
     def __init__(
         self,
         torch: Any,
-        network: Callable[[Tensor, Tensor, int], Tensor],
+        network: Callable[[Tensor, Tensor, np.ndarray], Tensor],
         device: Any,
         dtype: Any,
         batch: int | None = None,
@@ -123,7 +123,8 @@ class TorchNetwork:
             # any time will do; 0 is an integer timestep
             t = np.zeros if jnp.issubdtype(dtype, jnp.integer) else np.ones
             try:
-                self._in_batches(self.network, np.ones(shape, np.float32), t((), dtype))
+                x = np.ones(shape, np.float32)
+                self._in_batches(self.network, x, t((), dtype), np.zeros((), int))
             except self.torch.cuda.OutOfMemoryError:
                 raise
             except (RuntimeError, TypeError, IndexError) as error:
@@ -142,10 +143,11 @@ class TorchNetwork:
         return jax.pure_callback(host, like, *values, vmap_method="sequential")
 
     def _in_batches(self, fn: Callable[..., Tensor], *values: Any) -> np.ndarray:
-        """`fn(*points, t, row)` of all rows, as many at a time as fit."""
-        *points, t = (np.asarray(value) for value in values)
+        """`fn(*points, t, conditions)` of all rows, as many at a time as fit."""
+        *points, t, conditions = (np.asarray(value) for value in values)
         rows = points[0].shape[0]
         t = np.broadcast_to(t, (rows,))
+        conditions = np.broadcast_to(conditions, (rows,))
         parts = []
         row = 0
         while row < rows:
@@ -155,7 +157,7 @@ class TorchNetwork:
                 # parameters are constants: outside of torch.func there is nothing to differentiate
                 with self.torch.no_grad():
                     tensors = [self._tensor(p[part], self.dtype) for p in points]
-                    found = fn(*tensors, self._time(t[part]), row)
+                    found = fn(*tensors, self._time(t[part]), conditions[part])
                 parts.append(found.to("cpu", self._host_dtype).numpy())
             except self.torch.cuda.OutOfMemoryError:
                 if size == 1:
@@ -183,39 +185,39 @@ class TorchNetwork:
             return self.torch.from_numpy(np.array(t, np.int64)).to(self.device)
         return self._tensor(t, self._host_dtype)
 
-    def push(self, dx: Tensor, x: Tensor, t: Tensor, row: int) -> Tensor:
+    def push(self, dx: Tensor, x: Tensor, t: Tensor, conditions: np.ndarray) -> Tensor:
         """The derivative along dx."""
         with self._differentiable_attention():
-            return self.torch.func.jvp(lambda v: self.network(v, t, row), (x,), (dx,))[1]
+            return self.torch.func.jvp(lambda v: self.network(v, t, conditions), (x,), (dx,))[1]
 
-    def pull(self, cotangent: Tensor, x: Tensor, t: Tensor, row: int) -> Tensor:
+    def pull(self, cotangent: Tensor, x: Tensor, t: Tensor, conditions: np.ndarray) -> Tensor:
         """The transposed derivative in x, of a cotangent."""
-        value, transposed = self.torch.func.vjp(lambda v: self.network(v, t, row), x)
+        value, transposed = self.torch.func.vjp(lambda v: self.network(v, t, conditions), x)
         return transposed(cotangent.to(value.dtype))[0]
 
-    def rate(self, x: Tensor, t: Tensor, row: int) -> Tensor:
+    def rate(self, x: Tensor, t: Tensor, conditions: np.ndarray) -> Tensor:
         """The derivative in t."""
         one = self.torch.ones_like(t)
         with self._differentiable_attention():
-            return self.torch.func.jvp(lambda v: self.network(x, v, row), (t,), (one,))[1]
+            return self.torch.func.jvp(lambda v: self.network(x, v, conditions), (t,), (one,))[1]
 
     def _differentiable_attention(self) -> Any:
         """A context in which attention has forward derivatives: its fast kernels have none."""
         attention = importlib.import_module("torch.nn.attention")
         return attention.sdpa_kernel(attention.SDPBackend.MATH)
 
-    def as_function(self) -> Callable[[Array, Array], Array]:
-        """A function of JAX arrays with first derivatives."""
+    def as_function(self) -> Callable[..., Array]:
+        """A function of JAX arrays (x, t), or (x, t, conditions), with first derivatives."""
 
         @jax.custom_jvp
-        def call(x: Array, t: Array) -> Array:
-            return self.call(self.network, x, t)
+        def call(x: Array, t: Array, conditions: Array) -> Array:
+            return self.call(self.network, x, t, conditions)
 
         def derivative(
-            primals: tuple[Array, Array], tangents: tuple[Tangent, Tangent]
+            primals: tuple[Array, Array, Array], tangents: tuple[Tangent, Tangent, Tangent]
         ) -> tuple[Array, Array]:
-            x, t = primals
-            dx, dt = tangents
+            x, t, conditions = primals
+            dx, dt, _ = tangents
             moved = jnp.zeros_like(x)
             if not isinstance(dx, SymbolicZero):
                 # a linear map with its transpose, which JAX takes (also under vmap) as the solution
@@ -223,23 +225,23 @@ class TorchNetwork:
                 moved = jax.lax.custom_linear_solve(
                     lambda v: v * _constant_once(x, t),
                     dx,
-                    solve=lambda _, v: self.call(self.push, v, x, t),
-                    transpose_solve=lambda _, v: self.call(self.pull, v, x, t),
+                    solve=lambda _, v: self.call(self.push, v, x, t, conditions),
+                    transpose_solve=lambda _, v: self.call(self.pull, v, x, t, conditions),
                 )
             if not isinstance(dt, SymbolicZero):
                 dt = dt.reshape(dt.shape + (1,) * (x.ndim - 1 if dt.ndim else 0))
-                moved = moved + self.call(self.rate, x, t) * dt.astype(x.dtype)
-            return call(x, t), moved
+                moved = moved + self.call(self.rate, x, t, conditions) * dt.astype(x.dtype)
+            return call(x, t, conditions), moved
 
         call.defjvp(derivative, symbolic_zeros=True)
 
-        def network(x: Array, t: Array) -> Array:
+        def network(x: Array, t: Array, conditions: Array | int = 0) -> Array:
             x = jnp.asarray(x)
             t = jnp.asarray(t)
             if not jnp.issubdtype(t.dtype, jnp.integer):
                 t = t.astype(working_dtype(x.dtype))
             self.check(x.shape, t.dtype)
-            return call(x, t)
+            return call(x, t, jnp.asarray(conditions))
 
         return network
 

@@ -42,11 +42,12 @@ def routed_prediction(
     size = max(1, -(-batch * evaluations // (_BLOCKS * experts.num_experts)))
     plan = _divide(indices.reshape(-1), experts.num_experts, size)
     branches = [_branch(experts, i) for i in range(experts.num_experts)]
-    branches.append(lambda block, t: (jnp.zeros_like(block), jnp.zeros_like(block)))
+    branches.append(lambda block, rows, t: (jnp.zeros_like(block), jnp.zeros_like(block)))
 
     def run(_: None, block: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
         expert, rows = block
-        return None, jax.lax.switch(expert, branches, x[rows // evaluations], t)
+        rows = rows // evaluations
+        return None, jax.lax.switch(expert, branches, x[rows], rows, t)
 
     _, found = jax.lax.scan(run, None, (plan.experts, plan.rows))
     shape = (batch, evaluations, *x.shape[1:])
@@ -59,10 +60,10 @@ def routed_prediction(
 
 
 def _branch(experts: Experts, i: int):
-    """Expert number i, as a function of a block of rows."""
+    """Expert number i, as a function of a block of rows and their numbers."""
 
-    def evaluate(block: Array, t: Array) -> tuple[Array, Array]:
-        prediction = experts.components[i](block, t)
+    def evaluate(block: Array, rows: Array, t: Array) -> tuple[Array, Array]:
+        prediction = experts.components[i].take(rows)(block, t)
         check_shape(prediction, block, i)
         return prediction.x0, prediction.eps
 

@@ -16,14 +16,15 @@ https://arxiv.org/abs/2501.05450.
 
 from collections.abc import Callable, Sequence
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from .._precision import is_traced
-from .._types import Numbers
+from .._types import Numbers, Rows
 from ..distributions import GaussianMixture
 from ..prediction import AbstractDenoiser, Denoiser, Prediction, check_denoiser
 from ..processes import AbstractProcess, same_process
@@ -319,6 +320,18 @@ class Experts(AbstractDenoiser):
         scores = [p.score for p in found if p.score is not None]
         score = weighted_sum(weights, jnp.stack(scores)) if len(scores) == len(found) else None
         return Prediction(x0, eps, score)
+
+    @property
+    def nfe(self) -> int:
+        return sum(component.nfe for component in self.components)
+
+    @property
+    def condition_numbers(self) -> Int[np.ndarray, " conditions"]:
+        return self.components[0].condition_numbers
+
+    def take(self, rows: Rows) -> "Experts":
+        parts = tuple(component.take(rows) for component in self.components)
+        return eqx.tree_at(lambda experts: experts.components, self, parts)
 
     def astype(self, dtype: DTypeLike) -> "Experts":
         parts = [component.astype(dtype) for component in self.components]

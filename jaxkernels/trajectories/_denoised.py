@@ -25,7 +25,7 @@ from .._compile import quick_filter_jit
 from .._nfe import EVALUATION
 from .._precision import working_dtype
 from .._progress import Progress
-from .._types import AnyArray, constant
+from .._types import AnyArray, Rows, constant
 from ..prediction import AbstractDenoiser, Prediction, check_denoiser, in_working_precision
 from ..processes import AbstractProcess, check_range
 from ..samplers import UniPC, take_step
@@ -154,7 +154,7 @@ class CorrectedDenoiser(AbstractDenoiser):
         eps = split.eps - ratio * residual
         return Prediction(x0.reshape(x.shape), eps.reshape(x.shape))
 
-    def take(self, rows: slice | np.ndarray) -> "CorrectedDenoiser":
+    def take(self, rows: Rows) -> "CorrectedDenoiser":
         """Take some of the rows.
 
         **Arguments:**
@@ -163,6 +163,7 @@ class CorrectedDenoiser(AbstractDenoiser):
 
         **Returns:** the denoiser of these rows.
         """
+        rows = rows if isinstance(rows, slice | Array) else np.asarray(rows)
         return eqx.tree_at(lambda d: d.residuals, self, self.residuals[:, rows])
 
     def astype(self, dtype: DTypeLike) -> "CorrectedDenoiser":
@@ -219,12 +220,13 @@ def record_denoised(
     times = node_times(coordinate, nodes, low_time)
     schedule = Schedule(constant(times))
     count = x.shape[0]
-    nfe = denoised_nfe(rows_run(count, batch), nodes)
+    nfe = denoiser.nfe * denoised_nfe(rows_run(count, batch), nodes)
     rows_of_noise = np.asarray(x)
     parts = []
     with Progress(f"recording, NFE {nfe:,}: compiling", progress) as line:
         for rows, used in row_batches(count, batch):
-            found = _follow_forward(denoiser, schedule, jax.device_put(rows_of_noise[rows]))
+            starts = jax.device_put(rows_of_noise[rows])
+            found = _follow_forward(denoiser.take(rows), schedule, starts)
             points, denoised = (np.asarray(array)[:, :used] for array in found)
             last = int(rows[0]) + used - 1
             if not (np.all(np.isfinite(points)) and np.all(np.isfinite(denoised))):

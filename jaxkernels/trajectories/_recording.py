@@ -140,7 +140,7 @@ def follow(
     coordinate = log_sigma_coordinate(process, low_time)
     times = node_times(coordinate, nodes, low_time)
     steps = (constant(times), constant(sensitivity_weights(process, times)))
-    nfe = record_nfe(rows_run(x.shape[0], batch), nodes, len(frame))
+    nfe = denoiser.nfe * record_nfe(rows_run(x.shape[0], batch), nodes, len(frame))
     batches = _followed(denoiser, steps, x, frame, batch, nfe, progress)
     return Followed(coordinate, steps[0], cast(AnyArray, np.asarray(x)), nfe, batches)
 
@@ -161,7 +161,9 @@ def _followed(
             split, sensitivity, end = (
                 # local errors are small differences of these
                 np.asarray(array, np.float64)
-                for array in _follow(denoiser, *steps, jax.device_put(noise[rows]), frame)
+                for array in _follow(
+                    denoiser.take(rows), *steps, jax.device_put(noise[rows]), frame
+                )
             )
             last = int(rows[0]) + count - 1
             _check_finite(split, sensitivity, f"{rows[0]} to {last}")
