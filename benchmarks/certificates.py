@@ -18,6 +18,7 @@ are run on initial noise that nothing has seen. Ratios are to the best of six ba
 known in hindsight for each setting and statistic.
 """
 
+import itertools
 import json
 import sys
 from typing import Any, NamedTuple
@@ -37,7 +38,6 @@ from .networks.data import HELD_OUT, PROBLEMS, PROCESS, T_MIN, Problem
 from .networks.report import geometric_mean
 from .networks.study import (
     BASELINES,
-    NUM_NOISE,
     RECORDED,
     denoiser_of,
     distances,
@@ -50,8 +50,12 @@ STEPS = (5, 10, 20)
 SAMPLERS = ("ddim", "euler_maruyama", "heun")
 SHOWN = {"ddim": "DDIM", "euler_maruyama": "Euler", "heun": "Heun"}
 STATISTICS = ("rms", "geometric_mean", "sliced_w2_reference")
-MEASURED = 4000
-LEVELS = 60
+# samples of initial noise, a seed of the ancestral sampler, and data that are measured
+NUM_NOISE = 512
+FRESH = 1024
+MEASURED = 2000
+LEVELS = 40
+SCORE = False
 # the largest dimension of the networks' data
 MODES = 144
 
@@ -140,6 +144,7 @@ class AffineError(eqx.Module):
     """(E|e|^2)^(1/2) of the affine part of a measured score error, as a function of time."""
 
     logarithm: OverLevels
+    process: jk.AbstractProcess
 
     @classmethod
     def of(cls, found: jk.Measurement) -> "AffineError":
@@ -149,10 +154,10 @@ class AffineError(eqx.Module):
         exact = a * variances / (a**2 * variances + s**2)
         squares = (found.gain - exact) ** 2 * (a**2 * variances + s**2) + found.offset**2
         size = found.signal / found.noise**2 * np.sqrt(squares.sum(1))
-        return cls(OverLevels.of(found, np.log(size)))
+        return cls(OverLevels.of(found, np.log(size)), PROCESS)
 
     def __call__(self, t: Array) -> Array:
-        return jnp.exp(self.logarithm(PROCESS.sigma(t) ** 2))
+        return jnp.exp(self.logarithm(self.process.sigma(t) ** 2))
 
 
 def measured(known: Known) -> tuple[Assumptions, Assumptions]:
@@ -179,6 +184,7 @@ def deterministic(known: Known, sampler: str) -> Objectives:
     }
     if sampler == "ddim":
         objectives["certificate"] = CertifiedError()
+    if sampler == "ddim" and SCORE:
         objectives["score-error bound"] = OperatorBound(
             AffineError.of(known.measurement), to_data=True
         )
@@ -246,7 +252,9 @@ def run_deterministic(known: Known, sampler: str, num_steps: int) -> Row:
 def run_ancestral(known: Known, num_steps: int) -> Row:
     """Sliced W2 to the data, from the same initial noise and steps' noise for all schedules."""
     schedules, row = optimise(known, "ddim", num_steps, ancestral(known), 1.0)
-    values = {n: distances(known.denoiser, known.data, s) for n, s in schedules.items()}
+    values = {
+        name: distances(known.denoiser, known.data, s, FRESH) for name, s in schedules.items()
+    }
     best = min(BASELINES, key=lambda name: np.mean(values[name]))
     found = {}
     for name, value in values.items():
@@ -260,21 +268,36 @@ def run_ancestral(known: Known, num_steps: int) -> Row:
     return {**row, "sliced_w2": found}
 
 
-def study(problem: Problem) -> dict[str, Any]:
-    """Every setting of one network, from the cache if it is there."""
-    path = CACHE / f"certificates_{problem.name}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    known = learn(problem)
-    rows = []
-    for num_steps in track(STEPS, f"certificates for {problem.name}"):
-        rows += [run_deterministic(known, sampler, num_steps) for sampler in SAMPLERS]
-        rows.append(run_ancestral(known, num_steps))
+def run(problems: list[Problem]) -> list[dict[str, Any]]:
+    """Every setting of every network, from the cache if it is there; tables as they come."""
+    studies = [{"problem": problem.name, "rows": []} for problem in problems]
+    learned: dict[str, Known] = {}
+    settings = [*itertools.product(("ddim", "ancestral"), STEPS)]
+    settings += [*itertools.product(("euler_maruyama", "heun"), STEPS)]
+    for sampler, num_steps in track(settings, "certificates"):
+        for problem, found in zip(problems, studies, strict=True):
+            path = CACHE / f"certificates_{problem.name}_{sampler}_{num_steps}.json"
+            if not path.exists():
+                if problem.name not in learned:
+                    learned[problem.name] = learn(problem)
+                known = learned[problem.name]
+                if sampler == "ancestral":
+                    row = run_ancestral(known, num_steps)
+                else:
+                    row = run_deterministic(known, sampler, num_steps)
+                path.write_text(json.dumps(row))
+            found["rows"].append(json.loads(path.read_text()))
+        write(studies)
         # every setting compiles programs of its own, and a process can hold a limited number
         jax.clear_caches()
-    found = {"problem": problem.name, "dimension": known.data.shape[1], "rows": rows}
-    path.write_text(json.dumps(found))
-    return found
+    return studies
+
+
+def write(studies: list[dict[str, Any]]) -> None:
+    """Results of the settings so far."""
+    sizes = {"noise": NUM_NOISE, "noise per seed": FRESH, "measured": MEASURED}
+    save("certificates", {"sizes": sizes, "studies": studies})
+    (RESULTS / "certificates.md").write_text(report(studies))
 
 
 def cell(entry: dict[str, float]) -> str:
@@ -301,7 +324,7 @@ def detail(studies: list[dict[str, Any]], sampler: str, alpha: float, statistic:
 def summary(studies: list[dict[str, Any]]) -> list[str]:
     """Geometric means over networks and K, the worst, and how often better or worse."""
     cells = []
-    for sampler, alpha, names in _settings():
+    for sampler, alpha, names in _settings(studies):
         rows = [row for found in studies for row in _rows(found, sampler, alpha)]
         tested = [name for name in rows[0][names[0]] if name not in BASELINES]
         for name in tested:
@@ -318,8 +341,9 @@ def summary(studies: list[dict[str, Any]]) -> list[str]:
     return [table([*head, "geometric mean", "sliced W2 to the reference"], cells), ""]
 
 
-def _settings() -> list[tuple[str, float, tuple[str, ...]]]:
-    return [*((s, 0.0, STATISTICS) for s in SAMPLERS), ("ddim", 1.0, ("sliced_w2",))]
+def _settings(studies: list[dict[str, Any]]) -> list[tuple[str, float, tuple[str, ...]]]:
+    every = [*((s, 0.0, STATISTICS) for s in SAMPLERS), ("ddim", 1.0, ("sliced_w2",))]
+    return [setting for setting in every if _rows(studies[0], *setting[:2])]
 
 
 def _rows(found: dict[str, Any], sampler: str, alpha: float) -> list[Row]:
@@ -364,7 +388,7 @@ def report(studies: list[dict[str, Any]]) -> str:
         "",
         *summary(studies),
     ]
-    for sampler, alpha, names in _settings():
+    for sampler, alpha, names in _settings(studies):
         lines += [f"## {_title(sampler, alpha)}", ""]
         for statistic in names:
             lines += detail(studies, sampler, alpha, statistic)
@@ -378,12 +402,7 @@ def main() -> None:
     unknown = set(names) - set(every)
     if unknown:
         raise SystemExit(f"unknown data sets {sorted(unknown)}; there are {', '.join(every)}.")
-    studies = [study(every[name]) for name in names]
-    path = save("certificates", {"noise": NUM_NOISE, "measured": MEASURED, "studies": studies})
-    text = report(studies)
-    (RESULTS / "certificates.md").write_text(text)
-    print(text)
-    print(f"written to {path} and .md")
+    print(report(run([every[name] for name in names])))
 
 
 if __name__ == "__main__":
