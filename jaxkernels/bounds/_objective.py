@@ -33,8 +33,8 @@ class CertifiedError(AbstractObjective):
     The optimum is the schedule with the best guarantee for all data with the same constants, which
     need not be the best schedule for any of them. Score errors follow the schedule as it moves.
     Kinks of the bound, on which an optimiser stalls, are rounded within a thousandth of their
-    scale, where the objective lies above it: |alpha^2 - 1| of "ddim", and what is largest for
-    "second_order".
+    scale: |alpha^2 - 1| of "ddim", and where the largest of two values changes. There the objective
+    lies above the bound, which can add up to percents over many steps.
 
     **Arguments:**
 
