@@ -10,8 +10,7 @@ The networks of `benchmarks.networks`. For every sampler and K, schedules that m
 - certificates: of that Gaussian; of all data whose curvature lies between those of its largest and
   smallest variance, without third derivatives; for the ancestral sampler (h = g) of the denoising
   error that `measure` finds on the network, alone (KL), or with the largest slopes of the denoiser
-  that it finds (W2, which holds as far as these are the largest); of score errors, coherent, with
-  the measured affine error of the network added to the exact W2 of the Gaussian,
+  that it finds (W2, which holds as far as these are the largest),
 - the error on a record of the network's trajectories,
 
 are run on initial noise that nothing has seen. Ratios are to the best of six baseline schedules,
@@ -31,7 +30,8 @@ from jaxtyping import Array, Float
 from rich.progress import track
 
 import jaxkernels as jk
-from jaxkernels.bounds import Assumptions, CertifiedError, OperatorBound
+from jaxkernels._types import AnyArray
+from jaxkernels.bounds import Assumptions, CertifiedError
 
 from .environment import CACHE, RESULTS, save, table
 from .networks.data import HELD_OUT, PROBLEMS, PROCESS, T_MIN, Problem
@@ -55,7 +55,6 @@ NUM_NOISE = 512
 FRESH = 1024
 MEASURED = 2000
 LEVELS = 40
-SCORE = False
 # the largest dimension of the networks' data
 MODES = 144
 
@@ -82,8 +81,8 @@ def learn(problem: Problem) -> Known:
     denoiser = denoiser_of(train(problem, data))
     noise = jax.random.normal(jax.random.key(5), (RECORDED, data.shape[1]))
     record = jk.record(denoiser, noise, t_min=T_MIN)
-    sigmas = PROCESS.sigma(jnp.asarray([PROCESS.t_max, T_MIN]))
-    levels = np.geomspace(*np.asarray(sigmas, np.float64), LEVELS)
+    first, last = (float(PROCESS.sigma(t)) for t in (float(PROCESS.t_max), T_MIN))
+    levels = np.geomspace(first, last, LEVELS)
     times = np.clip(np.asarray(PROCESS.time_at_sigma(levels)), T_MIN, float(PROCESS.t_max))
     measurement = jk.measure(denoiser, data[:MEASURED], times, key=jax.random.key(8))
     target = jk.Gaussian.fit(data).in_eigenbasis()
@@ -99,9 +98,9 @@ def split(target: jk.Gaussian) -> jk.Gaussian:
     weights = np.ones(MODES)
     weights[:copies] = 1.0 / copies
 
-    def repeated(values: Array) -> np.ndarray:
-        values = np.asarray(values, np.float64)
-        return np.concatenate([np.full(copies, values[0]), values[1:]])
+    def repeated(values: AnyArray) -> np.ndarray:
+        each = np.asarray(values, np.float64)
+        return np.concatenate([np.full(copies, each[0]), each[1:]])
 
     return jk.Gaussian(repeated(target.mean), repeated(target.eigenvalues), weights=weights)
 
@@ -140,26 +139,6 @@ class OverLevels(eqx.Module):
         return jnp.interp(jnp.log(w), jnp.asarray(self.levels), jnp.asarray(self.values))
 
 
-class AffineError(eqx.Module):
-    """(E|e|^2)^(1/2) of the affine part of a measured score error, as a function of time."""
-
-    logarithm: OverLevels
-    process: jk.AbstractProcess
-
-    @classmethod
-    def of(cls, found: jk.Measurement) -> "AffineError":
-        a = found.signal[:, None]
-        s = found.noise[:, None]
-        variances = np.asarray(found.target.eigenvalues, np.float64)
-        exact = a * variances / (a**2 * variances + s**2)
-        squares = (found.gain - exact) ** 2 * (a**2 * variances + s**2) + found.offset**2
-        size = found.signal / found.noise**2 * np.sqrt(squares.sum(1))
-        return cls(OverLevels.of(found, np.log(size)), PROCESS)
-
-    def __call__(self, t: Array) -> Array:
-        return jnp.exp(self.logarithm(self.process.sigma(t) ** 2))
-
-
 def measured(known: Known) -> tuple[Assumptions, Assumptions]:
     """What the measurement shows: the denoising error alone, and with the denoiser's slopes."""
     alone = jk.bounds.assumptions(known.measurement, PROCESS)
@@ -184,10 +163,6 @@ def deterministic(known: Known, sampler: str) -> Objectives:
     }
     if sampler == "ddim":
         objectives["certificate"] = CertifiedError()
-    if sampler == "ddim" and SCORE:
-        objectives["score-error bound"] = OperatorBound(
-            AffineError.of(known.measurement), to_data=True
-        )
     if sampler != "euler_maruyama":
         objectives["record"] = jk.RecordedError(known.record)
     return objectives
