@@ -157,50 +157,95 @@ def _unknown(z: Float[Array, " n"]) -> tuple[Array, Array, Array]:
 def _trial_points(state: NewtonState, lower: AnyArray, upper: AnyArray) -> Array:
     """A minimum of every start's quadratic model within its trust radius and the box.
 
+    A CPU takes one start after the other, so that none waits for the eigenvalues of another.
+    """
+    rows = (state.z, state.gradient, state.hessian, state.radius, state.done)
+    if jax.default_backend() != "cpu":
+        return _model_minima(*rows, lower, upper)
+
+    def one(row: tuple[Array, ...]) -> Array:
+        z, gradient, hessian, radius, done = (part[None] for part in row)
+        return _model_minima(z, gradient, hessian, radius, done, lower, upper)[0]
+
+    return jax.lax.map(one, rows)
+
+
+def _model_minima(
+    z: Float[Array, "starts n"],
+    gradient: Float[Array, "starts n"],
+    hessian: Float[Array, "starts n n"],
+    radius: Float[Array, " starts"],
+    done: Bool[Array, " starts"],
+    lower: AnyArray,
+    upper: AnyArray,
+) -> Array:
+    """Minima of models within the radius and the box.
+
     A variable that the minimum within the radius takes out of the box stays on its bound, and the
     others are minimised again, until all are inside.
     """
-    z = state.z
-    moving = _free(z, state.gradient, lower, upper) & ~state.done[:, None]
+    moving = _free(z, gradient, lower, upper) & ~done[:, None]
 
-    def again(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        moving, trial, _, rounds = carry
+    def again(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        moving, trial, _, rounds, shift = carry
         held = jnp.where(moving, 0.0, trial - z)
-        gradient = state.gradient + jnp.einsum("sij,sj->si", state.hessian, held)
-        point = jnp.where(moving, z + _steps_within_radius(state, moving, gradient), trial)
+        slope = gradient + jnp.einsum("sij,sj->si", hessian, held)
+        wanted = (moving, slope, shift, rounds == 0)
+        step, shift = _steps_within_radius(hessian, radius, done, *wanted)
+        point = jnp.where(moving, z + step, trial)
         trial = jnp.clip(point, lower, upper)
         inside = moving & (trial == point)
-        return inside, trial, jnp.any(inside != moving), rounds + 1
+        return inside, trial, jnp.any(inside != moving), rounds + 1, shift
 
-    start = (moving, z, jnp.asarray(True), jnp.asarray(0))
+    start = (moving, z, jnp.asarray(True), jnp.asarray(0), jnp.zeros_like(radius))
     return jax.lax.while_loop(lambda carry: carry[2] & (carry[3] < _MOST_ROUNDS), again, start)[1]
 
 
-def _steps_within_radius(state: NewtonState, moving: Array, gradient: Array) -> Array:
-    """The minimum over the moving variables within the trust radius, 0 for the others.
+def _steps_within_radius(
+    hessian: Array,
+    radius: Array,
+    done: Array,
+    moving: Array,
+    gradient: Array,
+    shift: Array,
+    first: Array,
+) -> tuple[Array, Array]:
+    """The minimum over the moving variables within the trust radius, 0 for the others; its shift.
 
     By Cholesky's factorisation where all minima are inside, which is the rule near an optimum.
+    Eigenvalues are found in the first round only: with its shift the Hessian of fewer variables has
+    none below 0 either.
     """
     g = jnp.where(moving, gradient, 0.0)
     if g.size == 0:  # one step has no times to choose
-        return g
-    h = jnp.where(moving[:, :, None] & moving[:, None], state.hessian, 0.0)
-    h = h + jnp.eye(g.shape[1], dtype=g.dtype) * jnp.where(moving, 0.0, 1.0)[:, None]
-    factor = jnp.linalg.cholesky(h)
-    inside = -jax.vmap(lambda c, g: jax.scipy.linalg.cho_solve((c, True), g))(factor, g)
+        return g, shift
+    h = jnp.where(moving[:, :, None] & moving[:, None], hessian, 0.0)
+    unit = jnp.eye(g.shape[1], dtype=g.dtype)
+    h = h + unit * jnp.where(moving, 0.0, 1.0)[:, None]
+    inside = _divide(h, g)
     # NaN where a Hessian is not positive definite
-    is_inside = jnp.linalg.norm(inside, axis=-1) <= state.radius
-    step = jax.lax.cond(
-        jnp.all(is_inside | state.done),
-        lambda: inside,
-        lambda: _by_eigenvalues(h, g, state.radius[:, None]),
-    )
+    is_inside = jnp.linalg.norm(inside, axis=-1) <= radius
+
+    def beyond() -> tuple[Array, Array]:
+        return jax.lax.cond(
+            first,
+            lambda: _by_eigenvalues(h, g, radius[:, None]),
+            lambda: (_divide(h + unit * shift[:, None, None], g), shift),
+        )
+
+    step, shift = jax.lax.cond(jnp.all(is_inside | done), lambda: (inside, shift), beyond)
     step = jnp.where(moving & jnp.isfinite(step), step, 0.0)
     norm = jnp.linalg.norm(step, axis=-1, keepdims=True)
-    return step * jnp.minimum(1.0, state.radius[:, None] / jnp.maximum(norm, 1e-300))
+    return step * jnp.minimum(1.0, radius[:, None] / jnp.maximum(norm, 1e-300)), shift
 
 
-def _by_eigenvalues(h: Array, g: Array, radius: Array) -> Array:
+def _divide(h: Array, g: Array) -> Array:
+    """-h^-1 g by Cholesky's factorisation; NaN where h is not positive definite."""
+    factor = jnp.linalg.cholesky(h)
+    return -jax.vmap(lambda c, g: jax.scipy.linalg.cho_solve((c, True), g))(factor, g)
+
+
+def _by_eigenvalues(h: Array, g: Array, radius: Array) -> tuple[Array, Array]:
     """-(h + shift)^-1 g with the smallest shift >= 0 for which that is a minimum within the radius.
 
     In the eigenbasis, where Newton's method finds the shift from below (Nocedal and Wright, section
@@ -231,7 +276,7 @@ def _by_eigenvalues(h: Array, g: Array, radius: Array) -> Array:
     missing = jnp.sqrt(jnp.maximum(radius**2 - jnp.sum(step**2, axis=1, keepdims=True), 0.0))
     onward = jnp.where(lowest < 0, jnp.copysign(missing, -along[:, :1]), 0.0)
     step = step.at[:, :1].add(onward)
-    return jnp.einsum("sij,sj->si", directions, step)
+    return jnp.einsum("sij,sj->si", directions, step), shift[:, 0]
 
 
 def certificate(

@@ -57,6 +57,13 @@ class AbstractBoundObjective(eqx.Module):
         """
         del coordinate, t_min
 
+    def at_fixed_stochasticity(self) -> "AbstractBoundObjective":
+        """The same objective with derivatives along the times only, where these are cheaper.
+
+        By default the objective as it is.
+        """
+        return self
+
     def unchangeable(
         self, coordinate: TimeCoordinate, t_min: float
     ) -> Float[Array, " 2"] | np.ndarray:

@@ -995,6 +995,38 @@ def test_the_objective_has_the_derivatives_of_the_bound() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "alpha"), [("second_order", 1.0), ("heun", 0.0)])
+def test_largest_values_have_two_derivatives(name: str, alpha: float) -> None:
+    """Of a certificate as an objective, where what is largest lies at an end or between.
+
+    Finite differences of values and of gradients at schedules of short and of long steps. The
+    objective is not below the bound.
+    """
+    target = jk.Gaussian(0.3, [2.0, 0.3, 0.3, 1e-3])
+    bound = jk.bounds.CertifiedError(scheme=name).bind(target, jk.VP(), jk.DDIM())
+
+    def schedule(z):
+        times = jnp.concatenate([jnp.array([1.0]), jnp.exp(z), jnp.array([1e-3])])
+        return jk.Schedule.from_squared(times, jnp.full(4, alpha))
+
+    def value(z):
+        return jnp.log(bound(schedule(z)))
+
+    program = jax.jit(jax.vmap(lambda z: dense_derivatives(value, z)))
+    h = 1e-5
+    around = h * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])
+    for times in ([0.5, 0.1, 0.01], [0.95, 0.9, 0.85], [0.3, 0.004, 0.002]):
+        values, slopes, curvatures = map(np.asarray, program(np.log(times) + around))
+        gradient = (values[1:4] - values[4:]) / (2.0 * h)
+        hessian = (slopes[1:4] - slopes[4:]) / (2.0 * h)
+        np.testing.assert_allclose(slopes[0], gradient, rtol=1e-6, atol=1e-8)
+        size = np.abs(hessian).max()
+        np.testing.assert_allclose(curvatures[0], hessian, rtol=1e-5, atol=1e-6 * size)
+        exact = certified_bound(target, jk.VP(), name, schedule(np.log(times))).value
+        assert exact * (1.0 - 1e-12) <= np.exp(values[0]) <= 1.01 * exact
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "metric", "alpha"),
     [

@@ -226,7 +226,7 @@ def compare_stochastic(trained: Trained, num_steps: int) -> dict[str, Any]:
         selection=selection,
     )
     schedules = {"selected": result.schedule} | result.baseline_schedules
-    values = {name: _distances(trained, s) for name, s in schedules.items()}
+    values = {name: distances(trained.denoiser, trained.data, s) for name, s in schedules.items()}
 
     def best(alpha: float) -> np.ndarray:
         alike = [
@@ -246,15 +246,20 @@ def compare_stochastic(trained: Trained, num_steps: int) -> dict[str, Any]:
     }
 
 
-def _distances(trained: Trained, schedule: jk.Schedule) -> Float[np.ndarray, " seeds"]:
-    """Sliced W2 of DDIM's samples to the data, one per seed."""
-    size = np.sqrt(np.sum(trained.data.var(0)))
+def distances(
+    denoiser: jk.Denoiser,
+    data: Float[np.ndarray, "n d"],
+    schedule: jk.Schedule,
+    count: int = FRESH,
+) -> Float[np.ndarray, " seeds"]:
+    """Sliced W2 of DDIM's samples to the data, in units of their size, one per seed."""
+    size = np.sqrt(np.sum(data.var(0)))
     found = []
     for seed in range(SEEDS):
         key_x, key = jax.random.split(jax.random.key(100 + seed))
-        x = jax.random.normal(key_x, (FRESH, trained.data.shape[1]))
-        ends = jk.sample(trained.denoiser, "ddim", schedule, x, key=key)
-        found.append(jk.metrics.sliced_w2(np.asarray(ends), trained.data).value / size)
+        x = jax.random.normal(key_x, (count, data.shape[1]))
+        ends = jk.sample(denoiser, "ddim", schedule, x, key=key)
+        found.append(jk.metrics.sliced_w2(np.asarray(ends), data).value / size)
     return np.array(found)
 
 

@@ -231,14 +231,16 @@ def bound_value(
     start: str | AnyArray,
     score_error: object,
     lipschitz: Numbers,
+    *,
+    free: bool,
 ) -> Float[Array, ""]:
     """The value of `evaluate_bound`, but for smooth kinks, with two derivatives that are cheap.
 
-    The factors of a step depend on its two times, and on its stochasticity where that is free.
+    The factors of a step depend on its two times, and on its stochasticity where that is `free`;
+    where it is not, no derivative along it is right.
     """
     times = jnp.asarray(schedule.times)
     squared = jnp.asarray(schedule.stochasticity_squared)
-    free = (squared,) if required_stochasticity(scheme) is None else ()
     follows = callable(score_error)
     errors = step_errors(schedule, score_error, lipschitz)
 
@@ -255,7 +257,7 @@ def bound_value(
         return expand_pointwise(recursion, x)[:, 0]
 
     # one step after the other, whose derivatives at all nodes and modes stay in the cache
-    variables = jnp.stack([times[:-1], times[1:], *free], 1)
+    variables = jnp.stack([times[:-1], times[1:], *((squared,) if free else ())], 1)
     along = jax.lax.map(expanded, (variables, squared, errors)).T
     initial = initial_distance(known, known.process, times[0], start)
     distance = _propagate(_Recursion(*along), initial)[-1]

@@ -132,8 +132,8 @@ def _of_gaussian(steps: Steps) -> _Flow:
         variance = at.signal[:, None] ** 2 * (variances + at.w[:, None])
         return (1.0 - dt * at.drift)[:, None] - safe_divide(at.reach[:, None], variance)
 
-    def largest(size: Array) -> Array:
-        return jnp.max(jnp.where(weights > 0, jnp.abs(size), 0.0), -1)
+    def largest(factor: Array, scale: float) -> Array:
+        return steps.largest(jnp.where(weights > 0, steps.size(factor, scale), 0.0))
 
     p = kept(start)
     q = kept(end)
@@ -151,11 +151,11 @@ def _of_gaussian(steps: Steps) -> _Flow:
 
     factor = 0.5 * (1.0 + q * p)
     return _Flow(
-        largest(p),
-        largest(q),
-        largest(factor),
+        largest(p, 1.0),
+        largest(q, 1.0),
+        largest(factor, 1.0),
         error(predicted, p),
-        error(largest(corrected), factor),
+        error(largest(corrected, 0.0), factor),
     )
 
 
@@ -169,7 +169,8 @@ def _of_curvature(steps: Steps) -> _Flow:
     dt = steps.time - steps.next_time
     p, p_radius, _ = _kept(steps, start)
     q, q_radius, slope = _kept(steps, end)
-    both = jnp.abs(1.0 + p * q) + jnp.abs(q) * p_radius + jnp.abs(p) * q_radius
+    p_size, q_size = (steps.size(factor, 1.0) for factor in (p, q))
+    both = steps.size(1.0 + p * q, 1.0) + q_size * p_radius + p_size * q_radius
     nodes = steps.nodes()
     acceleration, rate, r = _acceleration(steps, nodes)
     weight = acceleration * safe_divide(nodes.weight, rate)
@@ -178,8 +179,8 @@ def _of_curvature(steps: Steps) -> _Flow:
     euler_error = jnp.sum(weight * passed, -1)
     trapezoid = dt * np.sqrt(3.0) / 4.0 * jnp.sum(weight * (z**2 + 1.0 / 3.0), -1)
     return _Flow(
-        jnp.abs(p) + p_radius,
-        jnp.abs(q) + q_radius,
+        p_size + p_radius,
+        q_size + q_radius,
         0.5 * (both + p_radius * q_radius),
         euler_error,
         trapezoid + 0.5 * slope * euler_error,
@@ -195,7 +196,7 @@ def _kept(steps: Steps, at: _Point) -> tuple[Array, Array, Array]:
     low, high = (jnp.where(dt > 0, reach * end, 0.0) for end in (m, top))
     centre = dt * at.drift + 0.5 * (low + high)
     radius = 0.5 * (high - low)
-    return 1.0 - centre, radius, jnp.abs(centre) + radius
+    return 1.0 - centre, radius, steps.size(centre, 1.0) + radius
 
 
 def _acceleration(steps: Steps, nodes: Nodes) -> tuple[Array, Array, Array]:

@@ -1,5 +1,6 @@
 """Certified bounds as objectives of an optimisation."""
 
+import dataclasses
 from typing import cast
 
 import equinox as eqx
@@ -32,8 +33,8 @@ class CertifiedError(AbstractObjective):
     The optimum is the schedule with the best guarantee for all data with the same constants, which
     need not be the best schedule for any of them. Score errors follow the schedule as it moves.
     Kinks of the bound, on which an optimiser stalls, are rounded within a thousandth of their
-    scale, where the objective lies above it: |alpha^2 - 1| of "ddim", and what is largest for
-    "second_order".
+    scale: |alpha^2 - 1| of "ddim", and where the largest of two values changes. There the objective
+    lies above the bound, which can add up to percents over many steps.
 
     **Arguments:**
 
@@ -128,6 +129,11 @@ class BoundCertifiedError(AbstractBoundObjective):
     initialization: str = eqx.field(static=True)
     """The name of the initial distribution, or empty if its distance is given."""
     initial_distance: AnyArray | None
+    only_times: bool = eqx.field(static=True, default=False)
+    """Whether it is not differentiated along the stochasticity."""
+
+    def at_fixed_stochasticity(self) -> "BoundCertifiedError":
+        return dataclasses.replace(self, only_times=True)
 
     def __call__(self, schedule: Schedule) -> Float[Array, ""]:
         if self.metric == "kl":
@@ -136,8 +142,9 @@ class BoundCertifiedError(AbstractBoundObjective):
             return _where_stochasticity(schedule, 1.0, value)
         start = self.initialization if self.initial_distance is None else self.initial_distance
         errors = (self.score_error, self.error_lipschitz)
-        value = bound_value(self.known, schedule, self.scheme, start, *errors)
         required = required_stochasticity(self.scheme)
+        free = required is None and not self.only_times
+        value = bound_value(self.known, schedule, self.scheme, start, *errors, free=free)
         return value if required is None else _where_stochasticity(schedule, required, value)
 
 

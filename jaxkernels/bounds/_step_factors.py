@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._numerics import phi, safe_sqrt
+from .._numerics import phi, safe_divide, safe_sqrt
 from ._assumptions import (
     Assumptions,
     Curve,
@@ -117,8 +117,18 @@ class Steps(NamedTuple):
         return jnp.where(inside, width * (3.0 + 6.0 * v**2 - v**4) / 8.0, jnp.abs(x))
 
     def larger(self, x: Array, y: Array) -> Array:
-        """At least the larger of two numbers >= 0; that where they differ by more than rounding."""
+        """At least the larger of two numbers, whose sum is >= 0; beyond the rounding it."""
         return 0.5 * (x + y + self.size(x - y, x + y)) if self.rounding else jnp.maximum(x, y)
+
+    def largest(self, x: Array) -> Array:
+        """At least the largest of numbers >= 0 along the last axis, by rounds of `larger`."""
+        if not self.rounding:
+            return jnp.max(x, -1)
+        while x.shape[-1] > 1:
+            half = x.shape[-1] // 2
+            odd = x[..., 2 * half :]
+            x = jnp.concatenate([self.larger(x[..., :half], x[..., half : 2 * half]), odd], -1)
+        return x[..., 0]
 
     @property
     def length(self) -> Float[Array, " steps"]:
@@ -167,7 +177,7 @@ def euler_maruyama(steps: Steps) -> StepFactors:
     h = steps.length
     m, top = steps.curvature()
     nodes = steps.nodes()
-    contraction = jnp.maximum(1.0 + h / 2.0 - h * m, h * top - 1.0 - h / 2.0)
+    contraction = steps.larger(1.0 + h / 2.0 - h * m, h * top - 1.0 - h / 2.0)
     mean = (h / 2.0) ** 2 * phi(2, h / 2.0) * steps.rms(steps.start)
     mean += _sinh_excess(h) * steps.root_fisher(steps.start)
     frozen = jnp.expm1(nodes.left / 2.0) * jnp.sqrt(steps.known.dim)
@@ -184,7 +194,7 @@ def exponential_integrator(steps: Steps) -> StepFactors:
     m, top = steps.curvature()
     factor = 2.0 * jnp.expm1(h / 2.0)
     keep = jnp.exp(h / 2.0)
-    contraction = jnp.maximum(keep - factor * m, factor * top - keep)
+    contraction = steps.larger(keep - factor * m, factor * top - keep)
     mean = 4.0 * jnp.sinh(h / 4.0) ** 2 * steps.root_fisher(steps.start)
     errors = steps.errors
     return StepFactors.without_gain(
@@ -476,6 +486,10 @@ def _exponential_excess(steps: Steps, nodes: Nodes, m: Array, top: Array) -> Arr
     def slope(hessian: Array) -> Array:
         return q * jnp.exp(q / 2.0 + hessian * q) - size / (1.0 + hessian * reach) ** 2
 
+    def bend(hessian: Array) -> Array:
+        curved = 2.0 * size * reach / (1.0 + hessian * reach) ** 3
+        return q**2 * jnp.exp(q / 2.0 + hessian * q) + curved
+
     def halve(_: object, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = 0.5 * (low + high)
@@ -483,8 +497,9 @@ def _exponential_excess(steps: Steps, nodes: Nodes, m: Array, top: Array) -> Arr
         return jnp.where(rising, low, middle), jnp.where(rising, middle, high)
 
     ends = (jnp.broadcast_to(-top, q.shape), jnp.broadcast_to(-m, q.shape))
-    # its own derivative vanishes where that of the function does
-    lowest, _ = jax.lax.stop_gradient(jax.lax.fori_loop(0, _BISECTIONS, halve, ends))
+    near, _ = jax.lax.stop_gradient(jax.lax.fori_loop(0, _BISECTIONS, halve, ends))
+    # a step of Newton's method moves as the minimum does, which the bisection does not
+    lowest = jnp.clip(near - safe_divide(slope(near), bend(near)), *ends)
     found = [jnp.abs(value(hessian)) for hessian in (*ends, lowest)]
     return steps.larger(steps.larger(found[0], found[1]), found[2])
 

@@ -208,6 +208,8 @@ def problem_in(space: ScheduleSpace, objective: AbstractBoundObjective) -> Abstr
         inner = objective.in_coordinate(space.coordinate, float(space.t_min))
         if inner is not None:
             return TimesProblem.of(inner, space)
+    if space.stochasticity_squared is not None:
+        objective = objective.at_fixed_stochasticity()
     return DenseProblem.of(objective, space)
 
 
