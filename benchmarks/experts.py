@@ -3,9 +3,10 @@
 A mixture of five Gaussians in two dimensions and the digits in five clusters. All experts together
 with their router have at most as many parameters as the one network, and are trained on as many
 rows for as many steps each, so that training costs the same too. Run by
-`python -m benchmarks.experts`; it writes results/experts.json and .md, and goes on where it stopped.
+`python -m benchmarks.experts`; it writes results/experts.json and .md. Networks and finished parts
+are kept in .cache.
 
-    one network   DDIM, all data
+    one network   all data
     labels        router trained by the cross-entropy of the clusters
     weights       router trained on posterior probabilities: cross-entropy and squared error first
                   (two thirds of the steps), squared error alone then
@@ -15,7 +16,10 @@ rows for as many steps each, so that training costs the same too. Run by
 """
 
 import dataclasses
+import json
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from time import perf_counter
 from typing import Any
 
@@ -32,18 +36,27 @@ from jaxkernels import routing
 from .environment import CACHE, save, table
 from .networks.data import PROCESS, T_MIN, Problem
 from .networks.network import Network
-from .networks.train import fit, minibatch, noising
-from .networks.train import loss as denoising_loss
-from .routing import sliced
+from .networks.train import fit, loss as denoising_loss, minibatch, noising
 from .spectra import digits
 
 CLUSTERS = 5
 # noise levels at which the copies of the derivative's network meet
 SIGMAS = (0.3, 3.0)
-BUDGETS = (10, 25, 50, 100)
+BUDGETS = (10, 25, 50)
 STEPS = (10, 20, 50)
 SHARES = np.array([0.3, 0.25, 0.2, 0.15, 0.1])
-_DIRECTIONS = 256
+BUDGET = 50
+COMPARED = {
+    "labels": ("all experts", "switching", "error feedback"),
+    "weights": ("all experts", "switching", "error feedback"),
+    "rates": ("switching", "error feedback"),
+    "exact weights": ("switching",),
+}
+POLICIES: dict[str, routing.AbstractPolicy] = {
+    "all experts": routing.SoftRouting(),
+    "switching": routing.StochasticSwitching(),
+    "error feedback": routing.ErrorFeedback(),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +74,7 @@ class Study:
     router_width: int
     training_steps: int
     batch: int = 256
-    count: int = 4000
+    count: int = 2000
     """Trajectories that are sampled."""
 
 
@@ -81,7 +94,7 @@ def ring() -> Study:
 def digit_clusters() -> Study:
     """The digits in clusters of k-means, a sixth of them held out."""
     data = np.random.default_rng(0).permutation(digits())
-    labels = KMeans(CLUSTERS, n_init=10, random_state=0).fit_predict(data)
+    labels = KMeans(CLUSTERS, n_init=10, random_state=0).fit_predict(data)  # pyright: ignore[reportArgumentType]
     held = len(data) // 6
     parts = (data[held:], labels[held:], data[:held], labels[:held])
     clusters = [data[held:][labels[held:] == i] for i in range(CLUSTERS)]
@@ -188,11 +201,14 @@ def train(study: Study) -> Trained:
     costs: dict[str, Any] = {}
 
     def run(label: str, fresh: Any, objective: Callable[..., Array], steps: int) -> Any:
-        start = perf_counter()
-        name = f"experts_{study.name}_{label}_{size(fresh)}_{steps}".replace(" ", "_").replace(",", "")
-        path = CACHE / f"{name}.eqx"
+        begin = perf_counter()
+        name = f"experts_{study.name}_{label}_{size(fresh)}_{steps}"
+        path = CACHE / f"{name.replace(' ', '_')}.eqx"
         found = fit(fresh, objective, steps, path)
-        costs[label] = {"parameters": size(fresh), "seconds": perf_counter() - start}
+        seconds = path.with_suffix(".seconds")
+        if not seconds.exists():
+            seconds.write_text(f"{perf_counter() - begin:.0f}")
+        costs[label] = {"parameters": size(fresh), "seconds": int(seconds.read_text())}
         return found
 
     steps = study.training_steps
@@ -224,10 +240,8 @@ def train_experts(study: Study, parameters: int, run: Callable[..., Any]) -> tup
 
     def objective(networks: tuple[Network, ...], key: Array) -> Array:
         keys = jax.random.split(key, CLUSTERS)
-        return sum(
-            (batch(*run) for batch, *run in zip(batches, networks, keys, strict=True)),
-            start=jnp.zeros(()),
-        )
+        losses = [batches[i](networks[i], keys[i]) for i in range(CLUSTERS)]
+        return jnp.sum(jnp.stack(losses))
 
     return run("experts", fresh(width), objective, study.training_steps)
 
@@ -248,19 +262,263 @@ def train_routers(
         return minibatch(noised(terms[name], *ends), rows, study.batch)
 
     labels = run("labels", fresh(CLUSTERS), objective("labels"), steps)
-    start = run("weights, first stage", fresh(CLUSTERS), objective("both"), first)
+    start = run("weights first stage", fresh(CLUSTERS), objective("both"), first)
     weights = run("weights", start, objective("weights"), steps - first)
-    start = run("rates, first stage", fresh(2 * CLUSTERS), objective("both"), first)
+    start = run("rates first stage", fresh(2 * CLUSTERS), objective("both"), first)
     times = [float(PROCESS.time_at_sigma(sigma)) for sigma in SIGMAS]
     ends = zip([T_MIN, *times], [*times, None], strict=True)
     parts = [objective("rates", *interval) for interval in ends]
 
     def intervals(copies: tuple[Router, ...], key: Array) -> Array:
-        return sum(
-            (part(copy, key) for part, copy in zip(parts, copies, strict=True)),
-            start=jnp.zeros(()),
-        )
+        losses = [part(copy, key) for part, copy in zip(parts, copies, strict=True)]
+        return jnp.sum(jnp.stack(losses))
 
     # copies of one network, which go on apart
     copies = run("rates", (start,) * len(parts), intervals, steps - first)
     return {"labels": labels, "weights": weights, "rates": Intervals(copies)}
+
+
+def schedule(steps: int) -> jk.Schedule:
+    """The schedule of all comparisons of methods."""
+    return jk.schedules.log_snr(PROCESS, steps, T_MIN)
+
+
+def start(study: Study, seed: int, count: int) -> Float[Array, "count d"]:
+    """Initial noise."""
+    return jax.random.normal(jax.random.key(seed), (count, study.data.shape[1]))
+
+
+def quality(study: Study, points: Any, kept: np.ndarray | None = None) -> dict[str, float]:
+    """Distances of samples to held-out data, without clusters that are missing."""
+    held_out = study.held_out if kept is None else study.held_out[kept]
+    points = np.asarray(points)
+    return {
+        "sliced_w2": float(jk.metrics.sliced_w2(points, held_out).value),
+        "frechet": float(jk.metrics.frechet(points, held_out).value),
+    }
+
+
+def methods(study: Study, trained: Trained) -> list[dict[str, Any]]:
+    """Every method and policy at equal evaluations of networks per sample."""
+    noise = start(study, 10, study.count)
+    rows = [{"method": "training data", "evaluations": 0, **quality(study, study.data)}]
+    for budget in BUDGETS:
+        points = jk.sample(trained.single, "ddim", schedule(budget), noise)
+        rows.append({"method": "one network", "evaluations": budget, **quality(study, points)})
+        for method, experts in trained.experts.items():
+            rates = trained.rates.log_rates if method == "rates" else None
+            for label in COMPARED[method]:
+                policy = POLICIES[label]
+                steps = budget // policy.num_evaluations(CLUSTERS)
+                run = (experts, policy, "ddim", schedule(steps), noise)
+                found = routing.sample(*run, key=jax.random.key(budget), log_rates=rates)
+                row = {"method": method, "policy": label, "evaluations": budget}
+                load = [round(float(share), 3) for share in found.load]
+                rows.append({**row, **quality(study, found.points), "load": load})
+    return rows
+
+
+def router_errors(study: Study, trained: Trained) -> list[dict[str, Any]]:
+    """Errors of routers, and of the derivative along the flow, by noise level."""
+    x0 = jnp.asarray(study.held_out[:1000])
+    exact = study.exact.astype(x0.dtype)
+    rows = []
+    for sigma in (0.1, 0.5, 1.0, 2.0, 10.0):
+        t = PROCESS.time_at_sigma(jnp.asarray(sigma, x0.dtype))
+        eps = jax.random.normal(jax.random.key(0), x0.shape, x0.dtype)
+        x = PROCESS.signal(t) * x0 + PROCESS.noise(t) * eps
+        weights = exact.weights(x, t)
+        row: dict[str, Any] = {"sigma": sigma}
+        for method in ("labels", "weights", "rates"):
+            error = trained.experts[method].weights(x, t) - weights
+            row[method] = float(jnp.mean(jnp.sum(error**2, -1)))
+        change = exact.weight_rates(x, t, exact.velocity(x, t))
+        found = trained.rates.log_rates(x, t, x)
+        found = weights * (found - jnp.sum(weights * found, -1, keepdims=True))
+        row["rate, relative"] = float(jnp.sum((found - change) ** 2) / jnp.sum(change**2))
+        rows.append(row)
+    return rows
+
+
+def missing(study: Study, trained: Trained) -> list[dict[str, Any]]:
+    """One expert cannot be reached: samples beside the held-out data of the other clusters.
+
+    That of the largest cluster, and that of the smallest.
+    """
+    noise = start(study, 11, study.count)
+    rows = []
+    experts = trained.experts["weights"]
+    shares = np.bincount(study.labels)
+    for lost in (int(np.argmax(shares)), int(np.argmin(shares))):
+        fewer = experts.without(lost)
+        kept = study.held_out_labels != lost
+        for label, policy in POLICIES.items():
+            steps = BUDGET // policy.num_evaluations(fewer.num_experts)
+            run = (fewer, policy, "ddim", schedule(steps), noise)
+            found = routing.sample(*run, key=jax.random.key(lost))
+            row = {"missing": lost, "policy": label, "share": float(np.mean(~kept))}
+            load = [round(float(share), 3) for share in found.load]
+            rows.append({**row, **quality(study, found.points, kept), "load": load})
+    return rows
+
+
+def distances(points: Any, reference: np.ndarray) -> dict[str, float]:
+    """Mean squared distance to the flow, with its standard error."""
+    squares = np.sum((np.asarray(points) - reference) ** 2, 1)
+    return {
+        "measured": float(squares.mean()),
+        "standard_error": float(squares.std() / np.sqrt(len(squares))),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """What schedules are optimised on and measured by."""
+
+    experts: routing.Experts
+    record: routing.RoutingRecord
+    target: jk.Gaussian
+    schedules: dict[Any, Any]
+    """What was optimised, by steps and evaluations."""
+    noise: Float[Array, "count d"]
+    reference: Float[np.ndarray, "count d"]
+
+    @classmethod
+    def of(cls, study: Study, trained: Trained) -> "Recorded":
+        experts = trained.experts["weights"]
+        options: Any = {"t_min": T_MIN, "nodes": 32, "directions": 4, "batch": 64}
+        noise = start(study, 12, 256)
+        record = routing.record_routing(experts, noise, evaluations=CLUSTERS - 1, **options)
+        noise = start(study, 13, study.count)
+        reference = np.asarray(jk.sample(experts, "heun", schedule(150), noise))
+        return cls(experts, record, jk.Gaussian.fit(study.data), {}, noise, reference)
+
+    def optimise(self, steps: int, evaluations: Any = 1) -> Any:
+        """A schedule for DDIM with so many evaluations per step."""
+        key = (steps, *np.broadcast_to(evaluations, steps).tolist())
+        if key not in self.schedules:
+            objective = routing.RoutingError(self.record, evaluations)
+            run = (self.target, PROCESS, "ddim", steps)
+            self.schedules[key] = jk.optimize_schedule(
+                *run, t_min=T_MIN, objective=objective, progress=False
+            )
+        return self.schedules[key]
+
+    def measure(self, times: jk.Schedule, policy: routing.AbstractPolicy) -> dict[str, float]:
+        run = (self.experts, policy, "ddim", times, self.noise)
+        found = routing.sample(*run, key=jax.random.key(times.num_steps))
+        return distances(found.points, self.reference)
+
+
+def schedules(recorded: Recorded) -> list[dict[str, Any]]:
+    """Schedules for switching on the trained experts, predicted and measured on other noise."""
+    rows = []
+    for steps in STEPS:
+        result = recorded.optimise(steps)
+        found = {"optimized": result.schedule, **result.baseline_schedules}
+        for name, times in found.items():
+            predicted = float(recorded.record.mean_square_error("ddim", times))
+            measured = recorded.measure(times, routing.StochasticSwitching())
+            row = {"steps": steps, "schedule": name, "predicted": predicted, **measured}
+            rows.append({**row, "converged": bool(result.converged)})
+    return rows
+
+
+def splits(recorded: Recorded) -> list[dict[str, Any]]:
+    """A budget of evaluations: many steps with one, few with all, and what is best in between.
+
+    Times for one evaluation per step, then evaluations for these times, then times for those.
+    """
+    rows = []
+    for steps in (BUDGET, 20, BUDGET // CLUSTERS):
+        times = recorded.optimise(steps).schedule
+        evaluations = routing.split_evaluations(recorded.record, "ddim", times, BUDGET)
+        times = recorded.optimise(steps, evaluations).schedule
+        predicted = recorded.record.mean_square_error("ddim", times, evaluations)
+        policy = routing.EvaluationsPerStep(evaluations)
+        row = {"steps": steps, "evaluations": evaluations.tolist(), "predicted": float(predicted)}
+        rows.append({**row, **recorded.measure(times, policy)})
+    times = recorded.optimise(BUDGET).schedule
+    feedback = recorded.measure(times, routing.ErrorFeedback())
+    rows.append({"steps": BUDGET, "evaluations": "error feedback", "predicted": None, **feedback})
+    return rows
+
+
+def study_all(name: str) -> dict[str, Any]:
+    """Everything about one data set."""
+    jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
+    study = {"ring": ring, "digits": digit_clusters}[name]()
+    trained = train(study)
+    recorded = Recorded.of(study, trained)
+    parts: dict[str, Callable[[], Any]] = {
+        "schedules": lambda: schedules(recorded),
+        "splits": lambda: splits(recorded),
+        "methods": lambda: methods(study, trained),
+        "router_errors": lambda: router_errors(study, trained),
+        "missing": lambda: missing(study, trained),
+    }
+    found: dict[str, Any] = {"name": study.name, "costs": trained.costs}
+    for part, make in parts.items():
+        path = CACHE / f"experts_{study.name}_{part}.json"
+        if not path.exists():
+            path.write_text(json.dumps(make()))
+        found[part] = json.loads(path.read_text())
+    return found
+
+
+def show(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> str:
+    """Rows as a table."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.4g}"
+        if isinstance(value, list):
+            return " ".join(map(str, value))
+        return "" if value is None else str(value)
+
+    return table(list(keys), [[cell(row.get(key)) for key in keys] for row in rows])
+
+
+def report(studies: list[dict[str, Any]]) -> str:
+    """All figures as Markdown."""
+    lines = ["# Trained experts", ""]
+    ends = ("sliced_w2", "frechet", "load")
+    squares = ("predicted", "measured", "standard_error")
+    for study in studies:
+        costs = [{"networks": name, **cost} for name, cost in study["costs"].items()]
+        errors = ("sigma", "labels", "weights", "rates", "rate, relative")
+        sections = {
+            "networks": show(costs, ("networks", "parameters", "seconds")),
+            "methods at equal evaluations, distance to held-out data": show(
+                study["methods"], ("evaluations", "method", "policy", *ends)
+            ),
+            "mean squared error of the weights, relative error of their derivative": show(
+                study["router_errors"], errors
+            ),
+            f"a missing expert, {BUDGET} evaluations": show(
+                study["missing"], ("missing", "share", "policy", *ends)
+            ),
+            "schedules for switching, mean squared distance to the flow": show(
+                study["schedules"], ("steps", "schedule", *squares)
+            ),
+            f"{BUDGET} evaluations, mean squared distance to the flow": show(
+                study["splits"], ("steps", "evaluations", *squares)
+            ),
+        }
+        for title, text in sections.items():
+            lines += [f"## {study['name']}: {title}", "", text, ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    # processes, as a program compiles on one core; spawned, as JAX has threads of its own
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        studies = list(pool.map(study_all, ("ring", "digits")))
+    path = save("experts", {"studies": studies})
+    text = report(studies)
+    path.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

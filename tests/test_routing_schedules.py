@@ -216,5 +216,6 @@ def test_the_bound_is_an_objective():
 
     run = (jk.Gaussian(0.0, [1.0]), COSINE, "ddim", 4)
     result = jk.optimize_schedule(*run, t_min=0.5, objective=certified, progress=False)
+    assert result.converged
     assert result.objective < min(result.baselines.values())
     assert result.objective == pytest.approx(float(certified(result.schedule)), rel=1e-6)
