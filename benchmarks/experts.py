@@ -394,7 +394,7 @@ class Recorded:
         return cls(experts, record, jk.Gaussian.fit(study.data), {}, noise, reference)
 
     def optimise(self, steps: int, evaluations: Any = 1) -> Any:
-        """A schedule for DDIM with so many evaluations per step."""
+        """A schedule for DDIM with the evaluations of every step."""
         key = (steps, *np.broadcast_to(evaluations, steps).tolist())
         if key not in self.schedules:
             objective = routing.RoutingError(self.record, evaluations)

@@ -415,7 +415,7 @@ def split_evaluations(
     sampler = check_switching_sampler(sampler)
     costs = np.asarray(step_costs(record, sampler, jnp.asarray(schedule.times)), np.float64)
     sizes = np.array([*range(1, len(costs)), record.num_experts])
-    # least cost of the steps so far with at most so many evaluations
+    # least cost of the steps so far, by the evaluations left for them
     best = np.zeros(budget + 1)
     selected = []
     for own in costs.T:

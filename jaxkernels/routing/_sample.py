@@ -133,31 +133,37 @@ def sample(
     sampler = as_sampler(sampler)
     schedule = check_schedule(experts.process, sampler, schedule)
     noise = check_noise(noise)
+    _check_run(experts, policy, schedule, key, log_rates)
+    key = jax.random.key(0) if key is None else key
+    run = (experts, policy, sampler, schedule, key, noise, restart, log_rates)
+    points, counts, finite = _run(*run)
+    check_finite(finite, noise, schedule)
+    per_step = sampler.nfe_per_step if policy.reselects and log_rates is None else 1
+    calls = noise.shape[0] * schedule.num_steps * per_step if experts.num_experts > 1 else 0
+    return RoutedSamples(points, counts * sampler.nfe_per_step, calls)
+
+
+def _check_run(
+    experts: Experts,
+    policy: AbstractPolicy,
+    schedule: Schedule,
+    key: Array | None,
+    log_rates: object,
+) -> None:
+    """What a run needs besides arguments that are right each for itself."""
     # with a single expert there is nothing to select
     routed = experts.num_experts > 1
     if routed:
         policy.num_evaluations(experts.num_experts)
         policy.check_steps(schedule.num_steps)
-    if key is None:
-        stochastic = not is_traced(schedule) and schedule.is_stochastic
-        if stochastic or (routed and policy.draws):
-            raise ValueError("key: a stochastic schedule or policy draws and needs a random key.")
-        key = jax.random.key(0)
-    if log_rates is not None:
-        _check_rates(log_rates, schedule)
-    run = (experts, policy, sampler, schedule, key, noise, restart, log_rates)
-    points, counts, finite = _run(*run)
-    check_finite(finite, noise, schedule)
-    per_step = sampler.nfe_per_step if policy.reselects and log_rates is None else 1
-    calls = noise.shape[0] * schedule.num_steps * per_step if routed else 0
-    return RoutedSamples(points, counts * sampler.nfe_per_step, calls)
-
-
-def _check_rates(log_rates: object, schedule: Schedule) -> None:
-    """A function that gives rates of the weights, and a schedule along which they exist."""
+    stochastic = not is_traced(schedule) and schedule.is_stochastic
+    if key is None and (stochastic or (routed and policy.draws)):
+        raise ValueError("key: a stochastic schedule or policy draws and needs a random key.")
+    if log_rates is None:
+        return
     if not callable(log_rates):
         raise ValueError(f"log_rates must be a function of (x, t, dx/dt); got {log_rates!r}.")
-    if not is_traced(schedule) and schedule.is_stochastic:
+    if stochastic:
         raise ValueError(
             "log_rates: weights are integrated along the flow, schedule is stochastic."
         )
