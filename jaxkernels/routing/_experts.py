@@ -153,7 +153,7 @@ class Experts(AbstractDenoiser):
         return cls(parts, ClusterRouter(parts))
 
     def without(self, missing: int | Sequence[int]) -> "Experts":
-        """Leave out experts that cannot be reached, with the weights of the others renormalized.
+        """Make the experts that remain without some, with the weights renormalized.
 
             pi_i / sum_{j kept} pi_j
 

@@ -384,7 +384,7 @@ class BoundRoutingError(AbstractBoundObjective):
 def split_evaluations(
     record: RoutingRecord, sampler: AbstractSampler | str, schedule: Schedule, budget: int
 ) -> Int[np.ndarray, " steps"]:
-    """Divide a budget of evaluations among the steps of a schedule.
+    """Find the best split of a budget of evaluations among the steps of a schedule.
 
         min over m_1 .. m_K of  sum_k f_k^2 G_{m_k}(t_{k+1}, t_k),     sum_k m_k <= budget
 
@@ -404,11 +404,9 @@ def split_evaluations(
     **Example:**
 
     ```python
-    >>> experts = jk.routing.Experts.of_clusters([[[-1.0]], [[1.0]]], jk.VP())
-    >>> found = jk.routing.record_routing(experts, jnp.array([[-1.0], [2.0]]), t_min=0.1, nodes=16)
-    >>> schedule = jk.schedules.uniform(jk.VP(), 4, 0.1)
-    >>> int(jk.routing.split_evaluations(found, "ddim", schedule, 6).sum())
-    6
+    >>> pair = jk.routing.Experts.of_clusters([[[-1.0]], [[1.0]]], jk.VP())
+    >>> found = jk.routing.record_routing(pair, jnp.array([[-1.0], [2.0]]), t_min=0.1, nodes=16)
+    >>> split = jk.routing.split_evaluations(found, "ddim", jk.Schedule([1.0, 0.5, 0.1]), 3)
     ```
     """
     budget = _checks.count("budget", budget, at_least=schedule.num_steps)
