@@ -19,6 +19,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from time import perf_counter
 from typing import Any
@@ -42,7 +43,7 @@ from .spectra import digits
 CLUSTERS = 5
 # noise levels at which the copies of the derivative's network meet
 SIGMAS = (0.3, 3.0)
-BUDGETS = (10, 25, 50)
+BUDGETS = (10, 50)
 STEPS = (10, 20, 50)
 SHARES = np.array([0.3, 0.25, 0.2, 0.15, 0.1])
 BUDGET = 50
@@ -132,15 +133,15 @@ class Intervals(eqx.Module):
     copies: tuple[Router, ...]
 
     def logits(self, x: Array, t: Array) -> Array:
-        return self._answer([copy.logits for copy in self.copies], x, t)
+        return self._answer(lambda copy: copy.logits(x, t), t)
 
     def log_rates(self, x: Array, t: Array, velocity: Array) -> Array:
         del velocity  # the networks learned the derivative along the flow
-        return self._answer([copy.log_rates for copy in self.copies], x, t)
+        return self._answer(lambda copy: copy.log_rates(x, t), t)
 
-    def _answer(self, functions: list[Callable[..., Array]], x: Array, t: Array) -> Array:
+    def _answer(self, ask: Callable[[Router], Array], t: Array) -> Array:
         level = jnp.sum(PROCESS.sigma(t) >= jnp.array(SIGMAS))
-        return jax.lax.switch(level, functions, x, jnp.asarray(t))
+        return jax.lax.switch(level, [lambda copy=copy: ask(copy) for copy in self.copies])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -449,10 +450,10 @@ def study_all(name: str) -> dict[str, Any]:
     jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
     study = {"ring": ring, "digits": digit_clusters}[name]()
     trained = train(study)
-    recorded = Recorded.of(study, trained)
+    recorded = cache(lambda: Recorded.of(study, trained))
     parts: dict[str, Callable[[], Any]] = {
-        "schedules": lambda: schedules(recorded),
-        "splits": lambda: splits(recorded),
+        "schedules": lambda: schedules(recorded()),
+        "splits": lambda: splits(recorded()),
         "methods": lambda: methods(study, trained),
         "router_errors": lambda: router_errors(study, trained),
         "missing": lambda: missing(study, trained),
