@@ -173,6 +173,51 @@ def optimal_schedules(count: int) -> list[dict[str, Any]]:
     return rows
 
 
+def certified_schedules(count: int) -> list[dict[str, Any]]:
+    """Schedules of the smallest bound beside those of the smallest predicted error.
+
+    The data are three points, as bounds are for data in a ball.
+    """
+    experts = routing.Experts.of_clusters(list(DIRECTIONS[:, None]), PROCESS)
+    t_min = 0.3
+    record = routing.record_routing(
+        experts, jnp.asarray(start(400, 512)), t_min=t_min, nodes=32, directions=2, batch=512
+    )
+    x = start(500, count)
+    reference = np.asarray(jk.sample(experts, "rk4", uniform(300, t_min), jnp.asarray(x)))
+    norm = float(np.sqrt(np.mean(np.sum(x**2, 1))))
+    target = jk.Gaussian.fit(DIRECTIONS)
+
+    def bound(schedule: jk.Schedule) -> Any:
+        size = {"radius": 1.0, "norm": norm, "num_experts": 3}
+        return routing.routing_bound(PROCESS, "ddim", schedule, **size).value
+
+    objectives = {"certified": bound, "predicted": routing.RoutingError(record)}
+    rows = []
+    for steps in (10, 20, 50):
+        schedules = {"uniform": uniform(steps, t_min)}
+        converged = {}
+        for name, objective in objectives.items():
+            run = (target, PROCESS, "ddim", steps)
+            result = jk.optimize_schedule(*run, t_min=t_min, objective=objective, progress=False)
+            schedules[name] = result.schedule
+            converged[name] = bool(result.converged)
+        draws = np.random.default_rng(steps).random((steps, count))
+        for name, schedule in schedules.items():
+            out = routing.sample(experts, GivenDraws(draws), "ddim", schedule, jnp.asarray(x))
+            rows.append(
+                {
+                    "steps": steps,
+                    "optimum of": name,
+                    "converged": converged.get(name),
+                    "bound": float(bound(schedule)),
+                    "predicted": float(record.mean_square_error("ddim", schedule)) ** 0.5,
+                    "measured": float(squares(out.points, reference).mean()) ** 0.5,
+                }
+            )
+    return rows
+
+
 def budgets(name: str, count: int) -> list[dict[str, Any]]:
     """Few steps with all experts, or many with one, at equal numbers of evaluations."""
     mixture, experts, t_min = problem(name)
@@ -245,6 +290,14 @@ def report(content: dict[str, Any]) -> str:
         for row in content["schedules"]
     ]
     lines += [table(["steps", "schedule", "predicted", "measured", "standard error"], cells), ""]
+    lines += ["## Schedules of the smallest bound, three points", ""]
+    lines += ["Root mean square distance to the flow: bound, prediction and measurement.", ""]
+    keys = ("bound", "predicted", "measured")
+    cells = [
+        [str(row["steps"]), row["optimum of"], *(f"{row[k]:.4f}" for k in keys)]
+        for row in content["certified"]
+    ]
+    lines += [table(["steps", "optimum of", *keys], cells), ""]
     lines += ["## Equal numbers of evaluations", ""]
     cells = [
         [
@@ -271,6 +324,7 @@ def main() -> None:
             *rates("separated", SAMPLES // 2, [0]),
         ],
         "schedules": optimal_schedules(2 * SAMPLES),
+        "certified": certified_schedules(SAMPLES),
         "budgets": [*budgets("clean", SAMPLES // 2), *budgets("separated", SAMPLES // 2)],
     }
     path = save("routing", content)

@@ -95,6 +95,7 @@ from .processes import (
     CosineVP as CosineVP,
     DiscreteVP as DiscreteVP,
     FlowMatching as FlowMatching,
+    PowerVP as PowerVP,
 )
 from .reverse_sde import (
     FokkerPlanckResult as FokkerPlanckResult,

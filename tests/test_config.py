@@ -19,6 +19,7 @@ EXAMPLES = [
     jk.VE(0.1),
     jk.EDM(80.3),
     jk.CosineVP(0.008, 0.9946),
+    jk.PowerVP(2),
     jk.FlowMatching(),
     jk.DiscreteVP.scaled_linear(),
     jk.VP(t_max=0.7),

@@ -70,6 +70,8 @@ CASES = {
     "ve": Case(jk.VE(rate=3.0, t_max=40.0), *_exploding(lambda t: np.sqrt(3.0 * t)), _inside(40.0)),
     "edm": Case(jk.EDM(30.0), *_exploding(lambda t: t), _inside(30.0)),
     "cosine_vp": Case(jk.CosineVP(), *_preserving(_cosine_signal), _inside(1.0)),
+    "power_vp": Case(jk.PowerVP(), *_preserving(lambda t: 1.0 - t), _inside(1.0)),
+    "quadratic_vp": Case(jk.PowerVP(2), *_preserving(lambda t: 1.0 - t**2), _inside(1.0)),
     "flow_matching": Case(
         jk.FlowMatching(),
         lambda t: 1.0 - t,
@@ -173,7 +175,16 @@ def test_exact_at_the_data_end(case: Case) -> None:
     assert float(p.integrated_signal(0.0)) == 0.0
 
 
-@pytest.mark.parametrize("process", [jk.CosineVP(), jk.CosineVP(offset=0.0), jk.FlowMatching()])
+@pytest.mark.parametrize(
+    "process",
+    [
+        jk.CosineVP(),
+        jk.CosineVP(offset=0.0),
+        jk.FlowMatching(),
+        jk.PowerVP(),
+        jk.PowerVP(2),
+    ],
+)
 def test_exact_at_the_noise_end(process: jk.AbstractProcess) -> None:
     """No signal at all at t = 1, and still finite rates of change."""
     assert float(process.t_max) == 1.0
@@ -339,6 +350,7 @@ def test_derivatives_in_parameters() -> None:
         (lambda: jk.EDM(sigma_max=1j), r"sigma_max must be an array of real numbers; got complex"),
         (lambda: jk.CosineVP(offset=-0.1), r"offset = -0.1 must be >= 0"),
         (lambda: jk.CosineVP(t_max=1.5), r"t_max = 1.5 must be > 0 and <= 1"),
+        (lambda: jk.PowerVP(3), r"power = 3 must be 1 or 2"),
         (
             lambda: jk.DiscreteVP(np.array([0.5])),
             r"alphas_cumprod must be a list of at least 2 .* shape \(1,\)",
@@ -420,6 +432,7 @@ WHOLE = {
     "ve": (jk.VE(t_max=9.0), 9.0, None),
     "edm": (jk.EDM(14.0), 14.0, lambda t: jk.EDM(14.0, t_max=t)),
     "cosine_vp": (jk.CosineVP(), 1.0, lambda t: jk.CosineVP(t_max=t)),
+    "power_vp": (jk.PowerVP(2), 1.0, lambda t: jk.PowerVP(2, t_max=t)),
     "flow_matching": (jk.FlowMatching(), 1.0, lambda t: jk.FlowMatching(t_max=t)),
     "discrete_vp": (jk.DiscreteVP(TABLE), 6.0, lambda t: jk.DiscreteVP(TABLE, t_max=t)),
 }
@@ -472,6 +485,7 @@ def test_default_last_times() -> None:
         "ve": (jk.VE(), 2e-6),
         "edm": (jk.EDM(), 2e-3),
         "cosine_vp": (jk.CosineVP(), 1e-3),
+        "power_vp": (jk.PowerVP(2), 1e-3),
         "flow_matching": (jk.FlowMatching(), 1e-3),
         "discrete_vp": (jk.DiscreteVP.scaled_linear(), 1.0),
     }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from three_experts import COSINE, EXPERTS, MEANS, MIXTURE, WEIGHTS, flow, parts
+from three_experts import COSINE, EXPERTS, MEANS, MIXTURE, VARIANCE, WEIGHTS, flow, parts
 
 import jaxkernels as jk
 from jaxkernels import routing
@@ -203,6 +203,27 @@ def test_rates_of_any_router_are_differences_along_the_path():
     np.testing.assert_allclose(found, (ahead - back) / (2 * h), atol=1e-9)
 
 
+def test_rates_of_log_weights_are_differences_along_the_path():
+    """And 0 for an expert without weight."""
+
+    def router(x, t):
+        return jnp.stack([jnp.sin(x[:, 0] + t), x[:, 1] * t, jnp.full(len(x), -jnp.inf)], -1)
+
+    experts = routing.Experts([jk.Denoiser(lambda x, t: -x, jk.VP(), "score")] * 3, router)
+    x = np.random.default_rng(4).normal(size=(6, 2))
+    u = np.random.default_rng(5).normal(size=(6, 2))
+    found = experts.log_weight_rates(jnp.asarray(x), 0.4, jnp.asarray(u))
+    h = 1e-5
+
+    def log_weights(x, t):
+        logs = np.stack([np.sin(x[:, 0] + t), x[:, 1] * t], -1)
+        return logs - np.log(np.sum(np.exp(logs), -1, keepdims=True))
+
+    difference = (log_weights(x + h * u, 0.4 + h) - log_weights(x - h * u, 0.4 - h)) / (2 * h)
+    np.testing.assert_allclose(found[:, :2], difference, atol=1e-9)
+    assert np.all(np.asarray(found[:, 2]) == 0.0)
+
+
 def test_experts_of_a_mixture_are_its_exact_denoiser():
     x = np.random.default_rng(6).normal(size=(9, 2))
     exact = MIXTURE.denoiser(COSINE)
@@ -362,6 +383,149 @@ def test_drawn_policies_are_right_on_average():
             assert found.evaluations[0, np.argmax(pi[0])] == len(points)
 
 
+def _integrated(x: np.ndarray, times: np.ndarray, follow: Any) -> np.ndarray:
+    """Euler's method for points and log weights together, rates by differences along the step."""
+    logs = np.log(parts(x, times[0])[0])
+    for t, u in zip(times[:-1], times[1:], strict=True):
+        pi = np.exp(logs)
+        velocity = np.einsum("qi,qid->qd", follow(pi), parts(x, t)[1])
+        step = 1e-6
+        ahead, back = (np.log(parts(x + h * velocity, t + h)[0]) for h in (step, -step))
+        logs = logs + (u - t) * (ahead - back) / (2 * step)
+        logs = logs - np.log(np.sum(np.exp(logs), -1, keepdims=True))
+        x = x + (u - t) * velocity
+    return x
+
+
+def test_integrated_weights_follow_their_derivative():
+    """Against NumPy, for all experts, for one drawn, and for one by its debt."""
+    x = _clean_start(300, 0)
+    schedule = _uniform_schedule(12)
+    times = np.asarray(schedule.times)
+    uniform = np.random.default_rng(1).random((12, 300))
+    cases = [
+        (routing.SoftRouting(), lambda pi: pi),
+        (GivenDraws(uniform), _switched(iter(uniform))),
+        (routing.ErrorFeedback(), _in_debt(300)),
+    ]
+    for policy, follow in cases:
+        run = (EXPERTS, policy, "euler_maruyama", schedule, jnp.asarray(x))
+        found = routing.sample(*run, log_rates=EXPERTS.log_weight_rates)
+        np.testing.assert_allclose(found.points, _integrated(x, times, follow), atol=1e-6)
+        assert found.router_calls == 12 * 300
+        exact = routing.sample(*run)
+        assert np.max(np.abs(np.asarray(exact.points) - np.asarray(found.points))) > 1e-3
+
+
+def test_integrated_weights_have_the_order_of_the_sampler():
+    """With all experts the squared distance to the flow falls as K^-2, as with the router's own."""
+    x = _clean_start(400, 1)
+    exact = flow(x, 1.0, 0.1, 300)
+    errors = []
+    for steps in (40, 80, 160):
+        run = (EXPERTS, routing.SoftRouting(), "euler_maruyama", _uniform_schedule(steps))
+        rates = EXPERTS.log_weight_rates
+        points = routing.sample(*run, jnp.asarray(x), log_rates=rates).points
+        errors.append(np.mean(np.sum((np.asarray(points) - exact) ** 2, 1)))
+    slopes = np.log2(np.array(errors[:-1]) / errors[1:])
+    np.testing.assert_allclose(slopes, 2.0, atol=0.1)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m"])
+def test_weights_without_a_derivative_stay_those_of_the_start(sampler: str):
+    """In every form; a router that does not move needs no integration."""
+    still = routing.Experts(EXPERTS.components, lambda x, t: jnp.zeros((len(x), 3)))
+    run = (routing.ErrorFeedback(), sampler, _uniform_schedule(5), jnp.asarray(_clean_start(20, 2)))
+    at_start = routing.sample(still, *run)
+    found = routing.sample(still, *run, log_rates=lambda x, t, dx_dt: jnp.ones((len(x), 3)))
+    np.testing.assert_allclose(found.points, at_start.points, atol=1e-12)
+
+
+def test_history_restarts_where_the_expert_changes():
+    """Of a sample whose experts alternate, DPM-Solver++(2M) makes steps of DDIM only.
+
+    With the history kept it does not, and with one expert throughout it is DPM-Solver++(2M).
+    """
+    process = jk.FlowMatching()
+    pair = [jk.Denoiser(lambda x, t, c=c: c * x + t, process, "x0") for c in (0.1, 0.6)]
+    schedule = jk.Schedule([1.0, 0.8, 0.55, 0.3, 0.1])
+    noise = jnp.asarray(_clean_start(4, 7))
+    even = routing.Experts(pair, lambda x, t: jnp.zeros((len(x), 2)))
+    run = (routing.ErrorFeedback(),)
+    alternating = routing.sample(even, *run, "dpmpp_2m", schedule, noise)
+    assert alternating.evaluations[:, 0].tolist() == [4, 0, 4, 0]
+    one_step = routing.sample(even, *run, "ddim", schedule, noise)
+    np.testing.assert_allclose(alternating.points, one_step.points, rtol=1e-12)
+    kept = routing.sample(even, *run, "dpmpp_2m", schedule, noise, restart=False)
+    assert np.max(np.abs(np.asarray(kept.points) - np.asarray(one_step.points))) > 1e-3
+    alone = routing.Experts(pair, lambda x, t: jnp.array([[50.0, 0.0]] * len(x)))
+    found = routing.sample(alone, *run, "dpmpp_2m", schedule, noise)
+    expected = jk.sample(pair[0], "dpmpp_2m", schedule, noise)
+    np.testing.assert_allclose(found.points, expected, rtol=1e-12)
+
+
+def test_heun_evaluates_the_expert_that_it_started_with():
+    """Both stages; all experts together have the weights of each stage."""
+    schedule = jk.Schedule([0.8, 0.5])
+    x = _clean_start(50, 8)
+    pi, velocities = parts(x, 0.8)
+    expert = np.argmax(pi, 1)
+    rows = np.arange(50)
+    first = velocities[rows, expert]
+    second = parts(x - 0.3 * first, 0.5)[1][rows, expert]
+    run = (EXPERTS, routing.ErrorFeedback(), "heun", schedule, jnp.asarray(x))
+    found = routing.sample(*run)
+    np.testing.assert_allclose(found.points, x - 0.15 * (first + second), atol=1e-9)
+    assert found.nfe == 2
+
+
+def test_evaluations_of_every_step_are_made_and_right_on_average():
+    """One step from one point: mean and variance are those of m - 1 and one of the rest."""
+    x = np.tile([[0.3, -0.2]], (20_000, 1))
+    pi, velocities = (part[0] for part in parts(x[:1], 0.4))
+    order = np.argsort(-pi)
+    schedule = jk.Schedule([0.4, 0.3])
+    for m in (1, 2, 3):
+        policy = routing.EvaluationsPerStep([m])
+        run = (EXPERTS, policy, "euler_maruyama", schedule, jnp.asarray(x))
+        found = routing.sample(*run, key=jax.random.key(m))
+        rest = order[m - 1 :]
+        mass = pi[rest].sum()
+        around = velocities[rest] - pi[rest] @ velocities[rest] / mass
+        variance = 0.1**2 * mass * pi[rest] @ np.sum(around**2, 1)
+        points = np.asarray(found.points)
+        mean = x[0] - 0.1 * pi @ velocities
+        error = points.std(0) / np.sqrt(len(points))
+        assert np.all(np.abs(points.mean(0) - mean) < 4 * error + 1e-12)
+        measured = np.mean(np.sum((points - mean) ** 2, 1))
+        assert measured == pytest.approx(variance, rel=0.03, abs=1e-20)
+        assert found.nfe == m
+    schedule = _uniform_schedule(4)
+    policy = routing.EvaluationsPerStep([3, 1, 2, 1])
+    run = (EXPERTS, policy, "ddim", schedule, jnp.asarray(x[:100]))
+    found = routing.sample(*run, key=jax.random.key(0))
+    assert found.evaluations.sum(1).tolist() == [300, 100, 200, 100]
+    # three evaluations are all experts
+    soft = routing.sample(EXPERTS, routing.SoftRouting(), "ddim", _uniform_schedule(4), run[-1])
+    policy = routing.EvaluationsPerStep([3] * 4)
+    every = routing.sample(EXPERTS, policy, *run[2:], key=jax.random.key(0))
+    np.testing.assert_allclose(every.points, soft.points, atol=1e-9)
+
+
+def test_a_missing_expert_leaves_the_mixture_of_the_others():
+    """The exact experts of the mixture without the component: no retraining of the router."""
+    share = WEIGHTS[[0, 2]] / WEIGHTS[[0, 2]].sum()
+    rest = jk.GaussianMixture(share, MEANS[[0, 2]], np.full(2, VARIANCE))
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(7, 2)))
+    fewer = CLEAN.without(1)
+    assert fewer.num_experts == 2
+    expected = routing.Experts.of_mixture(rest, COSINE)
+    np.testing.assert_allclose(fewer.weights(x, 0.3), expected.weights(x, 0.3), rtol=1e-12)
+    np.testing.assert_allclose(fewer(x, 0.3).x0, expected(x, 0.3).x0, rtol=1e-10)
+    found = routing.sample(fewer, routing.ErrorFeedback(), "ddim", _uniform_schedule(3), x)
+    assert found.load.shape == (2,)
+
+
 def _counting(i: int, calls: list) -> jk.Denoiser:
     def network(x, t):
         jax.debug.callback(lambda rows: calls.append((i, rows)), jnp.asarray(x.shape[0]))
@@ -387,6 +551,15 @@ def test_one_evaluation_costs_one():
     block = 600 // 12
     assert np.all(rows >= counted)
     assert np.all(rows <= counted + 4 * block)
+    # steps with fewer evaluations than others leave out what they do not need
+    calls.clear()
+    policy = routing.EvaluationsPerStep([3, 1, 1, 2])
+    found = routing.sample(experts, policy, "ddim", schedule, noise, key=jax.random.key(0))
+    jax.effects_barrier()
+    total = sum(int(size) for _, size in calls)
+    block = 3 * 600 // 12
+    assert 7 * 600 <= total <= 7 * 600 + 4 * 3 * block
+    assert total < 4 * 3 * 600
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m"])
@@ -541,6 +714,36 @@ class TestBadInput:
             routing.sample(EXPERTS, routing.TopK(3, rest=True), *run)
         with pytest.raises(ValueError, match="k = 0 must be at least 1"):
             routing.TopK(0)
+
+    def test_evaluations(self):
+        run = ("ddim", jk.Schedule([1.0, 0.5]), jnp.ones((2, 2)))
+        for wrong in ([0], [], np.array([1.5]), np.array([[1]])):
+            with pytest.raises(ValueError, match="must be integers >= 1, one for each step"):
+                routing.EvaluationsPerStep(wrong)
+        key = jax.random.key(0)
+        with pytest.raises(ValueError, match="evaluations are of 2 steps, not 1"):
+            routing.sample(EXPERTS, routing.EvaluationsPerStep([1, 1]), *run, key=key)
+        with pytest.raises(ValueError, match="a step makes 4; there are 3 experts"):
+            routing.sample(EXPERTS, routing.EvaluationsPerStep([4]), *run, key=key)
+
+    def test_rates(self):
+        feedback = routing.ErrorFeedback()
+        run = (EXPERTS, feedback, "ddim", jk.Schedule([1.0, 0.5]), jnp.ones((2, 2)))
+        with pytest.raises(ValueError, match=r"log_rates returned shape \(2, 2\)"):
+            routing.sample(*run, log_rates=lambda x, t, dx_dt: x)
+        noisy = (*run[:3], jk.Schedule([1.0, 0.5], 0.5), run[4])
+        rates = EXPERTS.log_weight_rates
+        with pytest.raises(ValueError, match="along the flow, schedule is stochastic"):
+            routing.sample(*noisy, log_rates=rates, key=jax.random.key(0))
+
+    def test_missing_experts(self):
+        with pytest.raises(ValueError, match="missing = 3 is none of 3 experts"):
+            EXPERTS.without(3)
+        with pytest.raises(ValueError, match="at least one expert must remain"):
+            EXPERTS.without([0, 1, 2])
+        pair = [jk.Denoiser(lambda x, t: x, jk.VP(), "epsilon")] * 2
+        with pytest.raises(ValueError, match="a Threshold has no other expert"):
+            routing.Experts(pair, routing.Threshold([0.5])).without(0)
 
 
 SLOW_STEPS = (20, 40, 80, 160)

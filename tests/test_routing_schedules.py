@@ -1,5 +1,7 @@
 """What switching costs, predicted from recorded trajectories, and schedules that suit it."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -58,6 +60,60 @@ def test_one_step_has_a_closed_form(found: routing.RoutingRecord):
     assert float(found.switching_error("ddim", one)) == pytest.approx(ddim, rel=1e-6)
     euler = (0.9 * np.pi / 2) ** 2 * between
     assert float(found.switching_error("euler_maruyama", one)) == pytest.approx(euler, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def split(start: np.ndarray) -> routing.RoutingRecord:
+    """With the cost of two evaluations per step as well."""
+    options = {"nodes": 32, "directions": 2, "batch": 48, "progress": False}
+    return routing.record_routing(
+        EXPERTS, jnp.asarray(start), t_min=T_MIN, evaluations=2, **options
+    )
+
+
+def test_more_evaluations_leave_the_variance_of_the_rest(
+    found: routing.RoutingRecord, split: routing.RoutingRecord
+):
+    """In closed form from signal 0, where weights and denoised points are those of the mixture."""
+    one = jk.Schedule([1.0, T_MIN])
+    rest = WEIGHTS[1:]
+    apart = MEANS[1:] - rest @ MEANS[1:] / rest.sum()
+    expected = np.cos(np.pi / 2 * T_MIN) ** 2 * rest.sum() * rest @ np.sum(apart**2, 1)
+    assert float(split.switching_error("ddim", one, 2)) == pytest.approx(expected, rel=1e-6)
+    assert float(split.switching_error("ddim", one, [3])) == 0.0
+    schedule = jk.Schedule(np.linspace(1.0, T_MIN, 7))
+    single = [float(record.switching_error("ddim", schedule)) for record in (found, split)]
+    assert single[0] == pytest.approx(single[1], rel=1e-9)
+    total = [float(split.switching_error("ddim", schedule, m)) for m in (1, 2, 3)]
+    assert total == sorted(total, reverse=True)
+
+
+def test_evaluations_are_split_as_by_trying_all_ways(split: routing.RoutingRecord):
+    schedule = jk.Schedule(np.linspace(1.0, T_MIN, 6))
+    ways = list(itertools.product((1, 2, 3), repeat=5))
+    errors = {way: float(split.switching_error("ddim", schedule, way)) for way in ways}
+    for budget in (5, 7, 10, 15, 17):
+        best = min(error for way, error in errors.items() if sum(way) <= budget)
+        found = routing.split_evaluations(split, "ddim", schedule, budget)
+        assert found.sum() <= budget
+        assert errors[tuple(found.tolist())] == pytest.approx(best, rel=1e-9, abs=1e-15)
+
+
+def test_records_refuse_evaluations_that_they_have_not(
+    found: routing.RoutingRecord, split: routing.RoutingRecord
+):
+    schedule = jk.Schedule([1.0, 0.5, T_MIN])
+    with pytest.raises(ValueError, match="evaluations = 2: at most 1 were recorded, or all 3"):
+        found.switching_error("ddim", schedule, 2)
+    with pytest.raises(ValueError, match="evaluations are of 3 steps, not 2"):
+        split.mean_square_error("ddim", schedule, [1, 1, 1])
+    objective = routing.RoutingError(split, [1, 2])
+    with pytest.raises(ValueError, match="evaluations are of 2 steps, not 4"):
+        objective.check_target(MIXTURE.gaussian(), COSINE, jk.DDIM(), 4)
+    with pytest.raises(ValueError, match="budget = 1 must be at least 2"):
+        routing.split_evaluations(split, "ddim", schedule, 1)
+    with pytest.raises(ValueError, match="evaluations = 3 must be at most 2"):
+        routing.record_routing(EXPERTS, jnp.ones((2, 2)), t_min=T_MIN, evaluations=3)
 
 
 @pytest.mark.slow
@@ -160,5 +216,6 @@ def test_the_bound_is_an_objective():
 
     run = (jk.Gaussian(0.0, [1.0]), COSINE, "ddim", 4)
     result = jk.optimize_schedule(*run, t_min=0.5, objective=certified, progress=False)
+    assert result.converged
     assert result.objective < min(result.baselines.values())
     assert result.objective == pytest.approx(float(certified(result.schedule)), rel=1e-6)

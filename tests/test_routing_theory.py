@@ -18,6 +18,8 @@ PROCESSES = {
     "vp": jk.VP(),
     "flow": jk.FlowMatching(),
     "edm": jk.EDM(t_max=3.0),
+    "linear": jk.PowerVP(),
+    "quadratic": jk.PowerVP(2),
 }
 SAMPLERS = ("euler_maruyama", "ddim")
 INSTANCES = 80
@@ -190,7 +192,7 @@ def _mean_squares(
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_bounds_hold_for_every_instance(name: str):
-    """80 of every process, 320 in all; every path is enumerated. No slack but for rounding.
+    """80 of every process, 480 in all; every path is enumerated. No slack but for rounding.
 
     For every initial point with its norm, and for all of an instance with their root mean square.
     """
@@ -415,6 +417,27 @@ def test_the_distribution_is_reached_faster_than_its_trajectories():
         assert mass[-1] == pytest.approx(1.0, abs=1e-9)
         errors.append(np.mean((np.interp(u, mass, y) - np.interp(u, exact, y)) ** 2))
     slope = -np.polyfit(np.log([10, 20, 40]), np.log(errors), 1)[0]
+    assert slope == pytest.approx(2.0, abs=0.02)
+
+
+def test_the_distribution_of_all_experts_has_the_rate_of_their_trajectories():
+    """Squared W2 falls as n^-2 too: a step is an increasing map, which moves the quantiles."""
+    process = PROCESSES["cosine"]
+    experts = routing.Experts.of_clusters([[[-1.0]], [[1.0]]], process)
+    tau = 0.5
+    y = np.linspace(-8.0, 8.0, 4001)
+    u = (np.arange(4000) + 0.5) / 4000
+    start = jnp.asarray(stats.norm.ppf(u)[:, None])
+    a, s = np.cos(np.pi / 2 * tau), np.sin(np.pi / 2 * tau)
+    exact = np.interp(u, 0.5 * (stats.norm.cdf((y - a) / s) + stats.norm.cdf((y + a) / s)), y)
+    errors = []
+    # at 10, 20 and 40 steps the slope is 1.956
+    for n in (80, 160, 320):
+        run = ("euler_maruyama", jk.Schedule(np.linspace(1.0, tau, n + 1)), start)
+        found = np.asarray(routing.sample(experts, routing.SoftRouting(), *run).points)[:, 0]
+        assert np.all(np.diff(found) > 0.0)
+        errors.append(np.mean((found - exact) ** 2))
+    slope = -np.polyfit(np.log([80, 160, 320]), np.log(errors), 1)[0]
     assert slope == pytest.approx(2.0, abs=0.02)
 
 

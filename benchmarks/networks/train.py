@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -31,19 +32,31 @@ def train(problem: Problem, data: np.ndarray) -> Network:
     Interrupted training goes on from the last checkpoint, with the same result.
     """
     fresh = Network(problem, data, jax.random.key(0))
-    path = _path(problem)
+    objective = minibatch(loss, jnp.asarray(data, jnp.float32), problem.batch)
+    return fit(fresh, objective, problem.training_steps, _path(problem))
+
+
+Model = TypeVar("Model")
+"""A tree of networks."""
+
+
+def fit(fresh: Model, objective: Callable[[Model, Array], Array], steps: int, path: Path) -> Model:
+    """Minimise a function of (networks, key) by Adam; kept at `path`.
+
+    Of a sum of losses of several networks it trains each as if it were alone.
+    """
     if path.exists():
         return eqx.tree_deserialise_leaves(path, fresh)
     checkpoint = path.with_suffix(".part")
-    optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, problem.training_steps))
-    advance = _advance(optimizer, jnp.asarray(data, jnp.float32), problem.batch)
+    optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, steps))
+    advance = _advance(optimizer, objective)
     state = (fresh, fresh, optimizer.init(eqx.filter(fresh, eqx.is_array)))
-    keys = jax.random.split(jax.random.key(1), problem.training_steps // _CHUNK)
+    keys = jax.random.split(jax.random.key(1), steps // _CHUNK)
     CACHE.mkdir(exist_ok=True)
     done = 0
     if checkpoint.exists():
         done, state = eqx.tree_deserialise_leaves(checkpoint, (done, state))
-    for i in track(range(done, len(keys)), f"training {problem.name}"):
+    for i in track(range(done, len(keys)), f"training {path.stem}"):
         state = jax.block_until_ready(advance(state, keys[i]))
         eqx.tree_serialise_leaves(checkpoint.with_suffix(".new"), (i + 1, state))
         checkpoint.with_suffix(".new").replace(checkpoint)
@@ -60,20 +73,32 @@ def _path(problem: Problem) -> Path:
     return CACHE / f"network_{'_'.join(str(getattr(problem, name)) for name in used)}.eqx"
 
 
-_State = tuple[Network, Network, optax.OptState]
+def minibatch(
+    loss: Callable[..., Array], data: Array | tuple[Array, ...], batch: int
+) -> Callable[[Any, Array], Array]:
+    """A loss of (network, rows of the data, key), as a function of (network, key)."""
+    arrays = data if isinstance(data, tuple) else (data,)
+
+    def objective(network: Any, key: Array) -> Array:
+        key_data, key_loss = jax.random.split(key)
+        rows = jax.random.randint(key_data, (batch,), 0, len(arrays[0]))
+        return loss(network, *(array[rows] for array in arrays), key_loss)
+
+    return objective
+
+
+_State = tuple[Any, Any, optax.OptState]
 """Network, running average and the optimizer's state."""
 
 
 def _advance(
-    optimizer: optax.GradientTransformation, x: Float[Array, "n d"], batch: int
+    optimizer: optax.GradientTransformation, objective: Callable[[Any, Array], Array]
 ) -> Callable[[_State, Array], _State]:
     """`_CHUNK` steps of training, compiled."""
 
     def step(state: _State, key: Array) -> tuple[_State, None]:
         network, average, moments = state
-        key_data, key_loss = jax.random.split(key)
-        images = x[jax.random.randint(key_data, (batch,), 0, x.shape[0])]
-        gradient = eqx.filter_grad(loss)(network, images, key_loss)
+        gradient = eqx.filter_grad(objective)(network, key)
         updates, moments = optimizer.update(gradient, moments)
         network = eqx.apply_updates(network, updates)
         average = jax.tree.map(lambda m, p: m + _AVERAGING_RATE * (p - m), average, network)
@@ -114,12 +139,7 @@ def _loss(
     key: Array,
 ) -> Float[Array, ""]:
     """`loss` of any function of the prediction type."""
-    key_t, key_x = jax.random.split(key)
-    ends = jnp.log(PROCESS.sigma(jnp.asarray([T_MIN, float(np.asarray(PROCESS.t_max))])))
-    # stratified: one level per sample
-    u = (jnp.arange(x0.shape[0]) + jax.random.uniform(key_t, (x0.shape[0],))) / x0.shape[0]
-    times = PROCESS.time_at_sigma(jnp.exp(ends[0] + u * (ends[1] - ends[0])))
-    eps = jax.random.normal(key_x, x0.shape)
+    times, eps = noising(x0, key)
 
     def one(x0: Array, eps: Array, t: Array) -> Array:
         a = PROCESS.signal(t)
@@ -130,3 +150,15 @@ def _loss(
         return jnp.mean((value - x0) ** 2) * ((a * scale) ** 2 + s**2) / (s * scale) ** 2
 
     return jnp.mean(jax.vmap(one)(x0, eps, times))
+
+
+def noising(
+    x0: Float[Array, "batch d"], key: Array, t_min: float = T_MIN, t_max: float | None = None
+) -> tuple[Float[Array, " batch"], Float[Array, "batch d"]]:
+    """Times at log-uniform noise levels, stratified, one for each sample; and noise."""
+    key_t, key_x = jax.random.split(key)
+    last = float(np.asarray(PROCESS.t_max)) if t_max is None else t_max
+    ends = jnp.log(PROCESS.sigma(jnp.asarray([t_min, last])))
+    u = (jnp.arange(x0.shape[0]) + jax.random.uniform(key_t, (x0.shape[0],))) / x0.shape[0]
+    times = PROCESS.time_at_sigma(jnp.exp(ends[0] + u * (ends[1] - ends[0])))
+    return times, jax.random.normal(key_x, x0.shape)

@@ -138,6 +138,7 @@ class ProcessOptions:
         ),
     ] = None
     offset: Annotated[float | None, option("cosine_vp: offset of the cosine.", "Process")] = None
+    power: Annotated[int | None, option("power_vp: signal 1 - t^power.", "Process")] = None
     table: Annotated[
         str | None,
         option(

@@ -30,4 +30,5 @@ from ._vp import (
     AbstractVariancePreserving as AbstractVariancePreserving,
     CosineVP as CosineVP,
     DiscreteVP as DiscreteVP,
+    PowerVP as PowerVP,
 )

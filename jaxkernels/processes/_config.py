@@ -11,7 +11,7 @@ from .._precision import is_traced
 from ._base import AbstractProcess
 from ._flow import FlowMatching
 from ._ve import EDM, VE
-from ._vp import OU, VP, CosineVP, DiscreteVP
+from ._vp import OU, VP, CosineVP, DiscreteVP, PowerVP
 
 PROCESSES: dict[str, type[AbstractProcess]] = {
     "vp": VP,
@@ -19,6 +19,7 @@ PROCESSES: dict[str, type[AbstractProcess]] = {
     "ve": VE,
     "edm": EDM,
     "cosine_vp": CosineVP,
+    "power_vp": PowerVP,
     "flow_matching": FlowMatching,
     "discrete_vp": DiscreteVP,
 }
@@ -125,6 +126,8 @@ def _value(process: AbstractProcess, key: str) -> object:
         return float(process.t_max if process.full_t_max is None else process.full_t_max)
     if isinstance(process, DiscreteVP):
         return process.name if key == "name" else _alphas_cumprod(process).tolist()
+    if isinstance(process, PowerVP):
+        return process.power
     return float(getattr(process, key))
 
 

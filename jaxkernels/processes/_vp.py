@@ -243,6 +243,62 @@ class CosineVP(AbstractVariancePreserving):
         return -c / jnp.tan(c * (1.0 - as_inexact(t)))
 
 
+class PowerVP(AbstractVariancePreserving):
+    """Variance-preserving process whose signal falls linearly or quadratically, on [0, 1].
+
+        a(t) = 1 - t^power,     s^2 = t^power (2 - t^power)
+
+    `power` = 1 is the linear, 2 the quadratic signal of analyses of convergence; `VP` has a linear
+    rate instead. At t = 1 the signal is exactly 0, as for `CosineVP`.
+
+    **Arguments:**
+
+    - `power`: 1 or 2.
+    - `t_max`: first time of sampling, in (0, 1]; below 1 it starts from noised data, see
+      `sub_range`.
+
+    **Raises:** ValueError for an argument out of range.
+
+    **Example:**
+
+    ```python
+    >>> float(jk.PowerVP(power=2).signal(0.5))
+    0.75
+    ```
+
+    Source: "Wasserstein Convergence of ODE-Based Samplers in Decentralized Diffusion Model via
+    Velocity Field Decomposition" (manuscript), Assumption 3.
+    """
+
+    power: int = eqx.field(static=True)
+    t_max: AnyArray
+
+    def __init__(self, power: int = 1, t_max: Numbers = 1.0):
+        if power not in (1, 2):
+            raise ValueError(f"power = {power!r} must be 1 or 2.")
+        self.power = int(power)
+        self.t_max, self.full_t_max = range_ends(t_max, constant(1.0))
+
+    def _lost(self, t: Real[ArrayLike, "*s"]) -> Array:
+        """1 - a."""
+        return as_inexact(t) ** self.power
+
+    def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return 1.0 - self._lost(t)
+
+    def noise(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        lost = self._lost(t)
+        return safe_sqrt(lost * (2.0 - lost))
+
+    def time_at_sigma(self, sigma: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        # a = cos(theta) and 1 - a = 2 sin^2(theta / 2), without cancellation and up to sigma = inf
+        root = np.sqrt(2.0) * jnp.sin(0.5 * jnp.arctan(as_inexact(sigma)))
+        return root if self.power == 2 else root * root
+
+    def drift(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
+        return -self.power * as_inexact(t) ** (self.power - 1) / self.signal(t)
+
+
 class DiscreteVP(AbstractVariancePreserving):
     """The process of a trained table `alphas_cumprod`, in continuous time on [0, N].
 

@@ -13,6 +13,7 @@ from ._experts import Experts as Experts
 from ._policy import (
     AbstractPolicy as AbstractPolicy,
     ErrorFeedback as ErrorFeedback,
+    EvaluationsPerStep as EvaluationsPerStep,
     SoftRouting as SoftRouting,
     StochasticSwitching as StochasticSwitching,
     TopK as TopK,
@@ -22,8 +23,14 @@ from ._record import (
     RoutingError as RoutingError,
     RoutingRecord as RoutingRecord,
     record_routing as record_routing,
+    split_evaluations as split_evaluations,
 )
 from ._regularity import Regularity as Regularity, trajectory_norm as trajectory_norm
 from ._router import AbstractRouter as AbstractRouter, Threshold as Threshold
 from ._sample import RoutedSamples as RoutedSamples, sample as sample
+from ._training import (
+    label_loss as label_loss,
+    weight_loss as weight_loss,
+    weight_rate_loss as weight_rate_loss,
+)
 from ._variance import mean_routing_variance as mean_routing_variance

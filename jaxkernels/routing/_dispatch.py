@@ -71,7 +71,7 @@ def _branch(experts: Experts, i: int):
 
 
 def _divide(expert: Int[Array, " rows"], num_experts: int, size: int) -> _Plan:
-    """Divide rows into blocks of `size` by their expert."""
+    """Divide rows into blocks of `size` by their expert; rows of expert N are in none."""
     total = expert.shape[0]
     blocks = total // size + num_experts
     order = jnp.argsort(expert, stable=True)
@@ -88,4 +88,6 @@ def _divide(expert: Int[Array, " rows"], num_experts: int, size: int) -> _Plan:
     rows = order[jnp.minimum(position, total - 1)]
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(total)) - first_row[expert]
     places = (first_block[expert] + rank // size) * size + rank % size
+    # rows of no expert have the coefficient 0, whatever is found for them
+    places = jnp.where(expert < num_experts, places, 0)
     return _Plan(owner, rows, places)

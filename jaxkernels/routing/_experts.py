@@ -29,7 +29,15 @@ from ..distributions import GaussianMixture
 from ..prediction import AbstractDenoiser, Denoiser, Prediction, check_denoiser
 from ..processes import AbstractProcess, same_process
 from ._empirical import EmpiricalDenoiser, check_points
-from ._router import AbstractRouter, ClusterRouter, MixtureRouter, as_router, check_threshold
+from ._router import (
+    AbstractRouter,
+    ClusterRouter,
+    MixtureRouter,
+    SomeExperts,
+    Threshold,
+    as_router,
+    check_threshold,
+)
 
 
 class Experts(AbstractDenoiser):
@@ -145,6 +153,42 @@ class Experts(AbstractDenoiser):
         parts = tuple(EmpiricalDenoiser(part, process, center) for part in points)
         return cls(parts, ClusterRouter(parts))
 
+    def without(self, missing: int | Sequence[int]) -> "Experts":
+        """Make the experts that remain without some, with the weights renormalized.
+
+            pi_i / sum_{j kept} pi_j
+
+        Of exact experts and router that is the mixture of the other components, w_i / sum w_j: the
+        samples are right but for what the missing ones would have made.
+
+        **Arguments:**
+
+        - `missing`: number, or numbers, of the experts, counted from 0.
+
+        **Returns:** the remaining experts.
+
+        **Raises:** ValueError for numbers that are none, all experts missing, and a `Threshold`,
+        which leaves times without an expert.
+
+        **Example:**
+
+        ```python
+        >>> experts = jk.routing.Experts.of_clusters([[[-1.0]], [[0.0]], [[1.0]]], jk.VP())
+        >>> experts.without(1).weights(jnp.zeros((1, 1)), 0.5).round(3).tolist()
+        [[0.5, 0.5]]
+        ```
+        """
+        lost = {int(i) for i in np.ravel(missing)}
+        wrong = sorted(i for i in lost if not 0 <= i < self.num_experts)
+        if wrong:
+            raise ValueError(f"missing = {wrong[0]} is none of {self.num_experts} experts.")
+        kept = tuple(i for i in range(self.num_experts) if i not in lost)
+        if not kept:
+            raise ValueError("missing: at least one expert must remain.")
+        if lost and isinstance(self.router, Threshold):
+            raise ValueError("missing: a Threshold has no other expert for the times of one.")
+        return Experts([self.components[i] for i in kept], SomeExperts(self.router, kept))
+
     @property
     def num_experts(self) -> int:
         """Number N of experts."""
@@ -178,6 +222,29 @@ class Experts(AbstractDenoiser):
         """
         return jax.nn.softmax(self.router(x, t), -1)
 
+    def log_weight_rates(
+        self,
+        x: Float[Array, "..."],
+        t: Float[ArrayLike, ""],
+        velocity: Float[ArrayLike, "..."] = 0.0,
+    ) -> Float[Array, "*batch experts"]:
+        """Differentiate the logarithms of the routing weights in time along a path.
+
+            d log pi_i / dt = d_t log pi_i + grad log pi_i . dx/dt
+
+        Added up from step to step they are the weights again (`sample` with `log_rates`).
+
+        **Arguments:**
+
+        - `x`, `t`, `velocity`: as for `weight_rates`.
+
+        **Returns:** d log pi / dt (..., N), per unit of time; 0 for an expert without weight, which
+        has none later on.
+        """
+        weights, rates = self._rates(x, t, velocity)
+        change = rates - jnp.sum(weights * rates, -1, keepdims=True)
+        return jnp.where(weights > 0, change, 0.0)
+
     def weight_rates(
         self,
         x: Float[Array, "..."],
@@ -200,14 +267,18 @@ class Experts(AbstractDenoiser):
 
         **Returns:** d pi / dt (..., N), per unit of time; every row sums to 0.
         """
+        weights, rates = self._rates(x, t, velocity)
+        return weights * (rates - jnp.sum(weights * rates, -1, keepdims=True))
+
+    def _rates(self, x: Array, t: ArrayLike, velocity: ArrayLike) -> tuple[Array, Array]:
+        """Routing weights, and the rates of their logs up to what all experts share."""
         x = jnp.asarray(x)
         t = jnp.asarray(t, x.dtype)
         moving = jnp.broadcast_to(jnp.asarray(velocity, x.dtype), x.shape)
         logits, rates = jax.jvp(self.router, (x, t), (moving, jnp.ones_like(t)))
         weights = jax.nn.softmax(logits, -1)
         # an expert without weight has none later on; its rate may be infinite
-        rates = jnp.where(weights > 0, rates, 0.0)
-        return weights * (rates - jnp.sum(weights * rates, -1, keepdims=True))
+        return weights, jnp.where(weights > 0, rates, 0.0)
 
     def weight_gradients(
         self, x: Float[Array, "batch *shape"], t: Float[ArrayLike, ""]

@@ -1,18 +1,21 @@
 """Routing policies: which experts a sample follows in a step, and with what coefficients."""
 
 import abc
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from .. import _checks
 from .._numerics import safe_divide, safe_log
 
-State = PyTree[Float[Array, "batch ..."]]
+State = PyTree[Array]
 Selected = tuple[Int[Array, "batch evaluations"], Float[Array, "batch evaluations"]]
-"""Experts of every sample, and the coefficients of their predictions."""
+"""Experts of every sample, and the coefficients of their predictions. The number N, one beyond the
+last expert, stands for none: it is not evaluated, and its coefficient must be 0."""
 
 
 class AbstractPolicy(eqx.Module):
@@ -69,6 +72,17 @@ class AbstractPolicy(eqx.Module):
         """
         del num_experts
         return 1
+
+    def check_steps(self, num_steps: int) -> None:
+        """Check that the policy can serve a number of steps. Default: any.
+
+        **Arguments:**
+
+        - `num_steps`: number K of steps.
+
+        **Raises:** ValueError for a number of steps that the policy cannot serve.
+        """
+        del num_steps
 
     @abc.abstractmethod
     def select(
@@ -231,6 +245,90 @@ class TopK(AbstractPolicy):
         drawn = jax.random.categorical(key, safe_log(jnp.where(mass > 0, remaining, others)))
         experts = jnp.concatenate([top, drawn[:, None].astype(top.dtype)], -1)
         return (experts, jnp.concatenate([largest, mass], -1)), state
+
+
+class EvaluationsPerStep(AbstractPolicy):
+    """m_k evaluations in step k: the m_k - 1 largest weights, and one drawn from the rest.
+
+        x0 = sum_{i in top} pi_i x0_i + (1 - sum_{i in top} pi_i) x0_J,
+             P(J = j) = pi_j / (1 - sum_{i in top} pi_i),     |top| = m_k - 1
+
+    Right on average for every m_k: 1 is `StochasticSwitching`, N all experts. `split_evaluations`
+    finds the m_k that suit a budget.
+
+    **Arguments:**
+
+    - `evaluations`: (K,), m_k >= 1 for every step.
+
+    **Raises:** ValueError for anything else; when run, for another number of steps or too few
+    experts.
+
+    **Example:**
+
+    ```python
+    >>> policy = jk.routing.EvaluationsPerStep([1, 1, 3])
+    >>> policy.num_evaluations(4)
+    3
+    ```
+    """
+
+    evaluations: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, evaluations: Sequence[int] | np.ndarray):
+        self.evaluations = tuple(int(m) for m in check_evaluations(evaluations))
+
+    @property
+    def draws(self) -> bool:
+        return True
+
+    def init_state(self, weights: Float[Array, "batch experts"]) -> State:
+        del weights
+        return jnp.zeros((), int)
+
+    def num_evaluations(self, num_experts: int) -> int:
+        most = max(self.evaluations)
+        if most > num_experts:
+            raise ValueError(f"evaluations: a step makes {most}; there are {num_experts} experts.")
+        return most
+
+    def check_steps(self, num_steps: int) -> None:
+        if num_steps != len(self.evaluations):
+            raise ValueError(f"evaluations are of {len(self.evaluations)} steps, not {num_steps}.")
+
+    def select(
+        self, weights: Float[Array, "batch experts"], key: Array, state: State
+    ) -> tuple[Selected, State]:
+        evaluations = jnp.asarray(self.evaluations)[state]
+        order, rest = largest_and_rest(weights, evaluations)
+        mass = jnp.sum(rest, -1, keepdims=True)
+        # where nothing remains the last of all will do: its coefficient is 0
+        logs = jnp.where(mass > 0, safe_log(rest), safe_log(weights))
+        drawn = jax.random.categorical(key, logs)[:, None].astype(order.dtype)
+        slot = jnp.arange(max(self.evaluations))
+        order = order[:, : len(slot)]
+        ordered = jnp.take_along_axis(weights, order, -1)
+        last = slot == evaluations - 1
+        none = slot >= evaluations
+        experts = jnp.where(none, weights.shape[-1], jnp.where(last, drawn, order))
+        coefficients = jnp.where(none, 0.0, jnp.where(last, mass, ordered))
+        return (experts, coefficients), state + 1
+
+
+def check_evaluations(evaluations: object) -> np.ndarray:
+    """(K,) integers >= 1."""
+    found = np.asarray(evaluations)
+    if found.ndim != 1 or not found.size or found.dtype.kind not in "iu" or found.min() < 1:
+        raise ValueError(f"evaluations = {evaluations!r} must be integers >= 1, one for each step.")
+    return found
+
+
+def largest_and_rest(
+    weights: Float[Array, "*batch experts"], evaluations: Int[ArrayLike, ""]
+) -> tuple[Int[Array, "*batch experts"], Float[Array, "*batch experts"]]:
+    """Experts by falling weight, and the weights without the `evaluations` - 1 largest."""
+    order = jnp.argsort(-weights, -1, stable=True)
+    rank = jnp.argsort(order, -1)
+    return order, jnp.where(rank >= evaluations - 1, weights, 0.0)
 
 
 def check_policy(policy: object) -> AbstractPolicy:

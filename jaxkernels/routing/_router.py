@@ -163,6 +163,19 @@ class Threshold(AbstractRouter):
         return self
 
 
+class SomeExperts(AbstractRouter):
+    """The weights of another router's experts `kept`, relative to each other."""
+
+    router: AbstractRouter
+    kept: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(self, x: Array, t: ArrayLike) -> Array:
+        return self.router(x, t)[..., np.array(self.kept)]
+
+    def astype(self, dtype: DTypeLike) -> "SomeExperts":
+        return SomeExperts(self.router.astype(dtype), self.kept)
+
+
 def as_router(router: object, output: str, num_experts: int) -> AbstractRouter:
     """A router of this library as it is, or any function of (x, t)."""
     output = _checks.one_of("router_output", output, ROUTER_OUTPUTS)

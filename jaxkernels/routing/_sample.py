@@ -1,5 +1,8 @@
 """Sampling with experts, of which every sample follows those that a policy selects."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,9 @@ from ._dispatch import routed_prediction
 from ._experts import Experts
 from ._policy import AbstractPolicy, Selected, check_policy
 
+LogRates = Callable[[Array, Array, Array], Any]
+"""A function of (x, t, dx/dt) that returns d log pi / dt."""
+
 
 class RoutedSamples(eqx.Module):
     """Samples, and how often every expert was evaluated for them.
@@ -30,8 +36,8 @@ class RoutedSamples(eqx.Module):
     - `points`: (batch, ...), in the shape and precision of the initial noise.
     - `evaluations`: (K, N), rows evaluated by each expert in each step, times the sampler's
       evaluations per step.
-    - `router_calls`: rows that the router was evaluated on, batch x K, or as often as the sampler
-      evaluates if the policy reselects; 0 for a single expert.
+    - `router_calls`: rows that the router (or what integrates its weights) was evaluated on, batch
+      x K, or as often as the sampler evaluates if the policy reselects; 0 for a single expert.
 
     **Example:**
 
@@ -67,6 +73,7 @@ def sample(
     *,
     key: PRNGKeyArray | Array | None = None,
     restart: bool = True,
+    log_rates: LogRates | None = None,
 ) -> RoutedSamples:
     """Run a sampler with the experts that a policy selects for every sample and step.
 
@@ -81,6 +88,14 @@ def sample(
     if it were a derivative in time. So a sample's history restarts when the experts that it follows
     change: its step is the sampler's first, and its order grows with the steps that follow.
 
+    With `log_rates` the router is asked at the first time only, and its weights are integrated from
+    there by their own time derivative, in logarithms so that they stay weights:
+
+        log pi <- log pi + (u - t) d log pi / dt,     normalized,
+
+    in every step from t to u. All evaluations of a step then have the weights of its start. The
+    error of the weights is of order 1/K.
+
     **Arguments:**
 
     - `experts`: the experts with their router.
@@ -90,6 +105,11 @@ def sample(
     - `noise`: initial noise (batch, ...).
     - `key`: a random key; required if the schedule is stochastic, or the policy draws.
     - `restart`: False to keep the history of a multistep sampler whatever the expert.
+    - `log_rates`: a function of (x, t, dx/dt) that returns d log pi / dt (batch, experts) up to a
+      number per row; dx/dt is the step's own, from x to where it ends. `experts.log_weight_rates`
+      is that of the router; a network that learned the derivative along the flow
+      (`weight_rate_loss`) takes no dx/dt: `lambda x, t, dx_dt: network(x, t)`.
+      For deterministic schedules: weights along a noisy path have no time derivative.
 
     **Returns:** a `RoutedSamples`.
 
@@ -103,6 +123,9 @@ def sample(
     >>> jk.routing.sample(experts, *run).points.shape
     (4, 1)
     ```
+
+    Source: of integrated weights, "Wasserstein Convergence of ODE-Based Samplers in Decentralized
+    Diffusion Model via Velocity Field Decomposition" (manuscript), section 6.
     """
     if not isinstance(experts, Experts):
         raise ValueError(f"experts must be Experts(components, router); got {experts!r}.")
@@ -110,20 +133,40 @@ def sample(
     sampler = as_sampler(sampler)
     schedule = check_schedule(experts.process, sampler, schedule)
     noise = check_noise(noise)
+    _check_run(experts, policy, schedule, key, log_rates)
+    key = jax.random.key(0) if key is None else key
+    run = (experts, policy, sampler, schedule, key, noise, restart, log_rates)
+    points, counts, finite = _run(*run)
+    check_finite(finite, noise, schedule)
+    per_step = sampler.nfe_per_step if policy.reselects and log_rates is None else 1
+    calls = noise.shape[0] * schedule.num_steps * per_step if experts.num_experts > 1 else 0
+    return RoutedSamples(points, counts * sampler.nfe_per_step, calls)
+
+
+def _check_run(
+    experts: Experts,
+    policy: AbstractPolicy,
+    schedule: Schedule,
+    key: Array | None,
+    log_rates: object,
+) -> None:
+    """What a run needs besides arguments that are right each for itself."""
     # with a single expert there is nothing to select
     routed = experts.num_experts > 1
     if routed:
         policy.num_evaluations(experts.num_experts)
-    if key is None:
-        stochastic = not is_traced(schedule) and schedule.is_stochastic
-        if stochastic or (routed and policy.draws):
-            raise ValueError("key: a stochastic schedule or policy draws and needs a random key.")
-        key = jax.random.key(0)
-    points, counts, finite = _run(experts, policy, sampler, schedule, key, noise, restart)
-    check_finite(finite, noise, schedule)
-    per_step = sampler.nfe_per_step if policy.reselects else 1
-    calls = noise.shape[0] * schedule.num_steps * per_step if routed else 0
-    return RoutedSamples(points, counts * sampler.nfe_per_step, calls)
+        policy.check_steps(schedule.num_steps)
+    stochastic = not is_traced(schedule) and schedule.is_stochastic
+    if key is None and (stochastic or (routed and policy.draws)):
+        raise ValueError("key: a stochastic schedule or policy draws and needs a random key.")
+    if log_rates is None:
+        return
+    if not callable(log_rates):
+        raise ValueError(f"log_rates must be a function of (x, t, dx/dt); got {log_rates!r}.")
+    if stochastic:
+        raise ValueError(
+            "log_rates: weights are integrated along the flow, schedule is stochastic."
+        )
 
 
 @eqx.filter_jit
@@ -135,6 +178,7 @@ def _run(
     key: Array,
     x: Array,
     restart: bool,
+    log_rates: LogRates | None,
 ) -> tuple[Array, Int[Array, "steps experts"], Bool[Array, " steps"]]:
     """The last x, rows per step and expert, and whether x is finite after every step."""
     given = x.dtype
@@ -143,37 +187,69 @@ def _run(
     schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
 
     def step(
-        state: tuple[Array, PyTree, PyTree], inputs: tuple[Step, Array]
-    ) -> tuple[tuple[Array, PyTree, PyTree], tuple[Array, Array]]:
+        state: tuple[Array, PyTree, _Routing | None], inputs: tuple[Step, Array]
+    ) -> tuple[tuple[Array, PyTree, _Routing | None], tuple[Array, Array]]:
         x, history, routing = state
         step, key = inputs
         selected, counts, routing = _select(experts, policy, x, step, key, routing)
 
         def predict(x: Array, t: Array) -> Prediction:
-            if not (routing and policy.reselects):
+            if routing is None or not policy.reselects or log_rates is not None:
                 return routed_prediction(experts, selected, x, t)
-            again, _ = policy.select(experts.weights(x, t), key, routing[0])
+            again, _ = policy.select(experts.weights(x, t), key, routing.policy)
             return routed_prediction(experts, again, x, t)
 
-        age = routing[1] if restart and routing else None
+        age = routing.age if restart and routing is not None else None
         run = (sampler, predict, experts.process, step, key, x, history)
         new, history = _take_step(age, *run)
+        if routing is not None and log_rates is not None:
+            routing = _integrate(log_rates, routing, step, x, new)
         return (new, history, routing), (counts, jnp.all(jnp.isfinite(new)))
 
-    start = (x, sampler.init_history(x), _init_routing(experts, policy, x, schedule.times[0]))
+    routing = _init_routing(experts, policy, x, schedule.times[0], log_rates is not None)
+    start = (x, sampler.init_history(x), routing)
     steps = (schedule.steps(sampler.history_steps), jax.random.split(key, schedule.num_steps))
     (last, _, _), (counts, finite) = jax.lax.scan(step, start, steps)
     return last.astype(given), counts, finite
 
 
-def _init_routing(experts: Experts, policy: AbstractPolicy, x: Array, t: Array) -> PyTree:
-    """The policy's state, steps since the experts of a sample changed, and these experts."""
+class _Routing(NamedTuple):
+    """What is known of every sample between steps; of a single expert there is none."""
+
+    policy: PyTree
+    """The policy's state."""
+    age: Int[Array, " batch"]
+    """Steps since the experts of a sample changed."""
+    experts: Int[Array, "batch evaluations"]
+    log_weights: Float[Array, "batch experts"] | None
+    """Where they are integrated."""
+
+
+def _init_routing(
+    experts: Experts, policy: AbstractPolicy, x: Array, t: Array, integrated: bool
+) -> _Routing | None:
+    """What is known before the first step."""
     if experts.num_experts == 1:
-        return ()
-    weights = experts.weights(x, t)
-    batch = weights.shape[0]
+        return None
+    logs = experts.log_weights(x, t)
+    batch = logs.shape[0]
     none = jnp.full((batch, policy.num_evaluations(experts.num_experts)), -1)
-    return policy.init_state(weights), jnp.zeros(batch, int), none
+    state = policy.init_state(jnp.exp(logs))
+    return _Routing(state, jnp.zeros(batch, int), none, logs if integrated else None)
+
+
+def _integrate(
+    log_rates: LogRates, routing: _Routing, step: Step, x: Array, new: Array
+) -> _Routing:
+    """The weights at the end of a step from x to new."""
+    h = step.next_time - step.time
+    rates = jnp.asarray(log_rates(x, step.time, (new - x) / h))
+    logs = cast(Array, routing.log_weights)
+    if rates.shape != logs.shape:
+        raise ValueError(f"log_rates returned shape {rates.shape}; it must return {logs.shape}.")
+    # an expert without weight has none later on
+    logs = logs + jnp.where(jnp.isfinite(logs), h * rates.astype(logs.dtype), 0.0)
+    return routing._replace(log_weights=jax.nn.log_softmax(logs, -1))
 
 
 def _select(
@@ -182,20 +258,21 @@ def _select(
     x: Array,
     step: Step,
     key: Array,
-    routing: PyTree,
-) -> tuple[Selected, Int[Array, " experts"], PyTree]:
+    routing: _Routing | None,
+) -> tuple[Selected, Int[Array, " experts"], _Routing | None]:
     """Experts and coefficients of a step, rows per expert, and the state after it."""
-    if experts.num_experts == 1:
+    if routing is None:
         only = jnp.zeros((x.shape[0], 1), int)
-        return (only, jnp.ones(only.shape, x.dtype)), jnp.full(1, x.shape[0]), ()
-    state, age, before = routing
+        return (only, jnp.ones(only.shape, x.dtype)), jnp.full(1, x.shape[0]), None
+    logs = routing.log_weights
+    weights = experts.weights(x, step.time) if logs is None else jnp.exp(logs)
     # the sampler's own draws have the keys 1, 2, ...
-    weights = experts.weights(x, step.time)
-    found, state = policy.select(weights, jax.random.fold_in(key, 0), state)
-    indices = found[0].astype(before.dtype)
+    found, state = policy.select(weights, jax.random.fold_in(key, 0), routing.policy)
+    indices = found[0].astype(routing.experts.dtype)
     counts = jnp.bincount(indices.reshape(-1), length=experts.num_experts)
-    kept = jnp.all(indices == before, -1)
-    return (indices, found[1]), counts, (state, jnp.where(kept, age + 1, 0), indices)
+    kept = jnp.all(indices == routing.experts, -1)
+    age = jnp.where(kept, routing.age + 1, 0)
+    return (indices, found[1]), counts, _Routing(state, age, indices, logs)
 
 
 def _take_step(
