@@ -122,6 +122,11 @@ class AbstractDenoiser(eqx.Module):
 
     process: eqx.AbstractVar[AbstractProcess]
 
+    @property
+    def default_t_min(self) -> float:
+        """Time at which sampling ends by default: that of the process."""
+        return self.process.default_t_min
+
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "..."], t: Float[ArrayLike, ""]) -> Prediction:
         """Split a noisy point.
@@ -209,6 +214,14 @@ class Denoiser(AbstractDenoiser):
         self.prediction_type = known_name(
             "prediction type", "prediction_type", prediction_type, PREDICTION_TYPES
         )
+
+    @property
+    def default_t_min(self) -> float:
+        """Time at which sampling ends by default: `fn.t_min` if there is one.
+
+        That of a pipeline is 0, see `from_diffusers`. Otherwise that of the process.
+        """
+        return float(getattr(self.fn, "t_min", self.process.default_t_min))
 
     def __call__(self, x: Float[Array, "..."], t: Float[ArrayLike, ""]) -> Prediction:
         if not isinstance(x, Array | np.ndarray):
