@@ -310,6 +310,7 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
         options = self._scheduler_options()
         if sampler is not None:
             options["sampler"] = sampler
+        told = []
         result = export(schedule, process, self.to, **options)
         if self.describes_data:
             schedule = self._on_integers(schedule, process, sampler, result, files)
@@ -317,14 +318,14 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
         elif _tells_best_integers(files, process) and result.takes_integers:
             name = DEFAULT_SAMPLER if sampler is None else sampler
             schedule = _solve.move_by_own_objective(files[0], process, name)
-            say("timesteps: two nearest ones are equal; these have the smallest local error")
             result = export(schedule, process, self.to, **options)
+            told.append("two nearest timesteps are equal; these have the smallest local error")
         if self.output is None:
             print(result.text)
         else:
             write_atomically(self.output, result.text.encode() + b"\n")
             say(f"written: {self.output}")
-        for note in (*_unknown_samplers(files), *result.notes):
+        for note in (*told, *_unknown_samplers(files), *result.notes):
             print(f"note: {note}", file=sys.stderr)
 
     def _on_integers(

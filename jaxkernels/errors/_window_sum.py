@@ -24,9 +24,9 @@ from ..distributions import Gaussian
 from ..processes import AbstractProcess
 from ..recurrence import (
     flow_values,
+    is_linear,
     local_error_coefficients,
     log_contractions,
-    starts_on_trajectory,
     to_the_end,
     window_indices,
     window_moments,
@@ -58,7 +58,7 @@ class AbstractWindowSum(AbstractCoordinateObjective):
     metric: metrics.Metric = eqx.field(static=True)
 
     def _windows(self, u: Array) -> tuple[np.ndarray, Array]:
-        points, _ = window_indices(u.shape[0] - 1, self.sampler.history_steps)
+        points, _ = window_indices(u.shape[0] - 1, self.sampler.window_steps)
         return points, jnp.arange(u.shape[0] - 1)
 
     def _times(self, u: Array) -> Array:
@@ -190,8 +190,7 @@ def window_sum(bound, coordinate: TimeCoordinate, t_min: float) -> WindowSum | L
     ends = constant(np.sum(np.asarray(ends)))
     target = pad_modes(bound.target)
     sampler = bound.sampler
-    linear = sampler.nfe_per_step == 1 and starts_on_trajectory(sampler)
-    form = LinearWindowSum if linear else WindowSum
+    form = LinearWindowSum if is_linear(sampler) else WindowSum
     if not sampler.sigma_only:
         one = constant(1.0)
         return form(target, bound.process, coordinate, sampler, ends, one, bound.metric)

@@ -18,7 +18,7 @@ from ..schedules import Schedule, Step
 from ._affine import AffineMaps, advance, average, by_step
 from ._coordinates import PerMode
 from ._exact import log_contraction, log_contractions, to_the_end
-from ._windows import window_indices, window_step
+from ._windows import next_step, window_indices, window_step
 
 
 class StepMoments(eqx.Module):
@@ -45,7 +45,7 @@ def window_moments(
     step: Int[Array, ""],
     num_steps: int | Int[Array, ""],
 ) -> StepMoments:
-    """Moments after step number `step`, which is the last of a window of history_steps + 1 steps.
+    """Moments after step number `step`, which is the last of a window of window_steps + 1 steps.
 
     The earlier steps of the window fill the multistep history from an exact trajectory: the sampler
     takes them, and x is put back onto the exact reverse process after each. Before the schedule's
@@ -57,7 +57,9 @@ def window_moments(
 
     The target is in its eigenbasis; every array runs along its modes.
     """
-    depth = sampler.history_steps
+    if sampler.corrects:
+        return _corrected_moments(target, process, sampler, times, step, num_steps)
+    depth = sampler.window_steps
     # point by point, so that the sampler's own evaluations of the process are these same ones
     exact_mean = [process.signal(t) * target.mean for t in times]
     exact_variance = [target.marginal_variance(process, t) for t in times]
@@ -98,6 +100,73 @@ def window_moments(
     factor = safe_divide(correlated, exact_variance[depth])
     flipped = jnp.minimum(factor, 0.0) ** 2 * exact_variance[depth]
     return StepMoments(after[0] - exact_mean[-1], variance - 2.0 * flipped, factor, injected)
+
+
+def _corrected_moments(
+    target: Gaussian,
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    times: Float[Array, " window"],
+    step: Int[Array, ""],
+    num_steps: int | Int[Array, ""],
+) -> StepMoments:
+    """The same for a deterministic sampler with corrections: of the corrected point.
+
+    The errors of predicted points, which the next evaluation takes back, are no errors of a step;
+    but that evaluation is made there, off the trajectory, and serves later steps as well. So it is
+    the corrected point that is put back onto the trajectory after every step of the window, and the
+    predicted one with it. Where the history of the window is too short to predict a point, that is
+    taken to be on the trajectory. After the last step of a schedule there is no correction.
+    """
+    depth = sampler.window_steps
+    means = [process.signal(t) * target.mean for t in times]
+    deviations = [safe_sqrt(target.marginal_variance(process, t)) for t in times]
+    still = jnp.zeros(depth + 1, times.dtype)
+
+    def predict(x: Array, t: Array) -> Prediction:
+        return gaussian_prediction(process, target.mean, target.eigenvalues, None, x, t)
+
+    def run(xi: Array) -> Array:
+        exact = [mean + deviation * xi for mean, deviation in zip(means, deviations)]
+        x = exact[0]
+        seen = predict(x, times[0])
+        history = sampler.init_history(x)
+        for j in range(depth + 1):
+            index = step - depth + j
+            current = window_step(times, still, step - depth, j, num_steps)
+            given = _always(seen)
+            x, new = sampler.step(given, jnp.zeros_like, process, current, x, history)
+            history = _choose(index >= 0, new, history)
+            after = next_step(times, still[0], index, j, num_steps)
+            seen = predict(x, after.time)
+            corrected = sampler.correct(seen, process, after, x, history)
+            if j == depth:
+                break
+            known = (index >= 0) & ((step <= depth) | (j + 1 >= sampler.history_steps))
+            there = exact[j + 1]
+            seen = predict(there + jnp.where(known, x - corrected, 0.0), times[j + 1])
+            # where the correction by what is seen there leads onto the trajectory
+            x = there - (sampler.correct(seen, process, after, x, history) - x)
+            noise = (x - process.signal(times[j + 1]) * seen.x0) / process.noise(times[j + 1])
+            seen = Prediction(seen.x0, noise)
+        return jnp.where(step + 1 < num_steps, corrected, x)
+
+    none = jnp.zeros_like(means[0])
+    mean, slope = jax.jvp(run, (none,), (jnp.ones_like(none),))
+    before = deviations[depth]
+    factor = safe_divide(slope, before)
+    flipped = jnp.minimum(factor, 0.0) ** 2 * before**2
+    return StepMoments(mean - means[-1], slope**2 - 2.0 * flipped, factor, none)
+
+
+def _always(prediction: Prediction) -> Predict:
+    """A denoiser that returns this prediction."""
+
+    def predict(x: Array, t: Array) -> Prediction:
+        del x, t
+        return prediction
+
+    return predict
 
 
 def _choose(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
@@ -175,7 +244,7 @@ def local_errors(
         return _reverse_sde_local_errors(target, process, sampler, schedule)
     times = schedule.times
     squared = schedule.stochasticity_squared
-    points, steps = window_indices(schedule.num_steps, sampler.history_steps)
+    points, steps = window_indices(schedule.num_steps, sampler.window_steps)
     count = schedule.num_steps
 
     def one(t: Array, w: Array, k: Array) -> StepMoments:

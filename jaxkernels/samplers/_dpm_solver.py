@@ -144,8 +144,9 @@ class UniPC(AbstractDataMultistep):
     The predictor alone has the given order. Orders below it, as in the first steps, are those of
     the implementation: of second order, the predictor is that of `DPMSolverPP2M`.
 
-    `LocalError` adds up the errors of the predictor, of which the next step takes back a part, and
-    so overstates the whole. `RecordedError` and `TerminalError` keep their signs.
+    `LocalError` adds up the errors of corrected points, and that of the last prediction: what a
+    correction takes back is no error. That the corrections evaluate at predicted points counts.
+    `RecordedError` leaves the latter out, which is of the same order.
 
     **Arguments:**
 
@@ -171,6 +172,7 @@ class UniPC(AbstractDataMultistep):
     lower_order_final: bool = eqx.field(static=True, default=True)
 
     stochastic: ClassVar[bool] = False
+    corrects: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         _checks.count("solver_order", self.solver_order, at_least=2, at_most=3)
@@ -184,6 +186,11 @@ class UniPC(AbstractDataMultistep):
     def history_steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Number of earlier evaluations: those of the predictor in the step before."""
         return self.solver_order
+
+    @property
+    def window_steps(self) -> int:
+        """Every evaluation that a correction takes is at a point that was predicted, too."""
+        return 2 * self.solver_order - 1
 
     def step_order(self, process: Process, step: Step, known: Array) -> Array:
         return jnp.minimum(super().step_order(process, step, known), self.solver_order)
@@ -202,6 +209,11 @@ class UniPC(AbstractDataMultistep):
         after, new = super().step(predict, noise, process, step, x, history)
         ratio = process.noise(step.next_time) / process.noise(step.time)
         return after + ratio * self._correction(process, step, new[0], history), new
+
+    def correct(
+        self, prediction: Prediction, process: Process, step: Step, x: X, history: History
+    ) -> X:
+        return x + self._correction(process, step, prediction.x0, history)
 
     def _correction(self, process: Process, step: Step, value: X, history: History) -> X:
         """Corrected x less x: the integral over the step before with `value`, less that without."""
