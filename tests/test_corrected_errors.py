@@ -2,6 +2,7 @@
 
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,9 +151,9 @@ def test_the_objective_is_their_sum_of_squares() -> None:
         inner = bound.in_coordinate(coordinate, float(sigmas[-1]))
         u = coordinate.coordinate(jnp.asarray(sigmas))
         count = jnp.asarray(steps)
-        value, gradient, _ = jax.jit(inner.derivatives)(u, count)
+        value, gradient, _ = eqx.filter_jit(inner.derivatives)(u, count)
         assert float(value) == pytest.approx(squares + ends, rel=2e-3)
-        values = jax.jit(inner.value)
+        values = eqx.filter_jit(inner.value)
         for j in (1, 3, steps - 1):
             h = 1e-5 * np.eye(steps + 1)[j]
             difference = float(values(u + h, count) - values(u - h, count)) / 2e-5
