@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 import jaxkernels as jk
-from jaxkernels import _checks
-from jaxkernels import _field_names
+from jaxkernels import _checks, _field_names
 from jaxkernels.prediction import PREDICTION_TYPES
 from jaxkernels.processes import PROCESSES, check_process_name, from_config
 from jaxkernels.samplers import SAMPLERS, as_sampler, check_sampler_name
@@ -156,7 +155,7 @@ def test_a_hint_is_a_name_that_was_begun_or_is_written_alike():
     for name, hint in (("dpm", "'dpm_multistep'"), ("ddmp", "'ddpm'"), ("scores", "'score'")):
         with pytest.raises(ValueError, match=f"Did you mean {hint}"):
             _checks.lookup("scheduler", name, known)
-    with pytest.raises(ValueError, match="eps_pred' is not known. Known: ddpm"):
+    with pytest.raises(ValueError, match=r"eps_pred' is not known\. Known: ddpm"):
         _checks.lookup("scheduler", "eps_pred", known)
 
 

@@ -211,8 +211,8 @@ class Denoiser(AbstractDenoiser):
             raise ValueError(f"fn must be a function of (x, t); got {fn!r}.")
         if any(part.__module__.startswith("torch.nn") for part in type(fn).__mro__):
             raise ValueError(
-                f"fn = {type(fn).__name__} is a module of PyTorch: wrap it by jk.from_torch, or with "
-                "its scheduler by jk.from_diffusers."
+                f"fn = {type(fn).__name__} is a module of PyTorch: wrap it by jk.from_torch, or "
+                "with its scheduler by jk.from_diffusers."
             )
         self.fn = fn
         self.process = check_process(process)
