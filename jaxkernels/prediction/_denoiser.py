@@ -15,6 +15,7 @@ converts every prediction type into the split:
 """
 
 import abc
+import inspect
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -209,7 +210,7 @@ class Denoiser(AbstractDenoiser):
     def __init__(self, fn: Network, process: AbstractProcess, prediction_type: str):
         if not callable(fn):
             raise ValueError(f"fn must be a function of (x, t); got {fn!r}.")
-        if any(part.__module__.startswith("torch.nn") for part in type(fn).__mro__):
+        if any(part.__module__.startswith("torch.nn") for part in inspect.getmro(type(fn))):
             raise ValueError(
                 f"fn = {type(fn).__name__} is a module of PyTorch: wrap it by jk.from_torch, or "
                 "with its scheduler by jk.from_diffusers."

@@ -128,7 +128,7 @@ def _corrected_moments(
 
     def run(xi: Array) -> Array:
         exact = [mean + deviation * xi for mean, deviation in zip(means, deviations)]
-        x = exact[0]
+        x = corrected = exact[0]
         seen = predict(x, times[0])
         history = sampler.init_history(x)
         for j in range(depth + 1):
