@@ -467,8 +467,8 @@ class TestExport:
         own = run("export", tmp_path / "own.json", *how)
         every = itertools.combinations(range(10, -1, -1), 10)
         best = min(float(objective(jk.Schedule([12.0, *np.add(t, 1.0), 0.0]))) for t in every)
-        chosen = float(objective(jk.Schedule([*(told(own) + 1.0), 0.0])))
-        assert chosen == pytest.approx(best, rel=1e-6)
+        own_value = float(objective(jk.Schedule([*(told(own) + 1.0), 0.0])))
+        assert own_value == pytest.approx(best, rel=1e-6)
         assert "these have the smallest local error" in own.err
         assert "nearest distinct ones are taken" not in own.err
         content = json.loads((tmp_path / "own.json").read_text())
@@ -477,7 +477,7 @@ class TestExport:
         plain = run("export", tmp_path / "plain.json", *how)
         assert "nearest distinct ones are taken" in plain.err
         assert "--data or --spectrum" in plain.err
-        assert float(objective(jk.Schedule([*(told(plain) + 1.0), 0.0]))) >= chosen
+        assert float(objective(jk.Schedule([*(told(plain) + 1.0), 0.0]))) >= own_value
         content["metadata"]["local_error"] = {"metric": "w2_squared"}
         (tmp_path / "broken.json").write_text(json.dumps(content))
         broken = run("export", tmp_path / "broken.json", *how)

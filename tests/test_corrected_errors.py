@@ -2,7 +2,6 @@
 
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from scipy.integrate import quad
 
 import jaxkernels as jk
+from jaxkernels._compile import quick_filter_jit
 from jaxkernels.recurrence import local_errors
 
 PROCESS = jk.EDM(sigma_max=20.0)
@@ -77,11 +77,11 @@ class _UniPC:
         return predicted - self.total[-1]
 
     def local(self, k: int) -> float:
-        """What step k alone leaves at the end, its evaluations being at predicted points.
+        """What step k alone leaves at the end.
 
-        Those of p evaluations before it, or all where few steps lie before it.
+        Its own evaluation and that of the step before are at predicted points, others are exact.
         """
-        begin = k - self.p if k >= 2 * self.p else 0
+        begin = max(0, k - 1)
         d = {j: self.variance / self.total[j] for j in range(begin + 1)}
         error = 0.0
         for j in range(begin, k + 1):
@@ -117,7 +117,7 @@ def test_the_error_of_a_step_is_that_of_its_corrected_point(p: int, steps: int) 
         np.testing.assert_array_less(np.abs(amplitude[:, mode] - expected), close)
 
 
-@pytest.mark.parametrize(("p", "tolerance"), [(2, 0.05), (3, 0.15)])
+@pytest.mark.parametrize(("p", "tolerance"), [(2, 0.06), (3, 0.1)])
 def test_they_add_up_to_the_error_of_the_run(p: int, tolerance: float) -> None:
     """With their signs; errors of predicted points were 2 to 100 times that or of other sign."""
     sigmas, _ = _schedule(40)
@@ -151,9 +151,9 @@ def test_the_objective_is_their_sum_of_squares() -> None:
         inner = bound.in_coordinate(coordinate, float(sigmas[-1]))
         u = coordinate.coordinate(jnp.asarray(sigmas))
         count = jnp.asarray(steps)
-        value, gradient, _ = eqx.filter_jit(inner.derivatives)(u, count)
+        value, gradient, _ = quick_filter_jit(inner.derivatives)(u, count)
         assert float(value) == pytest.approx(squares + ends, rel=2e-3)
-        values = eqx.filter_jit(inner.value)
+        values = quick_filter_jit(inner.value)
         for j in (1, 3, steps - 1):
             h = 1e-5 * np.eye(steps + 1)[j]
             difference = float(values(u + h, count) - values(u - h, count)) / 2e-5

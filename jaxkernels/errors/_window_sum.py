@@ -58,7 +58,7 @@ class AbstractWindowSum(AbstractCoordinateObjective):
     metric: metrics.Metric = eqx.field(static=True)
 
     def _windows(self, u: Array) -> tuple[np.ndarray, Array]:
-        points, _ = window_indices(u.shape[0] - 1, self.sampler.window_steps)
+        points, _ = window_indices(u.shape[0] - 1, self.sampler.history_steps)
         return points, jnp.arange(u.shape[0] - 1)
 
     def _times(self, u: Array) -> Array:

@@ -45,7 +45,7 @@ def window_moments(
     step: Int[Array, ""],
     num_steps: int | Int[Array, ""],
 ) -> StepMoments:
-    """Moments after step number `step`, which is the last of a window of window_steps + 1 steps.
+    """Moments after step number `step`, which is the last of a window of history_steps + 1 steps.
 
     The earlier steps of the window fill the multistep history from an exact trajectory: the sampler
     takes them, and x is put back onto the exact reverse process after each. Before the schedule's
@@ -59,7 +59,7 @@ def window_moments(
     """
     if sampler.corrects:
         return _corrected_moments(target, process, sampler, times, step, num_steps)
-    depth = sampler.window_steps
+    depth = sampler.history_steps
     # point by point, so that the sampler's own evaluations of the process are these same ones
     exact_mean = [process.signal(t) * target.mean for t in times]
     exact_variance = [target.marginal_variance(process, t) for t in times]
@@ -118,7 +118,7 @@ def _corrected_moments(
     predicted one with it. Where the history of the window is too short to predict a point, that is
     taken to be on the trajectory. After the last step of a schedule there is no correction.
     """
-    depth = sampler.window_steps
+    depth = sampler.history_steps
     means = [process.signal(t) * target.mean for t in times]
     deviations = [safe_sqrt(target.marginal_variance(process, t)) for t in times]
     still = jnp.zeros(depth + 1, times.dtype)
@@ -128,27 +128,30 @@ def _corrected_moments(
 
     def run(xi: Array) -> Array:
         exact = [mean + deviation * xi for mean, deviation in zip(means, deviations)]
-        x = corrected = exact[0]
+        x = exact[0]
         seen = predict(x, times[0])
         history = sampler.init_history(x)
-        for j in range(depth + 1):
+        for j in range(depth):
             index = step - depth + j
             current = window_step(times, still, step - depth, j, num_steps)
-            given = _always(seen)
-            x, new = sampler.step(given, jnp.zeros_like, process, current, x, history)
-            history = _choose(index >= 0, new, history)
             after = next_step(times, still[0], index, j, num_steps)
-            seen = predict(x, after.time)
-            corrected = sampler.correct(seen, process, after, x, history)
-            if j == depth:
-                break
-            known = (index >= 0) & ((step <= depth) | (j + 1 >= sampler.history_steps))
+            x, new = sampler.step(_always(seen), jnp.zeros_like, process, current, x, history)
+            history = _choose(index >= 0, new, history)
             there = exact[j + 1]
-            seen = predict(there + jnp.where(known, x - corrected, 0.0), times[j + 1])
-            # where the correction by what is seen there leads onto the trajectory
-            x = there - (sampler.correct(seen, process, after, x, history) - x)
-            noise = (x - process.signal(times[j + 1]) * seen.x0) / process.noise(times[j + 1])
+            seen = predict(there, times[j + 1])
+            if j + 1 == depth:
+                error = sampler.correct(predict(x, times[j + 1]), process, after, x, history)
+                off = jnp.where(index >= 0, x - error, 0.0)
+                seen = predict(there + off, times[j + 1])
+                # where the correction by what is seen there leads onto the trajectory
+                there = there - (sampler.correct(seen, process, after, x, history) - x)
+            noise = (there - process.signal(times[j + 1]) * seen.x0) / process.noise(times[j + 1])
+            x = there
             seen = Prediction(seen.x0, noise)
+        current = window_step(times, still, step - depth, depth, num_steps)
+        x, history = sampler.step(_always(seen), jnp.zeros_like, process, current, x, history)
+        after = next_step(times, still[0], step, depth, num_steps)
+        corrected = sampler.correct(predict(x, after.time), process, after, x, history)
         return jnp.where(step + 1 < num_steps, corrected, x)
 
     none = jnp.zeros_like(means[0])
@@ -244,7 +247,7 @@ def local_errors(
         return _reverse_sde_local_errors(target, process, sampler, schedule)
     times = schedule.times
     squared = schedule.stochasticity_squared
-    points, steps = window_indices(schedule.num_steps, sampler.window_steps)
+    points, steps = window_indices(schedule.num_steps, sampler.history_steps)
     count = schedule.num_steps
 
     def one(t: Array, w: Array, k: Array) -> StepMoments:

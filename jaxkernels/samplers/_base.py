@@ -85,11 +85,6 @@ class AbstractSampler(eqx.Module):
     forms_jacobian: ClassVar[bool] = False
     """Whether a step forms the Jacobian of `predict`, and so takes one sample at a time."""
 
-    @property
-    def window_steps(self) -> int:
-        """Number of earlier steps that the local error of a step depends on."""
-        return self.history_steps
-
     def correct(
         self, prediction: Prediction, process: Process, step: Step, x: X, history: History
     ) -> X:

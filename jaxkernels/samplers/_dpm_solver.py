@@ -145,8 +145,8 @@ class UniPC(AbstractDataMultistep):
     the implementation: of second order, the predictor is that of `DPMSolverPP2M`.
 
     `LocalError` adds up the errors of corrected points, and that of the last prediction: what a
-    correction takes back is no error. That the corrections evaluate at predicted points counts.
-    `RecordedError` leaves the latter out, which is of the same order.
+    correction takes back is no error. That the two corrections which an evaluation serves first are
+    made at a predicted point counts; `RecordedError` leaves that out, which is of the same order.
 
     **Arguments:**
 
@@ -186,11 +186,6 @@ class UniPC(AbstractDataMultistep):
     def history_steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Number of earlier evaluations: those of the predictor in the step before."""
         return self.solver_order
-
-    @property
-    def window_steps(self) -> int:
-        """Every evaluation that a correction takes is at a point that was predicted, too."""
-        return 2 * self.solver_order - 1
 
     def step_order(self, process: Process, step: Step, known: Array) -> Array:
         return jnp.minimum(super().step_order(process, step, known), self.solver_order)
