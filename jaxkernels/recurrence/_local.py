@@ -143,8 +143,8 @@ def _corrected_moments(
                 error = sampler.correct(predict(x, times[j + 1]), process, after, x, history)
                 off = jnp.where(index >= 0, x - error, 0.0)
                 seen = predict(there + off, times[j + 1])
-                # where the correction by what is seen there leads onto the trajectory
-                there = there - (sampler.correct(seen, process, after, x, history) - x)
+            # where the correction by what is seen leads onto the trajectory
+            there = there - (sampler.correct(seen, process, after, x, history) - x)
             noise = (there - process.signal(times[j + 1]) * seen.x0) / process.noise(times[j + 1])
             x = there
             seen = Prediction(seen.x0, noise)
