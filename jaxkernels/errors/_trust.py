@@ -14,9 +14,9 @@ from ..distributions import Gaussian
 from ..processes import AbstractProcess, sigma_range
 from ..recurrence import (
     flow_values,
-    is_linear,
     local_error_coefficients,
     local_errors,
+    starts_on_trajectory,
     window_indices,
 )
 from ..samplers import AbstractSampler
@@ -51,7 +51,8 @@ def violations(
 
     **Returns:** sentences that name the step and the numbers.
     """
-    if schedule.is_stochastic or not is_linear(sampler):
+    linear = sampler.nfe_per_step == 1 and starts_on_trajectory(sampler)
+    if schedule.is_stochastic or not linear:
         share, excess = _noisy_facts(target, process, sampler, schedule)
     else:
         num_steps = schedule.num_steps

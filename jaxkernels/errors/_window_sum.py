@@ -24,9 +24,9 @@ from ..distributions import Gaussian
 from ..processes import AbstractProcess
 from ..recurrence import (
     flow_values,
-    is_linear,
     local_error_coefficients,
     log_contractions,
+    starts_on_trajectory,
     to_the_end,
     window_indices,
     window_moments,
@@ -190,7 +190,8 @@ def window_sum(bound, coordinate: TimeCoordinate, t_min: float) -> WindowSum | L
     ends = constant(np.sum(np.asarray(ends)))
     target = pad_modes(bound.target)
     sampler = bound.sampler
-    form = LinearWindowSum if is_linear(sampler) else WindowSum
+    linear = sampler.nfe_per_step == 1 and starts_on_trajectory(sampler)
+    form = LinearWindowSum if linear else WindowSum
     if not sampler.sigma_only:
         one = constant(1.0)
         return form(target, bound.process, coordinate, sampler, ends, one, bound.metric)

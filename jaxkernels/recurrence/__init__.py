@@ -41,7 +41,6 @@ from ._run import (
 )
 from ._windows import (
     flow_values as flow_values,
-    is_linear as is_linear,
     local_error_coefficients as local_error_coefficients,
     starts_on_trajectory as starts_on_trajectory,
     two_evaluation_coefficients as two_evaluation_coefficients,

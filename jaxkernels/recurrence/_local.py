@@ -18,7 +18,7 @@ from ..schedules import Schedule, Step
 from ._affine import AffineMaps, advance, average, by_step
 from ._coordinates import PerMode
 from ._exact import log_contraction, log_contractions, to_the_end
-from ._windows import next_step, window_indices, window_step
+from ._windows import window_indices, window_step
 
 
 class StepMoments(eqx.Module):
@@ -57,8 +57,6 @@ def window_moments(
 
     The target is in its eigenbasis; every array runs along its modes.
     """
-    if sampler.corrects:
-        return _corrected_moments(target, process, sampler, times, step, num_steps)
     depth = sampler.history_steps
     # point by point, so that the sampler's own evaluations of the process are these same ones
     exact_mean = [process.signal(t) * target.mean for t in times]
@@ -100,76 +98,6 @@ def window_moments(
     factor = safe_divide(correlated, exact_variance[depth])
     flipped = jnp.minimum(factor, 0.0) ** 2 * exact_variance[depth]
     return StepMoments(after[0] - exact_mean[-1], variance - 2.0 * flipped, factor, injected)
-
-
-def _corrected_moments(
-    target: Gaussian,
-    process: AbstractProcess,
-    sampler: AbstractSampler,
-    times: Float[Array, " window"],
-    step: Int[Array, ""],
-    num_steps: int | Int[Array, ""],
-) -> StepMoments:
-    """The same for a deterministic sampler with corrections: of the corrected point.
-
-    The errors of predicted points, which the next evaluation takes back, are no errors of a step;
-    but that evaluation is made there, off the trajectory, and serves later steps as well. So it is
-    the corrected point that is put back onto the trajectory after every step of the window, and the
-    predicted one with it. Where the history of the window is too short to predict a point, that is
-    taken to be on the trajectory. After the last step of a schedule there is no correction.
-    """
-    depth = sampler.history_steps
-    means = [process.signal(t) * target.mean for t in times]
-    deviations = [safe_sqrt(target.marginal_variance(process, t)) for t in times]
-    still = jnp.zeros(depth + 1, times.dtype)
-
-    def predict(x: Array, t: Array) -> Prediction:
-        return gaussian_prediction(process, target.mean, target.eigenvalues, None, x, t)
-
-    def run(xi: Array) -> Array:
-        exact = [mean + deviation * xi for mean, deviation in zip(means, deviations)]
-        x = exact[0]
-        seen = predict(x, times[0])
-        history = sampler.init_history(x)
-        for j in range(depth):
-            index = step - depth + j
-            current = window_step(times, still, step - depth, j, num_steps)
-            after = next_step(times, still[0], index, j, num_steps)
-            x, new = sampler.step(_always(seen), jnp.zeros_like, process, current, x, history)
-            history = _choose(index >= 0, new, history)
-            there = exact[j + 1]
-            seen = predict(there, times[j + 1])
-            if j + 1 == depth:
-                error = sampler.correct(predict(x, times[j + 1]), process, after, x, history)
-                off = jnp.where(index >= 0, x - error, 0.0)
-                seen = predict(there + off, times[j + 1])
-            # where the correction by what is seen leads onto the trajectory
-            there = there - (sampler.correct(seen, process, after, x, history) - x)
-            noise = (there - process.signal(times[j + 1]) * seen.x0) / process.noise(times[j + 1])
-            x = there
-            seen = Prediction(seen.x0, noise)
-        current = window_step(times, still, step - depth, depth, num_steps)
-        x, history = sampler.step(_always(seen), jnp.zeros_like, process, current, x, history)
-        after = next_step(times, still[0], step, depth, num_steps)
-        corrected = sampler.correct(predict(x, after.time), process, after, x, history)
-        return jnp.where(step + 1 < num_steps, corrected, x)
-
-    none = jnp.zeros_like(means[0])
-    mean, slope = jax.jvp(run, (none,), (jnp.ones_like(none),))
-    before = deviations[depth]
-    factor = safe_divide(slope, before)
-    flipped = jnp.minimum(factor, 0.0) ** 2 * before**2
-    return StepMoments(mean - means[-1], slope**2 - 2.0 * flipped, factor, none)
-
-
-def _always(prediction: Prediction) -> Predict:
-    """A denoiser that returns this prediction."""
-
-    def predict(x: Array, t: Array) -> Prediction:
-        del x, t
-        return prediction
-
-    return predict
 
 
 def _choose(condition: Array, yes: PyTree, no: PyTree) -> PyTree:

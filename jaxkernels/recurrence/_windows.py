@@ -55,38 +55,6 @@ def starts_on_trajectory(sampler: AbstractSampler) -> bool:
         return bool(sampler.evaluation_times(EDM(), step)[0] == step.time)
 
 
-def is_linear(sampler: AbstractSampler) -> bool:
-    """Whether a step's local error is linear in what is predicted on the trajectory alone.
-
-    Not if it evaluates off the trajectory: in a second evaluation, or at a point to be corrected.
-    """
-    return sampler.nfe_per_step == 1 and not sampler.corrects and starts_on_trajectory(sampler)
-
-
-def next_step(
-    times: Float[Array, " window"],
-    stochasticity_squared: Float[Array, ""],
-    step: Int[Array, ""],
-    j: int,
-    num_steps: int | Int[Array, ""],
-) -> Step:
-    """The step after step j of a window, of which only the start is known.
-
-    `step` is the number of step j. After the schedule's last step there is none: what is returned
-    then starts where step j does, and is to be left out.
-    """
-    exists = step + 1 < num_steps
-    start = jnp.where(exists, times[j + 1], times[j])
-    return Step(
-        time=start,
-        next_time=start,
-        earlier_times=times[np.maximum(np.arange(j, j - len(times) + 2, -1), 0)],
-        stochasticity_squared=stochasticity_squared,
-        completed=step + 1,
-        remaining=num_steps - 2 - step,
-    )
-
-
 def local_error_coefficients(
     process: AbstractProcess,
     sampler: AbstractSampler,

@@ -23,7 +23,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..prediction import Predict, Prediction
+from ..prediction import Predict
 from ..processes import AbstractProcess
 from ..schedules import Step
 
@@ -80,27 +80,8 @@ class AbstractSampler(eqx.Module):
     """Whether it is defined for the reverse SDE alone, that is stochasticity 1 at every step."""
     randomised: ClassVar[bool] = False
     """Whether a step depends on `step.uniform`, which is drawn for every sample and step."""
-    corrects: ClassVar[bool] = False
-    """Whether the evaluation at x corrects the step that led there, see `correct`."""
     forms_jacobian: ClassVar[bool] = False
     """Whether a step forms the Jacobian of `predict`, and so takes one sample at a time."""
-
-    def correct(
-        self, prediction: Prediction, process: Process, step: Step, x: X, history: History
-    ) -> X:
-        """Correct x, to which the step before led, by the prediction there.
-
-        A sampler that `corrects` does so at the start of its `step`. Default: x as it is.
-
-        **Arguments:**
-
-        - `prediction`: of x at `step.time`.
-        - `process`, `step`, `x`, `history`: as for `step`.
-
-        **Returns:** the corrected x.
-        """
-        del prediction, process, step, history
-        return x
 
     def init_history(self, x: X) -> History:
         """Make the multistep history before the first step. Default: none.
