@@ -26,9 +26,15 @@ def lookup(argument: str, name: str, known: Mapping[str, T]) -> T:
     """`known[name]`, or an error with the nearest known name."""
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, 1, 0.4) if isinstance(name, str) else []
+    near = _nearest(name, known) if isinstance(name, str) else []
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{argument}={shown(name)} is not known.{hint} Known: {', '.join(known)}.")
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Known names that a name may stand for: those that it begins, else what is written alike."""
+    begun = [other for other in known if len(name) > 1 and other.startswith(name)]
+    return begun or difflib.get_close_matches(name, known, 1, 0.5)
 
 
 def shown(value: object) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import re
@@ -446,6 +447,42 @@ class TestExport:
         assert "which this export does not take" in refused.err
         alone = run(*how, "--scheduler", "dpm_multistep", "--max-samples", 5)
         assert "give the data either as --data" in alone.err
+
+    def test_a_schedule_file_knows_its_objective(self, files: Files, tmp_path: Path):
+        """Without data: integers as good as those for the data that it was optimised for."""
+        process = jk.DiscreteVP(np.cumprod(1.0 - np.linspace(0.01, 0.7, 12)))
+        target = jk.Gaussian(0.0, [1.0, 0.1])
+        result = jk.optimize_schedule(target, process, "ddim", 11, t_min=0.0)
+        assert jk.optimize.rounding_makes_equal(result.schedule, process)
+        objective = jk.LocalError().bind(target, process, jk.DDIM())
+        result.save(tmp_path / "own.json")
+        how = ("--to", "diffusers", "--scheduler", "dpm_multistep")
+
+        def told(result: Run) -> np.ndarray:
+            assert result.code == 0, result.err
+            found = re.search(r"timesteps = \[(.*?)\]", result.out, re.DOTALL)
+            assert found is not None
+            return np.array([int(t) for t in found[1].split(",")])
+
+        own = run("export", tmp_path / "own.json", *how)
+        every = itertools.combinations(range(10, -1, -1), 10)
+        best = min(float(objective(jk.Schedule([12.0, *np.add(t, 1.0), 0.0]))) for t in every)
+        own_value = float(objective(jk.Schedule([*(told(own) + 1.0), 0.0])))
+        assert own_value == pytest.approx(best, rel=1e-6)
+        assert "these have the smallest local error" in own.err
+        assert "nearest distinct ones are taken" not in own.err
+        content = json.loads((tmp_path / "own.json").read_text())
+        del content["metadata"]["local_error"]
+        (tmp_path / "plain.json").write_text(json.dumps(content))
+        plain = run("export", tmp_path / "plain.json", *how)
+        assert "nearest distinct ones are taken" in plain.err
+        assert "--data or --spectrum" in plain.err
+        assert float(objective(jk.Schedule([*(told(plain) + 1.0), 0.0]))) >= own_value
+        content["metadata"]["local_error"] = {"metric": "w2_squared"}
+        (tmp_path / "broken.json").write_text(json.dumps(content))
+        broken = run("export", tmp_path / "broken.json", *how)
+        assert broken.code == 2
+        assert "broken.json: local_error has no 'initialization'" in broken.err
 
     def test_to_a_file(self, files: Files, tmp_path: Path):
         path = tmp_path / "sigmas.txt"

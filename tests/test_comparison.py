@@ -389,6 +389,16 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
         jk.compare_schedules(DENOISER, **setting)
 
 
+def test_times_of_another_process_are_refused() -> None:
+    """Those of VP, for a table of 1000 noise levels."""
+    table = jk.DiscreteVP.scaled_linear()
+    exact = jk.Gaussian(0.0, [1.0, 0.1]).denoiser(table)
+    with pytest.raises(
+        ValueError, match=r"schedules\['a'\] starts at t = 1, where DiscreteVP ends"
+    ):
+        jk.compare_schedules(exact, "ddim", {"a": jk.Schedule([1.0, 0.5, 0.0])}, np.eye(2))
+
+
 def test_schedules_of_another_type_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """What this suite's type checks would catch, and a user meets without them."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -159,6 +159,11 @@ class TestFaultsOfSamples:
         with pytest.raises(ValueError, match=r"cannot read the image .*b\.png"):
             load(tmp_path)
 
+    def test_a_file_that_is_no_image(self, tmp_path: Path):
+        (tmp_path / "a.png").write_bytes(b"none")
+        with pytest.raises(ValueError, match=r"a\.png: it is damaged, or in no format that Pillow"):
+            load(tmp_path)
+
     def test_image_of_16_bits(self, tmp_path: Path):
         _image(tmp_path / "a.png", mode="I;16", value=700)
         with pytest.raises(ValueError, match=r"a\.png.*more than 8 bits"):

@@ -7,11 +7,13 @@ levels. A node is a class in NODE_CLASS_MAPPINGS with INPUT_TYPES, RETURN_TYPES,
 
 import importlib.util
 import logging
+import re
 import sys
 import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -128,3 +130,110 @@ def test_the_noise_of_ancestral_steps_is_a_remark():
     varied = jk.Schedule(TIMES, np.array([0.1, 0.9, 0.3, 0.0]))
     result = jk.export(varied, TABLE, "comfyui-node")
     assert any("stochasticity cannot be exported" in warning for warning in result.warnings)
+
+
+class SamplerCustom:
+    """ComfyUI's node of that name with the sampler euler, as its documentation describes it.
+
+    `model_sampling` scales noise and data at the first level, and back at the last: for models in
+    sigma x = data + sigma noise (sqrt(1 + sigma^2) noise at the model's largest level), for flow
+    models x = (1 - level) data + level noise.
+    """
+
+    def __init__(self, denoise: Any, sigma_max: float, flow: bool):
+        self.denoise, self.sigma_max, self.flow = denoise, sigma_max, flow
+        self.seen: list[tuple[float, np.ndarray]] = []
+
+    def start(self, level: float, noise: np.ndarray, latents: np.ndarray) -> np.ndarray:
+        if self.flow:
+            return level * noise + (1.0 - level) * latents
+        at_top = level > self.sigma_max or np.isclose(level, self.sigma_max, rtol=1e-5, atol=0)
+        return noise * (np.sqrt(1.0 + level**2) if at_top else level) + latents
+
+    def __call__(
+        self, sigmas: Any, latents: np.ndarray, noise: np.ndarray, add_noise: bool = True
+    ) -> np.ndarray:
+        levels = np.asarray(sigmas, float)
+        x = self.start(levels[0], noise if add_noise else 0.0 * noise, latents)
+        for level, after in zip(levels[:-1], levels[1:], strict=True):
+            self.seen.append((level, x))
+            d = (x - self.denoise(x, level)) / level
+            x = x + d * (after - level)
+        return x / (1.0 - levels[-1]) if self.flow else x
+
+
+def manual_sigmas(text: str) -> list[float]:
+    """What the node ManualSigmas reads."""
+    return [float(number) for number in re.findall(r"[-+]?(?:\d*\.*\d+)", text)]
+
+
+SUB_RANGES = {
+    "image-to-image": (jk.DiscreteVP.scaled_linear(t_max=700.0), [700.0, 300.0, 50.0, 0.0]),
+    "inpainting": (jk.EDM(t_max=3.0), [3.0, 1.0, 0.2, 0.0]),
+    "second expert": (jk.FlowMatching(t_max=0.875), [0.875, 0.5, 0.2, 0.0]),
+}
+
+
+MEAN, VARIANCES = np.array([0.3, -0.2]), np.array([1.0, 0.1])
+
+
+def network(flow: bool) -> Any:
+    """E[x0 | x] of Gaussian data, x = x0 + level z or (1 - level) x0 + level z."""
+
+    def denoise(x: np.ndarray, level: float) -> np.ndarray:
+        signal = 1.0 - level if flow else 1.0
+        gain = signal * VARIANCES / (signal**2 * VARIANCES + level**2)
+        return MEAN + gain * (x - signal * MEAN)
+
+    return denoise
+
+
+@pytest.mark.parametrize("name", SUB_RANGES)
+@pytest.mark.parametrize("tool", ["comfyui", "comfyui-node"])
+def test_a_sub_range_starts_from_the_data_that_are_connected(
+    name: str, tool: str, samplers: Any, tmp_path: Path
+):
+    """As the remarks say; against `jk.sample` from a x0 + s z of the same data and noise."""
+    process, times = SUB_RANGES[name]
+    flow = name == "second expert"
+    schedule = jk.Schedule(times)
+    result = jk.export(schedule, process, tool, sampler="ddim")
+    if tool == "comfyui":
+        sigmas: Any = manual_sigmas(result.text)
+    else:
+        module = load(tmp_path / "mine.py", result)
+        (sigmas,) = module.NODE_CLASS_MAPPINGS["mine"]().get_sigmas(1.0)
+        np.testing.assert_allclose(ksampler(samplers, "mine", len(times) - 1), sigmas)
+        assert f"# It starts from noised data at level {float(sigmas[0]):.6g}" in result.text
+    x0, z = np.random.default_rng(0).standard_normal((2, 5, 2))
+    node = SamplerCustom(network(flow), 1.0 if flow else 14.6146, flow)
+    found = node(sigmas, latents=x0, noise=z)
+    a, s = (float(f(times[0])) for f in (process.signal, process.noise))
+    first = a * x0 + s * z
+    np.testing.assert_allclose(node.seen[0][1], first if flow else first / a, rtol=1e-5, atol=1e-6)
+    exact = jk.Gaussian(MEAN, VARIANCES).denoiser(process)
+    expected = jk.sample(exact, "ddim", schedule, jnp.asarray(first))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    (connected,) = (remark for remark in result.remarks if "to latent_image" in remark)
+    assert f"level {float(sigmas[0]):.6g}" in connected
+
+
+def test_the_second_expert_goes_on_where_the_first_stopped():
+    """The first one's latents, without noise: the same as all levels at once."""
+    process, times = SUB_RANGES["second expert"]
+    result = jk.export(jk.Schedule(times), process, "comfyui", sampler="ddim")
+    (remark,) = (text for text in result.remarks if "second of two experts" in text)
+    assert "stop at 0.875, and turn add_noise off" in remark
+    z = np.random.default_rng(1).standard_normal((5, 2))
+    node = SamplerCustom(network(True), 1.0, True)
+    high = [1.0, 0.95, 0.875]
+    low = manual_sigmas(result.text)
+    whole = node([*high, *low[1:]], np.zeros_like(z), z)
+    first = node(high, np.zeros_like(z), z)
+    np.testing.assert_allclose(node(low, first, z, add_noise=False), whole, rtol=1e-12)
+
+
+def test_a_whole_range_says_nothing_of_data():
+    for tool in ("comfyui", "comfyui-node"):
+        result = jk.export(jk.Schedule(TIMES), TABLE, tool, sampler="ddim")
+        assert not any("latent_image" in text for text in (*result.remarks, result.text))

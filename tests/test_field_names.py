@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxkernels as jk
-from jaxkernels import _field_names
+from jaxkernels import _checks, _field_names
 from jaxkernels.prediction import PREDICTION_TYPES
 from jaxkernels.processes import PROCESSES, check_process_name, from_config
 from jaxkernels.samplers import SAMPLERS, as_sampler, check_sampler_name
@@ -147,3 +147,21 @@ def test_the_exponential_schedule_is_uniform_in_log_sigma():
 def test_unknown_everywhere():
     with pytest.raises(ValueError, match=r"sampler='ddmi' is not known\. Did you mean 'ddim'"):
         as_sampler("ddmi")
+
+
+def test_a_hint_is_a_name_that_was_begun_or_is_written_alike():
+    """Not any name that shares a few letters."""
+    known = dict.fromkeys(("ddpm", "dpm_multistep", "score"))
+    for name, hint in (("dpm", "'dpm_multistep'"), ("ddmp", "'ddpm'"), ("scores", "'score'")):
+        with pytest.raises(ValueError, match=f"Did you mean {hint}"):
+            _checks.lookup("scheduler", name, known)
+    with pytest.raises(ValueError, match=r"eps_pred' is not known\. Known: ddpm"):
+        _checks.lookup("scheduler", "eps_pred", known)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("eps_pred", "epsilon"), ("noise_pred", "epsilon"), ("x0_pred", "x0"), ("flow_pred", "flow")],
+)
+def test_abbreviated_prediction_types(name: str, expected: str):
+    assert jk.Denoiser(lambda x, t: x, jk.FlowMatching(), name).prediction_type == expected

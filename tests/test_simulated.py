@@ -130,7 +130,7 @@ def test_rows_are_taken_with_their_residuals(record: jk.DenoisedRecord) -> None:
     ("arguments", "message"),
     [
         ({"nodes": 4}, "nodes = 4 must be at least 8"),
-        ({"t_min": 0.0}, "t_min = 0 has no noise"),
+        ({"t_min": 1.0}, "t_min = 1 must be"),
         ({"noise": NOISE[:1]}, r"noise has shape \(1, 2\)"),
         ({"batch": 0}, "batch = 0 must be at least 1"),
     ],

@@ -180,3 +180,11 @@ def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(ImportError, match="pip install torch"):
         jk.from_torch(lambda x, t: x)
+
+
+def test_a_module_is_no_function_of_jax():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(
+        ValueError, match=r"fn = Linear is a module of PyTorch: wrap it by jk.from_"
+    ):
+        jk.Denoiser(torch.nn.Linear(2, 2), PROCESS, "epsilon")

@@ -74,6 +74,83 @@ def test_the_first_order_of_a_linear_network_is_exact(sampler: str, steps: int) 
     assert "16 trajectories" in repr(found)
 
 
+def _ended_at_zero(
+    sampler: str, process: jk.AbstractProcess, times: np.ndarray, x: np.ndarray, last: float
+) -> np.ndarray:
+    """The same to sigma = 0: every end is the denoised point, that of the exact flow at `last`."""
+    points = np.append(times[:-1], last)
+    a, s = (np.asarray(f(jnp.asarray(points)))[:, None] for f in (process.signal, process.noise))
+    v = a**2 * VARIANCE + s**2
+    gain = a * VARIANCE / v
+    z = (x - a[0] * MEAN) / np.sqrt(v[0])
+    denoised = MEAN + gain[:, None] * np.sqrt(v)[:, None] * z
+    level, total = np.log(a / s), denoised[-2] - denoised[-1]
+    for k in range(len(times) - 2):
+        d = denoised[k]
+        if sampler == "dpmpp_2m" and k > 0:
+            weight = 0.5 * (level[k + 1] - level[k]) / (level[k] - level[k - 1])
+            d = d + weight * (denoised[k] - denoised[k - 1])
+        here, there = (a[j] * MEAN + np.sqrt(v[j]) * z for j in (k, k + 1))
+        step = s[k + 1] / s[k] * here + (a[k + 1] - a[k] * s[k + 1] / s[k]) * d
+        total = total + gain[-1] * np.sqrt(v[-1] / v[k + 1]) * (step - there)
+    return total
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 3), ("dpmpp_2m", 12)])
+@pytest.mark.parametrize("table", [True, False])
+def test_a_record_ends_where_pipelines_end(sampler: str, steps: int, table: bool) -> None:
+    """At sigma = 0 by a step from the last node, a table's smallest time or the default t_min."""
+    process = jk.DiscreteVP.scaled_linear() if table else PROCESS
+    last = 1.0 if table else 1e-3
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((16, 3)))
+    found = jk.record(GAUSSIAN.denoiser(process), x, t_min=0.0, progress=False)
+    assert found.nfe == 16 * (63 * (5 + 2 * 3) + 1 + 1 + 2 * 3)
+    schedule = jk.schedules.quadratic(process, steps, 0.0)
+    times = np.asarray(schedule.times, np.float64)
+    exact = np.linalg.norm(_ended_at_zero(sampler, process, times, np.asarray(x), last), axis=1)
+    np.testing.assert_allclose(
+        found.errors(sampler, schedule) * float(found.scale), exact, rtol=2e-3, atol=5e-5
+    )
+
+
+@pytest.fixture(scope="module")
+def to_zero() -> jk.TrajectoryRecord:
+    exact = MIXTURE.denoiser(jk.DiscreteVP.scaled_linear())
+    return jk.record(exact, NOISE, t_min=0.0, nodes=32, progress=False)
+
+
+def test_records_to_zero_are_saved_and_concatenated(
+    to_zero: jk.TrajectoryRecord, tmp_path: Path
+) -> None:
+    to_zero.save(tmp_path / "record.npz")
+    loaded = jk.TrajectoryRecord.load(tmp_path / "record.npz")
+    both = jk.TrajectoryRecord.concatenate([loaded, to_zero])
+    assert (loaded.num_nodes, both.num_trajectories) == (32, 128)
+    schedule = jk.schedules.karras(to_zero.process, 6, 0.0)
+    expected = to_zero.errors("dpmpp_2m", schedule)
+    np.testing.assert_allclose(both.errors("dpmpp_2m", schedule), np.tile(expected, 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
+def test_derivatives_of_a_step_to_zero(sampler: str, to_zero: jk.TrajectoryRecord) -> None:
+    """Against finite differences in the coordinate, away from the times of the table."""
+    process = to_zero.process
+    objective = bind_record(to_zero, sampler, 0.0)
+    start, low = np.asarray(process.t_max), np.asarray(0.05)
+    coordinate = jk.schedules.TimeCoordinate(process, start, low, np.asarray(np.inf))
+    inner = objective.in_coordinate(coordinate, 0.0)
+    times = jnp.asarray([1000.0, 600.3, 250.4, 80.4, 0.0])
+    u = coordinate.coordinate(times)
+    value, gradient, hessian = eqx.filter_jit(inner.derivatives)(u, jnp.asarray(4))
+    assert value == pytest.approx(float(objective(jk.Schedule(times))), rel=1e-6)
+    assert np.all(np.isfinite(hessian))
+    values = eqx.filter_jit(inner.value)
+    for j in (1, 2, 3):
+        h = 1e-4 * np.eye(5)[j]
+        difference = (values(u + h, jnp.asarray(4)) - values(u - h, jnp.asarray(4))) / 2e-4
+        assert gradient[j] == pytest.approx(float(difference), rel=1e-4)
+
+
 class _NumpyVP:
     """`PROCESS` in NumPy, as `published_samplers` takes it."""
 
@@ -465,7 +542,7 @@ def test_splines_are_exact_for_cubics() -> None:
         ({"nodes": 3}, "nodes = 3 must be at least 8"),
         ({"directions": 0}, "directions = 0 must be at least 1"),
         ({"t_min": 2.0}, "t_min"),
-        ({"t_min": 0.0}, "t_min = 0 has no noise"),
+        ({"t_min": 1.0}, "t_min = 1 must be"),
         ({"fn": lambda x, t: x * jnp.nan}, "are not finite"),
         ({"prediction_type": "scores"}, "Did you mean 'score'"),
     ],

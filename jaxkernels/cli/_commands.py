@@ -14,6 +14,7 @@ from ..data import load_numbers
 from ..errors import evaluate_schedule
 from ..exports import SCHEDULERS, TOOLS, export
 from ..metrics import METRICS
+from ..optimize import rounding_makes_equal
 from ..processes import AbstractProcess, DiscreteVP
 from ..samplers import SAMPLERS, check_sampler_name
 from ..schedules import BASELINES, Schedule
@@ -255,8 +256,9 @@ _SHARED = ("table", "sigma_max")
 class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions, TargetOptions):
     """Write a schedule in the form that another tool takes.
 
-    Where that takes integer timesteps, the nearest distinct ones are taken; with --data or
-    --spectrum, those with the smallest local error for these data.
+    Where that takes integer timesteps, two of which the nearest ones would make equal, those with
+    the smallest local error are taken: for --data or --spectrum, else for what the schedule was
+    optimised for, if its file says so. Without either, the nearest distinct ones.
     """
 
     to: Annotated[str, typer.Option(help=f"{', '.join(TOOLS)}.", show_default=False)]
@@ -308,16 +310,22 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
         options = self._scheduler_options()
         if sampler is not None:
             options["sampler"] = sampler
+        told = []
         result = export(schedule, process, self.to, **options)
         if self.describes_data:
             schedule = self._on_integers(schedule, process, sampler, result, files)
             result = export(schedule, process, self.to, **options)
+        elif _tells_best_integers(files, process) and result.takes_integers:
+            name = DEFAULT_SAMPLER if sampler is None else sampler
+            schedule = _solve.move_by_own_objective(files[0], process, name)
+            result = export(schedule, process, self.to, **options)
+            told.append("two nearest timesteps are equal; these have the smallest local error")
         if self.output is None:
             print(result.text)
         else:
             write_atomically(self.output, result.text.encode() + b"\n")
             say(f"written: {self.output}")
-        for note in (*_unknown_samplers(files), *result.notes):
+        for note in (*told, *_unknown_samplers(files), *result.notes):
             print(f"note: {note}", file=sys.stderr)
 
     def _on_integers(
@@ -385,6 +393,12 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
         if "table" in options:
             options["table"] = DiscreteVP(load_numbers(str(self.table), report=say))
         return options
+
+
+def _tells_best_integers(files: list[SavedSchedule], process: AbstractProcess) -> bool:
+    """Whether rounding makes timesteps equal, and the file describes what is to be minimised."""
+    described = bool(files) and files[0].local_error is not None
+    return described and rounding_makes_equal(files[0].schedule, process)
 
 
 def _unknown_samplers(files: list[SavedSchedule]) -> list[str]:

@@ -56,6 +56,8 @@ class SavedSchedule:
     sampler: str | None
     """Its name as the file states it, which need not be one of `SAMPLERS`."""
     initialization: str | None
+    local_error: object = None
+    """The objective that it minimises as the file describes it, if that is a `LocalError`."""
 
 
 def read_schedule(path: Path) -> SavedSchedule:
@@ -72,7 +74,8 @@ def read_schedule(path: Path) -> SavedSchedule:
     start = metadata.get("initialization")
     if start is not None:
         start = _checks.one_of(f"{path}: initialization", start, NAMED_INITIALIZATIONS)
-    return SavedSchedule(path, schedule, process, None if sampler is None else str(sampler), start)
+    name = None if sampler is None else str(sampler)
+    return SavedSchedule(path, schedule, process, name, start, metadata.get("local_error"))
 
 
 def stated_starts(files: Sequence[SavedSchedule]) -> dict[str, str]:

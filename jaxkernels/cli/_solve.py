@@ -6,12 +6,13 @@ import jax
 
 from .._precision import in_float64
 from ..distributions import Gaussian, GaussianMixture
-from ..errors import BoundLocalError, LocalError, TerminalError
+from ..errors import BoundLocalError, LocalError, TerminalError, local_error_from_config
 from ..optimize import OptimizedSchedule, on_integer_timesteps, optimize_schedule
 from ..processes import AbstractProcess
 from ..recurrence import local_errors
 from ..samplers import as_sampler
 from ..schedules import BASELINES, Schedule
+from ._inputs import SavedSchedule
 
 OBJECTIVES = {"local": LocalError, "terminal": TerminalError}
 
@@ -79,6 +80,16 @@ def move_to_integers(
     objective = LocalError(initialization=initialization)
     bound = objective.reduce(in_float64(objective.bind)(target, process, step))
     return on_integer_timesteps(schedule, process, bound)
+
+
+def move_by_own_objective(saved: SavedSchedule, process: AbstractProcess, sampler: str) -> Schedule:
+    """The schedule of a file at the integer timesteps with the smallest objective of its own."""
+    rebuild = in_float64(local_error_from_config)
+    try:
+        bound = rebuild(saved.local_error, process, as_sampler(sampler))
+    except ValueError as error:
+        raise ValueError(f"{saved.path}: {error}") from None
+    return on_integer_timesteps(saved.schedule, process, bound)
 
 
 @in_float64

@@ -106,6 +106,12 @@ def check_schedules(
         times = np.asarray(schedule.times, np.float64)
         if span is None:
             span = float(times[0]), float(times[-1])
+        if not times[0] > process.trained_t_min:
+            raise ValueError(
+                f"schedules[{name!r}] starts at t = {times[0]:g}, where {type(process).__name__} "
+                f"ends: its network was trained from t = {process.trained_t_min:g} to "
+                f"{float(process.t_max):g}. Are its times those of another process?"
+            )
         if not stochastic and schedule.is_stochastic:
             raise ValueError(
                 f"schedules[{name!r}] is stochastic: its samples have no reference from the same "

@@ -309,7 +309,7 @@ def compare_samplers(
     num_steps: Sequence[int],
     noise: Float[AnyArray, "n *shape"],
     *,
-    t_min: ArrayLike,
+    t_min: ArrayLike | None = None,
     schedules: Mapping[str, MakeSchedule | Mapping[Setting, Schedule]] | None = None,
     data: Numbers | None = None,
     key: Array | None = None,
@@ -323,7 +323,8 @@ def compare_samplers(
     - `samplers`: names or samplers, at most one of each class.
     - `num_steps`: numbers of steps, each >= 1. Every pair (sampler, number of steps) is a setting.
     - `noise`: initial noise (n, ...) with n >= 2, as for `sample`.
-    - `t_min`: last time of all schedules, in [0, t_max); they start at the process's t_max.
+    - `t_min`: last time of all schedules, in [0, t_max), by default the denoiser's
+      `default_t_min`; they start at the process's t_max.
     - `schedules`: for every name a function (process, num_steps, t_min) -> Schedule, or a table
       {(sampler, num_steps): Schedule}. Default: the baseline schedules. With optimised results:
       `{**jk.schedules.BASELINES, "optimised": {("ddim", 10): result.schedule, ...}}`. In a table, a
@@ -352,7 +353,7 @@ def compare_samplers(
     process = check_denoiser(denoiser).process
     settings = sampler_settings(samplers, num_steps)
     t_max = float(np.asarray(process.t_max))
-    span = (t_max, check_range(process, 1, t_min))
+    span = (t_max, check_range(process, 1, denoiser.default_t_min if t_min is None else t_min))
     makers = BASELINES if schedules is None else schedules
     made: dict[Setting, dict[str, Schedule]] = {}
     for setting, sampler in settings.items():

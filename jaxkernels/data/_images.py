@@ -47,7 +47,7 @@ def _size(image: np.ndarray) -> str:
 def _decode(name: str, content: bytes) -> np.ndarray:
     """Pixels 0..255 of shape (height, width) or (height, width, 3)."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise missing_extra(f"reading {name}", "Pillow") from None
     try:
@@ -61,4 +61,6 @@ def _decode(name: str, content: bytes) -> np.ndarray:
                 return np.asarray(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         fault = getattr(error, "strerror", None) or error
+        if isinstance(error, UnidentifiedImageError):
+            fault = "it is damaged, or in no format that Pillow knows"
         raise ValueError(f"cannot read the image {name}: {fault}.") from None

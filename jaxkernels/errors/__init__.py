@@ -41,6 +41,10 @@ from ._objective import (
     LocalError as LocalError,
     TerminalError as TerminalError,
 )
+from ._saved import (
+    local_error_config as local_error_config,
+    local_error_from_config as local_error_from_config,
+)
 from ._sweep import (
     ErrorSweep as ErrorSweep,
     error_sweep as error_sweep,

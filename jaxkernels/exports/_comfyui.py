@@ -3,6 +3,12 @@
 They are the string of a ManualSigmas node, or a file with a node of its own. ManualSigmas reads
 digits, a dot and digits, so no number is written with an exponent. For flow models a level is
 s/(a + s), in [0, 1], and the model's own shift is not applied to it.
+
+Its samplers start from latent_image + sigma noise, or (1 - level) latent_image + level noise for
+flow models, at the first of the SIGMAS; the latents are 0 where an empty image is connected. So a
+schedule that starts below the model's largest level needs the data there. A sampler that stops
+above 0 divides the latents of a flow model by 1 - level, and one that starts there without noise
+multiplies them by it again: two experts follow each other as they stand.
 """
 
 import dataclasses
@@ -16,7 +22,25 @@ from ._render import Text
 from ._scheduler import Default, Emulation, Scheduler, Tool
 
 _NODE = "paste the numbers into ManualSigmas and connect it to SamplerCustom with "
+_DATA = (
+    "connect the data (latents, as of VAE Encode) to latent_image and leave add_noise on: ComfyUI "
+    "adds noise of level {first} to them; for inpainting, give them a mask by Set Latent Noise Mask"
+)
+_EXPERT = (
+    "for the second of two experts, connect the latents of the first, whose SIGMAS stop at "
+    "{first}, and turn add_noise off"
+)
+_DATA_IN_FILE = """\
+# It starts from noised data at level {first}: connect latents to latent_image, with denoise 1.
+import logging"""
 _ONE_ETA = "ComfyUI's ancestral sampler takes one eta for all steps"
+
+
+def _text(template: str, remarks: tuple[str, ...]) -> Text:
+    """A text with what is to be connected where the schedule starts from noised data."""
+    noised = template.replace("import logging", _DATA_IN_FILE)
+    return Text(template, remarks, from_data=Text(noised, (*remarks, _DATA, _EXPERT)))
+
 
 _SDE = "SamplerDPMPP_2M_SDE with midpoint, eta {constant} and s_noise 1"
 
@@ -27,7 +51,7 @@ _SIGMA_MODELS = Scheduler(
     final_zero="written",
     stops="anywhere",
     noise=Eta(
-        constant=Text(
+        constant=_text(
             "{decimals}",
             (_NODE + "SamplerEulerAncestral with eta {constant} and s_noise 1",),
         ),
@@ -38,13 +62,13 @@ _SIGMA_MODELS = Scheduler(
         Emulation(
             "dpmpp_2m",
             "dpmpp_2m",
-            noise=SDEEta(Text("{decimals}", (_NODE + _SDE,))),
+            noise=SDEEta(_text("{decimals}", (_NODE + _SDE,))),
         ),
         Emulation("dpm_2", "dpm_2"),
         Emulation("heun", "heun", exact_for=(EDM,), difference=HEUN_IN_SIGMA),
     ),
     initial_noise=ScaledAtTableTop(),
-    text=Text("{decimals}", (_NODE + "the sampler '{function}'",)),
+    text=_text("{decimals}", (_NODE + "the sampler '{function}'",)),
 )
 
 _FLOW_MODELS = dataclasses.replace(
@@ -123,15 +147,15 @@ _OWN_NODE = (
     "for other numbers of steps (in KSampler also denoise < 1, dpm_2, uni_pc) are interpolated"
 )
 _ANCESTRAL = "use its node with SamplerEulerAncestral, with eta {constant} and s_noise 1"
-_NODE_TEXT = Text(_NODE_FILE, (_OWN_NODE, "the sampler is '{function}'"))
+_NODE_TEXT = _text(_NODE_FILE, (_OWN_NODE, "the sampler is '{function}'"))
 
 
 def _as_node(scheduler: Scheduler) -> Scheduler:
     """The scheduler with the text of a custom node."""
     noise = scheduler.noise
     if isinstance(noise, Eta):
-        noise = dataclasses.replace(noise, constant=Text(_NODE_FILE, (_OWN_NODE, _ANCESTRAL)))
-    sde = SDEEta(Text(_NODE_FILE, (_OWN_NODE, "use its node with " + _SDE)))
+        noise = dataclasses.replace(noise, constant=_text(_NODE_FILE, (_OWN_NODE, _ANCESTRAL)))
+    sde = SDEEta(_text(_NODE_FILE, (_OWN_NODE, "use its node with " + _SDE)))
     emulates = tuple(
         dataclasses.replace(entry, noise=sde) if entry.noise else entry
         for entry in scheduler.emulates

@@ -228,6 +228,7 @@ def _parts(
         "variable": record.variable,
         "numbers": assignment(record.variable, numbers, record.form),
         "decimals": decimals(numbers),
+        "first": f"{plan.levels[0]:.6g}",
         "num_steps": plan.levels.size - 1,
         "function": emulation.function,
         "parameters": assignment(noise.variable, values.get(noise.parameter, ())),

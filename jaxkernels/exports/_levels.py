@@ -333,7 +333,14 @@ class Timesteps(AbstractTableLevels):
         moved = np.abs(self.log_sigmas[timesteps] - np.log(levels)).max()
         if moved < 1e-6:
             return ()
-        return (f"rounding to distinct integer timesteps moves log sigma by at most {moved:.2g}",)
+        warning = f"rounding to distinct integer timesteps moves log sigma by at most {moved:.2g}"
+        if np.any(np.diff(np.rint(self.positions(levels))) == 0):
+            warning += (
+                "; two levels have the same nearest timestep, and the nearest distinct ones are "
+                "taken: those with the smallest error are selected by jaxkernels export with "
+                "--data or --spectrum, and by jk.optimize.on_integer_timesteps"
+            )
+        return (warning,)
 
     def write(self, levels: Levels) -> tuple[float | int, ...]:
         if self.integer:

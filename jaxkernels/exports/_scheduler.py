@@ -20,6 +20,7 @@ PLACEHOLDERS: Mapping[str, str] = types.MappingProxyType(
         "variable": "the variable that holds the numbers",
         "numbers": "the statement that assigns the numbers to the variable",
         "decimals": "the numbers separated by commas, without exponents",
+        "first": "the first of the levels",
         "num_steps": "the number of steps that the tool takes",
         "function": "the tool's name of the sampler",
         "options": "what else the tool is told of the sampler",

@@ -20,4 +20,7 @@ from ._space import (
     ScheduleSpace as ScheduleSpace,
 )
 from ._sweep import ScheduleSweep as ScheduleSweep, optimize_schedules as optimize_schedules
-from ._timesteps import on_integer_timesteps as on_integer_timesteps
+from ._timesteps import (
+    on_integer_timesteps as on_integer_timesteps,
+    rounding_makes_equal as rounding_makes_equal,
+)

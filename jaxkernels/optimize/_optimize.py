@@ -25,7 +25,7 @@ from ..errors import (
     violations,
 )
 from ..prediction import AbstractDenoiser
-from ..processes import AbstractProcess, check_process, sigma_range
+from ..processes import AbstractProcess, check_process
 from ..recurrence import initialization_name
 from ..samplers import AbstractSampler, as_sampler
 from ..schedules import BASELINES, Schedule
@@ -123,8 +123,9 @@ def optimize_schedule(
       or `process.sub_range(t_max)`, schedules start from noised data at its t_max.
     - `sampler`: a sampler or its name, such as "ddim" or "dpmpp_2m".
     - `num_steps`: K >= 1. No step is shorter than 1e-4 in log sigma, or what float32 resolves.
-    - `t_min`: the last time, 0 <= t_min < t_max, by default that of the process; or (low, high) to
-      optimise it between these bounds, for a Gaussian.
+    - `t_min`: the last time, 0 <= t_min < t_max; or (low, high) to optimise it between these
+      bounds, for a Gaussian. Default: where a given record ends, else the network's
+      `default_t_min`, else that of the process.
     - `objective`: `LocalError()` (default), `TerminalError()`, `RecordedError(record)`, or a
       jittable, differentiable, positive function of a `Schedule`. Options such as the metric, the
       initialization or a score error are fields of the objective.
@@ -299,12 +300,15 @@ def check_arguments(
     if not isinstance(selection, Selection | None):
         raise ValueError(f"selection must be a Selection(...); got {selection!r}.")
     check_target(target)
+    objective = as_objective(objective)
+    if t_min is None:
+        t_min = _default_end(target, process, objective, selection)
     request = Request(
         process,
         sampler,
         num_steps,
-        check_end(process, process.default_t_min if t_min is None else t_min),
-        as_objective(objective),
+        check_end(process, t_min),
+        objective,
         check_stochasticity(sampler, num_steps, stochasticity),
         solver,
         selection,
@@ -316,6 +320,24 @@ def check_arguments(
         return request
     _check_selection(target, request)
     return dataclasses.replace(request, selection=on_range(selection, process))
+
+
+def _default_end(
+    target: object,
+    process: AbstractProcess,
+    objective: AbstractObjective,
+    selection: Selection | None,
+) -> float:
+    """Where schedules end: as a record does, a network, or the process."""
+    selection = selection or Selection()
+    for holder in (objective, selection):
+        made = getattr(holder, "record", None)
+        if isinstance(made, AbstractRecord):
+            return float(np.asarray(made.t_min))
+    for denoiser in (selection.denoiser, target):
+        if isinstance(denoiser, AbstractDenoiser):
+            return denoiser.default_t_min
+    return process.default_t_min
 
 
 def _check_budget(target: object, request: Request, budget: int | None) -> int | None:
@@ -330,11 +352,10 @@ def _check_budget(target: object, request: Request, budget: int | None) -> int |
         )
     sampler = request.sampler
     at_one_time = not (sampler.randomised or sampler.forms_jacobian)
-    reaches_zero = sigma_range(request.process, request.t_min[0])[1] == 0
-    if request.stochastic or not at_one_time or reaches_zero or selection.record is False:
+    if request.stochastic or not at_one_time or selection.record is False:
         raise ValueError(
             f"budget = {budget} is divided between recorded trajectories and a selection: it needs "
-            "a deterministic sampler, stochasticity 0, sigma(t_min) > 0, and a record."
+            "a deterministic sampler, stochasticity 0, and a record."
         )
     if isinstance(selection.record, TrajectoryRecord):
         raise ValueError(
@@ -565,8 +586,7 @@ def _noise_count(selection: Selection) -> int:
 def is_recordable(request: Request) -> bool:
     """Whether schedules can be optimised on a trajectory record."""
     maybe_deterministic = not request.stochastic or request.stochasticity_squared is None
-    reaches_zero = sigma_range(request.process, request.t_min[0])[1] == 0
-    return not unpredictable(request.sampler) and maybe_deterministic and not reaches_zero
+    return not unpredictable(request.sampler) and maybe_deterministic
 
 
 def _best(problem: ScheduleProblem, solution: Solution) -> tuple[Schedule, float, np.ndarray]:

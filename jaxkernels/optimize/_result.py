@@ -16,7 +16,7 @@ from .._tables import describe, estimate, label
 from .._types import Numbers
 from ..comparison import BALANCED, Comparison
 from ..distributions import Compression, Gaussian
-from ..errors import Evaluation, evaluate_schedule
+from ..errors import Evaluation, evaluate_schedule, local_error_config
 from ..processes import PROCESSES, AbstractProcess, to_config
 from ..samplers import AbstractSampler, sampler_name
 from ..schedules import Schedule
@@ -309,6 +309,7 @@ class OptimizedSchedule:
             initialization=self.evaluation_options["initialization"],
             sigmas=[_json_number(v) for v in sigmas],
             objective=_json_number(self.objective),
+            local_error=self._saved_objective(),
             unchangeable={n: _json_number(value) for n, value in self.unchangeable.items()},
             baselines={name: _json_number(value) for name, value in self.baselines.items()},
             w2=_json_number(float(self.evaluation.w2)),
@@ -320,6 +321,10 @@ class OptimizedSchedule:
             criterion=self.criterion,
             ratios={name: _json_number(value) for name, value in self.ratios.items()},
         )
+
+    def _saved_objective(self) -> dict[str, Any] | None:
+        """What `jaxkernels export` needs to select integer timesteps; None after a selection."""
+        return None if self.selection else local_error_config(self.reduced_objective)
 
     def __repr__(self) -> str:
         state = "converged" if self.converged else f"not converged ({self.reason})"

@@ -80,7 +80,23 @@ def on_integer_timesteps(
 
 
 def rounding_makes_equal(schedule: Schedule, process: AbstractProcess) -> bool:
-    """Whether two times of a table's schedule have one nearest integer timestep."""
+    """Tell whether two times of a table's schedule have the same nearest integer timestep.
+
+    **Arguments:**
+
+    - `schedule`: the schedule.
+    - `process`: of its times; False for all but a `DiscreteVP`.
+
+    **Returns:** whether rounding would make two timesteps equal.
+
+    **Example:**
+
+    ```python
+    >>> process = jk.DiscreteVP.scaled_linear()
+    >>> jk.optimize.rounding_makes_equal(jk.Schedule([1000.0, 1.4, 0.8, 0.0]), process)
+    True
+    ```
+    """
     times = np.rint(np.asarray(schedule.times))
     return isinstance(process, DiscreteVP) and bool(np.any(np.diff(times[times > 0]) == 0))
 

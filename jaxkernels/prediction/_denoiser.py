@@ -15,6 +15,7 @@ converts every prediction type into the split:
 """
 
 import abc
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias, cast
 
@@ -122,6 +123,11 @@ class AbstractDenoiser(eqx.Module):
     """
 
     process: eqx.AbstractVar[AbstractProcess]
+
+    @property
+    def default_t_min(self) -> float:
+        """Time at which sampling ends by default: that of the process."""
+        return self.process.default_t_min
 
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "..."], t: Float[ArrayLike, ""]) -> Prediction:
@@ -236,6 +242,11 @@ class Denoiser(AbstractDenoiser):
     ):
         if not callable(fn):
             raise ValueError(f"fn must be a function of (x, t); got {fn!r}.")
+        if any(part.__module__.startswith("torch.nn") for part in inspect.getmro(type(fn))):
+            raise ValueError(
+                f"fn = {type(fn).__name__} is a module of PyTorch: wrap it by jk.from_torch, or "
+                "with its scheduler by jk.from_diffusers."
+            )
         self.fn = fn
         self.process = check_process(process)
         self.conditions = conditions
@@ -245,6 +256,14 @@ class Denoiser(AbstractDenoiser):
             "prediction type", "prediction_type", prediction_type, PREDICTION_TYPES
         )
         self.evaluations = _checks.count("evaluations", evaluations)
+
+    @property
+    def default_t_min(self) -> float:
+        """Time at which sampling ends by default: `fn.t_min` if there is one.
+
+        That of a pipeline is 0, see `from_diffusers`. Otherwise that of the process.
+        """
+        return float(getattr(self.fn, "t_min", self.process.default_t_min))
 
     def __call__(self, x: Float[Array, "..."], t: Float[ArrayLike, ""]) -> Prediction:
         if not isinstance(x, Array | np.ndarray):

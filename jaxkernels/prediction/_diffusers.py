@@ -44,8 +44,9 @@ def from_diffusers(
       or rows of tensors, are conditions, which are dealt to the rows of x in turn.
 
     **Returns:** a `Denoiser` in the units of the network's latents. `denoiser.process` is
-    `DiscreteVP`, `FlowMatching` or `EDM`, and `denoiser.fn.shape` the shape of a row of x. With
-    guidance each evaluation takes as many NFE as the pipeline calls the network.
+    `DiscreteVP`, `FlowMatching` or `EDM`, and `denoiser.fn.shape` the shape of a row of x.
+    Pipelines end with a step to level 0, so that `denoiser.default_t_min` is 0. With guidance
+    each evaluation takes as many NFE as the pipeline calls the network.
 
     **Raises:** ImportError without PyTorch; ValueError for a pipeline that does something else than
     to add up the outputs of one network, or a scheduler of another kind, saying what was found.
@@ -87,6 +88,9 @@ class DiffusersNetwork:
     - `config`: of the scheduler.
     - `shape`: of a row of x; None if it is not known.
     """
+
+    t_min = 0.0
+    """Where pipelines end, whatever the level before their last step."""
 
     def __init__(
         self,

@@ -28,7 +28,8 @@ from .._compile import quick_filter_jit
 from .._numerics import safe_divide, safe_sqrt
 from .._objective import AbstractBoundObjective, AbstractObjective
 from .._types import AnyArray, constant
-from ..processes import AbstractProcess
+from ..prediction import check_denoiser
+from ..processes import AbstractProcess, check_range, sigma_range
 from ..recurrence import local_error_coefficients, window_indices
 from ..samplers import AbstractSampler, as_sampler
 from ..schedules import Schedule
@@ -185,6 +186,9 @@ def record_routing(
     >>> error = found.switching_error("ddim", jk.schedules.uniform(jk.VP(), 20, 0.1))
     ```
     """
+    process = check_denoiser(experts).process
+    if sigma_range(process, check_range(process, 1, t_min))[1] == 0:
+        raise ValueError(f"t_min = {t_min} has no noise; record down to a small t_min > 0.")
     shape = np.shape(noise)[1:]
     most = max(1, experts.num_experts - 1)
     recorded = range(1, _checks.count("evaluations", evaluations, at_most=most) + 1)

@@ -145,7 +145,9 @@ class UniPC(AbstractDataMultistep):
     the implementation: of second order, the predictor is that of `DPMSolverPP2M`.
 
     `LocalError` adds up the errors of the predictor, of which the next step takes back a part, and
-    so overstates the whole. `RecordedError` and `TerminalError` keep their signs.
+    so overstates the whole: for Gaussian data, uniform in log-SNR, its square root is 1.7 times
+    (order 2) to 3 times (order 3) that of the errors of corrected points. `RecordedError` and
+    `TerminalError` keep their signs.
 
     **Arguments:**
 

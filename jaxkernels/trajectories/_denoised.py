@@ -23,6 +23,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .. import _checks
 from .._compile import quick_filter_jit
 from .._nfe import EVALUATION
+from .._numerics import safe_divide
 from .._precision import working_dtype
 from .._progress import Progress
 from .._types import AnyArray, Rows, constant
@@ -31,7 +32,14 @@ from ..processes import AbstractProcess, check_range
 from ..samplers import UniPC, take_step
 from ..schedules import Schedule, Step, TimeCoordinate
 from ._record import AbstractRecord, check_span, node_times
-from ._recording import LEAST_NODES, check_noise, log_sigma_coordinate, row_batches, rows_run
+from ._recording import (
+    LEAST_NODES,
+    check_noise,
+    last_node,
+    log_sigma_coordinate,
+    row_batches,
+    rows_run,
+)
 from ._spline import spline_fit, spline_weights
 
 # of the third order: with one evaluation per node more accurate than others
@@ -47,6 +55,7 @@ class DenoisedRecord(AbstractRecord):
 
     - `time_coordinate`: in which the nodes are evenly spaced, from t_max to `t_min`.
     - `t_min`: last time of the trajectories.
+    - `last_node`: time of the last node, above t_min if sigma(t_min) = 0.
     - `noise`: (trajectories, ...), where they start.
     - `points`: (nodes, trajectories, d), where the network was evaluated.
     - `denoised`: (nodes, trajectories, d), its denoised points there.
@@ -64,6 +73,7 @@ class DenoisedRecord(AbstractRecord):
 
     time_coordinate: TimeCoordinate
     t_min: AnyArray
+    last_node: AnyArray
     noise: Float[AnyArray, "trajectories *shape"]
     points: Float[AnyArray, "nodes trajectories d"]
     denoised: Float[AnyArray, "nodes trajectories d"]
@@ -101,12 +111,12 @@ class DenoisedRecord(AbstractRecord):
         """
         check_denoiser(model)
         coordinate = self.time_coordinate
-        times = node_times(coordinate, self.num_nodes, float(np.asarray(self.t_min)))
+        times = node_times(coordinate, self.num_nodes, float(np.asarray(self.last_node)))
         modelled = np.asarray(_denoised_points(model, constant(times), self.points))
         residuals = np.asarray(self.denoised, np.float64) - modelled
         splines = np.tensordot(spline_fit(self.num_nodes), residuals, 1)
         splines = constant(splines.astype(self.denoised.dtype))
-        return CorrectedDenoiser(self.process, model, coordinate, self.t_min, splines)
+        return CorrectedDenoiser(self.process, model, coordinate, self.last_node, splines)
 
     def __repr__(self) -> str:
         return f"DenoisedRecord({self.num_trajectories} trajectories, {self.num_nodes} nodes)"
@@ -121,7 +131,7 @@ class CorrectedDenoiser(AbstractDenoiser):
 
     - `process`: the forward process.
     - `model`: the denoiser of the model, of vectors (n, d).
-    - `time_coordinate`, `t_min`: of the record.
+    - `time_coordinate`, `last_node`: of the record. Below the last node residuals are as there.
     - `residuals`: (splines, n, d), spline coefficients of the residual of every row.
 
     **Example:**
@@ -137,7 +147,7 @@ class CorrectedDenoiser(AbstractDenoiser):
     process: AbstractProcess
     model: AbstractDenoiser
     time_coordinate: TimeCoordinate
-    t_min: AnyArray
+    last_node: AnyArray
     residuals: Float[AnyArray, "splines n d"]
 
     def __call__(self, x: Float[Array, "n *shape"], t: Float[ArrayLike, ""]) -> Prediction:
@@ -145,11 +155,12 @@ class CorrectedDenoiser(AbstractDenoiser):
         split = self.model(rows, t)
         coordinate = self.time_coordinate
         nodes = self.residuals.shape[0] - 2
-        first, weights = spline_weights(_place(coordinate, self.t_min, t, nodes), nodes)
+        first, weights = spline_weights(_place(coordinate, self.last_node, t, nodes), nodes)
         size = (4, *self.residuals.shape[1:])
         block = jax.lax.dynamic_slice(jnp.asarray(self.residuals), (first, 0, 0), size)
         residual = jnp.tensordot(weights.astype(rows.dtype), block, 1)
-        ratio = self.process.signal(t) / self.process.noise(t)
+        # a step to sigma = 0 may call it there, and leaves eps out
+        ratio = safe_divide(self.process.signal(t), self.process.noise(t))
         x0 = split.x0 + residual
         eps = split.eps - ratio * residual
         return Prediction(x0.reshape(x.shape), eps.reshape(x.shape))
@@ -176,7 +187,7 @@ def record_denoised(
     denoiser: AbstractDenoiser,
     noise: Float[AnyArray, "trajectories *shape"],
     *,
-    t_min: ArrayLike,
+    t_min: ArrayLike | None = None,
     nodes: int = 32,
     batch: int = 64,
     progress: bool = True,
@@ -190,7 +201,7 @@ def record_denoised(
 
     - `denoiser`: the network; it need not be differentiable.
     - `noise`: initial noise (trajectories >= 2, ...), as for `sample`.
-    - `t_min`: last time of the trajectories, with sigma(t_min) > 0.
+    - `t_min`: last time of the trajectories, as for `record`.
     - `nodes`: points in time, >= 8, evenly spaced in log sigma: at least twice as many as steps of
       the schedules that are to be judged.
     - `batch`: trajectories at a time, at most. Batches have the same size; the last is filled up by
@@ -212,7 +223,8 @@ def record_denoised(
     ```
     """
     process = check_denoiser(denoiser).process
-    low_time = check_range(process, 1, t_min)
+    end_time = check_range(process, 1, denoiser.default_t_min if t_min is None else t_min)
+    low_time = last_node(process, end_time)
     nodes = _checks.count("nodes", nodes, at_least=LEAST_NODES)
     denoiser, x = in_working_precision(denoiser, check_noise(noise))
     batch = _checks.count("batch", batch)
@@ -239,11 +251,12 @@ def record_denoised(
     points, denoised = (np.concatenate(arrays, 1) for arrays in zip(*parts, strict=True))
     return DenoisedRecord(
         time_coordinate=coordinate,
-        t_min=constant(times[-1]),
+        t_min=constant(end_time),
+        last_node=constant(times[-1]),
         noise=cast(AnyArray, rows_of_noise),
         points=constant(points),
         denoised=constant(denoised),
-        ends=constant(points[-1].astype(np.float64)),
+        ends=constant((denoised if low_time > end_time else points)[-1].astype(np.float64)),
         nfe=nfe,
     )
 
@@ -277,11 +290,12 @@ def denoised_nfe(trajectories: int, nodes: int) -> int:
 
 
 def _place(
-    coordinate: TimeCoordinate, t_min: ArrayLike, t: ArrayLike, nodes: int
+    coordinate: TimeCoordinate, last: ArrayLike, t: ArrayLike, nodes: int
 ) -> Float[Array, ""]:
     """Where a time lies among the nodes, in [0, nodes - 1]."""
     top = coordinate.coordinate(coordinate.start)
-    bottom = coordinate.coordinate(t_min)
+    bottom = coordinate.coordinate(last)
+    t = jnp.maximum(jnp.asarray(t), last)
     return (top - coordinate.coordinate(t)) / (top - bottom) * (nodes - 1)
 
 

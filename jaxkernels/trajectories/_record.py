@@ -35,7 +35,7 @@ from ..processes import PROCESSES, AbstractProcess, from_config, to_config
 from ..recurrence import window_indices
 from ..samplers import AbstractSampler, check_schedule
 from ..schedules import Schedule, TimeCoordinate, coordinates_of, times_of
-from ._spline import spline_weights
+from ._spline import BLOCK, spline_weights
 from ._terms import LocalErrorTerms, check_sampler, local_error_terms
 
 _FORMAT = "jaxkernels.record"
@@ -85,8 +85,10 @@ class TrajectoryRecord(AbstractRecord):
     - `time_coordinate`: in which the nodes are evenly spaced, from t_max to `t_min`.
     - `products`: [j, i, c, m, p], spline coefficients over nodes j and i in time of <A_p(t_j),
       D(t_i)> (c = 0) and <A_p(t_j), eps(t_i)> (c = 1) on trajectory m for direction p, divided by
-      `scale`.
+      `scale`. If sigma(t_min) = 0 a block of four rows j follows, the first of which has the
+      products of the end points' sensitivities.
     - `t_min`: last time of the trajectories.
+    - `last_node`: time of the last node, above t_min if sigma(t_min) = 0.
     - `noise`: (trajectories, ...), where they start.
     - `ends`: (trajectories, d), where they end.
     - `nfe`: that the record cost, rows that fill up its last batch included; see `record`.
@@ -101,8 +103,9 @@ class TrajectoryRecord(AbstractRecord):
     """
 
     time_coordinate: TimeCoordinate
-    products: Float[AnyArray, "splines splines 2 trajectories directions"]
+    products: Float[AnyArray, "rows splines 2 trajectories directions"]
     t_min: AnyArray
+    last_node: AnyArray
     noise: Float[AnyArray, "trajectories *shape"]
     ends: Float[AnyArray, "trajectories d"]
     nfe: int = eqx.field(static=True)
@@ -110,7 +113,7 @@ class TrajectoryRecord(AbstractRecord):
     @property
     def num_nodes(self) -> int:
         """Number of nodes N in time."""
-        return self.products.shape[0] - 2
+        return self.products.shape[1] - 2
 
     @property
     def num_directions(self) -> int:
@@ -208,6 +211,7 @@ class TrajectoryRecord(AbstractRecord):
             time_coordinate=first.time_coordinate,
             products=constant(np.concatenate(products, axis=3)),
             t_min=first.t_min,
+            last_node=first.last_node,
             noise=noise,
             ends=constant(ends),
             nfe=sum(r.nfe for r in records),
@@ -235,6 +239,7 @@ class TrajectoryRecord(AbstractRecord):
             "signal_noise": _signal_noise(self.process, times),
             "coordinate": np.array([coordinate.start, coordinate.low, coordinate.high], np.float64),
             "t_min": np.asarray(self.t_min),
+            "last_node": np.asarray(self.last_node),
             "products": np.asarray(self.products),
             "noise": np.asarray(self.noise),
             "ends": np.asarray(self.ends),
@@ -269,8 +274,8 @@ class TrajectoryRecord(AbstractRecord):
                 )
             process = from_config(config) if process is None else process
             start, low, high = map(constant, content["coordinate"])
-            products, t_min, ends = (
-                constant(content[key]) for key in ("products", "t_min", "ends")
+            products, t_min, last_node, ends = (
+                constant(content[key]) for key in ("products", "t_min", "last_node", "ends")
             )
             noise = cast(AnyArray, content["noise"])
             nfe = int(content["nfe"])
@@ -287,6 +292,7 @@ class TrajectoryRecord(AbstractRecord):
             time_coordinate=TimeCoordinate(process, start, low, high),
             products=products,
             t_min=t_min,
+            last_node=last_node,
             noise=noise,
             ends=ends,
             nfe=nfe,
@@ -317,7 +323,7 @@ class TrajectoryRecord(AbstractRecord):
         """
         products = jnp.asarray(self.products)
         size = (4, 4, *products.shape[2:])
-        places = zip(*(self.weights_at(u)[0] for u in (rows, columns)), strict=True)
+        places = zip(self._row_weights(rows)[0], self.weights_at(columns)[0], strict=True)
         return jnp.stack(
             [jax.lax.dynamic_slice(products, (r, c, 0, 0, 0), size) for r, c in places]
         )
@@ -332,11 +338,11 @@ class TrajectoryRecord(AbstractRecord):
         **Returns:** the weights, whose contraction with `blocks` is `contract`.
         """
         along = self.weights_at(terms.columns)[1][:, None, :, None]
-        across = self.weights_at(terms.rows)[1][:, :, None, None]
+        across = self._row_weights(terms.rows)[1][:, :, None, None]
         weights = across * along * terms.value[:, None, None, :]
         if terms.slope is None:
             return weights
-        slope = jax.jacfwd(lambda u: self.weights_at(u)[1])
+        slope = jax.jacfwd(lambda u: self._row_weights(u)[1])
         across = jax.vmap(slope)(terms.rows)[:, :, None, None]
         return weights + across * along * terms.slope[:, None, None, :]
 
@@ -345,14 +351,34 @@ class TrajectoryRecord(AbstractRecord):
 
         **Arguments:**
 
-        - `u`: coordinates of any shape, in the record's own.
+        - `u`: coordinates of any shape, in the record's own. Below the last node, which only a
+          step to sigma = 0 can be, D and eps are those of the node.
 
         **Returns:** the first of the four spline coefficients that matter there, and their weights.
         """
         coordinate = self.time_coordinate
         top = coordinate.coordinate(coordinate.start)
-        bottom = coordinate.coordinate(self.t_min)
+        bottom = coordinate.coordinate(self.last_node)
+        if self._ends_at_zero:
+            u = jnp.maximum(u, bottom)
         return spline_weights((top - u) / (top - bottom) * (self.num_nodes - 1), self.num_nodes)
+
+    @property
+    def _ends_at_zero(self) -> bool:
+        """Whether the end points' sensitivities have rows of their own."""
+        return self.products.shape[0] > self.products.shape[1]
+
+    def _row_weights(self, u: Float[Array, "*s"]) -> tuple[Int[Array, "*s"], Float[Array, "*s 4"]]:
+        """The same as `weights_at` for sensitivities: at sigma = 0, u = -inf, those of the end."""
+        first, weights = self.weights_at(u)
+        if not self._ends_at_zero:
+            return first, weights
+        at_end = jnp.isneginf(u)
+        own = np.eye(BLOCK)[0]
+        return (
+            jnp.where(at_end, self.products.shape[1], first),
+            jnp.where(at_end[..., None], own, weights),
+        )
 
     @property
     def _span(self) -> tuple[float, float]:
@@ -362,7 +388,7 @@ class TrajectoryRecord(AbstractRecord):
     @property
     def _node_times(self) -> np.ndarray:
         """Times of the nodes."""
-        return node_times(self.time_coordinate, self.num_nodes, float(np.asarray(self.t_min)))
+        return node_times(self.time_coordinate, self.num_nodes, float(np.asarray(self.last_node)))
 
     def __repr__(self) -> str:
         return (

@@ -25,7 +25,7 @@ from ..processes import AbstractProcess, check_range, sigma_range
 from ..samplers import RK4
 from ..schedules import Schedule, Step, TimeCoordinate
 from ._record import TrajectoryRecord, end_scale, node_times
-from ._spline import spline_fit
+from ._spline import BLOCK, spline_fit
 
 LEAST_NODES = 8
 
@@ -37,7 +37,7 @@ def record(
     denoiser: AbstractDenoiser,
     noise: Float[AnyArray, "trajectories *shape"],
     *,
-    t_min: ArrayLike,
+    t_min: ArrayLike | None = None,
     nodes: int = 64,
     directions: int = 8,
     batch: int = 32,
@@ -52,7 +52,9 @@ def record(
 
         dA_y / dlog(sigma) = -(1 - J^T) A_y,      A_x = A_y / a,                              (1)
 
-    one vector-Jacobian product at each node. To record in pieces, or on several workers, call it
+    one vector-Jacobian product at each node. Pipelines end with a step to sigma = 0, whatever the
+    level before it, and so do trajectories with t_min = 0: from the last node, x_end = D(x). To
+    record in pieces, or on several workers, call it
     with parts of the noise and pass the records to `TrajectoryRecord.concatenate`: calls with the
     same denoiser and the same number of rows share one compiled program.
 
@@ -61,7 +63,9 @@ def record(
     - `denoiser`: differentiable in x by JAX.
     - `noise`: initial noise (trajectories >= 2, ...), as for `sample`. 128 suffice for typical
       samples; if a few trajectories decide the root mean square, more are needed.
-    - `t_min`: last time of the trajectories, with sigma(t_min) > 0.
+    - `t_min`: last time of the trajectories, by default the denoiser's `default_t_min`. Where
+      sigma(t_min) = 0 the last node is the smallest time that the network was trained for, or the
+      process's `default_t_min`.
     - `nodes`: points in time, >= 8, evenly spaced in log sigma, with one step of `RK4` between two.
     - `directions`: number of random orthogonal directions of the end point's error, >= 1; at most
       the dimension d is used.
@@ -71,7 +75,8 @@ def record(
     - `key`: for the directions; fixed by default.
     - `progress`: show a status line on a terminal.
 
-    NFE per trajectory: (nodes - 1) (5 + 2 directions) + 1, see `TrajectoryRecord.nfe`. The status
+    NFE per trajectory: (nodes - 1) (5 + 2 directions) + 1, and 1 + 2 directions more if
+    sigma(t_min) = 0, see `TrajectoryRecord.nfe`. The status
     line shows those of all trajectories from the start.
 
     **Returns:** a `TrajectoryRecord`.
@@ -107,6 +112,8 @@ class FollowedBatch(NamedTuple):
     sensitivity: Float[np.ndarray, "nodes directions batch d"]
     """(dx_end / dx(t))^T u of every direction u of length sqrt(d)."""
     end: Float[np.ndarray, "batch d"]
+    last: Float[np.ndarray, "directions d"] | None
+    """Every u, which is the sensitivity at the end; None if that is at the last node."""
 
 
 class Followed(NamedTuple):
@@ -114,6 +121,7 @@ class Followed(NamedTuple):
 
     coordinate: TimeCoordinate
     times: Float[AnyArray, " nodes"]
+    t_min: float
     noise: Float[AnyArray, "trajectories *shape"]
     nfe: int
     batches: Iterator[FollowedBatch]
@@ -123,7 +131,7 @@ def follow(
     denoiser: AbstractDenoiser,
     noise: Float[AnyArray, "trajectories *shape"],
     *,
-    t_min: ArrayLike,
+    t_min: ArrayLike | None,
     nodes: int,
     directions: int,
     batch: int,
@@ -132,17 +140,19 @@ def follow(
 ) -> Followed:
     """Trajectories and their sensitivities by batches; arguments as of `record`."""
     process = check_denoiser(denoiser).process
-    low_time = check_range(process, 1, t_min)
+    end_time = check_range(process, 1, denoiser.default_t_min if t_min is None else t_min)
+    low_time = last_node(process, end_time)
     nodes = _checks.count("nodes", nodes, at_least=LEAST_NODES)
     denoiser, x = in_working_precision(denoiser, check_noise(noise))
     batch = _checks.count("batch", batch)
     frame = _directions(x, _checks.count("directions", directions), key)
     coordinate = log_sigma_coordinate(process, low_time)
     times = node_times(coordinate, nodes, low_time)
+    to_zero = low_time > end_time
     steps = (constant(times), constant(sensitivity_weights(process, times)))
-    nfe = denoiser.nfe * record_nfe(rows_run(x.shape[0], batch), nodes, len(frame))
-    batches = _followed(denoiser, steps, x, frame, batch, nfe, progress)
-    return Followed(coordinate, steps[0], cast(AnyArray, np.asarray(x)), nfe, batches)
+    nfe = denoiser.nfe * record_nfe(rows_run(x.shape[0], batch), nodes, len(frame), to_zero)
+    batches = _followed(denoiser, steps, x, frame, batch, nfe, to_zero, progress)
+    return Followed(coordinate, steps[0], end_time, cast(AnyArray, np.asarray(x)), nfe, batches)
 
 
 def _followed(
@@ -152,22 +162,25 @@ def _followed(
     frame: Float[Array, "directions *shape"],
     batch: int,
     nfe: int,
+    to_zero: bool,
     progress: bool,
 ) -> Iterator[FollowedBatch]:
     """Batches of trajectories that are finite, in float64."""
     noise = np.asarray(x)
+    vectors = np.asarray(frame, np.float64).reshape(len(frame), -1) if to_zero else None
     with Progress(f"recording, NFE {nfe:,}: compiling", progress) as line:
         for rows, count in row_batches(x.shape[0], batch):
             split, sensitivity, end = (
                 # local errors are small differences of these
                 np.asarray(array, np.float64)
                 for array in _follow(
-                    denoiser.take(rows), *steps, jax.device_put(noise[rows]), frame
+                    denoiser.take(rows), *steps, jax.device_put(noise[rows]), frame, to_zero
                 )
             )
             last = int(rows[0]) + count - 1
             _check_finite(split, sensitivity, f"{rows[0]} to {last}")
-            yield FollowedBatch(split[:, :, :count], sensitivity[:, :, :count], end[:count])
+            kept = (split[:, :, :count], sensitivity[:, :, :count], end[:count])
+            yield FollowedBatch(*kept, vectors)
             line.update(f"recording, NFE {nfe:,}: trajectory {last + 1} of {x.shape[0]}")
 
 
@@ -180,24 +193,27 @@ def _check_finite(split: np.ndarray, sensitivity: np.ndarray, rows: str) -> None
         )
 
 
-def record_nfe(trajectories: int, nodes: int, directions: int) -> int:
+def record_nfe(trajectories: int, nodes: int, directions: int, to_zero: bool = False) -> int:
     """Count the NFE of a record.
 
         (nodes - 1) (4 + 1 + 2 directions) + 1    per trajectory
 
-    Forward a step of `RK4` between two nodes, whose first evaluation is that of the node, and the
-    last node; back one evaluation and its vector-Jacobian products at every node but the first.
+    and 1 + 2 directions more for a step to sigma = 0. Forward a step of `RK4` between two nodes,
+    whose first evaluation is that of the node, and the last node; back one evaluation and its
+    vector-Jacobian products at every node but the first.
 
     **Arguments:**
 
     - `trajectories`: number of trajectories that are run.
     - `nodes`: points in time.
     - `directions`: of the end point's error, at most the dimension.
+    - `to_zero`: whether a step from the last node to sigma = 0 follows.
 
     **Returns:** the NFE.
     """
     forward = RK4.nfe_per_step * (nodes - 1) + 1
-    backward = (nodes - 1) * (EVALUATION + directions * VECTOR_JACOBIAN_PRODUCT)
+    pulled_back = nodes if to_zero else nodes - 1
+    backward = pulled_back * (EVALUATION + directions * VECTOR_JACOBIAN_PRODUCT)
     return trajectories * (forward + backward)
 
 
@@ -222,14 +238,16 @@ def _directions(x: Array, count: int, key: Array | None) -> Float[Array, "direct
     return jnp.asarray(frame.reshape(count, *x.shape[1:]), x.dtype)
 
 
+def last_node(process: AbstractProcess, t_min: float) -> float:
+    """The last node of trajectories to t_min, where there is noise, and so an eps."""
+    if sigma_range(process, t_min)[1] > 0:
+        return t_min
+    return max(process.trained_t_min, process.default_t_min)
+
+
 def log_sigma_coordinate(process: AbstractProcess, t_min: float) -> TimeCoordinate:
     """log sigma from t_max to t_min, finite at t_max."""
-    high, low = sigma_range(process, t_min)
-    if low == 0:
-        raise ValueError(
-            f"t_min = {t_min:g} has no noise, where eps is undefined; record down to a small "
-            "t_min > 0."
-        )
+    high, _ = sigma_range(process, t_min)
     bound = np.asarray(np.inf if np.isfinite(high) else _HIGH)
     return TimeCoordinate(process, np.asarray(process.t_max), np.asarray(0.0), bound)
 
@@ -254,6 +272,7 @@ def _follow(
     weights: Float[Array, "steps 2 3"],
     x: Float[Array, "batch *shape"],
     frame: Float[Array, "directions *shape"],
+    to_zero: bool,
 ) -> tuple[
     Float[Array, "nodes 2 batch d"],
     Float[Array, "nodes directions batch d"],
@@ -272,7 +291,12 @@ def _follow(
     split = jax.tree.map(
         lambda a, b: jnp.concatenate([a, b[None]]), split, denoiser(end, times[-1])
     )
-    sensitivity = _sensitivities(denoiser, times, weights.astype(x.dtype), path, frame)
+    below = jnp.broadcast_to(frame[:, None], (len(frame), *x.shape))
+    if to_zero:
+        # x_end = D(x) of the last node
+        end, pull_back = jax.vjp(lambda x: denoiser(x, times[-1]).x0, path[-1])
+        below = jax.vmap(lambda u: pull_back(u)[0])(below)
+    sensitivity = _sensitivities(denoiser, times, weights.astype(x.dtype), path, below)
     both = jnp.stack([split.x0, split.eps], 1)
     return (
         both.reshape(*both.shape[:3], -1),
@@ -286,9 +310,9 @@ def _sensitivities(
     times: Float[Array, " nodes"],
     weights: Float[Array, "steps 2 3"],
     path: Float[Array, "nodes batch *shape"],
-    frame: Float[Array, "directions *shape"],
+    last: Float[Array, "directions batch *shape"],
 ) -> Float[Array, "nodes directions batch *shape"]:
-    """Equation (1) of `record`, back from the end points.
+    """Equation (1) of `record`, back from the sensitivities at the last node.
 
     In terms of B = sigma A_y = s A_x it is
 
@@ -315,7 +339,7 @@ def _sensitivities(
         return (corrected, corrected + integral(prediction), rate, below), corrected
 
     noise = process.noise(times)
-    last = noise[-1] * jnp.broadcast_to(frame[:, None], (len(frame), *path.shape[1:]))
+    last = noise[-1] * last
     start = (last, last, jnp.zeros_like(last), jnp.zeros_like(last))
     inputs = (path[1:], times[1:], weights)
     (_, first, _, _), others = jax.lax.scan(backward, start, inputs, reverse=True)
@@ -380,14 +404,24 @@ def _integrals(
 
 def _inner_products(
     followed: FollowedBatch, fit: Float[np.ndarray, "splines nodes"]
-) -> Float[np.ndarray, "splines splines 2 batch directions"]:
-    """Spline coefficients of the inner products between all pairs of nodes."""
+) -> Float[np.ndarray, "rows splines 2 batch directions"]:
+    """Spline coefficients of the inner products between all pairs of nodes.
+
+    Where trajectories end at sigma = 0, four rows follow: the inner products of the end points'
+    sensitivities, which no time joins to those of the nodes, and zeros.
+    """
     sensitivity = followed.sensitivity
     nodes, directions, batch, dim = sensitivity.shape
     rows = sensitivity.transpose(2, 1, 0, 3).reshape(batch, directions * nodes, dim)
     columns = followed.split.transpose(2, 3, 1, 0).reshape(batch, dim, 2 * nodes)
     inner = (rows @ columns).reshape(batch, directions, nodes, 2, nodes)
-    return np.einsum("Jj,Ii,mpjci->JIcmp", fit, fit, inner, optimize=True)
+    products = np.einsum("Jj,Ii,mpjci->JIcmp", fit, fit, inner, optimize=True)
+    if followed.last is None:
+        return products
+    at_end = np.einsum("Ii,icmd,pd->Icmp", fit, followed.split, followed.last, optimize=True)
+    rows = np.zeros((BLOCK, *at_end.shape))
+    rows[0] = at_end
+    return np.concatenate([products, rows])
 
 
 def as_record(followed: Followed) -> TrajectoryRecord:
@@ -405,7 +439,8 @@ def as_record(followed: Followed) -> TrajectoryRecord:
     return TrajectoryRecord(
         time_coordinate=followed.coordinate,
         products=constant(np.concatenate(products, 3) / scale),
-        t_min=constant(followed.times[-1]),
+        t_min=constant(followed.t_min),
+        last_node=constant(followed.times[-1]),
         noise=followed.noise,
         ends=constant(every_end),
         nfe=followed.nfe,

@@ -7,6 +7,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 # "not a knot": the third derivative is continuous at the second node and at the last but one
 _NOT_A_KNOT = (1.0, -4.0, 6.0, -4.0, 1.0)
+# coefficients that matter at one place
+BLOCK = 4
 _AT_A_NODE = (1.0 / 6.0, 2.0 / 3.0, 1.0 / 6.0)
 
 

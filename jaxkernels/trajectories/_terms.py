@@ -76,7 +76,9 @@ def local_error_terms(
         return LocalErrorTerms(rows, u, local_error_coefficients(*run) * scale)
     middle, error, response = two_evaluation_coefficients(*run)
     u = _places(coordinate, process, jnp.stack([times[0], middle, times[1]]))
-    row = u[1] + (u[2] - u[1]) / 3.0
+    # a step to sigma = 0 has one evaluation
+    finite = jnp.isfinite(u[2])
+    row = u[1] + (jnp.where(finite, u[2], u[1]) - u[1]) / 3.0
     value, slope = _pulled_back(coordinate, row)
     # A = A_y / a at the end
     response = response / process.signal(times[1])
@@ -91,10 +93,12 @@ def local_error_terms(
 def _places(
     coordinate: TimeCoordinate, process: AbstractProcess, times: Float[Array, " points"]
 ) -> Float[Array, " points"]:
-    """The record's coordinates of times of a process of the same sigma."""
+    """The record's coordinates of times of a process of the same sigma; -inf at sigma = 0."""
     a = process.signal(times)
     s = process.noise(times)
-    return jnp.log((s + coordinate.low * a) / (a + s / coordinate.high))
+    ratio = (s + coordinate.low * a) / (a + s / coordinate.high)
+    # without derivatives at 0, where times do not move
+    return jnp.where(ratio > 0, jnp.log(jnp.where(ratio > 0, ratio, 1.0)), -jnp.inf)
 
 
 def _pulled_back(
