@@ -10,6 +10,7 @@ was selected on this network.
 """
 
 import functools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -146,7 +147,7 @@ def train(data: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]) -> Netw
     return state[0]
 
 
-def study(denoiser: jk.Denoiser, sampler: str, num_steps: int, budget: int) -> dict[str, object]:
+def study(denoiser: jk.Denoiser, sampler: str, num_steps: int, budget: int) -> dict[str, Any]:
     """A schedule within a budget against the baselines, over all conditions and by scale."""
     dim = 64
     noise = jax.random.normal(jax.random.key(11), (2_000, dim))
@@ -183,9 +184,8 @@ def study(denoiser: jk.Denoiser, sampler: str, num_steps: int, budget: int) -> d
 
 
 def main() -> None:
-    digits = load_digits()
-    data = digits.data.reshape(-1, 64) / 16.0
-    network = train(data, digits.target)
+    images, digits = load_digits(return_X_y=True)
+    network = train(np.asarray(images) / 16.0, np.asarray(digits))
     labels = jnp.repeat(jnp.arange(LABELS), len(SCALES))
     scales = jnp.tile(jnp.asarray(SCALES), LABELS)
     options = {"conditions": (labels, scales), "evaluations": 2}
@@ -199,7 +199,7 @@ def main() -> None:
     print(text)
 
 
-def report(rows: list[dict[str, object]]) -> str:
+def report(rows: list[dict[str, Any]]) -> str:
     """The table of all settings."""
     head = ["sampler", "steps", "NFE", "geometric mean", "rms", "sliced W2"]
     head += [f"w = {scale:g}" for scale in SCALES]

@@ -396,7 +396,7 @@ def test_times_of_another_process_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"schedules\['a'\] starts at t = 1, where DiscreteVP ends"
     ):
-        jk.compare_schedules(exact, "ddim", {"a": jk.Schedule([1.0, 0.5, 0.0])}, np.eye(2))
+        jk.compare_schedules(exact, "ddim", {"a": jk.Schedule([1.0, 0.5, 0.0])}, jnp.eye(2))
 
 
 def test_schedules_of_another_type_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

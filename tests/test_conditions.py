@@ -1,5 +1,7 @@
 """Conditional networks: rows keep their conditions, evaluations are counted, advantages differ."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ T_MIN = 1e-3
 # of a Gaussian for each condition: the exact denoised point of N(m, v) is known in closed form
 MEANS = np.array([[0.0, 0.0], [3.0, -1.0], [-2.0, 4.0]])
 VARIANCES = np.array([[1.0, 0.1], [0.2, 0.2], [0.05, 1.5]])
-NOISE = np.random.default_rng(0).standard_normal((24, 2))
+NOISE = jnp.asarray(np.random.default_rng(0).standard_normal((24, 2)))
 
 
 def _denoised(x: Array, t: Array, condition: tuple[Array, Array]) -> Array:
@@ -27,7 +29,9 @@ CONDITIONAL = jk.Denoiser(_denoised, PROCESS, "x0", conditions=(MEANS, VARIANCES
 ALONE = [jk.Gaussian(m, v).denoiser(PROCESS) for m, v in zip(MEANS, VARIANCES)]
 
 
-def _ends_one_by_one(schedule: jk.Schedule, noise: np.ndarray, first: int = 0) -> np.ndarray:
+def _ends_one_by_one(
+    schedule: jk.Schedule, noise: Array | np.ndarray, first: int = 0
+) -> np.ndarray:
     """Samples of the condition of each row, by the denoiser of that condition alone."""
     rows = [
         jk.sample(ALONE[(first + i) % 3], "ddim", schedule, jnp.asarray(x)[None])[0]
@@ -47,25 +51,26 @@ def _ends_one_by_one(schedule: jk.Schedule, noise: np.ndarray, first: int = 0) -
         ([7], [1]),
     ],
 )
-def test_rows_keep_their_conditions(rows: object, expected: list[int]) -> None:
+def test_rows_keep_their_conditions(rows: Any, expected: list[int]) -> None:
     assert CONDITIONAL.take(rows).condition_numbers.tolist() == expected
 
 
 def test_samples_are_those_of_each_condition_alone() -> None:
     schedule = jk.schedules.log_snr(PROCESS, 5, T_MIN)
-    found = jk.sample(CONDITIONAL, "ddim", schedule, jnp.asarray(NOISE))
+    found = jk.sample(CONDITIONAL, "ddim", schedule, NOISE)
     np.testing.assert_allclose(found, _ends_one_by_one(schedule, NOISE), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("batch", [5, 7, 24])
 def test_a_record_in_batches_has_the_same_conditions(batch: int) -> None:
     """Of sizes that are no multiples of the number of conditions."""
-    run = {"t_min": T_MIN, "nodes": 16, "batch": batch, "progress": False}
-    whole = {**run, "batch": 24}
+    run: dict[str, Any] = {"t_min": T_MIN, "nodes": 16, "batch": batch, "progress": False}
+    whole: dict[str, Any] = {**run, "batch": 24}
+    fine: dict[str, Any] = {**run, "nodes": 64}
     for record in (jk.record, jk.record_denoised):
         np.testing.assert_allclose(
-            record(CONDITIONAL, jnp.asarray(NOISE), **run).ends,
-            record(CONDITIONAL, jnp.asarray(NOISE), **whole).ends,
+            record(CONDITIONAL, NOISE, **run).ends,
+            record(CONDITIONAL, NOISE, **whole).ends,
             rtol=1e-9,
         )
     # near the exact solution of each condition: the probability flow of a Gaussian is affine
@@ -74,19 +79,21 @@ def test_a_record_in_batches_has_the_same_conditions(batch: int) -> None:
     number = np.arange(24) % 3
     ratio = np.sqrt((a**2 * VARIANCES + s**2) / (first_a**2 * VARIANCES + first_s**2))[number]
     exact = a * MEANS[number] + ratio * (NOISE - first_a * MEANS[number])
-    ends = jk.record(CONDITIONAL, jnp.asarray(NOISE), **run | {"nodes": 64}).ends
+    ends = jk.record(CONDITIONAL, NOISE, **fine).ends
     np.testing.assert_allclose(ends, exact, atol=1e-4)
 
 
 def test_the_evidence_has_the_conditions_of_its_rows() -> None:
     """Rows of noise that select, 13, are no multiple of the number of conditions."""
-    noise = np.random.default_rng(1).standard_normal((25, 2))
+    noise = jnp.asarray(np.random.default_rng(1).standard_normal((25, 2)))
     selection = jk.Selection(denoiser=CONDITIONAL, noise=noise, record=False)
     gaussian = jk.Gaussian(MEANS.mean(0), VARIANCES.mean(0))
     run = (gaussian, PROCESS, "ddim", 4)
     found = jk.optimize_schedule(*run, t_min=T_MIN, selection=selection, progress=False)
-    evidence = found.selection.comparison
-    fresh = noise[13:]
+    evidence = found.comparison
+    assert evidence is not None
+    assert evidence.conditions is not None
+    fresh = np.asarray(noise[13:])
     assert evidence.conditions.tolist() == [(13 + i) % 3 for i in range(12)]
     fine = jk.schedules.log_snr(PROCESS, 200, T_MIN)
     reference = _ends_one_by_one(fine, fresh, first=13)
@@ -114,8 +121,11 @@ def test_a_budget_counts_every_evaluation_and_keeps_conditions() -> None:
     found = jk.optimize_schedule(*run, budget=8_000, **options)
     jax.effects_barrier()
     assert found.nfe == sum(calls) <= 8_000
-    evidence = found.selection.comparison
+    evidence = found.comparison
     plan = found.plan
+    assert evidence is not None
+    assert evidence.conditions is not None
+    assert plan is not None
     numbers = (plan.trajectories + np.arange(plan.evidence)) % 3
     assert evidence.conditions.tolist() == numbers.tolist()
     with pytest.raises(ValueError, match=r"budget = 100 must be at least \d+ NFE"):
@@ -124,14 +134,13 @@ def test_a_budget_counts_every_evaluation_and_keeps_conditions() -> None:
 
 def test_counts_are_of_evaluations() -> None:
     guided = jk.Denoiser(_denoised, PROCESS, "x0", conditions=(MEANS, VARIANCES), evaluations=2)
-    noise = jnp.asarray(NOISE)
     schedules = {"a": jk.schedules.log_snr(PROCESS, 4, T_MIN)}
     run = {"t_min": T_MIN, "nodes": 16, "progress": False}
     for count in (
-        lambda d: jk.compare_schedules(d, "ddim", schedules, noise, progress=False).nfe,
-        lambda d: jk.record(d, noise, **run).nfe,
-        lambda d: jk.record_denoised(d, noise, **run).nfe,
-        lambda d: jk.compare_samplers(d, ["ddim"], [4], noise, t_min=T_MIN, progress=False).nfe,
+        lambda d: jk.compare_schedules(d, "ddim", schedules, NOISE, progress=False).nfe,
+        lambda d: jk.record(d, NOISE, **run).nfe,
+        lambda d: jk.record_denoised(d, NOISE, **run).nfe,
+        lambda d: jk.compare_samplers(d, ["ddim"], [4], NOISE, t_min=T_MIN, progress=False).nfe,
         lambda d: jk.measure(d.take([0]), NOISE, [0.5], key=jax.random.key(0), progress=False).nfe,
     ):
         assert count(guided) == 2 * count(CONDITIONAL) > 0
@@ -152,11 +161,10 @@ def test_the_deviation_between_conditions_is_unbiased() -> None:
 
 def test_ratios_by_condition_are_those_of_each_alone() -> None:
     schedules = {name: make(PROCESS, 4, T_MIN) for name, make in jk.schedules.BASELINES.items()}
-    noise = jnp.asarray(NOISE)
-    found = jk.compare_schedules(CONDITIONAL, "ddim", schedules, noise, progress=False)
+    found = jk.compare_schedules(CONDITIONAL, "ddim", schedules, NOISE, progress=False)
     ratios = found.ratio_by_condition("rms", "karras", "uniform")
     for i, denoiser in enumerate(ALONE):
-        alone = jk.compare_schedules(denoiser, "ddim", schedules, noise[i::3], progress=False)
+        alone = jk.compare_schedules(denoiser, "ddim", schedules, NOISE[i::3], progress=False)
         expected = alone.ratio("rms", "karras", "uniform").value
         assert ratios[i].value == pytest.approx(expected, rel=1e-6)
     assert found.num_conditions == 3
@@ -173,12 +181,12 @@ def test_conditions_must_have_equally_many_rows(conditions: object, shapes: str)
 
 def test_samples_of_one_condition_are_measured() -> None:
     with pytest.raises(ValueError, match=r"denoiser has 3 conditions.*denoiser\.take"):
-        jk.measure(CONDITIONAL, NOISE, [0.5], key=jax.random.key(0))
+        jk.measure(CONDITIONAL, np.asarray(NOISE), [0.5], key=jax.random.key(0))
 
 
 def test_what_has_no_conditions_says_so() -> None:
     schedules = {"a": jk.schedules.log_snr(PROCESS, 4, T_MIN)}
-    found = jk.compare_schedules(ALONE[0], "ddim", schedules, jnp.asarray(NOISE), progress=False)
+    found = jk.compare_schedules(ALONE[0], "ddim", schedules, NOISE, progress=False)
     assert found.num_conditions == 1
     with pytest.raises(ValueError, match="conditions: the samples of this comparison have none"):
         found.ratio_by_condition("rms", "a", "a")
@@ -194,7 +202,7 @@ def test_experts_keep_conditions() -> None:
         jk.routing.StochasticSwitching(),
         "ddim",
         schedule,
-        jnp.asarray(NOISE),
+        NOISE,
         key=jax.random.key(0),
     )
     expected = _ends_one_by_one(schedule, NOISE)

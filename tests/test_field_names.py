@@ -151,7 +151,7 @@ def test_unknown_everywhere():
 
 def test_a_hint_is_a_name_that_was_begun_or_is_written_alike():
     """Not any name that shares a few letters."""
-    known = dict.fromkeys(("ddpm", "dpm_multistep", "score"))
+    known: dict[str, None] = dict.fromkeys(("ddpm", "dpm_multistep", "score"))
     for name, hint in (("dpm", "'dpm_multistep'"), ("ddmp", "'ddpm'"), ("scores", "'score'")):
         with pytest.raises(ValueError, match=f"Did you mean {hint}"):
             _checks.lookup("scheduler", name, known)
