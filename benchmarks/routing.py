@@ -99,14 +99,32 @@ def interval(distances: np.ndarray, rng: np.random.Generator) -> list[float]:
     return [float(q) for q in np.quantile(found, [0.025, 0.975])]
 
 
+def reference_of(name: str, x: np.ndarray) -> np.ndarray:
+    """The exact flow's ends from initial noise."""
+    mixture, _, t_min = problem(name)
+    run = ("rk4", uniform(REFERENCE_STEPS, t_min), jnp.asarray(x))
+    return np.asarray(jk.sample(mixture.denoiser(PROCESS), *run))
+
+
+def fitted(distances: np.ndarray, seed: int) -> dict[str, Any]:
+    """Errors against steps and their slopes, of squared distances (steps, trajectories)."""
+    return {
+        "steps": list(STEPS),
+        "mean": distances.mean(1).tolist(),
+        "median": np.median(distances, 1).tolist(),
+        "slope": slope(STEPS, distances.mean(1)),
+        "slope_interval": interval(distances, np.random.default_rng(seed)),
+        "slope_of_median": slope(STEPS, np.median(distances, 1)),
+    }
+
+
 def rates(name: str, count: int, seeds: Any) -> list[dict[str, Any]]:
     """Errors against steps, their slopes with intervals, and error of the distribution."""
-    mixture, experts, t_min = problem(name)
+    _, experts, t_min = problem(name)
     rows = []
     for seed in seeds:
         x = start(seed, count)
-        run = ("rk4", uniform(REFERENCE_STEPS, t_min), jnp.asarray(x))
-        reference = np.asarray(jk.sample(mixture.denoiser(PROCESS), *run))
+        reference = reference_of(name, x)
         rng = np.random.default_rng(1000 + seed)
         found: dict[str, list[Any]] = {"mean": [], "switching": [], "feedback": []}
         for steps in STEPS:
@@ -124,15 +142,84 @@ def rates(name: str, count: int, seeds: Any) -> list[dict[str, Any]]:
                     "mixture": name,
                     "seed": seed,
                     "policy": key,
-                    "steps": list(STEPS),
-                    "mean": distances.mean(1).tolist(),
-                    "median": np.median(distances, 1).tolist(),
                     "sliced_w2_squared": [sliced(p, reference) for p in points],
-                    "slope": slope(STEPS, distances.mean(1)),
-                    "slope_interval": interval(distances, np.random.default_rng(seed)),
-                    "slope_of_median": slope(STEPS, np.median(distances, 1)),
+                    **fitted(distances, seed),
                 }
             )
+    return rows
+
+
+def other_rates(count: int) -> list[dict[str, Any]]:
+    """The same for other policies and samplers, clean mixture, one seed.
+
+    Two networks that are exact on either side of a noise level are one, so that their error is that
+    of the mean velocity.
+    """
+    mixture, experts, t_min = problem("clean")
+    x = start(0, count)
+    reference = reference_of("clean", x)
+    exact = mixture.denoiser(PROCESS)
+    two = routing.Experts([exact, exact], routing.Threshold([0.5]))
+    integrated = {"log_rates": experts.log_weight_rates}
+    every = routing.SoftRouting()
+    one = routing.StochasticSwitching()
+    feedback = routing.ErrorFeedback()
+    runs: dict[str, tuple[Any, Any, str, dict[str, Any]]] = {
+        **{f"mean, {s}": (experts, every, s, {}) for s in ("ddim", "heun", "dpmpp_2m")},
+        **{f"switching, {s}": (experts, one, s, {}) for s in ("ddim", "heun", "dpmpp_2m")},
+        **{f"feedback, {s}": (experts, feedback, s, {}) for s in ("ddim", "heun", "dpmpp_2m")},
+        "top 2, euler": (experts, routing.TopK(2), "euler_maruyama", {}),
+        "top 1 and one of the rest, euler": (
+            experts,
+            routing.TopK(1, rest=True),
+            "euler_maruyama",
+            {},
+        ),
+        "mean, integrated weights, euler": (experts, every, "euler_maruyama", integrated),
+        "switching, integrated weights, euler": (experts, one, "euler_maruyama", integrated),
+        "two networks, threshold, euler": (two, every, "euler_maruyama", {}),
+    }
+    rows = []
+    for label, (used, policy, sampler, options) in runs.items():
+        ends = [
+            routing.sample(
+                used,
+                policy,
+                sampler,
+                uniform(steps, t_min),
+                jnp.asarray(x),
+                key=jax.random.key(steps),
+                **options,
+            ).points
+            for steps in STEPS
+        ]
+        distances = np.stack([squares(points, reference) for points in ends])
+        rows.append({"policy": label, **fitted(distances, 0)})
+    return rows
+
+
+def switching_noise(count: int) -> list[dict[str, Any]]:
+    """What drawing experts adds to the mean square error, predicted and measured, clean mixture."""
+    _, experts, t_min = problem("clean")
+    options = {"t_min": t_min, "nodes": 32, "directions": 2, "batch": 1024}
+    record = routing.record_routing(experts, jnp.asarray(start(100, 4096)), **options)
+    x = start(600, count)
+    reference = reference_of("clean", x)
+    rows = []
+    for steps in (20, 50, 100, 200):
+        draws = np.random.default_rng(steps).random((steps, count))
+        run = ("euler_maruyama", uniform(steps, t_min), jnp.asarray(x))
+        drawn = squares(routing.sample(experts, GivenDraws(draws), *run).points, reference)
+        mean = squares(routing.sample(experts, routing.SoftRouting(), *run).points, reference)
+        excess = drawn - mean
+        rows.append(
+            {
+                "steps": steps,
+                "predicted": float(record.switching_error(*run[:2])),
+                "measured": float(excess.mean()),
+                "standard_error": float(excess.std() / np.sqrt(count)),
+            }
+        )
     return rows
 
 
@@ -283,6 +370,20 @@ def report(content: dict[str, Any]) -> str:
         if row["seed"] == 0
     ]
     lines += [table(["mixture", "policy", *map(str, STEPS)], cells), ""]
+    lines += ["Other policies and samplers, clean mixture.", ""]
+    head = ["policy, sampler", *map(str, STEPS), "slope", "95 %", "slope of median"]
+    cells = []
+    for row in content["other_rates"]:
+        ends = " .. ".join(f"{q:.3f}" for q in row["slope_interval"])
+        medians = f"{row['slope_of_median']:.3f}"
+        cells.append([row["policy"], *show(row["mean"]), f"{row['slope']:.3f}", ends, medians])
+    lines += [table(head, cells), "", "## Noise of drawn experts, clean mixture", ""]
+    lines += ["What they add to the mean square error.", ""]
+    cells = [
+        [str(row["steps"])] + [f"{row[k]:.5f}" for k in ("predicted", "measured", "standard_error")]
+        for row in content["switching_noise"]
+    ]
+    lines += [table(["steps", "predicted", "measured", "standard error"], cells), ""]
     lines += ["## Schedules for switching, clean mixture", ""]
     cells = [
         [str(row["steps"]), row["schedule"]]
@@ -323,6 +424,8 @@ def main() -> None:
             *rates("near", SAMPLES // 2, [0]),
             *rates("separated", SAMPLES // 2, [0]),
         ],
+        "other_rates": other_rates(SAMPLES // 2),
+        "switching_noise": switching_noise(8 * SAMPLES),
         "schedules": optimal_schedules(2 * SAMPLES),
         "certified": certified_schedules(SAMPLES),
         "budgets": [*budgets("clean", SAMPLES // 2), *budgets("separated", SAMPLES // 2)],
