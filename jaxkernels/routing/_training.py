@@ -6,18 +6,13 @@ which are known at every noised point; so is their derivative along the noising 
 whose mean given x is the derivative along the flow.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from .._types import Network
 from ..processes import AbstractProcess
 from ._experts import Experts
-
-Network = Callable[[Array, Array], Any]
-"""A function of (x, t) that returns one number per point and expert."""
 
 
 def label_loss(
@@ -57,8 +52,7 @@ def label_loss(
     Source: McAllister et al., "Decentralized Diffusion Models" (2025), section 3,
     https://arxiv.org/abs/2501.05450.
     """
-    t = jnp.asarray(t, x0.dtype)
-    x = process.signal(t) * x0 + process.noise(t) * eps
+    x, t = _noised(process, x0, t, eps)
     logs = jax.nn.log_softmax(router(x, t), -1)
     return -jnp.mean(jnp.take_along_axis(logs, labels[:, None], -1))
 
@@ -94,8 +88,7 @@ def weight_loss(
     Source: "Wasserstein Convergence of ODE-Based Samplers in Decentralized Diffusion Model via
     Velocity Field Decomposition" (manuscript), E.2.1.
     """
-    t = jnp.asarray(t, x0.dtype)
-    x = exact.process.signal(t) * x0 + exact.process.noise(t) * eps
+    x, t = _noised(exact.process, x0, t, eps)
     error = jax.nn.softmax(router(x, t), -1) - exact.weights(x, t)
     return jnp.mean(jnp.sum(error**2, -1))
 
@@ -137,9 +130,8 @@ def weight_rate_loss(
     Velocity Field Decomposition" (manuscript), eq. (328), of which this is the reading that has a
     minimum.
     """
-    t = jnp.asarray(t, x0.dtype)
     process = exact.process
-    x = process.signal(t) * x0 + process.noise(t) * eps
+    x, t = _noised(process, x0, t, eps)
     velocity = process.signal_rate(t) * x0 + process.noise_rate(t) * eps
     target = exact.weight_rates(x, t, velocity)
     weights = exact.weights(x, t)
@@ -147,3 +139,11 @@ def weight_rate_loss(
     found = weights * (rates - jnp.sum(weights * rates, -1, keepdims=True))
     scale = jax.grad(process.log_snr)(t)
     return jnp.mean(jnp.sum(((found - target) / scale) ** 2, -1))
+
+
+def _noised(
+    process: AbstractProcess, x0: Array, t: Float[ArrayLike, ""], eps: Array
+) -> tuple[Array, Array]:
+    """Noised data points, and the time in their precision."""
+    t = jnp.asarray(t, x0.dtype)
+    return process.signal(t) * x0 + process.noise(t) * eps, t
