@@ -5,6 +5,7 @@ known, so that an interrupted run goes on where it stopped.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import time
@@ -27,12 +28,13 @@ from .found import Found, end_sigmas, from_sigmas
 
 SAMPLERS = ("ddim", "dpmpp_2m")
 STEPS = (4, 5, 6, 8, 10, 12, 16, 20)
-# NFE of ours, for each number of steps anew
+# NFE of ours, for all samplers and numbers of steps together
 BUDGETS = (3_000, 16_000)
 ORDERS = {"ddim": 1, "dpmpp_2m": 2}
 # initial noise that no search has seen
 UNSEEN = 1024
 STATISTICS = ("geometric_mean", "rms", "sliced_w2")
+OURS = "ours"
 NETWORKS = {problem.name: problem for problem in (*PROBLEMS, HELD_OUT)}
 
 Search = Callable[[str, int], Found]
@@ -82,8 +84,9 @@ def study(
         }
         compared = jk.compare_schedules(denoiser, sampler, schedules, unseen)
         where = {"network": network, "sampler": sampler, "num_steps": num_steps}
+        peers = [name for name in found if not name.startswith(OURS)]
         cells += [
-            {**where, "method": name, **cell, **ratios(compared, name)}
+            {**where, "method": name, **cell, **ratios(compared, name, peers)}
             for name, cell in found.items()
         ]
     return cells
@@ -95,23 +98,25 @@ def all_searches(denoiser: jk.AbstractDenoiser, data: np.ndarray) -> dict[str, S
     noise = jax.random.normal(jax.random.key(11), (4096, dim))
     scale = float(np.sqrt(data.var(0).mean()))
 
-    def with_budget(sampler: str, num_steps: int, budget: int, with_data: bool) -> Found:
-        selection = jk.Selection(noise=noise, denoiser=denoiser if with_data else None)
-        setting = {"t_min": T_MIN, "selection": selection, "budget": budget}
+    @functools.cache
+    def sweep(budget: int, with_data: bool) -> jk.ScheduleSweep:
+        setting = {"t_min": T_MIN}
+        if budget:
+            own = denoiser if with_data else None
+            setting |= {"selection": jk.Selection(noise=noise, denoiser=own), "budget": budget}
         target = data if with_data else denoiser
-        result = jk.optimize_schedule(target, PROCESS, sampler, num_steps, **setting)
-        return Found(result.schedule, result.nfe)
+        return jk.optimize_schedules(target, PROCESS, SAMPLERS, STEPS, **setting)
+
+    def within(sampler: str, num_steps: int, budget: int, with_data: bool) -> Found:
+        found = sweep(budget, with_data)
+        result = found[sampler, num_steps]
+        return Found(result.schedule, found.nfe, result.seconds)
 
     def selected(sampler: str, num_steps: int, fine_tune: int = 0) -> Found:
         selection = jk.Selection(noise=noise[:2048], fine_tune=fine_tune)
         setting = {"t_min": T_MIN, "selection": selection}
         result = jk.optimize_schedule(denoiser, PROCESS, sampler, num_steps, **setting)
         return Found(result.schedule, result.nfe)
-
-    def from_data(sampler: str, num_steps: int) -> Found:
-        return Found(
-            jk.optimize_schedule(data, PROCESS, sampler, num_steps, t_min=T_MIN).schedule, 0
-        )
 
     def aligned(sampler: str, num_steps: int) -> Found:
         del sampler
@@ -126,11 +131,9 @@ def all_searches(denoiser: jk.AbstractDenoiser, data: np.ndarray) -> dict[str, S
         "GITS, l2": lambda _, k: gits.search(denoiser, k, noise, T_MIN, "l2"),
         "OSS": lambda _, k: oss.search(denoiser, k, noise, T_MIN),
         "LD3": lambda sampler, k: ld3.search(denoiser, sampler, k, noise, T_MIN),
-        "ours, data alone": from_data,
+        "ours, data alone": partial(within, budget=0, with_data=True),
         **{
-            f"ours, {known}{budget:,} NFE": partial(
-                with_budget, budget=budget, with_data=bool(known)
-            )
+            f"ours, {known}{budget:,} NFE": partial(within, budget=budget, with_data=bool(known))
             for known in ("", "data and ")
             for budget in BUDGETS
         },
@@ -157,7 +160,7 @@ def resume(network: str, sampler: str, num_steps: int, method: str, search: Sear
     cell = {
         "times": np.asarray(found.schedule.times, np.float64).tolist(),
         "nfe": found.nfe,
-        "seconds": time.perf_counter() - began,
+        "seconds": found.seconds or time.perf_counter() - began,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(cell))
@@ -170,33 +173,32 @@ def cell_path(network: str, sampler: str, num_steps: int, method: str) -> Path:
     return Path(CACHE / "peers" / f"{name}.json")
 
 
-def ratios(compared: jk.Comparison, name: str) -> Cell:
-    """Every statistic, its ratio to the best baseline's in hindsight, and its standard error."""
+def ratios(compared: jk.Comparison, name: str, peers: list[str]) -> Cell:
+    """Every statistic with its ratios and their standard errors.
+
+    To the best baseline in hindsight, to the best of all baselines and peers, and to each peer.
+    """
     found = {}
     for statistic in STATISTICS:
         values = compared.statistic(statistic)
         best = min(jk.schedules.BASELINES, key=values.__getitem__)
+        rivals = [*jk.schedules.BASELINES, *(peer for peer in peers if peer != name)]
         ratio = compared.ratio(statistic, name, best)
-        found[statistic] = {"error": values[name], "ratio": ratio.value, "se": ratio.standard_error}
+        of_all = compared.ratio(statistic, name, min(rivals, key=values.__getitem__))
+        found[statistic] = {
+            "error": values[name],
+            "ratio": ratio.value,
+            "se": ratio.standard_error,
+            "ratio_to_all": of_all.value,
+            "se_to_all": of_all.standard_error,
+            "ratio_to_peers": {peer: values[name] / values[peer] for peer in peers},
+        }
     return found
 
 
 def report(cells: list[Cell]) -> str:
     """All settings together, then each."""
-    methods = list(dict.fromkeys(cell["method"] for cell in cells))
-    rows = []
-    for method in methods:
-        own = [cell for cell in cells if cell["method"] == method]
-        means = []
-        for statistic in STATISTICS:
-            logs = np.log([cell[statistic]["ratio"] for cell in own])
-            relative = [cell[statistic]["se"] / cell[statistic]["ratio"] for cell in own]
-            mean = np.exp(np.mean(logs))
-            error = mean * np.sqrt(np.sum(np.square(relative))) / len(own)
-            means.append(f"{mean:.3f} ± {error:.3f} (worst {np.exp(np.max(logs)):.2f})")
-        nfe = np.mean([cell["nfe"] for cell in own])
-        seconds = np.mean([cell["seconds"] for cell in own])
-        rows.append([method, str(len(own)), *means, f"{nfe:,.0f}", f"{seconds:.1f}"])
+    settings = sorted({(c["network"], c["sampler"], c["num_steps"]) for c in cells})
     head = ["method", *STATISTICS, "NFE", "seconds"]
     each = [
         [
@@ -210,23 +212,69 @@ def report(cells: list[Cell]) -> str:
         ]
         for cell in cells
     ]
-    settings = sorted({(c["network"], c["sampler"], c["num_steps"]) for c in cells})
     lines = [
         "# Published searches and ours",
         "",
         "Written by `python -m benchmarks.peers`. Errors from initial noise that no search has",
-        "seen, as ratios to the best of six baseline schedules of each setting and statistic,",
-        "known in hindsight; the machine is named in the .json file beside this one.",
+        "seen; the machine is named in the .json file beside this one. NFE of ours within a budget",
+        "are for all samplers and numbers of steps together, those of others for each schedule",
+        "(GITS: one record serves all).",
         "",
         f"Geometric means over those of {len(settings)} settings where a method was run; NFE and",
         "seconds (compiling included) are means over them.",
         "",
-        table(["method", "settings", *head[1:]], rows),
+        "## Ratio to the best of six baseline schedules in hindsight",
+        "",
+        summary(cells, "ratio", "se"),
+        "",
+        "## Ratio to the best of all baselines and all other peers in hindsight",
+        "",
+        summary(cells, "ratio_to_all", "se_to_all"),
+        "",
+        "## Against LD3",
+        "",
+        against(cells, "LD3"),
+        "",
+        "## Each setting, ratio to the best baseline",
         "",
         table(["network", "sampler", "K", *head], each),
         "",
     ]
     return "\n".join(lines)
+
+
+def summary(cells: list[Cell], ratio: str, error: str) -> str:
+    """Geometric means of a ratio, with the worst setting, by method."""
+    rows = []
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        own = [cell for cell in cells if cell["method"] == method]
+        means = []
+        for statistic in STATISTICS:
+            logs = np.log([cell[statistic][ratio] for cell in own])
+            relative = [cell[statistic][error] / cell[statistic][ratio] for cell in own]
+            mean = np.exp(np.mean(logs))
+            se = mean * np.sqrt(np.sum(np.square(relative))) / len(own)
+            means.append(f"{mean:.3f} ± {se:.3f} (worst {np.exp(np.max(logs)):.2f})")
+        nfe = np.mean([cell["nfe"] for cell in own])
+        seconds = np.mean([cell["seconds"] for cell in own])
+        rows.append([method, str(len(own)), *means, f"{nfe:,.0f}", f"{seconds:.1f}"])
+    return table(["method", "settings", *STATISTICS, "NFE", "seconds"], rows)
+
+
+def against(cells: list[Cell], peer: str) -> str:
+    """In how many settings ours has the lower error, and its largest ratio."""
+    rows = []
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        own = [c for c in cells if c["method"] == method and peer in c["rms"]["ratio_to_peers"]]
+        if not own or not method.startswith(OURS):
+            continue
+        entries = []
+        for statistic in STATISTICS:
+            found = [cell[statistic]["ratio_to_peers"][peer] for cell in own]
+            share = np.mean(np.array(found) < 1.0)
+            entries.append(f"{share:.0%} lower (worst {max(found):.2f})")
+        rows.append([method, str(len(own)), *entries])
+    return table(["method", "settings", *STATISTICS], rows)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import jaxkernels as jk
 
 
 class Found(NamedTuple):
-    """A schedule and the NFE of finding it."""
+    """A schedule, the NFE of finding it, and the seconds if not those of the call."""
 
     schedule: jk.Schedule
     nfe: int
+    seconds: float | None = None
 
 
 def from_sigmas(process: jk.AbstractProcess, sigmas: np.ndarray, t_min: float) -> jk.Schedule:

@@ -2,18 +2,21 @@
 
 import bisect
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ..comparison import reference_nfe
 from ..trajectories import denoised_nfe
 
-# share of the evidence
+# share of the evidence, and samples that select for one of the evidence where shares are planned
 _EVIDENCE = 0.15
+_EVIDENCE_ROWS = 8
 # nodes of a record, for each NFE of a schedule
 _NODES_FACTOR = 3
 _LEAST_NODES = 24
 _MOST_NODES = 48
 _MOST_TRAJECTORIES = 512
+# without a selection on the network
+_LEAST_RECORDED = 8
 # batches of a record
 _BATCHES = 4
 # corrections of the model by what was run, the most that leave enough trajectories
@@ -106,6 +109,14 @@ class Costs:
         """Calls for the candidates that are run first; recorded end points are the reference."""
         return rows * (self.candidates + BASELINES) * self.per_sample
 
+    def all(self, rows: int) -> int:
+        """Calls for all stages but a record, on as many samples."""
+        return (
+            self.selection(rows)
+            + self.fine_tuning(rows, self.rounds)
+            + self.evidence(max(_LEAST_ROWS, rows // _EVIDENCE_ROWS))
+        )
+
     def fine_tuning(self, rows: int, rounds: int) -> int:
         """Calls for the candidates that are run after corrections."""
         return rows * rounds * self.per_sample
@@ -164,6 +175,79 @@ def make_plan(budget: int, costs: Costs, rows: int | None, recorded: int | None)
     return Plan(
         budget, trajectories, nodes, selecting, rounds, evidence, costs.reference_steps, nfe
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepPlan:
+    """How a budget is divided between one record and the settings that it serves.
+
+    **Arguments:**
+
+    - `budget`: what is divided.
+    - `trajectories`: that are recorded; 0 if a record is given.
+    - `nodes`: of the record.
+    - `shares`: NFE for a selection on the network and its evidence, one for each setting; None
+      where all NFE go to the record, on whose model of the network schedules are optimised.
+    """
+
+    budget: int
+    trajectories: int
+    nodes: int
+    shares: tuple[int, ...] | None
+
+    @property
+    def batch(self) -> int:
+        """Trajectories that are recorded at a time."""
+        return self.trajectories // _BATCHES
+
+    def __str__(self) -> str:
+        made = f"{self.trajectories} trajectories, {self.nodes} nodes"
+        rest = f"{sum(self.shares):,} for selections" if self.shares else "no selection on it"
+        return f"{self.budget:,}: {made if self.trajectories else 'a given record'}; {rest}"
+
+
+def plan_sweep(
+    budget: int, costs: Sequence[Costs], rows: int | None, recorded: int | None
+) -> SweepPlan:
+    """Divide a budget between a record and several settings.
+
+    The record comes first: what a model that it corrects says was seen to be worth more than a
+    selection on few samples. What is left when it is large enough goes to the settings, in
+    proportion to the NFE of their schedules, if that runs enough samples for each.
+
+    **Arguments:**
+
+    - `budget`: NFE that are never exceeded.
+    - `costs`: of the stages, for each setting.
+    - `rows`: samples of initial noise that there are; None for as many as wanted.
+    - `recorded`: trajectories of a record that is given; None if one is to be made.
+
+    **Returns:** a `SweepPlan`.
+
+    **Raises:** ValueError for a budget too small, naming the least one, or too few rows.
+    """
+    per_call = costs[0].per_call
+    nodes = 0 if recorded is not None else max(cost.nodes for cost in costs)
+    least = per_call * denoised_nfe(_LEAST_RECORDED, nodes)
+    if budget < least:
+        raise ValueError(f"budget = {budget} must be at least {least} NFE here.")
+    most = _MOST_TRAJECTORIES if rows is None else min(_MOST_TRAJECTORIES, rows)
+    if recorded is None and most < _LEAST_RECORDED:
+        raise ValueError(
+            f"noise has {rows} rows; within a budget at least {_LEAST_RECORDED} are needed."
+        )
+    calls = budget // per_call
+    trajectories = 0
+    if recorded is None:
+        trajectories = min(calls // denoised_nfe(1, nodes), most) // _BATCHES * _BATCHES
+    left = calls - denoised_nfe(trajectories, nodes)
+    whole = sum(cost.per_sample for cost in costs)
+    shares = [left * cost.per_sample // whole for cost in costs]
+    wanted = min(_ENOUGH_TRAJECTORIES, recorded or trajectories)
+    enough = all(share >= cost.all(wanted) for share, cost in zip(shares, costs, strict=True))
+    enough = enough and (rows is None or rows >= trajectories + _LEAST_ROWS)
+    given = tuple(per_call * share for share in shares) if enough else None
+    return SweepPlan(budget, trajectories, nodes, given)
 
 
 def _most_rows(cost: Callable[[int], int], available: int, most: int) -> int:

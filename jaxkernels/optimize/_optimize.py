@@ -76,7 +76,7 @@ from ._solve import Solution, solve
 from ._solver import AbstractSolver, Newton
 from ._space import ScheduleSpace
 from ._trust import unproven, unresolved
-from ._within import RecordedSelection, bind_within
+from ._within import RecordedSelection, SimulatedSelection, bind_simulated, bind_within
 
 # of a mixture, whose evaluations are cheap; of a network that is the target itself
 _MIXTURE_TRAJECTORIES = 256
@@ -169,9 +169,7 @@ def optimize_schedule(
     request = check_arguments(
         target, process, sampler, num_steps, t_min, objective, stochasticity, solver, selection
     )
-    request = dataclasses.replace(request, budget=_check_budget(target, request, budget))
-    if budget is None and selection is not None and isinstance(selection.record, DenoisedRecord):
-        raise ValueError("selection: a DenoisedRecord is for a budget; pass budget as well.")
+    request = dataclasses.replace(request, budget=check_budget(target, request, budget))
     return run_request(on_range(target, request.process), request, starts, progress, began)
 
 
@@ -179,13 +177,16 @@ def run_request(
     target: object, request: "Request", starts: Starts, progress: bool, began: float
 ) -> OptimizedSchedule:
     """Solve, propose candidates, select."""
-    if request.budget is None:
-        model, selection, bound, nfe = prepare(target, request, progress)
-        plan = None
-    else:
+    plan = None
+    if request.budget is not None:
         model, selection, bound = _prepare_within(target, request, starts, progress)
         plan = bound.plan
         nfe = {"record": plan.nfe["record"]}
+    elif request.denoised_record is not None:
+        model, selection, bound = _prepare_simulated(target, request)
+        nfe = {}
+    else:
+        model, selection, bound, nfe = prepare(target, request, progress)
     run = (request.process, request.sampler, request.num_steps)
     with Progress("optimising: compiling", progress) as line, jax.enable_x64(True):
         problem = make_problem(
@@ -216,15 +217,15 @@ def _select(
     request: "Request",
     model: Model,
     selection: Selection,
-    bound: BoundSelection | RecordedSelection,
+    bound: BoundSelection | SimulatedSelection | RecordedSelection,
     progress: bool,
 ) -> Selected:
     """Select, with what a mixture selects as one more candidate."""
     run = (space, request.sampler, progress)
-    within = isinstance(bound, RecordedSelection)
+    corrected = not isinstance(bound, BoundSelection)
     simulated = None
-    # within a budget the recorded trajectories correct a mixture of the network's own samples
-    if not request.stochastic and (model.knows_data or not within):
+    # a mixture of the network's own samples is corrected by them already
+    if not request.stochastic and (model.knows_data or not corrected):
         simulated = selection.bind_mixture(model, request.process, request.initialization)
     incumbent = None
     if simulated is not None:
@@ -279,6 +280,12 @@ class Request:
         if isinstance(self.objective, LocalError | TerminalError):
             return initialization_name(self.process, self.objective.initialization)
         return self.process.initialization
+
+    @property
+    def denoised_record(self) -> DenoisedRecord | None:
+        """What corrects a model of the network, if given."""
+        made = None if self.selection is None else self.selection.record
+        return made if isinstance(made, DenoisedRecord) else None
 
     @property
     def fixed_end(self) -> bool:
@@ -340,23 +347,36 @@ def _default_end(
     return process.default_t_min
 
 
-def _check_budget(target: object, request: Request, budget: int | None) -> int | None:
-    """The budget, if what is asked for can be planned."""
-    if budget is None:
+def check_budget(target: object, request: Request, budget: int | None) -> int | None:
+    """Check that a budget, or a record of denoised points, can be used for what is asked.
+
+    **Arguments:**
+
+    - `target`: as given.
+    - `request`: its other arguments, checked.
+    - `budget`: as given.
+
+    **Returns:** the budget.
+
+    **Raises:** ValueError naming what does not fit.
+    """
+    if budget is None and request.denoised_record is None:
         return None
     selection = request.selection or Selection()
+    name = "record is" if budget is None else f"budget = {budget} is"
     if selection.denoiser is None and not isinstance(target, AbstractDenoiser):
         raise ValueError(
-            f"budget = {budget} is of a network's NFE: pass a Denoiser as target or as "
-            "Selection(denoiser=...)."
+            f"{name} of a network: pass its Denoiser as target or as Selection(denoiser=...)."
         )
     sampler = request.sampler
     at_one_time = not (sampler.randomised or sampler.forms_jacobian)
     if request.stochastic or not at_one_time or selection.record is False:
         raise ValueError(
-            f"budget = {budget} is divided between recorded trajectories and a selection: it needs "
-            "a deterministic sampler, stochasticity 0, and a record."
+            f"{name} for schedules on recorded trajectories: these need a deterministic sampler, "
+            "stochasticity 0, and a record."
         )
+    if budget is None:
+        return None
     if isinstance(selection.record, TrajectoryRecord):
         raise ValueError(
             f"budget = {budget}: record must be a DenoisedRecord, of jk.record_denoised; got a "
@@ -479,31 +499,76 @@ def _prepare_within(
     """The same within a budget, with recorded trajectories that select as well."""
     selection = request.selection or Selection()
     assert request.budget is not None
+    network, model = known_before(target, selection)
+    made = request.denoised_record
+    costs = costs_within(request, network, model, starts)
+    given = None if made is None else made.num_trajectories
+    plan = make_plan(request.budget, costs, selection.noise_rows, given)
+    noise = noise_within(model, request, selection, plan.trajectories + plan.evidence)
+    if made is None:
+        recorded = noise[: plan.trajectories]
+        run = {"t_min": request.t_min[0], "nodes": plan.nodes, "batch": plan.batch}
+        made = record_denoised(network, recorded, progress=progress, **run)
+    model = model_with_record(model, network, made, request)
+    fresh = noise[plan.trajectories :]
+    return model, selection, bind_within(selection, network, made, model, fresh, plan)
+
+
+def _prepare_simulated(
+    target: Any, request: Request
+) -> tuple[Model, Selection, SimulatedSelection]:
+    """The same on a model of the network that a given record corrects, without a budget."""
+    selection = request.selection
+    made = request.denoised_record
+    assert selection is not None
+    assert made is not None
+    network, model = known_before(target, selection)
+    model = model_with_record(model, network, made, request)
+    return model, selection, bind_simulated(selection, network, made, model)
+
+
+def known_before(target: Any, selection: Selection) -> tuple[AbstractDenoiser, Model | None]:
+    """Separate a network from what is known of its data before it is run.
+
+    **Arguments:**
+
+    - `target`: a network, or what is known of its data.
+    - `selection`: with the network otherwise.
+
+    **Returns:** the network, and a model of the data if there is one.
+    """
+    if isinstance(target, Model):
+        network = target.denoiser if selection.denoiser is None else selection.denoiser
+        assert network is not None
+        return network, target
     network = target if selection.denoiser is None else selection.denoiser
-    model = _model_of_data(target, selection)
-    made = selection.record if isinstance(selection.record, DenoisedRecord) else None
-    tuned = request.num_steps > 1 and selection.simulation_solver() is not None
-    costs = Costs(
+    return network, _model_of_data(target, selection)
+
+
+def costs_within(
+    request: Request, network: AbstractDenoiser, model: Model | None, starts: Starts = None
+) -> Costs:
+    """What the stages of a selection within a budget cost."""
+    tuned = request.num_steps > 1 and (request.selection or Selection()).simulation_solver()
+    return Costs(
         per_sample=request.sampler.nfe_per_step * request.num_steps,
         baselines=len(BASELINES) + (len(starts) if isinstance(starts, Mapping) else 0),
         candidates=1 + (model is not None and model.knows_data and model.mixture is not None),
         rounds=MOST_ROUNDS if tuned else 0,
         per_call=network.nfe,
     )
-    given = None if made is None else made.num_trajectories
-    plan = make_plan(request.budget, costs, selection.noise_rows, given)
-    noise = _noise_within(model, request, selection, plan.trajectories + plan.evidence)
-    if made is None:
-        recorded = noise[: plan.trajectories]
-        run = {"t_min": request.t_min[0], "nodes": plan.nodes, "batch": plan.batch}
-        made = record_denoised(network, recorded, progress=progress, **run)
+
+
+def model_with_record(
+    model: Model | None, network: AbstractDenoiser, made: DenoisedRecord, request: Request
+) -> Model:
+    """Say what is known of the data: if nothing else, the recorded end points."""
     if model is None:
         ends = np.asarray(made.ends)
         model = Model(Gaussian.fit(ends), fit_mixture(ends), denoiser=network)
     run = (request.process, request.sampler, request.num_steps)
     request.objective.check_target(model.gaussian, *run)
-    fresh = noise[plan.trajectories :]
-    return model, selection, bind_within(selection, network, made, model, fresh, plan)
+    return model
 
 
 def _model_of_data(target: Any, selection: Selection) -> Model | None:
@@ -524,8 +589,8 @@ def _model_of_data(target: Any, selection: Selection) -> Model | None:
     return None
 
 
-def _noise_within(model: Model | None, request: Request, selection: Selection, count: int) -> Array:
-    """Rows of initial noise for a record and other rows for its evidence, within a budget."""
+def noise_within(model: Model | None, request: Request, selection: Selection, count: int) -> Array:
+    """Draw or take rows of initial noise for a record, and then others for its evidence."""
     if selection.given_noise is not None:
         return selection.given_noise[:count]
     if model is None or model.denoiser is not None:
@@ -684,10 +749,11 @@ def _result(
             optimum = to_float64(selected.candidate.schedule)
             # as many as before, for which a program is compiled
             value = float(problem.evaluate(*schedule_arrays([optimum] * len(values)))[0])
-            on_network = _on_network(request, model)
+            on_network = _on_network(request, model) and not selected.predicted
             doubts += unresolved(selected.comparison)
             if not on_network and request.num_steps > 1:  # one step is the same by every schedule
-                doubts += unproven(selected.comparison, [c.label for c in problem.baselines])
+                names = [c.label for c in problem.baselines]
+                doubts += unproven(selected.comparison, names, selected.predicted)
         gaussian, process, sampler = to_float64((model.gaussian, request.process, request.sampler))
         ends = tuple(unchangeable.values())
         last = float(np.asarray(optimum.times)[-1])

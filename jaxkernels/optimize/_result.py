@@ -66,7 +66,7 @@ class OptimizedSchedule:
     selection: Selected | None
     """The comparison on a network or a mixture that selected the schedule, if there was one."""
     verified: bool
-    """Whether it was compared with the baselines on a network. On a mixture: False."""
+    """Whether it was compared with the baselines on a network. On a mixture or a model: False."""
     trusted: bool
     """False if the schedule relies on what holds for the Gaussian model only; see `warnings`."""
     warnings: tuple[str, ...]
@@ -336,6 +336,8 @@ class OptimizedSchedule:
             entries.append(("stochasticity", _array_text(self.schedule.stochasticity, 3)))
         if self.selection is not None:
             where = "network" if self.verified else "mixture"
+            if self.selection.predicted:
+                where = "model of the network"
             comparison = self.selection.comparison
             entries.append((f"on the {where}", self._evidence(comparison)))
             conditions = comparison.describe_conditions(self.selected, self.best_baseline)

@@ -72,7 +72,9 @@ class Selection:
     - `record`: a `TrajectoryRecord` of the same network, whose optima become candidates; of a
       network that is the target, its end points give the covariance as well. By default
       trajectories of a mixture, or of a network that is the target, are recorded; False for none.
-      Within a budget a `DenoisedRecord`, which serves every sampler and K; by default one is made.
+      A `DenoisedRecord`, which serves every sampler and K, corrects a model of the network: without
+      a budget candidates are run on that model alone, and no evaluation of the network is spent;
+      within a budget on the network as well, and by default one is made.
     - `fine_tune`: number of gradient steps on the criterion through the network, or an `Optax`
       solver. The result is one more candidate. Default: 40 through a mixture (fewer above 256
       dimensions), 0 through a network, which must be differentiable by JAX. Within a budget they
@@ -103,8 +105,8 @@ class Selection:
         _checks.one_of("criterion", self.criterion, (BALANCED, *STATISTICS))
         if not isinstance(self.record, AbstractRecord | bool | None):
             raise ValueError(
-                "record must be a TrajectoryRecord, of jk.record, or within a budget a "
-                "DenoisedRecord, of jk.record_denoised, or False; got "
+                "record must be a TrajectoryRecord, of jk.record, a DenoisedRecord, of "
+                "jk.record_denoised, or False; got "
                 f"{type(self.record).__name__}."
             )
         if self.fine_tune is not None and not isinstance(self.fine_tune, Optax):
@@ -254,7 +256,7 @@ class Selected:
     """The selected candidate, those in the evidence, their comparison on other noise, and the NFE.
 
     The NFE of the selection, the fine-tuning (a gradient counts as four) and the evidence, by these
-    names.
+    names. `predicted`: on a model of the network, on the trajectories that selected.
     """
 
     candidate: Candidate
@@ -262,6 +264,7 @@ class Selected:
     comparison: Comparison
     criterion: str
     nfe: dict[str, int]
+    predicted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .._objective import AbstractObjective, ScheduleFunction
 from .._plot import FigureSpec, Guide, render
@@ -16,7 +16,22 @@ from ..prediction import AbstractDenoiser
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
-from ._optimize import check_arguments, is_recordable, on_range, prepare, run_request
+from ..trajectories import record_denoised
+from ._budget import SweepPlan, plan_sweep
+from ._model import Model
+from ._optimize import (
+    Request,
+    check_arguments,
+    check_budget,
+    costs_within,
+    is_recordable,
+    known_before,
+    model_with_record,
+    noise_within,
+    on_range,
+    prepare,
+    run_request,
+)
 from ._result import OptimizedSchedule
 from ._selection import Selection
 from ._solver import AbstractSolver
@@ -35,6 +50,7 @@ class ScheduleSweep:
 
     - `results`: {(sampler, steps): OptimizedSchedule}.
     - `shared_nfe`: NFE of what serves all settings, by stage.
+    - `plan`: how a budget was divided; None without one.
     - `seconds`: wall time of the whole call.
 
     **Example:**
@@ -49,6 +65,7 @@ class ScheduleSweep:
 
     results: Mapping[Setting, OptimizedSchedule]
     shared_nfe: Mapping[str, int]
+    plan: SweepPlan | None
     seconds: float
 
     def __getitem__(self, setting: Setting) -> OptimizedSchedule:
@@ -134,6 +151,8 @@ class ScheduleSweep:
         notes = [f"ratio: {label(first.criterion)} of the best baseline to that of the schedule"]
         if self.nfe:
             notes.append(f"NFE: {self.nfe:,}")
+        if self.plan is not None:
+            notes.append(f"budget: {self.plan}")
         return Table([*header, "ratio", "warnings"], rows, notes=notes)
 
     def __repr__(self) -> str:
@@ -152,6 +171,7 @@ def optimize_schedules(
     starts: Sequence[str] | None = None,
     solver: AbstractSolver | None = None,
     selection: Selection | None = None,
+    budget: int | None = None,
     progress: bool = True,
 ) -> ScheduleSweep:
     """Find optimal schedules for several samplers and numbers of steps.
@@ -167,6 +187,11 @@ def optimize_schedules(
     - `num_steps`: numbers of steps, each >= 1. Every pair (sampler, number of steps) is a setting.
     - `stochasticity`: alpha = h/g of every step, or "optimize".
     - `starts`: names of baseline schedules. Default: all.
+    - `budget`: NFE on a network that are never exceeded, such as 16_000, for all settings together.
+      They record denoised points, which correct a model of the network; schedules are optimised on
+      that model, none is run on the network, and `verified` is False. What a large budget leaves
+      goes to a selection for each setting, as by `optimize_schedule`. `ScheduleSweep.plan` says how
+      it was divided. Default: as `selection` says.
 
     **Returns:** a `ScheduleSweep`; `sweep["ddim", 8]` is what `optimize_schedule` returns.
 
@@ -188,18 +213,63 @@ def optimize_schedules(
     requests = {}
     for setting, sampler in sampler_settings(samplers, num_steps).items():
         run = (target, process, sampler, setting[1], t_min, objective, stochasticity)
-        requests[setting] = check_arguments(*run, solver, selection)
-    # a record depends on none of the settings, if there can be one
-    first = next(filter(is_recordable, requests.values()), next(iter(requests.values())))
-    model, recorded, _, nfe = prepare(on_range(target, first.process), first, progress)
+        request = check_arguments(*run, solver, selection)
+        budget = check_budget(target, request, budget)
+        requests[setting] = request
+    first = next(iter(requests.values()))
+    target = on_range(target, first.process)
+    plan = None
+    if budget is not None or first.denoised_record is not None:
+        model, own, nfe, plan = _record_within(target, list(requests.values()), budget, progress)
+    else:
+        model, own, nfe = _record_once(target, list(requests.values()), progress)
     results = {}
-    for setting, request in requests.items():
-        own = recorded
-        if recorded is not None and not is_recordable(request):
-            own = on_range(selection or Selection(), request.process)
-        request = dataclasses.replace(request, selection=own)
+    shares = [None] * len(requests) if plan is None or plan.shares is None else plan.shares
+    for (setting, request), one, share in zip(requests.items(), own, shares, strict=True):
+        request = dataclasses.replace(request, selection=one, budget=share)
         began_setting = time.perf_counter()
-        # what the model took is counted once
-        shared = model._replace(nfe=0)
-        results[setting] = run_request(shared, request, starts, progress, began_setting)
-    return ScheduleSweep(results, nfe, time.perf_counter() - began)
+        results[setting] = run_request(model, request, starts, progress, began_setting)
+    return ScheduleSweep(results, nfe, plan, time.perf_counter() - began)
+
+
+def _record_once(
+    target: Any, requests: Sequence[Request], progress: bool
+) -> tuple[Model, list[Selection | None], dict[str, int]]:
+    """The model, the selection of every setting with the record that serves all, and their NFE."""
+    # a record depends on none of the settings, if there can be one
+    first = next(filter(is_recordable, requests), requests[0])
+    model, recorded, _, nfe = prepare(target, first, progress)
+    own = []
+    for request in requests:
+        alone = recorded is None or is_recordable(request)
+        own.append(recorded if alone else on_range(request.selection or Selection(), first.process))
+    # what the model took is counted once
+    return model._replace(nfe=0), own, nfe
+
+
+def _record_within(
+    target: Any, requests: Sequence[Request], budget: int | None, progress: bool
+) -> tuple[Model, list[Selection | None], dict[str, int], SweepPlan | None]:
+    """The same with a record of denoised points, and how a budget is divided, if there is one."""
+    first = requests[0]
+    selection = first.selection or Selection()
+    network, model = known_before(target, selection)
+    made = first.denoised_record
+    plan = None
+    if budget is not None:
+        costs = [costs_within(request, network, model) for request in requests]
+        given = None if made is None else made.num_trajectories
+        plan = plan_sweep(budget, costs, selection.noise_rows, given)
+    nfe = {}
+    if made is None:
+        assert plan is not None
+        # as many again for the evidence
+        noise = noise_within(model, first, selection, 2 * plan.trajectories)
+        recorded = noise[: plan.trajectories]
+        run = {"t_min": first.t_min[0], "nodes": plan.nodes, "batch": plan.batch}
+        made = record_denoised(network, recorded, progress=progress, **run)
+        nfe = {"record": made.nfe}
+        fresh = noise[plan.trajectories :] if plan.shares else None
+        selection = dataclasses.replace(selection, record=made, noise=fresh)
+    model = model_with_record(model, network, made, first)
+    return model, [selection] * len(requests), nfe, plan

@@ -20,8 +20,10 @@ def unresolved(comparison: Comparison) -> tuple[str, ...]:
     )
 
 
-def unproven(comparison: Comparison, baselines: Iterable[str]) -> tuple[str, ...]:
+def unproven(comparison: Comparison, baselines: Iterable[str], predicted: bool) -> tuple[str, ...]:
     """In which statistics the selection on a mixture gains nothing beyond the standard error.
+
+    `predicted`, on a model of the network that recorded trajectories correct.
 
     There a network was seen to reverse the order: where few trajectories make up the error, those
     that change between clusters.
@@ -38,8 +40,14 @@ def unproven(comparison: Comparison, baselines: Iterable[str]) -> tuple[str, ...
             found.append(f"{statistic} ({label})")
     if not found:
         return ()
+    where = "on other noise, the mixture shows"
+    why = "the data alone do"
+    how = "selection=Selection(denoiser=...)"
+    if predicted:
+        where = "a model of the network shows"
+        why = "the record does"
+        how = "budget=... or compare_schedules"
     return (
-        "on other noise, the mixture shows no gain beyond the standard error in "
-        f"{', '.join(found)}: the data alone do not show which schedule is best; compare on "
-        "the network, with selection=Selection(denoiser=...)",
+        f"{where} no gain beyond the standard error in {', '.join(found)}: {why} not show which "
+        f"schedule is best; compare on the network, with {how}",
     )

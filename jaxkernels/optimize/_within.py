@@ -1,7 +1,8 @@
-"""Selecting within a budget: on a model of the network that recorded trajectories correct."""
+"""Selecting on a model of the network that recorded trajectories correct, and within a budget."""
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +39,33 @@ _SAMPLES_PER_COMPONENT = 12
 # trajectories of the model, and steps of their solution
 _SIMULATED = 128
 _SIMULATED_STEPS = 200
+# options of comparisons on the model, which take no NFE
+_FREE: dict[str, Any] = {"key": None, "planned": 0}
+
+
+def bind_simulated(
+    selection: Selection, network: AbstractDenoiser, record: DenoisedRecord, model: Model
+) -> "SimulatedSelection":
+    """Bind a selection to a record of denoised points.
+
+    **Arguments:** `selection`; `network`, that was recorded; `record`; `model`, what is known of
+    the data.
+
+    **Returns:** a selection that is ready to run candidates, without an evaluation of the network.
+
+    **Raises:** ValueError if data do not fit the network.
+    """
+    noise = jnp.asarray(record.noise)
+    check_data(selection.data, noise)
+    ends = np.asarray(record.ends)
+    distribution = model.mixture if model.knows_data else None
+    if distribution is None:
+        distribution = GaussianMixture.fit(ends, max(1, len(ends) // _SAMPLES_PER_COMPONENT))
+    corrected = record.denoiser(distribution.denoiser(record.process))
+    _, noise = in_working_precision(network, noise)
+    found = as_reference(corrected, noise, ends, selection.data, np.nan, 0)
+    t_min = float(np.asarray(record.t_min))
+    return SimulatedSelection(found, t_min, selection.criterion, selection.simulation_solver())
 
 
 def bind_within(
@@ -50,49 +78,135 @@ def bind_within(
 ) -> "RecordedSelection":
     """Bind a selection within a budget to a record.
 
-    **Arguments:** `selection`; `network`, that was recorded; `record`; `model`, what is known of
-    the data; `fresh`, initial noise of the evidence; `plan`, how the budget is divided.
+    **Arguments:** `selection`, `network`, `record`, `model`: as of `bind_simulated`; `fresh`,
+    initial noise of the evidence; `plan`, how the budget is divided.
 
     **Returns:** a selection that is ready to run candidates.
 
     **Raises:** ValueError if data do not fit the network.
     """
-    check_data(selection.data, fresh)
-    ends = np.asarray(record.ends)
-    distribution = model.mixture if model.knows_data else None
-    if distribution is None:
-        distribution = GaussianMixture.fit(ends, max(1, len(ends) // _SAMPLES_PER_COMPONENT))
-    simulated = record.denoiser(distribution.denoiser(record.process))
-    working, noise = in_working_precision(network, jnp.asarray(record.noise))
-    whole = as_reference(working, noise, ends, selection.data, np.nan, 0)
+    simulated = bind_simulated(selection, network, record, model)
+    working, _ = in_working_precision(network, simulated.reference.noise)
     return RecordedSelection(
-        network=whole.take(slice(plan.selecting)),
-        fresh_network=network.take(slice(len(ends), None)),
-        simulated=whole._replace(denoiser=simulated),
+        network=simulated.reference._replace(denoiser=working).take(slice(plan.selecting)),
+        fresh_network=network.take(slice(record.num_trajectories, None)),
+        simulated=simulated,
         fresh=fresh,
         data=selection.data,
-        criterion=selection.criterion,
-        solver=selection.simulation_solver(),
         plan=plan,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatedSelection:
+    """A selection that is ready to run on a model of the network, without evaluating it.
+
+    `reference` is of the corrected model, with the recorded end points.
+    """
+
+    reference: Reference
+    t_min: float
+    criterion: str
+    solver: Optax | None
+
+    def run(
+        self,
+        candidates: Sequence[Candidate],
+        space: ScheduleSpace,
+        sampler: AbstractSampler,
+        progress: bool = True,
+        incumbent: str | None = None,
+    ) -> Selected:
+        """Select one of the candidates, or what gradient steps from it lead to.
+
+        On the corrected model, which gives the evidence as well. The `incumbent`, the label of what
+        data speak for, is left only for what is better beyond a standard error.
+        """
+        with Progress("comparing on a model of the network", progress) as line:
+            found = self.simulate(candidates, space, sampler, line, incumbent)
+            selected = found.tuned or by_label(candidates)[found.best]
+            baselines = [c for c in candidates if c.is_baseline]
+            shown = [*baselines, selected] if not selected.is_baseline else baselines
+            schedules = {c.label: c.schedule for c in shown}
+            evidence = compare_to(found.reference, sampler, schedules, line=line, **_FREE)
+        evidence = dataclasses.replace(
+            evidence,
+            selected=selected.label,
+            sampling_nfe=0,
+            reference_error=self._resolution(),
+        )
+        return Selected(selected, tuple(shown), evidence, self.criterion, {}, predicted=True)
+
+    def simulate(
+        self,
+        candidates: Sequence[Candidate],
+        space: ScheduleSpace,
+        sampler: AbstractSampler,
+        line: Progress,
+        incumbent: str | None = None,
+    ) -> "_Simulated":
+        """Compare candidates on the corrected model, and take gradient steps from the best."""
+        reference = _varied(self.reference, self.t_min)
+        schedules = {c.label: c.schedule for c in candidates}
+        predicted = compare_to(reference, sampler, schedules, line=line, **_FREE)
+        baselines = [c.label for c in candidates if c.is_baseline]
+        best = predicted.best(baselines, self.criterion, incumbent)
+        start = by_label(candidates)[best]
+        floor = predicted.take(baselines)
+        tuned = self.tune(reference, space, sampler, start, floor, line)
+        return _Simulated(reference, predicted, best, tuned)
+
+    def tune(
+        self,
+        reference: Reference,
+        space: ScheduleSpace,
+        sampler: AbstractSampler,
+        start: Candidate,
+        baselines: Comparison,
+        line: Progress,
+        number: int = 0,
+    ) -> Candidate | None:
+        """What gradient steps lead to; None without steps, or if a correction leads nowhere."""
+        if self.solver is None or space.num_steps == 1 or reference.noise.shape[0] < 4:
+            return None
+        run = (reference, sampler, space, start.schedule, baselines)
+        tuned = fine_tune(*run, self.criterion, self.solver, line.update)
+        if number and np.allclose(tuned.times, start.schedule.times, rtol=1e-5):
+            return None
+        return Candidate(SIMULATED[number], tuned, Origin.SIMULATED)
+
+    def _resolution(self) -> float:
+        """Distance of the corrected model's own end points to those that were recorded."""
+        reference = self.reference
+        fine = log_snr(reference.denoiser.process, _SIMULATED_STEPS, self.t_min)
+        ends = sample_ends(reference.denoiser, DPMSolverPP2M(), fine, reference.noise)
+        squared = np.sum((ends - reference.ends) ** 2, 1)
+        return float(np.sqrt(np.mean(squared)) / reference.scale)
+
+
+class _Simulated(NamedTuple):
+    """What a model predicts: all candidates, the best, and what gradient steps from it lead to."""
+
+    reference: Reference
+    predicted: Comparison
+    best: str
+    tuned: Candidate | None
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordedSelection:
     """A selection that is ready to run within a budget.
 
-    `network` and `simulated` are references with the recorded end points: of the network, for the
-    trajectories that select, and of the corrected model for all. `fresh` and `fresh_network` are
-    for the evidence.
+    `network` is a reference of the network with the recorded end points, for the trajectories that
+    select; `simulated`, the selection on the corrected model. `fresh` and `fresh_network` are for
+    the evidence.
     """
 
     network: Reference
     fresh_network: AbstractDenoiser
-    simulated: Reference
+    simulated: SimulatedSelection
     fresh: Float[Array, "m *shape"]
     data: Numbers | None
-    criterion: str
-    solver: Optax | None
     plan: Plan
 
     def run(
@@ -128,7 +242,8 @@ class RecordedSelection:
             evidence = self._evidence(shown, sampler, line)
         spent = search.nfe | {"evidence": evidence.nfe}
         compared = dataclasses.replace(evidence, selected=selected.label)
-        return Selected(selected, tuple(shown), compared, self.criterion, spent)
+        criterion = self.simulated.criterion
+        return Selected(selected, tuple(shown), compared, criterion, spent)
 
     def _evidence(
         self, shown: Sequence[Candidate], sampler: AbstractSampler, line: Progress
@@ -157,32 +272,27 @@ class _Search:
         self._space = space
         self._sampler = sampler
         self._line = line
-        assert space.t_min is not None
-        self._t_min = float(space.t_min)
-        self._solver = selection.solver if space.num_steps > 1 else None
         self._tried: list[Candidate] = []
         self._ends: dict[str, np.ndarray] = {}
         self.nfe = {"selection": 0, "fine-tuning": 0}
 
     def start(self, candidates: Sequence[Candidate], incumbent: str | None) -> None:
         """Run what the corrected model says is best, the incumbent, and the best baselines."""
-        simulated = _varied(self._selection.simulated, self._t_min)
-        schedules = {c.label: c.schedule for c in candidates}
-        planned = sum(self._selection.plan.nfe.values())
-        options = {"key": None, "line": self._line, "planned": planned}
-        predicted = compare_to(simulated, self._sampler, schedules, **options)
+        simulated = self._selection.simulated
+        found = simulated.simulate(candidates, self._space, self._sampler, self._line)
+        predicted = found.predicted
         baselines = [c.label for c in candidates if c.is_baseline]
-        criterion = self._selection.criterion
+        criterion = simulated.criterion
         others = [c.label for c in candidates if not c.is_baseline]
-        best = predicted.best(baselines, criterion)
         kept = [
             min(baselines, key=predicted.statistic(name).__getitem__)
             for name in (WEIGHED if criterion == BALANCED else (criterion,))
         ]
         known = by_label(candidates)
-        tuned = self._tuned(simulated, known[best], predicted.take(baselines), 0)
+        tuned = found.tuned
         if tuned is None:
-            kept.append(predicted.best(baselines, criterion, among=others) if others else best)
+            among = others or [found.best]
+            kept.append(predicted.best(baselines, criterion, among=among))
         if incumbent is not None:
             kept.insert(0, incumbent)
         run = [known[label] for label in dict.fromkeys(kept)]
@@ -196,15 +306,16 @@ class _Search:
         If they lead nowhere, by the best that is no baseline. Whether they lead anywhere.
         """
         measured = self._measured()
-        best = measured.best(self._baselines, self._selection.criterion)
+        simulated = self._selection.simulated
+        best = measured.best(self._baselines, self._criterion)
         starts = dict.fromkeys([best, self._best(measured)])
         baselines = {c.label: c.schedule for c in self._tried if c.is_baseline}
-        options = {"key": None, "line": self._line, "planned": 0}
+        run = (self._space, self._sampler)
         for label in starts:
             start = by_label(self._tried)[label]
-            corrected = _varied(self._corrected(start), self._t_min)
-            floor = compare_to(corrected, self._sampler, baselines, **options)
-            tuned = self._tuned(corrected, start, floor, number)
+            corrected = _varied(self._corrected(start), simulated.t_min)
+            floor = compare_to(corrected, self._sampler, baselines, line=self._line, **_FREE)
+            tuned = simulated.tune(corrected, *run, start, floor, self._line, number)
             if tuned is not None:
                 self._run([tuned], "fine-tuning")
                 return True
@@ -213,7 +324,7 @@ class _Search:
     def _corrected(self, candidate: Candidate) -> Reference:
         """The model with what the network's samples of a candidate differ by from its own."""
         rows = slice(self._selection.plan.selecting)
-        model = self._selection.simulated.take(rows)
+        model = self._selection.simulated.reference.take(rows)
         modelled = sample_ends(model.denoiser, self._sampler, candidate.schedule, model.noise)
         return model._replace(offset=self._ends[candidate.label] - modelled)
 
@@ -221,29 +332,21 @@ class _Search:
         """The best, unless a baseline is better beyond a standard error."""
         measured = self._measured()
         incumbent = self._best(measured)
-        label = measured.best(self._baselines, self._selection.criterion, incumbent)
+        label = measured.best(self._baselines, self._criterion, incumbent)
         return by_label(self._tried)[label]
 
     def _best(self, measured: Comparison) -> str:
         """The best that is no baseline, if there is one."""
         others = [c.label for c in self._tried if not c.is_baseline]
-        return measured.best(self._baselines, self._selection.criterion, among=others or None)
+        return measured.best(self._baselines, self._criterion, among=others or None)
+
+    @property
+    def _criterion(self) -> str:
+        return self._selection.simulated.criterion
 
     @property
     def _baselines(self) -> list[str]:
         return [c.label for c in self._tried if c.is_baseline]
-
-    def _tuned(
-        self, reference: Reference, start: Candidate, baselines: Comparison, number: int
-    ) -> Candidate | None:
-        """What gradient steps lead to; None without steps, or if to nothing better."""
-        if self._solver is None or reference.noise.shape[0] < 4:
-            return None
-        run = (reference, self._sampler, self._space, start.schedule, baselines)
-        tuned = fine_tune(*run, self._selection.criterion, self._solver, self._line.update)
-        if number and np.allclose(tuned.times, start.schedule.times, rtol=1e-5):
-            return None
-        return Candidate(SIMULATED[number], tuned, Origin.SIMULATED)
 
     def _run(self, candidates: Sequence[Candidate], stage: str) -> None:
         """Run candidates on the network."""
