@@ -10,7 +10,7 @@ from jax.custom_derivatives import linear_call
 from jaxtyping import Array
 
 import jaxkernels as jk
-from jaxkernels.optimize._budget import Costs, make_plan
+from jaxkernels.optimize._budget import Costs, make_plan, plan_sweep
 
 PROCESS, T_MIN = jk.VP(), 1e-3
 MIXTURE = jk.GaussianMixture([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.5]], np.full((2, 2), 0.02))
@@ -232,6 +232,85 @@ def test_a_sweep_samples_and_records_once() -> None:
     np.testing.assert_array_equal(sweep["ddim", 3].schedule.times, alone.schedule.times)
 
 
+def test_a_sweep_divides_a_budget() -> None:
+    """A small one is recorded whole, once; the record alone leads to the same schedules."""
+    before = COUNTER.nfe
+    selection = jk.Selection(noise=NOISE)
+    run = (DENOISER, PROCESS, ["ddim"], [2, 3])
+    options: dict[str, Any] = {"t_min": T_MIN, "starts": ["quadratic"], "progress": False}
+    sweep = jk.optimize_schedules(*run, selection=selection, budget=1_000, **options)
+    assert sweep.nfe == COUNTER.nfe - before == 40 * 24
+    assert sweep.shared_nfe == {"record": 40 * 24}
+    assert "1,000: 40 trajectories, 24 nodes; no selection on it" in repr(sweep)
+    record = jk.record_denoised(
+        DENOISER, NOISE[:40], t_min=T_MIN, nodes=24, batch=10, progress=False
+    )
+    before = COUNTER.nfe
+    alone = _optimize(selection=jk.Selection(record=record))
+    assert COUNTER.nfe == before
+    assert alone.nfe == 0
+    np.testing.assert_array_equal(sweep["ddim", 3].schedule.times, alone.schedule.times)
+    for result in sweep.results.values():
+        assert not result.verified
+        assert result.nfe == 0
+
+
+@pytest.mark.slow
+def test_what_a_record_leaves_selects() -> None:
+    """A large budget: on the recorded noise, with evidence from other noise."""
+    noise = jax.random.normal(jax.random.key(7), (64, 2))
+    before = COUNTER.nfe
+    sweep = jk.optimize_schedules(
+        DENOISER,
+        PROCESS,
+        ["ddim"],
+        [2, 3],
+        t_min=T_MIN,
+        starts=["quadratic"],
+        selection=jk.Selection(noise=noise[:48]),
+        budget=20_000,
+        progress=False,
+    )
+    assert sweep.nfe == COUNTER.nfe - before <= 20_000
+    assert sweep.plan is not None
+    assert sweep.plan.shares is not None
+    for result, share in zip(sweep.results.values(), sweep.plan.shares, strict=True):
+        assert result.verified
+        assert 0 < result.nfe <= share
+
+
+@pytest.mark.parametrize("recorded", [None, 40])
+def test_sweeps_stay_within_their_budget(recorded: int | None) -> None:
+    """For random settings, rows and budgets from the least one."""
+    rng = np.random.default_rng(0)
+    selects = []
+    for _ in range(60):
+        settings = [
+            Costs(int(rng.integers(1, 40)), 6, 1 + int(rng.integers(2)), 3, per_call=2)
+            for _ in range(int(rng.integers(1, 9)))
+        ]
+        rows = None if rng.random() < 0.5 else int(rng.integers(8, 500))
+        least = 0
+        if recorded is None:
+            with pytest.raises(ValueError, match="must be at least") as refused:
+                plan_sweep(1, settings, rows, recorded)
+            least = int(str(refused.value).split("at least ")[1].split()[0])
+        budget = int(max(least, 400) * 10.0 ** rng.uniform(0.0, 4.0))
+        plan = plan_sweep(budget, settings, rows, recorded)
+        record = 2 * plan.trajectories * plan.nodes
+        shares = plan.shares or ()
+        assert record + sum(shares) <= budget
+        assert plan.trajectories % 4 == 0
+        assert (plan.trajectories >= 8) == (recorded is None)
+        assert rows is None or plan.trajectories <= rows
+        selects.append(bool(shares))
+        for share, costs in zip(shares, settings, strict=bool(shares)):
+            left = None if rows is None else rows - plan.trajectories
+            own = make_plan(share, costs, left, recorded or plan.trajectories)
+            assert own.selecting >= 4
+    assert 0.1 < np.mean(selects) < 0.9
+
+
 @pytest.mark.slow
 def test_fine_tuning_stays_within_a_budget() -> None:
     """Of a network; gradients are through a model of it, and what they lead to is run on it."""
@@ -277,8 +356,12 @@ def test_plans_stay_within_their_budget(recorded: int | None, rounds: int, candi
 @pytest.mark.parametrize(
     ("target", "options", "message"),
     [
-        (MIXTURE, {}, r"budget = 5000 is of a network's NFE: pass a Denoiser"),
-        (None, {"record": False}, "it needs a deterministic sampler, stochasticity 0, .* a record"),
+        (MIXTURE, {}, r"budget = 5000 is of a network: pass its Denoiser"),
+        (
+            None,
+            {"record": False},
+            "these need a deterministic sampler, stochasticity 0, and a record",
+        ),
         (None, {"budget": 0}, "budget = 0 must be at least 1"),
         (None, {"noise": NOISE[:8], "budget": 300}, "budget = 300 must be at least"),
         (None, {"noise": 32}, r"input shape .* is unknown"),

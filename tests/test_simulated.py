@@ -153,5 +153,39 @@ def test_what_is_no_record_or_model_is_refused(
     with pytest.raises(ValueError, match="record is of VP"):
         jk.SimulatedError(record, MIXTURE).bind(None, jk.EDM(), "ddim")
     selection = jk.Selection(record=record)
-    with pytest.raises(ValueError, match="is for a budget"):
-        jk.optimize_schedule(NETWORK, PROCESS, "ddim", 3, t_min=T_MIN, selection=selection)
+    with pytest.raises(ValueError, match="record is of a network: pass its Denoiser"):
+        jk.optimize_schedule(MIXTURE, PROCESS, "ddim", 3, t_min=T_MIN, selection=selection)
+    with pytest.raises(ValueError, match=r"record is for schedules on recorded trajectories: .* 0"):
+        jk.optimize_schedule(NETWORK, PROCESS, "ddim", 3, selection=selection, stochasticity=1.0)
+
+
+def test_without_a_budget_no_evaluation_is_spent(record: jk.DenoisedRecord) -> None:
+    """What is predicted of the schedules is what the network does: it is the mixture's denoised
+    point with a residual in time alone."""
+
+    def refuse(x: jax.Array, t: jax.Array) -> jax.Array:
+        raise AssertionError("the network was run")
+
+    denoiser = jk.Denoiser(refuse, PROCESS, "x0")
+    selection = jk.Selection(denoiser=denoiser, record=record)
+    result = jk.optimize_schedule(
+        MIXTURE, PROCESS, "ddim", 4, t_min=T_MIN, selection=selection, progress=False
+    )
+    assert result.nfe == 0
+    assert not result.verified
+    assert "on the model of the network" in repr(result)
+    predicted = result.comparison
+    assert predicted is not None
+    assert predicted.nfe == 0
+    schedules = {name: c.schedule for name, c in result.candidates.items()}
+    measured = jk.compare_schedules(NETWORK, "ddim", schedules, jnp.asarray(NOISE), progress=False)
+    for name in ("geometric_mean", "rms"):
+        values = measured.statistic(name)
+        found = predicted.statistic(name)
+        assert found == pytest.approx({label: values[label] for label in found}, rel=0.03)
+    assert result.selected == "simulated"
+    assert measured.statistic("rms")["simulated"] < min(
+        measured.statistic("rms")[name] for name in result.baselines
+    )
+    # the accuracy of the record itself
+    assert 0.0 < predicted.reference_error < 0.05

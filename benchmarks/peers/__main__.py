@@ -100,7 +100,7 @@ def all_searches(denoiser: jk.AbstractDenoiser, data: np.ndarray) -> dict[str, S
 
     @functools.cache
     def sweep(budget: int, with_data: bool) -> jk.ScheduleSweep:
-        setting = {"t_min": T_MIN}
+        setting: dict[str, Any] = {"t_min": T_MIN}
         if budget:
             own = denoiser if with_data else None
             setting |= {"selection": jk.Selection(noise=noise, denoiser=own), "budget": budget}
