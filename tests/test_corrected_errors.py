@@ -124,7 +124,9 @@ def test_the_error_of_a_step_is_that_of_its_corrected_point(
         expected = np.array([own.local(k) for k in range(steps)]) / own.total[-1]
         # variances are propagated to the end, not standard deviations
         change = expected * np.array([own.total[-1] / own.total[k + 1] for k in range(steps)])
-        np.testing.assert_allclose(found[:, mode], expected, rtol=1e-6, atol=2.0 * change.max() ** 2)
+        np.testing.assert_allclose(
+            found[:, mode], expected, rtol=1e-6, atol=2.0 * change.max() ** 2
+        )
 
 
 @pytest.mark.parametrize(("p", "tolerance"), [(2, 0.03), (3, 0.1)])

@@ -115,18 +115,14 @@ def _flow_facts(
     predicted, deviation = flow_values(target, process, times)
     slopes = denoiser_slopes(target, process, times)
 
-    def share(
-        window: Array, k: Array, predicted: Array, slopes: Array, deviation: Array
-    ) -> Array:
+    def share(window: Array, k: Array, predicted: Array, slopes: Array, deviation: Array) -> Array:
         c = local_error_coefficients(process, sampler, window, k, num_steps)
         amplitude = deviation + trajectory_error(c, predicted, slopes)
         weighted = target.weights * deviation**2
         return jnp.sum(jnp.where(amplitude < 0, weighted, 0.0)) / jnp.sum(weighted)
 
     steps = jnp.arange(times.shape[0] - 1)
-    return jax.vmap(share)(
-        times[points], steps, predicted[points], slopes[points], deviation[1:]
-    )
+    return jax.vmap(share)(times[points], steps, predicted[points], slopes[points], deviation[1:])
 
 
 def unchangeable_warnings(

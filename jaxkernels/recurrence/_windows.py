@@ -76,13 +76,14 @@ def local_error_coefficients(
 
     If the sampler corrects, x_after is the corrected point (in the schedule's last step, which is
     not corrected, the predicted one), and it is the corrected points that are put back. But the
-    evaluations are at predicted points, off the trajectory by delta: the local error of a prediction
-    from the trajectory. To first order this adds two terms, of the step's start and of its end,
+    evaluations are at predicted points, off the trajectory by delta: the local error of a
+    prediction from the trajectory. To first order this adds two terms, of the step's start and of
+    its end,
 
         D(x) = D(t_j) + J_b delta / a(t_j),        b = 1: t_j = t_start,    b = 2: t_j = t_end,
 
-    with J = dD/dy the Jacobian of the denoiser in y = x / a. What earlier evaluations are off enters
-    with the small last weights of the corrector, and is left out.
+    with J = dD/dy the Jacobian of the denoiser in y = x / a. What earlier evaluations are off
+    enters with the small last weights of the corrector, and is left out.
     """
     depth = sampler.history_steps
     terms = 3 if sampler.corrects else 1
@@ -95,16 +96,8 @@ def local_error_coefficients(
     found = units[0]
     for j in range(depth + 1):
         current = window_step(times, still, step - depth, j, num_steps)
-        start = exact[j]
-        if sampler.corrects:
-            # the point that is corrected onto the trajectory
-            correction = sampler.correct(Prediction(*found), process, current, jnp.zeros_like(start), history)
-            start = start - correction
-            eps = (start - process.signal(times[j]) * found[0]) / process.noise(times[j])
-            found = jnp.stack([found[0], eps])
-        after, new = sampler.step(
-            _always(found), jnp.zeros_like, process, current, start, history
-        )
+        run = (_always(found), jnp.zeros_like, process, current, exact[j], history)
+        after, new = sampler.step_from_corrected(*run)
         inside = step - depth + j >= 0
         history = jax.tree.map(lambda a, b, inside=inside: jnp.where(inside, a, b), new, history)
         found = units[j + 1]
@@ -112,7 +105,9 @@ def local_error_coefficients(
         if sampler.corrects and term > 0:
             delta = jnp.where(inside, (after - exact[j + 1])[:size], 0.0)
             off = jnp.zeros_like(after).at[term * size : (term + 1) * size].set(delta)
-            found = found.at[0].add(safe_divide(off, process.signal(times[j + 1])))
+            a, s = process.signal(times[j + 1]), process.noise(times[j + 1])
+            # what is denoised otherwise is noise
+            found = found + jnp.stack([safe_divide(off, a), -safe_divide(off, s)])
     if sampler.corrects:
         later = _next_step(times, step, num_steps)
         corrected = sampler.correct(Prediction(*found), process, later, after, history)
@@ -154,7 +149,7 @@ def trajectory_error(
 
     **Returns:** the error, in the units of x.
     """
-    terms, *shape = coefficients.shape
+    terms = len(coefficients)
     factors = (1.0, slopes[-2], slopes[-1])
     total = jnp.zeros_like(values[0, 0])
     # term by term: a spectrum may be large

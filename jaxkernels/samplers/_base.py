@@ -81,7 +81,7 @@ class AbstractSampler(eqx.Module):
     randomised: ClassVar[bool] = False
     """Whether a step depends on `step.uniform`, which is drawn for every sample and step."""
     corrects: ClassVar[bool] = False
-    """Whether the evaluation at x corrects the step that led there, by `correct`."""
+    """Whether the evaluation at x corrects the step that led there, see `correct`."""
     forms_jacobian: ClassVar[bool] = False
     """Whether a step forms the Jacobian of `predict`, and so takes one sample at a time."""
 
@@ -102,7 +102,8 @@ class AbstractSampler(eqx.Module):
     ) -> X:
         """Correct x, to which the step before led, by the prediction there.
 
-        A deterministic sampler that `corrects` does so at the start of its `step`. Default: x.
+        A deterministic sampler that `corrects` does so at the start of its `step`, and goes on by
+        `step_from_corrected`. Default: x.
 
         **Arguments:**
 
@@ -113,6 +114,19 @@ class AbstractSampler(eqx.Module):
         """
         del prediction, process, step, history
         return x
+
+    def step_from_corrected(
+        self, predict: Predict, noise: Noise, process: Process, step: Step, x: X, history: History
+    ) -> tuple[X, History]:
+        """Advance x, which needs no correction, as `step` does otherwise.
+
+        **Arguments:**
+
+        - `predict`, `noise`, `process`, `step`, `x`, `history`: as for `step`.
+
+        **Returns:** x and the history at `step.next_time`.
+        """
+        return self.step(predict, noise, process, step, x, history)
 
     def evaluation_times(self, process: Process, step: Step) -> tuple[Times, ...]:
         """State the times at which a step calls `predict`, in the order of its calls.

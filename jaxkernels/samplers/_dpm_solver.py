@@ -203,9 +203,22 @@ class UniPC(AbstractDataMultistep):
     def step(
         self, predict: Predict, noise: Noise, process: Process, step: Step, x: X, history: History
     ) -> tuple[X, History]:
-        after, new = super().step(predict, noise, process, step, x, history)
-        ratio = process.noise(step.next_time) / process.noise(step.time)
-        return after + ratio * self._correction(process, step, new[0], history), new
+        found = predict(x, step.time)
+        corrected = self.correct(found, process, step, x, history)
+        # the same denoised point, and the noise from there to the corrected point
+        eps = found.eps + (corrected - x) / process.noise(step.time)
+
+        def predict_corrected(x: Array, t: Array) -> Prediction:
+            del x, t
+            return Prediction(found.x0, eps)
+
+        run = (predict_corrected, noise, process, step, corrected, history)
+        return self.step_from_corrected(*run)
+
+    def step_from_corrected(
+        self, predict: Predict, noise: Noise, process: Process, step: Step, x: X, history: History
+    ) -> tuple[X, History]:
+        return super().step(predict, noise, process, step, x, history)
 
     def correct(
         self, prediction: Prediction, process: Process, step: Step, x: X, history: History
