@@ -670,7 +670,8 @@ class TestMistakes:
             ((), "either as --data"),
             (
                 ("--data", "digit"),
-                "--data: digit is no file or folder that exists, nor the name of a data set (digits)",
+                "--data: digit is no file or folder that exists, nor the name of a data set "
+                "(digits)",
             ),
             (("--spectrum", "missing.npy"), "--spectrum: missing.npy is no file"),
             (("--data", "digits", "--shrinkage", "2"), "shrinkage = 2 must be"),
@@ -690,7 +691,11 @@ class TestMistakes:
         (tmp_path / "s.txt").write_text(_lines(1.0, 0.1))
         rest = {
             "optimize": {"--spectrum": "s.txt", "--process": "discrete_vp"},
-            "evaluate": {"--spectrum": "s.txt", "--schedule": "karras"},
+            "evaluate": {
+                "--spectrum": "s.txt",
+                "--schedule": "karras",
+                "--process": "discrete_vp",
+            },
             "compare": {"--spectrum": "s.txt", "--process": "discrete_vp"},
             "export": {"--schedule": "karras", "--to": "diffusers", "--process": "discrete_vp"},
         }[command]

@@ -69,6 +69,7 @@ class _UniPC:
     def run(self) -> float:
         """Error of the whole run from the exact distribution."""
         x, d = self.total[0], {0: self.denoise(0, self.total[0])}
+        predicted = x
         for k in range(self.last):
             predicted = self.predict(k, x, d)
             if k + 1 < self.last:

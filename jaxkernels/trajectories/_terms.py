@@ -153,6 +153,7 @@ def _pulled_back(
     rate = process.noise_rate(t) / process.noise(t) - a_rate / a
     sigma = process.sigma(t)
     u_rate = sigma / (sigma + coordinate.low) - sigma / (sigma + coordinate.high)
+    share = jnp.asarray(share)
     return a + share * a_rate / rate, share * a * u_rate
 
 
