@@ -105,7 +105,8 @@ def local_error_coefficients(
         if sampler.corrects and term > 0:
             delta = jnp.where(inside, (after - exact[j + 1])[:size], 0.0)
             off = jnp.zeros_like(after).at[term * size : (term + 1) * size].set(delta)
-            a, s = process.signal(times[j + 1]), process.noise(times[j + 1])
+            a = process.signal(times[j + 1])
+            s = process.noise(times[j + 1])
             # what is denoised otherwise is noise
             found = found + jnp.stack([safe_divide(off, a), -safe_divide(off, s)])
     if sampler.corrects:

@@ -32,8 +32,8 @@ class Schedule(eqx.Module):
         t_0 > t_1 > ... > t_K >= 0,     alpha_k = h/g >= 0 of the step from t_k to t_(k+1)
 
     It is numbers alone and does not know its process: run with another one, in whose range its
-    times lie, it is another schedule. Noise levels carry over from process to process
-    (`sigmas`, `from_sigmas`); a saved file may state its process, and `load` compares it.
+    times lie, it is another schedule. Its noise levels are the same schedule of any
+    process (`sigmas`, `from_sigmas`); a saved file may state its process, and `load` compares it.
 
     **Arguments:**
 

@@ -116,7 +116,9 @@ def _with_responses(
     at_end = _pulled_back(coordinate, end)
     # the point at the step's start does not depend on its end
     parts = ((row, at_start, responses[0, :-1]), (end, at_end, responses[1]))
-    rows, columns, value = [terms.rows], [u], [terms.value]
+    rows = [terms.rows]
+    columns = [u]
+    value = [terms.value]
     slope = [jnp.zeros_like(terms.value)]
     for row, (factor, factor_of_slope), response in parts:
         rows.append(jnp.broadcast_to(row, response.shape[:1]))
