@@ -13,6 +13,7 @@ _NO_SAMPLER = "is not built in; write it as an AbstractSampler, or use the neare
 
 SYNONYMS: dict[str, dict[str, str]] = {
     "sampler": {
+        "flow_match_heun": "heun",
         "dpmpp2m": "dpmpp_2m",
         "dpm_solver_pp_2m": "dpmpp_2m",
         "dpmsolverpp_2m": "dpmpp_2m",
@@ -96,8 +97,20 @@ ANSWERS: dict[str, dict[str, str]] = {
         "dpmpp_2s_a": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
         "dpm_2_ancestral": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
         "dpm2_a": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
-        "dpm_fast": "Its steps adapt to the network; it has no timestep schedule.",
+        "dpm_fast": "It makes its own levels, uniform in log sigma, and takes no schedule.",
         "dpm_adaptive": "Its steps adapt to the network; it has no timestep schedule.",
+        "heunpp2": f"It {_NO_SAMPLER}'heun'.",
+        "restart": "It goes back to earlier noise levels; a schedule here decreases.",
+        "ipndm_v": f"It {_NO_SAMPLER}'lms', which is for uneven steps too.",
+        "dpm_solver_singlestep": "Its second-order form is 'dpmpp_2s' here.",
+        "edmdpm_solver": "With diffusers' defaults it is 'dpmpp_2m' here, with process 'edm'.",
+        "cog_video_xdpm": f"It {_NO_SAMPLER}'dpmpp_2m' with stochasticity.",
+        "kdpm2_ancestral": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
+        "tcd": "It draws fresh noise around x0: 'ddim' with a large stochasticity here.",
+        "euler_cfg_pp": "Guidance is a part of the network here: 'ddim' with a network so guided.",
+        "seeds_2": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
+        "seeds_3": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
+        "gradient_estimation": f"It {_NO_SAMPLER}'dpmpp_2m', which extrapolates as well.",
         "plms": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
         "pndm": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
         "res": f"It {_NO_SAMPLER}'dpmpp_2m', which has one evaluation per step as well.",
@@ -188,7 +201,9 @@ def _plain(name: str) -> str:
     if text.endswith("Scheduler"):
         text = _WORD_ENDS.sub("_", text.removesuffix("Scheduler"))
     plain = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
-    return plain.removesuffix("_discrete").removesuffix("_multistep")
+    for suffix in ("_scheduler", "_gpu", "_discrete", "_multistep"):
+        plain = plain.removesuffix(suffix)
+    return plain
 
 
 def _split_schedule(kind: str, plain: str, known: list[str]) -> str | None:

@@ -16,10 +16,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+import typer
 
 import jaxkernels as jk
 from jaxkernels.__main__ import main
 from jaxkernels.cli import _cache, _solve
+from jaxkernels.cli._app import app
 from jaxkernels.cli._inputs import make_process
 from jaxkernels.exports import SCHEDULERS
 from jaxkernels.processes import from_config, to_config
@@ -625,6 +627,7 @@ class TestMistakes:
         [
             (("--steps", "0"), "--steps = 0 must be at least 1"),
             (("--steps", "-3"), "--steps = -3 must be at least 1"),
+            (("--steps", "99999999"), "--steps = 99999999 must be at most 10000"),
             (("--steps", "many"), "'--steps'"),
             (("--sampler", "ddmi"), "sampler='ddmi' is not known. Did you mean 'ddim'?"),
             (("--process", "edn"), "process='edn' is not known. Did you mean 'edm'?"),
@@ -635,6 +638,7 @@ class TestMistakes:
                 ("--metric", "w2_square"),
                 "--metric='w2_square' is not known. Did you mean 'w2_squared'?",
             ),
+            (("--stochasticity", "lots"), "--stochasticity='lots' is not known"),
             (("--stochasticity", "optimise"), "Did you mean 'optimize'?"),
             (("--initialization", "marginl"), "Did you mean 'marginal'?"),
             (
@@ -643,7 +647,7 @@ class TestMistakes:
             ),
             (("--beta-min", "-1"), "beta_min = -1 must be > 0"),
             (("--table", "t.npy"), "--table = t.npy has no use for process 'vp'"),
-            (("--process", "discrete_vp", "--table", "t.npy"), "t.npy is no file"),
+            (("--process", "discrete_vp", "--table", "t.npy"), "--table: t.npy is no file"),
             (("--shrinkage", "0.5"), "--shrinkage = 0.5 is for samples"),
             (("--data", "digits"), "either as --data"),
             (("--mixture", "3"), "--mixture = 3 is fitted to samples: give them as --data"),
@@ -666,15 +670,61 @@ class TestMistakes:
             ((), "either as --data"),
             (
                 ("--data", "digit"),
-                "digit is no file or folder that exists, nor the name of a data set (digits)",
+                "--data: digit is no file or folder that exists, nor the name of a data set "
+                "(digits)",
             ),
-            (("--spectrum", "missing.npy"), "missing.npy is no file"),
+            (("--spectrum", "missing.npy"), "--spectrum: missing.npy is no file"),
             (("--data", "digits", "--shrinkage", "2"), "shrinkage = 2 must be"),
             (("--data", "digits", "--shrinkage", "ledoit"), "Did you mean 'ledoit_wolf'?"),
         ],
     )
     def test_targets(self, arguments: tuple[str, ...], fault: str):
         assert fault in self.fails("optimize", *arguments)
+
+    @pytest.mark.parametrize("command", ["optimize", "evaluate", "compare", "export"])
+    @pytest.mark.parametrize("value", ["lots", "nan", "-1"])
+    def test_nonsense_for_every_option(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, value: str
+    ):
+        """Numbers, choices and files alike: the message names the option and the value."""
+        monkeypatch.setattr(_solve, "optimize_schedule", jk.optimize_schedule)
+        (tmp_path / "s.txt").write_text(_lines(1.0, 0.1))
+        rest = {
+            "optimize": {"--spectrum": "s.txt", "--process": "discrete_vp"},
+            "evaluate": {
+                "--spectrum": "s.txt",
+                "--schedule": "karras",
+                "--process": "discrete_vp",
+            },
+            "compare": {"--spectrum": "s.txt", "--process": "discrete_vp"},
+            "export": {"--schedule": "karras", "--to": "diffusers", "--process": "discrete_vp"},
+        }[command]
+        options = typer.main.get_command(app).commands[command].params  # pyright: ignore
+        unnamed = []
+        for option in options:
+            flag = option.opts[0]
+            # any text is the name of a file to write
+            if (
+                getattr(option, "is_flag", True)
+                or not flag.startswith("--")
+                or flag in ("--output", "--plot")
+            ):
+                continue
+            instead = {
+                "--data": "--spectrum",
+                "--sigmas": "--schedule",
+                "--timesteps": "--schedule",
+            }
+            given = {k: v for k, v in rest.items() if k != instead.get(flag)}
+            given[flag] = value
+            message = self.fails(command, *(f"{name}={text}" for name, text in given.items()))
+            name = flag.removeprefix("--")
+            named = name in message or name.replace("-", "_") in message
+            # of an option that the rest has no use for, the value does not matter
+            useless = "; it takes" in message or "; leave them out" in message
+            if not (useless or (named and value in message)):
+                unnamed.append(message)
+        assert not unnamed
 
     @pytest.mark.parametrize(("t_min", "shown"), [("-0.1", "-0.1"), ("1", "1"), ("3", "3")])
     def test_last_times(

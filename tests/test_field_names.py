@@ -48,6 +48,8 @@ def test_the_table_agrees_with_what_is_built_in(kind: str):
         ("KDPM2DiscreteScheduler", "dpm_2"),
         ("DPM2", "dpm_2"),
         ("DPM++ 3M", "dpmpp_3m"),
+        ("ddim_scheduler", "ddim"),
+        ("FlowMatchHeunDiscreteScheduler", "heun"),
     ],
 )
 def test_samplers_in_any_spelling(name: str, expected: str):
@@ -66,6 +68,19 @@ def test_samplers_in_any_spelling(name: str, expected: str):
         ("sa_solver", "nearest, 'ddim' with stochasticity"),
         ("DPM++ 2M Karras", "the sampler 'dpmpp_2m' with the schedule 'karras'"),
         ("edm", "'heun'"),
+        ("dpm_fast", "its own levels, uniform in log sigma"),
+        ("dpm_adaptive", "adapt to the network"),
+        ("heunpp2", "nearest, 'heun'"),
+        ("restart", "goes back to earlier noise levels"),
+        ("dpmpp_2m_sde_gpu", "'dpmpp_2m' with stochasticity"),
+        ("ipndm_v", "nearest, 'lms'"),
+        ("TCDScheduler", "'ddim' with a large stochasticity"),
+        ("DPMSolverSinglestepScheduler", "'dpmpp_2s'"),
+        ("EDMDPMSolverMultistepScheduler", "'dpmpp_2m' here, with process 'edm'"),
+        ("KDPM2AncestralDiscreteScheduler", "nearest, 'ddim'"),
+        ("CogVideoXDPMScheduler", "nearest, 'dpmpp_2m'"),
+        ("seeds_2", "nearest, 'ddim'"),
+        ("gradient_estimation", "nearest, 'dpmpp_2m'"),
     ],
 )
 def test_samplers_of_other_names_are_answered(name: str, right: str):

@@ -473,6 +473,22 @@ def _rewrite(path: Path, change: Callable[[dict], object]) -> None:
     path.write_text(json.dumps(content))
 
 
+def test_a_file_tells_another_process(tmp_path: Path) -> None:
+    """Times in the range of both processes, which are other noise levels."""
+    own = jk.VP(0.2, 15.0)
+    path = tmp_path / "schedule.json"
+    stated = {"type": "vp", "beta_min": 0.2, "beta_max": 15.0}
+    jk.Schedule([1.0, 0.5, 0.001]).save(path, process=stated)
+    assert jk.Schedule.load(path, own).num_steps == 2
+    for other in (jk.VP(), jk.CosineVP(), jk.FlowMatching(), jk.EDM(), jk.DiscreteVP([0.9, 0.5])):
+        with pytest.raises(ValueError, match=r"times are of VP\(.*here process is") as error:
+            jk.Schedule.load(path, other)
+        assert str(path) in str(error.value)
+    # nothing to compare
+    jk.Schedule([1.0, 0.5, 0.001]).save(path)
+    assert jk.Schedule.load(path, jk.FlowMatching()).num_steps == 2
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

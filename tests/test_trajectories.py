@@ -131,7 +131,7 @@ def test_records_to_zero_are_saved_and_concatenated(
     np.testing.assert_allclose(both.errors("dpmpp_2m", schedule), np.tile(expected, 2), rtol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "unipc"])
 def test_derivatives_of_a_step_to_zero(sampler: str, to_zero: jk.TrajectoryRecord) -> None:
     """Against finite differences in the coordinate, away from the times of the table."""
     process = to_zero.process
@@ -298,7 +298,8 @@ def test_few_directions_estimate_the_distance_without_bias() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "power"), [("ddim", 1.0), ("dpmpp_2m", 0.0), ("dpmpp_2s", 2.0), ("midpoint", 2.0)]
+    ("sampler", "power"),
+    [("ddim", 1.0), ("dpmpp_2m", 0.0), ("unipc", 0.0), ("dpmpp_2s", 2.0), ("midpoint", 2.0)],
 )
 def test_derivatives(sampler: str, power: float, recorded: jk.TrajectoryRecord) -> None:
     """The windowed Hessian against JAX's for the whole; ends and padding are fixed."""

@@ -62,7 +62,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # typer's errors of usage are known by this method, whichever library they come from
         if not hasattr(error, "format_message"):
             raise
-        return _fail(error.format_message())  # pyright: ignore[reportAttributeAccessIssue]
+        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        return _fail(message + _stated_value(error, given))
+
+
+def _stated_value(error: Exception, arguments: Sequence[str]) -> str:
+    """What was given for the option that an error of usage is about, which typer leaves out."""
+    for flag in getattr(getattr(error, "param", None), "opts", ()):
+        for argument, after in zip(arguments, [*arguments[1:], None], strict=True):
+            name, equals, value = argument.partition("=")
+            value = value if equals else after
+            if name == flag and value is not None and value not in str(error):
+                return f" (got {value!r})"
+    return ""
 
 
 def _run(arguments: list[str]) -> int:

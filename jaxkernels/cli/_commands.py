@@ -27,6 +27,7 @@ from ._inputs import (
     figure_path,
     listed_schedules,
     make_process,
+    naming,
     one_schedule,
     process_fields,
     read_model,
@@ -144,7 +145,7 @@ class Optimize(
         """A number, or "optimize"."""
         value = as_number(self.stochasticity)
         if value is not None:
-            return value
+            return float(_checks.scalar("--stochasticity", value, at_least=0.0))
         return _checks.one_of("--stochasticity", self.stochasticity, ("optimize",))
 
     def _num_steps(self, rivals: dict[str, Schedule]) -> int:
@@ -391,7 +392,8 @@ class Export(AbstractCommand, OneScheduleOptions, SamplerOptions, ProcessOptions
             name: value for name, value in given.items() if value is not None and name not in taken
         }
         if "table" in options:
-            options["table"] = DiscreteVP(load_numbers(str(self.table), report=say))
+            with naming("--table"):
+                options["table"] = DiscreteVP(load_numbers(str(self.table), report=say))
         return options
 
 

@@ -1,9 +1,10 @@
 """From options and files to the values that the library takes."""
 
+import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def select_sampler(options: SamplerOptions, files: Sequence[SavedSchedule]) -> s
     return check_sampler_name(name)
 
 
-def make_process(name: str | None, given: Mapping[str, float | str]) -> AbstractProcess:
+def make_process(name: str | None, given: Mapping[str, float | int | str]) -> AbstractProcess:
     """A built-in process with the parameters that were given."""
     name = check_process_name(DEFAULT_PROCESS if name is None else name)
     known = [key for key in process_fields(name) if key != "t_max" or name in ("ou", "ve")]
@@ -142,7 +143,7 @@ def _start_time(name: str, process: AbstractProcess, key: str, value: float) -> 
 
 
 def _whole_process(
-    name: str, given: Mapping[str, float | str], known: Sequence[str]
+    name: str, given: Mapping[str, float | int | str], known: Sequence[str]
 ) -> AbstractProcess:
     """A built-in process on its whole range."""
     for key, value in given.items():
@@ -155,7 +156,8 @@ def _whole_process(
         return from_config({"type": name, **given})
     if "table" not in given:
         return DiscreteVP.scaled_linear()
-    return DiscreteVP(load_numbers(str(given["table"]), report=say))
+    with naming("--table"):
+        return DiscreteVP(load_numbers(str(given["table"]), report=say))
 
 
 def process_fields(name: str) -> list[str]:
@@ -197,6 +199,8 @@ def listed_schedule(text: str, process: AbstractProcess, kind: str) -> Schedule:
     numbers = _read_list(flag_name(kind), text)
     if kind == "timesteps":
         return Schedule.from_timesteps(process, numbers)
+    if len(numbers) < 2:
+        raise ValueError(f"--sigmas = {text!r} must be at least 2 levels, the last one too.")
     if isinstance(process, FlowMatching):
         # what tools for flow models call sigma is t
         return Schedule(_checks.array("--sigmas", numbers))
@@ -220,7 +224,8 @@ def _listed_name(text: str, kind: str) -> str:
 def _read_list(flag: str, text: str) -> np.ndarray:
     """The numbers of a file or of the command line."""
     if Path(text).suffix in _LIST_SUFFIXES:
-        return load_numbers(text)
+        with naming(flag):
+            return load_numbers(text)
     words = text.strip().strip("[]()").replace(",", " ").split()
     values = [as_number(word) for word in words]
     wrong = [word for word, value in zip(words, values, strict=True) if value is None]
@@ -230,6 +235,15 @@ def _read_list(flag: str, text: str) -> np.ndarray:
             f"{flag} = {text!r} must be numbers or a {', '.join(_LIST_SUFFIXES)} file: {said}."
         )
     return np.array(values, np.float64)
+
+
+@contextlib.contextmanager
+def naming(flag: str) -> Iterator[None]:
+    """Put the option before what is wrong with its file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from None
 
 
 def as_number(text: str) -> float | None:
@@ -257,7 +271,8 @@ def read_target(options: TargetOptions) -> Gaussian:
                 f"{flag_name(name)} = {given} is for samples (--data); a spectrum is taken as it "
                 "is."
             )
-    target = Gaussian(0.0, load_spectrum(options.spectrum, options.key, report=say))
+    with naming("--spectrum"):
+        target = Gaussian(0.0, load_spectrum(options.spectrum, options.key, report=say))
     say(f"target: {target.dim:.0f} eigenvalues from {options.spectrum}")
     return target
 
@@ -292,7 +307,8 @@ def _read_samples(options: TargetOptions) -> np.ndarray:
     most = DEFAULT_MAX_SAMPLES
     if options.max_samples is not None:
         most = _checks.count("--max-samples", options.max_samples, at_least=2)
-    samples = load(str(options.data), options.key, max_samples=most, report=say)
+    with naming("--data"):
+        samples = load(str(options.data), options.key, max_samples=most, report=say)
     moments = sample_moments(samples.reshape(len(samples), -1))
     deviation = float(np.sqrt(np.mean(moments.variance)))
     say(

@@ -21,6 +21,7 @@ from ..schedules import BASELINES
 DEFAULT_PROCESS = "vp"
 DEFAULT_SAMPLER = "dpmpp_2m"
 DEFAULT_STEPS = 10
+LARGEST_STEPS = 10_000
 DEFAULT_MAX_SAMPLES = 2000
 
 
@@ -146,7 +147,7 @@ class ProcessOptions:
         ),
     ] = None
 
-    def process_parameters(self) -> dict[str, float | str]:
+    def process_parameters(self) -> dict[str, float | int | str]:
         """The parameters that were given, by field."""
         names = [f.name for f in dataclasses.fields(ProcessOptions) if f.name != "process"]
         given = {name: getattr(self, name) for name in names}
@@ -201,7 +202,8 @@ class ScheduleOptions:
 
     def num_steps(self) -> int:
         """The checked number of steps."""
-        return _checks.count("--steps", DEFAULT_STEPS if self.steps is None else self.steps)
+        steps = DEFAULT_STEPS if self.steps is None else self.steps
+        return _checks.count("--steps", steps, at_most=LARGEST_STEPS)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -13,10 +13,12 @@ from .._types import constant
 from ..distributions import Gaussian
 from ..processes import AbstractProcess, sigma_range
 from ..recurrence import (
+    denoiser_slopes,
     flow_values,
     local_error_coefficients,
     local_errors,
     starts_on_trajectory,
+    trajectory_error,
     window_indices,
 )
 from ..samplers import AbstractSampler
@@ -111,15 +113,16 @@ def _flow_facts(
     points, _ = window_indices(times.shape[0] - 1, sampler.history_steps)
 
     predicted, deviation = flow_values(target, process, times)
+    slopes = denoiser_slopes(target, process, times)
 
-    def share(window: Array, k: Array, predicted: Array, deviation: Array) -> Array:
+    def share(window: Array, k: Array, predicted: Array, slopes: Array, deviation: Array) -> Array:
         c = local_error_coefficients(process, sampler, window, k, num_steps)
-        amplitude = deviation + jnp.sum(c[:, :, None] * predicted, (0, 1))
+        amplitude = deviation + trajectory_error(c, predicted, slopes)
         weighted = target.weights * deviation**2
         return jnp.sum(jnp.where(amplitude < 0, weighted, 0.0)) / jnp.sum(weighted)
 
     steps = jnp.arange(times.shape[0] - 1)
-    return jax.vmap(share)(times[points], steps, predicted[points], deviation[1:])
+    return jax.vmap(share)(times[points], steps, predicted[points], slopes[points], deviation[1:])
 
 
 def unchangeable_warnings(

@@ -4,7 +4,8 @@ Such a sum has a banded Hessian, made of small blocks that are found by forward 
 the few coordinates of a window: its cost is that of a few values, for any number of steps.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import equinox as eqx
 import jax
@@ -23,11 +24,13 @@ from .._types import AnyArray, constant
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
 from ..recurrence import (
+    denoiser_slopes,
     flow_values,
     local_error_coefficients,
     log_contractions,
     starts_on_trajectory,
     to_the_end,
+    trajectory_error,
     window_indices,
     window_moments,
 )
@@ -39,6 +42,12 @@ _SMALLEST_MODES = 32
 # summed
 _MOST_MODES = 2**14
 _FINE_NODES = 64
+
+
+Derivatives: TypeAlias = tuple[
+    Float[Array, " *items"], Float[Array, "window *items"], Float[Array, "window window *items"]
+]
+"""Value, gradient and Hessian in the coordinates of a window."""
 
 
 class AbstractWindowSum(AbstractCoordinateObjective):
@@ -111,11 +120,11 @@ class LinearWindowSum(AbstractWindowSum):
 
     Along the probability flow the local error, propagated to t_K, is per mode
 
-        r(u_end) sum_j c_j0 D(u_j) + c_j1 eps(u_j),      r = sqrt(S_K / S_end)
+        r(u_end) sum_b J_b sum_j c_bj0 D(u_j) + c_bj1 eps(u_j),      r = sqrt(S_K / S_end)
 
-    with the `flow_values` D and eps of every point and the coefficients c of every window
-    (`local_error_coefficients`). The coefficients are those of all modes: their derivatives are
-    those of few numbers, and the rest of the chain rule is one product of matrices.
+    with the `flow_values` D and eps and the `denoiser_slopes` J of every point and the coefficients
+    c of every window (`local_error_coefficients`). The coefficients are those of all modes: their
+    derivatives are those of few numbers, and the rest of the chain rule is products of matrices.
     """
 
     def value(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Float[Array, ""]:
@@ -125,9 +134,7 @@ class LinearWindowSum(AbstractWindowSum):
 
         def term(window: Array, k: Array, flow: Array) -> Array:
             c = self._coefficients(window, k, num_steps)
-            # term by term: a spectrum may be large
-            pairs = zip(c.reshape(-1), flow[:, :2].reshape(c.size, *flow.shape[2:]), strict=True)
-            error = flow[-1, 2] * sum((a * b for a, b in pairs), start=jnp.zeros_like(flow[0, 0]))
+            error = flow[-1, 2] * trajectory_error(c, flow[:, :2], flow[:, 3, 0])
             return jnp.sum(self._of_error(error, last))
 
         terms = jax.vmap(term)(u[points], steps, flow[points])
@@ -159,16 +166,22 @@ class LinearWindowSum(AbstractWindowSum):
 
     def _flow(
         self, u: Float[Array, " points"], last: Float[Array, " modes"]
-    ) -> Float[Array, "points 3 2 modes"]:
-        """D, eps and r at every point, of the random part of x and of its mean."""
-        predicted, deviation = flow_values(self.target, self.process, self._times(u))
+    ) -> Float[Array, "points 4 2 modes"]:
+        """D, eps, r and J at every point, of the random part of x and of its mean."""
+        times = self._times(u)
+        predicted, deviation = flow_values(self.target, self.process, times)
+        slope = denoiser_slopes(self.target, self.process, times)
         # equal at the last point, also where both are 0
         ratio = jnp.where(deviation == last, 1.0, safe_divide(last, deviation))
         mean = jnp.broadcast_to(self.target.mean, ratio.shape)
-        of_mean = jnp.stack([mean, jnp.zeros_like(mean), ratio], 1)
-        return jnp.stack([jnp.concatenate([predicted, ratio[:, None]], 1), of_mean], 2)
+        of_both = jnp.stack([ratio, slope], 1)
+        of_mean = jnp.stack([mean, jnp.zeros_like(mean)], 1)
+        own = (jnp.concatenate([values, of_both], 1) for values in (predicted, of_mean))
+        return jnp.stack(list(own), 2)
 
-    def _coefficients(self, u: Array, step: Array, num_steps: Array) -> Float[Array, "window 2"]:
+    def _coefficients(
+        self, u: Array, step: Array, num_steps: Array
+    ) -> Float[Array, "terms window 2"]:
         run = (self.process, self.sampler, self._times(u), step, num_steps)
         return local_error_coefficients(*run)
 
@@ -235,17 +248,27 @@ class ScoredWindowSum(AbstractCoordinateObjective):
 
 
 def _error_derivatives(
-    coefficients: tuple[Float[Array, "..."], ...], flow: tuple[Float[Array, "window 3 *items"], ...]
-) -> tuple[
-    Float[Array, " *items"], Float[Array, "window *items"], Float[Array, "window window *items"]
-]:
-    """Value, gradient and Hessian in the window's u of r(u_end) sum_jc c_jc(u) g_jc(u_j).
+    coefficients: tuple[Float[Array, "..."], ...], flow: tuple[Float[Array, "window 4 *items"], ...]
+) -> Derivatives:
+    """Value, gradient and Hessian in the window's u of r(u_end) sum_bjc J_b c_bjc(u) g_jc(u_j).
 
-    From those of c, and the values and two derivatives of (g, r) at every point.
+    From those of c, and the values and two derivatives of (g, r, J) at every point.
     """
     c, c_a, c_ab = coefficients
     g = jnp.stack([values[:, :2] for values in flow], 1)
-    r, r_a, r_aa = (values[-1, 2] for values in flow)
+    total = _sum_derivatives((c[0], c_a[:, 0], c_ab[:, :, 0]), g)
+    for term, place in zip(range(1, len(c)), (-2, -1)):
+        own = _sum_derivatives((c[term], c_a[:, term], c_ab[:, :, term]), g)
+        own = _times_pointwise(own, [values[place, 3] for values in flow], place)
+        total = jax.tree.map(jnp.add, total, own)
+    return _times_pointwise(total, [values[-1, 2] for values in flow], -1)
+
+
+def _sum_derivatives(
+    coefficients: tuple[Float[Array, "..."], ...], g: Float[Array, "window 3 2 *items"]
+) -> Derivatives:
+    """Those of sum_jc c_jc(u) g_jc(u_j)."""
+    c, c_a, c_ab = coefficients
     n = c.shape[0]
     one = np.eye(n)
     own = one[..., None] * c
@@ -258,17 +281,24 @@ def _error_derivatives(
         jnp.stack([c_ab, cross + jnp.swapaxes(cross, 0, 1), one[..., None] * own[:, None]], -2),
     )
     flat = jnp.concatenate([row.reshape(-1, g[..., 0, 0].size) for row in rows])
-    sums = (flat @ g.reshape(flat.shape[1], -1)).reshape(-1, *r.shape)
-    error = sums[0]
-    slope = sums[1 : n + 1]
-    bend = sums[n + 1 :].reshape(n, n, *r.shape)
-    end = one[-1][:, None, None]
-    at_end = end * slope[:, None]
-    turned = at_end + jnp.swapaxes(at_end, 0, 1)
+    items = g.shape[3:]
+    sums = (flat @ g.reshape(flat.shape[1], -1)).reshape(-1, *items)
+    return sums[0], sums[1 : n + 1], sums[n + 1 :].reshape(n, n, *items)
+
+
+def _times_pointwise(
+    derivatives: Derivatives, factor: Sequence[Float[Array, " *items"]], place: int
+) -> Derivatives:
+    """Those of a product with a function of the u of one place in the window."""
+    error, slope, bend = derivatives
+    r, r_a, r_aa = factor
+    here = np.eye(slope.shape[0])[place][:, None, None]
+    at_place = here * slope[:, None]
+    turned = at_place + jnp.swapaxes(at_place, 0, 1)
     return (
         r * error,
-        r * slope + r_a * end * error,
-        r * bend + r_a * turned + r_aa * end[:, None] * end * error,
+        r * slope + r_a * here * error,
+        r * bend + r_a * turned + r_aa * here[:, None] * here * error,
     )
 
 

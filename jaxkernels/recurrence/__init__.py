@@ -40,9 +40,11 @@ from ._run import (
     evaluation_times as evaluation_times,
 )
 from ._windows import (
+    denoiser_slopes as denoiser_slopes,
     flow_values as flow_values,
     local_error_coefficients as local_error_coefficients,
     starts_on_trajectory as starts_on_trajectory,
+    trajectory_error as trajectory_error,
     two_evaluation_coefficients as two_evaluation_coefficients,
     window_indices as window_indices,
     window_step as window_step,

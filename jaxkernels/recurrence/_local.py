@@ -18,7 +18,14 @@ from ..schedules import Schedule, Step
 from ._affine import AffineMaps, advance, average, by_step
 from ._coordinates import PerMode
 from ._exact import log_contraction, log_contractions, to_the_end
-from ._windows import window_indices, window_step
+from ._windows import (
+    denoiser_slopes,
+    flow_values,
+    local_error_coefficients,
+    trajectory_error,
+    window_indices,
+    window_step,
+)
 
 
 class StepMoments(eqx.Module):
@@ -57,6 +64,8 @@ def window_moments(
 
     The target is in its eigenbasis; every array runs along its modes.
     """
+    if sampler.corrects:
+        return _corrected_moments(target, process, sampler, times, step, num_steps)
     depth = sampler.history_steps
     # point by point, so that the sampler's own evaluations of the process are these same ones
     exact_mean = [process.signal(t) * target.mean for t in times]
@@ -98,6 +107,30 @@ def window_moments(
     factor = safe_divide(correlated, exact_variance[depth])
     flipped = jnp.minimum(factor, 0.0) ** 2 * exact_variance[depth]
     return StepMoments(after[0] - exact_mean[-1], variance - 2.0 * flipped, factor, injected)
+
+
+def _corrected_moments(
+    target: Gaussian,
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    times: Float[Array, " window"],
+    step: Int[Array, ""],
+    num_steps: int | Int[Array, ""],
+) -> StepMoments:
+    """The same for a deterministic sampler that corrects, of its `local_error_coefficients`."""
+    coefficients = local_error_coefficients(process, sampler, times, step, num_steps)
+    predicted, deviation = flow_values(target, process, times)
+    mean = jnp.broadcast_to(target.mean, deviation.shape)
+    of_mean = jnp.stack([mean, jnp.zeros_like(mean)], 1)
+    slopes = denoiser_slopes(target, process, times)
+    error = trajectory_error(coefficients, jnp.stack([predicted, of_mean], 2), slopes)
+    amplitude = deviation[-1] + error[0]
+    return StepMoments(
+        mean_error=error[1],
+        variance=amplitude * jnp.abs(amplitude),
+        factor=safe_divide(amplitude, deviation[-2]),
+        injected=jnp.zeros_like(amplitude),
+    )
 
 
 def _choose(condition: Array, yes: PyTree, no: PyTree) -> PyTree:

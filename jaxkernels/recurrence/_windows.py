@@ -61,10 +61,10 @@ def local_error_coefficients(
     times: Float[Array, " window"],
     step: Int[Array, ""],
     num_steps: int | Int[Array, ""],
-) -> Float[Array, "window 2"]:
+) -> Float[Array, "terms window 2"]:
     """Local error of a deterministic step from an exact trajectory, in terms of that trajectory.
 
-        x_after - x(t_end) = sum_j c_j0 D(t_j) + c_j1 eps(t_j)
+        x_after - x(t_end) = sum_b J_b sum_j c_bj0 D(t_j) + c_bj1 eps(t_j)
                     x(t_j) = a(t_j) D(t_j) + s(t_j) eps(t_j)
 
     with D the denoised point and eps the noise that the trajectory's own denoiser predicts. The
@@ -72,21 +72,100 @@ def local_error_coefficients(
 
     A sampler with one evaluation per step, at its start, is linear in all D and eps, so it is run
     on unit vectors: one call per step of the window, on arrays of 2 (h + 2) numbers, whatever the
-    target.
+    target. There is one term then, J_0 = 1.
+
+    If the sampler corrects, x_after is the corrected point (in the schedule's last step, which is
+    not corrected, the predicted one), and it is the corrected points that are put back. But the
+    evaluations are at predicted points, off the trajectory by delta: the local error of a
+    prediction from the trajectory. To first order this adds two terms, of the step's start and of
+    its end,
+
+        D(x) = D(t_j) + J_b delta / a(t_j),        b = 1: t_j = t_start,    b = 2: t_j = t_end,
+
+    with J = dD/dy the Jacobian of the denoiser in y = x / a. What earlier evaluations are off
+    enters with the small last weights of the corrector, and is left out.
     """
     depth = sampler.history_steps
-    units = jnp.eye(2 * len(times), dtype=times.dtype).reshape(len(times), 2, -1)
+    terms = 3 if sampler.corrects else 1
+    size = 2 * len(times)
+    units = jnp.eye(size, terms * size, dtype=times.dtype).reshape(len(times), 2, -1)
     exact = [process.signal(t) * d + process.noise(t) * e for t, (d, e) in zip(times, units)]
     still = jnp.zeros(depth + 1, times.dtype)
     history = sampler.init_history(exact[0])
     after = exact[0]
+    found = units[0]
     for j in range(depth + 1):
         current = window_step(times, still, step - depth, j, num_steps)
-        predict = _on_trajectory(units[j])
-        after, new = sampler.step(predict, jnp.zeros_like, process, current, exact[j], history)
+        run = (_always(found), jnp.zeros_like, process, current, exact[j], history)
+        after, new = sampler.step_from_corrected(*run)
         inside = step - depth + j >= 0
         history = jax.tree.map(lambda a, b, inside=inside: jnp.where(inside, a, b), new, history)
-    return (after - exact[-1]).reshape(len(times), 2)
+        found = units[j + 1]
+        term = j - depth + 2
+        if sampler.corrects and term > 0:
+            delta = jnp.where(inside, (after - exact[j + 1])[:size], 0.0)
+            off = jnp.zeros_like(after).at[term * size : (term + 1) * size].set(delta)
+            a = process.signal(times[j + 1])
+            s = process.noise(times[j + 1])
+            # what is denoised otherwise is noise
+            found = found + jnp.stack([safe_divide(off, a), -safe_divide(off, s)])
+    if sampler.corrects:
+        later = _next_step(times, step, num_steps)
+        corrected = sampler.correct(Prediction(*found), process, later, after, history)
+        after = jnp.where(step + 1 < num_steps, corrected, after)
+    return (after - exact[-1].reshape(-1)).reshape(terms, len(times), 2)
+
+
+def _next_step(
+    times: Float[Array, " window"], step: Int[Array, ""], num_steps: int | Int[Array, ""]
+) -> Step:
+    """The step after a window's last one, of which only the start is known.
+
+    After the schedule's last step there is none: what is returned then starts a step earlier, where
+    all is finite, and is to be left out.
+    """
+    start = jnp.where(step + 1 < num_steps, times[-1], times[-2])
+    return Step(
+        time=start,
+        next_time=start,
+        earlier_times=times[-2:0:-1],
+        stochasticity_squared=jnp.zeros((), times.dtype),
+        completed=step + 1,
+        remaining=num_steps - 2 - step,
+    )
+
+
+def trajectory_error(
+    coefficients: Float[Array, "terms window 2"],
+    values: Float[Array, "window 2 *items modes"],
+    slopes: Float[Array, "window modes"],
+) -> Float[Array, "*items modes"]:
+    """A local error of `local_error_coefficients` on the flow of a Gaussian.
+
+    **Arguments:**
+
+    - `coefficients`: of a step.
+    - `values`: D and eps at the times of its window.
+    - `slopes`: of the denoiser there, see `denoiser_slopes`.
+
+    **Returns:** the error, in the units of x.
+    """
+    terms = len(coefficients)
+    factors = (1.0, slopes[-2], slopes[-1])
+    total = jnp.zeros_like(values[0, 0])
+    # term by term: a spectrum may be large
+    for c, factor in zip(coefficients.reshape(terms, -1), factors):
+        pairs = zip(c, values.reshape(c.size, *values.shape[2:]), strict=True)
+        total = total + factor * sum((a * b for a, b in pairs), start=jnp.zeros_like(total))
+    return total
+
+
+def denoiser_slopes(
+    target: Gaussian, process: AbstractProcess, times: Float[Array, " points"]
+) -> Float[Array, "points modes"]:
+    """dD/dy = a^2 lambda / S of a mode of variance lambda, with y = x / a."""
+    signal = process.signal(times)[:, None] ** 2 * jnp.asarray(target.eigenvalues)
+    return safe_divide(signal, signal + process.noise(times)[:, None] ** 2)
 
 
 def two_evaluation_coefficients(
@@ -151,9 +230,9 @@ def flow_values(
     return safe_divide(predicted, deviation[:, None]), deviation
 
 
-def _on_trajectory(unit: Float[Array, "2 space"]) -> Predict:
+def _always(found: Float[Array, "2 space"]) -> Predict:
     def predict(x: Array, t: Array) -> Prediction:
-        del x, t  # the start of the step, on the trajectory
-        return Prediction(*unit)
+        del x, t  # the start of the step
+        return Prediction(*found)
 
     return predict

@@ -279,7 +279,7 @@ def step_costs(
     points, _ = window_indices(len(times) - 1, 0)
 
     def terms(t: Float[Array, " 2"], k: Array) -> Array:
-        x0, eps = local_error_coefficients(process, sampler, t, k, len(times) - 1)[0]
+        x0, eps = local_error_coefficients(process, sampler, t, k, len(times) - 1)[0, 0]
         # x is the same for all experts, so that a denoised point fixes the noise
         factor = x0 - process.signal(t[0]) / process.noise(t[0]) * eps
         start, end = trajectories.time_coordinate.coordinate(t)

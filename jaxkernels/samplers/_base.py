@@ -23,7 +23,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..prediction import Predict
+from ..prediction import Predict, Prediction
 from ..processes import AbstractProcess
 from ..schedules import Step
 
@@ -80,6 +80,8 @@ class AbstractSampler(eqx.Module):
     """Whether it is defined for the reverse SDE alone, that is stochasticity 1 at every step."""
     randomised: ClassVar[bool] = False
     """Whether a step depends on `step.uniform`, which is drawn for every sample and step."""
+    corrects: ClassVar[bool] = False
+    """Whether the evaluation at x corrects the step that led there, see `correct`."""
     forms_jacobian: ClassVar[bool] = False
     """Whether a step forms the Jacobian of `predict`, and so takes one sample at a time."""
 
@@ -94,6 +96,37 @@ class AbstractSampler(eqx.Module):
         """
         del x
         return ()
+
+    def correct(
+        self, prediction: Prediction, process: Process, step: Step, x: X, history: History
+    ) -> X:
+        """Correct x, to which the step before led, by the prediction there.
+
+        A deterministic sampler that `corrects` does so at the start of its `step`, and goes on by
+        `step_from_corrected`. Default: x.
+
+        **Arguments:**
+
+        - `prediction`: of x at `step.time`.
+        - `process`, `step`, `x`, `history`: as for `step`.
+
+        **Returns:** the corrected x, linear in x, the predictions and the history.
+        """
+        del prediction, process, step, history
+        return x
+
+    def step_from_corrected(
+        self, predict: Predict, noise: Noise, process: Process, step: Step, x: X, history: History
+    ) -> tuple[X, History]:
+        """Advance x, which needs no correction, as `step` does otherwise.
+
+        **Arguments:**
+
+        - `predict`, `noise`, `process`, `step`, `x`, `history`: as for `step`.
+
+        **Returns:** x and the history at `step.next_time`.
+        """
+        return self.step(predict, noise, process, step, x, history)
 
     def evaluation_times(self, process: Process, step: Step) -> tuple[Times, ...]:
         """State the times at which a step calls `predict`, in the order of its calls.

@@ -30,7 +30,8 @@ def sample(
 
     - `denoiser`: a `Denoiser`, or `target.denoiser(process)` for the exact one of a distribution.
     - `sampler`: a sampler or its name, such as "ddim" or "dpmpp_2m".
-    - `schedule`: times of the denoiser's process, and stochasticities.
+    - `schedule`: times of the denoiser's process, and stochasticities. Times of another process
+      cannot be told from them where they are in range: see `Schedule`.
     - `noise`: initial noise (batch, ...), usually sqrt(process.prior_variance(t_0)) times standard
       normal numbers.
     - `key`: a random key, required if the schedule is stochastic. Samples of a randomised sampler

@@ -18,6 +18,7 @@ from ..processes import (
     DiscreteVP,
     FlowMatching,
     check_process,
+    from_config,
     sigma_range,
 )
 from ._file import read_json, write_json
@@ -29,6 +30,10 @@ class Schedule(eqx.Module):
     """The timesteps of a sampler, and how much noise it injects in each of its steps.
 
         t_0 > t_1 > ... > t_K >= 0,     alpha_k = h/g >= 0 of the step from t_k to t_(k+1)
+
+    It is numbers alone and does not know its process: run with another one, in whose range its
+    times lie, it is another schedule. Its noise levels are the same schedule of any
+    process (`sigmas`, `from_sigmas`); a saved file may state its process, and `load` compares it.
 
     **Arguments:**
 
@@ -258,12 +263,17 @@ class Schedule(eqx.Module):
         write_json(path, np.asarray(self.times), alpha, metadata)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Schedule":
+    def load(
+        cls, path: str | os.PathLike[str], process: AbstractProcess | None = None
+    ) -> "Schedule":
         """Read a file written by `save`.
 
         **Arguments:**
 
         - `path`: the file.
+        - `process`: that the schedule is to be run with. Its noise levels must be those of the
+          process that the file states, if it does (files of `OptimizedSchedule.save` do), at all
+          times. Default: not compared.
 
         **Returns:** the schedule, to the last bit.
 
@@ -271,9 +281,24 @@ class Schedule(eqx.Module):
         """
         content = read_json(path)
         try:
-            return cls(content["times"], content["stochasticity"])
+            schedule = cls(content["times"], content["stochasticity"])
+            if process is not None:
+                _check_stated_process(schedule, content, check_process(process))
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)} holds no valid schedule: {error}.") from None
+            raise ValueError(f"{os.fspath(path)} holds no valid schedule: {error}") from None
+        return schedule
+
+
+def _check_stated_process(schedule: Schedule, content: dict, process: AbstractProcess) -> None:
+    """Raise if the process that a file states has other noise levels than this one."""
+    metadata = content.get("metadata")
+    config = metadata.get("process") if isinstance(metadata, dict) else None
+    if config is None:
+        return
+    stated = from_config(config)
+    own, expected = (np.asarray(schedule.sigmas(p)) for p in (process, stated))
+    if not np.allclose(own, expected, rtol=1e-4):
+        raise ValueError(f"its times are of {stated}; here process is {process}.")
 
 
 @eqx.filter_jit

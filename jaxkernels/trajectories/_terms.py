@@ -73,12 +73,17 @@ def local_error_terms(
     if sampler.nfe_per_step == 1:
         u = _places(coordinate, process, times)
         rows = jnp.broadcast_to(u[-1], u.shape)
-        return LocalErrorTerms(rows, u, local_error_coefficients(*run) * scale)
+        error, *responses = local_error_coefficients(*run)
+        terms = LocalErrorTerms(rows, u, error * scale)
+        if not responses:
+            return terms
+        responses = jnp.stack(responses) / process.signal(times[-1])
+        return _with_responses(coordinate, terms, responses, step)
     middle, error, response = two_evaluation_coefficients(*run)
     u = _places(coordinate, process, jnp.stack([times[0], middle, times[1]]))
     # a step to sigma = 0 has one evaluation
     finite = jnp.isfinite(u[2])
-    row = u[1] + (jnp.where(finite, u[2], u[1]) - u[1]) / 3.0
+    row = _row_between(u[1], jnp.where(finite, u[2], u[1]))
     value, slope = _pulled_back(coordinate, row)
     # A = A_y / a at the end
     response = response / process.signal(times[1])
@@ -88,6 +93,44 @@ def local_error_terms(
         value=jnp.concatenate([error * scale, value * response]),
         slope=jnp.concatenate([jnp.zeros_like(error), slope * response]),
     )
+
+
+def _with_responses(
+    coordinate: TimeCoordinate,
+    terms: LocalErrorTerms,
+    responses: Float[Array, "2 window 2"],
+    step: Int[Array, ""],
+) -> LocalErrorTerms:
+    """The terms of a corrected point, with those of the evaluations at both ends of its step.
+
+    At sigma = 0 there is no evaluation. That at the step's start is then pulled back by half of the
+    derivative in (1): for linear denoisers, right to first order in sigma^2.
+    """
+    u = terms.columns
+    finite = jnp.isfinite(u[-1])
+    end = jnp.where(finite, u[-1], u[-2])
+    # nothing is predicted before the first step
+    start = jnp.where(step > 0, u[-2], end)
+    row = _row_between(start, end)
+    at_start = _pulled_back(coordinate, row, jnp.where(finite, 1.0, 0.5))
+    at_end = _pulled_back(coordinate, end)
+    # the point at the step's start does not depend on its end
+    parts = ((row, at_start, responses[0, :-1]), (end, at_end, responses[1]))
+    rows = [terms.rows]
+    columns = [u]
+    value = [terms.value]
+    slope = [jnp.zeros_like(terms.value)]
+    for row, (factor, factor_of_slope), response in parts:
+        rows.append(jnp.broadcast_to(row, response.shape[:1]))
+        columns.append(u[: len(response)])
+        value.append(factor * response)
+        slope.append(factor_of_slope * response)
+    return LocalErrorTerms(*map(jnp.concatenate, (rows, columns, value, slope)))
+
+
+def _row_between(middle: Float[Array, ""], end: Float[Array, ""]) -> Float[Array, ""]:
+    """Where (1) is taken for an evaluation at one time and sensitivities at another."""
+    return middle + (end - middle) / 3.0
 
 
 def _places(
@@ -102,9 +145,9 @@ def _places(
 
 
 def _pulled_back(
-    coordinate: TimeCoordinate, u: Float[Array, ""]
+    coordinate: TimeCoordinate, u: Float[Array, ""], share: ArrayLike = 1.0
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Factors of A and dA/du in (1), for A_y = a A."""
+    """Factors of A and dA/du in A_y + share dA_y/dlambda, which is (1), for A_y = a A."""
     process = coordinate.process
     t = coordinate.time(u)
     a = process.signal(t)
@@ -112,7 +155,8 @@ def _pulled_back(
     rate = process.noise_rate(t) / process.noise(t) - a_rate / a
     sigma = process.sigma(t)
     u_rate = sigma / (sigma + coordinate.low) - sigma / (sigma + coordinate.high)
-    return a + a_rate / rate, a * u_rate
+    share = jnp.asarray(share)
+    return a + share * a_rate / rate, share * a * u_rate
 
 
 def check_sampler(sampler: AbstractSampler | str) -> AbstractSampler:
