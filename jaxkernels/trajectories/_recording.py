@@ -433,9 +433,11 @@ def as_record(followed: Followed) -> TrajectoryRecord:
     scale = end_scale(every_end)
     if scale == 0.0:
         raise ValueError("all trajectories end at one point; are all rows of noise the same?")
+    joined = np.concatenate(products, 3)
+    joined /= scale
     return TrajectoryRecord(
         time_coordinate=followed.coordinate,
-        products=constant(np.concatenate(products, 3) / scale),
+        products=constant(joined),
         t_min=constant(followed.t_min),
         last_node=constant(followed.times[-1]),
         noise=followed.noise,
