@@ -59,6 +59,56 @@ def sample(
     (4, 2)
     ```
     """
+    checked = _checked(denoiser, sampler, schedule, noise, key)
+    points, finite = run_schedule(*checked, trajectory)
+    check_finite(finite, noise, checked[2])
+    return points
+
+
+def sample_concrete(
+    denoiser: AbstractDenoiser,
+    sampler: AbstractSampler | str,
+    schedule: Schedule,
+    noise: Float[Array, "batch *shape"],
+    *,
+    key: PRNGKeyArray | Array | None = None,
+) -> Float[Array, "batch *shape"]:
+    """Sample by one compiled program for all schedules of up to 256 steps.
+
+    Without derivatives: call it outside jit, grad and vmap.
+
+    **Arguments:**
+
+    - `denoiser`, `sampler`, `schedule`, `noise`, `key`: as for `sample`.
+
+    **Returns:** the samples, those of `sample`.
+
+    **Raises:** as `sample` does.
+
+    **Example:**
+
+    ```python
+    >>> denoiser = jk.Gaussian(0.0, [1.0]).denoiser(jk.VP())
+    >>> run = (denoiser, "ddim", jk.Schedule([1.0, 0.5]), jnp.ones((4, 1)))
+    >>> jk.samplers.sample_concrete(*run).shape
+    (4, 1)
+    ```
+    """
+    denoiser, step, schedule, drawn, x = _checked(denoiser, sampler, schedule, noise, key)
+    count = jax.device_put(np.asarray(schedule.num_steps))
+    points, finite = _run_first_steps(denoiser, step, _padded(schedule), drawn, x, count)
+    check_finite(finite, x, schedule)
+    return points
+
+
+def _checked(
+    denoiser: AbstractDenoiser,
+    sampler: AbstractSampler | str,
+    schedule: Schedule,
+    noise: Array,
+    key: PRNGKeyArray | Array | None,
+) -> tuple[AbstractDenoiser, AbstractSampler, Schedule, Array, Array]:
+    """The checked arguments of a run, as `run_schedule` takes them."""
     process = check_denoiser(denoiser).process
     sampler = as_sampler(sampler)
     schedule = check_schedule(process, sampler, schedule)
@@ -67,14 +117,7 @@ def sample(
         if not is_traced(schedule) and schedule.is_stochastic:
             raise ValueError("key: a stochastic schedule draws noise and needs a random key.")
         key = jax.random.key(0)
-    if trajectory or is_traced((denoiser, schedule, key, noise)):
-        points, finite = run_schedule(denoiser, sampler, schedule, key, noise, trajectory)
-    else:
-        count = jax.device_put(np.asarray(schedule.num_steps))
-        padded = _padded(schedule)
-        points, finite = _run_first_steps(denoiser, sampler, padded, key, noise, count)
-    check_finite(finite, noise, schedule)
-    return points
+    return denoiser, sampler, schedule, key, noise
 
 
 def check_noise(noise: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
