@@ -895,3 +895,34 @@ def test_declared_evaluations_are_the_calls_of_a_step() -> None:
                 predict, lambda v: 0.0 * v, jk.VP(), interval, x, sampler().init_history(x)
             )
         assert calls == sampler.nfe_per_step
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_3m", "unipc"])
+def test_one_program_samples_in_any_number_of_steps(name: str) -> None:
+    """Against one step after the other; the network is traced for the first schedule only."""
+    traced = []
+
+    def fn(x: jax.Array, t: jax.Array) -> jax.Array:
+        traced.append(t)
+        return jnp.sin(x) * (1.0 - 0.5 * t)
+
+    denoiser = jk.Denoiser(fn, jk.VP(), "x0")
+    sampler = SAMPLERS[name]()
+    alpha = 0.5 if sampler.stochastic else 0.0
+    noise = jnp.asarray(np.random.default_rng(SEED).normal(size=(4, 2)), float)
+    key = jax.random.key(SEED)
+    found = {}
+    for steps in (1, 2, 7, 30):
+        schedule = jk.Schedule(jk.schedules.karras(jk.VP(), steps, 1e-2).times, alpha)
+        found[steps] = jk.samplers.sample_concrete(denoiser, sampler, schedule, noise, key=key)
+        assert len(traced) == sampler.nfe_per_step
+    for steps in (2, 7):
+        schedule = jk.Schedule(jk.schedules.karras(jk.VP(), steps, 1e-2).times, alpha)
+        rows = schedule.steps(sampler.history_steps)
+        x = noise
+        history = sampler.init_history(x)
+        for k, own in enumerate(jax.random.split(key, steps)):
+            step = jax.tree.map(lambda leaf, k=k: jnp.asarray(leaf)[k], rows)
+            run = (sampler, denoiser, denoiser.process, step, own)
+            x, history = jk.samplers.take_step(*run, x, history)
+        np.testing.assert_allclose(found[steps], x, rtol=1e-9, atol=1e-12)

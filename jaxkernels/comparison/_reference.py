@@ -12,7 +12,7 @@ from .._nfe import EVALUATION
 from .._types import Numbers, constant
 from ..prediction import AbstractDenoiser, in_working_precision
 from ..processes import AbstractProcess
-from ..samplers import AbstractSampler, DPMSolverPP2M, sample
+from ..samplers import AbstractSampler, DPMSolverPP2M, sample_concrete
 from ..schedules import Schedule, log_snr
 
 _STEPS_FACTOR = 20
@@ -151,7 +151,7 @@ def sample_ends(
     key: Array | None = None,
 ) -> Float[np.ndarray, "n d"]:
     """Samples as float64 vectors."""
-    ends = sample(denoiser, sampler, schedule, noise, key=key)
+    ends = sample_concrete(denoiser, sampler, schedule, noise, key=key)
     return np.asarray(ends, np.float64).reshape(noise.shape[0], -1)
 
 

@@ -701,7 +701,8 @@ def _recorded_optima(
     space = dataclasses.replace(
         problem.space, stochasticity_squared=np.zeros(problem.space.num_steps)
     )
-    made = to_float64(made)
+    # a record is large: every call of a program would copy it
+    made = eqx.tree_at(lambda r: r.products, to_float64(made), replace_fn=jax.device_put)
     found = []
     for power, label in RECORDED.items():
         report(f"optimising: {label}")

@@ -51,6 +51,7 @@ from ._run import (
     check_noise as check_noise,
     run_schedule as run_schedule,
     sample as sample,
+    sample_concrete as sample_concrete,
     take_step as take_step,
 )
 from ._runge_kutta import (

@@ -1,18 +1,24 @@
 """Sampling with a network, or with the exact denoiser of a distribution."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._numerics import safe_sqrt
+from .._padding import bucket, pad_last
 from .._precision import is_traced
 from ..prediction import AbstractDenoiser, Predict, check_denoiser, in_working_precision
 from ..processes import AbstractProcess
 from ..schedules import Schedule, Step
 from ._base import AbstractSampler
 from ._names import as_sampler, check_schedule
+
+# those of a reference solution and of schedules that are compared with it run in one program
+_PADDED_STEPS = 256
 
 
 def sample(
@@ -54,6 +60,56 @@ def sample(
     (4, 2)
     ```
     """
+    checked = _checked(denoiser, sampler, schedule, noise, key)
+    points, finite = run_schedule(*checked, trajectory)
+    check_finite(finite, noise, checked[2])
+    return points
+
+
+def sample_concrete(
+    denoiser: AbstractDenoiser,
+    sampler: AbstractSampler | str,
+    schedule: Schedule,
+    noise: Float[Array, "batch *shape"],
+    *,
+    key: PRNGKeyArray | Array | None = None,
+) -> Float[Array, "batch *shape"]:
+    """Sample by one compiled program for all schedules of up to 256 steps.
+
+    Without derivatives: call it outside jit, grad and vmap.
+
+    **Arguments:**
+
+    - `denoiser`, `sampler`, `schedule`, `noise`, `key`: as for `sample`.
+
+    **Returns:** the samples, those of `sample`.
+
+    **Raises:** as `sample` does.
+
+    **Example:**
+
+    ```python
+    >>> denoiser = jk.Gaussian(0.0, [1.0]).denoiser(jk.VP())
+    >>> run = (denoiser, "ddim", jk.Schedule([1.0, 0.5]), jnp.ones((4, 1)))
+    >>> jk.samplers.sample_concrete(*run).shape
+    (4, 1)
+    ```
+    """
+    denoiser, step, schedule, drawn, x = _checked(denoiser, sampler, schedule, noise, key)
+    count = jax.device_put(np.asarray(schedule.num_steps))
+    points, finite = _run_first_steps(denoiser, step, _padded(schedule), drawn, x, count)
+    check_finite(finite, x, schedule)
+    return points
+
+
+def _checked(
+    denoiser: AbstractDenoiser,
+    sampler: AbstractSampler | str,
+    schedule: Schedule,
+    noise: Array,
+    key: PRNGKeyArray | Array | None,
+) -> tuple[AbstractDenoiser, AbstractSampler, Schedule, Array, Array]:
+    """The checked arguments of a run, as `run_schedule` takes them."""
     process = check_denoiser(denoiser).process
     sampler = as_sampler(sampler)
     schedule = check_schedule(process, sampler, schedule)
@@ -62,9 +118,7 @@ def sample(
         if not is_traced(schedule) and schedule.is_stochastic:
             raise ValueError("key: a stochastic schedule draws noise and needs a random key.")
         key = jax.random.key(0)
-    points, finite = run_schedule(denoiser, sampler, schedule, key, noise, trajectory)
-    check_finite(finite, noise, schedule)
-    return points
+    return denoiser, sampler, schedule, key, noise
 
 
 def check_noise(noise: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
@@ -150,20 +204,55 @@ def run_schedule(
     >>> x, finite = jk.samplers.run_schedule(*run, jnp.ones((4, 1)))
     ```
     """
+    return _run(denoiser, sampler, schedule, key, x, trajectory, None)
+
+
+@eqx.filter_jit
+def _run_first_steps(
+    denoiser: AbstractDenoiser,
+    sampler: AbstractSampler,
+    schedule: Schedule,
+    key: Array,
+    x: Array,
+    num_steps: Int[Array, ""],
+) -> tuple[Array, Bool[Array, " steps"]]:
+    """The last x after the first steps of a padded schedule: one program for every K."""
+    return _run(denoiser, sampler, schedule, key, x, False, num_steps)
+
+
+def _padded(schedule: Schedule) -> Schedule:
+    """The schedule with its last entries repeated, up to the steps of a reference solution."""
+    size = bucket(schedule.num_steps, _PADDED_STEPS)
+    sizes = (size + 1, size)
+    arrays = (schedule.times, schedule.stochasticity_squared)
+    padded = tuple(pad_last(np.asarray(a), n) for a, n in zip(arrays, sizes, strict=True))
+    return eqx.tree_at(lambda s: (s.times, s.stochasticity_squared), schedule, padded)
+
+
+def _run(
+    denoiser: AbstractDenoiser,
+    sampler: AbstractSampler,
+    schedule: Schedule,
+    key: Array,
+    x: Array,
+    trajectory: bool,
+    num_steps: Int[Array, ""] | None,
+) -> tuple[Array, Bool[Array, " steps"]]:
+    """`run_schedule`, of the first `num_steps` steps if that is given."""
     given = x.dtype
     denoiser, x = in_working_precision(denoiser, x)
     denoiser = denoiser.astype(x.dtype)
     schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
 
     def alone(row: Array, key: Array) -> tuple[Array, Bool[Array, " steps"]]:
-        points, finite = _batch(denoiser, sampler, schedule, key, row[None], trajectory)
+        points, finite = _batch(denoiser, sampler, schedule, key, row[None], trajectory, num_steps)
         return jnp.squeeze(points, -x.ndim), finite
 
     if sampler.randomised or sampler.forms_jacobian:
         keys = jax.random.split(key, x.shape[0])
         points, finite = jax.vmap(alone, out_axes=(-x.ndim, 0))(x, keys)
         return points.astype(given), jnp.all(finite, 0)
-    points, finite = _batch(denoiser, sampler, schedule, key, x, trajectory)
+    points, finite = _batch(denoiser, sampler, schedule, key, x, trajectory, num_steps)
     return points.astype(given), finite
 
 
@@ -174,6 +263,7 @@ def _batch(
     key: Array,
     x: Array,
     trajectory: bool,
+    num_steps: Int[Array, ""] | None,
 ) -> tuple[Array, Bool[Array, " steps"]]:
     """The same for a batch whose samples share the random time of every step, if there is one."""
 
@@ -185,8 +275,29 @@ def _batch(
     keys = jax.random.split(key, schedule.num_steps)
     start = (x, sampler.init_history(x))
     steps = schedule.steps(sampler.history_steps)
+    if num_steps is not None:
+        steps = steps._replace(remaining=num_steps - 1 - steps.completed)
+        return _first_steps(step, start, (steps, keys), num_steps)
     (last, _), (path, finite) = jax.lax.scan(step, start, (steps, keys))
     return (last if path is None else jnp.concatenate([x[None], path])), finite
+
+
+def _first_steps(
+    step: Callable[..., tuple[PyTree, tuple[Array | None, Array]]],
+    start: tuple[Array, PyTree],
+    inputs: tuple[Step, Array],
+    num_steps: Int[Array, ""],
+) -> tuple[Array, Bool[Array, " steps"]]:
+    """x after the first steps, and whether it was finite after each; True for the others."""
+
+    def body(state: tuple[Array, PyTree, Array]) -> tuple[Array, PyTree, Array]:
+        k, carry, finite = state
+        carry, (_, is_finite) = step(carry, jax.tree.map(lambda rows: rows[k], inputs))
+        return k + 1, carry, finite.at[k].set(is_finite)
+
+    before = (jnp.zeros((), int), start, jnp.ones(len(inputs[1]), bool))
+    _, (last, _), finite = jax.lax.while_loop(lambda state: state[0] < num_steps, body, before)
+    return last, finite
 
 
 def take_step(

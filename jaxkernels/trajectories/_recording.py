@@ -410,15 +410,12 @@ def _inner_products(
     Where trajectories end at sigma = 0, four rows follow: the inner products of the end points'
     sensitivities, which no time joins to those of the nodes, and zeros.
     """
-    sensitivity = followed.sensitivity
-    nodes, directions, batch, dim = sensitivity.shape
-    rows = sensitivity.transpose(2, 1, 0, 3).reshape(batch, directions * nodes, dim)
-    columns = followed.split.transpose(2, 3, 1, 0).reshape(batch, dim, 2 * nodes)
-    inner = (rows @ columns).reshape(batch, directions, nodes, 2, nodes)
-    products = np.einsum("Jj,Ii,mpjci->JIcmp", fit, fit, inner, optimize=True)
+    # coefficients of the factors, which are fewer than the products
+    sensitivity, split = (np.tensordot(fit, a, 1) for a in (followed.sensitivity, followed.split))
+    products = np.einsum("Jpmd,Icmd->JIcmp", sensitivity, split, optimize=True)
     if followed.last is None:
         return products
-    at_end = np.einsum("Ii,icmd,pd->Icmp", fit, followed.split, followed.last, optimize=True)
+    at_end = np.einsum("Icmd,pd->Icmp", split, followed.last, optimize=True)
     rows = np.zeros((BLOCK, *at_end.shape))
     rows[0] = at_end
     return np.concatenate([products, rows])
@@ -436,9 +433,11 @@ def as_record(followed: Followed) -> TrajectoryRecord:
     scale = end_scale(every_end)
     if scale == 0.0:
         raise ValueError("all trajectories end at one point; are all rows of noise the same?")
+    joined = np.concatenate(products, 3)
+    joined /= scale
     return TrajectoryRecord(
         time_coordinate=followed.coordinate,
-        products=constant(np.concatenate(products, 3) / scale),
+        products=constant(joined),
         t_min=constant(followed.t_min),
         last_node=constant(followed.times[-1]),
         noise=followed.noise,
