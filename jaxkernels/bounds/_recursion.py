@@ -95,7 +95,7 @@ class CertifiedRecursion(AbstractCoordinateObjective):
         times, rate, bend = pointwise_derivatives(lambda u: self._times(u, num_steps), u)
         active = _active(times, num_steps)
         squared = self._squared(times, active)
-        values, slopes, curvatures = self._expand(times, squared)
+        values, slopes, curvatures = self._expand(times, squared, active)
         before, last = _propagate(values, self._start(), active)
         blocks = _blocks(values, slopes, curvatures, before)
         if self.squared is None:
@@ -147,10 +147,13 @@ class CertifiedRecursion(AbstractCoordinateObjective):
         factors = SCHEMES[self.scheme](steps._replace(rounding=ROUNDING))
         return jnp.stack(recursion_of(factors))
 
-    def _expand(self, times: Float[Array, " points"], squared: Array) -> tuple[Array, Array, Array]:
+    def _expand(
+        self, times: Float[Array, " points"], squared: Array, active: Bool[Array, " steps"]
+    ) -> tuple[Array, Array, Array]:
         """The coefficients of every step and two derivatives in its times, and stochasticity.
 
-        One step after the other, so that the derivatives at all nodes and modes stay in the cache.
+        One step after the other, so that the derivatives at all nodes and modes stay in the cache,
+        and padding takes no time.
         """
         follows = callable(self.score_error)
 
@@ -169,7 +172,14 @@ class CertifiedRecursion(AbstractCoordinateObjective):
 
         free = () if self.squared is not None else (squared,)
         x = jnp.stack([times[:-1], times[1:], *free], 1)
-        found = jax.lax.map(one, (x, squared, self._sizes(times)))
+        every = (x, squared, self._sizes(times))
+        like = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], every))
+
+        def none(step: tuple[Array, Array, StepErrors]) -> tuple[Array, Array, Array]:
+            del step
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+
+        found = jax.lax.map(lambda row: jax.lax.cond(row[1], one, none, row[0]), (every, active))
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), found)
 
     def _start(self) -> Float[Array, ""]:
@@ -293,6 +303,9 @@ def _best_stochasticity(
 
     def step(before: Array, here: tuple[DenoisedSteps, Array]) -> tuple[Array, Array]:
         part, is_active = here
+        return jax.lax.cond(is_active, least, lambda before, _: (before, before), before, part)
+
+    def least(before: Array, part: DenoisedSteps) -> tuple[Array, Array]:
         part = jax.tree.map(lambda leaf: leaf[None], part)
 
         def after(alpha2: Array) -> Array:
@@ -307,7 +320,7 @@ def _best_stochasticity(
         better = value <= values[near]
         best = jnp.where(better, found, grid[near])
         after_best = jnp.where(better, value, values[near])
-        return jnp.where(is_active, after_best, before), best
+        return after_best, best
 
     return jax.lax.stop_gradient(jax.lax.scan(step, start, (parts, active))[1])
 
