@@ -61,6 +61,7 @@ def test_derivatives_by_steps_equal_those_of_the_whole(
     assert not np.any(np.asarray(found[2])[fixed])
 
 
+@pytest.mark.slow
 def test_the_best_stochasticity_of_every_step() -> None:
     """No other one of 60 x 60 is better, and derivatives are those of the least bound.
 
