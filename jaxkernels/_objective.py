@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import ClassVar, TypeAlias
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -16,12 +17,17 @@ from .schedules import Schedule, TimeCoordinate
 ScheduleFunction: TypeAlias = Callable[[Schedule], Float[Array, ""]]
 """A jittable, differentiable, positive function of a schedule."""
 
+LARGEST_STOCHASTICITY = 10.0
+"""alpha = h/g, up to which a stochasticity is optimised."""
+
 Derivatives: TypeAlias = tuple[Float[Array, ""], Float[Array, " n"], Float[Array, "n n"]]
 """Value, gradient and Hessian."""
 
 
 class AbstractCoordinateObjective(eqx.Module):
-    """An objective of deterministic schedules as a function of the coordinates u of their times.
+    """An objective as a function of the coordinates u of the times.
+
+    The stochasticity is fixed, or the best one of every step at these times.
 
     The first and last coordinate are fixed. Coordinates beyond `num_steps` are padding, so that one
     compiled program serves every number of steps up to the length of u.
@@ -40,6 +46,13 @@ class AbstractCoordinateObjective(eqx.Module):
     ) -> tuple[Float[Array, ""], Float[Array, " points"], Float[Array, "points points"]]:
         """Value, gradient and Hessian in u, with 0 for both ends and for padding."""
 
+    def stochasticity_squared(
+        self, u: Float[Array, " points"], num_steps: Int[Array, ""]
+    ) -> Float[Array, " steps"]:
+        """The squared stochasticity of every step. By default 0."""
+        del num_steps
+        return jnp.zeros_like(u[1:])
+
 
 class AbstractBoundObjective(eqx.Module):
     """An objective with everything that it depends on besides the schedule."""
@@ -51,11 +64,27 @@ class AbstractBoundObjective(eqx.Module):
     def in_coordinate(
         self, coordinate: TimeCoordinate, t_min: float
     ) -> AbstractCoordinateObjective | None:
-        """The objective as a function of coordinates, where its derivatives are cheaper there.
+        """The objective without noise as a function of coordinates, where that is cheaper.
 
-        None (the default) if they are not: then it is differentiated as a whole.
+        None (the default) if it is not: then it is differentiated as a whole.
         """
         del coordinate, t_min
+
+    def with_stochasticity(
+        self,
+        coordinate: TimeCoordinate,
+        t_min: float,
+        num_steps: int,
+        squared: np.ndarray | None,
+    ) -> AbstractCoordinateObjective | None:
+        """The same at a squared stochasticity (num_steps,), or at the best (None).
+
+        By default without noise only.
+        """
+        del num_steps
+        if squared is None or np.any(squared):
+            return None
+        return self.in_coordinate(coordinate, t_min)
 
     def at_fixed_stochasticity(self) -> "AbstractBoundObjective":
         """The same objective with derivatives along the times only, where these are cheaper.

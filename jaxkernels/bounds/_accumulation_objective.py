@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from .._numerics import safe_sqrt
 from .._objective import AbstractBoundObjective, AbstractObjective
+from .._precision import to_float64
 from ..distributions import Gaussian, GaussianMixture
 from ..processes import AbstractProcess
 from ..recurrence import NamedInitialization, Run
@@ -225,6 +226,8 @@ def _check_finite(
     """Check that the options fit a schedule of that length, and that the bound is finite there."""
     t_max = float(process.t_max)
     with jax.enable_x64(True):
+        # copies, as JAX remembers the precision in which it first met an array of the caller's
+        bound, process = to_float64((bound, process))
         value = float(bound(BASELINES["uniform"](process, num_steps, 0.5 * t_max)))
     if value == float("inf"):
         raise ValueError(f"the bound is infinite for every schedule: {reason}.")

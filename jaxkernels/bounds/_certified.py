@@ -44,8 +44,8 @@ _CONSTANT_RATE = ("euler_maruyama",)
 _THIRD_DERIVATIVE = ("tweedie", "second_order", *FLOW_SCHEMES)
 _ANY_PROCESS = ("ddim", *FLOW_SCHEMES)
 
-# of the scale of kinks, on which an optimiser stalls
-_ROUNDING = 1e-3
+ROUNDING = 1e-3
+"""Of the scale of kinks, on which an optimiser stalls."""
 
 SCHEMES = SDE_SCHEMES | FLOW_SCHEMES
 """Those that are certified, by name."""
@@ -170,31 +170,31 @@ def evaluate_bound(
     factors = SCHEMES[scheme](steps)
     initial = initial_distance(known, process, schedule.times[0], start)
     zero = jnp.zeros_like(initial)
-    distances = _propagate(_recursion(factors), initial)
+    distances = _propagate(recursion_of(factors), initial)
     truncation = truncation_distance(known, process, schedule.times[-1])
-    proved = is_proved(known, scheme, steps)
+    proved = is_proved(known, scheme, steps.end[-1], jnp.all(steps.stochasticity_squared == 1.0))
     return CertifiedBound(
         jnp.where(proved, finite_or_inf(distances[-1] + truncation), jnp.inf),
         jnp.concatenate([initial[None], distances]),
-        finite_or_inf(_propagate(_recursion(factors, exact=False, score=False), initial)[-1]),
-        finite_or_inf(_propagate(_recursion(factors, score=False), zero)[-1]),
-        finite_or_inf(_propagate(_recursion(factors, exact=False), zero)[-1]),
+        finite_or_inf(_propagate(recursion_of(factors, exact=False, score=False), initial)[-1]),
+        finite_or_inf(_propagate(recursion_of(factors, score=False), zero)[-1]),
+        finite_or_inf(_propagate(recursion_of(factors, exact=False), zero)[-1]),
         truncation,
         factors.contraction,
     )
 
 
-def is_proved(known: Assumptions, scheme: str, steps: Steps) -> Array:
-    """Whether the bounds on the Hessian are integrable up to the end of the last step.
+def is_proved(known: Assumptions, scheme: str, last: Array, ancestral: Array) -> Array:
+    """Whether the bounds on the Hessian are integrable up to the last sigma^2.
 
-    A sum over nodes is finite even where the integral is not. Gaussians have exact Hessians.
+    A sum over nodes is finite even where the integral is not. Gaussians have exact Hessians. The
+    steps are `ancestral` if all have stochasticity 1.
     """
-    last = steps.end[-1]
     m, top = curvature_interval(known, last, last, 0.0)
     if known.exact:
         return jnp.ones((), bool)
     if scheme == "ddim" and known.denoising_error is not None:
-        return jnp.all(steps.stochasticity_squared == 1.0) | jnp.isfinite(m)
+        return ancestral | jnp.isfinite(m)
     if scheme in _THIRD_DERIVATIVE:
         return jnp.isfinite(m) & jnp.isfinite(top)
     return jnp.isfinite(m)
@@ -203,10 +203,10 @@ def is_proved(known: Assumptions, scheme: str, steps: Steps) -> Array:
 def make_steps(known: Assumptions, schedule: Schedule, errors: StepErrors) -> Steps:
     """The steps of a schedule under the process of the assumptions."""
     times = jnp.asarray(schedule.times)
-    return _steps_between(known, times[:-1], times[1:], schedule.stochasticity_squared, errors)
+    return steps_between(known, times[:-1], times[1:], schedule.stochasticity_squared, errors)
 
 
-def _steps_between(
+def steps_between(
     known: Assumptions, times: Array, next_times: Array, squared: Array, errors: StepErrors
 ) -> Steps:
     """Steps from some times to others."""
@@ -250,9 +250,9 @@ def bound_value(
         def recursion(x: Array) -> Array:
             start, end, *varied = x
             here = errors_between(start, end, score_error, given.lipschitz) if follows else given
-            steps = _steps_between(known, start, end, varied[0] if varied else alpha2, here)
-            factors = SCHEMES[scheme](steps._replace(rounding=_ROUNDING))
-            return jnp.stack(_recursion(factors))
+            steps = steps_between(known, start, end, varied[0] if varied else alpha2, here)
+            factors = SCHEMES[scheme](steps._replace(rounding=ROUNDING))
+            return jnp.stack(recursion_of(factors))
 
         return expand_pointwise(recursion, x)[:, 0]
 
@@ -260,14 +260,14 @@ def bound_value(
     variables = jnp.stack([times[:-1], times[1:], *((squared,) if free else ())], 1)
     along = jax.lax.map(expanded, (variables, squared, errors)).T
     initial = initial_distance(known, known.process, times[0], start)
-    distance = _propagate(_Recursion(*along), initial)[-1]
+    distance = _propagate(Recursion(*along), initial)[-1]
     truncation = truncation_distance(known, known.process, times[-1])
     steps = make_steps(known, schedule, step_errors(schedule, score_error, lipschitz))
-    proved = is_proved(known, scheme, steps)
+    proved = is_proved(known, scheme, steps.end[-1], jnp.all(steps.stochasticity_squared == 1.0))
     return jnp.where(proved, finite_or_inf(distance + truncation), jnp.inf)
 
 
-class _Recursion(NamedTuple):
+class Recursion(NamedTuple):
     """What propagates the distance e over a step, (steps,) each.
 
     ((contraction e + mean)^2 + noise + 2 cross e + gain e^2)^(1/2) + drift
@@ -281,7 +281,7 @@ class _Recursion(NamedTuple):
     drift: Array
 
 
-def _recursion(factors: StepFactors, *, exact: bool = True, score: bool = True) -> _Recursion:
+def recursion_of(factors: StepFactors, *, exact: bool = True, score: bool = True) -> Recursion:
     """The recursion, without what the exact score or the score's error adds if so asked."""
 
     def kept(wanted: bool, part: Array) -> Array:
@@ -289,7 +289,7 @@ def _recursion(factors: StepFactors, *, exact: bool = True, score: bool = True) 
 
     noise = kept(exact, factors.noise) + kept(score, factors.score_noise)
     drift = jnp.broadcast_to(factors.drift, factors.mean.shape)
-    return _Recursion(
+    return Recursion(
         factors.contraction,
         kept(exact, factors.mean) + kept(score, factors.score_mean),
         factors.noise_scale * jnp.sum(noise**2, -1),
@@ -299,16 +299,21 @@ def _recursion(factors: StepFactors, *, exact: bool = True, score: bool = True) 
     )
 
 
-def _propagate(along: _Recursion, start: Array) -> Float[Array, " steps"]:
+def _propagate(along: Recursion, start: Array) -> Float[Array, " steps"]:
     """The distance after every step."""
 
-    def step(distance: Array, here: _Recursion) -> tuple[Array, Array]:
-        known = here.contraction * distance + here.mean
-        noise = here.noise + 2.0 * here.cross * distance + here.gain * distance**2
-        after = root_or_inf(known**2 + noise) + here.drift
+    def step(distance: Array, here: Recursion) -> tuple[Array, Array]:
+        after = advance(here, distance)
         return after, after
 
     return jax.lax.scan(step, start, along)[1]
+
+
+def advance(along: Recursion, distance: Array) -> Array:
+    """The distance after a step."""
+    known = along.contraction * distance + along.mean
+    noise = along.noise + 2.0 * along.cross * distance + along.gain * distance**2
+    return root_or_inf(known**2 + noise) + along.drift
 
 
 def finite_or_inf(value: Array) -> Array:

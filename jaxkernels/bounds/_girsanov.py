@@ -129,15 +129,18 @@ def evaluate_girsanov(
     errors = step_errors(schedule, score_error, 0.0)
     steps = make_steps(known, schedule, errors)
     exact, error = GIRSANOV[scheme](steps)
-    initial = _initial_divergence(known, known.process, schedule.times[0], start)
+    initial = initial_divergence(known, known.process, schedule.times[0], start)
     total = initial + jnp.sum(exact) + jnp.sum(error)
-    # a sum over nodes is finite even where the integral of E|H|^2 up to noise level 0 is not
-    last = steps.end[-1]
-    m, top = curvature_interval(known, last, last, 0.0)
-    proved = jnp.isfinite(m) & jnp.isfinite(top)
-    if known.denoising_error is not None:
-        proved = last > 0
+    proved = is_divergence_proved(known, steps.end[-1])
     return GirsanovBound(jnp.where(proved, finite_or_inf(total), jnp.inf), initial, exact, error)
+
+
+def is_divergence_proved(known: Assumptions, last: Array) -> Array:
+    """Whether the integral of E|H|^2 is finite up to the last sigma^2, as a sum always is."""
+    if known.denoising_error is not None:
+        return last > 0
+    m, top = curvature_interval(known, last, last, 0.0)
+    return jnp.isfinite(m) & jnp.isfinite(top)
 
 
 def girsanov_scheme(sampler: object, process: AbstractProcess) -> str:
@@ -205,7 +208,7 @@ def _frozen_score(steps: Steps, nodes: Nodes) -> Array:
     return 0.5 * jnp.sum(jnp.maximum(change, 0.0) * nodes.weight, -1)
 
 
-def _initial_divergence(
+def initial_divergence(
     known: Assumptions, process: AbstractProcess, first: Array, start: str
 ) -> Float[Array, ""]:
     """At least KL(p_T || initial distribution), by its convexity in X_0."""

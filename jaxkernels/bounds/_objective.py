@@ -5,18 +5,20 @@ from typing import cast
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
 from .._objective import AbstractBoundObjective, AbstractObjective
+from .._padding import bucket, pad_last
 from .._precision import is_traced
-from .._types import AnyArray, Numbers
+from .._types import AnyArray, Numbers, constant
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, sampler_name
-from ..schedules import Schedule
-from ._assumptions import Assumptions
-from ._bound import ErrorSize, as_error_size, check_sizes
+from ..schedules import Schedule, TimeCoordinate
+from ._assumptions import Assumptions, third_derivative
+from ._bound import ErrorSize, as_error_size, check_sizes, per_evaluation
 from ._certified import (
     bound_value,
     check_initial,
@@ -25,6 +27,7 @@ from ._certified import (
     scheme_name,
 )
 from ._girsanov import evaluate_girsanov, girsanov_scheme
+from ._recursion import CertifiedRecursion
 
 
 class CertifiedError(AbstractObjective):
@@ -134,6 +137,36 @@ class BoundCertifiedError(AbstractBoundObjective):
 
     def at_fixed_stochasticity(self) -> "BoundCertifiedError":
         return dataclasses.replace(self, only_times=True)
+
+    def with_stochasticity(
+        self,
+        coordinate: TimeCoordinate,
+        t_min: float,
+        num_steps: int,
+        squared: np.ndarray | None,
+    ) -> CertifiedRecursion | None:
+        required = 1.0 if self.metric == "kl" else required_stochasticity(self.scheme)
+        if required is not None and (squared is None or np.any(squared != required)):
+            return None
+        # where nothing is known of the drift, the bound is finite at stochasticity 1 only
+        if squared is None and third_derivative(self.known, jnp.ones(1)) is None:
+            return None
+        for name in ("score_error", "error_lipschitz"):
+            given = getattr(self, name)
+            if not callable(given):
+                per_evaluation(name, given, jnp.zeros(num_steps))
+        return CertifiedRecursion(
+            self.known,
+            self.metric,
+            self.scheme,
+            self.score_error,
+            self.error_lipschitz,
+            self.initialization,
+            self.initial_distance,
+            coordinate,
+            constant(t_min),
+            None if squared is None else constant(pad_last(squared, bucket(num_steps))),
+        )
 
     def __call__(self, schedule: Schedule) -> Float[Array, ""]:
         if self.metric == "kl":

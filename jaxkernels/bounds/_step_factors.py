@@ -21,7 +21,6 @@ from jaxtyping import Array, Float
 from .._numerics import phi, safe_divide, safe_sqrt
 from ._assumptions import (
     Assumptions,
-    Curve,
     curvature_interval,
     fisher,
     mean_square,
@@ -107,14 +106,8 @@ class Steps(NamedTuple):
     """Within this share of their scale, kinks are replaced by smooth bounds from above."""
 
     def size(self, x: Array, scale: Array | float) -> Array:
-        """At least |x|: beyond the rounding that, within it a quartic that continues it smoothly.
-
-        With v = |x| / width, width = rounding scale, it exceeds |x| by width (1 - v)^3 (3 + v) / 8.
-        """
-        width = self.rounding * jnp.broadcast_to(scale, x.shape)
-        inside = jnp.abs(x) < width
-        v = jnp.where(inside, x, 0.0) / jnp.where(inside, width, 1.0)
-        return jnp.where(inside, width * (3.0 + 6.0 * v**2 - v**4) / 8.0, jnp.abs(x))
+        """At least |x|, smooth within the rounding."""
+        return rounded_size(x, self.rounding * jnp.broadcast_to(scale, x.shape))
 
     def larger(self, x: Array, y: Array) -> Array:
         """At least the larger of two numbers, whose sum is >= 0; beyond the rounding it."""
@@ -341,6 +334,83 @@ def randomised_exponential(steps: Steps) -> StepFactors:
     return _randomised(contraction, midpoint, steps.errors)
 
 
+class DenoisedSteps(NamedTuple):
+    """Steps of `ddim` but for their stochasticity, of which their factors are cheap functions."""
+
+    start: Float[Array, " steps"]
+    """sigma^2."""
+    end: Float[Array, " steps"]
+    signal: Float[Array, " steps"]
+    next_signal: Float[Array, " steps"]
+    slope: Float[Array, " steps"]
+    """1 - w_0 m, at least the slope of the denoised point."""
+    ratios: Float[Array, "steps nodes"]
+    """log(w / w_1) at nodes."""
+    speed: Float[Array, "steps nodes"]
+    """|(I + w H) g + w Lap g|, times the weights of an integral over w."""
+    noise: Float[Array, "steps nodes"]
+    """The root of E|I + w H|_F^2, with the weights; of a known curve its values."""
+    curve_at_start: Float[Array, " steps"] | None
+    errors: StepErrors
+
+    def factors(self, alpha2: Float[Array, " steps"], rounding: float) -> StepFactors:
+        """The factors of the steps at squared stochasticities."""
+        half = 0.5 * (1.0 + alpha2)
+        present = self.end > 0
+        end = jnp.where(present, self.end, 1.0)
+        moved = -jnp.expm1(-half * jnp.log((end + self.start - self.end) / end))
+        moved = jnp.where(present, moved, jnp.where(self.start > self.end, 1.0, 0.0))
+        kappa = -jnp.expm1(-half[:, None] * self.ratios)
+        kappa = jnp.where(present[:, None], kappa, 1.0)
+        # a step moves by (1 - k) times the denoised point
+        reach = self.next_signal * moved * self.signal * self.start
+        one = (1.0 - moved) + moved * self.slope
+        contraction = self.next_signal / self.signal * one + reach * self.errors.lipschitz
+        drift = jnp.sum(kappa * self.speed, -1)
+        off = jnp.abs(alpha2 - 1.0) / 2.0
+        # where nothing is known of the drift, the bound is finite at alpha = 1 only
+        rounded = rounded_size(alpha2 - 1.0, jnp.full_like(alpha2, rounding)) / 2.0
+        off = jnp.where(jnp.isfinite(drift), rounded, off)
+        drift = self.next_signal * jnp.where(off > 0, off * drift, 0.0)
+        if self.curve_at_start is None:
+            noise = kappa * self.noise
+        else:
+            square = _against_curve(self.noise, self.curve_at_start, self.start, self.end, half)
+            noise = root_or_inf(square)[:, None]
+        noise = self.next_signal[:, None] * noise
+        exact = StepFactors.without_gain(
+            contraction, jnp.zeros_like(reach), noise, reach * self.errors.size
+        )
+        return exact._replace(drift=drift, noise_scale=alpha2)
+
+
+def denoised_steps(steps: Steps) -> DenoisedSteps:
+    """What the factors of `ddim` need of steps besides their stochasticity."""
+    known = steps.known
+    nodes = steps.nodes(ratios=True)
+    end = jnp.where(steps.end > 0, steps.end, 1.0)
+    m, _ = curvature_interval(known, steps.start, steps.start, 0.0)
+    curve = known.denoising_error
+    if curve is None:
+        noise = root_or_inf(denoised_rate(steps, nodes) * nodes.weight)
+    else:
+        span = jnp.log1p((steps.start - steps.end) / end)
+        x, _, _ = gauss_legendre(_NODES, span.dtype)
+        noise = curve(end[:, None] * jnp.exp(span[:, None] * x))
+    return DenoisedSteps(
+        steps.start,
+        steps.end,
+        steps.signal,
+        steps.next_signal,
+        1.0 - steps.start * m,
+        jnp.log1p(nodes.above_end / end[:, None]),
+        _flow_speed(known, nodes.w) * nodes.weight,
+        noise,
+        None if curve is None else curve(steps.start),
+        steps.errors,
+    )
+
+
 def ddim(steps: Steps) -> StepFactors:
     """The denoised point frozen, for every process and stochasticity alpha.
 
@@ -354,31 +424,7 @@ def ddim(steps: Steps) -> StepFactors:
 
         dD = (alpha^2 - 1)/2 ((I + w H) g + w Lap g) ds + alpha (I + w H) dW,    ds = -dw
     """
-    known = steps.known
-    nodes = steps.nodes(ratios=True)
-    alpha2 = steps.stochasticity_squared
-    half = 0.5 * (1.0 + alpha2)
-    present = steps.end > 0
-    end = jnp.where(present, steps.end, 1.0)
-    moved = -jnp.expm1(-half * jnp.log((end + steps.start - steps.end) / end))
-    moved = jnp.where(present, moved, jnp.where(steps.start > steps.end, 1.0, 0.0))
-    kappa = -jnp.expm1(-half[:, None] * jnp.log1p(nodes.above_end / end[:, None]))
-    kappa = jnp.where(present[:, None], kappa, 1.0)
-    m, _ = curvature_interval(known, steps.start, steps.start, 0.0)
-    # a step moves by (1 - k) times the denoised point, whose slope is at most 1 - w m
-    reach = steps.next_signal * moved * steps.signal * steps.start
-    one = (1.0 - moved) + moved * (1.0 - steps.start * m)
-    contraction = steps.next_signal / steps.signal * one + reach * steps.errors.lipschitz
-    drift = jnp.sum(kappa * _flow_speed(known, nodes.w) * nodes.weight, -1)
-    off = jnp.abs(alpha2 - 1.0) / 2.0
-    # where nothing is known of the drift, the bound is finite at alpha = 1 only
-    off = jnp.where(jnp.isfinite(drift), steps.size(alpha2 - 1.0, 1.0) / 2.0, off)
-    drift = steps.next_signal * jnp.where(off > 0, off * drift, 0.0)
-    noise = steps.next_signal[:, None] * _denoised_noise(steps, nodes, kappa)
-    exact = StepFactors.without_gain(
-        contraction, jnp.zeros_like(reach), noise, reach * steps.errors.size
-    )
-    return exact._replace(drift=drift, noise_scale=alpha2)
+    return denoised_steps(steps).factors(steps.stochasticity_squared, steps.rounding)
 
 
 SDE_SCHEMES: dict[str, Callable[[Steps], StepFactors]] = {
@@ -392,6 +438,16 @@ SDE_SCHEMES: dict[str, Callable[[Steps], StepFactors]] = {
     "ddim": ddim,
 }
 """Those of the reverse SDE or family, by name."""
+
+
+def rounded_size(x: Array, width: Array) -> Array:
+    """At least |x|: beyond the width that, within it a quartic that continues it smoothly.
+
+    With v = |x| / width it exceeds |x| by width (1 - v)^3 (3 + v) / 8.
+    """
+    inside = jnp.abs(x) < width
+    v = jnp.where(inside, x, 0.0) / jnp.where(inside, width, 1.0)
+    return jnp.where(inside, width * (3.0 + 6.0 * v**2 - v**4) / 8.0, jnp.abs(x))
 
 
 def root_or_inf(x: Array) -> Array:
@@ -539,31 +595,22 @@ def _flow_speed(known: Assumptions, w: Array) -> Array:
     return steepest * root_or_inf(fisher(known, w)) + w * jnp.sqrt(known.dim) * third
 
 
-def _denoised_noise(steps: Steps, nodes: Nodes, kappa: Array) -> Array:
-    """Its squares add up to int kappa^2 E|I + w H|_F^2 dw = int kappa^2 d(denoising error)."""
-    known = steps.known
-    if known.denoising_error is None:
-        return kappa * root_or_inf(denoised_rate(steps, nodes) * nodes.weight)
-    half = 0.5 * (1.0 + steps.stochasticity_squared)
-    return root_or_inf(_against_curve(known.denoising_error, steps, half))[:, None]
-
-
 def denoised_rate(steps: Steps, nodes: Nodes) -> Array:
     """At least E|I + w H|_F^2, the derivative of the denoising error in w."""
     return mean_square(steps.known, _denoiser_slope, nodes.w, nodes.w, 0.0)
 
 
-def _against_curve(curve: Curve, steps: Steps, half: Array) -> Array:
-    """int (1 - (w_1 / w)^half)^2 d(curve) of every step, integrated by parts."""
-    present = steps.end > 0
-    end = jnp.where(present, steps.end, 1.0)
-    span = jnp.log1p((steps.start - steps.end) / end)
+def _against_curve(values: Array, whole: Array, start: Array, last: Array, half: Array) -> Array:
+    """int (1 - (w_1 / w)^half)^2 d(curve) of every step, integrated by parts.
+
+    From the curve at nodes that are equidistant in log w, and at the start.
+    """
+    present = last > 0
+    end = jnp.where(present, last, 1.0)
+    span = jnp.log1p((start - last) / end)
     x, share, _ = gauss_legendre(_NODES, span.dtype)
-    passed = span[:, None] * x
-    kept = jnp.exp(-half[:, None] * passed)
-    inside = 2.0 * (1.0 - kept) * kept * curve(end[:, None] * jnp.exp(passed))
-    lost = half * span * (inside @ share)
-    whole = curve(steps.start)
+    kept = jnp.exp(-half[:, None] * span[:, None] * x)
+    lost = half * span * (2.0 * (1.0 - kept) * kept * values @ share)
     total = jnp.expm1(-half * span) ** 2 * whole - lost
     # at the end w_1 = 0 nothing is kept; rounding may leave less than 0 of an empty step
     return jnp.where(present, jnp.maximum(total, 0.0), whole)

@@ -659,7 +659,7 @@ def _best(problem: ScheduleProblem, solution: Solution) -> tuple[Schedule, float
 
     On the full spectrum, where the baselines could be better than what the solver found.
     """
-    found = problem.space.arrays(solution.z[[solution.best]])
+    found = problem.problem.arrays(problem.space, solution.z[[solution.best]])
     baselines = schedule_arrays([candidate.schedule for candidate in problem.baselines])
     both = [np.concatenate(pair) for pair in zip(found, baselines, strict=True)]
     values = problem.evaluate(*both)
@@ -712,8 +712,7 @@ def _recorded_optima(
         order = np.argsort(inner.evaluate(*arrays))[:_RECORDED_STARTS]
         schedules = [starts[i].schedule for i in order]
         recorded = problem_in(space, objective)
-        z = space.vectors(schedules)
-        z = np.pad(z, ((0, 0), (0, np.shape(recorded.lower)[0] - z.shape[1])))
+        z = recorded.vectors(space, schedules)
         solution = solve(recorded, z, _RECORDED_SOLVER, report)
         arrays = space.arrays(solution.z[[solution.best]])
         best = Schedule.from_squared(*(rows[0] for rows in arrays))

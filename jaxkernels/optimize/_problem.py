@@ -97,10 +97,8 @@ class ScheduleProblem:
     compression: Compression | None
 
     def vectors(self) -> Float[np.ndarray, "starts n"]:
-        """The starts as vectors of `problem`, padded with zeros."""
-        z = self.space.vectors([start.schedule for start in self.starts])
-        padding = np.shape(self.problem.lower)[0] - z.shape[1]
-        return np.pad(z, ((0, 0), (0, padding)))
+        """The starts as vectors of `problem`."""
+        return self.problem.vectors(self.space, [start.schedule for start in self.starts])
 
     def unchangeable(self) -> dict[str, float]:
         """What no schedule of the space can change of the objective on the full spectrum.
@@ -126,18 +124,39 @@ class ScheduleProblem:
 
         Infinite where it is not a number.
         """
-        values = None if np.any(squared) else self._in_coordinate(times)
+        values = self._in_coordinate(times, squared)
         if values is None:
             values = _values(self.objective, jnp.asarray(times), jnp.asarray(squared))
         values = np.asarray(values)
         return np.where(np.isnan(values), np.inf, values)
 
-    def _in_coordinate(self, times: Float[np.ndarray, "schedules points"]) -> Array | None:
+    def _in_coordinate(
+        self,
+        times: Float[np.ndarray, "schedules points"],
+        squared: Float[np.ndarray, "schedules steps"],
+    ) -> np.ndarray | Array | None:
+        """The same as functions of coordinates, if that is cheaper."""
         space = self.space
-        if not space.only_times:
+        if space.t_min is None:
             return None
-        assert space.t_min is not None
-        objective = self.objective.in_coordinate(space.coordinate, float(space.t_min))
+        if np.all(squared == squared[0]):
+            return self._at_stochasticity(times, squared[0])
+        # one schedule after the other, by one program
+        rows = zip(times, squared, strict=True)
+        found = []
+        for row, alpha2 in rows:
+            value = self._at_stochasticity(row[None], alpha2)
+            if value is None:
+                return None
+            found.append(np.asarray(value))
+        return np.concatenate(found)
+
+    def _at_stochasticity(
+        self, times: Float[np.ndarray, "schedules points"], squared: Float[np.ndarray, " steps"]
+    ) -> Array | None:
+        space = self.space
+        run = (space.coordinate, float(np.asarray(space.t_min)), space.num_steps)
+        objective = self.objective.with_stochasticity(*run, squared)
         if objective is None:
             return None
         u = space.coordinates(times)
@@ -180,11 +199,14 @@ def make_problem(
     given = _given_starts(starts, known, num_steps, process, low, high)
     every = _with_stochasticity({**known, **given}, stochasticity_squared)
     labelled = by_label(every)
-    labels = [f"{name}{suffix}" for suffix in ("", _STOCHASTIC) for name in given]
+    problem = problem_in(space, reduced)
+    # starts that differ in nothing but a stochasticity are one where the best is known
+    suffixes = ("",) if isinstance(problem, TimesProblem) else ("", _STOCHASTIC)
+    labels = [f"{name}{suffix}" for suffix in suffixes for name in given]
     return ScheduleProblem(
         objective=full,
         reduced=reduced,
-        problem=problem_in(space, reduced),
+        problem=problem,
         space=space,
         baselines=tuple(every),
         starts=tuple(labelled[label] for label in labels if label in labelled),
@@ -203,9 +225,11 @@ def schedule_arrays(
 
 def problem_in(space: ScheduleSpace, objective: AbstractBoundObjective) -> AbstractProblem:
     """The problem of an objective in a space, with its cheapest derivatives."""
-    if space.only_times:
-        assert space.t_min is not None
-        inner = objective.in_coordinate(space.coordinate, float(space.t_min))
+    if space.t_min is not None:
+        squared = space.stochasticity_squared
+        fixed = None if squared is None else np.asarray(squared)
+        run = (space.coordinate, float(space.t_min), space.num_steps)
+        inner = objective.with_stochasticity(*run, fixed)
         if inner is not None:
             return TimesProblem.of(inner, space)
     if space.stochasticity_squared is not None:

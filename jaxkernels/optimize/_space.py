@@ -9,8 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._compile import quick_jit
 from .._derivatives import dense_derivatives
-from .._objective import AbstractBoundObjective, AbstractCoordinateObjective, Derivatives
+from .._objective import (
+    LARGEST_STOCHASTICITY,
+    AbstractBoundObjective,
+    AbstractCoordinateObjective,
+    Derivatives,
+)
 from .._padding import bucket
 from .._types import AnyArray, constant
 from ..processes import AbstractProcess, sigma_range
@@ -24,7 +30,6 @@ LEAST_LENGTH = 1e-4
 _LEAST_ULPS = 8
 # times at which that is looked at, a size that is compiled anyway
 _RESOLVED_POINTS = 128
-LARGEST_STOCHASTICITY = 10.0
 
 
 class ScheduleSpace(eqx.Module):
@@ -166,6 +171,18 @@ class AbstractProblem(eqx.Module):
     def derivatives(self, z: Float[Array, " n"]) -> Derivatives:
         """log objective, its gradient and its Hessian at z."""
 
+    def vectors(
+        self, space: ScheduleSpace, schedules: Sequence[Schedule]
+    ) -> Float[np.ndarray, "starts n"]:
+        """The vectors of concrete schedules."""
+        return space.vectors(schedules)
+
+    def arrays(
+        self, space: ScheduleSpace, z: Float[np.ndarray, "starts n"]
+    ) -> tuple[Float[np.ndarray, "starts points"], Float[np.ndarray, "starts steps"]]:
+        """Times and squared stochasticity of vectors."""
+        return space.arrays(z)
+
 
 class DenseProblem(AbstractProblem):
     """An objective that is differentiated as a whole, in any space of schedules."""
@@ -196,7 +213,8 @@ class TimesProblem(AbstractProblem):
 
     No step is shorter than `least`, but for one below the trained range. The last coordinate is
     `end`, at most that of i = num_steps. The numbers of steps and of logits differ: logits beyond
-    `num_steps` are padding, held at 0.
+    `num_steps` are padding, held at 0. A stochasticity that is optimised is not in the vectors: it
+    is the best one at their times.
     """
 
     objective: AbstractCoordinateObjective
@@ -230,6 +248,21 @@ class TimesProblem(AbstractProblem):
             lower=-upper,
             upper=upper,
         )
+
+    def vectors(
+        self, space: ScheduleSpace, schedules: Sequence[Schedule]
+    ) -> Float[np.ndarray, "starts n"]:
+        z = space.vectors(schedules)[:, : space.num_steps - 1]
+        return np.pad(z, ((0, 0), (0, np.shape(self.lower)[0] - z.shape[1])))
+
+    def arrays(
+        self, space: ScheduleSpace, z: Float[np.ndarray, "starts n"]
+    ) -> tuple[Float[np.ndarray, "starts points"], Float[np.ndarray, "starts steps"]]:
+        if space.stochasticity_squared is not None:
+            return space.arrays(z)
+        best = np.asarray(_best_stochasticity(self, jnp.asarray(z)))[:, : space.num_steps]
+        interior = z[:, : space.num_steps - 1]
+        return space.arrays(np.concatenate([interior, np.log1p(best)], axis=1))
 
     def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
         u, _ = self._coordinates(z)
@@ -269,6 +302,19 @@ class TimesProblem(AbstractProblem):
         total = share @ rows
         later = jnp.concatenate([_sum_after(rows)[1:], jnp.zeros_like(rows[:1])])
         return -self.length * p[1:, None] * (later - total)
+
+
+@quick_jit
+def _best_stochasticity(
+    problem: TimesProblem, z: Float[Array, "starts n"]
+) -> Float[Array, "starts steps"]:
+    """The squared stochasticity of every step that goes with the times of vectors."""
+
+    def one(z: Array) -> Array:
+        u, _ = problem._coordinates(z)
+        return problem.objective.stochasticity_squared(u, problem.num_steps)
+
+    return jax.lax.map(one, z)
 
 
 def time_coordinate(
