@@ -926,3 +926,20 @@ def test_one_program_samples_in_any_number_of_steps(name: str) -> None:
             run = (sampler, denoiser, denoiser.process, step, own)
             x, history = jk.samplers.take_step(*run, x, history)
         np.testing.assert_allclose(found[steps], x, rtol=1e-9, atol=1e-12)
+
+
+def test_samples_have_derivatives_in_weights_that_a_network_closes_over() -> None:
+    """By reverse mode, against finite differences."""
+    process = jk.VP()
+    x = jnp.asarray([[1.0, -0.5]])
+
+    def sampled(weight: jax.Array | float) -> jax.Array:
+        denoiser = jk.Denoiser(lambda x, t: weight * jnp.tanh(x), process, "x0")
+        schedule = jk.schedules.log_snr(process, 3, 1e-2)
+        return jnp.sum(jk.sample(denoiser, "ddim", schedule, x))
+
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.asarray(x, np.float64))
+        slope = jax.grad(sampled)(0.7)
+        difference = (sampled(0.7 + 1e-5) - sampled(0.7 - 1e-5)) / 2e-5
+    assert float(slope) == pytest.approx(float(difference), rel=1e-8)

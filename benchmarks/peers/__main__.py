@@ -9,6 +9,7 @@ import functools
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,9 @@ import jax
 import numpy as np
 
 import jaxkernels as jk
+from jaxkernels._plot import BLUE, ORANGE, Axis, FigureSpec, Guide, Line, Mark, Panel, render
 
-from ..environment import CACHE, save, table
+from ..environment import CACHE, HERE, save, table
 from ..networks.data import HELD_OUT, PROBLEMS, PROCESS, T_MIN
 from ..networks.study import denoiser_of
 from ..networks.train import train
@@ -35,6 +37,14 @@ ORDERS = {"ddim": 1, "dpmpp_2m": 2}
 UNSEEN = 1024
 STATISTICS = ("geometric_mean", "rms", "sliced_w2")
 OURS = "ours"
+# what a method's NFE are paid for once
+SHARED = {
+    "GITS": ("sampler", "num_steps"),
+    "OSS": ("sampler",),
+    "AYS": ("sampler",),
+    "tangent": ("sampler",),
+}
+PICTURE = HERE.parent / "notebooks" / "peers.png"
 NETWORKS = {problem.name: problem for problem in (*PROBLEMS, HELD_OUT)}
 
 Search = Callable[[str, int], Found]
@@ -57,6 +67,7 @@ def main() -> None:
     path = save("peers", {"unseen": UNSEEN, "cells": cells})
     text = report(cells)
     path.with_suffix(".md").write_text(text)
+    render(figure(cells), PICTURE)
     print(text)
 
 
@@ -216,12 +227,11 @@ def report(cells: list[Cell]) -> str:
         "# Published searches and ours",
         "",
         "Written by `python -m benchmarks.peers`. Errors from initial noise that no search has",
-        "seen; the machine is named in the .json file beside this one. NFE of ours within a budget",
-        "are for all samplers and numbers of steps together, those of others for each schedule",
-        "(GITS: one record serves all).",
+        "seen; the machine is named in the .json file beside this one.",
         "",
-        f"Geometric means over those of {len(settings)} settings where a method was run; NFE and",
-        "seconds (compiling included) are means over them.",
+        f"Geometric means over those of {len(settings)} settings where a method was run. NFE are",
+        "for all settings of a network together, on average over networks; what serves several is",
+        "paid for once. Seconds, compiling included, are for a setting.",
         "",
         "## Ratio to the best of six baseline schedules in hindsight",
         "",
@@ -255,10 +265,52 @@ def summary(cells: list[Cell], ratio: str, error: str) -> str:
             mean = np.exp(np.mean(logs))
             se = mean * np.sqrt(np.sum(np.square(relative))) / len(own)
             means.append(f"{mean:.3f} ± {se:.3f} (worst {np.exp(np.max(logs)):.2f})")
-        nfe = np.mean([cell["nfe"] for cell in own])
         seconds = np.mean([cell["seconds"] for cell in own])
+        nfe = total_nfe(own)
         rows.append([method, str(len(own)), *means, f"{nfe:,.0f}", f"{seconds:.1f}"])
     return table(["method", "settings", *STATISTICS, "NFE", "seconds"], rows)
+
+
+def total_nfe(cells: list[Cell]) -> float:
+    """NFE of a method for all settings of a network, on average over networks.
+
+    A schedule that serves all samplers, or a record that serves all settings, is paid for once.
+    """
+    shared = SHARED.get(cells[0]["method"].split(",")[0], ())
+    if within_budget(cells[0]["method"]):
+        shared = ("sampler", "num_steps")
+    paid = {}
+    for cell in cells:
+        key = [cell[name] for name in ("network", "sampler", "num_steps") if name not in shared]
+        paid[tuple(key)] = cell["nfe"]
+    return sum(paid.values()) / len({cell["network"] for cell in cells})
+
+
+def within_budget(method: str) -> bool:
+    """Whether its budget is for all settings of a network."""
+    return method.startswith(OURS) and method.endswith("NFE")
+
+
+def figure(cells: list[Cell]) -> FigureSpec:
+    """Ratios to the best baseline, a row for each method that was run in every setting."""
+    most = max(Counter(cell["method"] for cell in cells).values())
+    rows = {}
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        own = [cell for cell in cells if cell["method"] == method]
+        if len(own) == most:
+            rows[f"{method} ({total_nfe(own):,.0f} NFE)"] = own
+    place = np.arange(len(rows), dtype=float)
+    ours = np.array([label.startswith(OURS) for label in rows])
+    panels = []
+    for statistic in STATISTICS:
+        logs = [np.mean([np.log(c[statistic]["ratio"]) for c in own]) for own in rows.values()]
+        marks: list[Mark] = [Guide(1.0, "x")]
+        for which, color in ((ours, BLUE), (~ours, ORANGE)):
+            x = np.exp(logs)[which]
+            marks.append(Line(x, place[which], color=color, marker="o", style=""))
+        axis = Axis("error / best baseline", "log", ticks="ratio")
+        panels.append(Panel(statistic.replace("_", " "), marks, axis, Axis.of_rows(list(rows))))
+    return FigureSpec(panels, (11.0, 0.6 + 0.3 * len(rows)), shared_y=True)
 
 
 def against(cells: list[Cell], peer: str) -> str:
