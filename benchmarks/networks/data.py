@@ -51,8 +51,11 @@ def ring() -> Float[np.ndarray, "n 2"]:
     return means[which] + deviations[which] * rng.standard_normal((which.size, 2))
 
 
-def blobs() -> Float[np.ndarray, "n 144"]:
-    """Sparse images: one or two elliptical blobs of log-normal brightness on faint noise."""
+def blobs(deviation: float = 0.6) -> Float[np.ndarray, "n 144"]:
+    """Sparse images: one or two elliptical blobs of log-normal brightness on faint noise.
+
+    `deviation` is that of the logarithm of the brightness.
+    """
     rng = np.random.default_rng(0)
     count = 20_000
     size = 12
@@ -62,7 +65,7 @@ def blobs() -> Float[np.ndarray, "n 144"]:
         centre = rng.uniform(1.0, size - 2.0, (count, 2))
         width = rng.uniform(0.6, 1.6, (count, 2))
         angle = rng.uniform(0.0, np.pi, count)
-        brightness = present * np.exp(0.6 * rng.standard_normal(count))
+        brightness = present * np.exp(deviation * rng.standard_normal(count))
         for i in range(count):
             cosine = np.cos(angle[i])
             sine = np.sin(angle[i])
@@ -94,4 +97,14 @@ HELD_OUT = Problem(
     width=256,
     blocks=3,
     training_steps=12_000,
+)
+# sparse images of strongly varying brightness, a network that learned little, and least at high
+# noise, where errors of the predicted noise weigh least
+BADLY_TRAINED = Problem(
+    "sparse",
+    partial(blobs, deviation=0.8),
+    "epsilon",
+    width=256,
+    blocks=3,
+    training_steps=1_600,
 )

@@ -20,7 +20,9 @@ def unresolved(comparison: Comparison) -> tuple[str, ...]:
     )
 
 
-def unproven(comparison: Comparison, baselines: Iterable[str], predicted: bool) -> tuple[str, ...]:
+def unproven(
+    comparison: Comparison, baselines: Iterable[str], predicted: bool = False
+) -> tuple[str, ...]:
     """In which statistics the selection on a mixture gains nothing beyond the standard error.
 
     `predicted`, on a model of the network that recorded trajectories correct.
