@@ -267,7 +267,7 @@ def test_what_a_record_leaves_selects() -> None:
         [2, 3],
         t_min=T_MIN,
         starts=["quadratic"],
-        selection=jk.Selection(noise=noise[:48]),
+        selection=jk.Selection(noise=noise),
         budget=20_000,
         progress=False,
     )

@@ -239,15 +239,27 @@ def plan_sweep(
     calls = budget // per_call
     trajectories = 0
     if recorded is None:
-        trajectories = min(calls // denoised_nfe(1, nodes), most) // _BATCHES * _BATCHES
-    left = calls - denoised_nfe(trajectories, nodes)
+        trajectories = min(calls // nodes, most) // _BATCHES * _BATCHES
+    shares = _shares(calls - trajectories * nodes, costs, recorded or trajectories)
+    if shares is not None and rows is not None:
+        # rows of noise that are left give the evidence
+        kept = 3 * rows // (4 * _BATCHES) * _BATCHES
+        trajectories = min(trajectories, max(kept, _LEAST_RECORDED))
+        if rows < trajectories + _LEAST_ROWS:
+            shares = None
+        else:
+            shares = _shares(calls - trajectories * nodes, costs, recorded or trajectories)
+    given = None if shares is None else tuple(per_call * share for share in shares)
+    return SweepPlan(budget, trajectories, nodes, given)
+
+
+def _shares(left: int, costs: Sequence[Costs], trajectories: int) -> list[int] | None:
+    """Calls for a selection of every setting, in proportion to its steps; None for too few."""
     whole = sum(cost.per_sample for cost in costs)
     shares = [left * cost.per_sample // whole for cost in costs]
-    wanted = min(_ENOUGH_TRAJECTORIES, recorded or trajectories)
+    wanted = min(_ENOUGH_TRAJECTORIES, trajectories)
     enough = all(share >= cost.all(wanted) for share, cost in zip(shares, costs, strict=True))
-    enough = enough and (rows is None or rows >= trajectories + _LEAST_ROWS)
-    given = tuple(per_call * share for share in shares) if enough else None
-    return SweepPlan(budget, trajectories, nodes, given)
+    return shares if enough else None
 
 
 def _most_rows(cost: Callable[[int], int], available: int, most: int) -> int:
