@@ -121,7 +121,8 @@ def all_searches(denoiser: jk.AbstractDenoiser, data: np.ndarray) -> dict[str, S
     def within(sampler: str, num_steps: int, budget: int, with_data: bool) -> Found:
         found = sweep(budget, with_data)
         result = found[sampler, num_steps]
-        return Found(result.schedule, found.nfe, result.seconds)
+        # those of the mixture are none of the network
+        return Found(result.schedule, found.nfe if budget else 0, result.seconds)
 
     def selected(sampler: str, num_steps: int, fine_tune: int = 0) -> Found:
         selection = jk.Selection(noise=noise[:2048], fine_tune=fine_tune)
