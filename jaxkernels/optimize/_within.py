@@ -120,13 +120,12 @@ class SimulatedSelection:
         """Select one of the candidates, or what gradient steps from the best lead to.
 
         On the corrected model, which gives the evidence as well. The `incumbent`, the label of what
-        data speak for, is left only for another candidate that is better beyond a standard error.
-        There are no gradient steps from it then: on few recorded trajectories they were seen to
-        lead, on networks, to larger errors than what thousands of samples of a mixture had found.
+        data speak for, is left only for what is better beyond a standard error, and is returned as
+        it is: gradient steps from it on few recorded trajectories were seen to lead, on networks,
+        to larger errors than what thousands of samples of a mixture had found.
         """
         with Progress("comparing on a model of the network", progress) as line:
-            own = self if incumbent is None else dataclasses.replace(self, solver=None)
-            found = own.simulate(candidates, space, sampler, line, incumbent)
+            found = self.simulate(candidates, space, sampler, line, incumbent)
             selected = found.tuned or by_label(candidates)[found.best]
             baselines = [c for c in candidates if c.is_baseline]
             shown = [*baselines, selected] if not selected.is_baseline else baselines
@@ -148,15 +147,19 @@ class SimulatedSelection:
         line: Progress,
         incumbent: str | None = None,
     ) -> "_Simulated":
-        """Compare candidates on the corrected model, and take gradient steps from the best."""
+        """Compare candidates on the corrected model, and take gradient steps from the best.
+
+        Unless that is the `incumbent`.
+        """
         reference = _varied(self.reference, self.t_min)
         schedules = {c.label: c.schedule for c in candidates}
         predicted = compare_to(reference, sampler, schedules, line=line, **_FREE)
         baselines = [c.label for c in candidates if c.is_baseline]
         best = predicted.best(baselines, self.criterion, incumbent)
-        start = by_label(candidates)[best]
-        floor = predicted.take(baselines)
-        tuned = self.tune(reference, space, sampler, start, floor, line)
+        tuned = None
+        if best != incumbent:
+            run = (reference, space, sampler, by_label(candidates)[best])
+            tuned = self.tune(*run, predicted.take(baselines), line)
         return _Simulated(reference, predicted, best, tuned)
 
     def tune(
