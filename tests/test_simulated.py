@@ -193,7 +193,8 @@ def test_without_a_budget_no_evaluation_is_spent(record: jk.DenoisedRecord) -> N
 
 def test_what_data_speak_for_is_kept_unless_the_record_contradicts() -> None:
     network = jk.Denoiser(lambda x, t: MODEL(x, t).x0, PROCESS, "x0")
-    made = jk.record_denoised(network, NOISE, t_min=T_MIN, nodes=16, progress=False)
+    noise: Any = np.random.default_rng(2).standard_normal((128, 2))
+    made = jk.record_denoised(network, noise, t_min=T_MIN, nodes=24, progress=False)
     selection = jk.Selection(denoiser=network, record=made)
     result = jk.optimize_schedule(
         MIXTURE, PROCESS, "ddim", 4, t_min=T_MIN, selection=selection, progress=False
