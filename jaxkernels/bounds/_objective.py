@@ -27,7 +27,7 @@ from ._certified import (
     scheme_name,
 )
 from ._girsanov import evaluate_girsanov, girsanov_scheme
-from ._recursion import CertifiedRecursion
+from ._recursion import Certificate, CertifiedRecursion
 
 
 class CertifiedError(AbstractObjective):
@@ -100,7 +100,7 @@ class CertifiedError(AbstractObjective):
         scheme = which(sampler if self.scheme is None else self.scheme, process)
         start = check_initial(process, self.initialization)
         named = isinstance(start, str)
-        return BoundCertifiedError(
+        certificate = Certificate(
             known,
             self.metric,
             scheme,
@@ -109,6 +109,7 @@ class CertifiedError(AbstractObjective):
             start if named else "",
             None if named else start,
         )
+        return BoundCertifiedError(certificate)
 
     def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
         del fixed_end
@@ -124,14 +125,7 @@ class CertifiedError(AbstractObjective):
 class BoundCertifiedError(AbstractBoundObjective):
     """`CertifiedError` of known constants, a process and a scheme."""
 
-    known: Assumptions
-    metric: str = eqx.field(static=True)
-    scheme: str = eqx.field(static=True)
-    score_error: ErrorSize
-    error_lipschitz: Numbers
-    initialization: str = eqx.field(static=True)
-    """The name of the initial distribution, or empty if its distance is given."""
-    initial_distance: AnyArray | None
+    certificate: Certificate
     only_times: bool = eqx.field(static=True, default=False)
     """Whether it is not differentiated along the stochasticity."""
 
@@ -145,39 +139,35 @@ class BoundCertifiedError(AbstractBoundObjective):
         num_steps: int,
         squared: np.ndarray | None,
     ) -> CertifiedRecursion | None:
-        required = 1.0 if self.metric == "kl" else required_stochasticity(self.scheme)
+        given = self.certificate
+        required = 1.0 if given.metric == "kl" else required_stochasticity(given.scheme)
         if required is not None and (squared is None or np.any(squared != required)):
             return None
         # where nothing is known of the drift, the bound is finite at stochasticity 1 only
-        if squared is None and third_derivative(self.known, jnp.ones(1)) is None:
+        if squared is None and third_derivative(given.known, jnp.ones(1)) is None:
             return None
         for name in ("score_error", "error_lipschitz"):
-            given = getattr(self, name)
-            if not callable(given):
-                per_evaluation(name, given, jnp.zeros(num_steps))
+            size = getattr(given, name)
+            if not callable(size):
+                per_evaluation(name, size, jnp.zeros(num_steps))
         return CertifiedRecursion(
-            self.known,
-            self.metric,
-            self.scheme,
-            self.score_error,
-            self.error_lipschitz,
-            self.initialization,
-            self.initial_distance,
+            given,
             coordinate,
             constant(t_min),
             None if squared is None else constant(pad_last(squared, bucket(num_steps))),
         )
 
     def __call__(self, schedule: Schedule) -> Float[Array, ""]:
-        if self.metric == "kl":
-            run = (self.known, schedule, self.scheme, self.initialization)
-            value = evaluate_girsanov(*run, self.score_error).value
+        given = self.certificate
+        if given.metric == "kl":
+            run = (given.known, schedule, given.scheme, given.initialization)
+            value = evaluate_girsanov(*run, given.score_error).value
             return _where_stochasticity(schedule, 1.0, value)
-        start = self.initialization if self.initial_distance is None else self.initial_distance
-        errors = (self.score_error, self.error_lipschitz)
-        required = required_stochasticity(self.scheme)
+        errors = (given.score_error, given.error_lipschitz)
+        required = required_stochasticity(given.scheme)
         free = required is None and not self.only_times
-        value = bound_value(self.known, schedule, self.scheme, start, *errors, free=free)
+        run = (given.known, schedule, given.scheme, given.start)
+        value = bound_value(*run, *errors, free=free)
         return value if required is None else _where_stochasticity(schedule, required, value)
 
 

@@ -58,11 +58,8 @@ _GRID[-1] = LARGEST_STOCHASTICITY**2
 _ITERATIONS = 60
 
 
-class CertifiedRecursion(AbstractCoordinateObjective):
-    """`CertifiedError` as a function of the coordinates of the times, at a stochasticity.
-
-    `squared` is that of every step, squared; None for the best one of each step.
-    """
+class Certificate(eqx.Module):
+    """What a bound is of, but for the schedule."""
 
     known: Assumptions
     metric: str = eqx.field(static=True)
@@ -71,7 +68,21 @@ class CertifiedRecursion(AbstractCoordinateObjective):
     error_lipschitz: Numbers
     initialization: str = eqx.field(static=True)
     """The name of the initial distribution, or empty if its distance is given."""
-    given_distance: AnyArray | None
+    initial_distance: AnyArray | None
+
+    @property
+    def start(self) -> AnyArray | str:
+        """The name of the initial distribution, or its distance."""
+        return self.initialization if self.initial_distance is None else self.initial_distance
+
+
+class CertifiedRecursion(AbstractCoordinateObjective):
+    """`CertifiedError` as a function of the coordinates of the times, at a stochasticity.
+
+    `squared` is that of every step, squared; None for the best one of each step.
+    """
+
+    certificate: Certificate
     coordinate: TimeCoordinate
     t_min: Float[AnyArray, ""]
     squared: Float[AnyArray, " steps"] | None
@@ -122,8 +133,8 @@ class CertifiedRecursion(AbstractCoordinateObjective):
         return errors_between(
             times[:-1],
             times[1:],
-            per_step(self.score_error, times.shape[0] - 1),
-            per_step(self.error_lipschitz, times.shape[0] - 1),
+            per_step(self.certificate.score_error, times.shape[0] - 1),
+            per_step(self.certificate.error_lipschitz, times.shape[0] - 1),
         )
 
     def _squared(
@@ -133,18 +144,20 @@ class CertifiedRecursion(AbstractCoordinateObjective):
         if self.squared is not None:
             return jnp.asarray(per_step(self.squared, active.shape[0]), times.dtype)
         at = jax.lax.stop_gradient(times)
-        steps = steps_between(self.known, at[:-1], at[1:], jnp.ones_like(at[1:]), self._sizes(at))
+        steps = steps_between(
+            self.certificate.known, at[:-1], at[1:], jnp.ones_like(at[1:]), self._sizes(at)
+        )
         return _best_stochasticity(denoised_steps(steps), self._start(), active)
 
     def _coefficients(
         self, starts: Array, ends: Array, squared: Array, sizes: StepErrors
     ) -> Float[Array, "coefficients steps"]:
         """What propagates the bound over every step."""
-        steps = steps_between(self.known, starts, ends, squared, sizes)
-        if self.metric == "kl":
-            exact, error = GIRSANOV[self.scheme](steps)
+        steps = steps_between(self.certificate.known, starts, ends, squared, sizes)
+        if self.certificate.metric == "kl":
+            exact, error = GIRSANOV[self.certificate.scheme](steps)
             return (exact + error)[None]
-        factors = SCHEMES[self.scheme](steps._replace(rounding=ROUNDING))
+        factors = SCHEMES[self.certificate.scheme](steps._replace(rounding=ROUNDING))
         return jnp.stack(recursion_of(factors))
 
     def _expand(
@@ -155,7 +168,7 @@ class CertifiedRecursion(AbstractCoordinateObjective):
         One step after the other, so that the derivatives at all nodes and modes stay in the cache,
         and padding takes no time.
         """
-        follows = callable(self.score_error)
+        follows = callable(self.certificate.score_error)
 
         def one(step: tuple[Array, Array, StepErrors]) -> tuple[Array, Array, Array]:
             x, alpha2, sizes = jax.tree.map(lambda leaf: leaf[..., None], step)
@@ -164,7 +177,9 @@ class CertifiedRecursion(AbstractCoordinateObjective):
                 first, last, *varied = x
                 given = sizes
                 if follows:
-                    given = errors_between(first, last, self.score_error, sizes.lipschitz)
+                    given = errors_between(
+                        first, last, self.certificate.score_error, sizes.lipschitz
+                    )
                 return self._coefficients(first, last, varied[0] if varied else alpha2, given)
 
             found = forward_derivatives(coefficients, x)
@@ -185,24 +200,25 @@ class CertifiedRecursion(AbstractCoordinateObjective):
     def _start(self) -> Float[Array, ""]:
         """The bound on the error of the initial distribution."""
         first = jnp.asarray(self.coordinate.start, jnp.result_type(float))
-        process = self.known.process
-        if self.metric == "kl":
-            return initial_divergence(self.known, process, first, self.initialization)
-        given = self.initialization if self.given_distance is None else self.given_distance
-        return initial_distance(self.known, process, first, given)
+        process = self.certificate.known.process
+        if self.certificate.metric == "kl":
+            return initial_divergence(
+                self.certificate.known, process, first, self.certificate.initialization
+            )
+        return initial_distance(self.certificate.known, process, first, self.certificate.start)
 
     def _total(self, times: Float[Array, " points"], last: Float[Array, ""]) -> Float[Array, ""]:
         """The bound, infinite where it is not proved."""
-        known = self.known
+        known = self.certificate.known
         end = self._last(times)
-        if self.metric == "kl":
+        if self.certificate.metric == "kl":
             proved = is_divergence_proved(known, known.process.sigma(end) ** 2)
             return jnp.where(proved, finite_or_inf(last), jnp.inf)
         if self.squared is None:
             ancestral = jnp.zeros((), bool)
         else:
             ancestral = jnp.all(jnp.asarray(self.squared) == 1.0)
-        proved = is_proved(known, self.scheme, known.process.sigma(end) ** 2, ancestral)
+        proved = is_proved(known, self.certificate.scheme, known.process.sigma(end) ** 2, ancestral)
         total = last + truncation_distance(known, known.process, end)
         return jnp.where(proved, finite_or_inf(total), jnp.inf)
 
