@@ -67,7 +67,7 @@ def main() -> None:
     path = save("peers", {"unseen": UNSEEN, "cells": cells})
     text = report(cells)
     path.with_suffix(".md").write_text(text)
-    render(figure([cell for cell in cells if cell["network"] != BADLY_TRAINED.name]), FIGURE)
+    render(figure(split(cells)[0]), FIGURE)
     print(text)
 
 
@@ -210,8 +210,7 @@ def ratios(compared: jk.Comparison, name: str, peers: list[str]) -> Cell:
 
 def report(cells: list[Cell]) -> str:
     """All settings together, then each."""
-    apart = [cell for cell in cells if cell["network"] == BADLY_TRAINED.name]
-    cells = [cell for cell in cells if cell not in apart]
+    cells, apart = split(cells)
     settings = {(c["network"], c["sampler"], c["num_steps"]) for c in cells}
     head = ["method", *STATISTICS, "NFE", "seconds"]
     each = [
@@ -258,6 +257,13 @@ def report(cells: list[Cell]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def split(cells: list[Cell]) -> tuple[list[Cell], list[Cell]]:
+    """The cells that count together, and those of the badly trained network."""
+    counted = [cell for cell in cells if cell["network"] != BADLY_TRAINED.name]
+    apart = [cell for cell in cells if cell["network"] == BADLY_TRAINED.name]
+    return counted, apart
 
 
 def summary(cells: list[Cell], ratio: str, error: str) -> str:

@@ -33,7 +33,27 @@ _LEAST_STEPS = 60
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class RecordPlan:
+    """The record that a budget pays for; see the plans for the arguments."""
+
+    budget: int
+    trajectories: int
+    nodes: int
+
+    @property
+    def batch(self) -> int:
+        """Trajectories that are recorded at a time."""
+        return self.trajectories // _BATCHES
+
+    @property
+    def _start(self) -> str:
+        """The start of a plan's text."""
+        made = f"{self.trajectories} trajectories, {self.nodes} nodes"
+        return f"{self.budget:,}: {made if self.trajectories else 'a given record'}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(RecordPlan):
     """How a budget is divided.
 
     **Arguments:**
@@ -48,25 +68,15 @@ class Plan:
     - `nfe`: at most, by stage.
     """
 
-    budget: int
-    trajectories: int
-    nodes: int
     selecting: int
     rounds: int
     evidence: int
     reference_steps: int
     nfe: Mapping[str, int]
 
-    @property
-    def batch(self) -> int:
-        """Trajectories that are recorded at a time."""
-        return self.trajectories // _BATCHES
-
     def __str__(self) -> str:
-        made = f"{self.trajectories} trajectories, {self.nodes} nodes"
         return (
-            f"{self.budget:,}: {made if self.trajectories else 'a given record'}; "
-            f"{self.selecting} samples select, with {self.rounds} corrections; "
+            f"{self._start}; {self.selecting} samples select, with {self.rounds} corrections; "
             f"{self.evidence} give the evidence"
         )
 
@@ -178,7 +188,7 @@ def make_plan(budget: int, costs: Costs, rows: int | None, recorded: int | None)
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepPlan:
+class SweepPlan(RecordPlan):
     """How a budget is divided between one record and the settings that it serves.
 
     **Arguments:**
@@ -190,20 +200,11 @@ class SweepPlan:
       where all NFE go to the record, on whose model of the network schedules are optimised.
     """
 
-    budget: int
-    trajectories: int
-    nodes: int
     shares: tuple[int, ...] | None
 
-    @property
-    def batch(self) -> int:
-        """Trajectories that are recorded at a time."""
-        return self.trajectories // _BATCHES
-
     def __str__(self) -> str:
-        made = f"{self.trajectories} trajectories, {self.nodes} nodes"
         rest = f"{sum(self.shares):,} for selections" if self.shares else "no selection on it"
-        return f"{self.budget:,}: {made if self.trajectories else 'a given record'}; {rest}"
+        return f"{self._start}; {rest}"
 
 
 def plan_sweep(

@@ -42,7 +42,7 @@ from ..trajectories import (
     record_denoised,
     unpredictable,
 )
-from ._budget import MOST_ROUNDS, Costs, Plan, make_plan
+from ._budget import MOST_ROUNDS, Costs, Plan, RecordPlan, make_plan
 from ._candidates import (
     MIXTURE,
     OPTIMISED,
@@ -506,9 +506,7 @@ def _prepare_within(
     plan = make_plan(request.budget, costs, selection.noise_rows, given)
     noise = noise_within(model, request, selection, plan.trajectories + plan.evidence)
     if made is None:
-        recorded = noise[: plan.trajectories]
-        run = {"t_min": request.t_min[0], "nodes": plan.nodes, "batch": plan.batch}
-        made = record_denoised(network, recorded, progress=progress, **run)
+        made = record_planned(network, noise, plan, request, progress)
     model = model_with_record(model, network, made, request)
     fresh = noise[plan.trajectories :]
     return model, selection, bind_within(selection, network, made, model, fresh, plan)
@@ -557,6 +555,14 @@ def costs_within(
         rounds=MOST_ROUNDS if tuned else 0,
         per_call=network.nfe,
     )
+
+
+def record_planned(
+    network: AbstractDenoiser, noise: Array, plan: RecordPlan, request: Request, progress: bool
+) -> DenoisedRecord:
+    """Record what a plan pays for, from the first rows of initial noise."""
+    run = {"t_min": request.t_min[0], "nodes": plan.nodes, "batch": plan.batch}
+    return record_denoised(network, noise[: plan.trajectories], progress=progress, **run)
 
 
 def model_with_record(

@@ -16,7 +16,6 @@ from ..prediction import AbstractDenoiser
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
-from ..trajectories import record_denoised
 from ._budget import SweepPlan, plan_sweep
 from ._model import Model
 from ._optimize import (
@@ -30,6 +29,7 @@ from ._optimize import (
     noise_within,
     on_range,
     prepare,
+    record_planned,
     run_request,
 )
 from ._result import OptimizedSchedule
@@ -265,9 +265,7 @@ def _record_within(
         assert plan is not None
         # as many again for the evidence
         noise = noise_within(model, first, selection, 2 * plan.trajectories)
-        recorded = noise[: plan.trajectories]
-        run = {"t_min": first.t_min[0], "nodes": plan.nodes, "batch": plan.batch}
-        made = record_denoised(network, recorded, progress=progress, **run)
+        made = record_planned(network, noise, plan, first, progress)
         nfe = {"record": made.nfe}
         fresh = noise[plan.trajectories :] if plan.shares else None
         selection = dataclasses.replace(selection, record=made, noise=fresh)
