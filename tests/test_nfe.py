@@ -164,8 +164,8 @@ def _optimize(target: Any = DENOISER, **options: Any) -> jk.OptimizedSchedule:
     )
 
 
-# recorded, one candidate and three baselines, then the evidence
-LEAST = 4 * 24 + 4 * 4 * 3 + 4 * (90 + 7 * 3)
+# recorded, two candidates and three baselines, then the evidence
+LEAST = 4 * 24 + 4 * 5 * 3 + 4 * (90 + 7 * 3)
 
 
 @pytest.mark.parametrize("budget", [LEAST, pytest.param(16_000, marks=pytest.mark.slow)])
@@ -233,26 +233,28 @@ def test_a_sweep_samples_and_records_once() -> None:
 
 
 def test_a_sweep_divides_a_budget() -> None:
-    """A small one is recorded whole, once; the record alone leads to the same schedules."""
+    """A small one is recorded once, and a third of it decides; so does a record that is given."""
     before = COUNTER.nfe
     selection = jk.Selection(noise=NOISE)
     run = (DENOISER, PROCESS, ["ddim"], [2, 3])
     options: dict[str, Any] = {"t_min": T_MIN, "starts": ["quadratic"], "progress": False}
     sweep = jk.optimize_schedules(*run, selection=selection, budget=1_000, **options)
-    assert sweep.nfe == COUNTER.nfe - before == 40 * 24
-    assert sweep.shared_nfe == {"record": 40 * 24}
-    assert "1,000: 40 trajectories, 24 nodes; no selection on it" in repr(sweep)
+    # two candidates of each setting are run
+    deciding = 24 * 2 * (2 + 3)
+    assert sweep.nfe == COUNTER.nfe - before == 24 * 24 + deciding
+    assert sweep.shared_nfe == {"record": 24 * 24}
+    assert "1,000: 24 trajectories, 24 nodes; 24 of them decide" in repr(sweep)
     record = jk.record_denoised(
-        DENOISER, NOISE[:40], t_min=T_MIN, nodes=24, batch=10, progress=False
+        DENOISER, NOISE[:24], t_min=T_MIN, nodes=24, batch=6, progress=False
     )
     before = COUNTER.nfe
-    alone = _optimize(selection=jk.Selection(record=record))
-    assert COUNTER.nfe == before
-    assert alone.nfe == 0
-    np.testing.assert_array_equal(sweep["ddim", 3].schedule.times, alone.schedule.times)
-    for result in sweep.results.values():
+    given = jk.optimize_schedules(
+        *run, selection=jk.Selection(record=record), budget=deciding, **options
+    )
+    assert given.nfe == COUNTER.nfe - before == deciding
+    for setting, result in sweep.results.items():
         assert not result.verified
-        assert result.nfe == 0
+        np.testing.assert_array_equal(result.schedule.times, given[setting].schedule.times)
 
 
 @pytest.mark.slow
@@ -299,7 +301,10 @@ def test_sweeps_stay_within_their_budget(recorded: int | None) -> None:
         plan = plan_sweep(budget, settings, rows, recorded)
         record = 2 * plan.trajectories * plan.nodes
         shares = plan.shares or ()
-        assert record + sum(shares) <= budget
+        deciding = 2 * plan.checked * sum(c.candidates * c.per_sample for c in settings)
+        assert record + sum(shares) + deciding <= budget
+        assert not (shares and plan.checked)
+        assert plan.checked <= (recorded or plan.trajectories)
         assert plan.trajectories % 4 == 0
         assert (plan.trajectories >= 8) == (recorded is None)
         assert rows is None or plan.trajectories <= rows

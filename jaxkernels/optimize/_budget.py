@@ -17,6 +17,9 @@ _MOST_NODES = 48
 _MOST_TRAJECTORIES = 512
 # without a selection on the network
 _LEAST_RECORDED = 8
+# share of what the network decides for each setting, and trajectories for that, at least
+_CHECK = 1.0 / 3.0
+_LEAST_CHECKED = 4
 # batches of a record
 _BATCHES = 4
 # corrections of the model by what was run, the most that leave enough trajectories
@@ -197,14 +200,19 @@ class SweepPlan(RecordPlan):
     - `trajectories`: that are recorded; 0 if a record is given.
     - `nodes`: of the record.
     - `shares`: NFE for a selection on the network and its evidence, one for each setting; None
-      where all NFE go to the record, on whose model of the network schedules are optimised.
+      where schedules are optimised on a model of the network that the record corrects.
+    - `checked`: the trajectories on which the network is then run to decide, in each setting,
+      between what the model leads to and what data speak for; 0 where the model decides.
     """
 
     shares: tuple[int, ...] | None
+    checked: int
 
     def __str__(self) -> str:
-        rest = f"{sum(self.shares):,} for selections" if self.shares else "no selection on it"
-        return f"{self._start}; {rest}"
+        if self.shares:
+            return f"{self._start}; {sum(self.shares):,} for selections"
+        what = f"{self.checked} of them decide" if self.checked else "no selection on it"
+        return f"{self._start}; {what}"
 
 
 def plan_sweep(
@@ -250,8 +258,18 @@ def plan_sweep(
             shares = None
         else:
             shares = _shares(calls - trajectories * nodes, costs, recorded or trajectories)
-    given = None if shares is None else tuple(per_call * share for share in shares)
-    return SweepPlan(budget, trajectories, nodes, given)
+    if shares is not None:
+        given = tuple(per_call * share for share in shares)
+        return SweepPlan(budget, trajectories, nodes, given, 0)
+    per_checked = sum(cost.candidates * cost.per_sample for cost in costs)
+    if recorded is None:
+        kept = int(_CHECK * calls) // per_checked
+        kept = kept if kept >= _LEAST_CHECKED else 0
+        trajectories = min((calls - kept * per_checked) // nodes, most) // _BATCHES * _BATCHES
+    left = calls - trajectories * nodes
+    checked = min(left // per_checked, recorded or trajectories)
+    checked = checked if checked >= _LEAST_CHECKED else 0
+    return SweepPlan(budget, trajectories, nodes, None, checked)
 
 
 def _shares(left: int, costs: Sequence[Costs], trajectories: int) -> list[int] | None:

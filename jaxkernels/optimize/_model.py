@@ -28,7 +28,8 @@ class Model(NamedTuple):
 
     `gaussian` has the mean and covariance of the data; `mixture` is run where there is no network,
     and before there is one; `samples` are the data, if given; `denoiser` is the network, if that is
-    the target; `nfe`, what its samples took.
+    the target; `nfe`, what its samples took; `fitted`, a mixture whose denoiser is the network's
+    along recorded trajectories.
     """
 
     gaussian: Gaussian
@@ -36,6 +37,7 @@ class Model(NamedTuple):
     samples: AnyArray | None = None
     denoiser: AbstractDenoiser | None = None
     nfe: int = 0
+    fitted: GaussianMixture | None = None
 
     @property
     def knows_data(self) -> bool:

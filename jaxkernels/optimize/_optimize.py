@@ -183,7 +183,7 @@ def run_request(
         plan = bound.plan
         nfe = {"record": plan.nfe["record"]}
     elif request.denoised_record is not None:
-        model, selection, bound = _prepare_simulated(target, request)
+        model, selection, bound = _prepare_simulated(target, request, progress)
         nfe = {}
     else:
         model, selection, bound, nfe = prepare(target, request, progress)
@@ -267,6 +267,7 @@ class Request:
     solver: AbstractSolver
     selection: Selection | None
     budget: int | None = None
+    checked: int = 0
 
     @property
     def stochastic(self) -> bool:
@@ -507,13 +508,13 @@ def _prepare_within(
     noise = noise_within(model, request, selection, plan.trajectories + plan.evidence)
     if made is None:
         made = record_planned(network, noise, plan, request, progress)
-    model = model_with_record(model, network, made, request)
+    model = model_with_record(model, network, made, request, progress)
     fresh = noise[plan.trajectories :]
     return model, selection, bind_within(selection, network, made, model, fresh, plan)
 
 
 def _prepare_simulated(
-    target: Any, request: Request
+    target: Any, request: Request, progress: bool
 ) -> tuple[Model, Selection, SimulatedSelection]:
     """The same on a model of the network that a given record corrects, without a budget."""
     selection = request.selection
@@ -521,8 +522,9 @@ def _prepare_simulated(
     assert selection is not None
     assert made is not None
     network, model = known_before(target, selection)
-    model = model_with_record(model, network, made, request)
-    return model, selection, bind_simulated(selection, network, made, model)
+    model = model_with_record(model, network, made, request, progress)
+    bound = bind_simulated(selection, network, made, model, request.checked)
+    return model, selection, bound
 
 
 def known_before(target: Any, selection: Selection) -> tuple[AbstractDenoiser, Model | None]:
@@ -551,7 +553,7 @@ def costs_within(
     return Costs(
         per_sample=request.sampler.nfe_per_step * request.num_steps,
         baselines=len(BASELINES) + (len(starts) if isinstance(starts, Mapping) else 0),
-        candidates=1 + (model is not None and model.knows_data and model.mixture is not None),
+        candidates=2 + (model is not None and model.knows_data and model.mixture is not None),
         rounds=MOST_ROUNDS if tuned else 0,
         per_call=network.nfe,
     )
@@ -566,12 +568,20 @@ def record_planned(
 
 
 def model_with_record(
-    model: Model | None, network: AbstractDenoiser, made: DenoisedRecord, request: Request
+    model: Model | None,
+    network: AbstractDenoiser,
+    made: DenoisedRecord,
+    request: Request,
+    progress: bool,
 ) -> Model:
-    """Say what is known of the data: if nothing else, the recorded end points."""
+    """Say what is known: of the data, if nothing else the recorded ends, and of the network."""
     if model is None:
         ends = np.asarray(made.ends)
         model = Model(Gaussian.fit(ends), fit_mixture(ends), denoiser=network)
+    if model.fitted is None:
+        with Progress("fitting a mixture to recorded denoised points", progress):
+            known = model.mixture if model.knows_data else None
+            model = model._replace(fitted=made.fit_mixture(known))
     run = (request.process, request.sampler, request.num_steps)
     request.objective.check_target(model.gaussian, *run)
     return model

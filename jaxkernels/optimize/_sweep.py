@@ -226,7 +226,8 @@ def optimize_schedules(
     results = {}
     shares = [None] * len(requests) if plan is None or plan.shares is None else plan.shares
     for (setting, request), one, share in zip(requests.items(), own, shares, strict=True):
-        request = dataclasses.replace(request, selection=one, budget=share)
+        checked = 0 if plan is None else plan.checked
+        request = dataclasses.replace(request, selection=one, budget=share, checked=checked)
         began_setting = time.perf_counter()
         results[setting] = run_request(model, request, starts, progress, began_setting)
     return ScheduleSweep(results, nfe, plan, time.perf_counter() - began)
@@ -269,5 +270,5 @@ def _record_within(
         nfe = {"record": made.nfe}
         fresh = noise[plan.trajectories :] if plan.shares else None
         selection = dataclasses.replace(selection, record=made, noise=fresh)
-    model = model_with_record(model, network, made, first)
+    model = model_with_record(model, network, made, first, progress)
     return model, [selection] * len(requests), nfe, plan

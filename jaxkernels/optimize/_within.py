@@ -1,7 +1,7 @@
 """Selecting on a model of the network that recorded trajectories correct, and within a budget."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -21,51 +21,57 @@ from ..comparison import (
     sample_ends,
     solve_reference,
 )
-from ..distributions import GaussianMixture
 from ..prediction import AbstractDenoiser, in_working_precision
 from ..samplers import AbstractSampler, DPMSolverPP2M, sampling_nfe
 from ..schedules import log_snr
 from ..trajectories import DenoisedRecord
 from ._budget import Plan
-from ._candidates import SIMULATED, Candidate, Origin, by_label
+from ._candidates import EXCHANGED, SIMULATED, Candidate, Origin, by_label
 from ._fine_tune import fine_tune
 from ._model import Model
 from ._selection import Selected, Selection, check_data
 from ._solver import Optax
 from ._space import ScheduleSpace
 
-# of a mixture of recorded end points: few, as what it gets wrong is recorded
-_SAMPLES_PER_COMPONENT = 12
-# trajectories of the model, and steps of their solution
+# trajectories of the model, at least, with their own residuals and with those of others, and steps
+# of their solution
 _SIMULATED = 128
+_EXCHANGED = 1024
 _SIMULATED_STEPS = 200
 # options of comparisons on the model, which take no NFE
 _FREE: dict[str, Any] = {"key": None, "planned": 0}
 
 
 def bind_simulated(
-    selection: Selection, network: AbstractDenoiser, record: DenoisedRecord, model: Model
+    selection: Selection,
+    network: AbstractDenoiser,
+    record: DenoisedRecord,
+    model: Model,
+    checked: int = 0,
 ) -> "SimulatedSelection":
     """Bind a selection to a record of denoised points.
 
-    **Arguments:** `selection`; `network`, that was recorded; `record`; `model`, what is known of
-    the data.
+    **Arguments:** `selection`; `network`, that was recorded; `record`; `model`, with the mixture
+    that was fitted to it; `checked`, number of trajectories on which the network is run to decide
+    between what the model leads to.
 
-    **Returns:** a selection that is ready to run candidates, without an evaluation of the network.
+    **Returns:** a selection that is ready to run candidates.
 
     **Raises:** ValueError if data do not fit the network.
     """
+    assert model.fitted is not None
     noise = jnp.asarray(record.noise)
     check_data(selection.data, noise)
-    ends = np.asarray(record.ends)
-    distribution = model.mixture if model.knows_data else None
-    if distribution is None:
-        distribution = GaussianMixture.fit(ends, max(1, len(ends) // _SAMPLES_PER_COMPONENT))
-    corrected = record.denoiser(distribution.denoiser(record.process))
-    _, noise = in_working_precision(network, noise)
-    found = as_reference(corrected, noise, ends, selection.data, np.nan, 0)
-    t_min = float(np.asarray(record.t_min))
-    return SimulatedSelection(found, t_min, selection.criterion, selection.simulation_solver())
+    corrected = record.denoiser(model.fitted.denoiser(record.process))
+    working, noise = in_working_precision(network, noise)
+    found = as_reference(corrected, noise, np.asarray(record.ends), selection.data, np.nan, 0)
+    return SimulatedSelection(
+        reference=found,
+        network=found._replace(denoiser=working).take(slice(checked)) if checked else None,
+        t_min=float(np.asarray(record.t_min)),
+        criterion=selection.criterion,
+        solver=selection.simulation_solver(),
+    )
 
 
 def bind_within(
@@ -99,12 +105,14 @@ def bind_within(
 
 @dataclasses.dataclass(frozen=True)
 class SimulatedSelection:
-    """A selection that is ready to run on a model of the network, without evaluating it.
+    """A selection that is ready to run on a model of the network.
 
-    `reference` is of the corrected model, with the recorded end points.
+    `reference` is of the corrected model, with the recorded end points; `network`, of the network
+    on the first of these trajectories, where it is run to decide; None where it is not.
     """
 
     reference: Reference
+    network: Reference | None
     t_min: float
     criterion: str
     solver: Optax | None
@@ -117,16 +125,24 @@ class SimulatedSelection:
         progress: bool = True,
         incumbent: str | None = None,
     ) -> Selected:
-        """Select one of the candidates, or what gradient steps from the best lead to.
+        """Select what gradient steps on the corrected model lead to.
 
-        On the corrected model, which gives the evidence as well. The `incumbent`, the label of what
-        data speak for, is left only for what is better beyond a standard error, and is returned as
-        it is: gradient steps from it on few recorded trajectories were seen to lead, on networks,
-        to larger errors than what thousands of samples of a mixture had found.
+        From the best candidate there, on the recorded trajectories, and on these and others that
+        have the residuals of other trajectories. The network decides between the two, and the
+        `incumbent`, the label of what data speak for, where it may be run; otherwise the incumbent
+        is left only for what the model says is better beyond a standard error. The evidence is of
+        the model.
         """
         with Progress("comparing on a model of the network", progress) as line:
             found = self.simulate(candidates, space, sampler, line, incumbent)
-            selected = found.tuned or by_label(candidates)[found.best]
+            finalists = dict(found.finalists)
+            if incumbent is not None and (self.network is not None or found.best == incumbent):
+                finalists[incumbent] = by_label(candidates)[incumbent]
+            selected = list(finalists.values())[-1]
+            nfe = {}
+            if self.network is not None:
+                run = (list(finalists.values()), sampler, line)
+                selected, nfe["selection"] = _decide(self.network, *run)
             baselines = [c for c in candidates if c.is_baseline]
             shown = [*baselines, selected] if not selected.is_baseline else baselines
             schedules = {c.label: c.schedule for c in shown}
@@ -137,7 +153,7 @@ class SimulatedSelection:
             sampling_nfe=0,
             reference_error=self._resolution(),
         )
-        return Selected(selected, tuple(shown), evidence, self.criterion, {}, predicted=True)
+        return Selected(selected, tuple(shown), evidence, self.criterion, nfe, predicted=True)
 
     def simulate(
         self,
@@ -149,18 +165,24 @@ class SimulatedSelection:
     ) -> "_Simulated":
         """Compare candidates on the corrected model, and take gradient steps from the best.
 
-        Unless that is the `incumbent`.
+        The best of all is the `incumbent` unless another is better beyond a standard error.
         """
-        reference = _varied(self.reference, self.t_min)
         schedules = {c.label: c.schedule for c in candidates}
-        predicted = compare_to(reference, sampler, schedules, line=line, **_FREE)
         baselines = [c.label for c in candidates if c.is_baseline]
+        known = by_label(candidates)
+        finalists = []
+        found = []
+        for label, least in ((SIMULATED[0], _SIMULATED), (EXCHANGED, _EXCHANGED)):
+            reference = _varied(self.reference, self.t_min, least)
+            predicted = compare_to(reference, sampler, schedules, line=line, **_FREE)
+            best = predicted.best(baselines, self.criterion)
+            run = (reference, space, sampler, known[best])
+            tuned = self.tune(*run, predicted.take(baselines), line, label)
+            finalists.append(known[best] if tuned is None else tuned)
+            found.append((reference, predicted))
+        reference, predicted = found[0]
         best = predicted.best(baselines, self.criterion, incumbent)
-        tuned = None
-        if best != incumbent:
-            run = (reference, space, sampler, by_label(candidates)[best])
-            tuned = self.tune(*run, predicted.take(baselines), line)
-        return _Simulated(reference, predicted, best, tuned)
+        return _Simulated(reference, predicted, best, {c.label: c for c in finalists})
 
     def tune(
         self,
@@ -170,16 +192,16 @@ class SimulatedSelection:
         start: Candidate,
         baselines: Comparison,
         line: Progress,
-        number: int = 0,
+        label: str,
     ) -> Candidate | None:
-        """What gradient steps lead to; None without steps, or if a correction leads nowhere."""
+        """What gradient steps lead to; None without steps, or if they lead nowhere."""
         if self.solver is None or space.num_steps == 1 or reference.noise.shape[0] < 4:
             return None
         run = (reference, sampler, space, start.schedule, baselines)
         tuned = fine_tune(*run, self.criterion, self.solver, line.update)
-        if number and np.allclose(tuned.times, start.schedule.times, rtol=1e-5):
+        if np.allclose(tuned.times, start.schedule.times, rtol=1e-5):
             return None
-        return Candidate(SIMULATED[number], tuned, Origin.SIMULATED)
+        return Candidate(label, tuned, Origin.SIMULATED)
 
     def _resolution(self) -> float:
         """Distance of the corrected model's own end points to those that were recorded."""
@@ -191,12 +213,12 @@ class SimulatedSelection:
 
 
 class _Simulated(NamedTuple):
-    """What a model predicts: all candidates, the best, and what gradient steps from it lead to."""
+    """What a model predicts: all candidates, the best, and where gradient steps lead, by label."""
 
     reference: Reference
     predicted: Comparison
     best: str
-    tuned: Candidate | None
+    finalists: Mapping[str, Candidate]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,22 +311,15 @@ class _Search:
         predicted = found.predicted
         baselines = [c.label for c in candidates if c.is_baseline]
         criterion = simulated.criterion
-        others = [c.label for c in candidates if not c.is_baseline]
         kept = [
             min(baselines, key=predicted.statistic(name).__getitem__)
             for name in (WEIGHED if criterion == BALANCED else (criterion,))
         ]
-        known = by_label(candidates)
-        tuned = found.tuned
-        if tuned is None:
-            among = others or [found.best]
-            kept.append(predicted.best(baselines, criterion, among=among))
         if incumbent is not None:
             kept.insert(0, incumbent)
-        run = [known[label] for label in dict.fromkeys(kept)]
-        if tuned is not None:
-            run.insert(0, tuned)
-        self._run(run, "selection")
+        known = by_label(candidates)
+        run = {**found.finalists, **{label: known[label] for label in kept}}
+        self._run(list(run.values()), "selection")
 
     def correct(self, number: int) -> bool:
         """Correct the model by the best that was run, and run what gradient steps lead to.
@@ -317,11 +332,12 @@ class _Search:
         starts = dict.fromkeys([best, self._best(measured)])
         baselines = {c.label: c.schedule for c in self._tried if c.is_baseline}
         run = (self._space, self._sampler)
-        for label in starts:
-            start = by_label(self._tried)[label]
-            corrected = _varied(self._corrected(start), simulated.t_min)
+        for name in starts:
+            start = by_label(self._tried)[name]
+            corrected = _varied(self._corrected(start), simulated.t_min, _SIMULATED)
             floor = compare_to(corrected, self._sampler, baselines, line=self._line, **_FREE)
-            tuned = simulated.tune(corrected, *run, start, floor, self._line, number)
+            label = SIMULATED[number]
+            tuned = simulated.tune(corrected, *run, start, floor, self._line, label)
             if tuned is not None:
                 self._run([tuned], "fine-tuning")
                 return True
@@ -371,14 +387,32 @@ class _Search:
         return compare_ends(self._selection.network, self._ends, 0)
 
 
-def _varied(reference: Reference, t_min: float) -> Reference:
-    """The trajectories of a corrected model, few ones also with the residuals of others.
+def _decide(
+    network: Reference, finalists: Sequence[Candidate], sampler: AbstractSampler, line: Progress
+) -> tuple[Candidate, int]:
+    """The candidate with the lowest errors on the network, typical and large, and the NFE.
+
+    By the geometric mean of the geometric mean and the root mean square, whose differences between
+    candidates few samples tell; those of the sliced distance they do not.
+    """
+    if len(finalists) == 1:
+        return finalists[0], 0
+    schedules = {c.label: c.schedule for c in finalists}
+    compared = compare_to(network, sampler, schedules, line=line, **_FREE)
+    typical = compared.statistic("geometric_mean")
+    large = compared.statistic("rms")
+    label = min(schedules, key=lambda name: typical[name] * large[name])
+    return by_label(finalists)[label], compared.sampling_nfe
+
+
+def _varied(reference: Reference, t_min: float, least: int) -> Reference:
+    """The trajectories of a corrected model, `least` at least, with the residuals of others.
 
     What the model gets wrong is then a draw that does not depend on where a trajectory starts. All
     trajectories from one start follow each other.
     """
     count = len(reference.ends)
-    copies = -(-_SIMULATED // count)
+    copies = -(-least // count)
     if copies == 1:
         return reference
     start = np.repeat(np.arange(count), copies)
