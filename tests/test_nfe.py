@@ -239,8 +239,8 @@ def test_a_sweep_divides_a_budget() -> None:
     run = (DENOISER, PROCESS, ["ddim"], [2, 3])
     options: dict[str, Any] = {"t_min": T_MIN, "starts": ["quadratic"], "progress": False}
     sweep = jk.optimize_schedules(*run, selection=selection, budget=1_000, **options)
-    # two candidates of each setting are run
-    deciding = 24 * 2 * (2 + 3)
+    # two candidates and a baseline of each setting are run
+    deciding = 24 * 3 * (2 + 3)
     assert sweep.nfe == COUNTER.nfe - before == 24 * 24 + deciding
     assert sweep.shared_nfe == {"record": 24 * 24}
     assert "1,000: 24 trajectories, 24 nodes; 24 of them decide" in repr(sweep)
@@ -301,7 +301,7 @@ def test_sweeps_stay_within_their_budget(recorded: int | None) -> None:
         plan = plan_sweep(budget, settings, rows, recorded)
         record = 2 * plan.trajectories * plan.nodes
         shares = plan.shares or ()
-        deciding = 2 * plan.checked * sum(c.candidates * c.per_sample for c in settings)
+        deciding = 2 * plan.checked * sum((c.candidates + 1) * c.per_sample for c in settings)
         assert record + sum(shares) + deciding <= budget
         assert not (shares and plan.checked)
         assert plan.checked <= (recorded or plan.trajectories)

@@ -10,6 +10,9 @@ https://arxiv.org/abs/2405.15506, with the settings of its code for CIFAR-10: 50
 batches of 2, seven rounds, RMSprop of rate 0.005 and momentum 0.9, clipped gradients. The distance
 is Euclidean, as there is no perceptual one for these data; the ball has the same radius relative to
 the noise; the network is evaluated at the schedule's own times.
+
+Within a budget there are few samples, and training ends when it is spent; the teacher, which could
+serve several searches, is not counted.
 """
 
 import equinox as eqx
@@ -33,20 +36,29 @@ DECAY = 0.8
 # of the noise's norm: 1 in the 3072 dimensions of CIFAR-10
 RADIUS = 1.0 / np.sqrt(3072.0)
 TEACHER_STEPS = 40
+# within a budget, of training and of validation
+FEW_SAMPLES = 8
 
 
 def search(
-    denoiser: jk.AbstractDenoiser, sampler: str, num_steps: int, noise: Array, t_min: float
+    denoiser: jk.AbstractDenoiser,
+    sampler: str,
+    num_steps: int,
+    noise: Array,
+    t_min: float,
+    budget: int | None = None,
 ) -> Found:
     """The schedule of the round and step with the least distance on the validation noise."""
-    x = jnp.asarray(noise[: 2 * SAMPLES])
+    x = jnp.asarray(noise[: 2 * (SAMPLES if budget is None else FEW_SAMPLES)])
     schedule = jk.schedules.log_snr(denoiser.process, TEACHER_STEPS, t_min)
     targets = jk.sample(denoiser, "rk4", schedule, x)
     levels = -np.log(end_sigmas(denoiser.process, t_min))
     student = Student(denoiser, sampler, jnp.asarray(levels, x.dtype), jnp.asarray(t_min, x.dtype))
-    z, runs = train(student, x, targets, num_steps)
+    most = None if budget is None else budget // num_steps
+    z, runs = train(student, x, targets, num_steps, most)
     # a gradient: a forward pass and a backward pass of twice its cost
-    nfe = len(x) * 4 * TEACHER_STEPS + num_steps * runs
+    nfe = num_steps * runs
+    nfe += len(x) * 4 * TEACHER_STEPS if budget is None else 0
     sigmas = np.exp(-np.asarray(student.levels(z), np.float64))
     return Found(from_sigmas(denoiser.process, sigmas, t_min), nfe)
 
@@ -96,9 +108,16 @@ def evaluate(student: Student, z: Array, x: Array, targets: Array) -> Array:
     return student.distances(z, x, targets)
 
 
-def train(student: Student, x: Array, targets: Array, num_steps: int) -> tuple[Array, int]:
-    """The best logits, and the number of runs of the sampler, a gradient counted as three."""
+def train(
+    student: Student, x: Array, targets: Array, num_steps: int, most: int | None = None
+) -> tuple[Array, int]:
+    """The best logits, and the number of runs of the sampler, a gradient counted as three.
+
+    No step is taken that would lead to more than `most` runs.
+    """
     half = len(x) // 2
+    each = 4 * BATCH + half
+    most = np.iinfo(np.int64).max if most is None else most
     origin = np.asarray(x)
     moved = origin.copy()
     z = best = jnp.zeros(num_steps, x.dtype)
@@ -115,6 +134,8 @@ def train(student: Student, x: Array, targets: Array, num_steps: int) -> tuple[A
     for _ in range(ROUNDS):
         z = best
         for begin in range(0, half, BATCH):
+            if runs + each > most:
+                return best, runs
             rows = slice(begin, begin + BATCH)
             gradient = _move_noise(student, z, moved, origin, targets, rows, shift)
             runs += 4 * len(range(*rows.indices(half)))
@@ -130,6 +151,8 @@ def train(student: Student, x: Array, targets: Array, num_steps: int) -> tuple[A
                 worse = 0
                 z = best
                 rate = max(DECAY * rate, LEAST_RATE)
+        if runs + 5 * half > most:
+            return best, runs
         for begin in range(half, len(moved), BATCH):
             rows = slice(begin, begin + BATCH)
             _move_noise(student, z, moved, origin, targets, rows, shift)

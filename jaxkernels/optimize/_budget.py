@@ -261,7 +261,8 @@ def plan_sweep(
     if shares is not None:
         given = tuple(per_call * share for share in shares)
         return SweepPlan(budget, trajectories, nodes, given, 0)
-    per_checked = sum(cost.candidates * cost.per_sample for cost in costs)
+    # with a baseline
+    per_checked = sum((cost.candidates + 1) * cost.per_sample for cost in costs)
     if recorded is None:
         kept = int(_CHECK * calls) // per_checked
         kept = kept if kept >= _LEAST_CHECKED else 0

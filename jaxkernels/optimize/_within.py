@@ -128,22 +128,27 @@ class SimulatedSelection:
         """Select what gradient steps on the corrected model lead to.
 
         From the best candidate there, on the recorded trajectories, and on these and others that
-        have the residuals of other trajectories. The network decides between the two, and the
-        `incumbent`, the label of what data speak for, where it may be run; otherwise the incumbent
-        is left only for what the model says is better beyond a standard error. The evidence is of
-        the model.
+        have the residuals of other trajectories. Where the network may be run it decides between
+        the two, the best baseline of the model, and the `incumbent`, the label of what data speak
+        for; otherwise the incumbent is left only for what the model says is better beyond a
+        standard error. The evidence is of the model.
         """
         with Progress("comparing on a model of the network", progress) as line:
             found = self.simulate(candidates, space, sampler, line, incumbent)
-            finalists = dict(found.finalists)
-            if incumbent is not None and (self.network is not None or found.best == incumbent):
-                finalists[incumbent] = by_label(candidates)[incumbent]
-            selected = list(finalists.values())[-1]
+            baselines = [c for c in candidates if c.is_baseline]
+            known = by_label(candidates)
             nfe = {}
             if self.network is not None:
+                labels = [c.label for c in baselines]
+                others = [found.predicted.best(labels, self.criterion, among=labels)]
+                others += [] if incumbent is None else [incumbent]
+                finalists = {**found.finalists, **{label: known[label] for label in others}}
                 run = (list(finalists.values()), sampler, line)
                 selected, nfe["selection"] = _decide(self.network, *run)
-            baselines = [c for c in candidates if c.is_baseline]
+            elif incumbent is not None and found.best == incumbent:
+                selected = known[incumbent]
+            else:
+                selected = list(found.finalists.values())[-1]
             shown = [*baselines, selected] if not selected.is_baseline else baselines
             schedules = {c.label: c.schedule for c in shown}
             evidence = compare_to(found.reference, sampler, schedules, line=line, **_FREE)
