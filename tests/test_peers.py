@@ -191,3 +191,17 @@ def test_ld3_finds_the_tangent_schedule() -> None:
     # the teacher; then, for each of seven rounds, 25 + 25 batches of two at 4 runs a sample (a
     # gradient counts as three), the validation after each of the first 25, and one more
     assert found.nfe == 100 * 4 * 40 + 4 * 7 * (4 * 100 + 25 * 50 + 50)
+
+
+@pytest.mark.parametrize(("budget", "batches", "rounds"), [(100, 1, 0), (900, 1, 2)])
+def test_ld3_within_a_budget(budget: int, batches: int, rounds: int) -> None:
+    """It ends before the budget does, in the middle of a round as well.
+
+    A batch runs two samples four times and validates eight; a round has four of these, moves the
+    noise of eight samples at four runs each, and validates them once more.
+    """
+    noise = jnp.asarray(np.random.default_rng(0).standard_normal((20, 4)))
+    found = ld3.search(_isotropic(1.0), "ddim", 4, noise, T_MIN, budget)
+    each = 2 * 4 + 8
+    assert found.nfe == 4 * (batches * each + rounds * (4 * each + 8 * 4 + 8)) <= budget
+    assert budget - found.nfe < 4 * each
