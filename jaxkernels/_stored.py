@@ -240,12 +240,12 @@ def _compile(
     fn: Callable[..., PyTree], options: dict[str, Any] | None, call: _Call, path: Path
 ) -> Program | None:
     """A new program, written to a file; None if it cannot be."""
-    structure = None
+    structures: list[Any] = []
 
     def flat(*arrays: Any) -> list[Any]:
-        nonlocal structure
         args, kwargs = call.arguments(arrays)
         leaves, structure = jax.tree.flatten(fn(*args, **kwargs))
+        structures.append(structure)
         return leaves
 
     flat.__name__ = fn.__name__
@@ -254,6 +254,7 @@ def _compile(
         return None
     with _without_cache():
         compiled = lowered.compile(compiler_options=options)
+    structure = structures[-1]
     result = jax.tree.unflatten(structure, range(structure.num_leaves))
     with contextlib.suppress(Exception):
         payload = pickle.dumps((result, *serialize(compiled)))

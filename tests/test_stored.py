@@ -35,7 +35,7 @@ def double(x: Array) -> Array:
 
 @of_package
 def pair(options: Any, x: Array) -> dict[str, Array]:
-    factor = options(x) if callable(options) else options
+    factor: Any = options(x) if callable(options) else options
     return {"scaled": x * factor, "shape": jnp.asarray(x.shape)}
 
 
