@@ -14,7 +14,7 @@ damaged or of another version is as good as none: the program is compiled and wr
 A program calls functions outside of it by address. Those of LAPACK are registered before a program
 is read; a program that calls any other, such as back into Python, is not kept.
 
-Programs run as machine code: a folder must be closed to other users.
+Programs run as machine code: a folder to which other users can write is not used.
 """
 
 import contextlib
@@ -218,6 +218,8 @@ def _key(fn: Callable[..., PyTree], options: dict[str, Any] | None, call: _Call)
 def _read(path: Path) -> Program | None:
     """The program of a file; None if there is none that can be used."""
     try:
+        if not _is_closed(path.parent):
+            return None
         content = path.read_bytes()
         if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
             return None
@@ -259,7 +261,8 @@ def _compile(
     with contextlib.suppress(Exception):
         payload = pickle.dumps((result, *serialize(compiled)))
         _make_folder(path.parent)
-        write_atomically(path, hashlib.sha256(payload).digest() + payload)
+        if _is_closed(path.parent):
+            write_atomically(path, hashlib.sha256(payload).digest() + payload)
     return _with_result(compiled, structure)
 
 
@@ -280,6 +283,14 @@ def _without_cache() -> Iterator[None]:
 def _with_result(compiled: Program, structure: Any) -> Program:
     """A program that returns what the function does, and not its leaves."""
     return lambda *arrays: jax.tree.unflatten(structure, compiled(*arrays))
+
+
+def _is_closed(folder: Path) -> bool:
+    """Whether nobody else can write to a folder, where the system says so."""
+    if os.name != "posix":
+        return True
+    status = folder.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _make_folder(folder: Path) -> None:

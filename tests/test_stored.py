@@ -260,6 +260,16 @@ class TestFiles:
         (path,) = files(tmp_path)
         assert path.parent.stat().st_mode & 0o077 == 0
 
+    def test_a_folder_that_others_can_write_to_is_not_used(self, tmp_path: Path):
+        find(tmp_path, double, jnp.zeros(3))
+        (path,) = files(tmp_path)
+        path.parent.chmod(0o777)
+        assert _stored._read(path) is None
+        assert find(tmp_path, double, jnp.ones(5)).tolist() == [2.0] * 5
+        assert files(tmp_path) == [path]
+        path.parent.chmod(0o700)
+        assert _stored._read(path) is not None
+
     def test_the_version_is_that_of_the_source(self):
         assert _stored._version() == _stored._version()
         assert len(_stored._version()) == 16
