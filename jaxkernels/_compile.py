@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import equinox as eqx
 import jax
 
 from ._precision import is_traced
+from ._stored import active_store
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -17,23 +18,40 @@ R = TypeVar("R")
 _QUICK = {"xla_cpu_use_fusion_emitters": False}
 
 
-def quick_jit(fn: Callable[P, R], jit: Callable[..., Any] = jax.jit) -> Callable[P, R]:
-    """`jit` for a quick start on a CPU; under an outer transformation `fn` as it is."""
+def kept_jit(
+    fn: Callable[P, R], jit: Callable[..., Any] = jax.jit, quick: bool = False
+) -> Callable[P, R]:
+    """`jit` of a program that `stored_programs` keeps; under an outer transformation `fn` as it is.
+
+    All leaves of what `fn` returns are arrays. A `quick` program starts quickly on a CPU.
+    """
 
     @functools.cache
     def compiled() -> Callable[P, R]:
-        return jit(fn, compiler_options=_options())
+        return jit(fn, compiler_options=_options() if quick else None)
 
     @functools.wraps(fn)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if is_traced((args, kwargs)):
             return fn(*args, **kwargs)
+        store = active_store()
+        if store is not None:
+            options = _options() if quick else None
+            stored = store.find(fn, jit is eqx.filter_jit, options, args, kwargs)
+            if stored is not None:
+                return cast(R, stored())
         return compiled()(*args, **kwargs)
 
     return call
 
 
+def quick_jit(fn: Callable[P, R], jit: Callable[..., Any] = jax.jit) -> Callable[P, R]:
+    """The same for a quick start on a CPU."""
+    return kept_jit(fn, jit, quick=True)
+
+
 # for arguments that hold functions, such as a network
+kept_filter_jit = functools.partial(kept_jit, jit=eqx.filter_jit)
 quick_filter_jit = functools.partial(quick_jit, jit=eqx.filter_jit)
 
 

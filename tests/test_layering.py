@@ -23,6 +23,8 @@ ROOT = Path(jaxkernels.__file__).parent
 MODULES = [
     "_types",
     "_precision",
+    "_files",
+    "_stored",
     "_compile",
     "_checks",
     "_field_names",
@@ -31,7 +33,6 @@ MODULES = [
     "_derivatives",
     "_newton",
     "_padding",
-    "_files",
     "_plot",
     "_tables",
     "_progress",

@@ -16,7 +16,7 @@ from published_samplers import SAMPLERS
 from scipy.integrate import quad
 
 import jaxkernels as jk
-from jaxkernels.recurrence import log_contraction
+from jaxkernels.recurrence import log_contraction, starts_on_trajectory
 from jaxkernels.samplers import AbstractSampler
 from jaxkernels.schedules import Step
 
@@ -363,3 +363,25 @@ def test_local_errors_of_one_sign_add_up() -> None:
     total = float(evaluation.error_budget.discretization_alone) ** 0.5
     parts = np.sqrt(np.asarray(evaluation.local_w2_squared))
     assert 0.7 * np.sum(parts) < total < 1.3 * np.sum(parts)
+
+
+class Halfway(jk.DDIM):
+    """A sampler that evaluates in the middle of its steps."""
+
+    def evaluation_times(self, process: jk.AbstractProcess, step: Step) -> tuple[jax.Array, ...]:
+        return (0.5 * (step.time + step.next_time),)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        (jk.DDIM(), True),
+        (jk.DPMSolverPP2M(), True),
+        (jk.Heun(), True),
+        (jk.SecondOrder(), True),
+        (jk.samplers.EndEvaluated(jk.DDIM()), False),
+        (Halfway(), False),
+    ],
+)
+def test_whether_steps_evaluate_at_their_start(sampler: AbstractSampler, expected: bool):
+    assert starts_on_trajectory(sampler) is expected

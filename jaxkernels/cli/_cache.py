@@ -9,6 +9,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
+from .._stored import stored_programs
+
 # Small programs are kept as well: together they take most of the time.
 _SETTINGS = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -35,15 +37,17 @@ def cache_folder() -> Path:
 def compilation_cache(enabled: bool) -> Iterator[None]:
     """Keep what is compiled inside, or read it if it has been kept before.
 
-    A cache that the user has configured for JAX is left as it is, unless `enabled` is
-    False. Without a folder that can be written nothing is kept. JAX's configuration is
-    restored afterwards.
+    That is JAX's cache, and `stored_programs` in the same folder. A cache that the user has
+    configured for JAX is left as it is, unless `enabled` is False. Without a folder that can be
+    written nothing is kept. JAX's configuration is restored afterwards.
     """
     changes = _changes(enabled)
     before = {name: getattr(jax.config, name) for name in changes}
     try:
         _configure(changes)
-        yield
+        folder = changes.get("jax_compilation_cache_dir")
+        with contextlib.nullcontext() if folder is None else stored_programs(Path(str(folder))):
+            yield
     finally:
         _configure(before)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from .._compile import kept_filter_jit
 from .._numerics import safe_sqrt
 from .._padding import bucket, pad_last
 from .._precision import is_traced
@@ -207,7 +208,7 @@ def run_schedule(
     return _run(denoiser, sampler, schedule, key, x, trajectory, None)
 
 
-@eqx.filter_jit
+@kept_filter_jit
 def _run_first_steps(
     denoiser: AbstractDenoiser,
     sampler: AbstractSampler,
