@@ -142,9 +142,9 @@ def optimize_schedule(
       denoised points are recorded (none if `Selection(record=...)` is given, so that one serves
       every sampler and K), a selection on their initial noise with their end points as the
       reference, and evidence on other noise. Schedules are optimised on a mixture that is fitted to
-      the record, see `DenoisedRecord.fit_mixture`, and corrected by it. Rows of a given `Selection.noise` are
-      recorded, or are the evidence's if a record is given. `OptimizedSchedule.plan` says how it was
-      divided. Default: as `Selection` says.
+      the record, see `DenoisedRecord.fit_mixture`, and corrected by it. Rows of a given
+      `Selection.noise` are recorded, or are the evidence's if a record is given.
+      `OptimizedSchedule.plan` says how it was divided. Default: as `Selection` says.
     - `progress`: show a status line while it takes longer than a second, on a terminal.
 
     **Returns:** an `OptimizedSchedule`, never worse under its objective than the best start; or,
