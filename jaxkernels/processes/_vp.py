@@ -11,7 +11,7 @@ from .. import _checks
 from .._numerics import as_inexact, safe_sqrt
 from .._precision import is_traced
 from .._types import AnyArray, Numbers, constant
-from ._base import AbstractProcess, range_ends
+from ._base import LARGEST, LARGEST_RATE, AbstractProcess, range_ends
 
 
 class AbstractVariancePreserving(AbstractProcess):
@@ -98,7 +98,8 @@ class VP(AbstractExponential):
     **Arguments:**
 
     - `beta_min`: rate at t = 0, > 0, per unit of time.
-    - `beta_max`: rate at t = 1, >= `beta_min`.
+    - `beta_max`: rate at t = 1, from `beta_min` to 1e4: beyond, little of the data is left even at
+      the last time.
     - `t_max`: first time of sampling, in (0, 1]; below 1 it starts from noised data, see
       `sub_range`.
 
@@ -120,9 +121,10 @@ class VP(AbstractExponential):
     t_max: AnyArray
 
     def __init__(self, beta_min: Numbers = 0.1, beta_max: Numbers = 20.0, t_max: Numbers = 1.0):
-        self.beta_min = _checks.parameter("beta_min", beta_min, above=0.0)
+        self.beta_min = _checks.parameter("beta_min", beta_min, above=0.0, at_most=LARGEST_RATE)
         least = 0.0 if is_traced(self.beta_min) else float(self.beta_min)
-        self.beta_max = _checks.parameter("beta_max", beta_max, at_least=least)
+        range_of = {"at_least": least, "at_most": LARGEST_RATE}
+        self.beta_max = _checks.parameter("beta_max", beta_max, **range_of)
         self.t_max, self.full_t_max = range_ends(t_max, constant(1.0))
 
     def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
@@ -148,8 +150,9 @@ class OU(AbstractExponential):
 
     **Arguments:**
 
-    - `rate`: > 0, per unit of time.
-    - `t_max`: end of time, > 0, where sampling starts from N(0, I). `sub_range` starts below it.
+    - `rate`: > 0 and at most 1e4, per unit of time.
+    - `t_max`: end of time, > 0 and at most 1e9, where sampling starts from N(0, I). `sub_range`
+      starts below it.
 
     **Raises:** ValueError for an argument out of range.
 
@@ -167,8 +170,8 @@ class OU(AbstractExponential):
     t_max: AnyArray
 
     def __init__(self, rate: Numbers = 1.0, t_max: Numbers = 10.0):
-        self.rate = _checks.parameter("rate", rate, above=0.0)
-        self.t_max = _checks.parameter("t_max", t_max, above=0.0)
+        self.rate = _checks.parameter("rate", rate, above=0.0, at_most=LARGEST_RATE)
+        self.t_max = _checks.parameter("t_max", t_max, above=0.0, at_most=LARGEST)
         self.full_t_max = None
 
     def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
@@ -191,7 +194,7 @@ class CosineVP(AbstractVariancePreserving):
 
     **Arguments:**
 
-    - `offset`: >= 0; it makes the noise grow more quickly near the data.
+    - `offset`: >= 0 and at most 1e9; it makes the noise grow more quickly near the data.
     - `t_max`: first time of sampling, in (0, 1]; below 1 it starts from noised data, see
       `sub_range`.
 
@@ -212,7 +215,7 @@ class CosineVP(AbstractVariancePreserving):
     t_max: AnyArray
 
     def __init__(self, offset: Numbers = 0.008, t_max: Numbers = 1.0):
-        self.offset = _checks.parameter("offset", offset, at_least=0.0)
+        self.offset = _checks.parameter("offset", offset, at_least=0.0, at_most=LARGEST)
         self.t_max, self.full_t_max = range_ends(t_max, constant(1.0))
 
     @property

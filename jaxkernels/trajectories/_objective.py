@@ -206,7 +206,7 @@ class RecordedSum(AbstractCoordinateObjective):
         return value, jnp.einsum("tmp,mp->t", jacobian, pull), hessian
 
     def _windows(self, u: Array) -> tuple[np.ndarray, Array]:
-        points, _ = window_indices(u.shape[0] - 1, self.sampler.history_steps)
+        points, _ = window_indices(u.shape[0] - 1, self.sampler.window_steps)
         return points, jnp.arange(u.shape[0] - 1)
 
     def _terms(

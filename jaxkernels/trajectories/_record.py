@@ -462,7 +462,7 @@ def first_order_components(
 ) -> Float[Array, "trajectories directions"]:
     """(1) in units of the scale, for every trajectory and direction."""
     num_steps = times.shape[0] - 1
-    points, _ = window_indices(num_steps, sampler.history_steps)
+    points, _ = window_indices(num_steps, sampler.window_steps)
     coordinate = record.time_coordinate
 
     def term(t: Array, k: Array) -> Array:
