@@ -221,6 +221,26 @@ def test_a_record_has_the_same_local_errors(p: int, tolerance: float) -> None:
         assert found[mode] == pytest.approx(abs(local.sum()), abs=close)
 
 
+def test_errors_that_cancel_are_doubted() -> None:
+    """The objective of a record has a share of every local error beside that of their sum."""
+    steps = 12
+    sigmas = _sigmas(steps)
+    with jax.enable_x64(True):
+        network = jk.Gaussian(np.zeros(2), VARIANCES).denoiser(PROCESS)
+        record = jk.record(network, 20.0 * jnp.eye(2), t_min=0.02, progress=False)
+        sampler = jk.UniPC(lower_order_final=False)
+        bound = jk.RecordedError(record).bind(None, PROCESS, sampler)
+        found = float(bound(jk.Schedule(sigmas)) * record.scale)
+        certain = np.sqrt(np.mean(record.errors(sampler, jk.Schedule(sigmas)) ** 2))
+    squared = []
+    for variance in VARIANCES:
+        own = _UniPC(variance, sigmas, 2)
+        local = np.array([own.local(k) for k in range(steps)]) * 20.0 / own.total[0]
+        squared.append(local.sum() ** 2 + 0.04 * np.sum(local**2))
+    assert found == pytest.approx(math.sqrt(np.mean(squared)), rel=0.02)
+    assert found > 1.005 * float(certain * record.scale)
+
+
 @pytest.mark.parametrize("p", [2, 3])
 def test_a_record_to_zero_predicts_the_run(p: int) -> None:
     """Of a linear network, whose runs are known in closed form."""
