@@ -13,7 +13,7 @@ from ..processes import EDM, AbstractProcess, DiscreteVP, FlowMatching
 from ._conditioning import count_rows
 from ._denoiser import Denoiser
 from ._pipeline import Call, Condition, by_name, observe
-from ._torch import TorchNetwork, import_torch, placement
+from ._torch import TorchNetwork, check_network, import_torch, placement
 
 _PREDICTION_TYPES = {
     "epsilon": "epsilon",
@@ -176,9 +176,7 @@ def _call_of_pipeline(torch: Any, pipe: Any, arguments: dict[str, Any]) -> Call:
 
 def _call_of_network(torch: Any, network: Any, arguments: dict[str, Any]) -> Call:
     """How a network is called alone."""
-    if not callable(network):
-        raise ValueError(f"source must be a network; got {type(network).__name__}.")
-    device, dtype = placement(torch, network)
+    device, dtype = placement(torch, check_network("source", network))
     function = by_name(network) if isinstance(network, torch.nn.Module) else network
     _check_arguments(type(network).__name__, getattr(network, "forward", network), arguments)
     count = count_rows(arguments, "arguments")
