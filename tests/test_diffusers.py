@@ -419,7 +419,7 @@ REFUSED: list[Any] = [
     ),
     pytest.param(
         lambda: jk.from_diffusers(ready(tiny.stable_diffusion()), prompt="", guidence_scale=7.0),
-        "StableDiffusionPipeline: name='guidence_scale' is not known. Did you mean 'guidance_scale'",
+        "name='guidence_scale' is not known. Did you mean 'guidance_scale'",
         id="misspelt-where-any-is-taken",
     ),
     pytest.param(

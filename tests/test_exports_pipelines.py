@@ -667,11 +667,11 @@ def test_bind_names_what_it_cannot_do():
     with pytest.raises(ValueError, match="stochasticity varies from step to step"):
         bind(holder, schedule, TABLE, sampler="ddim")
     plain = Schedule(TABLE_TIMES)
-    with pytest.raises(ValueError, match="'edm_euler' tells its network other levels .* 'euler'"):
+    with pytest.raises(ValueError, match=r"'edm_euler' tells its network other levels .* 'euler'"):
         bind(holder, plain, TABLE, scheduler="edm_euler")
     assert type(holder.scheduler).__name__ == "PNDMScheduler"
     of_edm = types.SimpleNamespace(scheduler=diffusers.EDMEulerScheduler())
-    with pytest.raises(ValueError, match="'euler' tells its network other levels .* 'edm_euler'"):
+    with pytest.raises(ValueError, match=r"'euler' tells its network other levels .* 'edm_euler'"):
         bind(of_edm, Schedule([80.0, 2.0, 0.1]), jk.EDM(), scheduler="euler")
 
 

@@ -111,9 +111,9 @@ def test_torch_networks_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         jk.from_torch(torch.nn.Linear(3, 3))
     with pytest.raises(ValueError, match="module must be a network, not the class Linear: make"):
         jk.from_torch(torch.nn.Linear)
-    with pytest.raises(ValueError, match="module must be a network, .* got 3"):
+    with pytest.raises(ValueError, match=r"module must be a network, .* got 3"):
         jk.from_torch(three)
-    with pytest.raises(ValueError, match="model must be a network, .* got 'unet.pt'"):
+    with pytest.raises(ValueError, match=r"model must be a network, .* got 'unet\.pt'"):
         jk.from_k_diffusion(path)
     with pytest.raises(ValueError, match="batch = 0 must be at least 1"):
         jk.from_k_diffusion(lambda x, sigma: x, batch=0)

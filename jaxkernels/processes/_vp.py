@@ -381,6 +381,11 @@ class DiscreteVP(AbstractVariancePreserving):
                 "betas must lie strictly between 0 and 1, the last one may be 1; found "
                 f"{values.min():g} .. {values.max():g}."
             )
+        if values[0] > max(0.5, values[-1]):
+            raise ValueError(
+                f"betas fall from {values[0]:g} to {values[-1]:g}: these are alphas_cumprod, which "
+                "go to DiscreteVP itself."
+            )
         return cls(np.cumprod(1.0 - values, axis=-1), name=name, t_max=t_max)
 
     @classmethod
@@ -397,7 +402,7 @@ class DiscreteVP(AbstractVariancePreserving):
 
         - `beta_start`: first beta, in (0, 1).
         - `beta_end`: last beta, in (0, 1).
-        - `num_train_timesteps`: number N >= 2 of entries.
+        - `num_train_timesteps`: integer number N >= 2 of entries.
         - `t_max`: first time of sampling, in (1, N]; by default N.
 
         **Returns:** a `DiscreteVP` named "scaled_linear".
@@ -412,7 +417,10 @@ class DiscreteVP(AbstractVariancePreserving):
         Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models"
         (2022), https://arxiv.org/abs/2112.10752, and its published configurations.
         """
-        betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
+        first = float(_checks.scalar("beta_start", beta_start, above=0.0, below=1.0))
+        last = float(_checks.scalar("beta_end", beta_end, above=0.0, below=1.0))
+        count = _checks.count("num_train_timesteps", num_train_timesteps, at_least=2)
+        betas = np.linspace(first**0.5, last**0.5, count) ** 2
         return cls.from_betas(betas, name="scaled_linear", t_max=t_max)
 
     @property
@@ -475,6 +483,8 @@ def _read_table(table: np.ndarray) -> np.ndarray:
     increases = bool(np.all(np.diff(table) >= 0))
     if increases and table[0] > 0 and table[-1] < 0.5:
         return _read_table(np.cumprod(1.0 - table))
+    either = " Betas go to DiscreteVP.from_betas; a table in reverse order must be reversed."
+    hint = either if increases else ""
     if table[0] == 1.0 and table.size > 2:
         table = table[1:]
     if table[-1] == 0.0:
@@ -487,13 +497,12 @@ def _read_table(table: np.ndarray) -> np.ndarray:
     if not (np.all(table > 0) and np.all(table < 1)):
         raise ValueError(
             "alphas_cumprod must lie strictly between 0 and 1, but for a first entry 1 and a last "
-            f"entry 0; found {table.min():g} .. {table.max():g}."
+            f"entry 0; found {table.min():g} .. {table.max():g}.{hint}"
         )
     if not np.all(np.diff(table) < 0):
         n = int(np.argmax(np.diff(table) >= 0))
-        hint = " Betas go to DiscreteVP.from_betas; a table in reverse order must be reversed."
         raise ValueError(
             f"alphas_cumprod must decrease; entries {n} and {n + 1} are {table[n]:g}, "
-            f"{table[n + 1]:g}.{hint if increases else ''}"
+            f"{table[n + 1]:g}.{hint}"
         )
     return table
