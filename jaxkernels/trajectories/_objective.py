@@ -220,10 +220,12 @@ class RecordedSum(AbstractCoordinateObjective):
         for p in pulls[1:]:
             curved = curved + 2.0 * jnp.einsum("kamp,kbmp,mp->kab", slopes, slopes, p)
         curved = jnp.where(inner[:, :, None] & inner[:, None], curved, 0.0)
-        turned = zip(jacobians, jax.vmap(along)(jacobians), strict=True)
-        hessian = sum(jnp.einsum("tmp,ump->tu", j, t) for j, t in turned)
+        hessian = jnp.zeros((u.shape[0], u.shape[0]), u.dtype)
         hessian = hessian.at[points[:, :, None], points[:, None]].add(curved)
-        gradient = sum(jnp.einsum("tmp,mp->t", j, p) for j, p in zip(jacobians, pulls, strict=True))
+        gradient = jnp.zeros_like(u)
+        for jacobian, turned, p in zip(jacobians, jax.vmap(along)(jacobians), pulls, strict=True):
+            hessian = hessian + jnp.einsum("tmp,ump->tu", jacobian, turned)
+            gradient = gradient + jnp.einsum("tmp,mp->t", jacobian, p)
         return value, gradient, hessian
 
     def _windows(self, u: Array) -> tuple[np.ndarray, Array]:
