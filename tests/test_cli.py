@@ -646,6 +646,8 @@ class TestMistakes:
                 "--beta-min = 1.0 has no use for process 'edm'",
             ),
             (("--beta-min", "-1"), "beta_min = -1 must be > 0"),
+            (("--beta-max", "99999999"), "beta_max = 1e+08 must be >= 0.1 and <= 10000"),
+            (("--process", "edm", "--sigma-max", "1e300"), "sigma_max = 1e+300 must be > 0 and"),
             (("--table", "t.npy"), "--table = t.npy has no use for process 'vp'"),
             (("--process", "discrete_vp", "--table", "t.npy"), "--table: t.npy is no file"),
             (("--shrinkage", "0.5"), "--shrinkage = 0.5 is for samples"),

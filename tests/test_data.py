@@ -285,11 +285,17 @@ class TestFormats:
         np.testing.assert_array_equal(load(tmp_path / "y.safetensors"), SAMPLES)
         with pytest.raises(ValueError, match="holds 2 arrays; select one by key: a, b"):
             load(tmp_path / "x.safetensors")
+        eights = {"z": jnp.asarray(SAMPLES, jnp.float8_e4m3fn)}
+        safetensors.flax.save_file(eights, tmp_path / "z.safetensors")
+        np.testing.assert_array_equal(load(tmp_path / "z.safetensors"), SAMPLES)
 
     def test_hdf5(self, tmp_path: Path):
         with h5py.File(tmp_path / "x.h5", "w") as file:
             file["group/latents"] = self.LATENTS
         np.testing.assert_array_equal(load(tmp_path / "x.h5"), self.LATENTS)
+        h5py.File(tmp_path / "empty.h5", "w").close()
+        with pytest.raises(ValueError, match=r"empty\.h5 holds no array"):
+            load(tmp_path / "empty.h5")
         (tmp_path / "y.h5").write_bytes(b"no such file")
         with pytest.raises(ValueError, match=r"y\.h5 is damaged"):
             load(tmp_path / "y.h5")
@@ -300,6 +306,14 @@ class TestFormats:
         np.testing.assert_array_equal(load(tmp_path / "x.pt"), self.LATENTS)
         torch.save({"z": torch.tensor(SAMPLES).bfloat16(), "step": 3}, tmp_path / "y.pt")
         np.testing.assert_array_equal(load(tmp_path / "y.pt"), SAMPLES)
+        # SAMPLES have few digits
+        few = torch.tensor(SAMPLES).float()
+        for tensor in (few.to_sparse(), few.to(torch.float8_e4m3fn), few.requires_grad_()):
+            torch.save(tensor, tmp_path / "z.pt")
+            np.testing.assert_array_equal(load(tmp_path / "z.pt"), SAMPLES)
+        torch.save({"state": {"weight": torch.ones(2, 2)}}, tmp_path / "nested.pt")
+        with pytest.raises(ValueError, match=r"nested\.pt holds no array"):
+            load(tmp_path / "nested.pt")
 
     def test_missing_libraries_are_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         for suffix, library in [("h5", "h5py"), ("parquet", "pyarrow"), ("pt", "torch")]:
@@ -360,6 +374,8 @@ class TestFormats:
             found, notes = _load(source)
             np.testing.assert_array_equal(found, self.LATENTS)
             assert notes == ["6 .npy files of one sample each, of shape (4, 3, 2)"]
+        with pytest.raises(ValueError, match=r"key = 'png' is no extension .* there are npy\."):
+            load(tmp_path / "0000.tar", "png")
 
 
 def _npy(values: np.ndarray) -> bytes:

@@ -418,6 +418,11 @@ REFUSED: list[Any] = [
         id="misspelt",
     ),
     pytest.param(
+        lambda: jk.from_diffusers(ready(tiny.stable_diffusion()), prompt="", guidence_scale=7.0),
+        "name='guidence_scale' is not known. Did you mean 'guidance_scale'",
+        id="misspelt-where-any-is-taken",
+    ),
+    pytest.param(
         lambda: jk.from_diffusers(_unet(), diffusers.DDIMScheduler(), class_label=3),
         "name='class_label' is not known. Did you mean 'class_labels'",
         id="misspelt-network",
@@ -473,6 +478,17 @@ REFUSED: list[Any] = [
         id="output",
     ),
 ]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 50])
+def test_the_number_of_steps_of_the_pipeline_does_not_matter(steps: int) -> None:
+    """It is a part of the call that people have, also of models that are run in one step."""
+    pipe = tiny.stable_diffusion()
+    denoiser = jk.from_diffusers(ready(pipe), **PROMPT, **SMALL)
+    pipe.scheduler = tiny.table_scheduler()
+    again = jk.from_diffusers(pipe, **PROMPT, **SMALL, num_inference_steps=steps)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 8, 8))
+    np.testing.assert_allclose(denoiser(x, 500.0).eps, again(x, 500.0).eps, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("make", "message"), REFUSED)

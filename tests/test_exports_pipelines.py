@@ -666,4 +666,25 @@ def test_bind_names_what_it_cannot_do():
     holder = types.SimpleNamespace(scheduler=table_scheduler())
     with pytest.raises(ValueError, match="stochasticity varies from step to step"):
         bind(holder, schedule, TABLE, sampler="ddim")
+    plain = Schedule(TABLE_TIMES)
+    with pytest.raises(ValueError, match=r"'edm_euler' tells its network other levels .* 'euler'"):
+        bind(holder, plain, TABLE, scheduler="edm_euler")
     assert type(holder.scheduler).__name__ == "PNDMScheduler"
+    of_edm = types.SimpleNamespace(scheduler=diffusers.EDMEulerScheduler())
+    with pytest.raises(ValueError, match=r"'euler' tells its network other levels .* 'edm_euler'"):
+        bind(of_edm, Schedule([80.0, 2.0, 0.1]), jk.EDM(), scheduler="euler")
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+def test_levels_of_another_process_are_told_as_timesteps_of_the_network(sampler: str):
+    """Sigmas of an EDM schedule on Stable Diffusion, and of a table's on a network of EDM."""
+    sigmas = np.asarray(Schedule(TABLE_TIMES).sigmas(TABLE))
+    pipe = Watched(stable_diffusion(), **SMALL)
+    bind(pipe, Schedule(sigmas), jk.EDM(float(sigmas[0])), sampler=sampler)
+    pipe("", num_inference_steps=5)
+    np.testing.assert_allclose(pipe.told, timesteps(TABLE), atol=0.02)
+    pipe = Watched(stable_diffusion(), **SMALL)
+    pipe.scheduler = diffusers.EDMEulerScheduler(sigma_max=float(sigmas[0]))
+    bind(pipe, Schedule(TABLE_TIMES), TABLE)
+    pipe("", num_inference_steps=5)
+    np.testing.assert_allclose(np.exp(4.0 * np.array(pipe.told)), sigmas[:-1], rtol=1e-3)

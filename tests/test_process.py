@@ -352,6 +352,29 @@ def test_derivatives_in_parameters() -> None:
         (lambda: jk.CosineVP(t_max=1.5), r"t_max = 1.5 must be > 0 and <= 1"),
         (lambda: jk.PowerVP(3), r"power = 3 must be 1 or 2"),
         (
+            lambda: jk.DiscreteVP(np.array([1e-4, 0.01, 0.5, 1.0])),
+            r"found 0\.0001 \.\. 1\. Betas go to DiscreteVP\.from_betas; a table in reverse",
+        ),
+        (
+            lambda: jk.DiscreteVP.from_betas(np.linspace(0.999, 0.005, 1000)),
+            r"betas fall from 0\.999 to 0\.005: these are alphas_cumprod",
+        ),
+        (lambda: jk.DiscreteVP.scaled_linear(beta_end=2.0), r"beta_end = 2 must be > 0 and < 1"),
+        (lambda: jk.DiscreteVP.scaled_linear(-1.0), r"beta_start = -1 must be > 0 and < 1"),
+        (
+            lambda: jk.DiscreteVP.scaled_linear(num_train_timesteps=1),
+            r"num_train_timesteps = 1 must be at least 2",
+        ),
+        # of sizes that no data survive, or that float32 has not
+        (lambda: jk.VP(beta_max=99999999), r"beta_max = 1e\+08 must be >= 0\.1 and <= 10000"),
+        (lambda: jk.VP(1e9, 2e9), r"beta_min = 1e\+09 must be > 0 and <= 10000"),
+        (lambda: jk.OU(rate=1e9), r"rate = 1e\+09 must be > 0 and <= 10000"),
+        (lambda: jk.OU(t_max=1e300), r"t_max = 1e\+300 must be > 0 and <= 1e\+09"),
+        (lambda: jk.VE(rate=1e300), r"rate = 1e\+300 must be > 0 and <= 1e\+09"),
+        (lambda: jk.VE(t_max=1e300), r"t_max = 1e\+300 must be > 0 and <= 1e\+09"),
+        (lambda: jk.EDM(sigma_max=1e40), r"sigma_max = 1e\+40 must be > 0 and <= 1e\+09"),
+        (lambda: jk.CosineVP(offset=1e30), r"offset = 1e\+30 must be >= 0 and <= 1e\+09"),
+        (
             lambda: jk.DiscreteVP(np.array([0.5])),
             r"alphas_cumprod must be a list of at least 2 .* shape \(1,\)",
         ),

@@ -7,8 +7,9 @@ differentiates anything.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -700,6 +701,47 @@ def test_order_of_convergence(name: str) -> None:
 def test_order_of_convergence_is_the_stated_one(sampler: jk.AbstractSampler, order: int) -> None:
     assert sampler.order == order
     assert measured_order(sampler, 0.0) == pytest.approx(order, abs=0.2)
+
+
+def _adams(sigmas: np.ndarray, order: int, coordinate: Callable, variance: float) -> float:
+    """y = x / a of data N(0, variance) at the end: dy = eps dsigma, eps a Lagrange polynomial."""
+    y = np.sqrt(variance + sigmas[0] ** 2)
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    known: list[tuple[float, float]] = []
+    for start, end in itertools.pairwise(sigmas):
+        known.append((coordinate(start), start * y / (variance + start**2)))
+        last = known[-order:]
+        at = coordinate(0.5 * (start + end) + 0.5 * (end - start) * nodes)
+        for i, (place, eps) in enumerate(last):
+            others = [p for j, (p, _) in enumerate(last) if j != i]
+            basis = np.prod([(at - p) / (place - p) for p in others], axis=0)
+            y = y + 0.5 * (end - start) * eps * np.sum(weights * basis)
+    return y
+
+
+@pytest.mark.parametrize("order", [3, 4])
+@pytest.mark.parametrize("kind", [jk.DEIS, jk.LMS])
+def test_the_first_steps_limit_the_order_unless_they_are_short(kind: Any, order: int) -> None:
+    """On a flow: 2 with even steps, whose first has order 1; by NumPy's own method too."""
+    variance = 0.3
+    process = jk.FlowMatching()
+    coordinate = np.log if kind is jk.DEIS else np.asarray
+    predict = jk.Gaussian(0.0, [variance]).denoiser(process)
+    slopes = []
+    for started in (False, True):
+        errors = []
+        for steps in (320, 640):
+            share = (1.0 - _started(steps)) / 0.95 if started else np.linspace(0.0, 1.0, steps + 1)
+            times = 0.98 - 0.93 * share
+            sigmas = times / (1.0 - times)
+            own = _adams(sigmas, order, coordinate, variance)
+            x = np.sqrt((1.0 - times[0]) ** 2 * variance + times[0] ** 2)
+            found = jk.sample(predict, kind(order), jk.Schedule(times), jnp.asarray([[x]]))
+            errors.append(own - np.sqrt(variance + sigmas[-1] ** 2))
+            assert float(found[0, 0]) / (1.0 - times[-1]) == pytest.approx(own, rel=1e-13)
+        slopes.append(np.log2(errors[0] / errors[1]))
+    assert slopes[0] == pytest.approx(2.0, abs=0.55)
+    assert slopes[1] == pytest.approx(order, abs=0.45)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jaxtyping import Array
@@ -100,10 +101,24 @@ def test_samplers_of_the_reverse_sde_run_a_torch_network(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_torch_networks_that_are_refused() -> None:
+def test_torch_networks_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
+    # the types are wrong on purpose
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    three: Any = 3
+    path: Any = "unet.pt"
     with pytest.raises(ValueError, match="training mode"):
         jk.from_torch(torch.nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="module must be a network, not the class Linear: make"):
+        jk.from_torch(torch.nn.Linear)
+    with pytest.raises(ValueError, match=r"module must be a network, .* got 3"):
+        jk.from_torch(three)
+    with pytest.raises(ValueError, match=r"model must be a network, .* got 'unet\.pt'"):
+        jk.from_k_diffusion(path)
+    with pytest.raises(ValueError, match="batch = 0 must be at least 1"):
+        jk.from_k_diffusion(lambda x, sigma: x, batch=0)
+    with pytest.raises(ValueError, match="the network returned a ndarray of NumPy"):
+        jk.from_torch(lambda x, t: x.numpy())(jnp.zeros((4, 3)), jnp.asarray(0.1))
     with pytest.raises(ValueError, match=r"shape \(4, 2\) for x of shape \(4, 3\)"):
         jk.from_torch(lambda x, t: x[:, :2])(
             jnp.zeros((4, 3)), jnp.asarray(0.1)

@@ -339,6 +339,20 @@ def test_the_value_is_the_stated_mean_of_the_errors(recorded: jk.TrajectoryRecor
         )
 
 
+def test_an_optimisation_starts_from_the_schedules_that_a_record_says_are_best(
+    recorded: jk.TrajectoryRecord,
+) -> None:
+    """From poor ones first order may lead to errors that cancel; what is given is taken."""
+    setting: dict[str, Any] = {"objective": jk.RecordedError(recorded), "t_min": T_MIN}
+    run = (MIXTURE.gaussian(), PROCESS, "ddim", 4)
+    schedules = {name: make(PROCESS, 4, T_MIN) for name, make in jk.schedules.BASELINES.items()}
+    errors = {name: np.mean(recorded.errors("ddim", s) ** 2) for name, s in schedules.items()}
+    best = sorted(errors, key=errors.__getitem__)[:3]
+    assert set(jk.optimize_schedule(*run, **setting).starts) == set(best)
+    worst = max(errors, key=errors.__getitem__)
+    assert jk.optimize_schedule(*run, starts=[worst], **setting).starts == (worst,)
+
+
 @pytest.mark.slow
 def test_the_optimum_holds_on_fresh_noise(recorded: jk.TrajectoryRecord) -> None:
     """Both ways to use a record, on initial noise that it has not seen."""

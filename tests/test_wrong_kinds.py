@@ -1,5 +1,6 @@
 """Arguments of another kind are ValueErrors that name them, also without type checking."""
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ DENSE: Any = jk.ScoreError.dense(0.01 * np.ones((1, 2, 2)), np.zeros((1, 2)))
 ZERO: Any = np.zeros((5, 2, 2, 2))
 TIMES: Any = np.array([1.0, 0.5])
 ESTIMATE = jk.ScoreErrorEstimate(TIMES, ZERO, ZERO, ZERO[0, 0])
+HOLDER = types.SimpleNamespace(scheduler=types.SimpleNamespace(config={}))
 NUMBER: Any = 0.1
 TEXT: Any = "vp"
 
@@ -120,6 +122,14 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "paths' key": (
         lambda: reverse_sde.leading_order_samples(MIXTURE, "score", 1.0, 1.0, NUMBER),
         "key must be a random key",
+    ),
+    "bound schedule": (
+        lambda: jk.exports.bind(HOLDER, TEXT, PROCESS),
+        "schedule must be a Schedule; got str",
+    ),
+    "exported schedule": (
+        lambda: jk.export(TEXT, PROCESS, "edm"),
+        "schedule must be a Schedule; got str",
     ),
     "weights": (lambda: reverse_sde.training_weight(TEXT, 0.5), "process must be"),
 }

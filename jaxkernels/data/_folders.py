@@ -53,8 +53,14 @@ def tar_rows(path: Path, key: str | None, report: Callable[[str], None]) -> Rows
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(f"{path} is damaged or cut off: {error}.") from None
     members = [m for m in members if _is_sample(PurePosixPath(m.name))]
-    if key is not None:
+    if key is not None and members:
+        found = {m.name.rpartition("/")[2].partition(".")[2]: m for m in members}
         members = [m for m in members if m.name.endswith(f".{key.removeprefix('.')}")]
+        if not members:
+            raise ValueError(
+                f"key = {key!r} is no extension of a sample in {path}; there are "
+                f"{', '.join(sorted(found))}."
+            )
     kind = _kind_of_files(str(path), [m.name for m in members])
 
     def content(member: tarfile.TarInfo) -> bytes:

@@ -29,6 +29,11 @@ _SAFETENSORS_DTYPES = {
     "I16": np.dtype("<i2"),
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
+    "U16": np.dtype("<u2"),
+    "U32": np.dtype("<u4"),
+    "U64": np.dtype("<u8"),
+    "F8_E4M3": jnp.dtype("float8_e4m3fn"),
+    "F8_E5M2": jnp.dtype("float8_e5m2"),
 }
 # suffixes of files that hold several arrays by name
 KEYED = (".npz", ".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".parquet", ".arrow", ".tar")
@@ -60,6 +65,8 @@ def decode(
 
 def select_array(name: str, key: str | None, names: Sequence[str]) -> str:
     """The name that was asked for, or the only one."""
+    if not names:
+        raise ValueError(f"{name} holds no array.")
     if key is not None:
         return _checks.one_of("key", key, names)
     if len(names) != 1:
@@ -126,9 +133,21 @@ def _torch(name: str, content: bytes, key: str | None) -> np.ndarray:
         found = torch.stack(list(found))
     if not isinstance(found, torch.Tensor):
         raise ValueError(f"{name} must hold a tensor; it holds a {type(found).__name__}.")
-    tensor: Any = found
+    return _as_numpy(torch, found)
+
+
+def _as_numpy(torch: Any, tensor: Any) -> np.ndarray:
+    """The numbers of a tensor of any layout and precision."""
     tensor = tensor.detach()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    known = (torch.float16, torch.float32, torch.float64)
+    if tensor.is_floating_point() and tensor.dtype not in known:
+        # NumPy has no others
+        tensor = tensor.float()
+    return tensor.numpy()
 
 
 def _safetensors(name: str, content: bytes, key: str | None) -> np.ndarray:

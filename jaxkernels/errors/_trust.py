@@ -110,7 +110,7 @@ def _flow_facts(
     num_steps: Int[Array, ""],
 ) -> Float[Array, " steps"]:
     """Share of the variance in flipped modes per step, without noise; steps may be padding."""
-    points, _ = window_indices(times.shape[0] - 1, sampler.history_steps)
+    points, _ = window_indices(times.shape[0] - 1, sampler.window_steps)
 
     predicted, deviation = flow_values(target, process, times)
     slopes = denoiser_slopes(target, process, times)

@@ -67,7 +67,7 @@ class AbstractWindowSum(AbstractCoordinateObjective):
     metric: metrics.Metric = eqx.field(static=True)
 
     def _windows(self, u: Array) -> tuple[np.ndarray, Array]:
-        points, _ = window_indices(u.shape[0] - 1, self.sampler.history_steps)
+        points, _ = window_indices(u.shape[0] - 1, self.sampler.window_steps)
         return points, jnp.arange(u.shape[0] - 1)
 
     def _times(self, u: Array) -> Array:
@@ -257,7 +257,9 @@ def _error_derivatives(
     c, c_a, c_ab = coefficients
     g = jnp.stack([values[:, :2] for values in flow], 1)
     total = _sum_derivatives((c[0], c_a[:, 0], c_ab[:, :, 0]), g)
-    for term, place in zip(range(1, len(c)), (-2, -1)):
+    for term in range(1, len(c)):
+        # their places are the last ones
+        place = term - len(c)
         own = _sum_derivatives((c[term], c_a[:, term], c_ab[:, :, term]), g)
         own = _times_pointwise(own, [values[place, 3] for values in flow], place)
         total = jax.tree.map(jnp.add, total, own)

@@ -5,12 +5,15 @@ from typing import Any
 import numpy as np
 
 from ..prediction import process_of_scheduler
-from ..processes import AbstractProcess, DiscreteVP, FlowMatching
-from ..samplers import as_sampler, sampler_name
+from ..processes import EDM, AbstractProcess, DiscreteVP, FlowMatching
+from ..samplers import DDIM, as_sampler, check_schedule, sampler_name
 from ..schedules import Schedule
 from ._diffusers import DIFFUSERS
 from ._dispatch import export
 from ._export import Export
+
+# the scheduler of networks in EDM's preconditioning
+_OF_EDM = "edm_euler"
 
 
 def bind(
@@ -34,14 +37,15 @@ def bind(
 
     - `pipe`: the pipeline, or any object whose attribute `scheduler` is a scheduler of diffusers.
     - `schedule`, `process`, `sampler`, `scheduler`, `end`, `options`: as in `export` to
-      "diffusers", with the `table` of the pipeline's own scheduler by default.
+      "diffusers", with the `table` and the kind of the pipeline's own scheduler by default: levels
+      of an `EDM` schedule are those of Stable Diffusion's table, which its network is told.
 
     **Returns:** the `Export` whose `binding` was run; its warnings say where the scheduler departs
     from the schedule.
 
     **Raises:** ValueError as in `export`, for an object without a scheduler, for a schedule whose
-    stochasticity no scheduler of diffusers can take, and for one of a flow on the pipeline of
-    another network or the reverse.
+    stochasticity no scheduler of diffusers can take, for one of a flow on the pipeline of another
+    network or the reverse, and for a scheduler of EDM on one of a table or the reverse.
 
     **Example:**
 
@@ -58,10 +62,12 @@ def bind(
             f"pipe must have a scheduler of diffusers as its attribute scheduler; got "
             f"{type(pipe).__name__}."
         )
-    options = _of_pipe(pipe.scheduler, schedule, process, sampler, scheduler, options)
-    result = export(
-        schedule, process, "diffusers", sampler=sampler, scheduler=scheduler, end=end, **options
-    )
+    given = as_sampler(DDIM() if sampler is None else sampler)
+    check_schedule(process, given, schedule)
+    name = None if sampler is None else sampler_name(given)
+    run = (schedule, process, "diffusers")
+    selected, options = _of_pipe(pipe.scheduler, schedule, process, name, scheduler, options)
+    result = export(*run, sampler=sampler, scheduler=selected, end=end, **options)
     if not result.binding:
         raise ValueError(
             "the stochasticity varies from step to step, which no scheduler of diffusers takes; "
@@ -76,28 +82,36 @@ def _of_pipe(
     own: Any,
     schedule: Schedule,
     process: AbstractProcess,
-    sampler: object,
+    sampler: str | None,
     scheduler: str | None,
     options: dict[str, object],
-) -> dict[str, object]:
-    """The options, with the table of the network's timesteps; checks that they are of one kind."""
+) -> tuple[str | None, dict[str, object]]:
+    """The scheduler for the pipeline's network, and the options with the table of its timesteps.
+
+    ValueError unless they are of one kind.
+    """
     try:
         trained, _ = process_of_scheduler(own)
     except ValueError:
         # of no kind that is known here: nothing to compare with
-        return options
+        return scheduler, options
     if isinstance(trained, FlowMatching) != isinstance(process, FlowMatching):
         raise ValueError(
             f"the schedule is for {type(process).__name__}, but the pipeline's scheduler, "
             f"{type(own).__name__}, is of {type(trained).__name__}: optimise for the process of "
             "jk.from_diffusers(pipe)."
         )
-    name = None if sampler is None else sampler_name(as_sampler(sampler))
-    selected = DIFFUSERS.select(schedule, process, name, scheduler)
+    selected = DIFFUSERS.select(schedule, trained, sampler, scheduler)
+    if isinstance(trained, EDM) != (selected == _OF_EDM):
+        fitting = DIFFUSERS.select(schedule, trained, sampler, None)
+        raise ValueError(
+            f"scheduler = {selected!r} tells its network other levels than that of the pipeline, "
+            f"whose scheduler is {type(own).__name__}, was trained with; use {fitting!r}."
+        )
     takes_table = "table" in DIFFUSERS.schedulers[selected].levels.options
     if isinstance(trained, DiscreteVP) and takes_table and not _same_table(trained, process):
-        return {"table": trained, **options}
-    return options
+        options = {"table": trained, **options}
+    return selected, options
 
 
 def _same_table(trained: DiscreteVP, process: AbstractProcess) -> bool:

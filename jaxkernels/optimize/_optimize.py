@@ -197,6 +197,9 @@ def run_request(
             request.stochasticity_squared,
             starts,
         )
+        if starts is None and isinstance(request.objective, RecordedError):
+            # from poor ones it leads to large local errors that cancel
+            problem = problem.from_best(_RECORDED_STARTS)
         solution = solve(problem.problem, problem.vectors(), request.solver, line.update)
         optimum, value, values = _best(problem, solution)
         candidates = ()
@@ -723,13 +726,14 @@ def _recorded_optima(
     for power, label in RECORDED.items():
         report(f"optimising: {label}")
         objective = bind_record(made, sampler, power)
-        inner = dataclasses.replace(problem, objective=objective, space=space)
-        arrays = schedule_arrays([s.schedule for s in starts])
-        order = np.argsort(inner.evaluate(*arrays))[:_RECORDED_STARTS]
-        schedules = [starts[i].schedule for i in order]
-        recorded = problem_in(space, objective)
-        z = recorded.vectors(space, schedules)
-        solution = solve(recorded, z, _RECORDED_SOLVER, report)
+        inner = dataclasses.replace(
+            problem,
+            objective=objective,
+            problem=problem_in(space, objective),
+            space=space,
+            starts=tuple(starts),
+        ).from_best(_RECORDED_STARTS)
+        solution = solve(inner.problem, inner.vectors(), _RECORDED_SOLVER, report)
         arrays = space.arrays(solution.z[[solution.best]])
         best = Schedule.from_squared(*(rows[0] for rows in arrays))
         found.append(Candidate(label, best, Origin.RECORDED))

@@ -100,6 +100,12 @@ class ScheduleProblem:
         """The starts as vectors of `problem`."""
         return self.problem.vectors(self.space, [start.schedule for start in self.starts])
 
+    def from_best(self, count: int) -> "ScheduleProblem":
+        """The same from those starts that have the smallest objective."""
+        arrays = schedule_arrays([start.schedule for start in self.starts])
+        order = np.argsort(self.evaluate(*arrays), kind="stable")[:count]
+        return dataclasses.replace(self, starts=tuple(self.starts[i] for i in order))
+
     def unchangeable(self) -> dict[str, float]:
         """What no schedule of the space can change of the objective on the full spectrum.
 

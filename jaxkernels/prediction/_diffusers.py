@@ -13,7 +13,7 @@ from ..processes import EDM, AbstractProcess, DiscreteVP, FlowMatching
 from ._conditioning import count_rows
 from ._denoiser import Denoiser
 from ._pipeline import Call, Condition, by_name, observe
-from ._torch import TorchNetwork, import_torch, placement
+from ._torch import TorchNetwork, check_network, import_torch, placement
 
 _PREDICTION_TYPES = {
     "epsilon": "epsilon",
@@ -162,7 +162,9 @@ def _call_of_pipeline(torch: Any, pipe: Any, arguments: dict[str, Any]) -> Call:
             f"network and its scheduler; got {type(pipe).__name__} with "
             f"{', '.join(modules) or 'no components'}."
         )
-    _check_arguments(type(pipe).__name__, pipe.__call__, arguments)
+    # pipelines take others without a word, but for deprecated callbacks
+    own = {name: v for name, v in arguments.items() if not name.startswith("callback")}
+    _check_arguments(type(pipe).__name__, pipe.__call__, own, strict=True)
     others = [name for name in ("transformer_2", "unet_2") if modules.get(name) is not None]
     if others:
         raise ValueError(
@@ -174,9 +176,7 @@ def _call_of_pipeline(torch: Any, pipe: Any, arguments: dict[str, Any]) -> Call:
 
 def _call_of_network(torch: Any, network: Any, arguments: dict[str, Any]) -> Call:
     """How a network is called alone."""
-    if not callable(network):
-        raise ValueError(f"source must be a network; got {type(network).__name__}.")
-    device, dtype = placement(torch, network)
+    device, dtype = placement(torch, check_network("source", network))
     function = by_name(network) if isinstance(network, torch.nn.Module) else network
     _check_arguments(type(network).__name__, getattr(network, "forward", network), arguments)
     count = count_rows(arguments, "arguments")
@@ -184,13 +184,21 @@ def _call_of_network(torch: Any, network: Any, arguments: dict[str, Any]) -> Cal
     return Call(function, conditions, count, _shape(network), device, dtype)
 
 
-def _check_arguments(name: str, fn: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    """ValueError for an argument that a function does not have."""
+def _check_arguments(
+    name: str, fn: Callable[..., Any], arguments: dict[str, Any], strict: bool = False
+) -> None:
+    """ValueError for an argument that a function does not name.
+
+    One that takes any is trusted to use them, unless `strict`.
+    """
     parameters = inspect.signature(fn).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = {key: p for key, p in parameters.items() if p.kind not in variable}
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if takes_any and not strict:
         return
     for argument in arguments:
-        _checks.lookup(f"argument of {name}: name", argument, parameters)
+        _checks.lookup(f"argument of {name}: name", argument, named)
 
 
 def _shape(network: Any) -> tuple[int, ...] | None:

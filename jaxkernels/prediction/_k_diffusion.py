@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array
 
+from .. import _checks
 from ..processes import EDM, AbstractProcess, DiscreteVP, check_process
 from ._conditioning import count_rows, rows_of
 from ._denoiser import Denoiser, cast_process
 from ._output import take_output
-from ._torch import Tensor, TorchNetwork, import_torch, placement
+from ._torch import Tensor, TorchNetwork, check_network, import_torch, placement
 
 _HINT = "wrap it in a function that returns the denoised x alone"
 
@@ -39,8 +40,8 @@ def from_k_diffusion(
 
     **Returns:** a `Denoiser`.
 
-    **Raises:** ImportError without PyTorch; ValueError for a model in training mode, and when
-    called, for an output of another form.
+    **Raises:** ImportError without PyTorch; ValueError for what is no network, a model in training
+    mode, and when called, for an output of another form.
 
     **Example:**
 
@@ -54,7 +55,8 @@ def from_k_diffusion(
     (2022), https://arxiv.org/abs/2206.00364, https://github.com/crowsonkb/k-diffusion.
     """
     torch = import_torch("from_k_diffusion")
-    device, dtype = placement(torch, model)
+    device, dtype = placement(torch, check_network("model", model))
+    _checks.count("batch", batch)
     process = _process(model) if process is None else check_process(process)
     count = count_rows(extra_args, "extra_args")
 

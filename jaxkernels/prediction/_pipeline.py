@@ -25,6 +25,9 @@ from ._torch import Tensor, import_torch
 _TIME = "timestep"
 _HINT = "pass it in a function of (x, timestep) that returns the prediction alone"
 
+# of the call that is watched
+_STEPS = 4
+
 # of what rounding leaves in the outputs of networks in half precision
 _TOLERANCE = 0.02
 
@@ -149,8 +152,12 @@ def _watch(pipe: Any, network: Any, call: Mapping[str, Any]) -> tuple[_Step, _St
     known = inspect.signature(pipe.__call__).parameters
     # random numbers other than the user's
     generator = import_torch("from_diffusers").Generator().manual_seed(0)
-    defaults = {"num_inference_steps": 4, "generator": generator}
+    defaults = {"num_inference_steps": _STEPS, "generator": generator}
     filled = {name: value for name, value in defaults.items() if name in known} | dict(call)
+    asked = filled.get("num_inference_steps")
+    if isinstance(asked, int) and 0 < asked < _STEPS:
+        # what the network is told does not depend on it, and two steps are watched
+        filled["num_inference_steps"] = _STEPS
     with _watched(pipe, network, steps), contextlib.suppress(_Enough):
         pipe(**filled)
     if len(steps) < 2 or not steps[0].calls:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
+from .. import _checks
 from .._precision import working_dtype
 from .._types import AnyArray
 from ._output import take_output
@@ -46,9 +47,9 @@ def from_torch(
     convert t: `lambda x, t: network(x, jnp.log(process.sigma(t)))` for a logarithm of sigma,
     `network(x, jnp.rint(t).astype(int) - 1)` for the integer timesteps of `DiscreteVP`.
 
-    **Raises:** ImportError without PyTorch; ValueError for a module in training mode, whose dropout
-    or batch statistics would make it another function at every call, and, when the function is
-    called, for an output of another form, naming it.
+    **Raises:** ImportError without PyTorch; ValueError for what is no network, for a module in
+    training mode, whose dropout or batch statistics would make it another function at every call,
+    and, when the function is called, for an output of another form, naming it.
 
     **Example:**
 
@@ -58,7 +59,7 @@ def from_torch(
     ```
     """
     torch = import_torch("from_torch")
-    device, dtype = placement(torch, module)
+    device, dtype = placement(torch, check_network("module", module))
 
     def network(x: Tensor, t: Tensor, conditions: np.ndarray) -> Tensor:
         del conditions
@@ -75,6 +76,17 @@ def import_torch(user: str) -> Any:
         raise ImportError(
             f"{user} needs PyTorch, which is not installed: pip install torch."
         ) from None
+
+
+def check_network(argument: str, value: Any) -> Any:
+    """`value`, which must be a module or a function, not a class of them."""
+    if isinstance(value, type):
+        raise ValueError(f"{argument} must be a network, not the class {value.__name__}: make one.")
+    if not callable(value):
+        raise ValueError(
+            f"{argument} must be a network, a module or a function; got {_checks.shown(value)}."
+        )
+    return value
 
 
 def placement(torch: Any, module: Any) -> tuple[Any, Any]:
@@ -158,6 +170,11 @@ class TorchNetwork:
                 with self.torch.no_grad():
                     tensors = [self._tensor(p[part], self.dtype) for p in points]
                     found = fn(*tensors, self._time(t[part]), conditions[part])
+                if not self.torch.is_tensor(found):
+                    raise ValueError(
+                        f"the network returned a {type(found).__name__} of NumPy; it must return a "
+                        "tensor of PyTorch, which has derivatives."
+                    )
                 parts.append(found.to("cpu", self._host_dtype).numpy())
             except self.torch.cuda.OutOfMemoryError:
                 if size == 1:

@@ -25,6 +25,10 @@ from .._numerics import as_inexact, safe_log
 from .._precision import is_traced
 from .._types import AnyArray, Numbers
 
+# of times, noise levels and other parameters; far beyond, float32 loses them
+LARGEST = 1e9
+# of rates whose process has nothing of the data left at the usual last time, 1e-3, beyond it
+LARGEST_RATE = 1e4
 _DEFAULT_LAST_SIGMA = 0.002
 
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 from .. import _checks
 from .._numerics import as_inexact, safe_sqrt
 from .._types import AnyArray, Numbers
-from ._base import AbstractProcess, range_ends
+from ._base import LARGEST, AbstractProcess, range_ends
 
 
 class AbstractVarianceExploding(AbstractProcess):
@@ -32,8 +32,9 @@ class VE(AbstractVarianceExploding):
 
     **Arguments:**
 
-    - `rate`: g^2 > 0, variance per unit of time.
-    - `t_max`: end of time, > 0, where sampling starts from pure noise. `sub_range` starts below it.
+    - `rate`: g^2 > 0 and at most 1e9, variance per unit of time.
+    - `t_max`: end of time, > 0 and at most 1e9, where sampling starts from pure noise. `sub_range`
+      starts below it.
 
     **Raises:** ValueError for an argument out of range.
 
@@ -52,8 +53,8 @@ class VE(AbstractVarianceExploding):
     t_max: AnyArray
 
     def __init__(self, rate: Numbers = 2.0, t_max: Numbers = 50.0):
-        self.rate = _checks.parameter("rate", rate, above=0.0)
-        self.t_max = _checks.parameter("t_max", t_max, above=0.0)
+        self.rate = _checks.parameter("rate", rate, above=0.0, at_most=LARGEST)
+        self.t_max = _checks.parameter("t_max", t_max, above=0.0, at_most=LARGEST)
         self.full_t_max = None
 
     @property
@@ -78,7 +79,8 @@ class EDM(AbstractVarianceExploding):
 
     **Arguments:**
 
-    - `sigma_max`: the largest noise level of the process, > 0, in units of the data.
+    - `sigma_max`: the largest noise level of the process, > 0 and at most 1e9, in units of the
+      data.
     - `t_max`: first time, that is noise level, of sampling; by default `sigma_max`, below it
       sampling starts from noised data, see `sub_range`.
 
@@ -98,7 +100,7 @@ class EDM(AbstractVarianceExploding):
     t_max: AnyArray
 
     def __init__(self, sigma_max: Numbers = 80.0, t_max: Numbers | None = None):
-        full = _checks.parameter("sigma_max", sigma_max, above=0.0)
+        full = _checks.parameter("sigma_max", sigma_max, above=0.0, at_most=LARGEST)
         self.t_max, self.full_t_max = range_ends(full if t_max is None else t_max, full)
 
     @property

@@ -11,7 +11,7 @@ from .. import _checks
 from .._numerics import as_inexact, safe_sqrt
 from .._precision import is_traced
 from .._types import AnyArray, Numbers, constant
-from ._base import AbstractProcess, range_ends
+from ._base import LARGEST, LARGEST_RATE, AbstractProcess, range_ends
 
 
 class AbstractVariancePreserving(AbstractProcess):
@@ -98,7 +98,8 @@ class VP(AbstractExponential):
     **Arguments:**
 
     - `beta_min`: rate at t = 0, > 0, per unit of time.
-    - `beta_max`: rate at t = 1, >= `beta_min`.
+    - `beta_max`: rate at t = 1, from `beta_min` to 1e4: beyond, little of the data is left even at
+      the last time.
     - `t_max`: first time of sampling, in (0, 1]; below 1 it starts from noised data, see
       `sub_range`.
 
@@ -120,9 +121,10 @@ class VP(AbstractExponential):
     t_max: AnyArray
 
     def __init__(self, beta_min: Numbers = 0.1, beta_max: Numbers = 20.0, t_max: Numbers = 1.0):
-        self.beta_min = _checks.parameter("beta_min", beta_min, above=0.0)
+        self.beta_min = _checks.parameter("beta_min", beta_min, above=0.0, at_most=LARGEST_RATE)
         least = 0.0 if is_traced(self.beta_min) else float(self.beta_min)
-        self.beta_max = _checks.parameter("beta_max", beta_max, at_least=least)
+        range_of = {"at_least": least, "at_most": LARGEST_RATE}
+        self.beta_max = _checks.parameter("beta_max", beta_max, **range_of)
         self.t_max, self.full_t_max = range_ends(t_max, constant(1.0))
 
     def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
@@ -148,8 +150,9 @@ class OU(AbstractExponential):
 
     **Arguments:**
 
-    - `rate`: > 0, per unit of time.
-    - `t_max`: end of time, > 0, where sampling starts from N(0, I). `sub_range` starts below it.
+    - `rate`: > 0 and at most 1e4, per unit of time.
+    - `t_max`: end of time, > 0 and at most 1e9, where sampling starts from N(0, I). `sub_range`
+      starts below it.
 
     **Raises:** ValueError for an argument out of range.
 
@@ -167,8 +170,8 @@ class OU(AbstractExponential):
     t_max: AnyArray
 
     def __init__(self, rate: Numbers = 1.0, t_max: Numbers = 10.0):
-        self.rate = _checks.parameter("rate", rate, above=0.0)
-        self.t_max = _checks.parameter("t_max", t_max, above=0.0)
+        self.rate = _checks.parameter("rate", rate, above=0.0, at_most=LARGEST_RATE)
+        self.t_max = _checks.parameter("t_max", t_max, above=0.0, at_most=LARGEST)
         self.full_t_max = None
 
     def beta(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
@@ -191,7 +194,7 @@ class CosineVP(AbstractVariancePreserving):
 
     **Arguments:**
 
-    - `offset`: >= 0; it makes the noise grow more quickly near the data.
+    - `offset`: >= 0 and at most 1e9; it makes the noise grow more quickly near the data.
     - `t_max`: first time of sampling, in (0, 1]; below 1 it starts from noised data, see
       `sub_range`.
 
@@ -212,7 +215,7 @@ class CosineVP(AbstractVariancePreserving):
     t_max: AnyArray
 
     def __init__(self, offset: Numbers = 0.008, t_max: Numbers = 1.0):
-        self.offset = _checks.parameter("offset", offset, at_least=0.0)
+        self.offset = _checks.parameter("offset", offset, at_least=0.0, at_most=LARGEST)
         self.t_max, self.full_t_max = range_ends(t_max, constant(1.0))
 
     @property
@@ -378,6 +381,11 @@ class DiscreteVP(AbstractVariancePreserving):
                 "betas must lie strictly between 0 and 1, the last one may be 1; found "
                 f"{values.min():g} .. {values.max():g}."
             )
+        if values[0] > max(0.5, values[-1]):
+            raise ValueError(
+                f"betas fall from {values[0]:g} to {values[-1]:g}: these are alphas_cumprod, which "
+                "go to DiscreteVP itself."
+            )
         return cls(np.cumprod(1.0 - values, axis=-1), name=name, t_max=t_max)
 
     @classmethod
@@ -394,7 +402,7 @@ class DiscreteVP(AbstractVariancePreserving):
 
         - `beta_start`: first beta, in (0, 1).
         - `beta_end`: last beta, in (0, 1).
-        - `num_train_timesteps`: number N >= 2 of entries.
+        - `num_train_timesteps`: integer number N >= 2 of entries.
         - `t_max`: first time of sampling, in (1, N]; by default N.
 
         **Returns:** a `DiscreteVP` named "scaled_linear".
@@ -409,7 +417,10 @@ class DiscreteVP(AbstractVariancePreserving):
         Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models"
         (2022), https://arxiv.org/abs/2112.10752, and its published configurations.
         """
-        betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
+        first = float(_checks.scalar("beta_start", beta_start, above=0.0, below=1.0))
+        last = float(_checks.scalar("beta_end", beta_end, above=0.0, below=1.0))
+        count = _checks.count("num_train_timesteps", num_train_timesteps, at_least=2)
+        betas = np.linspace(first**0.5, last**0.5, count) ** 2
         return cls.from_betas(betas, name="scaled_linear", t_max=t_max)
 
     @property
@@ -472,6 +483,8 @@ def _read_table(table: np.ndarray) -> np.ndarray:
     increases = bool(np.all(np.diff(table) >= 0))
     if increases and table[0] > 0 and table[-1] < 0.5:
         return _read_table(np.cumprod(1.0 - table))
+    either = " Betas go to DiscreteVP.from_betas; a table in reverse order must be reversed."
+    hint = either if increases else ""
     if table[0] == 1.0 and table.size > 2:
         table = table[1:]
     if table[-1] == 0.0:
@@ -484,13 +497,12 @@ def _read_table(table: np.ndarray) -> np.ndarray:
     if not (np.all(table > 0) and np.all(table < 1)):
         raise ValueError(
             "alphas_cumprod must lie strictly between 0 and 1, but for a first entry 1 and a last "
-            f"entry 0; found {table.min():g} .. {table.max():g}."
+            f"entry 0; found {table.min():g} .. {table.max():g}.{hint}"
         )
     if not np.all(np.diff(table) < 0):
         n = int(np.argmax(np.diff(table) >= 0))
-        hint = " Betas go to DiscreteVP.from_betas; a table in reverse order must be reversed."
         raise ValueError(
             f"alphas_cumprod must decrease; entries {n} and {n + 1} are {table[n]:g}, "
-            f"{table[n + 1]:g}.{hint if increases else ''}"
+            f"{table[n + 1]:g}.{hint}"
         )
     return table

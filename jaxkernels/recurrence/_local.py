@@ -52,7 +52,7 @@ def window_moments(
     step: Int[Array, ""],
     num_steps: int | Int[Array, ""],
 ) -> StepMoments:
-    """Moments after step number `step`, which is the last of a window of history_steps + 1 steps.
+    """Moments after step number `step`, which is the last of a window of window_steps + 1 steps.
 
     The earlier steps of the window fill the multistep history from an exact trajectory: the sampler
     takes them, and x is put back onto the exact reverse process after each. Before the schedule's
@@ -208,7 +208,7 @@ def local_errors(
         return _reverse_sde_local_errors(target, process, sampler, schedule)
     times = schedule.times
     squared = schedule.stochasticity_squared
-    points, steps = window_indices(schedule.num_steps, sampler.history_steps)
+    points, steps = window_indices(schedule.num_steps, sampler.window_steps)
     count = schedule.num_steps
 
     def one(t: Array, w: Array, k: Array) -> StepMoments:

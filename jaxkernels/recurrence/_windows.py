@@ -1,6 +1,6 @@
 """The window of a step: the times it depends on, and its local error on an exact trajectory.
 
-A step of a multistep sampler depends on the times of the steps before. With h = `history_steps`,
+A step of a multistep sampler depends on the times of the steps before. With h = `window_steps`,
 the window of step k holds the times t_{k-h}, ..., t_{k+1}. Before the first step it repeats the
 first time, and the history stays as it is at the start.
 """
@@ -21,10 +21,10 @@ from ..schedules import Step
 
 
 def window_indices(
-    num_steps: int, history_steps: int
+    num_steps: int, earlier: int
 ) -> tuple[Int[np.ndarray, "steps window"], Int[np.ndarray, "steps window_steps"]]:
-    """Indices into times (K, h + 2) and into steps (K, h + 1) of the window of every step."""
-    points = np.arange(num_steps)[:, None] - history_steps + np.arange(history_steps + 2)
+    """Indices into times (K, h + 2) and into steps (K, h + 1) of windows with h earlier times."""
+    points = np.arange(num_steps)[:, None] - earlier + np.arange(earlier + 2)
     return np.maximum(points, 0), np.maximum(points[:, :-1], 0)
 
 
@@ -79,16 +79,14 @@ def local_error_coefficients(
     If the sampler corrects, x_after is the corrected point (in the schedule's last step, which is
     not corrected, the predicted one), and it is the corrected points that are put back. But the
     evaluations are at predicted points, off the trajectory by delta: the local error of a
-    prediction from the trajectory. To first order this adds two terms, of the step's start and of
-    its end,
+    prediction from the trajectory. To first order each of the step's evaluations adds a term,
 
-        D(x) = D(t_j) + J_b delta / a(t_j),        b = 1: t_j = t_start,    b = 2: t_j = t_end,
+        D(x) = D(t_j) + J_b delta_j / a(t_j),      b = 1, ..., m: t_j = t_{k+2-m}, ..., t_{k+1},
 
-    with J = dD/dy the Jacobian of the denoiser in y = x / a. What earlier evaluations are off
-    enters with the small last weights of the corrector, and is left out.
+    with m = `corrector_evaluations` and J = dD/dy the Jacobian of the denoiser in y = x / a.
     """
-    depth = sampler.history_steps
-    terms = 3 if sampler.corrects else 1
+    depth = sampler.window_steps
+    terms = 1 + sampler.corrector_evaluations
     size = 2 * len(times)
     units = jnp.eye(size, terms * size, dtype=times.dtype).reshape(len(times), 2, -1)
     exact = [process.signal(t) * d + process.noise(t) * e for t, (d, e) in zip(times, units)]
@@ -103,7 +101,7 @@ def local_error_coefficients(
         inside = step - depth + j >= 0
         history = jax.tree.map(lambda a, b, inside=inside: jnp.where(inside, a, b), new, history)
         found = units[j + 1]
-        term = j - depth + 2
+        term = j - depth + sampler.corrector_evaluations
         if sampler.corrects and term > 0:
             delta = jnp.where(inside, (after - exact[j + 1])[:size], 0.0)
             off = jnp.zeros_like(after).at[term * size : (term + 1) * size].set(delta)
@@ -153,7 +151,7 @@ def trajectory_error(
     **Returns:** the error, in the units of x.
     """
     terms = len(coefficients)
-    factors = (1.0, slopes[-2], slopes[-1])
+    factors = (1.0, *slopes[len(slopes) + 1 - terms :])
     total = jnp.zeros_like(values[0, 0])
     # term by term: a spectrum may be large
     for c, factor in zip(coefficients.reshape(terms, -1), factors):

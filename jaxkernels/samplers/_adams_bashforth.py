@@ -76,7 +76,8 @@ class LMS(AbstractAdamsBashforth):
 
     with eps the polynomial through this evaluation and those before, `solver_order` in all. It is
     the Adams-Bashforth method of variable steps on dx/dsigma = eps. The first steps have orders 1,
-    2, ... One evaluation per step.
+    2, ..., so that the error of K even steps falls as 1/K^2 in the end, and as 1/K^order if the
+    first ones are short. One evaluation per step.
 
     **Arguments:**
 
@@ -120,8 +121,9 @@ class DEIS(AbstractAdamsBashforth):
         x'/a' = x/a + int_sigma^sigma' eps(log sigma) dsigma
 
     with eps the polynomial through this evaluation and those before, `solver_order` in all. The
-    first steps have orders 1, 2, ..., and a step to sigma = 0, where the logarithm is infinite, has
-    order 1. One evaluation per step.
+    first steps have orders 1, 2, ..., so that the error of K even steps falls as 1/K^2 in the end,
+    and as 1/K^order if the first ones are short; a step to sigma = 0, where the logarithm is
+    infinite, has order 1. One evaluation per step.
 
     **Arguments:**
 

@@ -80,10 +80,27 @@ class AbstractSampler(eqx.Module):
     """Whether it is defined for the reverse SDE alone, that is stochasticity 1 at every step."""
     randomised: ClassVar[bool] = False
     """Whether a step depends on `step.uniform`, which is drawn for every sample and step."""
-    corrects: ClassVar[bool] = False
-    """Whether the evaluation at x corrects the step that led there, see `correct`."""
+    corrector_evaluations: ClassVar[int] = 0
+    """Number of evaluations by which a step is corrected, see `correct`: that at its end, that at
+    its start and earlier ones. 0 if steps are not corrected."""
     forms_jacobian: ClassVar[bool] = False
     """Whether a step forms the Jacobian of `predict`, and so takes one sample at a time."""
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the evaluation at x corrects the step that led there."""
+        return self.corrector_evaluations > 0
+
+    @property
+    def window_steps(self) -> int:
+        """Number of earlier times that the local error of a step depends on.
+
+        Where steps are corrected each evaluation is off the trajectory by the local error of the
+        step that led there, which has a history of its own.
+        """
+        if not self.corrects:
+            return self.history_steps
+        return 2 * self.corrector_evaluations - 3
 
     def init_history(self, x: X) -> History:
         """Make the multistep history before the first step. Default: none.

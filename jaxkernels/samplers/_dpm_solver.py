@@ -145,10 +145,9 @@ class UniPC(AbstractDataMultistep):
     the implementation: of second order, the predictor is that of `DPMSolverPP2M`.
 
     The local error of a step, in `LocalError` and `RecordedError`, is that of its corrected point;
-    of the last step, that of its predicted point. It counts that the evaluations at both ends of
-    the step are at predicted points, off the trajectory by the predictor's local error. It leaves
-    out that those before were too, which is of the same order but, on schedules whose steps vary
-    slowly, a tenth of it.
+    of the last step, that of its predicted point. It counts that its evaluations are at predicted
+    points, off the trajectory by the predictor's local error: after a short step, a long one
+    multiplies what the evaluations at its ends are off by.
 
     **Arguments:**
 
@@ -174,7 +173,6 @@ class UniPC(AbstractDataMultistep):
     lower_order_final: bool = eqx.field(static=True, default=True)
 
     stochastic: ClassVar[bool] = False
-    corrects: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         _checks.count("solver_order", self.solver_order, at_least=2, at_most=3)
@@ -188,6 +186,11 @@ class UniPC(AbstractDataMultistep):
     def history_steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Number of earlier evaluations: those of the predictor in the step before."""
         return self.solver_order
+
+    @property
+    def corrector_evaluations(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of the predictor and that at the step's end."""
+        return self.solver_order + 1
 
     def step_order(self, process: Process, step: Step, known: Array) -> Array:
         return jnp.minimum(super().step_order(process, step, known), self.solver_order)

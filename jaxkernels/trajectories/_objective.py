@@ -1,6 +1,6 @@
 """The error of a schedule on a record, as an objective of an optimisation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
 import jax
@@ -18,10 +18,12 @@ from ..processes import AbstractProcess
 from ..recurrence import window_indices
 from ..samplers import AbstractSampler
 from ..schedules import CoordinateProcess, Schedule, TimeCoordinate
-from ._record import TrajectoryRecord, check_record, first_order_components
+from ._record import TrajectoryRecord, check_record, propagated_errors
 from ._terms import LocalErrorTerms, check_sampler, local_error_terms
 
 _FLOOR = 1e-6
+# of every propagated error of a sampler that corrects, relative to it
+_DOUBT = 0.2
 T = TypeVar("T")
 
 Places: TypeAlias = tuple[Float[Array, "*windows terms"], Float[Array, "*windows terms"]]
@@ -35,6 +37,15 @@ class RecordedError(AbstractObjective):
 
     power = 2 is the root mean square, which a few trajectories can decide; power = 0 is decided by
     typical ones. |e|^2 has 1e-6 of its mean added, so that no logarithm diverges.
+
+    Of a sampler that corrects (`UniPC`) |e|^2 is |sum_k e_k|^2 + 0.2^2 sum_k |e_k|^2, with e_k the
+    propagated local errors, as if each were known to 20 %: after a short step a long one multiplies
+    what evaluations are off the trajectory by, so that to first order alone two short steps could
+    cancel any error.
+
+    Local errors keep their signs, and large ones that cancel look exact to first order.
+    `optimize_schedule` therefore starts from the three baselines that the record says are best,
+    unless `starts` are given; a selection on the network tells what is true of the optimum.
 
     **Arguments:**
 
@@ -127,8 +138,7 @@ class BoundRecordedError(AbstractBoundObjective):
         """
         dtype = schedule.times.dtype
         record, sampler, power = _constants((self.record, self.sampler, self.power), dtype)
-        components = first_order_components(record, sampler, schedule.times)
-        return power_mean(components, power)
+        return _mean(_sums(propagated_errors(record, sampler, schedule.times), sampler), power)
 
     def in_coordinate(self, coordinate: TimeCoordinate, t_min: float) -> "RecordedSum":
         del t_min
@@ -165,7 +175,7 @@ class RecordedSum(AbstractCoordinateObjective):
         # one window after another: a record is large
         rows = jax.lax.map(added, (u[points], steps))
         used = (steps < num_steps)[:, None, None]
-        return power_mean(jnp.sum(jnp.where(used, rows, 0.0), 0), self.power)
+        return _mean(_sums(jnp.where(used, rows, 0.0), self.sampler), self.power)
 
     @full_precision
     def derivatives(
@@ -189,24 +199,37 @@ class RecordedSum(AbstractCoordinateObjective):
         places = (terms.rows, terms.columns)
         weights = jnp.concatenate([w[:, None], w_a], 1)
         rows = _contract_windows(self.record, places, weights, num_steps)
-        components = jnp.sum(rows[:, 0], 0)
-        value, pull = jax.value_and_grad(power_mean)(components, self.power)
-        jacobian = jnp.zeros((u.shape[0], *components.shape), u.dtype)
-        jacobian = jacobian.at[points].add(rows[:, 1:])
+        errors = rows[:, 0]
+        slopes = rows[:, 1:]
+        sums = _sums(errors, self.sampler)
+        value, pulls = jax.value_and_grad(_mean)(sums, self.power)
+        # of the sum of errors, and of that of their squares
+        own = [slopes, 2.0 * errors[:, None] * slopes][: len(sums)]
+        empty = jnp.zeros((u.shape[0], *errors.shape[1:]), u.dtype)
+        jacobians = [empty.at[points].add(rows) for rows in own]
 
-        def along(direction: Array) -> Array:
-            gradient = jax.grad(power_mean)
-            return jax.jvp(lambda c: gradient(c, self.power), (components,), (direction,))[1]
+        def along(directions: list[Array]) -> list[Array]:
+            gradient = jax.grad(_mean)
+            return jax.jvp(lambda s: gradient(s, self.power), (sums,), (directions,))[1]
 
+        pull = sum(
+            p * f for p, f in zip(pulls, (jnp.ones_like(errors), 2.0 * errors), strict=False)
+        )
         pulled = _pull_windows(self.record, places, pull, num_steps)
         curved = jnp.einsum("kabwijc,kwijc->kab", w_ab, pulled)
+        for p in pulls[1:]:
+            curved = curved + 2.0 * jnp.einsum("kamp,kbmp,mp->kab", slopes, slopes, p)
         curved = jnp.where(inner[:, :, None] & inner[:, None], curved, 0.0)
-        hessian = jnp.einsum("tmp,ump->tu", jacobian, jax.vmap(along)(jacobian))
+        hessian = jnp.zeros((u.shape[0], u.shape[0]), u.dtype)
         hessian = hessian.at[points[:, :, None], points[:, None]].add(curved)
-        return value, jnp.einsum("tmp,mp->t", jacobian, pull), hessian
+        gradient = jnp.zeros_like(u)
+        for jacobian, turned, p in zip(jacobians, jax.vmap(along)(jacobians), pulls, strict=True):
+            hessian = hessian + jnp.einsum("tmp,ump->tu", jacobian, turned)
+            gradient = gradient + jnp.einsum("tmp,mp->t", jacobian, p)
+        return value, gradient, hessian
 
     def _windows(self, u: Array) -> tuple[np.ndarray, Array]:
-        points, _ = window_indices(u.shape[0] - 1, self.sampler.history_steps)
+        points, _ = window_indices(u.shape[0] - 1, self.sampler.window_steps)
         return points, jnp.arange(u.shape[0] - 1)
 
     def _terms(
@@ -249,15 +272,16 @@ def _contract_windows(
 def _pull_windows(
     record: TrajectoryRecord,
     places: Places,
-    pull: Float[Array, "trajectories directions"],
+    pull: Float[Array, "steps trajectories directions"],
     num_steps: Int[Array, ""],
 ) -> Float[Array, "steps terms 4 4 2"]:
-    """The blocks of every window contracted with a gradient in the components; 0 for padding."""
+    """The blocks of every window contracted with a gradient in its error; 0 for padding."""
 
-    def contract(places: Places) -> Array:
+    def contract(window: tuple[Places, Array]) -> Array:
+        places, pull = window
         return jnp.tensordot(record.blocks(*places), pull, 2)
 
-    return _map_used(contract, places, num_steps)
+    return _map_used(contract, (places, pull), num_steps)
 
 
 def _map_used(fn: Callable[..., Array], windows: PyTree, num_steps: Int[Array, ""]) -> Array:
@@ -275,11 +299,30 @@ def _map_used(fn: Callable[..., Array], windows: PyTree, num_steps: Int[Array, "
     return jax.lax.map(padded, (jnp.arange(count), windows))
 
 
+def _sums(
+    errors: Float[Array, "steps trajectories directions"], sampler: AbstractSampler
+) -> list[Float[Array, "trajectories directions"]]:
+    """What the objective takes of propagated errors: their sum; and the sum of their squares."""
+    sums = [jnp.sum(errors, 0)]
+    return [*sums, jnp.sum(errors**2, 0)] if sampler.corrects else sums
+
+
+def _mean(sums: Sequence[Float[Array, "trajectories directions"]], power: ArrayLike) -> Array:
+    """`power_mean` of the error, with a doubt in every propagated one if squares are given."""
+    total, *squares = sums
+    return power_mean(total, power, _DOUBT**2 * sum(squares))
+
+
 def power_mean(
-    components: Float[Array, "trajectories directions"], power: ArrayLike
+    components: Float[Array, "trajectories directions"],
+    power: ArrayLike,
+    doubt: Float[Array, "trajectories directions"] | float = 0.0,
 ) -> Float[Array, ""]:
-    """(mean over trajectories of |e|^power)^(1/power); exp(mean log |e|) for power 0."""
-    squared = jnp.mean(components**2, -1)
+    """(mean over trajectories of |e|^power)^(1/power); exp(mean log |e|) for power 0.
+
+    |e|^2 is the mean over directions of components^2 + doubt.
+    """
+    squared = jnp.mean(components**2 + doubt, -1)
     logs = 0.5 * jnp.log(squared + _FLOOR * jnp.mean(squared))
     # traced: one program serves every power
     power = jnp.asarray(power)

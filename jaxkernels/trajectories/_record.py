@@ -165,7 +165,7 @@ class TrajectoryRecord(AbstractRecord):
             )
         if schedule.is_stochastic:
             raise ValueError("schedule is stochastic; a record is of deterministic trajectories.")
-        found = in_float64(_jitted_components)(*to_float64((self, sampler, constant(times))))
+        found = in_float64(_first_order_components)(*to_float64((self, sampler, constant(times))))
         if not np.all(np.isfinite(found)):
             raise ValueError(
                 f"{type(sampler).__name__} has no finite error on this schedule: it divides by the "
@@ -457,22 +457,27 @@ def check_span(
         )
 
 
-def first_order_components(
+def propagated_errors(
     record: TrajectoryRecord, sampler: AbstractSampler, times: Float[Array, " points"]
-) -> Float[Array, "trajectories directions"]:
-    """(1) in units of the scale, for every trajectory and direction."""
+) -> Float[Array, "steps trajectories directions"]:
+    """The terms of (1) in units of the scale, for every trajectory and direction."""
     num_steps = times.shape[0] - 1
-    points, _ = window_indices(num_steps, sampler.history_steps)
+    points, _ = window_indices(num_steps, sampler.window_steps)
     coordinate = record.time_coordinate
 
     def term(t: Array, k: Array) -> Array:
         terms = local_error_terms(coordinate, record.process, sampler, t, k, num_steps)
         return record.contract(terms)
 
-    return jnp.sum(jax.vmap(term)(times[points], jnp.arange(num_steps)), 0)
+    return jax.vmap(term)(times[points], jnp.arange(num_steps))
 
 
-_jitted_components = eqx.filter_jit(first_order_components)
+@eqx.filter_jit
+def _first_order_components(
+    record: TrajectoryRecord, sampler: AbstractSampler, times: Float[Array, " points"]
+) -> Float[Array, "trajectories directions"]:
+    """(1) in units of the scale."""
+    return jnp.sum(propagated_errors(record, sampler, times), 0)
 
 
 @in_float64

@@ -19,6 +19,7 @@ leading term of the local error, O(h^3). Terms in the second derivative of the d
 which is the local error of a method of order 4: such methods are refused.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def local_error_terms(
         terms = LocalErrorTerms(rows, u, error * scale)
         if not responses:
             return terms
-        responses = jnp.stack(responses) / process.signal(times[-1])
+        responses = [response / process.signal(times[-1]) for response in responses]
         return _with_responses(coordinate, terms, responses, step)
     middle, error, response = two_evaluation_coefficients(*run)
     u = _places(coordinate, process, jnp.stack([times[0], middle, times[1]]))
@@ -98,33 +99,34 @@ def local_error_terms(
 def _with_responses(
     coordinate: TimeCoordinate,
     terms: LocalErrorTerms,
-    responses: Float[Array, "2 window 2"],
+    responses: Sequence[Float[Array, "window 2"]],
     step: Int[Array, ""],
 ) -> LocalErrorTerms:
-    """The terms of a corrected point, with those of the evaluations at both ends of its step.
+    """The terms of a corrected point, with those of all its evaluations.
 
-    At sigma = 0 there is no evaluation. That at the step's start is then pulled back by half of the
-    derivative in (1): for linear denoisers, right to first order in sigma^2.
+    At sigma = 0 there is no evaluation. Earlier ones are then pulled back by half of the derivative
+    in (1): for linear denoisers, right to first order in sigma^2.
     """
+    count = len(responses)
     u = terms.columns
     finite = jnp.isfinite(u[-1])
     end = jnp.where(finite, u[-1], u[-2])
-    # nothing is predicted before the first step
-    start = jnp.where(step > 0, u[-2], end)
-    row = _row_between(start, end)
-    at_start = _pulled_back(coordinate, row, jnp.where(finite, 1.0, 0.5))
-    at_end = _pulled_back(coordinate, end)
-    # the point at the step's start does not depend on its end
-    parts = ((row, at_start, responses[0, :-1]), (end, at_end, responses[1]))
-    rows = [terms.rows]
-    columns = [u]
-    value = [terms.value]
-    slope = [jnp.zeros_like(terms.value)]
-    for row, (factor, factor_of_slope), response in parts:
-        rows.append(jnp.broadcast_to(row, response.shape[:1]))
-        columns.append(u[: len(response)])
-        value.append(factor * response)
-        slope.append(factor_of_slope * response)
+    share = jnp.where(finite, 1.0, 0.5)
+    # what was predicted depends on as many evaluations as what was corrected
+    rows = [terms.rows[-count:]]
+    columns = [u[-count:]]
+    value = [terms.value[-count:]]
+    slope = [jnp.zeros_like(value[0])]
+    for back, response in enumerate(reversed(responses)):
+        at = slice(len(u) - count - back, len(u) - back)
+        # nothing is predicted before the first step
+        place = jnp.where(step >= back, u[at][-1], end) if back else end
+        row = _row_between(place, end)
+        factor, factor_of_slope = _pulled_back(coordinate, row, share)
+        rows.append(jnp.broadcast_to(row, (count,)))
+        columns.append(u[at])
+        value.append(factor * response[at])
+        slope.append(factor_of_slope * response[at])
     return LocalErrorTerms(*map(jnp.concatenate, (rows, columns, value, slope)))
 
 
