@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from .. import _checks
 from .._nfe import EVALUATION
-from .._types import Numbers, constant
+from .._types import Numbers, Rows, constant
 from ..prediction import AbstractDenoiser, in_working_precision
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, DPMSolverPP2M, sample_concrete
@@ -47,12 +47,12 @@ class Reference(NamedTuple):
     nfe: int
     offset: Float[np.ndarray, "n d"] | float = 0.0
 
-    def take(self, rows: slice) -> "Reference":
+    def take(self, rows: Rows) -> "Reference":
         """Take some of the samples, in the same units and with the NFE of the whole.
 
         **Arguments:**
 
-        - `rows`: a slice.
+        - `rows`: a slice or indices.
 
         **Returns:** a `Reference` of these samples.
         """

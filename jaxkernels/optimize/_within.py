@@ -33,8 +33,8 @@ from ._selection import Selected, Selection, check_data
 from ._solver import Optax
 from ._space import ScheduleSpace
 
-# trajectories of the model, at least, with their own residuals and with those of others, and steps
-# of their solution
+# trajectories of the model, at least, where candidates that were run correct it and where they do
+# not, and steps of their solution
 _SIMULATED = 128
 _EXCHANGED = 1024
 _SIMULATED_STEPS = 200
@@ -151,7 +151,7 @@ class SimulatedSelection:
                 selected = list(found.finalists.values())[-1]
             shown = [*baselines, selected] if not selected.is_baseline else baselines
             schedules = {c.label: c.schedule for c in shown}
-            evidence = compare_to(found.reference, sampler, schedules, line=line, **_FREE)
+            evidence = compare_to(self.reference, sampler, schedules, line=line, **_FREE)
         evidence = dataclasses.replace(
             evidence,
             selected=selected.label,
@@ -173,21 +173,26 @@ class SimulatedSelection:
         The best of all is the `incumbent` unless another is better beyond a standard error.
         """
         schedules = {c.label: c.schedule for c in candidates}
-        baselines = [c.label for c in candidates if c.is_baseline]
+        starts = {c.label: c.schedule for c in candidates if c.is_baseline}
+        baselines = list(starts)
         known = by_label(candidates)
-        finalists = []
-        found = []
-        for label, least in ((SIMULATED[0], _SIMULATED), (EXCHANGED, _EXCHANGED)):
-            reference = _varied(self.reference, self.t_min, least)
+        exchanged = _varied(self.reference, self.t_min, _EXCHANGED)
+        # as many rows: gradient steps on both are one program
+        repeated = self.reference.take(np.repeat(*_copies(self.reference, _EXCHANGED)))
+        finalists = {}
+        predictions = []
+        for label, reference, rows in (
+            (SIMULATED[0], self.reference, repeated),
+            (EXCHANGED, exchanged, exchanged),
+        ):
             predicted = compare_to(reference, sampler, schedules, line=line, **_FREE)
-            best = predicted.best(baselines, self.criterion)
-            run = (reference, space, sampler, known[best])
-            tuned = self.tune(*run, predicted.take(baselines), line, label)
-            finalists.append(known[best] if tuned is None else tuned)
-            found.append((reference, predicted))
-        reference, predicted = found[0]
-        best = predicted.best(baselines, self.criterion, incumbent)
-        return _Simulated(reference, predicted, best, {c.label: c for c in finalists})
+            best = known[predicted.best(baselines, self.criterion)]
+            floor = compare_to(rows, sampler, starts, line=line, **_FREE)
+            tuned = self.tune(rows, space, sampler, best, floor, line, label) or best
+            finalists[tuned.label] = tuned
+            predictions.append(predicted)
+        own = predictions[0]
+        return _Simulated(own, own.best(baselines, self.criterion, incumbent), finalists)
 
     def tune(
         self,
@@ -220,7 +225,6 @@ class SimulatedSelection:
 class _Simulated(NamedTuple):
     """What a model predicts: all candidates, the best, and where gradient steps lead, by label."""
 
-    reference: Reference
     predicted: Comparison
     best: str
     finalists: Mapping[str, Candidate]
@@ -410,17 +414,23 @@ def _decide(
     return by_label(finalists)[label], compared.sampling_nfe
 
 
+def _copies(reference: Reference, least: int) -> tuple[np.ndarray, int]:
+    """All rows, and how often each is repeated to make `least` of them."""
+    count = len(reference.ends)
+    return np.arange(count), -(-least // count)
+
+
 def _varied(reference: Reference, t_min: float, least: int) -> Reference:
     """The trajectories of a corrected model, `least` at least, with the residuals of others.
 
     What the model gets wrong is then a draw that does not depend on where a trajectory starts. All
     trajectories from one start follow each other.
     """
-    count = len(reference.ends)
-    copies = -(-least // count)
+    rows, copies = _copies(reference, least)
     if copies == 1:
         return reference
-    start = np.repeat(np.arange(count), copies)
+    count = len(rows)
+    start = np.repeat(rows, copies)
     shift = np.tile(np.arange(copies) * max(1, count // copies), count)
     residual = (start + shift) % count
     denoiser = reference.denoiser.take(residual)
