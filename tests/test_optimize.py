@@ -174,16 +174,8 @@ def whole_value(bound: Callable[[jk.Schedule], Array], schedule: jk.Schedule) ->
     return bound(schedule)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "unipc",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("dpmpp_3m", "lms", "deis", "dpmpp_2s", "dpm_2")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unipc", "dpmpp_3m", "lms", "deis", "dpmpp_2s", "dpm_2"])
 def test_optima_of_samplers_beat_all_baselines(name: str):
     """All from one step function: baselines, local errors, derivatives, optimum."""
     process = jk.EDM(20.0)
