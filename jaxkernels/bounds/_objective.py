@@ -135,7 +135,7 @@ class BoundCertifiedError(AbstractBoundObjective):
     def with_stochasticity(
         self,
         coordinate: TimeCoordinate,
-        t_min: float,
+        t_min: float | None,
         num_steps: int,
         squared: np.ndarray | None,
     ) -> CertifiedRecursion | None:
@@ -153,7 +153,7 @@ class BoundCertifiedError(AbstractBoundObjective):
         return CertifiedRecursion(
             given,
             coordinate,
-            constant(t_min),
+            None if t_min is None else constant(t_min),
             None if squared is None else constant(pad_last(squared, bucket(num_steps))),
         )
 

@@ -30,7 +30,9 @@ from ..schedules import BASELINES, Schedule
 from ._candidates import RESERVED, Candidate, Origin, by_label
 from ._space import (
     AbstractProblem,
+    AbstractTimesProblem,
     DenseProblem,
+    FreeEndProblem,
     ScheduleSpace,
     TimesProblem,
     least_share,
@@ -201,7 +203,7 @@ def make_problem(
     labelled = by_label(every)
     problem = problem_in(space, reduced)
     # starts that differ in nothing but a stochasticity are one where the best is known
-    suffixes = ("",) if isinstance(problem, TimesProblem) else ("", _STOCHASTIC)
+    suffixes = ("",) if isinstance(problem, AbstractTimesProblem) else ("", _STOCHASTIC)
     labels = [f"{name}{suffix}" for suffix in suffixes for name in given]
     return ScheduleProblem(
         objective=full,
@@ -225,13 +227,13 @@ def schedule_arrays(
 
 def problem_in(space: ScheduleSpace, objective: AbstractBoundObjective) -> AbstractProblem:
     """The problem of an objective in a space, with its cheapest derivatives."""
-    if space.t_min is not None:
-        squared = space.stochasticity_squared
-        fixed = None if squared is None else np.asarray(squared)
-        run = (space.coordinate, float(space.t_min), space.num_steps)
-        inner = objective.with_stochasticity(*run, fixed)
-        if inner is not None:
-            return TimesProblem.of(inner, space)
+    squared = space.stochasticity_squared
+    fixed = None if squared is None else np.asarray(squared)
+    t_min = None if space.t_min is None else float(space.t_min)
+    inner = objective.with_stochasticity(space.coordinate, t_min, space.num_steps, fixed)
+    if inner is not None:
+        kind = FreeEndProblem if t_min is None else TimesProblem
+        return kind.of(inner, space)
     if space.stochasticity_squared is not None:
         objective = objective.at_fixed_stochasticity()
     return DenseProblem.of(objective, space)
