@@ -137,9 +137,7 @@ def error(at: Coordinates, size: Array, x: Array) -> Array:
     constant, sine, step, wave, phase = (
         part[:, None] for part in (at.constant, at.sine, at.step, at.wave, at.phase)
     )
-    return size[:, None] * (
-        constant + sine * jnp.sin(wave * x + phase) + step * jnp.tanh(wave * x)
-    )
+    return size[:, None] * (constant + sine * jnp.sin(wave * x + phase) + step * jnp.tanh(wave * x))
 
 
 class Noise(NamedTuple):

@@ -18,7 +18,7 @@ from .._derivatives import once_per_point
 from .._numerics import safe_divide, safe_sqrt
 from .._precision import in_float64, is_traced
 from .._tables import Table, number
-from .._types import AnyArray, Numbers, constant
+from .._types import AnyArray, Numbers
 from ..distributions import AbstractDistribution, Gaussian, GaussianMixture
 from ..processes import AbstractProcess, check_process
 from ._bound import as_leafless

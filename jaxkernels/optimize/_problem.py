@@ -138,9 +138,6 @@ class ScheduleProblem:
         squared: Float[np.ndarray, "schedules steps"],
     ) -> np.ndarray | Array | None:
         """The same as functions of coordinates, if that is cheaper."""
-        space = self.space
-        if space.t_min is None:
-            return None
         if np.all(squared == squared[0]):
             return self._at_stochasticity(times, squared[0])
         # one schedule after the other, by one program
@@ -157,7 +154,8 @@ class ScheduleProblem:
         self, times: Float[np.ndarray, "schedules points"], squared: Float[np.ndarray, " steps"]
     ) -> Array | None:
         space = self.space
-        run = (space.coordinate, float(np.asarray(space.t_min)), space.num_steps)
+        t_min = None if space.t_min is None else float(np.asarray(space.t_min))
+        run = (space.coordinate, t_min, space.num_steps)
         objective = self.objective.with_stochasticity(*run, squared)
         if objective is None:
             return None

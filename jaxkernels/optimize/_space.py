@@ -274,31 +274,13 @@ class TimesProblem(AbstractTimesProblem):
 
     def derivatives(self, z: Float[Array, " n"]) -> Derivatives:
         u = self.coordinates(z)
-        p = _shares(z, self.num_steps)
         value, slope, curvature = self.objective.derivatives(u, self.num_steps)
-        slope = slope[1:-1]
-        curvature = curvature[1:-1, 1:-1]
-        # q = dF/dp, from which the gradient and the bend of softmax follow
-        q = -self.length * jnp.concatenate([_sum_after(slope), jnp.zeros(1, slope.dtype)])
-        centered = q - jnp.sum(p * q)
-        gradient = (p * centered)[1:]
-        pulled = self._pull(self._pull(curvature, p).T, p)
-        bend = jnp.diag(p * centered) - p[:, None] * p * (centered[:, None] + centered)
-        return _of_logarithm(value, gradient, pulled + bend[1:, 1:])
+        p = _shares(z, self.num_steps)
+        return _of_logarithm(value, *_in_logits(slope, curvature, self.length, p))
 
     def coordinates(self, z: Float[Array, " n"]) -> Float[Array, " points"]:
         steps = _Steps(self.top, self.least, self.length, self.end, self.num_steps)
         return steps.coordinates(z)
-
-    def _pull(self, rows: Float[Array, "points n"], p: Float[Array, " steps"]) -> Array:
-        """J^T rows, J = du/dz over interior points.
-
-        -length p_j (sum_{i > j} rows_i - sum_i P_i rows_i)
-        """
-        share = jnp.cumsum(p)[:-1]
-        total = share @ rows
-        later = jnp.concatenate([_sum_after(rows)[1:], jnp.zeros_like(rows[:1])])
-        return -self.length * p[1:, None] * (later - total)
 
 
 class FreeEndProblem(AbstractTimesProblem):
@@ -347,18 +329,31 @@ class FreeEndProblem(AbstractTimesProblem):
         return space.arrays(z)
 
     def derivatives(self, z: Float[Array, " n"]) -> Derivatives:
-        value, slope, curvature = self.objective.derivatives(self.coordinates(z), self.num_steps)
-        moved = jax.jacfwd(self.coordinates)(z)
-        bend = jax.hessian(lambda z: slope @ self.coordinates(z))(z)
-        return _of_logarithm(value, slope @ moved, moved.T @ curvature @ moved + bend)
+        logits, end = z[:-1], z[-1]
+        p = _shares(logits, self.num_steps)
+
+        def at(end: Array) -> tuple[Array, Array]:
+            steps = self._steps(end)
+            return steps.coordinates(logits), jnp.asarray(steps.length)
+
+        # u and the length are linear in the end
+        (u, length), (rate, stretch) = jax.jvp(at, (end,), (jnp.ones_like(end),))
+        value, slope, curvature = self.objective.derivatives(u, self.num_steps)
+        gradient, hessian = _in_logits(slope, curvature, length, p)
+        bent = curvature @ rate
+        mixed = _pull(bent[1:-1, None], length, p)[:, 0] + stretch / length * gradient
+        hessian = jnp.block([[hessian, mixed[:, None]], [mixed[None], (rate @ bent)[None, None]]])
+        return _of_logarithm(value, jnp.append(gradient, slope @ rate), hessian)
 
     def coordinates(self, z: Float[Array, " n"]) -> Float[Array, " points"]:
-        end = z[-1]
+        return self._steps(z[-1]).coordinates(z[:-1])
+
+    def _steps(self, end: Array) -> "_Steps":
         bottom = jnp.maximum(end, self.trained)
         least = self.share * (self.top - bottom)
         counted = self.num_steps - jnp.where(end < self.trained, 1, 0)
-        length = self.top - bottom - counted.astype(z.dtype) * least
-        return _Steps(self.top, least, length, end, self.num_steps).coordinates(z[:-1])
+        length = self.top - bottom - counted.astype(end.dtype) * least
+        return _Steps(self.top, least, length, end, self.num_steps)
 
 
 class _Steps(NamedTuple):
@@ -384,6 +379,35 @@ def _shares(logits: Float[Array, " n"], num_steps: AnyArray) -> Float[Array, " s
     """What every step has of the range beyond the least lengths, 0 in the padding."""
     logits = jnp.concatenate([jnp.zeros(1, logits.dtype), logits])
     return jax.nn.softmax(jnp.where(jnp.arange(logits.shape[0]) < num_steps, logits, -jnp.inf))
+
+
+def _in_logits(
+    slope: Float[Array, " points"],
+    curvature: Float[Array, "points points"],
+    length: AnyArray,
+    p: Float[Array, " steps"],
+) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+    """Gradient and Hessian in the logits, from those in u."""
+    slope = slope[1:-1]
+    # q = dF/dp, from which the gradient and the bend of softmax follow
+    q = -length * jnp.concatenate([_sum_after(slope), jnp.zeros(1, slope.dtype)])
+    centered = q - jnp.sum(p * q)
+    pulled = _pull(_pull(curvature[1:-1, 1:-1], length, p).T, length, p)
+    bend = jnp.diag(p * centered) - p[:, None] * p * (centered[:, None] + centered)
+    return (p * centered)[1:], pulled + bend[1:, 1:]
+
+
+def _pull(
+    rows: Float[Array, "points n"], length: AnyArray, p: Float[Array, " steps"]
+) -> Float[Array, "m n"]:
+    """J^T rows, J = du/dz over interior points.
+
+    -length p_j (sum_{i > j} rows_i - sum_i P_i rows_i)
+    """
+    share = jnp.cumsum(p)[:-1]
+    total = share @ rows
+    later = jnp.concatenate([_sum_after(rows)[1:], jnp.zeros_like(rows[:1])])
+    return -length * p[1:, None] * (later - total)
 
 
 def _logit_bounds(
