@@ -361,12 +361,14 @@ def bounds_of(name: str) -> Callable[..., Array]:
     """One program for all instances."""
 
     def one(known: Constants, taus: Array, start: Array, sizes: Array, lipschitz: Array) -> Array:
-        constants = {
-            "convexity": known.convexity,
-            "smoothness": known.smoothness,
-            "third_derivative": known.third,
-        }
-        data = Assumptions(jk.OU(), known.dim, known.moment, **constants)
+        data = Assumptions(
+            jk.OU(),
+            known.dim,
+            known.moment,
+            convexity=known.convexity,
+            smoothness=known.smoothness,
+            third_derivative=known.third,
+        )
         schedule = jk.Schedule.from_squared(taus, jnp.ones_like(taus[1:]))
         options = {"score_error": sizes, "error_lipschitz": lipschitz, "initialization": start}
         return certified_bound(data, jk.OU(), name, schedule, **options).distances[-1]
@@ -387,7 +389,7 @@ def test_bounds_hold_for_nonlinear_errors(
     start = np.sqrt(found.start)
     under = np.sqrt(found.under.max(-1))
     for name in SCHEMES:
-        mean, variance = np.moveaxis(found.squares[name], -1, 0)
+        mean, variance = np.asarray(found.squares[name]).T
         truth = np.sqrt(mean)
         slack = STANDARD_ERRORS * np.sqrt(variance) / (2.0 * np.maximum(truth, 1e-12))
         slack += REFERENCE[0] * truth + REFERENCE[1]

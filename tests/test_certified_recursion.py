@@ -123,13 +123,14 @@ def test_a_free_last_time_has_derivatives_step_by_step() -> None:
     space = ScheduleSpace(
         COORDINATE,
         3,
-        np.full(3, 0.49),
+        jnp.full(3, 0.49),
         None,
-        np.array([-6.0, -2.0]),
-        np.asarray(1e-4),
+        jnp.array([-6.0, -2.0]),
+        jnp.asarray(1e-4),
     )
     bound = CertifiedError().bind(TARGET, PROCESS, jk.DDIM())
     inner = bound.with_stochasticity(COORDINATE, None, 3, np.full(3, 0.49))
+    assert inner is not None
     problem = FreeEndProblem.of(inner, space)
     schedule = jk.Schedule(jk.schedules.log_snr(PROCESS, 3, 3e-3).times, 0.7)
     z = jnp.asarray(problem.vectors(space, [schedule])[0])
