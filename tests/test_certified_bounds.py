@@ -1160,6 +1160,18 @@ def test_free_stochasticity_finds_what_a_fixed_one_does() -> None:
         (lambda: jk.bounds.DenoisingCurve([1.0, 0.5], [1.0, 2.0]), "increasing"),
         (lambda: as_published.theorem_1(logistic(), "rem", 1.0, 0.1), "scheme"),
         (lambda: jk.bounds.CertifiedError("tv"), "metric"),
+        (
+            lambda: jk.optimize_schedule(
+                GAUSSIAN,
+                jk.FlowMatching(),
+                "ddim",
+                4,
+                t_min=1e-3,
+                objective=jk.bounds.CertifiedError(),
+                progress=False,
+            ),
+            "t_max = 1 has no signal",
+        ),
         (lambda: jk.bounds.CertifiedError("kl", error_lipschitz=1.0), "error_lipschitz"),
         (
             lambda: jk.bounds.certified_num_steps(GAUSSIAN, jk.OU(), "rem", 1e-9, max_steps=4),

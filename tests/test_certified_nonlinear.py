@@ -377,7 +377,7 @@ def bounds_of(name: str) -> Callable[..., Array]:
 
 
 @pytest.mark.parametrize(
-    ("count", "particles"), [(24, 800), pytest.param(1000, 2000, marks=pytest.mark.slow)]
+    ("count", "particles"), [(24, 800), pytest.param(1000, 500, marks=pytest.mark.slow)]
 )
 def test_bounds_hold_for_nonlinear_errors(
     count: int, particles: int, record_property: Callable

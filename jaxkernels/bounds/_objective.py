@@ -111,6 +111,16 @@ class CertifiedError(AbstractObjective):
         )
         return BoundCertifiedError(certificate)
 
+    def check_target(
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
+    ) -> None:
+        del target, sampler, num_steps
+        if not float(process.signal(np.asarray(process.t_max))) > 0:
+            raise ValueError(
+                f"process.t_max = {float(process.t_max):g} has no signal: a bound needs a(t) > 0. "
+                "Lower t_max."
+            )
+
     def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
         del fixed_end
         name = self.scheme or sampler_name(sampler)
