@@ -8,7 +8,7 @@ the mean square of each instance, and 1e-3 for the fine steps.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ class Instances(NamedTuple):
 
     parts: Coordinates
     owner: np.ndarray
-    count: int
+    number: int
     taus: np.ndarray
 
 
@@ -112,7 +112,8 @@ def draw_instances(seed: int, count: int) -> Instances:
         each(taus),
         size,
         each(rng.choice([0.0, 1.0], count)),
-        *rng.uniform(0.0, 1.0, (2, total)),
+        rng.uniform(0.0, 1.0, total),
+        rng.uniform(0.0, 1.0, total),
         each(rng.uniform(0.1, 3.0, count)),
         rng.uniform(0.0, 6.0, total),
         np.where(start == 2, 0.8, 1.0),
@@ -292,7 +293,7 @@ def simulate(at: Coordinates, key: Array, particles: int) -> Found:
     carry, (along, under) = jax.lax.scan(
         advance, (x, dict.fromkeys(SCHEMES, y)), jnp.arange(at.taus.shape[1] - 1)
     )
-    x, chains = carry
+    x, chains = cast(tuple[Array, dict[str, Array]], carry)
     squares = {}
     for name, chain in chains.items():
         square = (chain - x) ** 2
@@ -314,7 +315,7 @@ def simulate_all(at: Instances, particles: int) -> Found:
     whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
 
     def per_instance(values: np.ndarray) -> np.ndarray:
-        summed = np.zeros((at.count, *values.shape[1:]))
+        summed = np.zeros((at.number, *values.shape[1:]))
         np.add.at(summed, at.owner, values)
         return summed
 
@@ -341,7 +342,7 @@ def constants_of(at: Instances) -> Constants:
     square = parts.lam + parts.weight * (1.0 - parts.weight) * gap**2 + mean**2
 
     def over(reduce: np.ufunc, values: np.ndarray, start: float) -> np.ndarray:
-        out = np.full((at.count, *values.shape[1:]), start)
+        out = np.full((at.number, *values.shape[1:]), start)
         reduce.at(out, at.owner, values)
         return out
 
