@@ -158,7 +158,7 @@ class Noise(NamedTuple):
 
 
 def follow(
-    at: Coordinates, x: Array, starts: dict[str, Array], k: Array, key: Array, chosen: Array
+    at: Coordinates, x: Array, starts: dict[str, Array], k: Array, key: Array, middle: Array
 ) -> tuple[Array, Noise]:
     """The exact process over step k, and the noise of all schemes from their points."""
     tau, end = at.taus[:, k, None], at.taus[:, k + 1, None]
@@ -186,7 +186,7 @@ def follow(
         s, hessian = score_and_slope(at, tau - j * d, x)
         size = jnp.sqrt(jnp.expm1(d) * (1.0 - jnp.expm1(-d) * hessian))
         x = jnp.exp(d / 2.0) * x + 2.0 * jnp.sinh(d / 2.0) * s + size * z
-        here = index + 1 == chosen
+        here = index + 1 == middle
         plain = noise.plain + dw
         kernel = jnp.exp(left / 2.0) + 2.0 * jnp.sinh(left / 2.0) * moved
         noise = Noise(
@@ -281,9 +281,9 @@ def simulate(at: Coordinates, key: Array, particles: int) -> Found:
         x, chains = carry
         here = jax.random.fold_in(rest, k)
         # the midpoint at one of the middles of every two fine steps
-        chosen = 2 * jax.random.randint(here, shape, 0, FINE // 2) + 1
-        after, noise = follow(at, x, chains, k, jax.random.fold_in(here, 1), chosen)
-        share = chosen.astype(x.dtype) / FINE
+        middle = 2 * jax.random.randint(here, shape, 0, FINE // 2) + 1
+        after, noise = follow(at, x, chains, k, jax.random.fold_in(here, 1), middle)
+        share = middle.astype(x.dtype) / FINE
         moved = {name: step(at, name, chains[name], k, noise, share) for name in SCHEMES}
         size = at.size[:, k]
         exact = [jnp.mean(error(at, size, p) ** 2, 1) for p in (x, noise.exact_midpoint)]

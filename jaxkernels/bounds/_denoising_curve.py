@@ -133,7 +133,8 @@ class DenoisingCurve(eqx.Module):
         length = jnp.where(high > low, levels[high] - levels[low], 1.0)
         x = (inside - levels[low]) / length
         rise = errors[high] - errors[low]
-        first, second = slopes[low] * length, slopes[high] * length
+        first = slopes[low] * length
+        second = slopes[high] * length
         cubic = x * (first + x * (3.0 * rise - 2.0 * first - second))
         cubic += x**3 * (first + second - 2.0 * rise)
         value = errors[low] + jnp.where(high > low, cubic, 0.0)
@@ -151,7 +152,8 @@ def _slopes(levels: np.ndarray, errors: np.ndarray) -> np.ndarray:
         return np.array(errors)
     lengths = np.diff(levels)
     secants = np.diff(errors) / lengths
-    before, after = secants[:-1], secants[1:]
+    before = secants[:-1]
+    after = secants[1:]
     rising = (before > 0) & (after > 0)
     first = 2.0 * lengths[1:] + lengths[:-1]
     second = lengths[1:] + 2.0 * lengths[:-1]

@@ -329,7 +329,8 @@ class FreeEndProblem(AbstractTimesProblem):
         return space.arrays(z)
 
     def derivatives(self, z: Float[Array, " n"]) -> Derivatives:
-        logits, end = z[:-1], z[-1]
+        logits = z[:-1]
+        end = z[-1]
         p = _shares(logits, self.num_steps)
 
         def at(end: Array) -> tuple[Array, Array]:
