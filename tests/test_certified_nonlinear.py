@@ -267,11 +267,11 @@ class Found(NamedTuple):
 @functools.partial(jax.jit, static_argnums=(2,))
 def simulate(at: Coordinates, key: Array, particles: int) -> Found:
     """All schemes on one path."""
-    first, rest = jax.random.split(key)
+    first, component, middles, path = jax.random.split(key, 4)
     shape = (at.lam.shape[0], particles)
     tau = at.taus[:, :1]
     a = jnp.exp(-tau / 2.0)
-    z, u = jax.random.normal(first, shape), jax.random.uniform(rest, shape)
+    z, u = jax.random.normal(first, shape), jax.random.uniform(component, shape)
     mean = jnp.where(u < at.weight[:, None], at.first[:, None], at.second[:, None])
     x = a * mean + jnp.sqrt(a**2 * at.lam[:, None] - jnp.expm1(-tau)) * z
     y = at.scale[:, None] * x + at.shift[:, None]
@@ -279,10 +279,10 @@ def simulate(at: Coordinates, key: Array, particles: int) -> Found:
 
     def advance(carry: tuple, k: Array) -> tuple[tuple, tuple]:
         x, chains = carry
-        here = jax.random.fold_in(rest, k)
         # the midpoint at one of the middles of every two fine steps
-        middle = 2 * jax.random.randint(here, shape, 0, FINE // 2) + 1
-        after, noise = follow(at, x, chains, k, jax.random.fold_in(here, 1), middle)
+        place = jax.random.fold_in(middles, k)
+        middle = 2 * jax.random.randint(place, shape, 0, FINE // 2) + 1
+        after, noise = follow(at, x, chains, k, jax.random.fold_in(path, k), middle)
         share = middle.astype(x.dtype) / FINE
         moved = {name: step(at, name, chains[name], k, noise, share) for name in SCHEMES}
         size = at.size[:, k]
@@ -309,7 +309,8 @@ def simulate_all(at: Instances, particles: int) -> Found:
     for i, low in enumerate(range(0, total, CHUNK)):
         rows = np.minimum(np.arange(low, low + CHUNK), total - 1)
         part = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), at.parts)  # noqa: B023
-        key = jax.random.key(i, impl="unsafe_rbg")
+        # not "unsafe_rbg", whose fold_in commutes: step 2 would repeat noise of step 1
+        key = jax.random.key(i, impl="rbg")
         out = jax.tree.map(np.asarray, simulate(part, key, particles))
         found.append(jax.tree.map(lambda leaf: leaf[: total - low], out))  # noqa: B023
     whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
