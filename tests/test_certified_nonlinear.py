@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 from jaxtyping import Array
 
 import jaxkernels as jk
@@ -305,9 +306,10 @@ def simulate(at: Coordinates, key: Array, particles: int) -> Found:
 def simulate_all(at: Instances, particles: int) -> Found:
     """In chunks of one shape."""
     total = len(at.owner)
+    chunk = min(CHUNK, total)
     found = []
-    for i, low in enumerate(range(0, total, CHUNK)):
-        rows = np.minimum(np.arange(low, low + CHUNK), total - 1)
+    for i, low in enumerate(range(0, total, chunk)):
+        rows = np.minimum(np.arange(low, low + chunk), total - 1)
         part = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), at.parts)  # noqa: B023
         # not "unsafe_rbg", whose fold_in commutes: step 2 would repeat noise of step 1
         key = jax.random.key(i, impl="rbg")
@@ -376,6 +378,69 @@ def bounds_of(name: str) -> Callable[..., Array]:
         return certified_bound(data, jk.OU(), name, schedule, **options).distances[-1]
 
     return jax.jit(jax.vmap(one))
+
+
+def normal_distance(name: str, lam: float, taus: np.ndarray) -> float:
+    """The distance of a scheme to the exact process in closed form, of normal data in 1-D.
+
+    With D the distance, S = 1 + (lam - 1) e^-tau and w = e^tau - 1, e'^2 = r^2 e^2 + nu^2, where
+
+        exact_mean:  r = e^(h/2) - 2 sinh(h/2) / S_0,   nu^2 = int (2 sinh((h - v)/2) / S_v)^2 dv
+        ddim:        r = e^(h/2) (1 - (1 - w_1 / w_0) (1 - e^-tau) / S_0),
+                     nu^2 = e^-tau_1 int ((1 - w_1 / w) lam / (lam + w))^2 dw
+    """
+    square = 0.0
+    for tau, end in zip(taus[:-1], taus[1:], strict=True):
+        h = tau - end
+        first = 1.0 + (lam - 1.0) * np.exp(-tau)
+        if name == "exact_mean":
+
+            def lost(left: float, end: float = end) -> float:
+                return (2.0 * np.sinh(left / 2.0) / (1.0 + (lam - 1.0) * np.exp(-end - left))) ** 2
+
+            r = np.exp(h / 2.0) - 2.0 * np.sinh(h / 2.0) / first
+            added = scipy.integrate.quad(lost, 0.0, h)[0]
+        else:
+            high, low = np.expm1(tau), np.expm1(end)
+
+            def lost(w: float, low: float = low) -> float:
+                return ((1.0 - low / w) * lam / (lam + w)) ** 2
+
+            r = np.exp(h / 2.0) * (1.0 + (1.0 - low / high) * np.expm1(-tau) / first)
+            added = np.exp(-end) * scipy.integrate.quad(lost, low, high)[0]
+        square = r**2 * square + added
+    return float(np.sqrt(square))
+
+
+# two 1-D instances without errors, of 8 and 7 steps
+PAIR = (35, 492)
+
+
+@functools.cache
+def pair_of_instances() -> tuple[Instances, Found]:
+    """These with two components that agree, so that the data are normal, and their particles."""
+    at = draw_instances(21, 1000)
+    parts = jax.tree.map(lambda leaf: leaf[np.isin(at.owner, PAIR)], at.parts)
+    assert not np.any(parts.size)
+    parts = parts._replace(second=parts.first)
+    pair = Instances(parts, np.arange(2), 2, at.taus[np.array(PAIR)])
+    return pair, simulate_all(pair, 4000)
+
+
+@pytest.mark.parametrize("name", ["exact_mean", "ddim"])
+def test_particles_of_normal_data_have_the_exact_distance(name: str) -> None:
+    """Both ways: noise that two steps share made these distances up to a third too large."""
+    pair, found = pair_of_instances()
+    known, taus = jax.tree.map(jnp.asarray, (constants_of(pair), pair.taus))
+    bound = bounds_of(name)(known, taus, jnp.zeros(2), *jnp.zeros((2, 2, STEPS)))
+    for row, lam in enumerate(pair.parts.lam):
+        exact = normal_distance(name, lam, pair.taus[row])
+        mean, variance = found.squares[name][row]
+        deviation = np.sqrt(variance) / (2.0 * np.sqrt(mean))
+        slack = STANDARD_ERRORS * deviation + REFERENCE[0] * exact
+        assert abs(np.sqrt(mean) - exact) < slack
+        # nothing is lost by the bound here
+        np.testing.assert_allclose(bound[row], exact, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
