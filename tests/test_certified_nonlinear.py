@@ -380,35 +380,44 @@ def bounds_of(name: str) -> Callable[..., Array]:
     return jax.jit(jax.vmap(one))
 
 
+def exact_mean_of_normal(lam: float, tau: float, end: float) -> tuple[float, float]:
+    """r = e^(h/2) - 2 sinh(h/2) / S_0 and nu^2 = int (2 sinh((h - v)/2) / S_v)^2 dv."""
+    h = tau - end
+
+    def lost(left: float) -> float:
+        return (2.0 * np.sinh(left / 2.0) / (1.0 + (lam - 1.0) * np.exp(-end - left))) ** 2
+
+    kept = np.exp(h / 2.0) - 2.0 * np.sinh(h / 2.0) / (1.0 + (lam - 1.0) * np.exp(-tau))
+    return kept, scipy.integrate.quad(lost, 0.0, h)[0]
+
+
+def ddim_of_normal(lam: float, tau: float, end: float) -> tuple[float, float]:
+    """r and nu^2 = e^-tau_1 int ((1 - w_1 / w) lam / (lam + w))^2 dw.
+
+    With r = e^(h/2) (1 - (1 - w_1 / w_0) (1 - e^-tau) / S_0).
+    """
+    high, low = np.expm1(tau), np.expm1(end)
+
+    def lost(w: float) -> float:
+        return ((1.0 - low / w) * lam / (lam + w)) ** 2
+
+    moved = (1.0 - low / high) * np.expm1(-tau) / (1.0 + (lam - 1.0) * np.exp(-tau))
+    kept = np.exp((tau - end) / 2.0) * (1.0 + moved)
+    return kept, np.exp(-end) * scipy.integrate.quad(lost, low, high)[0]
+
+
+CLOSED_FORMS = {"exact_mean": exact_mean_of_normal, "ddim": ddim_of_normal}
+
+
 def normal_distance(name: str, lam: float, taus: np.ndarray) -> float:
-    """The distance of a scheme to the exact process in closed form, of normal data in 1-D.
+    """The distance e of a scheme to the exact process in closed form, of normal data in 1-D.
 
-    With D the distance, S = 1 + (lam - 1) e^-tau and w = e^tau - 1, e'^2 = r^2 e^2 + nu^2, where
-
-        exact_mean:  r = e^(h/2) - 2 sinh(h/2) / S_0,   nu^2 = int (2 sinh((h - v)/2) / S_v)^2 dv
-        ddim:        r = e^(h/2) (1 - (1 - w_1 / w_0) (1 - e^-tau) / S_0),
-                     nu^2 = e^-tau_1 int ((1 - w_1 / w) lam / (lam + w))^2 dw
+    e'^2 = r^2 e^2 + nu^2, by S = 1 + (lam - 1) e^-tau, w = e^tau - 1.
     """
     square = 0.0
     for tau, end in zip(taus[:-1], taus[1:], strict=True):
-        h = tau - end
-        first = 1.0 + (lam - 1.0) * np.exp(-tau)
-        if name == "exact_mean":
-
-            def lost(left: float, end: float = end) -> float:
-                return (2.0 * np.sinh(left / 2.0) / (1.0 + (lam - 1.0) * np.exp(-end - left))) ** 2
-
-            r = np.exp(h / 2.0) - 2.0 * np.sinh(h / 2.0) / first
-            added = scipy.integrate.quad(lost, 0.0, h)[0]
-        else:
-            high, low = np.expm1(tau), np.expm1(end)
-
-            def lost(w: float, low: float = low) -> float:
-                return ((1.0 - low / w) * lam / (lam + w)) ** 2
-
-            r = np.exp(h / 2.0) * (1.0 + (1.0 - low / high) * np.expm1(-tau) / first)
-            added = np.exp(-end) * scipy.integrate.quad(lost, low, high)[0]
-        square = r**2 * square + added
+        kept, lost = CLOSED_FORMS[name](lam, tau, end)
+        square = kept**2 * square + lost
     return float(np.sqrt(square))
 
 
