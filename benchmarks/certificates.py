@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from rich.progress import track
+from scipy.interpolate import PchipInterpolator
 
 import jaxkernels as jk
 from jaxkernels._types import AnyArray
@@ -120,23 +121,27 @@ def interval(target: jk.Gaussian) -> Assumptions:
 
 
 class OverLevels(eqx.Module):
-    """A function of w = sigma^2 that is linear in log w between measured levels.
+    """A function of w = sigma^2 that is a cubic in log w between measured levels, without kinks.
 
     A module, so that one compiled program serves every network.
     """
 
     levels: Float[np.ndarray, " n"]
-    values: Float[np.ndarray, " n"]
+    coefficients: Float[np.ndarray, "4 m"]
 
     @classmethod
     def of(cls, measurement: jk.Measurement, values: np.ndarray) -> "OverLevels":
         order = np.argsort(measurement.sigma)
         levels = 2.0 * np.log(np.asarray(measurement.sigma, np.float64)[order])
-        return cls(levels, np.asarray(values, np.float64)[order])
+        values = np.asarray(values, np.float64)[order]
+        return cls(levels, PchipInterpolator(levels, values).c)
 
     def __call__(self, w: Array) -> Array:
-        w = jnp.where(w > 0, w, 1.0)
-        return jnp.interp(jnp.log(w), jnp.asarray(self.levels), jnp.asarray(self.values))
+        levels = jnp.asarray(self.levels)
+        at = jnp.clip(jnp.log(jnp.where(w > 0, w, 1.0)), levels[0], levels[-1])
+        part = jnp.clip(jnp.searchsorted(levels, at, side="right") - 1, 0, len(levels) - 2)
+        cubic = jnp.asarray(self.coefficients)[:, part]
+        return jnp.polyval(cubic, at - levels[part])
 
 
 def measured(known: Known) -> tuple[Assumptions, Assumptions]:

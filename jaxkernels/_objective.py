@@ -29,8 +29,9 @@ class AbstractCoordinateObjective(eqx.Module):
 
     The stochasticity is fixed, or the best one of every step at these times.
 
-    The first and last coordinate are fixed. Coordinates beyond `num_steps` are padding, so that one
-    compiled program serves every number of steps up to the length of u.
+    The first coordinate is fixed, and the last one unless the objective is made for a free end.
+    Coordinates beyond `num_steps` repeat the last one as padding, so that one compiled program
+    serves every number of steps up to the length of u.
     """
 
     padded: ClassVar[bool] = True
@@ -44,7 +45,7 @@ class AbstractCoordinateObjective(eqx.Module):
     def derivatives(
         self, u: Float[Array, " points"], num_steps: Int[Array, ""]
     ) -> tuple[Float[Array, ""], Float[Array, " points"], Float[Array, "points points"]]:
-        """Value, gradient and Hessian in u, with 0 for both ends and for padding."""
+        """Value, gradient and Hessian in u, with 0 for fixed ends and for padding."""
 
     def stochasticity_squared(
         self, u: Float[Array, " points"], num_steps: Int[Array, ""]
@@ -73,16 +74,16 @@ class AbstractBoundObjective(eqx.Module):
     def with_stochasticity(
         self,
         coordinate: TimeCoordinate,
-        t_min: float,
+        t_min: float | None,
         num_steps: int,
         squared: np.ndarray | None,
     ) -> AbstractCoordinateObjective | None:
         """The same at a squared stochasticity (num_steps,), or at the best (None).
 
-        By default without noise only.
+        Without `t_min` the last time varies too. By default without noise and at a fixed end only.
         """
         del num_steps
-        if squared is None or np.any(squared):
+        if t_min is None or squared is None or np.any(squared):
             return None
         return self.in_coordinate(coordinate, t_min)
 

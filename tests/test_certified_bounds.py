@@ -649,6 +649,82 @@ def test_ddim_bounds_hold_for_any_stochasticity_and_from_the_denoising_error(pro
         np.testing.assert_allclose(curve, same, rtol=1e-5)
 
 
+def test_the_denoising_curve_is_smooth_and_increases() -> None:
+    """Through random increasing values: between neighbours, and its slope has no jumps."""
+    rng = np.random.default_rng(12)
+    for _ in range(20):
+        sigmas = np.exp(np.cumsum(rng.uniform(0.2, 1.0, 9)) - 4.0)
+        errors = np.cumsum(rng.exponential(size=9) ** 3 * rng.choice([0.0, 1.0, 1.0], 9)) + 0.01
+        curve = jk.bounds.DenoisingCurve(sigmas, errors)
+        np.testing.assert_allclose(curve(sigmas**2), errors, rtol=1e-12)
+        at = np.linspace(-10.0, 6.0, 2001)
+        values = np.asarray(curve(np.exp(at)))
+        assert np.all(np.diff(values) >= -1e-13 * errors[-1])
+        part = np.clip(np.searchsorted(2.0 * np.log(sigmas), at), 1, 8)
+        inside = (at > 2.0 * np.log(sigmas[0])) & (at < 2.0 * np.log(sigmas[-1]))
+        assert np.all((values <= errors[part] * (1 + 1e-12))[inside])
+        assert np.all((values >= errors[part - 1] * (1 - 1e-12))[inside])
+        slope = jax.vmap(jax.grad(lambda at, curve=curve: curve(jnp.exp(at))))
+        levels = 2.0 * np.log(sigmas)
+        jumps = slope(jnp.asarray(levels + 1e-9)) - slope(jnp.asarray(levels - 1e-9))
+        assert np.abs(jumps).max() < 1e-6 * errors[-1]
+    assert float(jk.bounds.DenoisingCurve([1.0], [2.0])(jnp.array(0.25))) == 0.5
+    few = jk.bounds.DenoisingCurve([0.5, 1.0], [1.0, 2.0])
+    assert float(few(0.0)) < 1e-300
+    assert np.isfinite(jax.grad(few)(0.0))
+
+
+def test_what_a_denoising_curve_promises_between_its_levels() -> None:
+    """The stated difference of a step, for exact curves that are known at 12 levels only.
+
+    The integral int (1 - w_1 / w)^2 d(error), by 4000 nodes; curves of random spectra and, with the
+    largest difference, steps that the levels do not show.
+    """
+    rng = np.random.default_rng(13)
+    levels = np.exp(np.linspace(np.log(0.02), np.log(20.0), 12))
+    closest = 0.0
+    for i in range(200):
+        lam = np.exp(rng.uniform(-4.0, 3.0, 6))
+        centre, rise = np.exp(rng.uniform(-4.0, 3.0)), rng.uniform(0.5, 3.0)
+
+        def exact(w, lam=lam, centre=centre, rise=rise, smooth=i % 2):
+            if smooth:
+                return np.sum(lam * w[..., None] / (lam + w[..., None]), -1)
+            return 0.1 + rise / (1.0 + (centre / w) ** 40)
+
+        errors = exact(levels**2)
+        curve = jk.bounds.DenoisingCurve(levels, errors)
+        w1, w0 = np.exp(np.sort(rng.uniform(2 * np.log(0.03), 2 * np.log(15.0), 2)))
+        w = np.exp(np.linspace(np.log(w1), np.log(w0), 4001))
+        kept = (1.0 - w1 / (0.5 * (w[1:] + w[:-1]))) ** 2
+        found, true = (kept @ np.diff(np.asarray(fn(w))) for fn in (curve, exact))
+        met = (levels[1:] ** 2 > w1) & (levels[:-1] ** 2 < w0)
+        most = 2.0 * np.max(np.diff(errors)[met])
+        assert abs(found - true) <= most * (1.0 + 1e-6) + 1e-6
+        closest = max(closest, abs(found - true) / (most + 1e-9))
+    assert closest > 0.2
+
+
+def test_bounds_from_a_denoising_curve_have_no_corners() -> None:
+    """The gradient in a time does not jump where that passes a level of the curve."""
+    curve = jk.bounds.DenoisingCurve([0.05, 0.2, 0.5, 1.0, 3.0], [0.01, 0.1, 0.5, 0.6, 1.5])
+    known = Assumptions(
+        jk.EDM(), 2, 2.0, denoising_error=curve, denoiser_slope=lambda w: 1.0 / (1.0 + w)
+    )
+
+    @jax.jit
+    @jax.value_and_grad
+    def bounds(t):
+        schedule = jk.Schedule.from_squared(jnp.stack([3.0, t, 0.05]), jnp.ones(2))
+        divergence = jk.bounds.girsanov_bound(known, jk.EDM(), "ddim", schedule).value
+        return divergence + certified_bound(known, jk.EDM(), "ddim", schedule).value
+
+    for level in (0.2, 0.5, 1.0):
+        below, above = bounds(level - 1e-7), bounds(level + 1e-7)
+        assert np.isfinite(below[0])
+        assert float(above[1]) == pytest.approx(float(below[1]), rel=1e-4)
+
+
 def gaussian_kl(mean, variance, target_mean, target_variance) -> float:
     """KL(target || sampled) per mode, summed."""
     ratio = target_variance / variance
@@ -1081,6 +1157,18 @@ def test_free_stochasticity_finds_what_a_fixed_one_does() -> None:
         (lambda: jk.bounds.DenoisingCurve([1.0, 0.5], [1.0, 2.0]), "increasing"),
         (lambda: as_published.theorem_1(logistic(), "rem", 1.0, 0.1), "scheme"),
         (lambda: jk.bounds.CertifiedError("tv"), "metric"),
+        (
+            lambda: jk.optimize_schedule(
+                GAUSSIAN,
+                jk.FlowMatching(),
+                "ddim",
+                4,
+                t_min=1e-3,
+                objective=jk.bounds.CertifiedError(),
+                progress=False,
+            ),
+            "t_max = 1 has no signal",
+        ),
         (lambda: jk.bounds.CertifiedError("kl", error_lipschitz=1.0), "error_lipschitz"),
         (
             lambda: jk.bounds.certified_num_steps(GAUSSIAN, jk.OU(), "rem", 1e-9, max_steps=4),

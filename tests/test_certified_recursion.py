@@ -9,6 +9,7 @@ import pytest
 import jaxkernels as jk
 from jaxkernels._derivatives import dense_derivatives
 from jaxkernels.bounds import CertifiedError
+from jaxkernels.optimize._space import FreeEndProblem, ScheduleSpace
 from jaxkernels.schedules import TimeCoordinate
 
 TARGET = jk.Gaussian(0.3, [2.0, 0.3, 0.01])
@@ -115,3 +116,51 @@ def test_free_stochasticity_is_not_worse_than_any_fixed_one() -> None:
     exact = jk.bounds.certified_bound(TARGET, PROCESS, "ddim", free.schedule).value
     assert float(exact) <= free.objective <= 1.02 * float(exact)
     assert len(free.starts) == len(set(free.starts)) == len(free.solution.values)
+
+
+def test_a_free_last_time_has_derivatives_step_by_step() -> None:
+    """Times, stochasticity and end together, against the objective of the whole schedule."""
+    space = ScheduleSpace(
+        COORDINATE,
+        3,
+        jnp.full(3, 0.49),
+        None,
+        jnp.array([-6.0, -2.0]),
+        jnp.asarray(1e-4),
+    )
+    bound = CertifiedError().bind(TARGET, PROCESS, jk.DDIM())
+    inner = bound.with_stochasticity(COORDINATE, None, 3, np.full(3, 0.49))
+    assert inner is not None
+    problem = FreeEndProblem.of(inner, space)
+    schedule = jk.Schedule(jk.schedules.log_snr(PROCESS, 3, 3e-3).times, 0.7)
+    z = jnp.asarray(problem.vectors(space, [schedule])[0])
+    varied = np.array([0, 1, len(z) - 1])
+
+    def whole(x: jax.Array) -> jax.Array:
+        return jnp.log(bound(space.schedule(x)))
+
+    expected = jax.jit(lambda x: dense_derivatives(whole, x))(z[varied])
+    value, slope, curvature = eqx.filter_jit(lambda p, z: p.derivatives(z))(problem, z)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-12)
+    np.testing.assert_allclose(slope[varied], expected[1], rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(curvature[np.ix_(varied, varied)], expected[2], atol=1e-8)
+    times, squared = problem.arrays(space, np.asarray(z)[None])
+    np.testing.assert_allclose(times[0], schedule.times, rtol=1e-9)
+    np.testing.assert_allclose(squared, 0.49, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_the_best_last_time_is_that_of_the_fixed_ones() -> None:
+    """Inside its range no fixed last time is better, and the same one is as good."""
+    options = {"objective": CertifiedError(), "progress": False, "stochasticity": 1.0}
+    run = (TARGET, PROCESS, "ddim", 20)
+    free = jk.optimize_schedule(*run, t_min=(1e-5, 0.1), **options)
+    assert free.converged
+    last = float(free.schedule.times[-1])
+    assert 1e-5 < last < 0.1
+    fixed = {
+        factor: jk.optimize_schedule(*run, t_min=factor * last, **options).objective
+        for factor in (0.5, 1.0, 2.0)
+    }
+    assert fixed[1.0] == pytest.approx(free.objective, rel=1e-8)
+    assert min(fixed[0.5], fixed[2.0]) > free.objective

@@ -7,7 +7,6 @@ from ._accumulation_objective import (
 )
 from ._assumptions import (
     Assumptions as Assumptions,
-    DenoisingCurve as DenoisingCurve,
     assumptions as assumptions,
 )
 from ._bound import (
@@ -35,6 +34,7 @@ from ._curvature_interval import (
     TabulatedCurvature as TabulatedCurvature,
     TightestCurvature as TightestCurvature,
 )
+from ._denoising_curve import DenoisingCurve as DenoisingCurve
 from ._girsanov import (
     GirsanovBound as GirsanovBound,
     girsanov_bound as girsanov_bound,

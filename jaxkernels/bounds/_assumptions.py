@@ -6,7 +6,7 @@ Z), so that its score is g / a and its Hessian H / a^2.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any, TypeAlias, cast
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -18,11 +18,12 @@ from .._derivatives import once_per_point
 from .._numerics import safe_divide, safe_sqrt
 from .._precision import in_float64, is_traced
 from .._tables import Table, number
-from .._types import AnyArray, Numbers, constant
+from .._types import AnyArray, Numbers
 from ..distributions import AbstractDistribution, Gaussian, GaussianMixture
 from ..processes import AbstractProcess, check_process
 from ._bound import as_leafless
 from ._curvature_interval import first_component
+from ._denoising_curve import DenoisingCurve, Measured
 
 Curve: TypeAlias = Callable[[Array], Array]
 """A jittable function of w = sigma^2, of any shape."""
@@ -34,102 +35,6 @@ _NOT_GIVEN = "not given"
 _UNEQUAL = "the components have different covariances, so that their score is not Lipschitz"
 _MEASURED = "measured values bound no derivative between the points where they were measured"
 _SHOWN_SIGMAS = (0.0, 0.1, 1.0, 10.0)
-
-
-@runtime_checkable
-class Measured(Protocol):
-    """The denoising error of a network at some times, as a `Measurement` has it."""
-
-    @property
-    def signal(self) -> np.ndarray: ...
-
-    @property
-    def noise(self) -> np.ndarray: ...
-
-    @property
-    def error(self) -> np.ndarray: ...
-
-    @property
-    def distribution(self) -> Gaussian | None: ...
-
-
-class DenoisingCurve(eqx.Module):
-    """A denoising error E|X_0 - D|^2 known at some noise levels.
-
-    It is linear in log sigma^2 between them, constant above and proportional to sigma^2 below. The
-    exact denoiser's error increases with sigma, so that measured values are replaced by their
-    running maximum.
-
-    **Arguments:**
-
-    - `sigmas`: (n,) increasing, > 0.
-    - `errors`: (n,) >= 0, in the data's units squared, summed over dimensions.
-
-    **Raises:** ValueError for a wrong shape, order or sign.
-
-    **Example:**
-
-    ```python
-    >>> curve = jk.bounds.DenoisingCurve([0.1, 1.0], [0.02, 1.0])
-    >>> round(float(curve(jnp.array(1.0))), 3)
-    1.0
-    ```
-    """
-
-    sigmas: Float[AnyArray, " n"]
-    errors: Float[AnyArray, " n"]
-
-    def __init__(self, sigmas: Numbers, errors: Numbers):
-        sigmas = _checks.array("sigmas", sigmas)
-        errors = _checks.array("errors", errors)
-        if sigmas.ndim != 1 or sigmas.size == 0 or np.any(np.diff(sigmas) <= 0) or sigmas[0] <= 0:
-            raise ValueError("sigmas must be a strictly increasing list of numbers > 0.")
-        if errors.shape != sigmas.shape or np.any(errors < 0):
-            raise ValueError(
-                f"errors must be {sigmas.size} numbers >= 0, one for each of sigmas; got shape "
-                f"{errors.shape}."
-            )
-        self.sigmas = constant(sigmas)
-        self.errors = constant(np.maximum.accumulate(errors))
-
-    @classmethod
-    def of(cls, measurement: Measured) -> "DenoisingCurve":
-        """Take the curve from a measurement of a network.
-
-        A network's error is at least the exact denoiser's; bounds from it are as good as it is.
-
-        **Arguments:**
-
-        - `measurement`: a `Measurement` with denoising errors.
-
-        **Returns:** the curve.
-
-        **Example:**
-
-        ```python
-        >>> options = {"prediction_type": "x0", "averaged_over": 1}
-        >>> losses = jk.Measurement.from_losses(jk.VP(), [0.5, 0.1], [0.3, 0.1], **options)
-        >>> assert (jk.bounds.DenoisingCurve.of(losses).errors == [0.1, 0.3]).all()
-        ```
-        """
-        sigmas = np.asarray(measurement.noise) / np.asarray(measurement.signal)
-        return cls(sigmas[::-1], np.asarray(measurement.error)[::-1])
-
-    def __call__(self, w: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-        """Evaluate the denoising error.
-
-        **Arguments:**
-
-        - `w`: sigma^2 >= 0 of any shape.
-
-        **Returns:** the error, in the data's units squared.
-        """
-        w = jnp.asarray(w)
-        levels = jnp.asarray(self.sigmas, w.dtype) ** 2
-        errors = jnp.asarray(self.errors, w.dtype)
-        inside = jnp.log(jnp.maximum(w, levels[0]))
-        value = jnp.interp(inside, jnp.log(levels), errors)
-        return value * jnp.minimum(w / levels[0], 1.0)
 
 
 class Assumptions(eqx.Module):

@@ -111,6 +111,16 @@ class CertifiedError(AbstractObjective):
         )
         return BoundCertifiedError(certificate)
 
+    def check_target(
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
+    ) -> None:
+        del target, sampler, num_steps
+        if not float(process.signal(np.asarray(process.t_max))) > 0:
+            raise ValueError(
+                f"process.t_max = {float(process.t_max):g} has no signal: a bound needs a(t) > 0. "
+                "Lower t_max."
+            )
+
     def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
         del fixed_end
         name = self.scheme or sampler_name(sampler)
@@ -135,7 +145,7 @@ class BoundCertifiedError(AbstractBoundObjective):
     def with_stochasticity(
         self,
         coordinate: TimeCoordinate,
-        t_min: float,
+        t_min: float | None,
         num_steps: int,
         squared: np.ndarray | None,
     ) -> CertifiedRecursion | None:
@@ -153,7 +163,7 @@ class BoundCertifiedError(AbstractBoundObjective):
         return CertifiedRecursion(
             given,
             coordinate,
-            constant(t_min),
+            None if t_min is None else constant(t_min),
             None if squared is None else constant(pad_last(squared, bucket(num_steps))),
         )
 

@@ -79,12 +79,13 @@ class Certificate(eqx.Module):
 class CertifiedRecursion(AbstractCoordinateObjective):
     """`CertifiedError` as a function of the coordinates of the times, at a stochasticity.
 
-    `squared` is that of every step, squared; None for the best one of each step.
+    `squared` is that of every step, squared; None for the best one of each step. `t_min` is the
+    last time; None if it varies as the others do.
     """
 
     certificate: Certificate
     coordinate: TimeCoordinate
-    t_min: Float[AnyArray, ""]
+    t_min: Float[AnyArray, ""] | None
     squared: Float[AnyArray, " steps"] | None
 
     def value(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Float[Array, ""]:
@@ -113,20 +114,28 @@ class CertifiedRecursion(AbstractCoordinateObjective):
             inside = (squared > 0.0) & (squared < LARGEST_STOCHASTICITY**2)
             blocks = blocks.without(2, inside)
         slope, curvature = blocks.assemble(active)
+        if self.t_min is None and self.certificate.metric == "w2":
+            _, first, second = pointwise_derivatives(self._truncation, times[-1:])
+            slope = slope.at[num_steps].add(first[0])
+            curvature = curvature.at[num_steps, num_steps].add(second[0])
         hessian = curvature * rate[:, None] * rate + jnp.diag(slope * bend)
         return self._total(times, last), slope * rate, hessian
 
     def _times(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Array:
-        """The times, exact at both ends, where a coordinate need not have derivatives."""
+        """The times, exact at fixed ends, where a coordinate need not have derivatives."""
         index = jnp.arange(u.shape[0])
         inside = (index > 0) & (index < num_steps)
         middle = jax.lax.stop_gradient(0.5 * (u[0] + u[-1]))
         times = self.coordinate.time(jnp.where(inside, u, middle))
         start = jnp.asarray(self.coordinate.start, u.dtype)
-        return jnp.where(inside, times, jnp.where(index == 0, start, self._last(u)))
+        last = self.coordinate.time(u[-1]) if self.t_min is None else self.t_min
+        last = jnp.asarray(last, u.dtype)
+        return jnp.where(inside, times, jnp.where(index == 0, start, last))
 
-    def _last(self, like: Array) -> Float[Array, ""]:
-        return jnp.asarray(self.t_min, like.dtype)
+    def _truncation(self, end: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """What stopping at a time adds to the bound."""
+        known = self.certificate.known
+        return jnp.vectorize(lambda t: truncation_distance(known, known.process, t))(end)
 
     def _sizes(self, times: Float[Array, " points"]) -> StepErrors:
         """The score error of every step."""
@@ -210,7 +219,7 @@ class CertifiedRecursion(AbstractCoordinateObjective):
     def _total(self, times: Float[Array, " points"], last: Float[Array, ""]) -> Float[Array, ""]:
         """The bound, infinite where it is not proved."""
         known = self.certificate.known
-        end = self._last(times)
+        end = times[-1]
         if self.certificate.metric == "kl":
             proved = is_divergence_proved(known, known.process.sigma(end) ** 2)
             return jnp.where(proved, finite_or_inf(last), jnp.inf)
@@ -219,7 +228,7 @@ class CertifiedRecursion(AbstractCoordinateObjective):
         else:
             ancestral = jnp.all(jnp.asarray(self.squared) == 1.0)
         proved = is_proved(known, self.certificate.scheme, known.process.sigma(end) ** 2, ancestral)
-        total = last + truncation_distance(known, known.process, end)
+        total = last + self._truncation(end)
         return jnp.where(proved, finite_or_inf(total), jnp.inf)
 
 

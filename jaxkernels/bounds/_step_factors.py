@@ -366,12 +366,13 @@ class DenoisedSteps(NamedTuple):
         reach = self.next_signal * moved * self.signal * self.start
         one = (1.0 - moved) + moved * self.slope
         contraction = self.next_signal / self.signal * one + reach * self.errors.lipschitz
-        drift = jnp.sum(kappa * self.speed, -1)
+        known = jnp.all(jnp.isfinite(self.speed), -1)
+        drift = jnp.sum(kappa * jnp.where(known[:, None], self.speed, 0.0), -1)
         off = jnp.abs(alpha2 - 1.0) / 2.0
         # where nothing is known of the drift, the bound is finite at alpha = 1 only
         rounded = rounded_size(alpha2 - 1.0, jnp.full_like(alpha2, rounding)) / 2.0
-        off = jnp.where(jnp.isfinite(drift), rounded, off)
-        drift = self.next_signal * jnp.where(off > 0, off * drift, 0.0)
+        drift = jnp.where(known, rounded * drift, jnp.where(off > 0, jnp.inf, 0.0))
+        drift = self.next_signal * drift
         if self.curve_at_start is None:
             noise = kappa * self.noise
         else:
@@ -404,7 +405,7 @@ def denoised_steps(steps: Steps) -> DenoisedSteps:
         steps.next_signal,
         1.0 - steps.start * m,
         jnp.log1p(nodes.above_end / end[:, None]),
-        _flow_speed(known, nodes.w) * nodes.weight,
+        _weighted(_flow_speed(known, nodes.w), nodes.weight),
         noise,
         None if curve is None else curve(steps.start),
         steps.errors,
@@ -593,6 +594,12 @@ def _flow_speed(known: Assumptions, w: Array) -> Array:
     m, top = curvature_interval(known, w, w, 0.0)
     steepest = jnp.maximum(jnp.abs(1.0 - w * m), jnp.abs(1.0 - w * top))
     return steepest * root_or_inf(fisher(known, w)) + w * jnp.sqrt(known.dim) * third
+
+
+def _weighted(values: Array, weight: Array) -> Array:
+    """The product; infinite values are constants, of which no derivative is taken."""
+    finite = jnp.isfinite(values)
+    return jnp.where(finite, jnp.where(finite, values, 0.0) * weight, jnp.inf)
 
 
 def denoised_rate(steps: Steps, nodes: Nodes) -> Array:

@@ -30,7 +30,9 @@ from ..schedules import BASELINES, Schedule
 from ._candidates import RESERVED, Candidate, Origin, by_label
 from ._space import (
     AbstractProblem,
+    AbstractTimesProblem,
     DenseProblem,
+    FreeEndProblem,
     ScheduleSpace,
     TimesProblem,
     least_share,
@@ -142,9 +144,6 @@ class ScheduleProblem:
         squared: Float[np.ndarray, "schedules steps"],
     ) -> np.ndarray | Array | None:
         """The same as functions of coordinates, if that is cheaper."""
-        space = self.space
-        if space.t_min is None:
-            return None
         if np.all(squared == squared[0]):
             return self._at_stochasticity(times, squared[0])
         # one schedule after the other, by one program
@@ -161,7 +160,8 @@ class ScheduleProblem:
         self, times: Float[np.ndarray, "schedules points"], squared: Float[np.ndarray, " steps"]
     ) -> Array | None:
         space = self.space
-        run = (space.coordinate, float(np.asarray(space.t_min)), space.num_steps)
+        t_min = None if space.t_min is None else float(np.asarray(space.t_min))
+        run = (space.coordinate, t_min, space.num_steps)
         objective = self.objective.with_stochasticity(*run, squared)
         if objective is None:
             return None
@@ -207,7 +207,7 @@ def make_problem(
     labelled = by_label(every)
     problem = problem_in(space, reduced)
     # starts that differ in nothing but a stochasticity are one where the best is known
-    suffixes = ("",) if isinstance(problem, TimesProblem) else ("", _STOCHASTIC)
+    suffixes = ("",) if isinstance(problem, AbstractTimesProblem) else ("", _STOCHASTIC)
     labels = [f"{name}{suffix}" for suffix in suffixes for name in given]
     return ScheduleProblem(
         objective=full,
@@ -231,13 +231,13 @@ def schedule_arrays(
 
 def problem_in(space: ScheduleSpace, objective: AbstractBoundObjective) -> AbstractProblem:
     """The problem of an objective in a space, with its cheapest derivatives."""
-    if space.t_min is not None:
-        squared = space.stochasticity_squared
-        fixed = None if squared is None else np.asarray(squared)
-        run = (space.coordinate, float(space.t_min), space.num_steps)
-        inner = objective.with_stochasticity(*run, fixed)
-        if inner is not None:
-            return TimesProblem.of(inner, space)
+    squared = space.stochasticity_squared
+    fixed = None if squared is None else np.asarray(squared)
+    t_min = None if space.t_min is None else float(space.t_min)
+    inner = objective.with_stochasticity(space.coordinate, t_min, space.num_steps, fixed)
+    if inner is not None:
+        kind = FreeEndProblem if t_min is None else TimesProblem
+        return kind.of(inner, space)
     if space.stochasticity_squared is not None:
         objective = objective.at_fixed_stochasticity()
     return DenseProblem.of(objective, space)

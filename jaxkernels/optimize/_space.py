@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -206,16 +207,30 @@ class DenseProblem(AbstractProblem):
         )
 
 
-class TimesProblem(AbstractProblem):
-    """An objective with derivatives in the coordinates u of the times, in logits z of step lengths.
+class AbstractTimesProblem(AbstractProblem):
+    """An objective of the coordinates u of the times, as a function of logits z of step lengths.
 
         u_i = top - least i - length P_i,    P_i = p_0 + ... + p_{i-1},    p = softmax(0, z)
 
-    No step is shorter than `least`, but for one below the trained range. The last coordinate is
-    `end`, at most that of i = num_steps. The numbers of steps and of logits differ: logits beyond
-    `num_steps` are padding, held at 0. A stochasticity that is optimised is not in the vectors: it
-    is the best one at their times.
+    No step is shorter than `least`, but for one below the trained range. The numbers of steps and
+    of logits differ: logits beyond `num_steps` are padding, held at 0. A stochasticity that is
+    optimised is not in the vectors: it is the best one at their times.
     """
+
+    objective: eqx.AbstractVar[AbstractCoordinateObjective]
+    top: eqx.AbstractVar[Float[AnyArray, ""]]
+    num_steps: eqx.AbstractVar[Int[AnyArray, ""]]
+
+    @abc.abstractmethod
+    def coordinates(self, z: Float[Array, " n"]) -> Float[Array, " points"]:
+        """u, constant in the padding."""
+
+    def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
+        return jnp.log(self.objective.value(self.coordinates(z), self.num_steps))
+
+
+class TimesProblem(AbstractTimesProblem):
+    """That of a fixed last time, whose coordinate `end` is at most that of i = num_steps."""
 
     objective: AbstractCoordinateObjective
     top: Float[AnyArray, ""]
@@ -229,22 +244,19 @@ class TimesProblem(AbstractProblem):
     @classmethod
     def of(cls, objective: AbstractCoordinateObjective, space: ScheduleSpace) -> "TimesProblem":
         assert space.t_min is not None
-        num_steps = space.num_steps
-        size = bucket(num_steps) if objective.padded else num_steps
         t_min = float(space.t_min)
         low = max(t_min, space.coordinate.process.trained_t_min)
         ends = np.asarray([[space.coordinate.start, low, t_min]], np.float64)
         top, bottom, end = space.coordinates(ends)[0]
-        free = np.arange(size - 1) < num_steps - 1
-        upper = constant(np.where(free, LARGEST_LOGIT, 0.0))
         least = float(space.least_share) * (top - bottom)
+        upper = constant(_logit_bounds(objective, space.num_steps))
         return cls(
             objective=objective,
             top=constant(top),
             least=constant(least),
-            length=constant(top - bottom - (num_steps - (t_min < low)) * least),
+            length=constant(top - bottom - (space.num_steps - (t_min < low)) * least),
             end=constant(end),
-            num_steps=jax.device_put(np.asarray(num_steps)),
+            num_steps=jax.device_put(np.asarray(space.num_steps)),
             lower=-upper,
             upper=upper,
         )
@@ -258,60 +270,174 @@ class TimesProblem(AbstractProblem):
     def arrays(
         self, space: ScheduleSpace, z: Float[np.ndarray, "starts n"]
     ) -> tuple[Float[np.ndarray, "starts points"], Float[np.ndarray, "starts steps"]]:
-        if space.stochasticity_squared is not None:
-            return space.arrays(z)
-        best = np.asarray(_best_stochasticity(self, jnp.asarray(z)))[:, : space.num_steps]
-        interior = z[:, : space.num_steps - 1]
-        return space.arrays(np.concatenate([interior, np.log1p(best)], axis=1))
-
-    def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
-        u, _ = self._coordinates(z)
-        return jnp.log(self.objective.value(u, self.num_steps))
+        return space.arrays(_with_best_stochasticity(self, space, z))
 
     def derivatives(self, z: Float[Array, " n"]) -> Derivatives:
-        u, p = self._coordinates(z)
+        u = self.coordinates(z)
         value, slope, curvature = self.objective.derivatives(u, self.num_steps)
-        slope = slope[1:-1]
-        curvature = curvature[1:-1, 1:-1]
-        # q = dF/dp, from which the gradient and the bend of softmax follow
-        q = -self.length * jnp.concatenate([_sum_after(slope), jnp.zeros(1, slope.dtype)])
-        centered = q - jnp.sum(p * q)
-        gradient = (p * centered)[1:]
-        pulled = self._pull(self._pull(curvature, p).T, p)
-        bend = jnp.diag(p * centered) - p[:, None] * p * (centered[:, None] + centered)
-        return _of_logarithm(value, gradient, pulled + bend[1:, 1:])
+        p = _shares(z, self.num_steps)
+        return _of_logarithm(value, *_in_logits(slope, curvature, self.length, p))
 
-    def _coordinates(self, z: Array) -> tuple[Float[Array, " points"], Float[Array, " steps"]]:
-        """u, constant in the padding, and the shares p beyond the least lengths."""
-        size = z.shape[0] + 1
-        logits = jnp.concatenate([jnp.zeros(1, z.dtype), z])
-        logits = jnp.where(jnp.arange(size) < self.num_steps, logits, -jnp.inf)
-        p = jax.nn.softmax(logits)
-        steps = jnp.arange(1, size + 1)
-        least = self.least * steps.astype(z.dtype)
+    def coordinates(self, z: Float[Array, " n"]) -> Float[Array, " points"]:
+        steps = _Steps(self.top, self.least, self.length, self.end, self.num_steps)
+        return steps.coordinates(z)
+
+
+class FreeEndProblem(AbstractTimesProblem):
+    """That of a last time that varies: its coordinate is the last entry of the vectors.
+
+    `trained` is the coordinate of the smallest time at which a network has been trained, or the
+    smallest number, and `share` that of the range that every step has at least.
+    """
+
+    objective: AbstractCoordinateObjective
+    top: Float[AnyArray, ""]
+    trained: Float[AnyArray, ""]
+    share: Float[AnyArray, ""]
+    num_steps: Int[AnyArray, ""]
+    lower: Float[AnyArray, " n"]
+    upper: Float[AnyArray, " n"]
+
+    @classmethod
+    def of(cls, objective: AbstractCoordinateObjective, space: ScheduleSpace) -> "FreeEndProblem":
+        logits = _logit_bounds(objective, space.num_steps)
+        first, last = np.asarray(space.end_range)
+        smallest = space.coordinate.process.trained_t_min
+        trained = first if smallest == 0 else space.coordinates(np.asarray([[smallest]]))[0, 0]
+        return cls(
+            objective=objective,
+            top=constant(space.coordinates(np.asarray([[space.coordinate.start]]))[0, 0]),
+            trained=constant(trained),
+            share=constant(space.least_share),
+            num_steps=jax.device_put(np.asarray(space.num_steps)),
+            lower=constant(np.append(-logits, first)),
+            upper=constant(np.append(logits, last)),
+        )
+
+    def vectors(
+        self, space: ScheduleSpace, schedules: Sequence[Schedule]
+    ) -> Float[np.ndarray, "starts n"]:
+        z = space.vectors(schedules)
+        interior = space.num_steps - 1
+        missing = np.shape(self.lower)[0] - 1 - interior
+        return np.concatenate([np.pad(z[:, :interior], ((0, 0), (0, missing))), z[:, -1:]], axis=1)
+
+    def arrays(
+        self, space: ScheduleSpace, z: Float[np.ndarray, "starts n"]
+    ) -> tuple[Float[np.ndarray, "starts points"], Float[np.ndarray, "starts steps"]]:
+        z = np.concatenate([_with_best_stochasticity(self, space, z), z[:, -1:]], axis=1)
+        return space.arrays(z)
+
+    def derivatives(self, z: Float[Array, " n"]) -> Derivatives:
+        logits = z[:-1]
+        end = z[-1]
+        p = _shares(logits, self.num_steps)
+
+        def at(end: Array) -> tuple[Array, Array]:
+            steps = self._steps(end)
+            return steps.coordinates(logits), jnp.asarray(steps.length)
+
+        # u and the length are linear in the end
+        (u, length), (rate, stretch) = jax.jvp(at, (end,), (jnp.ones_like(end),))
+        value, slope, curvature = self.objective.derivatives(u, self.num_steps)
+        gradient, hessian = _in_logits(slope, curvature, length, p)
+        bent = curvature @ rate
+        mixed = _pull(bent[1:-1, None], length, p)[:, 0] + stretch / length * gradient
+        hessian = jnp.block([[hessian, mixed[:, None]], [mixed[None], (rate @ bent)[None, None]]])
+        return _of_logarithm(value, jnp.append(gradient, slope @ rate), hessian)
+
+    def coordinates(self, z: Float[Array, " n"]) -> Float[Array, " points"]:
+        return self._steps(z[-1]).coordinates(z[:-1])
+
+    def _steps(self, end: Array) -> "_Steps":
+        bottom = jnp.maximum(end, self.trained)
+        least = self.share * (self.top - bottom)
+        counted = self.num_steps - jnp.where(end < self.trained, 1, 0)
+        length = self.top - bottom - counted.astype(end.dtype) * least
+        return _Steps(self.top, least, length, end, self.num_steps)
+
+
+class _Steps(NamedTuple):
+    """What `AbstractTimesProblem` has besides logits."""
+
+    top: AnyArray
+    least: AnyArray
+    length: AnyArray
+    end: AnyArray
+    num_steps: Int[AnyArray, ""]
+
+    def coordinates(self, logits: Float[Array, " n"]) -> Float[Array, " points"]:
+        """u of logits, constant in the padding."""
+        p = _shares(logits, self.num_steps)
+        steps = jnp.arange(1, p.shape[0] + 1)
+        least = self.least * steps.astype(p.dtype)
         inside = self.top - least - self.length * jnp.cumsum(p)
         inside = jnp.where(steps < self.num_steps, inside, self.end)
-        return jnp.concatenate([jnp.asarray(self.top, z.dtype)[None], inside]), p
+        return jnp.concatenate([jnp.asarray(self.top, p.dtype)[None], inside])
 
-    def _pull(self, rows: Float[Array, "points n"], p: Float[Array, " steps"]) -> Array:
-        """J^T rows, J = du/dz over interior points.
 
-        -length p_j (sum_{i > j} rows_i - sum_i P_i rows_i)
-        """
-        share = jnp.cumsum(p)[:-1]
-        total = share @ rows
-        later = jnp.concatenate([_sum_after(rows)[1:], jnp.zeros_like(rows[:1])])
-        return -self.length * p[1:, None] * (later - total)
+def _shares(logits: Float[Array, " n"], num_steps: AnyArray) -> Float[Array, " steps"]:
+    """What every step has of the range beyond the least lengths, 0 in the padding."""
+    logits = jnp.concatenate([jnp.zeros(1, logits.dtype), logits])
+    return jax.nn.softmax(jnp.where(jnp.arange(logits.shape[0]) < num_steps, logits, -jnp.inf))
+
+
+def _in_logits(
+    slope: Float[Array, " points"],
+    curvature: Float[Array, "points points"],
+    length: AnyArray,
+    p: Float[Array, " steps"],
+) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+    """Gradient and Hessian in the logits, from those in u."""
+    slope = slope[1:-1]
+    # q = dF/dp, from which the gradient and the bend of softmax follow
+    q = -length * jnp.concatenate([_sum_after(slope), jnp.zeros(1, slope.dtype)])
+    centered = q - jnp.sum(p * q)
+    pulled = _pull(_pull(curvature[1:-1, 1:-1], length, p).T, length, p)
+    bend = jnp.diag(p * centered) - p[:, None] * p * (centered[:, None] + centered)
+    return (p * centered)[1:], pulled + bend[1:, 1:]
+
+
+def _pull(
+    rows: Float[Array, "points n"], length: AnyArray, p: Float[Array, " steps"]
+) -> Float[Array, "m n"]:
+    """J^T rows, J = du/dz over interior points.
+
+    -length p_j (sum_{i > j} rows_i - sum_i P_i rows_i)
+    """
+    share = jnp.cumsum(p)[:-1]
+    total = share @ rows
+    later = jnp.concatenate([_sum_after(rows)[1:], jnp.zeros_like(rows[:1])])
+    return -length * p[1:, None] * (later - total)
+
+
+def _logit_bounds(
+    objective: AbstractCoordinateObjective, num_steps: int
+) -> Float[np.ndarray, " n"]:
+    """The largest size of every logit, 0 in the padding."""
+    size = bucket(num_steps) if objective.padded else num_steps
+    return np.where(np.arange(size - 1) < num_steps - 1, LARGEST_LOGIT, 0.0)
+
+
+def _with_best_stochasticity(
+    problem: AbstractTimesProblem, space: ScheduleSpace, z: Float[np.ndarray, "starts n"]
+) -> Float[np.ndarray, "starts m"]:
+    """The logits in vectors, and log(1 + alpha^2) of the best stochasticity if it is not fixed."""
+    interior = z[:, : space.num_steps - 1]
+    if space.stochasticity_squared is not None:
+        return interior
+    best = np.asarray(_best_stochasticity(problem, jnp.asarray(z)))[:, : space.num_steps]
+    return np.concatenate([interior, np.log1p(best)], axis=1)
 
 
 @quick_jit
 def _best_stochasticity(
-    problem: TimesProblem, z: Float[Array, "starts n"]
+    problem: AbstractTimesProblem, z: Float[Array, "starts n"]
 ) -> Float[Array, "starts steps"]:
     """The squared stochasticity of every step that goes with the times of vectors."""
 
     def one(z: Array) -> Array:
-        u, _ = problem._coordinates(z)
+        u = problem.coordinates(z)
         return problem.objective.stochasticity_squared(u, problem.num_steps)
 
     return jax.lax.map(one, z)
