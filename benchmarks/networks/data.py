@@ -89,7 +89,7 @@ PROBLEMS = (
     Problem("ring", ring, "x0", width=128, blocks=3, training_steps=12_000, selection_noise=8192),
     Problem("blobs", blobs, "x0", width=256, blocks=3, training_steps=12_000),
 )
-# no default and no objective was selected on this one
+# no default and no objective was selected on this one, but for the fit within a budget
 HELD_OUT = Problem(
     "colours",
     partial(patches, 50_000, 6, grey=False),
