@@ -365,7 +365,7 @@ def test_local_errors_of_one_sign_add_up() -> None:
     assert 0.7 * np.sum(parts) < total < 1.3 * np.sum(parts)
 
 
-class Halfway(jk.DDIM):
+class MiddleEvaluated(jk.DDIM):
     """A sampler that evaluates in the middle of its steps."""
 
     def evaluation_times(self, process: jk.AbstractProcess, step: Step) -> tuple[jax.Array, ...]:
@@ -380,7 +380,7 @@ class Halfway(jk.DDIM):
         (jk.Heun(), True),
         (jk.SecondOrder(), True),
         (jk.samplers.EndEvaluated(jk.DDIM()), False),
-        (Halfway(), False),
+        (MiddleEvaluated(), False),
     ],
 )
 def test_whether_steps_evaluate_at_their_start(sampler: AbstractSampler, expected: bool):

@@ -469,6 +469,7 @@ class DiscreteVP(AbstractVariancePreserving):
         return -sigma * rate / (1.0 + sigma**2)
 
 
+_ROUND_OFF = 1e-13
 _ZERO_TERMINAL = 2.0**-24
 """What stands for a last entry 0: sigma is 4096 there, and infinite otherwise."""
 
@@ -499,8 +500,10 @@ def _read_table(table: np.ndarray) -> np.ndarray:
             "alphas_cumprod must lie strictly between 0 and 1, but for a first entry 1 and a last "
             f"entry 0; found {table.min():g} .. {table.max():g}.{hint}"
         )
-    if not np.all(np.diff(table) < 0):
-        n = int(np.argmax(np.diff(table) >= 0))
+    # levels that are apart by round-off could not be told from each other
+    rises = np.diff(np.log(table) - np.log1p(-table)) > -_ROUND_OFF
+    if np.any(rises):
+        n = int(np.argmax(rises))
         raise ValueError(
             f"alphas_cumprod must decrease; entries {n} and {n + 1} are {table[n]:g}, "
             f"{table[n + 1]:g}.{hint}"
