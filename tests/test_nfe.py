@@ -281,6 +281,13 @@ def test_what_a_record_leaves_selects() -> None:
         assert 0 < result.nfe <= share
 
 
+def test_what_decides_leaves_the_least_record() -> None:
+    """The least budget, which is eight trajectories of 24 nodes; runs of one step are cheap."""
+    plan = plan_sweep(8 * 24, [Costs(1, 6, 1, 3)], None, None)
+    assert plan.trajectories == 8
+    assert plan.checked == 0
+
+
 @pytest.mark.parametrize("recorded", [None, 40])
 def test_sweeps_stay_within_their_budget(recorded: int | None) -> None:
     """For random settings, rows and budgets from the least one."""

@@ -267,6 +267,7 @@ def plan_sweep(
         kept = int(_CHECK * calls) // per_checked
         kept = kept if kept >= _LEAST_CHECKED else 0
         trajectories = min((calls - kept * per_checked) // nodes, most) // _BATCHES * _BATCHES
+        trajectories = max(trajectories, _LEAST_RECORDED)
     left = calls - trajectories * nodes
     checked = min(left // per_checked, recorded or trajectories)
     checked = checked if checked >= _LEAST_CHECKED else 0
