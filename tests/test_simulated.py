@@ -209,17 +209,9 @@ def test_few_evaluations_say_where_data_mislead() -> None:
     exact = jk.Gaussian(np.zeros(2), [25.0, 16.0]).denoiser(PROCESS)
     network = jk.Denoiser(lambda x, t: exact(x, t).x0, PROCESS, "x0")
     noise: Any = np.random.default_rng(2).standard_normal((64, 2))
-    selection = jk.Selection(denoiser=network, noise=noise)
-    sweep = jk.optimize_schedules(
-        MIXTURE,
-        PROCESS,
-        ["ddim"],
-        [6],
-        t_min=T_MIN,
-        selection=selection,
-        budget=480,
-        progress=False,
-    )
+    selection = jk.Selection(denoiser=network, noise=noise, fine_tune=0)
+    setting: dict[str, Any] = {"t_min": T_MIN, "selection": selection, "progress": False}
+    sweep = jk.optimize_schedules(MIXTURE, PROCESS, ["ddim"], [6], budget=480, **setting)
     assert sweep.nfe <= 480
     result = sweep["ddim", 6]
     assert sum(MISLED in text for text in result.warnings) == 1
