@@ -104,18 +104,21 @@ def _ends(steps: Steps) -> tuple[_Point, _Point]:
     """Both ends of every step; the start for both in a step to noise level 0, which needs one."""
     process = steps.known.process
     present = steps.end > 0
-    dt = steps.time - steps.next_time
 
-    def point(t: Array, w: Array, a: Array) -> _Point:
-        reach = 0.5 * dt * process.diffusion_squared(t)
-        return _Point(w, a, process.signal_rate(t), process.drift(t), reach)
+    def both(first: Array, last: Array) -> Array:
+        return jnp.stack([first, jnp.where(present, last, first)])
 
-    later = (
-        jnp.where(present, steps.next_time, steps.time),
-        jnp.where(present, steps.end, steps.start),
-        jnp.where(present, steps.next_signal, steps.signal),
+    t = both(steps.time, steps.next_time)
+    reach = 0.5 * (steps.time - steps.next_time) * process.diffusion_squared(t)
+    points = (
+        both(steps.start, steps.end),
+        both(steps.signal, steps.next_signal),
+        process.signal_rate(t),
+        process.drift(t),
+        reach,
     )
-    return point(steps.time, steps.start, steps.signal), point(*later)
+    start, end = (_Point(*values) for values in zip(*points, strict=True))
+    return start, end
 
 
 def _of_gaussian(steps: Steps) -> _Flow:
@@ -132,8 +135,8 @@ def _of_gaussian(steps: Steps) -> _Flow:
         variance = at.signal[:, None] ** 2 * (variances + at.w[:, None])
         return (1.0 - dt * at.drift)[:, None] - safe_divide(at.reach[:, None], variance)
 
-    def largest(factor: Array, scale: float) -> Array:
-        return steps.largest(jnp.where(weights > 0, steps.size(factor, scale), 0.0))
+    def largest(size: Array) -> Array:
+        return steps.largest(jnp.where(weights > 0, size, 0.0))
 
     p = kept(start)
     q = kept(end)
@@ -150,13 +153,10 @@ def _of_gaussian(steps: Steps) -> _Flow:
         return safe_sqrt(mean**2 * square + (after - factor * deviation) ** 2 @ weights)
 
     factor = 0.5 * (1.0 + q * p)
-    return _Flow(
-        largest(p, 1.0),
-        largest(q, 1.0),
-        largest(factor, 1.0),
-        error(predicted, p),
-        error(largest(corrected, 0.0), factor),
-    )
+    # together, as the graph of a largest value is long
+    sizes = [*steps.size(jnp.stack([p, q, factor]), 1.0), jnp.abs(corrected)]
+    *factors, correction = largest(jnp.stack(sizes))
+    return _Flow(*factors, error(predicted, p), error(correction, factor))
 
 
 def _of_curvature(steps: Steps) -> _Flow:

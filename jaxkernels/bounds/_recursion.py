@@ -43,6 +43,7 @@ from ._certified import (
     initial_distance,
     is_proved,
     recursion_of,
+    step_derivatives,
     steps_between,
     truncation_distance,
 )
@@ -180,19 +181,20 @@ class CertifiedRecursion(AbstractCoordinateObjective):
         follows = callable(self.certificate.score_error)
 
         def one(step: tuple[Array, Array, StepErrors]) -> tuple[Array, Array, Array]:
-            x, alpha2, sizes = jax.tree.map(lambda leaf: leaf[..., None], step)
+            x, *given = step
 
             def coefficients(x: Array) -> Array:
                 first, last, *varied = x
-                given = sizes
+                alpha2, sizes = jax.tree.map(
+                    lambda leaf: jnp.broadcast_to(leaf, first.shape), given
+                )
                 if follows:
-                    given = errors_between(
+                    sizes = errors_between(
                         first, last, self.certificate.score_error, sizes.lipschitz
                     )
-                return self._coefficients(first, last, varied[0] if varied else alpha2, given)
+                return self._coefficients(first, last, varied[0] if varied else alpha2, sizes)
 
-            found = forward_derivatives(coefficients, x)
-            return jax.tree.map(lambda leaf: leaf[..., 0], found)
+            return step_derivatives(self.certificate.known, coefficients, x)
 
         free = () if self.squared is not None else (squared,)
         x = jnp.stack([times[:-1], times[1:], *free], 1)

@@ -107,6 +107,8 @@ class Steps(NamedTuple):
 
     def size(self, x: Array, scale: Array | float) -> Array:
         """At least |x|, smooth within the rounding."""
+        if not self.rounding:
+            return jnp.abs(x)
         return rounded_size(x, self.rounding * jnp.broadcast_to(scale, x.shape))
 
     def larger(self, x: Array, y: Array) -> Array:
@@ -171,8 +173,9 @@ def euler_maruyama(steps: Steps) -> StepFactors:
     m, top = steps.curvature()
     nodes = steps.nodes()
     contraction = steps.larger(1.0 + h / 2.0 - h * m, h * top - 1.0 - h / 2.0)
-    mean = (h / 2.0) ** 2 * phi(2, h / 2.0) * steps.rms(steps.start)
-    mean += _sinh_excess(h) * steps.root_fisher(steps.start)
+    excess, (second,) = _growths(h)
+    mean = (h / 2.0) ** 2 * second * steps.rms(steps.start)
+    mean += excess * steps.root_fisher(steps.start)
     frozen = jnp.expm1(nodes.left / 2.0) * jnp.sqrt(steps.known.dim)
     noise = frozen + 2.0 * jnp.sinh(nodes.left / 2.0) * steps.hessian_rms(nodes.w)
     errors = steps.errors
@@ -233,10 +236,8 @@ def second_order(steps: Steps) -> StepFactors:
     m, top = steps.curvature()
     nodes = steps.nodes()
     contraction, _ = _mean_factors(steps)
-    excess = _sinh_excess(h)
-    offset = phi(2, h / 2.0)
-    ends = [jnp.abs(phi(2, h * (0.5 - end)) - offset) for end in (m, top)]
-    drift = h**2 / 4.0 * steps.larger(*ends)
+    excess, (offset, *ends) = _growths(h, h * (0.5 - m), h * (0.5 - top))
+    drift = h**2 / 4.0 * steps.larger(*(jnp.abs(end - offset) for end in ends))
     steepest = jnp.maximum(jnp.abs(m), top)
     contraction += drift + excess * steepest + h * steps.errors.lipschitz
     mean = drift * steps.rms(steps.start) + excess * steps.root_fisher(steps.start)
@@ -473,10 +474,15 @@ def _denoiser_slope(x: Array, w: Array) -> Array:
     return 1.0 - w * x
 
 
-def _sinh_excess(h: Array) -> Array:
-    """2 sinh(h / 2) - h."""
-    z = h / 2.0
-    return z**3 * (phi(3, z) + phi(3, -z))
+def _growths(h: Array, *others: Array) -> tuple[Array, Array]:
+    """2 sinh(h / 2) - h, and phi_2 = (e^z - 1 - z) / z^2 at h / 2 and at others.
+
+    phi is a long series, whose derivatives are compiled: it is called once.
+    """
+    z = jnp.stack([h / 2.0, *others, -h / 2.0])
+    third = phi(3, z)
+    excess = (h / 2.0) ** 3 * (third[0] + third[-1])
+    return excess, 0.5 + (z * third)[:-1]
 
 
 def _in_time(nodes: Nodes, values: Array) -> Array:
@@ -506,6 +512,8 @@ def _hessian_change(steps: Steps, nodes: Nodes) -> tuple[Array, Array]:
     with 1 / S the upper end of the curvature.
     """
     known = steps.known
+    if known.exact:
+        return jnp.zeros_like(nodes.w), jnp.zeros_like(nodes.w)
     third = third_derivative(known, nodes.w)
     at_start = third_derivative(known, steps.start)
     if third is None or at_start is None:
@@ -535,30 +543,32 @@ def _exponential_excess(steps: Steps, nodes: Nodes, m: Array, top: Array) -> Arr
     q = nodes.left
     reach = -jnp.expm1(-nodes.elapsed)
     size = 2.0 * jnp.sinh(q / 2.0) * jnp.exp(-nodes.elapsed)
+    ends = (jnp.broadcast_to(-top, q.shape), jnp.broadcast_to(-m, q.shape))
+    fixed = jax.lax.stop_gradient((q, reach, size))
 
     def value(hessian: Array) -> Array:
         moved = hessian / (1.0 + hessian * reach)
         return jnp.exp(q / 2.0) * jnp.expm1(hessian * q) - size * moved
 
-    def slope(hessian: Array) -> Array:
+    def slope(hessian: Array, q: Array, reach: Array, size: Array) -> Array:
         return q * jnp.exp(q / 2.0 + hessian * q) - size / (1.0 + hessian * reach) ** 2
 
-    def bend(hessian: Array) -> Array:
+    def bend(hessian: Array, q: Array, reach: Array, size: Array) -> Array:
         curved = 2.0 * size * reach / (1.0 + hessian * reach) ** 3
         return q**2 * jnp.exp(q / 2.0 + hessian * q) + curved
 
     def halve(_: object, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = 0.5 * (low + high)
-        rising = slope(middle) > 0
+        rising = slope(middle, *fixed) > 0
         return jnp.where(rising, low, middle), jnp.where(rising, middle, high)
 
-    ends = (jnp.broadcast_to(-top, q.shape), jnp.broadcast_to(-m, q.shape))
-    near, _ = jax.lax.stop_gradient(jax.lax.fori_loop(0, _BISECTIONS, halve, ends))
-    # a step of Newton's method moves as the minimum does, which the bisection does not
-    lowest = jnp.clip(near - safe_divide(slope(near), bend(near)), *ends)
-    found = [jnp.abs(value(hessian)) for hessian in (*ends, lowest)]
-    return steps.larger(steps.larger(found[0], found[1]), found[2])
+    near, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, jax.lax.stop_gradient(ends))
+    # a step of Newton's method moves as the minimum does, which the bisection does not; how its
+    # length changes has no effect on two derivatives, as the slope is 0 there
+    moved = safe_divide(slope(near, q, reach, size), bend(near, *fixed))
+    lowest = jnp.clip(near - moved, *ends)
+    return steps.largest(jnp.moveaxis(jnp.abs(value(jnp.stack([*ends, lowest]))), 0, -1))
 
 
 def _randomised(contraction: Array, midpoint: _Midpoint, errors: StepErrors) -> StepFactors:
