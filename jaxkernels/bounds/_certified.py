@@ -228,6 +228,7 @@ def bound_value(
     lipschitz: Numbers,
     *,
     free: bool,
+    rounding: Float[AnyArray, ""],
 ) -> Float[Array, ""]:
     """The value of `evaluate_bound`, but for smooth kinks, with two derivatives that are cheap.
 
@@ -248,7 +249,7 @@ def bound_value(
             if follows:
                 here = errors_between(start, end, score_error, here.lipschitz)
             steps = steps_between(known, start, end, varied[0] if varied else alpha2, here)
-            factors = SCHEMES[scheme](steps._replace(rounding=ROUNDING))
+            factors = SCHEMES[scheme](steps._replace(rounding=rounding))
             return jnp.stack(recursion_of(factors))
 
         return expand_at(lambda x: step_derivatives(known, recursion, x), x)

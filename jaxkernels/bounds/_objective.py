@@ -139,6 +139,10 @@ class BoundCertifiedError(AbstractBoundObjective):
     only_times: bool = eqx.field(static=True, default=False)
     """Whether it is not differentiated along the stochasticity."""
 
+    def smoothed(self, factor: float) -> "BoundCertifiedError | None":
+        certificate = self.certificate.smoothed(factor)
+        return None if certificate is None else dataclasses.replace(self, certificate=certificate)
+
     def at_fixed_stochasticity(self) -> "BoundCertifiedError":
         return dataclasses.replace(self, only_times=True)
 
@@ -177,7 +181,7 @@ class BoundCertifiedError(AbstractBoundObjective):
         required = required_stochasticity(given.scheme)
         free = required is None and not self.only_times
         run = (given.known, schedule, given.scheme, given.start)
-        value = bound_value(*run, *errors, free=free)
+        value = bound_value(*run, *errors, free=free, rounding=given.rounding)
         return value if required is None else _where_stochasticity(schedule, required, value)
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._numerics import phi, safe_divide, safe_sqrt
+from .._types import AnyArray
 from ._assumptions import (
     Assumptions,
     curvature_interval,
@@ -102,22 +103,24 @@ class Steps(NamedTuple):
     next_time: Float[Array, " steps"]
     stochasticity_squared: Float[Array, " steps"]
     errors: StepErrors
-    rounding: float = 0.0
+    rounding: Float[AnyArray, ""] | None = None
     """Within this share of their scale, kinks are replaced by smooth bounds from above."""
 
     def size(self, x: Array, scale: Array | float) -> Array:
         """At least |x|, smooth within the rounding."""
-        if not self.rounding:
+        if self.rounding is None:
             return jnp.abs(x)
         return rounded_size(x, self.rounding * jnp.broadcast_to(scale, x.shape))
 
     def larger(self, x: Array, y: Array) -> Array:
         """At least the larger of two numbers, whose sum is >= 0; beyond the rounding it."""
-        return 0.5 * (x + y + self.size(x - y, x + y)) if self.rounding else jnp.maximum(x, y)
+        if self.rounding is None:
+            return jnp.maximum(x, y)
+        return 0.5 * (x + y + self.size(x - y, x + y))
 
     def largest(self, x: Array) -> Array:
         """At least the largest of numbers >= 0 along the last axis, by rounds of `larger`."""
-        if not self.rounding:
+        if self.rounding is None:
             return jnp.max(x, -1)
         while x.shape[-1] > 1:
             half = x.shape[-1] // 2
@@ -354,7 +357,9 @@ class DenoisedSteps(NamedTuple):
     curve_at_start: Float[Array, " steps"] | None
     errors: StepErrors
 
-    def factors(self, alpha2: Float[Array, " steps"], rounding: float) -> StepFactors:
+    def factors(
+        self, alpha2: Float[Array, " steps"], rounding: Float[AnyArray, ""] | None
+    ) -> StepFactors:
         """The factors of the steps at squared stochasticities."""
         half = 0.5 * (1.0 + alpha2)
         present = self.end > 0
@@ -371,7 +376,9 @@ class DenoisedSteps(NamedTuple):
         drift = jnp.sum(kappa * jnp.where(known[:, None], self.speed, 0.0), -1)
         off = jnp.abs(alpha2 - 1.0) / 2.0
         # where nothing is known of the drift, the bound is finite at alpha = 1 only
-        rounded = rounded_size(alpha2 - 1.0, jnp.full_like(alpha2, rounding)) / 2.0
+        rounded = off
+        if rounding is not None:
+            rounded = rounded_size(alpha2 - 1.0, rounding * jnp.ones_like(alpha2)) / 2.0
         drift = jnp.where(known, rounded * drift, jnp.where(off > 0, jnp.inf, 0.0))
         drift = self.next_signal * drift
         if self.curve_at_start is None:

@@ -11,13 +11,15 @@ from jaxtyping import Array, Float
 
 from .._newton import NewtonState, certificate, newton_start
 from .._objective import Derivatives
-from ._solver import AbstractSolver
+from ._solver import AbstractSolver, Newton
 from ._space import AbstractProblem
 
 # iterations per call of the compiled loop, between which progress is shown
 _CHUNK = 25
 # a relative gradient that cancellation in float64 cannot be expected to go below
 _ROUNDING_FLOOR = 1e-9
+# how much more widely kinks are rounded before
+_ROUNDINGS = (100.0, 30.0, 10.0, 3.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Solution:
     """Where every start of a solver ended.
 
     `z` (starts, n); `values` (starts,), the objective there; `history` (iterations, starts), the
-    objective per iteration; `converged`, `reason`, `gradient_norm` and `smallest_curvature` belong
+    objective per iteration, at first with widely rounded kinks if it has any; `converged`,
+    `reason`, `gradient_norm` and `smallest_curvature` belong
     to the best start.
     """
 
@@ -59,12 +62,16 @@ def solve(
     **Returns:** a `Solution`. Failing to converge is reported in it, not raised.
     """
     z = np.clip(z, np.asarray(problem.lower), np.asarray(problem.upper))
-    state = solver.init(problem, z)
-    while not solver.terminate(state):
-        until = min(int(state.iteration) + _CHUNK, solver.max_iterations)
-        state = solver.advance(problem, state, until)
-        value = float(np.exp(np.min(np.asarray(state.value))))
-        report(f"optimising: iteration {int(state.iteration)}, objective {value:.6g}")
+    histories = []
+    for stage in _stages(problem, solver):
+        state = solver.init(stage, z)
+        while not (solver.terminate(state) or (stage is not problem and _best_is_done(state))):
+            until = min(int(state.iteration) + _CHUNK, solver.max_iterations)
+            state = solver.advance(stage, state, until)
+            value = float(np.exp(np.min(np.asarray(state.value))))
+            report(f"optimising: iteration {int(state.iteration)}, objective {value:.6g}")
+        z = np.asarray(state.z)
+        histories.append(np.exp(np.asarray(state.history)[: int(state.iteration)]))
     values = np.exp(np.asarray(state.value))
     values = np.where(np.isnan(values), np.inf, values)
     norm, curvature = _certificate(problem, state, int(np.argmin(values)))
@@ -73,12 +80,27 @@ def solve(
     return Solution(
         z=np.asarray(state.z),
         values=values,
-        history=np.exp(np.asarray(state.history)[:iterations]),
+        history=np.concatenate(histories),
         converged=converged,
         reason=_reason(converged, iterations, norm, solver),
         gradient_norm=norm,
         smallest_curvature=curvature,
     )
+
+
+def _best_is_done(state: Any) -> bool:
+    """Whether the start of the least value is."""
+    return bool(np.asarray(state.done)[np.argmin(np.asarray(state.value))])
+
+
+def _stages(problem: AbstractProblem, solver: AbstractSolver) -> list[AbstractProblem]:
+    """The problem, after those with widely rounded kinks where Newton's method needs them.
+
+    Optax's transformations may have schedules of their own, which count iterations.
+    """
+    smoothed = [problem.smoothed(factor) for factor in _ROUNDINGS]
+    softer = [stage for stage in smoothed if stage is not None]
+    return [*softer, problem] if isinstance(solver, Newton) else [problem]
 
 
 def _certificate(problem: AbstractProblem, state: Any, best: int) -> tuple[float, float]:

@@ -161,8 +161,16 @@ class AbstractProblem(eqx.Module):
     lengths into one that Newton's method walks through in large steps.
     """
 
+    objective: eqx.AbstractVar[AbstractBoundObjective | AbstractCoordinateObjective]
     lower: eqx.AbstractVar[Float[AnyArray, " n"]]
     upper: eqx.AbstractVar[Float[AnyArray, " n"]]
+
+    def smoothed(self, factor: float) -> "AbstractProblem | None":
+        """That of the objective with kinks rounded `factor` times as widely, if it has any."""
+        objective = self.objective.smoothed(factor)
+        if objective is None:
+            return None
+        return eqx.tree_at(lambda problem: problem.objective, self, objective)
 
     @abc.abstractmethod
     def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
