@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
 from .._derivatives import once_per_point
-from .._numerics import safe_divide, safe_sqrt
+from .._numerics import largest, safe_divide, safe_sqrt
 from .._precision import in_float64, is_traced
 from .._tables import Table, number
 from .._types import AnyArray, Numbers
@@ -349,7 +350,7 @@ def _pull(known: Assumptions, low: Array, high: Array, c: float) -> Array:
     second = _reciprocal(variances + high[..., None])
     scaled = jnp.maximum((1.0 + c * low[..., None]) * first, (1.0 + c * high[..., None]) * second)
     squares = (first * scaled) @ jnp.asarray(known.separations).T ** 2
-    return jnp.max(squares, -1) / 4.0
+    return largest(squares) / 4.0
 
 
 def mean_square(
@@ -523,9 +524,11 @@ def _with_spectrum(
         convexity = 1.0 / lib.max(lib.asarray(spectrum))
     third = lib.zeros(())
     if separations is not None:
-        zero = jnp.zeros(())
-        convexity = convexity - np.asarray(_pull(full, zero, zero, 0.0))
-        third = np.asarray(third_derivative(full, zero))
+        # also within a compiled function these are numbers
+        with jax.ensure_compile_time_eval():
+            zero = jnp.zeros(())
+            convexity = convexity - np.asarray(_pull(full, zero, zero, 0.0))
+            third = np.asarray(third_derivative(full, zero))
     return eqx.tree_at(
         lambda a: (a.convexity, a.smoothness, a.third_derivative),
         full,

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._numerics import phi, safe_divide, safe_sqrt
+from .._numerics import largest, phi, safe_divide, safe_sqrt
 from .._types import AnyArray
 from ._assumptions import (
     Assumptions,
@@ -121,7 +121,7 @@ class Steps(NamedTuple):
     def largest(self, x: Array) -> Array:
         """At least the largest of numbers >= 0 along the last axis, by rounds of `larger`."""
         if self.rounding is None:
-            return jnp.max(x, -1)
+            return largest(x)
         while x.shape[-1] > 1:
             half = x.shape[-1] // 2
             odd = x[..., 2 * half :]
