@@ -27,7 +27,8 @@ from jaxtyping import Array
 from .._numerics import safe_divide, safe_sqrt
 from ..processes import AbstractProcess
 from ._assumptions import curvature_interval, fisher, squared_mean, third_derivative
-from ._step_factors import Nodes, StepFactors, Steps, root_or_inf
+from ._quadrature import gauss_legendre
+from ._step_factors import StepFactors, Steps, root_or_inf
 
 
 class _Point(NamedTuple):
@@ -171,9 +172,8 @@ def _of_curvature(steps: Steps) -> _Flow:
     q, q_radius, slope = _kept(steps, end)
     p_size, q_size = (steps.size(factor, 1.0) for factor in (p, q))
     both = steps.size(1.0 + p * q, 1.0) + q_size * p_radius + p_size * q_radius
-    nodes = steps.nodes()
-    acceleration, rate, r = _acceleration(steps, nodes)
-    weight = acceleration * safe_divide(nodes.weight, rate)
+    r, weight = _times_and_weights(steps)
+    weight = weight * _acceleration(steps, r)
     passed = r - steps.next_time[:, None]
     z = 1.0 - 2.0 * safe_divide(passed, dt[:, None])
     euler_error = jnp.sum(weight * passed, -1)
@@ -199,15 +199,36 @@ def _kept(steps: Steps, at: _Point) -> tuple[Array, Array, Array]:
     return 1.0 - centre, radius, steps.size(centre, 1.0) + radius
 
 
-def _acceleration(steps: Steps, nodes: Nodes) -> tuple[Array, Array, Array]:
-    """At least (E|x''|^2)^(1/2) along the exact flow at the nodes, w' there, and their times.
+def _times_and_weights(steps: Steps) -> tuple[Array, Array]:
+    """Nodes in time of every step, and their weights, (steps, nodes).
+
+    The data change with log(w + least), the process with time, and in a long step the one may
+    happen within what is almost no part of the other. Half of the nodes are therefore equidistant
+    in the one and half in the other; with p and q the densities of both in time, a node of either
+    has its Gauss-Legendre weight over p + q.
+    """
+    process = steps.known.process
+    nodes = steps.nodes()
+    x, share, _ = gauss_legendre(nodes.w.shape[-1], nodes.w.dtype)
+    dt = (steps.time - steps.next_time)[:, None]
+    by_level = process.time_at_sigma(safe_sqrt(jnp.where(nodes.w > 0, nodes.w, 1.0)))
+    by_time = steps.next_time[:, None] + dt * x
+    r = jnp.concatenate([by_level, by_time], -1)
+    low, span = steps.levels()
+    w = jnp.concatenate([nodes.w, process.sigma(by_time) ** 2], -1)
+    density = safe_divide(_level_rate(process, r), (low + w - steps.end[:, None]) * span)
+    # an empty step has no weight
+    return r, dt * jnp.concatenate([share, share]) / (1.0 + dt * density)
+
+
+def _acceleration(steps: Steps, r: Array) -> Array:
+    """At least (E|x''|^2)^(1/2) along the exact flow at some times.
 
     x'' = a'' y - (a' w' + a w''/2) g - a w'^2 / 4 (H g + Lap g)
     """
     known = steps.known
     process = known.process
-    w = jnp.where(nodes.w > 0, nodes.w, 1.0)
-    r = process.time_at_sigma(safe_sqrt(w))
+    w = process.sigma(r) ** 2
     a = process.signal(r)
     a1, a2 = _with_rate(process.signal_rate, r)
     w1, w2 = _with_rate(lambda t: _level_rate(process, t), r)
@@ -224,8 +245,8 @@ def _acceleration(steps: Steps, nodes: Nodes) -> tuple[Array, Array, Array]:
     size += 0.5 * (high - low) * root_or_inf(information)
     third = third_derivative(known, w)
     if third is None:
-        return jnp.full_like(w, jnp.inf), w1, r
-    return size + quarter * jnp.sqrt(known.dim) * third, w1, r
+        return jnp.full_like(w, jnp.inf)
+    return size + quarter * jnp.sqrt(known.dim) * third
 
 
 def _level_rate(process: AbstractProcess, t: Array) -> Array:

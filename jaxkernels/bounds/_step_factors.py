@@ -133,9 +133,8 @@ class Steps(NamedTuple):
         """h, in the rate-1 time."""
         return jnp.log1p((self.start - self.end) / (1.0 + self.end))
 
-    def nodes(self, *, ratios: bool = False) -> Nodes:
-        """Where integrals over each step are evaluated: of functions of w_1 / w if `ratios`."""
-        x, share, _ = gauss_legendre(_NODES, self.start.dtype)
+    def levels(self, *, ratios: bool = False) -> tuple[Array, Array]:
+        """w_1 + least and log((w_0 + least) / (w_1 + least)), (steps, 1)."""
         scale = variance_scale(self.known)
         if ratios:
             # they change as log w does, but where w_1 = 0 and they are constant
@@ -143,8 +142,13 @@ class Steps(NamedTuple):
         low = (self.end + scale)[:, None]
         # data without a scale, and a last step to noise level 0
         low = jnp.where(low > 0, low, self.start[:, None])
+        return low, jnp.log1p((self.start - self.end)[:, None] / low)
+
+    def nodes(self, *, ratios: bool = False) -> Nodes:
+        """Where integrals over each step are evaluated: of functions of w_1 / w if `ratios`."""
+        x, share, _ = gauss_legendre(_NODES, self.start.dtype)
+        low, span = self.levels(ratios=ratios)
         gap = (self.start - self.end)[:, None]
-        span = jnp.log1p(gap / low)
         above = low * jnp.expm1((1.0 - x) * span)
         below = -(low + gap) * jnp.expm1(-x * span)
         w = self.end[:, None] + above

@@ -1,0 +1,153 @@
+"""Optimising every bound: cold and warm time, gradient at the end: python -m benchmarks.bounds.
+
+Cold is the first call after all compiled programs are forgotten, in seconds of the processor and of
+the clock; warm the least of three further calls. Names of bounds as arguments restrict the run.
+"""
+
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.progress import track
+
+import jaxkernels as jk
+from jaxkernels.bounds import (
+    Assumptions,
+    BoundedSupport,
+    CertifiedError,
+    DenoisingCurve,
+    LipschitzBound,
+    OperatorBound,
+)
+
+from .environment import save, table
+
+STEPS = (10, 50)
+WARM = 3
+T_MIN = 1e-3
+TARGET = jk.Gaussian(0.3, [2.0, 0.3, 0.01])
+VP = jk.VP()
+OU = jk.OU()
+LOG_CONCAVE = Assumptions(OU, 2, 3.0, convexity=1.0, smoothness=1.5, third_derivative=0.8)
+LEVELS = np.geomspace(1e-3, 30.0, 12)
+CURVE = DenoisingCurve(LEVELS, 2.0 * LEVELS**2 / (1.0 + LEVELS**2))
+
+
+class Case(NamedTuple):
+    """An objective, and what it is optimised for."""
+
+    objective: Any
+    sampler: str | jk.AbstractSampler
+    process: jk.AbstractProcess = VP
+    stochasticity: Any = 0.0
+
+
+def _size(t: jax.Array) -> jax.Array:
+    return 0.01 / (0.1 + t)
+
+
+def cases() -> dict[str, Case]:
+    """Every objective of `jk.bounds`."""
+    w2 = CertifiedError(score_error=0.01)
+    names = ("euler_maruyama", "exponential_integrator", "rem", "rei", "second_order", "tweedie")
+    measured = Assumptions(VP, 2, 2.0, denoising_error=CURVE)
+    return {
+        **{f"certified, {name}": Case(w2, name, OU, 1.0) for name in names},
+        "certified, exact_mean": Case(w2, jk.ExactMean(), OU, 1.0),
+        **{
+            f"certified, {name}, log-concave data": Case(
+                CertifiedError(assumptions=LOG_CONCAVE), name, OU, 1.0
+            )
+            for name in ("second_order", "tweedie")
+        },
+        "certified, euler_flow": Case(CertifiedError(scheme="euler_flow"), "euler_maruyama"),
+        "certified, heun": Case(w2, "heun"),
+        "certified, ddim, h = 0": Case(w2, "ddim"),
+        "certified, ddim, h = g": Case(w2, "ddim", VP, 1.0),
+        "certified, ddim, free h": Case(w2, "ddim", VP, "optimize"),
+        "divergence, ddim": Case(CertifiedError("kl"), "ddim", VP, 1.0),
+        "divergence, ddim, denoising error": Case(
+            CertifiedError("kl", assumptions=measured), "ddim", VP, 1.0
+        ),
+        "divergence, exponential_integrator": Case(
+            CertifiedError("kl"), "exponential_integrator", OU, 1.0
+        ),
+        "divergence, exact_mean": Case(CertifiedError("kl"), jk.ExactMean(), OU, 1.0),
+        "coherent, ddim": Case(OperatorBound(_size), "ddim"),
+        "coherent and data, ddim": Case(OperatorBound(_size, to_data=True), "ddim"),
+        "coherent and data, ddim, free h": Case(
+            OperatorBound(_size, to_data=True), "ddim", VP, "optimize"
+        ),
+        "orthogonal and data, ddim": Case(
+            OperatorBound(0.01, jk.Independent(), to_data=True), "ddim"
+        ),
+        "coherent, dpmpp_2m": Case(OperatorBound(0.01), "dpmpp_2m"),
+        "coherent and data, dpmpp_2m": Case(OperatorBound(0.01, to_data=True), "dpmpp_2m"),
+        "orthogonal and data, dpmpp_2m": Case(
+            OperatorBound(0.01, jk.Independent(), to_data=True), "dpmpp_2m"
+        ),
+        "mixed, ddim": Case(LipschitzBound(_size, 0.01, 0.1), "ddim"),
+        "mixed and data, ddim": Case(LipschitzBound(_size, 0.01, 0.1, to_data=True), "ddim"),
+        "mixed, bounded support": Case(
+            LipschitzBound(_size, lipschitz=0.1, curvature=BoundedSupport(1.0)), "ddim"
+        ),
+    }
+
+
+def optimise(case: Case, num_steps: int) -> tuple[jk.OptimizedSchedule, float, float]:
+    """The result, seconds of the processor, and of the clock."""
+    began, used = time.perf_counter(), time.process_time()
+    result = jk.optimize_schedule(
+        *(TARGET, case.process, case.sampler, num_steps),
+        t_min=T_MIN,
+        objective=case.objective,
+        stochasticity=case.stochasticity,
+        progress=False,
+    )
+    return result, time.process_time() - used, time.perf_counter() - began
+
+
+def measure(case: Case, num_steps: int) -> dict[str, Any]:
+    """One row."""
+    jax.clear_caches()
+    result, cold, clock = optimise(case, num_steps)
+    warm = [optimise(case, num_steps)[1:] for _ in range(WARM)]
+    return {
+        "cold": cold,
+        "cold, clock": clock,
+        "warm": min(seconds for seconds, _ in warm),
+        "warm, clock": min(seconds for _, seconds in warm),
+        "gradient": result.solution.gradient_norm,
+        "converged": result.converged,
+        "iterations": len(result.solution.history),
+        "objective": result.objective,
+        "best baseline": min(result.baselines.values()),
+    }
+
+
+def main() -> None:
+    """Measure, show and save."""
+    every = cases()
+    names = sys.argv[1:] or list(every)
+    rows = []
+    for name, num_steps in track([(name, k) for name in names for k in STEPS], "bounds"):
+        rows.append({"bound": name, "K": num_steps, **measure(every[name], num_steps)})
+    cells = [
+        [
+            *(row["bound"], str(row["K"])),
+            *(f"{row[key]:.2f}" for key in ("cold", "cold, clock", "warm", "warm, clock")),
+            *(f"{row['gradient']:.0e}", "yes" if row["converged"] else "no"),
+            f"{row['objective'] / row['best baseline']:.3f}",
+        ]
+        for row in rows
+    ]
+    head = ["bound", "K", "cold, CPU s", "clock", "warm, CPU s", "clock", "gradient", "converged"]
+    print(table([*head, "to best baseline"], cells))
+    if names == list(every):
+        print(f"written to {save('bounds', {'modes': 3, 't_min': T_MIN, 'rows': rows})}")
+
+
+if __name__ == "__main__":
+    main()
