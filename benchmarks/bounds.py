@@ -1,9 +1,11 @@
 """Optimising every bound: cold and warm time, gradient at the end: python -m benchmarks.bounds.
 
 Cold is the first call after all compiled programs are forgotten, in seconds of the processor and of
-the clock; warm the least of three further calls. Names of bounds as arguments restrict the run.
+the clock; warm the least of three further calls. Names of bounds as arguments restrict the run,
+which goes on where it stopped.
 """
 
+import json
 import sys
 import time
 from typing import Any, NamedTuple
@@ -22,9 +24,9 @@ from jaxkernels.bounds import (
     OperatorBound,
 )
 
-from .environment import save, table
+from .environment import CACHE, RESULTS, save, table
 
-STEPS = (10, 50)
+STEPS = (50, 10)
 WARM = 3
 T_MIN = 1e-3
 TARGET = jk.Gaussian(0.3, [2.0, 0.3, 0.01])
@@ -33,6 +35,11 @@ OU = jk.OU()
 LOG_CONCAVE = Assumptions(OU, 2, 3.0, convexity=1.0, smoothness=1.5, third_derivative=0.8)
 LEVELS = np.geomspace(1e-3, 30.0, 12)
 CURVE = DenoisingCurve(LEVELS, 2.0 * LEVELS**2 / (1.0 + LEVELS**2))
+
+
+HEADER = """# Optimising bounds
+
+Written by `python -m benchmarks.bounds`; see [README](../README.md#optimising-bounds)."""
 
 
 class Case(NamedTuple):
@@ -127,26 +134,35 @@ def measure(case: Case, num_steps: int) -> dict[str, Any]:
     }
 
 
+def cached(name: str, num_steps: int) -> dict[str, Any]:
+    """A row, from the cache if it is there."""
+    path = CACHE / f"bounds_{name.replace(' ', '_')}_{num_steps}.json"
+    if not path.exists():
+        path.write_text(json.dumps(measure(cases()[name], num_steps)))
+    return {"bound": name, "K": num_steps, **json.loads(path.read_text())}
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    return [
+        *(row["bound"], str(row["K"])),
+        *(f"{row[key]:.2f}" for key in ("cold", "cold, clock", "warm", "warm, clock")),
+        *(f"{row['gradient']:.0e}", "yes" if row["converged"] else "no"),
+        f"{row['objective'] / row['best baseline']:.3f}",
+    ]
+
+
 def main() -> None:
     """Measure, show and save."""
-    every = cases()
-    names = sys.argv[1:] or list(every)
-    rows = []
-    for name, num_steps in track([(name, k) for name in names for k in STEPS], "bounds"):
-        rows.append({"bound": name, "K": num_steps, **measure(every[name], num_steps)})
-    cells = [
-        [
-            *(row["bound"], str(row["K"])),
-            *(f"{row[key]:.2f}" for key in ("cold", "cold, clock", "warm", "warm, clock")),
-            *(f"{row['gradient']:.0e}", "yes" if row["converged"] else "no"),
-            f"{row['objective'] / row['best baseline']:.3f}",
-        ]
-        for row in rows
-    ]
+    names = sys.argv[1:] or list(cases())
+    settings = [(name, num_steps) for num_steps in STEPS for name in names]
+    rows = [cached(*setting) for setting in track(settings, "bounds")]
     head = ["bound", "K", "cold, CPU s", "clock", "warm, CPU s", "clock", "gradient", "converged"]
-    print(table([*head, "to best baseline"], cells))
-    if names == list(every):
+    text = table([*head, "to best baseline"], [cells(row) for row in rows])
+    print(text)
+    if names == list(cases()):
         print(f"written to {save('bounds', {'modes': 3, 't_min': T_MIN, 'rows': rows})}")
+        (RESULTS / "bounds.md").write_text(f"{HEADER}\n\n{text}\n")
 
 
 if __name__ == "__main__":

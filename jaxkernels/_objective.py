@@ -99,6 +99,14 @@ class AbstractBoundObjective(eqx.Module):
         """
         del factor
 
+    def why_infinite(self, schedule: Schedule) -> str:
+        """A sentence on why the objective of a schedule is no finite positive number."""
+        del schedule
+        return (
+            "A KL metric needs positive eigenvalues, and samplers that divide by the signal need a "
+            "process whose sigma(t_max) is finite."
+        )
+
     def at_fixed_stochasticity(self) -> "AbstractBoundObjective":
         """The same objective with derivatives along the times only, where these are cheaper.
 

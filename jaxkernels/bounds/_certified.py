@@ -484,9 +484,9 @@ def explain(known: Assumptions, scheme: str, schedule: Schedule, errors: StepErr
                 f"convexity = {float(known.convexity):g} < 0 says nothing of the curvature where "
                 "1 + m sigma^2 <= 0"
             )
-        return f"no lower bound of -Hess log p_t: convexity is {why(known, 'convexity')}"
+        return f"no lower bound of -Hess log p_t; convexity: {why(known, 'convexity')}"
     if (needs_third or flow) and third_derivative(known, levels) is None:
-        return f"no third derivative: it is {why(known, 'third_derivative')}"
+        return f"no third derivative: {why(known, 'third_derivative')}"
     ends = curvature_interval(known, levels, levels, 0.0)
     if not all(bool(np.all(np.isfinite(end))) for end in (*ends, top)):
         return (

@@ -118,7 +118,7 @@ def girsanov_bound(
     bound = evaluate_girsanov(known, schedule, scheme, start, score_error)
     if is_traced(bound) or bool(np.isfinite(bound.value)):
         return bound
-    reason = _explain(bound)
+    reason = explain_girsanov(bound)
     return dataclasses.replace(bound, reason=reason)
 
 
@@ -223,7 +223,7 @@ def initial_divergence(
     return 0.5 * (pull + known.dim * excess)
 
 
-def _explain(bound: GirsanovBound) -> str:
+def explain_girsanov(bound: GirsanovBound) -> str:
     """Why a bound is infinite."""
     if not np.isfinite(bound.initialization):
         return "the initial distribution has no density where the noise is 0"

@@ -232,11 +232,11 @@ def _largest(known: Assumptions) -> float:
 def _inapplicable(known: Assumptions) -> str:
     """Why the theorems do not apply, or empty."""
     if known.convexity is None:
-        return f"m_0 is {why(known, 'convexity')}"
+        return f"m_0: {why(known, 'convexity')}"
     if float(known.convexity) <= 0.5:
         return f"m_0 = {float(known.convexity):g} must exceed 1/2"
     if known.smoothness is None:
-        return f"L_0 is {why(known, 'smoothness')}"
+        return f"L_0: {why(known, 'smoothness')}"
     return ""
 
 
@@ -277,7 +277,7 @@ def _stated(
     if reason:
         return PublishedBound(math.inf, math.inf, math.inf, math.inf, reason)
     if not is_traced(discretisation) and not math.isfinite(discretisation):
-        reason = f"L_F is {why(known, 'third_derivative')}"
+        reason = f"L_F: {why(known, 'third_derivative')}"
     initial = math.e ** (-_smallest(known) * duration) * math.sqrt(float(known.second_moment))
     error = factor * score / (_smallest(known) - 0.5)
     total = initial + discretisation + error
