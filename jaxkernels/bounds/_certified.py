@@ -215,8 +215,9 @@ def steps_between(
 ) -> Steps:
     """Steps from some times to others."""
     both = jnp.stack([times, next_times])
-    levels = known.process.sigma(both) ** 2
-    return Steps(known, *levels, *known.process.signal(both), times, next_times, squared, errors)
+    start, end = known.process.sigma(both) ** 2
+    signal, next_signal = known.process.signal(both)
+    return Steps(known, start, end, signal, next_signal, times, next_times, squared, errors)
 
 
 def bound_value(

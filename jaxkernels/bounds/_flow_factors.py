@@ -156,8 +156,8 @@ def _of_gaussian(steps: Steps) -> _Flow:
     factor = 0.5 * (1.0 + q * p)
     # together, as the graph of a largest value is long
     sizes = [*steps.size(jnp.stack([p, q, factor]), 1.0), jnp.abs(corrected)]
-    *factors, correction = largest(jnp.stack(sizes))
-    return _Flow(*factors, error(predicted, p), error(correction, factor))
+    first, second, both, correction = largest(jnp.stack(sizes))
+    return _Flow(first, second, both, error(predicted, p), error(correction, factor))
 
 
 def _of_curvature(steps: Steps) -> _Flow:

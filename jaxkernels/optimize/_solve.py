@@ -62,16 +62,14 @@ def solve(
     **Returns:** a `Solution`. Failing to converge is reported in it, not raised.
     """
     z = np.clip(z, np.asarray(problem.lower), np.asarray(problem.upper))
+    *softer, last = _stages(problem, solver)
     histories = []
-    for stage in _stages(problem, solver):
-        state = solver.init(stage, z)
-        while not (solver.terminate(state) or (stage is not problem and _best_is_done(state))):
-            until = min(int(state.iteration) + _CHUNK, solver.max_iterations)
-            state = solver.advance(stage, state, until)
-            value = float(np.exp(np.min(np.asarray(state.value))))
-            report(f"optimising: iteration {int(state.iteration)}, objective {value:.6g}")
+    for stage in softer:
+        state = _iterate(stage, z, solver, report, _best_is_done)
         z = np.asarray(state.z)
-        histories.append(np.exp(np.asarray(state.history)[: int(state.iteration)]))
+        histories.append(_history(state))
+    state = _iterate(last, z, solver, report, solver.terminate)
+    histories.append(_history(state))
     values = np.exp(np.asarray(state.value))
     values = np.where(np.isnan(values), np.inf, values)
     norm, curvature = _certificate(problem, state, int(np.argmin(values)))
@@ -86,6 +84,28 @@ def solve(
         gradient_norm=norm,
         smallest_curvature=curvature,
     )
+
+
+def _iterate(
+    problem: AbstractProblem,
+    z: Float[np.ndarray, "starts n"],
+    solver: AbstractSolver,
+    report: Callable[[str], None],
+    enough: Callable[[Any], bool],
+) -> Any:
+    """The solver's state when it ends, or between chunks of iterations when that is enough."""
+    state = solver.init(problem, z)
+    while not (solver.terminate(state) or enough(state)):
+        until = min(int(state.iteration) + _CHUNK, solver.max_iterations)
+        state = solver.advance(problem, state, until)
+        value = float(np.exp(np.min(np.asarray(state.value))))
+        report(f"optimising: iteration {int(state.iteration)}, objective {value:.6g}")
+    return state
+
+
+def _history(state: Any) -> Float[np.ndarray, "iterations starts"]:
+    """The objective of every iteration so far."""
+    return np.exp(np.asarray(state.history)[: int(state.iteration)])
 
 
 def _best_is_done(state: Any) -> bool:

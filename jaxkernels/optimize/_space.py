@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -161,16 +161,12 @@ class AbstractProblem(eqx.Module):
     lengths into one that Newton's method walks through in large steps.
     """
 
-    objective: eqx.AbstractVar[AbstractBoundObjective | AbstractCoordinateObjective]
     lower: eqx.AbstractVar[Float[AnyArray, " n"]]
     upper: eqx.AbstractVar[Float[AnyArray, " n"]]
 
+    @abc.abstractmethod
     def smoothed(self, factor: float) -> "AbstractProblem | None":
         """That of the objective with kinks rounded `factor` times as widely, if it has any."""
-        objective = self.objective.smoothed(factor)
-        if objective is None:
-            return None
-        return eqx.tree_at(lambda problem: problem.objective, self, objective)
 
     @abc.abstractmethod
     def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
@@ -206,6 +202,9 @@ class DenseProblem(AbstractProblem):
         lower, upper = space.bounds()
         return cls(objective=objective, space=space, lower=lower, upper=upper)
 
+    def smoothed(self, factor: float) -> "DenseProblem | None":
+        return _with_objective(self, self.objective.smoothed(factor))
+
     def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
         return jnp.log(self.objective(self.space.schedule(z)))
 
@@ -232,6 +231,9 @@ class AbstractTimesProblem(AbstractProblem):
     @abc.abstractmethod
     def coordinates(self, z: Float[Array, " n"]) -> Float[Array, " points"]:
         """u, constant in the padding."""
+
+    def smoothed(self, factor: float) -> "AbstractTimesProblem | None":
+        return _with_objective(self, self.objective.smoothed(factor))
 
     def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
         return jnp.log(self.objective.value(self.coordinates(z), self.num_steps))
@@ -363,6 +365,13 @@ class FreeEndProblem(AbstractTimesProblem):
         counted = self.num_steps - jnp.where(end < self.trained, 1, 0)
         length = self.top - bottom - counted.astype(end.dtype) * least
         return _Steps(self.top, least, length, end, self.num_steps)
+
+
+def _with_objective(problem: Any, objective: Any) -> Any:
+    """A problem of another objective of the same structure, if there is one."""
+    if objective is None:
+        return None
+    return eqx.tree_at(lambda problem: problem.objective, problem, objective)
 
 
 class _Steps(NamedTuple):
