@@ -62,13 +62,18 @@ def solve(
     **Returns:** a `Solution`. Failing to converge is reported in it, not raised.
     """
     z = np.clip(z, np.asarray(problem.lower), np.asarray(problem.upper))
-    *softer, last = _stages(problem, solver)
+    state = _iterate(problem, solver.init(problem, z), solver, report, _is_late)
     histories = []
+    softer = _softer(problem, solver) if int(state.iteration) < solver.max_iterations else []
+    softer = [] if softer and _has_converged(problem, state) else softer
     for stage in softer:
-        state = _iterate(stage, z, solver, report, _best_is_done)
-        z = np.asarray(state.z)
         histories.append(_history(state))
-    state = _iterate(last, z, solver, report, solver.terminate)
+        state = _iterate(stage, solver.init(stage, z), solver, report, _best_is_done)
+        z = np.asarray(state.z)
+    if softer:
+        histories.append(_history(state))
+        state = solver.init(problem, z)
+    state = _iterate(problem, state, solver, report, solver.terminate)
     histories.append(_history(state))
     values = np.exp(np.asarray(state.value))
     values = np.where(np.isnan(values), np.inf, values)
@@ -88,13 +93,12 @@ def solve(
 
 def _iterate(
     problem: AbstractProblem,
-    z: Float[np.ndarray, "starts n"],
+    state: Any,
     solver: AbstractSolver,
     report: Callable[[str], None],
     enough: Callable[[Any], bool],
 ) -> Any:
     """The solver's state when it ends, or between chunks of iterations when that is enough."""
-    state = solver.init(problem, z)
     while not (solver.terminate(state) or enough(state)):
         until = min(int(state.iteration) + _CHUNK, solver.max_iterations)
         state = solver.advance(problem, state, until)
@@ -113,14 +117,26 @@ def _best_is_done(state: Any) -> bool:
     return bool(np.asarray(state.done)[np.argmin(np.asarray(state.value))])
 
 
-def _stages(problem: AbstractProblem, solver: AbstractSolver) -> list[AbstractProblem]:
-    """The problem, after those with widely rounded kinks where Newton's method needs them.
+def _is_late(state: Any) -> bool:
+    """Whether an objective without valleys would have been minimised by now."""
+    return int(state.iteration) >= 2 * _CHUNK
+
+
+def _has_converged(problem: AbstractProblem, state: Any) -> bool:
+    """Whether the start of the least value has a gradient of 0."""
+    best = int(np.argmin(np.asarray(state.value)))
+    return _certificate(problem, state, best)[0] <= _ROUNDING_FLOOR * 10.0
+
+
+def _softer(problem: AbstractProblem, solver: AbstractSolver) -> list[AbstractProblem]:
+    """Those with widely rounded kinks, from which Newton's method reaches the problem's optimum.
 
     Optax's transformations may have schedules of their own, which count iterations.
     """
-    smoothed = [problem.smoothed(factor) for factor in _ROUNDINGS]
-    softer = [stage for stage in smoothed if stage is not None]
-    return [*softer, problem] if isinstance(solver, Newton) else [problem]
+    if not isinstance(solver, Newton):
+        return []
+    stages = [problem.smoothed(factor) for factor in _ROUNDINGS]
+    return [stage for stage in stages if stage is not None]
 
 
 def _certificate(problem: AbstractProblem, state: Any, best: int) -> tuple[float, float]:
