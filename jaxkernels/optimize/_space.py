@@ -164,9 +164,9 @@ class AbstractProblem(eqx.Module):
     lower: eqx.AbstractVar[Float[AnyArray, " n"]]
     upper: eqx.AbstractVar[Float[AnyArray, " n"]]
 
-    @abc.abstractmethod
     def smoothed(self, factor: float) -> "AbstractProblem | None":
-        """That of the objective with kinks rounded `factor` times as widely, if it has any."""
+        """That of the objective with kinks rounded `factor` times as widely; None without kinks."""
+        del factor
 
     @abc.abstractmethod
     def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
