@@ -1,7 +1,7 @@
 """Optimising every bound: cold and warm time, gradient at the end: python -m benchmarks.bounds.
 
-Cold is the first call after all compiled programs are forgotten, in seconds of the processor and of
-the clock; warm the least of three further calls. Names of bounds as arguments restrict the run,
+Cold is the first call after all compiled programs are forgotten, in CPU
+seconds and wall time; warm the least of three further calls. Names of bounds as arguments restrict the run,
 which goes on where it stopped.
 """
 
@@ -104,7 +104,7 @@ def cases() -> dict[str, Case]:
 
 
 def optimise(case: Case, num_steps: int) -> tuple[jk.OptimizedSchedule, float, float]:
-    """The result, seconds of the processor, and of the clock."""
+    """The result, CPU seconds, and wall time."""
     began, used = time.perf_counter(), time.process_time()
     result = jk.optimize_schedule(
         *(TARGET, case.process, case.sampler, num_steps),
@@ -119,13 +119,13 @@ def optimise(case: Case, num_steps: int) -> tuple[jk.OptimizedSchedule, float, f
 def measure(case: Case, num_steps: int) -> dict[str, Any]:
     """One row."""
     jax.clear_caches()
-    result, cold, clock = optimise(case, num_steps)
+    result, cold, wall = optimise(case, num_steps)
     warm = [optimise(case, num_steps)[1:] for _ in range(WARM)]
     return {
         "cold": cold,
-        "cold, clock": clock,
+        "cold, wall": wall,
         "warm": min(seconds for seconds, _ in warm),
-        "warm, clock": min(seconds for _, seconds in warm),
+        "warm, wall": min(seconds for _, seconds in warm),
         "gradient": result.solution.gradient_norm,
         "converged": result.converged,
         "iterations": len(result.solution.history),
@@ -146,7 +146,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     """A row of the table."""
     return [
         *(row["bound"], str(row["K"])),
-        *(f"{row[key]:.2f}" for key in ("cold", "cold, clock", "warm", "warm, clock")),
+        *(f"{row[key]:.2f}" for key in ("cold", "cold, wall", "warm", "warm, wall")),
         *(f"{row['gradient']:.0e}", "yes" if row["converged"] else "no"),
         f"{row['objective'] / row['best baseline']:.3f}",
     ]
@@ -157,7 +157,7 @@ def main() -> None:
     names = sys.argv[1:] or list(cases())
     settings = [(name, num_steps) for num_steps in STEPS for name in names]
     rows = [cached(*setting) for setting in track(settings, "bounds")]
-    head = ["bound", "K", "cold, CPU s", "clock", "warm, CPU s", "clock", "gradient", "converged"]
+    head = ["bound", "K", "cold, CPU s", "wall", "warm, CPU s", "wall", "gradient", "converged"]
     text = table([*head, "to best baseline"], [cells(row) for row in rows])
     print(text)
     if names == list(cases()):

@@ -15,10 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array
 from published_samplers import PUBLISHED, SAMPLERS
 
 import jaxkernels as jk
-from jaxkernels.samplers import edm_churn, from_churn, from_eta, to_churn, to_eta
+from jaxkernels.samplers import (
+    as_sampler,
+    edm_churn,
+    from_churn,
+    from_eta,
+    run_schedule,
+    to_churn,
+    to_eta,
+)
 
 MEAN, EIGENVALUES = np.array([1.5, -0.4]), np.array([2.0, 0.05])
 TARGET = jk.Gaussian(MEAN, EIGENVALUES)
@@ -985,3 +994,30 @@ def test_samples_have_derivatives_in_weights_that_a_network_closes_over() -> Non
         slope = jax.grad(sampled)(0.7)
         difference = (sampled(0.7 + 1e-5) - sampled(0.7 - 1e-5)) / 2e-5
     assert float(slope) == pytest.approx(float(difference), rel=1e-8)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_3m", "heun"])
+def test_padding_changes_neither_samples_nor_derivatives(name: str) -> None:
+    """Of the first steps of a padded schedule, against the schedule of these steps alone."""
+    process = jk.VP()
+    denoiser = jk.GaussianMixture([0.4, 0.6], [[-1.0, 0.3], [1.5, 0.0]], [0.3, 0.6]).denoiser(
+        process
+    )
+    sampler = as_sampler(name)
+    x = jax.random.normal(jax.random.key(0), (3, 2))
+    times = jnp.array([1.0, 0.6, 0.3, 0.1])
+    key = jax.random.key(1)
+
+    def ends(times: Array, padding: int, num_steps: Array | None) -> Array:
+        padded = jnp.concatenate([times, jnp.repeat(times[-1:], padding)])
+        run = (denoiser, sampler, jk.Schedule(padded), key, x)
+        return run_schedule(*run, num_steps=num_steps)[0]
+
+    def both(padding: int, num_steps: Array | None) -> tuple[Array, Array]:
+        fn = functools.partial(ends, padding=padding, num_steps=num_steps)
+        # traced times may be equal
+        return jax.jit(fn)(times), jax.jit(jax.jacrev(fn))(times)
+
+    for found, expected in zip(both(5, jnp.asarray(3)), both(0, None), strict=True):
+        scale = np.max(np.abs(expected))
+        np.testing.assert_allclose(found, expected, atol=1e-5 * scale)

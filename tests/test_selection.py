@@ -1,6 +1,7 @@
 """Schedules selected on a network or a mixture: candidates, criteria, fine-tuning, evidence."""
 
 import dataclasses
+import logging
 from typing import Any
 
 import equinox as eqx
@@ -478,8 +479,31 @@ def test_the_criterion_of_fine_tuning_calls_nothing_on_the_host() -> None:
     criterion = _Criterion.of(reference, jk.DDIM(), SPACE, names)
     batch = _batch(reference, compared, names, slice(None))
     derivative = eqx.filter_value_and_grad(criterion)
-    program, *_ = eqx.filter_make_jaxpr(derivative)(jnp.zeros(3), batch)
+    program, *_ = eqx.filter_make_jaxpr(derivative)(jnp.zeros(15), batch)
     assert "callback" not in str(program)
+
+
+def test_one_program_of_fine_tuning_serves_all_steps_of_a_bucket(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    x = jax.random.normal(jax.random.key(5), (30, 2))
+    _, reference, compared = _baselines_compared(MIXTURE_DENOISER, x)
+    solver = default_fine_tuning(2)
+
+    def compiled(num_steps: int) -> int:
+        caplog.clear()
+        space = dataclasses.replace(
+            SPACE, num_steps=num_steps, stochasticity_squared=constant(np.zeros(num_steps))
+        )
+        start = jk.schedules.quadratic(PROCESS, num_steps, 1e-3)
+        fine_tune(reference, jk.DPMSolverPP2M(), space, start, compared, "rms", solver)
+        messages = [record.getMessage() for record in caplog.records]
+        return sum(m.startswith("Compiling") and "_advance" in m for m in messages)
+
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        assert compiled(3) == 1
+        for num_steps in (2, 7, 16):
+            assert compiled(num_steps) == 0
 
 
 def test_fine_tuning_returns_the_best_schedule_that_it_saw() -> None:

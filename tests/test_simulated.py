@@ -18,6 +18,7 @@ MIXTURE = jk.GaussianMixture([0.4, 0.6], MEANS, np.full((2, 2), 0.02))
 MODEL = MIXTURE.denoiser(PROCESS)
 NOISE: Any = np.random.default_rng(0).standard_normal((12, 2))
 SHIFT = np.array([0.3, -0.2])
+MISLED = "not tell where this network errs"
 
 
 def _network(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -200,3 +201,21 @@ def test_what_data_speak_for_is_kept_unless_the_record_contradicts() -> None:
         MIXTURE, PROCESS, "ddim", 4, t_min=T_MIN, selection=selection, progress=False
     )
     assert result.selected == "selected on a mixture"
+    assert not any(MISLED in text for text in result.warnings)
+
+
+def test_few_evaluations_say_where_data_mislead() -> None:
+    """A network of wide data has its errors at high noise, where clusters have none."""
+    exact = jk.Gaussian(np.zeros(2), [25.0, 16.0]).denoiser(PROCESS)
+    network = jk.Denoiser(lambda x, t: exact(x, t).x0, PROCESS, "x0")
+    noise: Any = np.random.default_rng(2).standard_normal((64, 2))
+    selection = jk.Selection(denoiser=network, noise=noise, fine_tune=0)
+    setting: dict[str, Any] = {"t_min": T_MIN, "selection": selection, "progress": False}
+    sweep = jk.optimize_schedules(MIXTURE, PROCESS, ["ddim"], [6], budget=480, **setting)
+    assert sweep.nfe <= 480
+    result = sweep["ddim", 6]
+    assert sum(MISLED in text for text in result.warnings) == 1
+    comparison = result.comparison
+    assert comparison is not None
+    # the schedule of the data is shown beside the selected one
+    assert "selected on a mixture" in comparison.names

@@ -76,6 +76,30 @@ def blobs(deviation: float = 0.6) -> Float[np.ndarray, "n 144"]:
     return images.reshape(count, -1)
 
 
+def strings() -> Float[np.ndarray, "n 128"]:
+    """Sounds of plucked strings: 128 samples of a decaying tone of random pitch and loudness.
+
+    A burst of noise goes round a delay line whose filter averages neighbouring samples. Source:
+    Karplus and Strong, "Digital Synthesis of Plucked-String and Drum Timbres" (1983).
+    """
+    rng = np.random.default_rng(0)
+    count = 20_000
+    length = 128
+    period = np.exp(rng.uniform(np.log(8.0), np.log(40.0), count)).astype(int)
+    loudness = np.exp(0.5 * rng.standard_normal(count))
+    decay = 1.0 - rng.uniform(0.0, 0.05, count)
+    start = rng.integers(0, 256, count)
+    rows = np.arange(count)
+    longest = int(period.max()) + 1
+    sounds = np.zeros((count, longest + 256 + length))
+    sounds[:, :longest] = rng.uniform(-1.0, 1.0, (count, longest))
+    for n in range(longest, sounds.shape[1]):
+        neighbours = sounds[rows, n - period] + sounds[rows, n - period - 1]
+        sounds[:, n] = 0.5 * decay * neighbours
+    heard = longest + start[:, None] + np.arange(length)
+    return loudness[:, None] * sounds[rows[:, None], heard]
+
+
 PROBLEMS = (
     Problem("digits", digits, "x0", width=256, blocks=3, training_steps=12_000),
     Problem(
@@ -108,3 +132,5 @@ BADLY_TRAINED = Problem(
     blocks=3,
     training_steps=1_600,
 )
+# sounds: nothing was selected or developed on it, and it was run once
+SOUNDS = Problem("strings", strings, "epsilon", width=256, blocks=3, training_steps=12_000)

@@ -22,10 +22,10 @@ import jaxkernels as jk
 from jaxkernels._plot import BLUE, ORANGE, Axis, FigureSpec, Guide, Line, Mark, Panel, render
 
 from ..environment import CACHE, HERE, save, table
-from ..networks.data import BADLY_TRAINED, HELD_OUT, PROBLEMS, PROCESS, T_MIN
+from ..networks.data import BADLY_TRAINED, HELD_OUT, PROBLEMS, PROCESS, SOUNDS, T_MIN
 from ..networks.study import denoiser_of
 from ..networks.train import train
-from . import ays, dmn, gits, ld3, oss
+from . import ays, dmn, gits, hindsight, ld3, oss
 from .found import Found, end_sigmas, from_sigmas
 
 SAMPLERS = ("ddim", "dpmpp_2m")
@@ -38,6 +38,7 @@ ORDERS = {"ddim": 1, "dpmpp_2m": 2}
 UNSEEN = 1024
 STATISTICS = ("geometric_mean", "rms", "sliced_w2")
 OURS = "ours"
+HINDSIGHT = "hindsight"
 # what a method's NFE are paid for once
 SHARED = {
     "GITS": ("sampler", "num_steps"),
@@ -46,7 +47,12 @@ SHARED = {
     "tangent": ("sampler",),
 }
 FIGURE = HERE.parent / "notebooks" / "peers.png"
-NETWORKS = {problem.name: problem for problem in (*PROBLEMS, HELD_OUT, BADLY_TRAINED)}
+# networks that are reported alone, the first of which nothing was developed on
+APART = {
+    SOUNDS.name: "A network of sounds, held out and run once",
+    BADLY_TRAINED.name: "A badly trained network of sparse images",
+}
+NETWORKS = {p.name: p for p in (*PROBLEMS, HELD_OUT, SOUNDS, BADLY_TRAINED)}
 
 Search = Callable[[str, int], Found]
 Cell = dict[str, Any]
@@ -80,23 +86,32 @@ def study(
     _, data = problem.split()
     denoiser = denoiser_of(train(problem, data))
     searches = all_searches(denoiser, data)
-    wanted = {name: searches[name] for name in (methods or searches)}
+    wanted = {name: searches[name] for name in (methods or searches) if name in searches}
+    best_possible = methods is None or HINDSIGHT in methods
     unseen = jax.random.normal(jax.random.key(3), (UNSEEN, data.shape[1]))
     cells = []
     for sampler, num_steps in settings:
         jax.clear_caches()
+
+        def known(name: str, where: tuple[str, str, int] = (network, sampler, num_steps)) -> bool:
+            return not only_known or cell_path(*where, name).exists()
+
         found = {
             name: resume(network, sampler, num_steps, name, search)
             for name, search in wanted.items()
-            if not only_known or cell_path(network, sampler, num_steps, name).exists()
+            if known(name)
         }
         schedules = {
             **{n: make(PROCESS, num_steps, T_MIN) for n, make in jk.schedules.BASELINES.items()},
             **{n: jk.Schedule(np.asarray(cell["times"])) for n, cell in found.items()},
         }
+        if best_possible and known(HINDSIGHT):
+            search = partial(hindsight.search, denoiser, schedules=schedules, noise=unseen)
+            found[HINDSIGHT] = cell = resume(network, sampler, num_steps, HINDSIGHT, search)
+            schedules[HINDSIGHT] = jk.Schedule(np.asarray(cell["times"]))
         compared = jk.compare_schedules(denoiser, sampler, schedules, unseen)
         where = {"network": network, "sampler": sampler, "num_steps": num_steps}
-        peers = [name for name in found if not name.startswith(OURS)]
+        peers = [name for name in found if not name.startswith((OURS, HINDSIGHT))]
         cells += [
             {**where, "method": name, **cell, **ratios(compared, name, peers)}
             for name, cell in found.items()
@@ -213,7 +228,7 @@ def ratios(compared: jk.Comparison, name: str, peers: list[str]) -> Cell:
 
 def report(cells: list[Cell]) -> str:
     """All settings together, then each."""
-    cells, apart = split(cells)
+    cells, *apart = split(cells)
     settings = {(c["network"], c["sampler"], c["num_steps"]) for c in cells}
     head = ["method", *STATISTICS, "NFE", "seconds"]
     each = [
@@ -226,7 +241,7 @@ def report(cells: list[Cell]) -> str:
             f"{cell['nfe']:,}",
             f"{cell['seconds']:.1f}",
         ]
-        for cell in (*cells, *apart)
+        for cell in itertools.chain(cells, *apart)
     ]
     lines = [
         "# Published searches and ours",
@@ -254,10 +269,11 @@ def report(cells: list[Cell]) -> str:
         "",
         against([c for c in cells if c["method"].endswith(f"{BUDGETS[-1]:,} NFE")], LD3_WITHIN),
         "",
-        "## A badly trained network of sparse images, ratio to the best baseline",
-        "",
-        summary(apart, "ratio", "se") if apart else "Not run.",
-        "",
+        *itertools.chain.from_iterable(
+            [f"## {title}, ratio to the best baseline", "", summary(own, "ratio", "se"), ""]
+            for title, own in zip(APART.values(), apart, strict=True)
+            if own
+        ),
         "## Each setting, ratio to the best baseline",
         "",
         table(["network", "sampler", "K", *head], each),
@@ -266,11 +282,10 @@ def report(cells: list[Cell]) -> str:
     return "\n".join(lines)
 
 
-def split(cells: list[Cell]) -> tuple[list[Cell], list[Cell]]:
-    """The cells that count together, and those of the badly trained network."""
-    counted = [cell for cell in cells if cell["network"] != BADLY_TRAINED.name]
-    apart = [cell for cell in cells if cell["network"] == BADLY_TRAINED.name]
-    return counted, apart
+def split(cells: list[Cell]) -> list[list[Cell]]:
+    """The cells that count together, and those of each network that is reported alone."""
+    counted = [cell for cell in cells if cell["network"] not in APART]
+    return [counted, *([cell for cell in cells if cell["network"] == name] for name in APART)]
 
 
 def summary(cells: list[Cell], ratio: str, error: str) -> str:

@@ -11,8 +11,8 @@ batches of 2, seven rounds, RMSprop of rate 0.005 and momentum 0.9, clipped grad
 is Euclidean, as there is no perceptual one for these data; the ball has the same radius relative to
 the noise; the network is evaluated at the schedule's own times.
 
-Within a budget there are few samples, and training ends when it is spent; the teacher, which could
-serve several searches, is not counted.
+Within a budget there are as many samples as leave it all rounds, and training ends when it is
+spent; the teacher, which could serve several searches, is not counted.
 """
 
 import equinox as eqx
@@ -36,7 +36,7 @@ DECAY = 0.8
 # of the noise's norm: 1 in the 3072 dimensions of CIFAR-10
 RADIUS = 1.0 / np.sqrt(3072.0)
 TEACHER_STEPS = 40
-# within a budget, of training and of validation
+# within a budget, of training and of validation, at least
 FEW_SAMPLES = 8
 
 
@@ -49,18 +49,28 @@ def search(
     budget: int | None = None,
 ) -> Found:
     """The schedule of the round and step with the least distance on the validation noise."""
-    x = jnp.asarray(noise[: 2 * (SAMPLES if budget is None else FEW_SAMPLES)])
+    most = None if budget is None else budget // num_steps
+    samples = SAMPLES if most is None else samples_within(most)
+    x = jnp.asarray(noise[: 2 * samples])
     schedule = jk.schedules.log_snr(denoiser.process, TEACHER_STEPS, t_min)
     targets = jk.sample(denoiser, "rk4", schedule, x)
     levels = -np.log(end_sigmas(denoiser.process, t_min))
     student = Student(denoiser, sampler, jnp.asarray(levels, x.dtype), jnp.asarray(t_min, x.dtype))
-    most = None if budget is None else budget // num_steps
     z, runs = train(student, x, targets, num_steps, most)
     # a gradient: a forward pass and a backward pass of twice its cost
     nfe = num_steps * runs
     nfe += len(x) * 4 * TEACHER_STEPS if budget is None else 0
     sigmas = np.exp(-np.asarray(student.levels(z), np.float64))
     return Found(from_sigmas(denoiser.process, sigmas, t_min), nfe)
+
+
+def samples_within(runs: int) -> int:
+    """Samples of training with which all rounds take at most as many runs of the sampler."""
+    for samples in range(SAMPLES, FEW_SAMPLES, -BATCH):
+        steps = samples // BATCH
+        if ROUNDS * (steps * (4 * BATCH + samples) + 5 * samples) <= runs:
+            return samples
+    return FEW_SAMPLES
 
 
 class Student(eqx.Module):

@@ -24,9 +24,15 @@ TEACHER_STEPS = 200
 TRAJECTORIES = 8
 
 
-def search(denoiser: jk.AbstractDenoiser, num_steps: int, noise: Array, t_min: float) -> Found:
+def search(
+    denoiser: jk.AbstractDenoiser,
+    num_steps: int,
+    noise: Array,
+    t_min: float,
+    trajectories: int = TRAJECTORIES,
+) -> Found:
     """The median of the paths of several trajectories."""
-    noise = noise[:TRAJECTORIES]
+    noise = noise[:trajectories]
     sigmas, points = teacher(denoiser, TEACHER_STEPS, t_min, noise)
     process = denoiser.process
     times = np.asarray(jk.schedules.karras(process, TEACHER_STEPS, t_min).times)

@@ -2,26 +2,25 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._compile import quick_filter_jit
 from .._linalg import matmul
 from .._nfe import EVALUATION, VECTOR_JACOBIAN_PRODUCT
+from .._padding import bucket
 from ..comparison import BALANCED, WEIGHED, Comparison, Reference, balance, statistic
-from ..prediction import AbstractDenoiser, Prediction
-from ..processes import AbstractProcess
+from ..prediction import AbstractDenoiser
 from ..samplers import AbstractSampler, run_schedule, sampling_nfe
 from ..schedules import Schedule, TimeCoordinate
 from ._solver import Optax, optax_step
-from ._space import ScheduleSpace
+from ._space import ScheduleSpace, StepLengths, padded_logits
 
 # NFE of a gradient per evaluation: a forward pass, the same again since only the points of a
 # trajectory are kept of it, and a backward pass
@@ -75,8 +74,9 @@ def fine_tune(
     objective = _Criterion.of(reference, sampler, space, names)
     train = _batch(reference, baselines, names, slice(None, half))
     held_out = _batch(reference, baselines, names, slice(half, None))
+    size = bucket(space.num_steps) - 1
     with jax.enable_x64(True):
-        z = jax.device_put(space.vectors([schedule])[0].astype(dtype))
+        z = jax.device_put(padded_logits(space, [schedule], size)[0].astype(dtype))
     loop = _Loop(
         z=z,
         transformation_state=_init(solver, z),
@@ -139,28 +139,13 @@ class _Batch(NamedTuple):
     floor: Float[Array, " statistics"]
 
 
-class _Checkpointed(AbstractDenoiser):
-    """A denoiser whose activations are recomputed in the backward pass instead of stored."""
-
-    process: AbstractProcess
-    denoiser: AbstractDenoiser
-
-    @classmethod
-    def of(cls, denoiser: AbstractDenoiser) -> "_Checkpointed":
-        return cls(process=denoiser.process, denoiser=denoiser)
-
-    def __call__(self, x: Array, t: ArrayLike) -> Prediction:
-        return eqx.filter_checkpoint(self.denoiser)(x, t)
-
-    def astype(self, dtype: DTypeLike) -> "_Checkpointed":
-        return _Checkpointed.of(self.denoiser.astype(dtype))
-
-
 class _Criterion(eqx.Module):
     """log of the selection criterion of logits z on a batch, relative to the best baseline."""
 
     sampler: AbstractSampler
     coordinate: TimeCoordinate
+    lengths: StepLengths
+    num_steps: Int[Array, ""]
     t_min: Float[Array, ""]
     scale: Float[Array, ""]
     directions: Float[Array, "d directions"]
@@ -176,24 +161,31 @@ class _Criterion(eqx.Module):
     ) -> "_Criterion":
         """The criterion in the precision of the reference's noise."""
         dtype = reference.noise.dtype
+        with jax.enable_x64(True):
+            lengths = StepLengths.of(space)
         return cls(
             sampler=sampler,
-            coordinate=jax.device_put(
-                jax.tree.map(lambda a: np.asarray(a, dtype), space.coordinate)
-            ),
-            t_min=jax.device_put(np.asarray(space.t_min, dtype)),
-            scale=jax.device_put(np.asarray(reference.scale, dtype)),
-            directions=jax.device_put(np.asarray(reference.directions, dtype)),
+            coordinate=_on_device(space.coordinate, dtype),
+            lengths=_on_device(lengths, dtype),
+            num_steps=jax.device_put(np.asarray(space.num_steps)),
+            t_min=_on_device(space.t_min, dtype),
+            scale=_on_device(reference.scale, dtype),
+            directions=_on_device(reference.directions, dtype),
             statistics=statistics,
         )
 
-    def __call__(self, z: Float[Array, " interior"], batch: _Batch) -> Float[Array, ""]:
-        schedule = Schedule(self.coordinate.times(z, self.t_min))
-        denoiser = _Checkpointed.of(batch.denoiser)
+    def schedule(self, z: Float[Array, " n"]) -> Schedule:
+        """The schedule of logits, whose last time is repeated in the padding."""
+        times = self.coordinate.time(self.lengths.coordinates(z, self.num_steps))
+        inside = jnp.arange(times.shape[0]) < self.num_steps
+        times = jnp.where(inside, times, self.t_min)
+        return Schedule(times.at[0].set(self.coordinate.start))
+
+    def __call__(self, z: Float[Array, " n"], batch: _Batch) -> Float[Array, ""]:
         # unchecked: every z gives a schedule, and a program with checks at run time is not kept in
         # JAX's compilation cache
-        key = jax.random.key(0)
-        samples, _ = run_schedule(denoiser, self.sampler, schedule, key, batch.noise)
+        run = (batch.denoiser, self.sampler, self.schedule(z), jax.random.key(0), batch.noise)
+        samples, _ = run_schedule(*run, num_steps=self.num_steps)
         samples = samples.reshape(batch.ends.shape) + batch.offset
         squared = jnp.sum((samples - batch.ends) ** 2, -1) / self.scale**2
         errors = jnp.sqrt(jnp.maximum(squared, jnp.finfo(z.dtype).tiny))
@@ -207,16 +199,16 @@ class _Criterion(eqx.Module):
 class _Loop(NamedTuple):
     """State of the compiled loop; `best` has the lowest held-out criterion of all points so far."""
 
-    z: Float[Array, " interior"]
+    z: Float[Array, " n"]
     transformation_state: PyTree
-    best: Float[Array, " interior"]
+    best: Float[Array, " n"]
     lowest: Float[Array, ""]
     finite: Bool[Array, ""]
     step: Int[Array, ""]
 
 
 @quick_filter_jit
-def _init(solver: Optax, z: Float[Array, " interior"]) -> PyTree:
+def _init(solver: Optax, z: Float[Array, " n"]) -> PyTree:
     return solver.transformation.init(z)
 
 
@@ -224,7 +216,7 @@ def _init(solver: Optax, z: Float[Array, " interior"]) -> PyTree:
 def _advance(
     solver: Optax,
     objective: _Criterion,
-    start: Float[Array, " interior"],
+    start: Float[Array, " n"],
     train: _Batch,
     held_out: _Batch,
     loop: _Loop,
@@ -266,6 +258,11 @@ def _advance(
     return jax.lax.while_loop(lambda s: (s.step < until) & s.finite, body, loop)
 
 
+def _on_device(numbers: Any, dtype: np.dtype) -> Any:
+    """Numbers, or a module that holds them, on the device in another precision."""
+    return jax.device_put(jax.tree.map(lambda a: np.asarray(a, dtype), numbers))
+
+
 def _batch(
     reference: Reference, baselines: Comparison, names: tuple[str, ...], rows: slice
 ) -> _Batch:
@@ -274,5 +271,4 @@ def _batch(
     floor = np.log(np.maximum(lowest, np.finfo(dtype).tiny))
     taken = reference.take(rows)
     arrays = (taken.offset, taken.ends, baselines.target_quantiles(rows), floor)
-    numbers = jax.device_put(tuple(np.asarray(a, dtype) for a in arrays))
-    return _Batch(taken.denoiser, taken.noise, *numbers)
+    return _Batch(taken.denoiser, taken.noise, *_on_device(arrays, dtype))

@@ -75,7 +75,7 @@ from ._selection import BoundSelection, Selected, Selection
 from ._solve import Solution, solve
 from ._solver import AbstractSolver, Newton
 from ._space import ScheduleSpace
-from ._trust import unproven, unresolved
+from ._trust import misled, unproven, unresolved
 from ._within import RecordedSelection, SimulatedSelection, bind_simulated, bind_within
 
 # of a mixture, whose evaluations are cheap; of a network that is the target itself
@@ -773,6 +773,7 @@ def _result(
             if not on_network and request.num_steps > 1:  # one step is the same by every schedule
                 names = [c.label for c in problem.baselines]
                 doubts += unproven(selected.comparison, names, selected.predicted)
+                doubts += misled(selected.comparison, MIXTURE, names)
         gaussian, process, sampler = to_float64((model.gaussian, request.process, request.sampler))
         ends = tuple(unchangeable.values())
         last = float(np.asarray(optimum.times)[-1])

@@ -225,7 +225,6 @@ class AbstractTimesProblem(AbstractProblem):
     """
 
     objective: eqx.AbstractVar[AbstractCoordinateObjective]
-    top: eqx.AbstractVar[Float[AnyArray, ""]]
     num_steps: eqx.AbstractVar[Int[AnyArray, ""]]
 
     @abc.abstractmethod
@@ -243,29 +242,17 @@ class TimesProblem(AbstractTimesProblem):
     """That of a fixed last time, whose coordinate `end` is at most that of i = num_steps."""
 
     objective: AbstractCoordinateObjective
-    top: Float[AnyArray, ""]
-    least: Float[AnyArray, ""]
-    length: Float[AnyArray, ""]
-    end: Float[AnyArray, ""]
+    lengths: "StepLengths"
     num_steps: Int[AnyArray, ""]
     lower: Float[AnyArray, " n"]
     upper: Float[AnyArray, " n"]
 
     @classmethod
     def of(cls, objective: AbstractCoordinateObjective, space: ScheduleSpace) -> "TimesProblem":
-        assert space.t_min is not None
-        t_min = float(space.t_min)
-        low = max(t_min, space.coordinate.process.trained_t_min)
-        ends = np.asarray([[space.coordinate.start, low, t_min]], np.float64)
-        top, bottom, end = space.coordinates(ends)[0]
-        least = float(space.least_share) * (top - bottom)
         upper = constant(_logit_bounds(objective, space.num_steps))
         return cls(
             objective=objective,
-            top=constant(top),
-            least=constant(least),
-            length=constant(top - bottom - (space.num_steps - (t_min < low)) * least),
-            end=constant(end),
+            lengths=StepLengths.of(space),
             num_steps=jax.device_put(np.asarray(space.num_steps)),
             lower=-upper,
             upper=upper,
@@ -274,8 +261,7 @@ class TimesProblem(AbstractTimesProblem):
     def vectors(
         self, space: ScheduleSpace, schedules: Sequence[Schedule]
     ) -> Float[np.ndarray, "starts n"]:
-        z = space.vectors(schedules)[:, : space.num_steps - 1]
-        return np.pad(z, ((0, 0), (0, np.shape(self.lower)[0] - z.shape[1])))
+        return padded_logits(space, schedules, np.shape(self.lower)[0])
 
     def arrays(
         self, space: ScheduleSpace, z: Float[np.ndarray, "starts n"]
@@ -286,11 +272,10 @@ class TimesProblem(AbstractTimesProblem):
         u = self.coordinates(z)
         value, slope, curvature = self.objective.derivatives(u, self.num_steps)
         p = _shares(z, self.num_steps)
-        return _of_logarithm(value, *_in_logits(slope, curvature, self.length, p))
+        return _of_logarithm(value, *_in_logits(slope, curvature, self.lengths.length, p))
 
     def coordinates(self, z: Float[Array, " n"]) -> Float[Array, " points"]:
-        steps = _Steps(self.top, self.least, self.length, self.end, self.num_steps)
-        return steps.coordinates(z)
+        return self.lengths.coordinates(z, self.num_steps)
 
 
 class FreeEndProblem(AbstractTimesProblem):
@@ -327,10 +312,8 @@ class FreeEndProblem(AbstractTimesProblem):
     def vectors(
         self, space: ScheduleSpace, schedules: Sequence[Schedule]
     ) -> Float[np.ndarray, "starts n"]:
-        z = space.vectors(schedules)
-        interior = space.num_steps - 1
-        missing = np.shape(self.lower)[0] - 1 - interior
-        return np.concatenate([np.pad(z[:, :interior], ((0, 0), (0, missing))), z[:, -1:]], axis=1)
+        logits = padded_logits(space, schedules, np.shape(self.lower)[0] - 1)
+        return np.concatenate([logits, space.vectors(schedules)[:, -1:]], axis=1)
 
     def arrays(
         self, space: ScheduleSpace, z: Float[np.ndarray, "starts n"]
@@ -345,7 +328,7 @@ class FreeEndProblem(AbstractTimesProblem):
 
         def at(end: Array) -> tuple[Array, Array]:
             steps = self._steps(end)
-            return steps.coordinates(logits), jnp.asarray(steps.length)
+            return steps.coordinates(logits, self.num_steps), jnp.asarray(steps.length)
 
         # u and the length are linear in the end
         (u, length), (rate, stretch) = jax.jvp(at, (end,), (jnp.ones_like(end),))
@@ -357,14 +340,14 @@ class FreeEndProblem(AbstractTimesProblem):
         return _of_logarithm(value, jnp.append(gradient, slope @ rate), hessian)
 
     def coordinates(self, z: Float[Array, " n"]) -> Float[Array, " points"]:
-        return self._steps(z[-1]).coordinates(z[:-1])
+        return self._steps(z[-1]).coordinates(z[:-1], self.num_steps)
 
-    def _steps(self, end: Array) -> "_Steps":
+    def _steps(self, end: Array) -> "StepLengths":
         bottom = jnp.maximum(end, self.trained)
         least = self.share * (self.top - bottom)
         counted = self.num_steps - jnp.where(end < self.trained, 1, 0)
         length = self.top - bottom - counted.astype(end.dtype) * least
-        return _Steps(self.top, least, length, end, self.num_steps)
+        return StepLengths(self.top, least, length, end)
 
 
 def _with_objective(problem: Any, objective: Any) -> Any:
@@ -374,23 +357,44 @@ def _with_objective(problem: Any, objective: Any) -> Any:
     return eqx.tree_at(lambda problem: problem.objective, problem, objective)
 
 
-class _Steps(NamedTuple):
-    """What `AbstractTimesProblem` has besides logits."""
+class StepLengths(NamedTuple):
+    """How logits divide the range of u into steps; see `AbstractTimesProblem`."""
 
     top: AnyArray
     least: AnyArray
     length: AnyArray
     end: AnyArray
-    num_steps: Int[AnyArray, ""]
 
-    def coordinates(self, logits: Float[Array, " n"]) -> Float[Array, " points"]:
+    @classmethod
+    def of(cls, space: ScheduleSpace) -> "StepLengths":
+        """Those of a space with a fixed last time."""
+        assert space.t_min is not None
+        t_min = float(space.t_min)
+        low = max(t_min, space.coordinate.process.trained_t_min)
+        times = np.asarray([[space.coordinate.start, low, t_min]], np.float64)
+        top, bottom, end = space.coordinates(times)[0]
+        least = float(space.least_share) * (top - bottom)
+        length = top - bottom - (space.num_steps - (t_min < low)) * least
+        return cls(constant(top), constant(least), constant(length), constant(end))
+
+    def coordinates(
+        self, logits: Float[Array, " n"], num_steps: Int[AnyArray, ""]
+    ) -> Float[Array, " points"]:
         """u of logits, constant in the padding."""
-        p = _shares(logits, self.num_steps)
+        p = _shares(logits, num_steps)
         steps = jnp.arange(1, p.shape[0] + 1)
         least = self.least * steps.astype(p.dtype)
         inside = self.top - least - self.length * jnp.cumsum(p)
-        inside = jnp.where(steps < self.num_steps, inside, self.end)
+        inside = jnp.where(steps < num_steps, inside, self.end)
         return jnp.concatenate([jnp.asarray(self.top, p.dtype)[None], inside])
+
+
+def padded_logits(
+    space: ScheduleSpace, schedules: Sequence[Schedule], size: int
+) -> Float[np.ndarray, "starts n"]:
+    """The logits of step lengths of concrete schedules, followed by zeros up to `size`."""
+    z = space.vectors(schedules)[:, : space.num_steps - 1]
+    return np.pad(z, ((0, 0), (0, size - z.shape[1])))
 
 
 def _shares(logits: Float[Array, " n"], num_steps: AnyArray) -> Float[Array, " steps"]:

@@ -192,7 +192,9 @@ def optimize_schedules(
       (`DenoisedRecord.fit_mixture`) and which correct it; schedules are optimised on that model. A
       third of the NFE, if that is enough for it, runs what the model leads to in each setting, what
       data speak for and a baseline on a few of the recorded trajectories, to decide between them;
-      the errors that are shown are the model's, and `verified` is False. What a large budget leaves
+      the errors that are shown are the model's, and `verified` is False. A few hundred NFE are
+      enough to be warned of a network on which the schedule of the data is worse than a baseline.
+      What a large budget leaves
       goes to a selection for each setting, as by `optimize_schedule`. `ScheduleSweep.plan` says how
       it was divided. Default: as `selection` says.
 

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 from ..comparison import WEIGHED, Comparison
 
+# standard errors beyond which the schedule that data lead to is said to be worse than a baseline
+_MISLED = 2.0
 # smaller errors than this many times the reference's own are not resolved
 _RESOLVED = 2.0
 
@@ -52,4 +54,28 @@ def unproven(
     return (
         f"{where} no gain beyond the standard error in {', '.join(found)}: {why} not show which "
         f"schedule is best; compare on the network, with {how}",
+    )
+
+
+def misled(comparison: Comparison, known: str, baselines: Iterable[str]) -> tuple[str, ...]:
+    """Where the schedule `known`, that data alone lead to, is worse than a baseline on the network.
+
+    On a model of it that recorded trajectories correct, few of which say so.
+    """
+    if known not in comparison.names or comparison.leader == known:
+        return ()
+    found = []
+    for statistic in WEIGHED:
+        values = comparison.statistic(statistic)
+        name = min(baselines, key=values.__getitem__)
+        ratio = comparison.ratio(statistic, known, name)
+        if ratio.value - _MISLED * ratio.standard_error > 1.0:
+            label = f"{ratio.value:.2f} ± {ratio.standard_error:.2f} of that of {name}"
+            found.append(f"{statistic} ({label})")
+    if not found:
+        return ()
+    return (
+        f"the schedule that the data alone lead to has more error on a model of the network than a "
+        f"baseline, in {', '.join(found)}: the data do not tell where this network errs; use no "
+        "schedule for it that does not come from its own record",
     )

@@ -150,6 +150,8 @@ class SimulatedSelection:
             else:
                 selected = list(found.finalists.values())[-1]
             shown = [*baselines, selected] if not selected.is_baseline else baselines
+            if incumbent is not None and incumbent != selected.label:
+                shown.append(known[incumbent])
             schedules = {c.label: c.schedule for c in shown}
             evidence = compare_to(self.reference, sampler, schedules, line=line, **_FREE)
         evidence = dataclasses.replace(

@@ -1,5 +1,6 @@
 """Sampling with a network, or with the exact denoiser of a distribution."""
 
+import functools
 from collections.abc import Callable
 
 import equinox as eqx
@@ -184,6 +185,7 @@ def run_schedule(
     key: Array,
     x: Array,
     trajectory: bool = False,
+    num_steps: Int[Array, ""] | None = None,
 ) -> tuple[Array, Bool[Array, " steps"]]:
     """Run a sampler as `sample` does, without its checks.
 
@@ -194,6 +196,8 @@ def run_schedule(
 
     - `denoiser`, `sampler`, `schedule`, `key`, `trajectory`: as for `sample`.
     - `x`: initial noise (batch, ...).
+    - `num_steps`: steps that are run: one program serves every number. Those beyond are padding,
+      and the last x alone is returned. A backward pass then keeps the points alone. Default: all.
 
     **Returns:** the last x or all of them, and whether x was finite after every step (K,).
 
@@ -205,7 +209,7 @@ def run_schedule(
     >>> x, finite = jk.samplers.run_schedule(*run, jnp.ones((4, 1)))
     ```
     """
-    return _run(denoiser, sampler, schedule, key, x, trajectory, None)
+    return _run(denoiser, sampler, schedule, key, x, trajectory, num_steps)
 
 
 @kept_filter_jit
@@ -278,7 +282,7 @@ def _batch(
     steps = schedule.steps(sampler.history_steps)
     if num_steps is not None:
         steps = steps._replace(remaining=num_steps - 1 - steps.completed)
-        return _first_steps(step, start, (steps, keys), num_steps)
+        return _first_steps(step, start, (steps, keys))
     (last, _), (path, finite) = jax.lax.scan(step, start, (steps, keys))
     return (last if path is None else jnp.concatenate([x[None], path])), finite
 
@@ -287,17 +291,20 @@ def _first_steps(
     step: Callable[..., tuple[PyTree, tuple[Array | None, Array]]],
     start: tuple[Array, PyTree],
     inputs: tuple[Step, Array],
-    num_steps: Int[Array, ""],
 ) -> tuple[Array, Bool[Array, " steps"]]:
-    """x after the first steps, and whether it was finite after each; True for the others."""
+    """x after the first steps, and whether it was finite after each; True for the others.
 
-    def body(state: tuple[Array, PyTree, Array]) -> tuple[Array, PyTree, Array]:
-        k, carry, finite = state
-        carry, (_, is_finite) = step(carry, jax.tree.map(lambda rows: rows[k], inputs))
-        return k + 1, carry, finite.at[k].set(is_finite)
+    A backward pass keeps the points alone, and recomputes what a step makes of them.
+    """
 
-    before = (jnp.zeros((), int), start, jnp.ones(len(inputs[1]), bool))
-    _, (last, _), finite = jax.lax.while_loop(lambda state: state[0] < num_steps, body, before)
+    def skip(carry: tuple[Array, PyTree], inputs: tuple[Step, Array]):
+        return carry, (None, jnp.asarray(True))
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def body(carry: tuple[Array, PyTree], inputs: tuple[Step, Array]):
+        return jax.lax.cond(inputs[0].remaining >= 0, step, skip, carry, inputs)
+
+    (last, _), (_, finite) = jax.lax.scan(body, start, inputs)
     return last, finite
 
 
