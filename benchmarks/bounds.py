@@ -1,8 +1,8 @@
 """Optimising every bound: cold and warm time, gradient at the end: python -m benchmarks.bounds.
 
-Cold is the first call after all compiled programs are forgotten, in CPU
-seconds and wall time; warm the least of three further calls. Names of bounds as arguments restrict the run,
-which goes on where it stopped.
+Cold is the first call after all compiled programs are forgotten, in CPU seconds and wall time; warm
+the least of three further calls. Names of bounds as arguments restrict the run, which goes on where
+it stopped.
 """
 
 import json
