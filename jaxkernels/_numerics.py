@@ -24,6 +24,15 @@ def safe_sqrt(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
+def largest(x: Float[Array, "*s n"]) -> Float[Array, "*s"]:
+    """The largest entry along the last axis, picked by its index.
+
+    The derivative of `jnp.max` looks for it again, and is NaN where compiled code rounds it
+    differently.
+    """
+    return jnp.take_along_axis(x, jnp.argmax(x, -1, keepdims=True), -1)[..., 0]
+
+
 def safe_log(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """log(x) for x >= 0: minus infinity at x = 0, with derivative 0 there."""
     positive = x > 0

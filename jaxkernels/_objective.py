@@ -37,6 +37,10 @@ class AbstractCoordinateObjective(eqx.Module):
     padded: ClassVar[bool] = True
     """Whether it accepts padding; without, u has num_steps + 1 entries."""
 
+    def smoothed(self, factor: float) -> "AbstractCoordinateObjective | None":
+        """The objective with its kinks rounded `factor` times as widely; None if it has none."""
+        del factor
+
     @abc.abstractmethod
     def value(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Float[Array, ""]:
         """The objective, > 0."""
@@ -86,6 +90,22 @@ class AbstractBoundObjective(eqx.Module):
         if t_min is None or squared is None or np.any(squared):
             return None
         return self.in_coordinate(coordinate, t_min)
+
+    def smoothed(self, factor: float) -> "AbstractBoundObjective | None":
+        """The objective with its kinks rounded `factor` times as widely; None if it has none.
+
+        An optimiser stalls in the narrow valleys of kinks: Newton's method minimises the widely
+        rounded objective first, and from there the objective itself.
+        """
+        del factor
+
+    def why_infinite(self, schedule: Schedule) -> str:
+        """A sentence on why the objective of a schedule is no finite positive number."""
+        del schedule
+        return (
+            "A KL metric needs positive eigenvalues, and samplers that divide by the signal need a "
+            "process whose sigma(t_max) is finite."
+        )
 
     def at_fixed_stochasticity(self) -> "AbstractBoundObjective":
         """The same objective with derivatives along the times only, where these are cheaper.

@@ -4,7 +4,6 @@ The oracles are NumPy recurrences, particles and Runge-Kutta steps written here.
 sampling error: the inequalities hold for every pair of them, and so for their means.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -1008,19 +1007,46 @@ def test_an_objective_converges() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["coherent", "lipschitz"])
-def test_objectives_converge_at_fifty_steps_in_a_second(name: str) -> None:
-    """Warm; 3 s are allowed for a machine that others use too."""
+def test_objectives_converge_at_fifty_steps(name: str) -> None:
     objective, sampler = OBJECTIVES[name]
-    took = np.inf
-    for _ in range(2):
-        began = time.perf_counter()
-        result = jk.optimize_schedule(
-            TARGET, OU, sampler, 50, t_min=1e-2, objective=objective, progress=False
-        )
-        took = time.perf_counter() - began
-        assert result.converged, result.reason
-        assert result.objective < min(result.baselines.values())
-    assert took < 3.0
+    result = jk.optimize_schedule(
+        TARGET, OU, sampler, 50, t_min=1e-2, objective=objective, progress=False
+    )
+    assert result.converged, result.reason
+    assert result.objective < min(result.baselines.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [10, 20])
+def test_kinks_of_long_steps_are_reached(num_steps: int) -> None:
+    """Where steps overshoot, two modes or two ends of the curvature are equally bad at the optimum.
+
+    Newton's method stalls there unless the kinks are rounded widely at first.
+    """
+    target = jk.Gaussian(0.3, [2.0, 0.3, 0.01])
+    run = (target, jk.OU(), "exponential_integrator", num_steps)
+    options = {"objective": bounds.CertifiedError(), "stochasticity": 1.0, "progress": False}
+    result = jk.optimize_schedule(*run, t_min=1e-3, **options)
+    assert result.converged, result.reason
+    assert result.solution.gradient_norm < 1e-7
+
+
+@pytest.mark.slow
+def test_the_coherent_bound_of_a_multistep_method_converges() -> None:
+    """Without the distance to the data, which it does not know, its last steps have no length."""
+    target = jk.Gaussian(0.3, [2.0, 0.3, 0.01])
+    run = (target, jk.VP(), "dpmpp_2m", 10)
+    result = jk.optimize_schedule(
+        *run, t_min=1e-3, objective=bounds.OperatorBound(0.01), progress=False
+    )
+    assert result.converged, result.reason
+    steps = -np.diff(np.asarray(result.schedule.times))
+    assert np.all(steps[-2:] < 1e-5)
+    # two modes of opposite sign are equally large in the evaluations that count
+    operators = bounds.accumulation_operators(*run[:3], result.schedule)
+    signed = np.asarray(operators.signed)[4]
+    assert signed[0] * signed[1] < 0
+    assert abs(signed[0]) == pytest.approx(abs(signed[1]), rel=0.05)
 
 
 @pytest.mark.slow

@@ -232,6 +232,39 @@ def test_flow_bounds_hold_on_random_gaussians(name: str, record_property: Callab
         assert ratio[:, 0, 0].max() > 0.9
 
 
+def test_flow_bounds_hold_for_extreme_steps_and_variances() -> None:
+    """A first step over nearly all noise levels, nearly equal times, variances of 1e-5 to 1e3.
+
+    What a long step adds then happens in a small part of the range of log(sigma^2 + least variance)
+    because the process changes there, or of the range of times because the data do.
+    """
+    oracle, process, first = PROCESSES["VP"]
+    at = draw_instances(99, first)
+    rng = np.random.default_rng(3)
+    lam = np.exp(rng.uniform(np.log(1e-5), np.log(1e3), at.lam.shape))
+    lam = np.where(at.present > 0, lam, lam[:, :1])
+    times = at.times.copy()
+    rows = rng.random(INSTANCES) < 0.3
+    times[rows, 3] = times[rows, 2] * (1.0 - 1e-10)
+    times[rng.random(INSTANCES) < 0.3, 1:] *= 1e-4
+    mu = at.mu * rng.choice([0.0, 1.0, 30.0], (INSTANCES, 1))
+    at = at._replace(lam=lam, times=times, mu=mu)
+    size = np.sqrt(np.sum(at.present * (mu**2 + lam), -1))[:, None, None]
+    truths = [exact_error(scheme, oracle, at) for scheme in SCHEMES]
+    along, under = (
+        np.stack([getattr(truth, field) for truth in truths], 1) for field in ("along", "under")
+    )
+    lipschitz = np.abs(at.slope).max((2, 3))
+    arguments = jax.tree.map(jnp.asarray, (at, at.start.rms(), along, under, lipschitz))
+    found = np.asarray(bounds_of(process, *arguments))
+    for i, truth in enumerate(truths):
+        bound = found[:, 2 * i : 2 * i + 2]
+        assert np.all(np.isfinite(bound))
+        assert np.all(
+            truth.error[:, None, None] <= bound * (1.0 + ROUNDING) + ROUNDING * (1 + size)
+        )
+
+
 class Line(NamedTuple):
     """Mixtures of two normal distributions of variance lam, one row for each."""
 

@@ -326,6 +326,53 @@ def test_bounds_hold_on_random_gaussians(
     assert found.max() > 0.5
 
 
+def draw_extreme_instances(seed: int, count: int) -> Instances:
+    """Variances of 1e-6 to 1e3, means up to 50 deviations, d = 1 or 20, errors that add up.
+
+    Schedules have a first step over nearly the whole range, a last one such, or nearly equal times,
+    and end at 0, 1e-10 or .05.
+    """
+    rng = np.random.default_rng(seed)
+    present = np.arange(MODES) < rng.choice([1, MODES], (count, 1))
+    lam = np.exp(rng.uniform(np.log(1e-6), np.log(1e3), (count, MODES)))
+    lam = np.where(present, lam, lam[:, :1])
+    mask = present.astype(float)
+    mu = rng.choice([0.0, 1.0, 50.0], (count, 1)) * rng.normal(size=(count, MODES))
+    mu *= np.sqrt(lam) * mask
+    near = 10.0 ** rng.uniform(-6.0, -1.0, (count, 1)) * rng.random((count, STEPS - 1))
+    pairs = np.repeat(rng.random((count, STEPS // 2)), 2, 1)[:, 1:]
+    pairs[:, ::2] *= 1.0 - 1e-10
+    inner = np.stack([near, 1.0 - near, pairs])[rng.integers(0, 3, count), np.arange(count)]
+    ends = np.ones((count, 1))
+    taus = np.concatenate([ends, -np.sort(-inner, -1), 0.0 * ends], -1)
+    taus = np.exp(rng.uniform(np.log(0.01), np.log(12.0), (count, 1))) * taus
+    taus += rng.choice([0.0, 1e-10, 0.05], (count, 1))
+    s0 = variance(taus[:, :1], lam)
+    gap = (1.0 - np.sqrt(s0)) * rng.integers(0, 2, (count, 1)) * mask
+    shift = -mu * np.exp(-taus[:, :1] / 2.0) * (gap != 0)
+    start = Moments(shift, gap**2, gap * np.sqrt(s0))
+    size = rng.choice([0.0, 0.3, 30.0], (count, 1)) * np.abs(rng.normal(size=(count, STEPS)))
+    # in one mode, with the sign of the start's error
+    delta = np.zeros((count, STEPS, MODES))
+    delta[..., 0] = size * np.where(shift[:, :1] < 0, -1.0, 1.0)
+    return Instances(lam, mu, mask, taus, start, delta, delta, np.zeros_like(delta))
+
+
+@pytest.mark.parametrize("known", [exact, pytest.param(general, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", SDE)
+def test_bounds_hold_for_extreme_data_schedules_and_errors(name: str, known: Callable) -> None:
+    """Up to rounding of the size of the data. 1000 instances, some of which attain the bound."""
+    at = draw_extreme_instances(50 + SDE.index(name), INSTANCES)
+    truth = exact_error(name, at, affine=False)
+    arguments = (at.lam, at.mu, at.present, at.taus, at.start.rms(), truth.sizes, 0 * truth.sizes)
+    bound = np.asarray(bounds_of(name, known)(*map(jnp.asarray, arguments)))
+    size = 1.0 + np.sqrt(np.sum(at.present * (at.mu**2 + at.lam), -1))
+    assert np.all(np.isfinite(bound))
+    assert np.all(truth.error <= bound * (1.0 + ROUNDING) + ROUNDING * size)
+    large = truth.error > 1e-4 * size
+    assert np.max(truth.error[large] / bound[large]) > 0.99
+
+
 @pytest.mark.parametrize("name", SDE[:4])
 def test_bounds_hold_for_affine_score_errors(name: str) -> None:
     """Errors delta - Delta x, along the chain, or under p_t with their Lipschitz constant."""

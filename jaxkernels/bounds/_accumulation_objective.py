@@ -9,17 +9,21 @@ and W2 between data and samples, which is 0 for some schedules of multistep meth
 3 % of the bound that it is added to.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .._numerics import safe_sqrt
 from .._objective import AbstractBoundObjective, AbstractObjective
 from .._precision import to_float64
+from .._types import AnyArray, constant
 from ..distributions import Gaussian, GaussianMixture
 from ..processes import AbstractProcess
 from ..recurrence import NamedInitialization, Run
@@ -168,15 +172,20 @@ class BoundOperatorBound(AbstractBoundObjective):
     process: AbstractProcess
     sampler: AbstractSampler
     options: OperatorBound
+    rounding: Float[AnyArray, ""] = dataclasses.field(default_factory=lambda: constant(_ROUNDING))
+
+    def smoothed(self, factor: float) -> "BoundOperatorBound":
+        return dataclasses.replace(self, rounding=constant(factor * np.asarray(self.rounding)))
 
     def __call__(self, schedule: Schedule) -> Float[Array, ""]:
         run = _run(self.target, self.process, self.sampler, schedule)
         times = run.evaluation_times()
         norms = _smooth_largest(self.target, responses(run))
         sizes = norms * per_evaluation("rms", self.options.rms, times)
-        sizes = _smooth_size(sizes, safe_sqrt(jnp.mean(sizes**2)))
+        sizes = _smooth_size(sizes, safe_sqrt(jnp.mean(sizes**2)), self.rounding)
         rho = jnp.abs(self.options.correlation.matrix(self.process, times))
-        return _with_distance(safe_sqrt(sizes @ rho @ sizes), run, self.options.to_data)
+        bound = safe_sqrt(sizes @ rho @ sizes)
+        return _with_distance(bound, run, self.options.to_data, self.rounding)
 
 
 class BoundLipschitzBound(AbstractBoundObjective):
@@ -187,14 +196,19 @@ class BoundLipschitzBound(AbstractBoundObjective):
     sampler: AbstractSampler
     curvature: AbstractCurvature
     options: LipschitzBound
+    rounding: Float[AnyArray, ""] = dataclasses.field(default_factory=lambda: constant(_ROUNDING))
+
+    def smoothed(self, factor: float) -> "BoundLipschitzBound":
+        return dataclasses.replace(self, rounding=constant(factor * np.asarray(self.rounding)))
 
     def __call__(self, schedule: Schedule) -> Float[Array, ""]:
         options = self.options
         steps = Steps.of(self.process, self.sampler, schedule)
-        accumulation = steps.accumulation(self.curvature, options.lipschitz, _smooth_size)
+        size = functools.partial(_smooth_size, rounding=self.rounding)
+        accumulation = steps.accumulation(self.curvature, options.lipschitz, size)
         bound = accumulation.mixed(options.rms, options.fresh_rms).value
         run = _run(self.target, self.process, self.sampler, schedule)
-        return _with_distance(bound, run, options.to_data)
+        return _with_distance(bound, run, options.to_data, self.rounding)
 
 
 def _run(
@@ -204,7 +218,9 @@ def _run(
     return Run(target, process, sampler, schedule, NamedInitialization(process.initialization))
 
 
-def _with_distance(bound: Float[Array, ""], run: Run, wanted: bool) -> Float[Array, ""]:
+def _with_distance(
+    bound: Float[Array, ""], run: Run, wanted: bool, rounding: Float[AnyArray, ""]
+) -> Float[Array, ""]:
     """The bound, and if wanted W2 between the data and the samples without score errors.
 
     W2 has a kink where it is 0, which multistep methods reach: it is rounded from above.
@@ -212,12 +228,15 @@ def _with_distance(bound: Float[Array, ""], run: Run, wanted: bool) -> Float[Arr
     if not wanted:
         return bound
     square = jnp.sum(run.contributions("w2_squared"))
-    return bound + safe_sqrt(square + (_DISTANCE_ROUNDING * bound) ** 2)
+    widened = _DISTANCE_ROUNDING * jnp.sqrt(rounding / _ROUNDING)
+    return bound + safe_sqrt(square + (widened * bound) ** 2)
 
 
-def _smooth_size(x: Float[Array, " n"], scale: Float[Array, "*n"]) -> Float[Array, " n"]:
+def _smooth_size(
+    x: Float[Array, " n"], scale: Float[Array, "*n"], rounding: Float[AnyArray, ""]
+) -> Float[Array, " n"]:
     """An upper bound of |x| without its kink."""
-    return safe_sqrt(x**2 + (_ROUNDING * scale) ** 2)
+    return safe_sqrt(x**2 + (rounding * scale) ** 2)
 
 
 def _smooth_largest(target: Gaussian, along_modes: Float[Array, "n modes"]) -> Float[Array, " n"]:

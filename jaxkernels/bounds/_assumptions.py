@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
 from .._derivatives import once_per_point
-from .._numerics import safe_divide, safe_sqrt
+from .._numerics import largest, safe_divide, safe_sqrt
 from .._precision import in_float64, is_traced
 from .._tables import Table, number
 from .._types import AnyArray, Numbers
@@ -303,19 +304,27 @@ def curvature_interval(
 
     def ends(variance: Array) -> tuple[Array, Array]:
         """(1 + c w) / (variance + w) at both ends."""
-        return (1.0 + c * low) * _reciprocal(variance + low), (
-            (1.0 + c * high) * _reciprocal(variance + high)
-        )
+        first = (1.0 + c * low) * _reciprocal(variance + low)
+        return first, first if low is high else (1.0 + c * high) * _reciprocal(variance + high)
+
+    def one_of(better: Callable[[Array, Array], Array], first: Array, second: Array) -> Array:
+        return first if first is second else better(first, second)
 
     zero = jnp.zeros_like(low)
-    convex = [jnp.full_like(low, -jnp.inf)]
-    smooth = [ends(zero)[0]]
-    if known.smoothness is not None:
-        smooth.append(jnp.maximum(*ends(1.0 / jnp.asarray(known.smoothness))))
-    if known.convexity is not None:
+    convex = []
+    smooth = []
+    if known.spectrum is not None:
+        # the smoothness is that of the smallest variance, and of a Gaussian the convexity
+        variances = jnp.asarray(known.spectrum)
+        smooth.append(one_of(jnp.maximum, *ends(jnp.min(variances))))
+        least = one_of(jnp.minimum, *ends(jnp.max(variances)))
+        convex.append(least if known.exact else least - _pull(known, low, high, c))
+    elif known.smoothness is not None:
+        smooth.append(one_of(jnp.maximum, *ends(1.0 / jnp.asarray(known.smoothness))))
+    if known.convexity is not None and not known.exact:
         m = jnp.asarray(known.convexity)
         signed = 1.0 + m * high > 0
-        slowest = jnp.minimum(*ends(safe_divide(jnp.ones_like(m), m)))
+        slowest = one_of(jnp.minimum, *ends(safe_divide(jnp.ones_like(m), m)))
         # -1 / m beyond `high` keeps the sign of every end
         least = jnp.where(m == 0, 0.0, slowest)
         convex.append(jnp.where(signed, least, -jnp.inf))
@@ -326,10 +335,9 @@ def curvature_interval(
         slopes = (1.0 - known.denoiser_slope(low), 1.0 - known.denoiser_slope(high))
         least = jnp.minimum(*(e * s for e, s in zip(ends(zero), slopes, strict=True)))
         convex.append(jnp.where(low > 0, least, -jnp.inf))
-    if known.spectrum is not None:
-        variances = jnp.asarray(known.spectrum)
-        smooth.append(jnp.maximum(*ends(jnp.min(variances))))
-        convex.append(jnp.minimum(*ends(jnp.max(variances))) - _pull(known, low, high, c))
+    # what holds for all data
+    convex = convex or [jnp.full_like(low, -jnp.inf)]
+    smooth = smooth or [ends(zero)[0]]
     return _extreme(jnp.maximum, convex), _extreme(jnp.minimum, smooth)
 
 
@@ -342,7 +350,7 @@ def _pull(known: Assumptions, low: Array, high: Array, c: float) -> Array:
     second = _reciprocal(variances + high[..., None])
     scaled = jnp.maximum((1.0 + c * low[..., None]) * first, (1.0 + c * high[..., None]) * second)
     squares = (first * scaled) @ jnp.asarray(known.separations).T ** 2
-    return jnp.max(squares, -1) / 4.0
+    return largest(squares) / 4.0
 
 
 def mean_square(
@@ -516,9 +524,11 @@ def _with_spectrum(
         convexity = 1.0 / lib.max(lib.asarray(spectrum))
     third = lib.zeros(())
     if separations is not None:
-        zero = jnp.zeros(())
-        convexity = convexity - np.asarray(_pull(full, zero, zero, 0.0))
-        third = np.asarray(third_derivative(full, zero))
+        # also within a compiled function these are numbers
+        with jax.ensure_compile_time_eval():
+            zero = jnp.zeros(())
+            convexity = convexity - np.asarray(_pull(full, zero, zero, 0.0))
+            third = np.asarray(third_derivative(full, zero))
     return eqx.tree_at(
         lambda a: (a.convexity, a.smoothness, a.third_derivative),
         full,

@@ -35,6 +35,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from .. import _checks
+from .._numerics import largest
 from .._precision import is_traced
 from .._types import AnyArray, Numbers
 from ..distributions import Gaussian
@@ -110,12 +111,10 @@ def check_sizes(argument: str, value: Numbers) -> AnyArray:
     return sizes
 
 
-def largest(target: Gaussian, along_modes: Float[Array, "n modes"]) -> Float[Array, " n"]:
+def largest_mode(target: Gaussian, along_modes: Float[Array, "n modes"]) -> Float[Array, " n"]:
     """The largest size among the modes of positive weight."""
     sizes = jnp.where(jnp.asarray(target.weights) > 0, jnp.abs(along_modes), 0.0)
-    # picked by index: the derivative of a maximum looks for it again, and compiled code may round
-    # it differently
-    return jnp.take_along_axis(sizes, jnp.argmax(sizes, axis=-1, keepdims=True), axis=-1)[:, 0]
+    return largest(sizes)
 
 
 def checked_run(target: object, process: object, sampler: object, schedule: object) -> Run:

@@ -1,6 +1,7 @@
 """Bounds on the W2 distance between data and samples, with no hidden constant."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import equinox as eqx
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
-from .._derivatives import expand_pointwise
+from .._derivatives import expand_at, forward_derivatives, pairwise_derivatives
 from .._numerics import safe_sqrt
 from .._precision import in_float64, is_traced
 from .._types import AnyArray, Numbers
@@ -43,6 +44,9 @@ _CONSTANT_RATE = ("euler_maruyama",)
 # schemes that need the third derivatives of the log-density
 _THIRD_DERIVATIVE = ("tweedie", "second_order", *FLOW_SCHEMES)
 _ANY_PROCESS = ("ddim", *FLOW_SCHEMES)
+
+# above which running takes longer than compiling
+_MANY_MODES = 64
 
 ROUNDING = 1e-3
 """Of the scale of kinks, on which an optimiser stalls."""
@@ -210,18 +214,10 @@ def steps_between(
     known: Assumptions, times: Array, next_times: Array, squared: Array, errors: StepErrors
 ) -> Steps:
     """Steps from some times to others."""
-    process = known.process
-    return Steps(
-        known,
-        process.sigma(times) ** 2,
-        process.sigma(next_times) ** 2,
-        process.signal(times),
-        process.signal(next_times),
-        times,
-        next_times,
-        squared,
-        errors,
-    )
+    both = jnp.stack([times, next_times])
+    start, end = known.process.sigma(both) ** 2
+    signal, next_signal = known.process.signal(both)
+    return Steps(known, start, end, signal, next_signal, times, next_times, squared, errors)
 
 
 def bound_value(
@@ -233,6 +229,7 @@ def bound_value(
     lipschitz: Numbers,
     *,
     free: bool,
+    rounding: Float[AnyArray, ""],
 ) -> Float[Array, ""]:
     """The value of `evaluate_bound`, but for smooth kinks, with two derivatives that are cheap.
 
@@ -245,16 +242,18 @@ def bound_value(
     errors = step_errors(schedule, score_error, lipschitz)
 
     def expanded(step: tuple[Array, Array, StepErrors]) -> Array:
-        x, alpha2, given = jax.tree.map(lambda leaf: leaf[..., None], step)
+        x, *given = step
 
         def recursion(x: Array) -> Array:
             start, end, *varied = x
-            here = errors_between(start, end, score_error, given.lipschitz) if follows else given
+            alpha2, here = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, start.shape), given)
+            if follows:
+                here = errors_between(start, end, score_error, here.lipschitz)
             steps = steps_between(known, start, end, varied[0] if varied else alpha2, here)
-            factors = SCHEMES[scheme](steps._replace(rounding=ROUNDING))
+            factors = SCHEMES[scheme](steps._replace(rounding=rounding))
             return jnp.stack(recursion_of(factors))
 
-        return expand_pointwise(recursion, x)[:, 0]
+        return expand_at(lambda x: step_derivatives(known, recursion, x), x)
 
     # one step after the other, whose derivatives at all nodes and modes stay in the cache
     variables = jnp.stack([times[:-1], times[1:], *((squared,) if free else ())], 1)
@@ -265,6 +264,16 @@ def bound_value(
     steps = make_steps(known, schedule, step_errors(schedule, score_error, lipschitz))
     proved = is_proved(known, scheme, steps.end[-1], jnp.all(steps.stochasticity_squared == 1.0))
     return jnp.where(proved, finite_or_inf(distance + truncation), jnp.inf)
+
+
+def step_derivatives(
+    known: Assumptions, fn: Callable[[Array], Array], x: Float[Array, " n"]
+) -> tuple[Array, Array, Array]:
+    """Value and two derivatives of a function (n, steps) -> (outputs, steps) at one step."""
+    if known.spectrum is None or np.size(known.spectrum) <= _MANY_MODES:
+        return pairwise_derivatives(fn, x)
+    # sums over the modes are once for all pairs of variables
+    return jax.tree.map(lambda leaf: leaf[..., 0], forward_derivatives(fn, x[:, None]))
 
 
 class Recursion(NamedTuple):
@@ -476,9 +485,9 @@ def explain(known: Assumptions, scheme: str, schedule: Schedule, errors: StepErr
                 f"convexity = {float(known.convexity):g} < 0 says nothing of the curvature where "
                 "1 + m sigma^2 <= 0"
             )
-        return f"no lower bound of -Hess log p_t: convexity is {why(known, 'convexity')}"
+        return f"no lower bound of -Hess log p_t; convexity: {why(known, 'convexity')}"
     if (needs_third or flow) and third_derivative(known, levels) is None:
-        return f"no third derivative: it is {why(known, 'third_derivative')}"
+        return f"no third derivative: {why(known, 'third_derivative')}"
     ends = curvature_interval(known, levels, levels, 0.0)
     if not all(bool(np.all(np.isfinite(end))) for end in (*ends, top)):
         return (

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
+from .._numerics import largest
 from .._precision import is_traced
 from .._types import AnyArray, Numbers, constant
 from ..distributions import Gaussian, GaussianMixture
@@ -217,13 +218,15 @@ class MixtureCurvature(AbstractCurvature):
     def interval(self, process: AbstractProcess, t: Float[ArrayLike, "*s"]) -> Interval:
         a = process.signal(t)
         variance = a[..., None] ** 2 * self.eigenvalues + process.noise(t)[..., None] ** 2
-        low = _minus_inverse(jnp.min(variance, -1))
+        low = _minus_inverse(-largest(-variance))
         if not self.equal:
             return jnp.full_like(low, -jnp.inf), jnp.full_like(low, jnp.inf)
         dense = variance > 0
         pulls = self.differences / jnp.where(dense, variance, 1.0)[..., None, :]
-        apart = jnp.max(jnp.sum(pulls**2, -1), -1, initial=0.0)
-        high = self.share * a**2 * apart + _minus_inverse(jnp.max(variance, -1))
+        squares = jnp.sum(pulls**2, -1)
+        # one component has no pairs
+        apart = largest(squares) if squares.shape[-1] else jnp.zeros_like(a)
+        high = self.share * a**2 * apart + _minus_inverse(largest(variance))
         return low, jnp.where(jnp.all(dense, -1), high, jnp.inf)
 
 

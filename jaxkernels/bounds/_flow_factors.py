@@ -27,7 +27,8 @@ from jaxtyping import Array
 from .._numerics import safe_divide, safe_sqrt
 from ..processes import AbstractProcess
 from ._assumptions import curvature_interval, fisher, squared_mean, third_derivative
-from ._step_factors import Nodes, StepFactors, Steps, root_or_inf
+from ._quadrature import gauss_legendre
+from ._step_factors import StepFactors, Steps, root_or_inf
 
 
 class _Point(NamedTuple):
@@ -104,18 +105,21 @@ def _ends(steps: Steps) -> tuple[_Point, _Point]:
     """Both ends of every step; the start for both in a step to noise level 0, which needs one."""
     process = steps.known.process
     present = steps.end > 0
-    dt = steps.time - steps.next_time
 
-    def point(t: Array, w: Array, a: Array) -> _Point:
-        reach = 0.5 * dt * process.diffusion_squared(t)
-        return _Point(w, a, process.signal_rate(t), process.drift(t), reach)
+    def both(first: Array, last: Array) -> Array:
+        return jnp.stack([first, jnp.where(present, last, first)])
 
-    later = (
-        jnp.where(present, steps.next_time, steps.time),
-        jnp.where(present, steps.end, steps.start),
-        jnp.where(present, steps.next_signal, steps.signal),
+    t = both(steps.time, steps.next_time)
+    reach = 0.5 * (steps.time - steps.next_time) * process.diffusion_squared(t)
+    points = (
+        both(steps.start, steps.end),
+        both(steps.signal, steps.next_signal),
+        process.signal_rate(t),
+        process.drift(t),
+        reach,
     )
-    return point(steps.time, steps.start, steps.signal), point(*later)
+    start, end = (_Point(*values) for values in zip(*points, strict=True))
+    return start, end
 
 
 def _of_gaussian(steps: Steps) -> _Flow:
@@ -132,8 +136,8 @@ def _of_gaussian(steps: Steps) -> _Flow:
         variance = at.signal[:, None] ** 2 * (variances + at.w[:, None])
         return (1.0 - dt * at.drift)[:, None] - safe_divide(at.reach[:, None], variance)
 
-    def largest(factor: Array, scale: float) -> Array:
-        return steps.largest(jnp.where(weights > 0, steps.size(factor, scale), 0.0))
+    def largest(size: Array) -> Array:
+        return steps.largest(jnp.where(weights > 0, size, 0.0))
 
     p = kept(start)
     q = kept(end)
@@ -150,13 +154,10 @@ def _of_gaussian(steps: Steps) -> _Flow:
         return safe_sqrt(mean**2 * square + (after - factor * deviation) ** 2 @ weights)
 
     factor = 0.5 * (1.0 + q * p)
-    return _Flow(
-        largest(p, 1.0),
-        largest(q, 1.0),
-        largest(factor, 1.0),
-        error(predicted, p),
-        error(largest(corrected, 0.0), factor),
-    )
+    # together, as the graph of a largest value is long
+    sizes = [*steps.size(jnp.stack([p, q, factor]), 1.0), jnp.abs(corrected)]
+    first, second, both, correction = largest(jnp.stack(sizes))
+    return _Flow(first, second, both, error(predicted, p), error(correction, factor))
 
 
 def _of_curvature(steps: Steps) -> _Flow:
@@ -171,9 +172,8 @@ def _of_curvature(steps: Steps) -> _Flow:
     q, q_radius, slope = _kept(steps, end)
     p_size, q_size = (steps.size(factor, 1.0) for factor in (p, q))
     both = steps.size(1.0 + p * q, 1.0) + q_size * p_radius + p_size * q_radius
-    nodes = steps.nodes()
-    acceleration, rate, r = _acceleration(steps, nodes)
-    weight = acceleration * safe_divide(nodes.weight, rate)
+    r, weight = _times_and_weights(steps)
+    weight = weight * _acceleration(steps, r)
     passed = r - steps.next_time[:, None]
     z = 1.0 - 2.0 * safe_divide(passed, dt[:, None])
     euler_error = jnp.sum(weight * passed, -1)
@@ -199,15 +199,36 @@ def _kept(steps: Steps, at: _Point) -> tuple[Array, Array, Array]:
     return 1.0 - centre, radius, steps.size(centre, 1.0) + radius
 
 
-def _acceleration(steps: Steps, nodes: Nodes) -> tuple[Array, Array, Array]:
-    """At least (E|x''|^2)^(1/2) along the exact flow at the nodes, w' there, and their times.
+def _times_and_weights(steps: Steps) -> tuple[Array, Array]:
+    """Nodes in time of every step, and their weights, (steps, nodes).
+
+    The data change with log(w + least), the process with time, and in a long step the one may
+    happen within what is almost no part of the other. Half of the nodes are therefore equidistant
+    in the one and half in the other; with p and q the densities of both in time, a node of either
+    has its Gauss-Legendre weight over p + q.
+    """
+    process = steps.known.process
+    nodes = steps.nodes()
+    x, share, _ = gauss_legendre(nodes.w.shape[-1], nodes.w.dtype)
+    dt = (steps.time - steps.next_time)[:, None]
+    by_level = process.time_at_sigma(safe_sqrt(jnp.where(nodes.w > 0, nodes.w, 1.0)))
+    by_time = steps.next_time[:, None] + dt * x
+    r = jnp.concatenate([by_level, by_time], -1)
+    low, span = steps.levels()
+    w = jnp.concatenate([nodes.w, process.sigma(by_time) ** 2], -1)
+    density = safe_divide(_level_rate(process, r), (low + w - steps.end[:, None]) * span)
+    # an empty step has no weight
+    return r, dt * jnp.concatenate([share, share]) / (1.0 + dt * density)
+
+
+def _acceleration(steps: Steps, r: Array) -> Array:
+    """At least (E|x''|^2)^(1/2) along the exact flow at some times.
 
     x'' = a'' y - (a' w' + a w''/2) g - a w'^2 / 4 (H g + Lap g)
     """
     known = steps.known
     process = known.process
-    w = jnp.where(nodes.w > 0, nodes.w, 1.0)
-    r = process.time_at_sigma(safe_sqrt(w))
+    w = process.sigma(r) ** 2
     a = process.signal(r)
     a1, a2 = _with_rate(process.signal_rate, r)
     w1, w2 = _with_rate(lambda t: _level_rate(process, t), r)
@@ -224,8 +245,8 @@ def _acceleration(steps: Steps, nodes: Nodes) -> tuple[Array, Array, Array]:
     size += 0.5 * (high - low) * root_or_inf(information)
     third = third_derivative(known, w)
     if third is None:
-        return jnp.full_like(w, jnp.inf), w1, r
-    return size + quarter * jnp.sqrt(known.dim) * third, w1, r
+        return jnp.full_like(w, jnp.inf)
+    return size + quarter * jnp.sqrt(known.dim) * third
 
 
 def _level_rate(process: AbstractProcess, t: Array) -> Array:

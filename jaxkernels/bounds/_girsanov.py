@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._numerics import phi
 from .._precision import in_float64, is_traced
 from ..distributions import Gaussian, GaussianMixture
 from ..processes import AbstractProcess
@@ -117,7 +118,7 @@ def girsanov_bound(
     bound = evaluate_girsanov(known, schedule, scheme, start, score_error)
     if is_traced(bound) or bool(np.isfinite(bound.value)):
         return bound
-    reason = _explain(bound)
+    reason = explain_girsanov(bound)
     return dataclasses.replace(bound, reason=reason)
 
 
@@ -162,14 +163,15 @@ def _exact_mean(steps: Steps) -> tuple[Array, Array]:
 
 def _exponential_integrator(steps: Steps) -> tuple[Array, Array]:
     """The same for a score that is frozen without its factor e^(-v/2)."""
-    nodes = steps.nodes()
-    shrink = -jnp.expm1(-nodes.elapsed / 2.0)
-    in_time = nodes.weight / (1.0 + nodes.w)
     size = steps.errors.size
     root = steps.root_fisher(steps.start)
-    biased = 0.5 * root**2 * jnp.sum(shrink**2 * in_time, -1)
-    cross = size * root * jnp.sum(shrink * in_time, -1)
-    return _frozen_score(steps, nodes) + biased, cross + 0.5 * steps.length * size**2
+    # int (1 - e^(-v/2))^2 dv and int (1 - e^(-v/2)) dv, with phi_2(z) = 1/2 + z phi_3(z)
+    y = -steps.length / 2.0
+    one, two = phi(3, jnp.stack([y, 2.0 * y]))
+    biased = 2.0 * root**2 * y**3 * (one - 2.0 * two)
+    cross = size * root * 2.0 * y**2 * (0.5 + y * one)
+    exact = _frozen_score(steps, steps.nodes()) + biased
+    return exact, cross + 0.5 * steps.length * size**2
 
 
 def _ancestral(steps: Steps) -> tuple[Array, Array]:
@@ -221,7 +223,7 @@ def initial_divergence(
     return 0.5 * (pull + known.dim * excess)
 
 
-def _explain(bound: GirsanovBound) -> str:
+def explain_girsanov(bound: GirsanovBound) -> str:
     """Why a bound is infinite."""
     if not np.isfinite(bound.initialization):
         return "the initial distribution has no density where the noise is 0"

@@ -17,6 +17,7 @@ from ._assumptions import Assumptions
 from ._certified import (
     check_initial,
     evaluate_bound,
+    explain,
     known_of,
     required_stochasticity,
     scheme_name,
@@ -71,15 +72,25 @@ def certified_num_steps(
     with jax.enable_x64(True):
         known, start = to_float64((known_of(target, process), start))
 
-        def enough(count: int) -> bool:
+        def bound(count: int) -> float:
             times = pad_last(np.asarray(make(process, count, end).times), bucket(count) + 1)
-            return float(_value(known, jnp.asarray(times), scheme, start)) <= tolerance
+            return float(_value(known, jnp.asarray(times), scheme, start))
+
+        def enough(count: int) -> bool:
+            return bound(count) <= tolerance
+
+        def why_infinite(schedule: Schedule) -> str:
+            alpha = required_stochasticity(scheme)
+            noisy = Schedule(schedule.times, 1.0 if alpha is None else alpha)
+            errors = step_errors(noisy, 0.0, 0.0)
+            return f": the bound is infinite, {explain(known, scheme, noisy, errors)}"
 
         high = 1
         while not enough(high):
             if high >= max_steps:
                 raise ValueError(
-                    f"max_steps = {max_steps} steps are not enough for tolerance = {tolerance:g}."
+                    f"max_steps = {max_steps} steps are not enough for tolerance = {tolerance:g}"
+                    f"{'' if np.isfinite(bound(high)) else why_infinite(make(process, 1, end))}."
                 )
             high = min(2 * high, max_steps)
         low = high // 2

@@ -22,11 +22,13 @@ from ._bound import ErrorSize, as_error_size, check_sizes, per_evaluation
 from ._certified import (
     bound_value,
     check_initial,
+    explain,
     known_of,
     required_stochasticity,
     scheme_name,
+    step_errors,
 )
-from ._girsanov import evaluate_girsanov, girsanov_scheme
+from ._girsanov import evaluate_girsanov, explain_girsanov, girsanov_scheme
 from ._recursion import Certificate, CertifiedRecursion
 
 
@@ -139,6 +141,18 @@ class BoundCertifiedError(AbstractBoundObjective):
     only_times: bool = eqx.field(static=True, default=False)
     """Whether it is not differentiated along the stochasticity."""
 
+    def why_infinite(self, schedule: Schedule) -> str:
+        given = self.certificate
+        if given.metric == "kl":
+            run = (given.known, schedule, given.scheme, given.initialization)
+            return f"For the bound: {explain_girsanov(evaluate_girsanov(*run, given.score_error))}."
+        errors = step_errors(schedule, given.score_error, given.error_lipschitz)
+        return f"For the bound: {explain(given.known, given.scheme, schedule, errors)}."
+
+    def smoothed(self, factor: float) -> "BoundCertifiedError | None":
+        certificate = self.certificate.smoothed(factor)
+        return None if certificate is None else dataclasses.replace(self, certificate=certificate)
+
     def at_fixed_stochasticity(self) -> "BoundCertifiedError":
         return dataclasses.replace(self, only_times=True)
 
@@ -177,7 +191,7 @@ class BoundCertifiedError(AbstractBoundObjective):
         required = required_stochasticity(given.scheme)
         free = required is None and not self.only_times
         run = (given.known, schedule, given.scheme, given.start)
-        value = bound_value(*run, *errors, free=free)
+        value = bound_value(*run, *errors, free=free, rounding=given.rounding)
         return value if required is None else _where_stochasticity(schedule, required, value)
 
 

@@ -19,7 +19,7 @@ from ._bound import (
     AccumulationBound,
     ErrorSize,
     checked_run,
-    largest,
+    largest_mode,
     no_error,
     per_evaluation,
 )
@@ -82,7 +82,7 @@ class AccumulationOperators(eqx.Module):
         ```
         """
         signed = responses(run)
-        return cls(signed, largest(run.target, signed), run.evaluation_times(), run.process)
+        return cls(signed, largest_mode(run.target, signed), run.evaluation_times(), run.process)
 
     @in_float64
     def coherent(self, rms: ErrorSize) -> AccumulationBound:

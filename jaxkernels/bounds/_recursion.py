@@ -18,6 +18,7 @@ that it is found one step after the other, and eliminated from every block by it
     phi''_yy - phi''_ya phi''_ay / phi''_aa,     y = (u, u', e)                                  (2)
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._derivatives import forward_derivatives, pointwise_derivatives
 from .._objective import LARGEST_STOCHASTICITY, AbstractCoordinateObjective
-from .._types import AnyArray, Numbers
+from .._types import AnyArray, Numbers, constant
 from ..schedules import TimeCoordinate
 from ._assumptions import Assumptions
 from ._bound import ErrorSize
@@ -43,6 +44,7 @@ from ._certified import (
     initial_distance,
     is_proved,
     recursion_of,
+    step_derivatives,
     steps_between,
     truncation_distance,
 )
@@ -69,6 +71,13 @@ class Certificate(eqx.Module):
     initialization: str = eqx.field(static=True)
     """The name of the initial distribution, or empty if its distance is given."""
     initial_distance: AnyArray | None
+    rounding: Float[AnyArray, ""] = dataclasses.field(default_factory=lambda: constant(ROUNDING))
+
+    def smoothed(self, factor: float) -> "Certificate | None":
+        """With kinks rounded `factor` times as widely; a sum of divergences has none."""
+        if self.metric == "kl":
+            return None
+        return dataclasses.replace(self, rounding=constant(factor * np.asarray(self.rounding)))
 
     @property
     def start(self) -> AnyArray | str:
@@ -87,6 +96,10 @@ class CertifiedRecursion(AbstractCoordinateObjective):
     coordinate: TimeCoordinate
     t_min: Float[AnyArray, ""] | None
     squared: Float[AnyArray, " steps"] | None
+
+    def smoothed(self, factor: float) -> "CertifiedRecursion | None":
+        certificate = self.certificate.smoothed(factor)
+        return None if certificate is None else dataclasses.replace(self, certificate=certificate)
 
     def value(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Float[Array, ""]:
         times = self._times(u, num_steps)
@@ -156,7 +169,8 @@ class CertifiedRecursion(AbstractCoordinateObjective):
         steps = steps_between(
             self.certificate.known, at[:-1], at[1:], jnp.ones_like(at[1:]), self._sizes(at)
         )
-        return _best_stochasticity(denoised_steps(steps), self._start(), active)
+        parts = denoised_steps(steps)
+        return _best_stochasticity(parts, self._start(), active, self.certificate.rounding)
 
     def _coefficients(
         self, starts: Array, ends: Array, squared: Array, sizes: StepErrors
@@ -166,7 +180,9 @@ class CertifiedRecursion(AbstractCoordinateObjective):
         if self.certificate.metric == "kl":
             exact, error = GIRSANOV[self.certificate.scheme](steps)
             return (exact + error)[None]
-        factors = SCHEMES[self.certificate.scheme](steps._replace(rounding=ROUNDING))
+        factors = SCHEMES[self.certificate.scheme](
+            steps._replace(rounding=self.certificate.rounding)
+        )
         return jnp.stack(recursion_of(factors))
 
     def _expand(
@@ -180,19 +196,20 @@ class CertifiedRecursion(AbstractCoordinateObjective):
         follows = callable(self.certificate.score_error)
 
         def one(step: tuple[Array, Array, StepErrors]) -> tuple[Array, Array, Array]:
-            x, alpha2, sizes = jax.tree.map(lambda leaf: leaf[..., None], step)
+            x, *given = step
 
             def coefficients(x: Array) -> Array:
                 first, last, *varied = x
-                given = sizes
+                alpha2, sizes = jax.tree.map(
+                    lambda leaf: jnp.broadcast_to(leaf, first.shape), given
+                )
                 if follows:
-                    given = errors_between(
+                    sizes = errors_between(
                         first, last, self.certificate.score_error, sizes.lipschitz
                     )
-                return self._coefficients(first, last, varied[0] if varied else alpha2, given)
+                return self._coefficients(first, last, varied[0] if varied else alpha2, sizes)
 
-            found = forward_derivatives(coefficients, x)
-            return jax.tree.map(lambda leaf: leaf[..., 0], found)
+            return step_derivatives(self.certificate.known, coefficients, x)
 
         free = () if self.squared is not None else (squared,)
         x = jnp.stack([times[:-1], times[1:], *free], 1)
@@ -321,7 +338,7 @@ def _blocks(value: Array, slope: Array, curvature: Array, before: Array) -> _Blo
 
 
 def _best_stochasticity(
-    parts: DenoisedSteps, start: Array, active: Bool[Array, " steps"]
+    parts: DenoisedSteps, start: Array, active: Bool[Array, " steps"], rounding: AnyArray
 ) -> Float[Array, " steps"]:
     """The squared stochasticity of least bound after every step, one after the other."""
     grid = jnp.asarray(np.array(_GRID), start.dtype)
@@ -334,7 +351,7 @@ def _best_stochasticity(
         part = jax.tree.map(lambda leaf: leaf[None], part)
 
         def after(alpha2: Array) -> Array:
-            factors = part.factors(alpha2[None], ROUNDING)
+            factors = part.factors(alpha2[None], rounding)
             return advance(Recursion(*recursion_of(factors)), before)[0]
 
         values = jax.vmap(after)(grid)

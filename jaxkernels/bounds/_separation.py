@@ -7,6 +7,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from .. import _checks
 from .._linalg import full_precision
+from .._numerics import largest
 from .._precision import in_float64
 from .._types import Numbers
 from ..distributions import GaussianMixture
@@ -103,11 +104,11 @@ def separation(
     root = jnp.sqrt(variances)[..., :, None, :, None]
     half = root * overlap / jnp.sqrt(variances)[..., None, :, None, :]
     relative = half @ jnp.swapaxes(half, -1, -2) - jnp.eye(means.shape[1])
-    sizes = jnp.max(jnp.abs(jnp.linalg.eigvalsh(relative)), -1)
+    sizes = jnp.abs(jnp.linalg.eigvalsh(relative))
     return Separation(
-        jnp.sqrt(jnp.max(squared, (-2, -1))),
-        jnp.max(sizes, (-2, -1)),
-        1.0 / jnp.min(variances, (-2, -1)),
+        jnp.sqrt(largest(_flat(squared, 2))),
+        largest(_flat(sizes, 3)),
+        1.0 / -largest(-_flat(variances, 2)),
     )
 
 
@@ -222,3 +223,8 @@ def _check_mixture(mixture: object) -> None:
     """Raise a ValueError for anything else."""
     if not isinstance(mixture, GaussianMixture):
         raise ValueError(f"mixture must be a GaussianMixture; got {type(mixture).__name__}.")
+
+
+def _flat(x: Float[Array, "..."], axes: int) -> Float[Array, "..."]:
+    """The last axes as one."""
+    return x.reshape(*x.shape[:-axes], -1)

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._numerics import phi, safe_divide, safe_sqrt
+from .._numerics import largest, phi, safe_divide, safe_sqrt
+from .._types import AnyArray
 from ._assumptions import (
     Assumptions,
     curvature_interval,
@@ -102,21 +103,25 @@ class Steps(NamedTuple):
     next_time: Float[Array, " steps"]
     stochasticity_squared: Float[Array, " steps"]
     errors: StepErrors
-    rounding: float = 0.0
+    rounding: Float[AnyArray, ""] | None = None
     """Within this share of their scale, kinks are replaced by smooth bounds from above."""
 
     def size(self, x: Array, scale: Array | float) -> Array:
         """At least |x|, smooth within the rounding."""
+        if self.rounding is None:
+            return jnp.abs(x)
         return rounded_size(x, self.rounding * jnp.broadcast_to(scale, x.shape))
 
     def larger(self, x: Array, y: Array) -> Array:
         """At least the larger of two numbers, whose sum is >= 0; beyond the rounding it."""
-        return 0.5 * (x + y + self.size(x - y, x + y)) if self.rounding else jnp.maximum(x, y)
+        if self.rounding is None:
+            return jnp.maximum(x, y)
+        return 0.5 * (x + y + self.size(x - y, x + y))
 
     def largest(self, x: Array) -> Array:
         """At least the largest of numbers >= 0 along the last axis, by rounds of `larger`."""
-        if not self.rounding:
-            return jnp.max(x, -1)
+        if self.rounding is None:
+            return largest(x)
         while x.shape[-1] > 1:
             half = x.shape[-1] // 2
             odd = x[..., 2 * half :]
@@ -128,9 +133,8 @@ class Steps(NamedTuple):
         """h, in the rate-1 time."""
         return jnp.log1p((self.start - self.end) / (1.0 + self.end))
 
-    def nodes(self, *, ratios: bool = False) -> Nodes:
-        """Where integrals over each step are evaluated: of functions of w_1 / w if `ratios`."""
-        x, share, _ = gauss_legendre(_NODES, self.start.dtype)
+    def levels(self, *, ratios: bool = False) -> tuple[Array, Array]:
+        """w_1 + least and log((w_0 + least) / (w_1 + least)), (steps, 1)."""
         scale = variance_scale(self.known)
         if ratios:
             # they change as log w does, but where w_1 = 0 and they are constant
@@ -138,8 +142,13 @@ class Steps(NamedTuple):
         low = (self.end + scale)[:, None]
         # data without a scale, and a last step to noise level 0
         low = jnp.where(low > 0, low, self.start[:, None])
+        return low, jnp.log1p((self.start - self.end)[:, None] / low)
+
+    def nodes(self, *, ratios: bool = False) -> Nodes:
+        """Where integrals over each step are evaluated: of functions of w_1 / w if `ratios`."""
+        x, share, _ = gauss_legendre(_NODES, self.start.dtype)
+        low, span = self.levels(ratios=ratios)
         gap = (self.start - self.end)[:, None]
-        span = jnp.log1p(gap / low)
         above = low * jnp.expm1((1.0 - x) * span)
         below = -(low + gap) * jnp.expm1(-x * span)
         w = self.end[:, None] + above
@@ -171,8 +180,9 @@ def euler_maruyama(steps: Steps) -> StepFactors:
     m, top = steps.curvature()
     nodes = steps.nodes()
     contraction = steps.larger(1.0 + h / 2.0 - h * m, h * top - 1.0 - h / 2.0)
-    mean = (h / 2.0) ** 2 * phi(2, h / 2.0) * steps.rms(steps.start)
-    mean += _sinh_excess(h) * steps.root_fisher(steps.start)
+    excess, (second,) = _growths(h)
+    mean = (h / 2.0) ** 2 * second * steps.rms(steps.start)
+    mean += excess * steps.root_fisher(steps.start)
     frozen = jnp.expm1(nodes.left / 2.0) * jnp.sqrt(steps.known.dim)
     noise = frozen + 2.0 * jnp.sinh(nodes.left / 2.0) * steps.hessian_rms(nodes.w)
     errors = steps.errors
@@ -233,10 +243,8 @@ def second_order(steps: Steps) -> StepFactors:
     m, top = steps.curvature()
     nodes = steps.nodes()
     contraction, _ = _mean_factors(steps)
-    excess = _sinh_excess(h)
-    offset = phi(2, h / 2.0)
-    ends = [jnp.abs(phi(2, h * (0.5 - end)) - offset) for end in (m, top)]
-    drift = h**2 / 4.0 * steps.larger(*ends)
+    excess, (offset, *ends) = _growths(h, h * (0.5 - m), h * (0.5 - top))
+    drift = h**2 / 4.0 * steps.larger(*(jnp.abs(end - offset) for end in ends))
     steepest = jnp.maximum(jnp.abs(m), top)
     contraction += drift + excess * steepest + h * steps.errors.lipschitz
     mean = drift * steps.rms(steps.start) + excess * steps.root_fisher(steps.start)
@@ -353,7 +361,9 @@ class DenoisedSteps(NamedTuple):
     curve_at_start: Float[Array, " steps"] | None
     errors: StepErrors
 
-    def factors(self, alpha2: Float[Array, " steps"], rounding: float) -> StepFactors:
+    def factors(
+        self, alpha2: Float[Array, " steps"], rounding: Float[AnyArray, ""] | None
+    ) -> StepFactors:
         """The factors of the steps at squared stochasticities."""
         half = 0.5 * (1.0 + alpha2)
         present = self.end > 0
@@ -370,7 +380,9 @@ class DenoisedSteps(NamedTuple):
         drift = jnp.sum(kappa * jnp.where(known[:, None], self.speed, 0.0), -1)
         off = jnp.abs(alpha2 - 1.0) / 2.0
         # where nothing is known of the drift, the bound is finite at alpha = 1 only
-        rounded = rounded_size(alpha2 - 1.0, jnp.full_like(alpha2, rounding)) / 2.0
+        rounded = off
+        if rounding is not None:
+            rounded = rounded_size(alpha2 - 1.0, rounding * jnp.ones_like(alpha2)) / 2.0
         drift = jnp.where(known, rounded * drift, jnp.where(off > 0, jnp.inf, 0.0))
         drift = self.next_signal * drift
         if self.curve_at_start is None:
@@ -473,10 +485,15 @@ def _denoiser_slope(x: Array, w: Array) -> Array:
     return 1.0 - w * x
 
 
-def _sinh_excess(h: Array) -> Array:
-    """2 sinh(h / 2) - h."""
-    z = h / 2.0
-    return z**3 * (phi(3, z) + phi(3, -z))
+def _growths(h: Array, *others: Array) -> tuple[Array, Array]:
+    """2 sinh(h / 2) - h, and phi_2 = (e^z - 1 - z) / z^2 at h / 2 and at others.
+
+    phi is a long series, whose derivatives are compiled: it is called once.
+    """
+    z = jnp.stack([h / 2.0, *others, -h / 2.0])
+    third = phi(3, z)
+    excess = (h / 2.0) ** 3 * (third[0] + third[-1])
+    return excess, 0.5 + (z * third)[:-1]
 
 
 def _in_time(nodes: Nodes, values: Array) -> Array:
@@ -506,6 +523,8 @@ def _hessian_change(steps: Steps, nodes: Nodes) -> tuple[Array, Array]:
     with 1 / S the upper end of the curvature.
     """
     known = steps.known
+    if known.exact:
+        return jnp.zeros_like(nodes.w), jnp.zeros_like(nodes.w)
     third = third_derivative(known, nodes.w)
     at_start = third_derivative(known, steps.start)
     if third is None or at_start is None:
@@ -535,30 +554,32 @@ def _exponential_excess(steps: Steps, nodes: Nodes, m: Array, top: Array) -> Arr
     q = nodes.left
     reach = -jnp.expm1(-nodes.elapsed)
     size = 2.0 * jnp.sinh(q / 2.0) * jnp.exp(-nodes.elapsed)
+    ends = (jnp.broadcast_to(-top, q.shape), jnp.broadcast_to(-m, q.shape))
+    fixed = jax.lax.stop_gradient((q, reach, size))
 
     def value(hessian: Array) -> Array:
         moved = hessian / (1.0 + hessian * reach)
         return jnp.exp(q / 2.0) * jnp.expm1(hessian * q) - size * moved
 
-    def slope(hessian: Array) -> Array:
+    def slope(hessian: Array, q: Array, reach: Array, size: Array) -> Array:
         return q * jnp.exp(q / 2.0 + hessian * q) - size / (1.0 + hessian * reach) ** 2
 
-    def bend(hessian: Array) -> Array:
+    def bend(hessian: Array, q: Array, reach: Array, size: Array) -> Array:
         curved = 2.0 * size * reach / (1.0 + hessian * reach) ** 3
         return q**2 * jnp.exp(q / 2.0 + hessian * q) + curved
 
     def halve(_: object, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = 0.5 * (low + high)
-        rising = slope(middle) > 0
+        rising = slope(middle, *fixed) > 0
         return jnp.where(rising, low, middle), jnp.where(rising, middle, high)
 
-    ends = (jnp.broadcast_to(-top, q.shape), jnp.broadcast_to(-m, q.shape))
-    near, _ = jax.lax.stop_gradient(jax.lax.fori_loop(0, _BISECTIONS, halve, ends))
-    # a step of Newton's method moves as the minimum does, which the bisection does not
-    lowest = jnp.clip(near - safe_divide(slope(near), bend(near)), *ends)
-    found = [jnp.abs(value(hessian)) for hessian in (*ends, lowest)]
-    return steps.larger(steps.larger(found[0], found[1]), found[2])
+    near, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, jax.lax.stop_gradient(ends))
+    # a step of Newton's method moves as the minimum does, which the bisection does not; how its
+    # length changes has no effect on two derivatives, as the slope is 0 there
+    moved = safe_divide(slope(near, q, reach, size), bend(near, *fixed))
+    lowest = jnp.clip(near - moved, *ends)
+    return steps.largest(jnp.moveaxis(jnp.abs(value(jnp.stack([*ends, lowest]))), 0, -1))
 
 
 def _randomised(contraction: Array, midpoint: _Midpoint, errors: StepErrors) -> StepFactors:

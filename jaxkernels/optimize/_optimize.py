@@ -683,13 +683,12 @@ def _best(problem: ScheduleProblem, solution: Solution) -> tuple[Schedule, float
     both = [np.concatenate(pair) for pair in zip(found, baselines, strict=True)]
     values = problem.evaluate(*both)
     best = int(np.argmin(values))
+    optimum = Schedule.from_squared(*(rows[best] for rows in both))
     if not 0.0 < values[best] < np.inf:
         raise ValueError(
             f"the objective is {values[best]:g} at its best start; it must be finite and positive. "
-            "A KL metric needs positive eigenvalues, and samplers that divide by the signal need a "
-            "process whose sigma(t_max) is finite."
+            f"{problem.objective.why_infinite(optimum)}"
         )
-    optimum = Schedule.from_squared(*(rows[best] for rows in both))
     return optimum, float(values[best]), values
 
 

@@ -11,13 +11,15 @@ from jaxtyping import Array, Float
 
 from .._newton import NewtonState, certificate, newton_start
 from .._objective import Derivatives
-from ._solver import AbstractSolver
+from ._solver import AbstractSolver, Newton
 from ._space import AbstractProblem
 
 # iterations per call of the compiled loop, between which progress is shown
 _CHUNK = 25
 # a relative gradient that cancellation in float64 cannot be expected to go below
 _ROUNDING_FLOOR = 1e-9
+# how much more widely kinks are rounded before
+_ROUNDINGS = (100.0, 30.0, 10.0, 3.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Solution:
     """Where every start of a solver ended.
 
     `z` (starts, n); `values` (starts,), the objective there; `history` (iterations, starts), the
-    objective per iteration; `converged`, `reason`, `gradient_norm` and `smallest_curvature` belong
+    objective per iteration, at first with widely rounded kinks if it has any; `converged`,
+    `reason`, `gradient_norm` and `smallest_curvature` belong
     to the best start.
     """
 
@@ -59,12 +62,19 @@ def solve(
     **Returns:** a `Solution`. Failing to converge is reported in it, not raised.
     """
     z = np.clip(z, np.asarray(problem.lower), np.asarray(problem.upper))
-    state = solver.init(problem, z)
-    while not solver.terminate(state):
-        until = min(int(state.iteration) + _CHUNK, solver.max_iterations)
-        state = solver.advance(problem, state, until)
-        value = float(np.exp(np.min(np.asarray(state.value))))
-        report(f"optimising: iteration {int(state.iteration)}, objective {value:.6g}")
+    state = _iterate(problem, solver.init(problem, z), solver, report, _is_late)
+    histories = []
+    softer = _softer(problem, solver) if int(state.iteration) < solver.max_iterations else []
+    softer = [] if softer and _has_converged(problem, state) else softer
+    for stage in softer:
+        histories.append(_history(state))
+        state = _iterate(stage, solver.init(stage, z), solver, report, _best_is_done)
+        z = np.asarray(state.z)
+    if softer:
+        histories.append(_history(state))
+        state = solver.init(problem, z)
+    state = _iterate(problem, state, solver, report, solver.terminate)
+    histories.append(_history(state))
     values = np.exp(np.asarray(state.value))
     values = np.where(np.isnan(values), np.inf, values)
     norm, curvature = _certificate(problem, state, int(np.argmin(values)))
@@ -73,12 +83,60 @@ def solve(
     return Solution(
         z=np.asarray(state.z),
         values=values,
-        history=np.exp(np.asarray(state.history)[:iterations]),
+        history=np.concatenate(histories),
         converged=converged,
         reason=_reason(converged, iterations, norm, solver),
         gradient_norm=norm,
         smallest_curvature=curvature,
     )
+
+
+def _iterate(
+    problem: AbstractProblem,
+    state: Any,
+    solver: AbstractSolver,
+    report: Callable[[str], None],
+    enough: Callable[[Any], bool],
+) -> Any:
+    """The solver's state when it ends, or between chunks of iterations when that is enough."""
+    while not (solver.terminate(state) or enough(state)):
+        until = min(int(state.iteration) + _CHUNK, solver.max_iterations)
+        state = solver.advance(problem, state, until)
+        value = float(np.exp(np.min(np.asarray(state.value))))
+        report(f"optimising: iteration {int(state.iteration)}, objective {value:.6g}")
+    return state
+
+
+def _history(state: Any) -> Float[np.ndarray, "iterations starts"]:
+    """The objective of every iteration so far."""
+    return np.exp(np.asarray(state.history)[: int(state.iteration)])
+
+
+def _best_is_done(state: Any) -> bool:
+    """Whether the start of the least value is."""
+    return bool(np.asarray(state.done)[np.argmin(np.asarray(state.value))])
+
+
+def _is_late(state: Any) -> bool:
+    """Whether an objective without valleys would have been minimised by now."""
+    return int(state.iteration) >= 2 * _CHUNK
+
+
+def _has_converged(problem: AbstractProblem, state: Any) -> bool:
+    """Whether the start of the least value has a gradient of 0."""
+    best = int(np.argmin(np.asarray(state.value)))
+    return _certificate(problem, state, best)[0] <= _ROUNDING_FLOOR * 10.0
+
+
+def _softer(problem: AbstractProblem, solver: AbstractSolver) -> list[AbstractProblem]:
+    """Those with widely rounded kinks, from which Newton's method reaches the problem's optimum.
+
+    Optax's transformations may have schedules of their own, which count iterations.
+    """
+    if not isinstance(solver, Newton):
+        return []
+    stages = [problem.smoothed(factor) for factor in _ROUNDINGS]
+    return [stage for stage in stages if stage is not None]
 
 
 def _certificate(problem: AbstractProblem, state: Any, best: int) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -164,6 +164,10 @@ class AbstractProblem(eqx.Module):
     lower: eqx.AbstractVar[Float[AnyArray, " n"]]
     upper: eqx.AbstractVar[Float[AnyArray, " n"]]
 
+    def smoothed(self, factor: float) -> "AbstractProblem | None":
+        """That of the objective with kinks rounded `factor` times as widely; None without kinks."""
+        del factor
+
     @abc.abstractmethod
     def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
         """log objective at z."""
@@ -198,6 +202,9 @@ class DenseProblem(AbstractProblem):
         lower, upper = space.bounds()
         return cls(objective=objective, space=space, lower=lower, upper=upper)
 
+    def smoothed(self, factor: float) -> "DenseProblem | None":
+        return _with_objective(self, self.objective.smoothed(factor))
+
     def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
         return jnp.log(self.objective(self.space.schedule(z)))
 
@@ -223,6 +230,9 @@ class AbstractTimesProblem(AbstractProblem):
     @abc.abstractmethod
     def coordinates(self, z: Float[Array, " n"]) -> Float[Array, " points"]:
         """u, constant in the padding."""
+
+    def smoothed(self, factor: float) -> "AbstractTimesProblem | None":
+        return _with_objective(self, self.objective.smoothed(factor))
 
     def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
         return jnp.log(self.objective.value(self.coordinates(z), self.num_steps))
@@ -338,6 +348,13 @@ class FreeEndProblem(AbstractTimesProblem):
         counted = self.num_steps - jnp.where(end < self.trained, 1, 0)
         length = self.top - bottom - counted.astype(end.dtype) * least
         return StepLengths(self.top, least, length, end)
+
+
+def _with_objective(problem: Any, objective: Any) -> Any:
+    """A problem of another objective of the same structure, if there is one."""
+    if objective is None:
+        return None
+    return eqx.tree_at(lambda problem: problem.objective, problem, objective)
 
 
 class StepLengths(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ... import _checks
-from ..._numerics import safe_sqrt
+from ..._numerics import largest, safe_sqrt
 from ..._precision import in_float64
 from ..._types import AnyArray, Numbers
 from ...distributions import Gaussian, GaussianMixture
@@ -351,7 +351,7 @@ def _remainder_per_step(
     precision = separation(mixture, steps.process, steps.times).precision
     weighted = steps.injection * (dim + 2) * precision
     later = jnp.sum(weighted) - jnp.cumsum(weighted)
-    return steps.injection * later * jnp.max(per_evaluation("rms", rms, steps.times))
+    return steps.injection * later * largest(per_evaluation("rms", rms, steps.times))
 
 
 def _sum_of_squares(

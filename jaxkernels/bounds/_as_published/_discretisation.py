@@ -12,9 +12,12 @@ Discretization and Second-Order Acceleration" (2025), https://arxiv.org/abs/2502
 import math
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from ... import _checks
+from ..._precision import is_traced
 from ..._types import Numbers
 from .._assumptions import Assumptions, why
 
@@ -38,10 +41,10 @@ class PublishedBound(NamedTuple):
     ```
     """
 
-    value: float
-    initialization: float
-    discretisation: float
-    score_error: float
+    value: float | Array
+    initialization: float | Array
+    discretisation: float | Array
+    score_error: float | Array
     reason: str = ""
 
 
@@ -57,9 +60,7 @@ def theorem_1(
 
     - `known`: the constants of the data.
     - `scheme`: "euler_maruyama" or "exponential_integrator".
-    - `horizon`: T > 0.
-    - `step`: h > 0.
-    - `score_error`: eps >= 0.
+    - `horizon`, `step`, `score_error`: T > 0, h > 0 and eps >= 0, numbers that may be traced.
 
     **Returns:** the value of the right-hand side and its terms.
 
@@ -74,9 +75,9 @@ def theorem_1(
     """
     names = ("euler_maruyama", "exponential_integrator")
     scheme = _checks.one_of("scheme", scheme, names)
-    size = _checks.scalar("step", step, above=0.0)
+    size = _number("step", step, above=0.0)
     factor = _constant(known, scheme) * math.sqrt(float(known.dim))
-    return _stated(known, horizon, factor * math.sqrt(float(size)), score_error, 1.0)
+    return _stated(known, horizon, factor * size**0.5, score_error, 1.0)
 
 
 def theorem_3(
@@ -104,8 +105,8 @@ def theorem_3(
     ```
     """
     scheme = _checks.one_of("scheme", scheme, ("rem", "rei"))
-    size = _checks.scalar("step", step, above=0.0)
-    error = _constant(known, scheme) * math.sqrt(float(size))
+    size = _number("step", step, above=0.0)
+    error = _constant(known, scheme) * size**0.5
     return _stated(known, horizon, error, score_error, 3.0)
 
 
@@ -139,12 +140,12 @@ def theorem_4(
     >>> stated = jk.bounds.as_published.theorem_4(known, 10.0, 0.5)
     ```
     """
-    size = float(_checks.scalar("step", step, above=0.0))
-    hessian = float(_checks.scalar("hessian_error", hessian_error, at_least=0.0))
-    drift = float(_checks.scalar("drift_error", drift_error, at_least=0.0))
-    score = float(_checks.scalar("score_error", score_error, at_least=0.0))
-    growth = math.exp((_largest(known) - 0.5) * size)
-    total = score + 2.0 / 3.0 * math.sqrt(size * float(known.dim)) * hessian + size / 2.0 * drift
+    size = _number("step", step, above=0.0)
+    hessian = _number("hessian_error", hessian_error, at_least=0.0)
+    drift = _number("drift_error", drift_error, at_least=0.0)
+    score = _number("score_error", score_error, at_least=0.0)
+    growth = math.e ** ((_largest(known) - 0.5) * size)
+    total = score + 2.0 / 3.0 * (size * float(known.dim)) ** 0.5 * hessian + size / 2.0 * drift
     error = growth * _constant(known, "second_order") * size
     return _stated(known, horizon, error, total, growth)
 
@@ -231,11 +232,11 @@ def _largest(known: Assumptions) -> float:
 def _inapplicable(known: Assumptions) -> str:
     """Why the theorems do not apply, or empty."""
     if known.convexity is None:
-        return f"m_0 is {why(known, 'convexity')}"
+        return f"m_0: {why(known, 'convexity')}"
     if float(known.convexity) <= 0.5:
         return f"m_0 = {float(known.convexity):g} must exceed 1/2"
     if known.smoothness is None:
-        return f"L_0 is {why(known, 'smoothness')}"
+        return f"L_0: {why(known, 'smoothness')}"
     return ""
 
 
@@ -256,18 +257,28 @@ def _constant(known: Assumptions, scheme: str) -> float:
     return numerators[scheme] / (_smallest(known) - 0.5)
 
 
+def _number(argument: str, value: Numbers, **bounds: float) -> float | Array:
+    """A number in its range, or as it is if traced; powers of both are written alike."""
+    checked = _checks.parameter(argument, value, **bounds)
+    return jnp.asarray(checked) if is_traced(checked) else float(checked)
+
+
 def _stated(
-    known: Assumptions, horizon: Numbers, discretisation: float, score_error: Numbers, factor: float
+    known: Assumptions,
+    horizon: Numbers,
+    discretisation: float | Array,
+    score_error: Numbers | Array,
+    factor: float | Array,
 ) -> PublishedBound:
     """The three terms, or infinity with a reason."""
-    duration = float(_checks.scalar("horizon", horizon, above=0.0))
-    score = float(_checks.scalar("score_error", score_error, at_least=0.0))
+    duration = _number("horizon", horizon, above=0.0)
+    score = _number("score_error", score_error, at_least=0.0)
     reason = _inapplicable(known)
     if reason:
         return PublishedBound(math.inf, math.inf, math.inf, math.inf, reason)
-    if not math.isfinite(discretisation):
-        reason = f"L_F is {why(known, 'third_derivative')}"
-    initial = math.exp(-_smallest(known) * duration) * math.sqrt(float(known.second_moment))
+    if not is_traced(discretisation) and not math.isfinite(discretisation):
+        reason = f"L_F: {why(known, 'third_derivative')}"
+    initial = math.e ** (-_smallest(known) * duration) * math.sqrt(float(known.second_moment))
     error = factor * score / (_smallest(known) - 0.5)
     total = initial + discretisation + error
     return PublishedBound(total, initial, discretisation, error, reason)
