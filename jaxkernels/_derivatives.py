@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+T = TypeVar("T")
 
 
 def forward_derivatives(
@@ -18,21 +20,30 @@ def forward_derivatives(
     Further axes of x are items that fn treats alike and separately; without them fn is any
     function.
     """
+    return forward_derivatives_with(lambda x: (fn(x), ()), x)[0]
+
+
+def forward_derivatives_with(
+    fn: Callable[[Array], tuple[Array, T]], x: Float[Array, "n *items"]
+) -> tuple[tuple[Array, Array, Array], T]:
+    """`forward_derivatives` of the first part of what fn returns, and the second part as it is."""
     n = x.shape[0]
     units = jnp.eye(n, dtype=x.dtype).reshape(n, n, *[1] * (x.ndim - 1))
     units = jnp.broadcast_to(units, (n, *x.shape))
 
     def along(first: Array):
         def directional(x: Array):
-            return jax.jvp(fn, (x,), (first,))
+            value, slope, more = jax.jvp(fn, (x,), (first,), has_aux=True)
+            return (value, slope), more
 
         def again(second: Array):
-            return jax.jvp(directional, (x,), (second,))
+            return jax.jvp(directional, (x,), (second,), has_aux=True)
 
-        return jax.vmap(again, out_axes=((None, None), 0))(units)
+        return jax.vmap(again, out_axes=((None, None), 0, None))(units)
 
-    (value, slope), (_, curvature) = jax.vmap(along, out_axes=((None, 0), 0))(units)
-    return value, slope, curvature
+    out_axes = ((None, 0), (None, 0), None)
+    (value, slope), (_, curvature), more = jax.vmap(along, out_axes=out_axes)(units)
+    return (value, slope, curvature), more
 
 
 def pairwise_derivatives(

@@ -7,8 +7,11 @@ unused branch never produces a NaN in a derivative.
 """
 
 import math
+from functools import partial
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 
@@ -81,14 +84,37 @@ def phi(order: int, z: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
     int_0^h e^(c (h - s)) s^m ds = m! h^(m+1) phi_(m+1)(c h)
     """
+    return phis(order, z)[-1]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def phis(highest: int, z: Float[Array, "*s"]) -> Float[Array, "orders *s"]:
+    """phi_1, phi_2, ..., with
+
+    phi_n(z) = 1 / n! + z phi_(n+1)(z),        d phi_n / dz = phi_n - n phi_(n+1)
+    """
     small = jnp.abs(z) < 1.0
     # 18 terms leave less than 1e-17 below the threshold
     y = jnp.where(small, z, 0.0)
     series = jnp.zeros_like(y)
     for k in reversed(range(18)):
-        series = 1.0 / math.factorial(k + order) + y * series
+        series = 1.0 / math.factorial(k + highest) + y * series
+    below = [series]
+    for n in reversed(range(1, highest)):
+        below.append(1.0 / math.factorial(n) + y * below[-1])
     y = jnp.where(small, 1.0, z)
-    value = jnp.expm1(y) / y
-    for n in range(1, order):
-        value = (value - 1.0 / math.factorial(n)) / y
-    return jnp.where(small, series, value)
+    above = [jnp.expm1(y) / y]
+    for n in range(1, highest):
+        above.append((above[-1] - 1.0 / math.factorial(n)) / y)
+    return jnp.where(small, jnp.stack(below[::-1]), jnp.stack(above))
+
+
+@phis.defjvp
+def _phis_jvp(
+    highest: int, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Float[Array, "orders *s"], Float[Array, "orders *s"]]:
+    """Those up to one order more have the derivatives."""
+    found = phis(highest + 1, primals[0])
+    orders = np.arange(1.0, highest + 1.0, dtype=found.dtype)
+    orders = orders.reshape(-1, *[1] * (found.ndim - 1))
+    return found[:-1], (found[:-1] - orders * found[1:]) * tangents[0]

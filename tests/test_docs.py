@@ -106,7 +106,7 @@ def test_notebook_runs(path: Path):
     if missing:
         pytest.skip(f"needs {', '.join(missing)}: `pip install --group external`")
     NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}
+        notebook, timeout=900, resources={"metadata": {"path": str(path.parent)}}
     ).execute()
     assert all(cell.get("execution_count") for cell in notebook.cells if cell.cell_type == "code")
 

@@ -190,12 +190,14 @@ def ended(schedule: Schedule, end: str) -> Schedule:
 @pytest.fixture(scope="module")
 def k_sampling() -> Any:
     """`k_diffusion.sampling` without the package around it, which imports tools for training."""
-    spec = importlib.util.find_spec("k_diffusion")
-    if spec is None:
-        pytest.skip("k-diffusion is not installed")
-    package = types.ModuleType("k_diffusion")
-    package.__path__ = list(spec.submodule_search_locations or [])
-    sys.modules["k_diffusion"] = package
+    # another file may have put the package there, which has no spec
+    if "k_diffusion" not in sys.modules:
+        spec = importlib.util.find_spec("k_diffusion")
+        if spec is None:
+            pytest.skip("k-diffusion is not installed")
+        package = types.ModuleType("k_diffusion")
+        package.__path__ = list(spec.submodule_search_locations or [])
+        sys.modules["k_diffusion"] = package
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip("k_diffusion.sampling")

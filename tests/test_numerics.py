@@ -262,3 +262,20 @@ def test_derivatives_once_per_point() -> None:
     check_grads(lambda v: once(x, v), (variances,), 2, rtol=1e-5)
     check_grads(once, (x, variances), 2, rtol=1e-5)
     np.testing.assert_array_equal(once(x, variances), plain(x, variances))
+
+
+@pytest.mark.parametrize("z", [-30.0, -1.0001, -0.9999, -1e-9, 0.0, 0.5, 3.0, 20.0])
+def test_phi_functions_and_two_derivatives(z: float):
+    """phi_n(z) = int_0^1 e^((1-s) z) s^(n-1) / (n-1)! ds, by Gauss-Legendre quadrature."""
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    s = 0.5 * (nodes + 1.0)
+    for order in (1, 2, 3):
+
+        def fn(z: jax.Array, order: int = order) -> jax.Array:
+            return numerics.phis(order, z)[-1]
+
+        derived = (fn, jax.grad(fn), jax.grad(jax.grad(fn)), jax.jacfwd(jax.grad(fn)))
+        share = 0.5 * weights * s ** (order - 1) / (1.0, 1.0, 2.0)[order - 1]
+        for power, found in zip((0, 1, 2, 2), derived, strict=True):
+            expected = np.sum(share * (1.0 - s) ** power * np.exp((1.0 - s) * z))
+            np.testing.assert_allclose(found(jnp.asarray(z)), expected, rtol=1e-10)

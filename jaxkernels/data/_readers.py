@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +117,10 @@ def _torch(name: str, content: bytes, key: str | None) -> np.ndarray:
     except ImportError:
         raise missing_extra(f"reading {name}", "PyTorch", "formats") from None
     try:
-        found: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # that it takes time to check the indices of sparse tensors
+            warnings.filterwarnings("ignore", "Validating sparse tensor", UserWarning)
+            found: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError) as error:
         fault = str(error).split(". ")[0].splitlines()[0]
         raise ValueError(

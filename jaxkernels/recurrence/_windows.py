@@ -6,6 +6,7 @@ first time, and the history stays as it is at the start.
 """
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from .._numerics import safe_divide, safe_sqrt
 from ..distributions import Gaussian
 from ..prediction import Predict, Prediction
 from ..processes import EDM, AbstractProcess
-from ..samplers import AbstractSampler
+from ..samplers import AbstractSampler, History
 from ..schedules import Step
 
 
@@ -86,34 +87,49 @@ def local_error_coefficients(
     with m = `corrector_evaluations` and J = dD/dy the Jacobian of the denoiser in y = x / a.
     """
     depth = sampler.window_steps
-    terms = 1 + sampler.corrector_evaluations
-    size = 2 * len(times)
-    units = jnp.eye(size, terms * size, dtype=times.dtype).reshape(len(times), 2, -1)
-    exact = [process.signal(t) * d + process.noise(t) * e for t, (d, e) in zip(times, units)]
+    count = len(times)
+    # what is predicted and where a step starts are told apart: an evaluation may be elsewhere
+    units = jnp.eye(3 * count, dtype=times.dtype)
+    found = units[: 2 * count].reshape(count, 2, -1)
+    points = units[2 * count :]
     still = jnp.zeros(depth + 1, times.dtype)
-    history = sampler.init_history(exact[0])
-    after = exact[0]
-    found = units[0]
-    for j in range(depth + 1):
-        current = window_step(times, still, step - depth, j, num_steps)
-        run = (_always(found), jnp.zeros_like, process, current, exact[j], history)
+    steps = [window_step(times, still, step - depth, j, num_steps) for j in range(depth + 1)]
+
+    def advance(carry: tuple[Array, History], inputs: Any) -> tuple[tuple[Array, History], Array]:
+        _, history = carry
+        current, start, prediction = inputs
+        run = (_always(prediction), jnp.zeros_like, process, current, start, history)
         after, new = sampler.step_from_corrected(*run)
-        inside = step - depth + j >= 0
-        history = jax.tree.map(lambda a, b, inside=inside: jnp.where(inside, a, b), new, history)
-        found = units[j + 1]
-        term = j - depth + sampler.corrector_evaluations
-        if sampler.corrects and term > 0:
-            delta = jnp.where(inside, (after - exact[j + 1])[:size], 0.0)
-            off = jnp.zeros_like(after).at[term * size : (term + 1) * size].set(delta)
-            a = process.signal(times[j + 1])
-            s = process.noise(times[j + 1])
-            # what is denoised otherwise is noise
-            found = found + jnp.stack([safe_divide(off, a), -safe_divide(off, s)])
-    if sampler.corrects:
+        inside = current.completed >= 0
+        history = jax.tree.map(lambda a, b: jnp.where(inside, a, b), new, history)
+        return (after, history), after
+
+    inputs = (jax.tree.map(lambda *rows: jnp.stack(rows), *steps), points[:-1], found[:-1])
+    carry = (points[0], sampler.init_history(points[0]))
+    # a loop where windows are long: compiling takes longer than running
+    corrects = sampler.corrects
+    (after, history), ends = jax.lax.scan(advance, carry, inputs, unroll=not corrects)
+    if corrects:
         later = _next_step(times, step, num_steps)
-        corrected = sampler.correct(Prediction(*found), process, later, after, history)
+        corrected = sampler.correct(Prediction(*found[-1]), process, later, after, history)
         after = jnp.where(step + 1 < num_steps, corrected, after)
-    return (after - exact[-1].reshape(-1)).reshape(terms, len(times), 2)
+    # x = a D + s eps, and what x(t_end) is
+    scales = jnp.stack([process.signal(times), process.noise(times)], -1)
+    own = np.eye(count)[1:, :, None] * scales
+
+    def on_trajectory(after: Array, own: Array) -> Array:
+        direct = after[..., : 2 * count].reshape(*after.shape[:-1], count, 2)
+        return direct + after[..., 2 * count :, None] * scales - own
+
+    error = on_trajectory(after, own[-1])[None]
+    if not corrects:
+        return error
+    m = sampler.corrector_evaluations
+    inside = (step - m + 1 + np.arange(m) >= 0)[:, None, None]
+    delta = jnp.where(inside, on_trajectory(ends[-m:], own[-m:]), 0.0)
+    # what is denoised otherwise is noise
+    answer = safe_divide(after[: 2 * count].reshape(count, 2), scales)[-m:]
+    return jnp.concatenate([error, (answer[:, 0] - answer[:, 1])[:, None, None] * delta])
 
 
 def _next_step(

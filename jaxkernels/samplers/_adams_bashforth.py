@@ -14,7 +14,7 @@ from ..schedules import Step
 from ._base import Process
 from ._multistep import (
     AbstractMultistep,
-    exponential_moment,
+    exponential_moments,
     log_nodes,
     newton_integrals,
 )
@@ -51,21 +51,19 @@ class AbstractAdamsBashforth(AbstractMultistep):
         return prediction.eps
 
     def integrals(self, process: Process, step: Step, nodes: Sequence[Array]) -> list[Array]:
-        moments = [self.moment(process, step, nodes[0], m) for m in range(self.solver_order)]
-        return newton_integrals(moments, nodes[1:])
+        return newton_integrals(self.moments(process, step, nodes[0]), nodes[1:])
 
     @abc.abstractmethod
-    def moment(self, process: Process, step: Step, length: Array, m: int) -> Array:
-        """Integrate a power of the distance from the step's start over sigma.
+    def moments(self, process: Process, step: Step, length: Array) -> list[Array]:
+        """Integrate powers of the distance from the step's start over sigma.
 
         **Arguments:**
 
         - `process`: the forward process.
         - `step`: the step.
         - `length`: the step's length in the coordinate.
-        - `m`: the power, >= 0.
 
-        **Returns:** the integral, in units of sigma.
+        **Returns:** the integrals of powers 0, ..., `solver_order` - 1, in units of sigma.
         """
 
 
@@ -111,8 +109,8 @@ class LMS(AbstractAdamsBashforth):
         earlier = [jnp.where(known, node, 0.0) for known, node in zip(usable, earlier, strict=True)]
         return [process.sigma(step.next_time) - start, *earlier]
 
-    def moment(self, process: Process, step: Step, length: Array, m: int) -> Array:
-        return length ** (m + 1) / (m + 1)
+    def moments(self, process: Process, step: Step, length: Array) -> list[Array]:
+        return [length**n / n for n in range(1, self.solver_order + 1)]
 
 
 class DEIS(AbstractAdamsBashforth):
@@ -151,9 +149,10 @@ class DEIS(AbstractAdamsBashforth):
     def step_order(self, process: Process, step: Step, known: Array) -> Array:
         return jnp.where(process.noise(step.next_time) > 0, known + 1, 1)
 
-    def moment(self, process: Process, step: Step, length: Array, m: int) -> Array:
+    def moments(self, process: Process, step: Step, length: Array) -> list[Array]:
         # sigma falls as e^(-r)
-        return -process.sigma(step.next_time) * exponential_moment(1.0, length, m)
+        end = process.sigma(step.next_time)
+        return [-end * moment for moment in exponential_moments(1.0, length, self.solver_order - 1)]
 
 
 class IPNDM(AbstractAdamsBashforth):
@@ -195,7 +194,8 @@ class IPNDM(AbstractAdamsBashforth):
         one = jnp.ones_like(step.time)
         return [one, *(-(1.0 + j) * one for j in range(len(usable)))]
 
-    def moment(self, process: Process, step: Step, length: Array, m: int) -> Array:
+    def moments(self, process: Process, step: Step, length: Array) -> list[Array]:
         finite = process.signal(step.time) > 0
         start = process.sigma(jnp.where(finite, step.time, step.next_time))
-        return (process.sigma(step.next_time) - start) * length ** (m + 1) / (m + 1)
+        change = process.sigma(step.next_time) - start
+        return [change * length**n / n for n in range(1, self.solver_order + 1)]

@@ -15,7 +15,7 @@ from ._multistep import (
     AbstractMultistep,
     count_usable,
     divided_differences,
-    exponential_moment,
+    exponential_moments,
     log_nodes,
     newton_integrals,
     usable_predictions,
@@ -256,7 +256,7 @@ class UniPC(AbstractDataMultistep):
 def _moments(step: Step, length: Array, highest: int) -> list[Array]:
     """c int_0^h e^(-c (h - r)) r^m dr for m = 0, ..., highest, with c = 1 + alpha^2."""
     rate = 1.0 + step.stochasticity_squared
-    return [rate * exponential_moment(-rate, length, m) for m in range(highest + 1)]
+    return [rate * moment for moment in exponential_moments(-rate, length, highest)]
 
 
 def _midpoint(step: Step, length: Array) -> Array:

@@ -18,7 +18,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._numerics import phi, power, safe_divide
+from .._numerics import phis, power, safe_divide
 from ..prediction import Predict, Prediction
 from ..schedules import Step
 from ._base import AbstractSampler, History, Noise, Process, X
@@ -118,10 +118,11 @@ class AbstractMultistep(AbstractSampler):
 
 def usable_predictions(process: Process, step: Step, count: int) -> list[Array]:
     """Whether each earlier time of a step has a prediction, of finite noise level."""
-    usable = []
-    for j in range(count):
-        usable.append((step.completed > j) & (process.signal(step.earlier_times[j]) > 0))
-    return usable
+    if not count:
+        return []
+    earlier = jnp.stack([step.earlier_times[j] for j in range(count)])
+    finite = process.signal(earlier) > 0
+    return [(step.completed > j) & finite[j] for j in range(count)]
 
 
 def count_usable(usable: Sequence[Array]) -> Array:
@@ -162,16 +163,17 @@ def newton_integrals(moments: Sequence[Array], nodes: Sequence[Array]) -> list[A
 
 def log_nodes(process: Process, step: Step, usable: Sequence[Array]) -> list[Array]:
     """l = log(a/s) at the end and at the earlier times of a step, less that at its start."""
-    here = 0.5 * process.log_snr(step.time)
-    finite = (process.noise(step.next_time) > 0) & (process.signal(step.time) > 0)
-    end = jnp.where(finite, 0.5 * process.log_snr(step.next_time) - here, 1.0)
-    earlier = [
-        jnp.where(known, 0.5 * process.log_snr(step.earlier_times[j]) - here, 0.0)
-        for j, known in enumerate(usable)
-    ]
-    return [end, *earlier]
+    earlier = [step.earlier_times[j] for j in range(len(usable))]
+    # those that are left out may be infinite
+    here, end, *levels = 0.5 * process.log_snr(jnp.stack([step.time, step.next_time, *earlier]))
+    finite = jnp.isfinite(end) & jnp.isfinite(here)
+    known = [finite, *usable]
+    fill = [1.0, *[0.0] * len(usable)]
+    levels = zip(known, [end, *levels], fill, strict=True)
+    return [jnp.where(use, level - here, default) for use, level, default in levels]
 
 
-def exponential_moment(rate: Array | float, length: Array, m: int) -> Array:
-    """int_0^h e^(c (h - r)) r^m dr."""
-    return math.factorial(m) * length ** (m + 1) * phi(m + 1, rate * length)
+def exponential_moments(rate: Array | float, length: Array, highest: int) -> list[Array]:
+    """int_0^h e^(c (h - r)) r^m dr for m = 0, ..., highest."""
+    functions = phis(highest + 1, rate * length)
+    return [math.factorial(m) * length ** (m + 1) * functions[m] for m in range(highest + 1)]

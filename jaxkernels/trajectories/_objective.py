@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from .. import _checks
-from .._derivatives import forward_derivatives
+from .._derivatives import forward_derivatives_with
 from .._linalg import full_precision
 from .._objective import AbstractBoundObjective, AbstractCoordinateObjective, AbstractObjective
 from .._types import Numbers
@@ -184,19 +184,18 @@ class RecordedSum(AbstractCoordinateObjective):
         points, steps = self._windows(u)
         windows = u[points]
 
-        def weights_of(window: Array, k: Array) -> tuple[Array, Array, Array]:
-            def fn(u: Array) -> Array:
-                return self.record.block_weights(self._terms(u, k, num_steps))
+        def weights_of(window: Array, k: Array) -> tuple[tuple[Array, Array, Array], Places]:
+            def fn(u: Array) -> tuple[Array, Places]:
+                terms = self._terms(u, k, num_steps)
+                return self.record.block_weights(terms), (terms.rows, terms.columns)
 
-            return forward_derivatives(fn, window)
+            return forward_derivatives_with(fn, window)
 
-        w, w_a, w_ab = jax.vmap(weights_of)(windows, steps)
+        (w, w_a, w_ab), places = jax.vmap(weights_of)(windows, steps)
         # the ends are fixed, and before the first step a window repeats the first coordinate
         used = (steps < num_steps)[:, None]
         inner = (points > 0) & (points < num_steps) & used
         w_a = jnp.where(inner[..., None, None, None, None], w_a, 0.0)
-        terms = jax.vmap(lambda u, k: self._terms(u, k, num_steps))(windows, steps)
-        places = (terms.rows, terms.columns)
         weights = jnp.concatenate([w[:, None], w_a], 1)
         rows = _contract_windows(self.record, places, weights, num_steps)
         errors = rows[:, 0]

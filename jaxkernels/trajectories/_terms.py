@@ -19,10 +19,10 @@ leading term of the local error, O(h^3). Terms in the second derivative of the d
 which is the local error of a method of order 4: such methods are refused.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ..processes import AbstractProcess
@@ -74,11 +74,11 @@ def local_error_terms(
     if sampler.nfe_per_step == 1:
         u = _places(coordinate, process, times)
         rows = jnp.broadcast_to(u[-1], u.shape)
-        error, *responses = local_error_coefficients(*run)
-        terms = LocalErrorTerms(rows, u, error * scale)
-        if not responses:
+        coefficients = local_error_coefficients(*run)
+        terms = LocalErrorTerms(rows, u, coefficients[0] * scale)
+        if not sampler.corrects:
             return terms
-        responses = [response / process.signal(times[-1]) for response in responses]
+        responses = coefficients[1:] / process.signal(times[-1])
         return _with_responses(coordinate, terms, responses, step)
     middle, error, response = two_evaluation_coefficients(*run)
     u = _places(coordinate, process, jnp.stack([times[0], middle, times[1]]))
@@ -99,7 +99,7 @@ def local_error_terms(
 def _with_responses(
     coordinate: TimeCoordinate,
     terms: LocalErrorTerms,
-    responses: Sequence[Float[Array, "window 2"]],
+    responses: Float[Array, "evaluations window 2"],
     step: Int[Array, ""],
 ) -> LocalErrorTerms:
     """The terms of a corrected point, with those of all its evaluations.
@@ -113,24 +113,25 @@ def _with_responses(
     end = jnp.where(finite, u[-1], u[-2])
     share = jnp.where(finite, 1.0, 0.5)
     # what was predicted depends on as many evaluations as what was corrected
-    rows = [terms.rows[-count:]]
-    columns = [u[-count:]]
-    value = [terms.value[-count:]]
-    slope = [jnp.zeros_like(value[0])]
-    for back, response in enumerate(reversed(responses)):
-        at = slice(len(u) - count - back, len(u) - back)
-        # nothing is predicted before the first step
-        place = jnp.where(step >= back, u[at][-1], end) if back else end
-        row = _row_between(place, end)
-        factor, factor_of_slope = _pulled_back(coordinate, row, share)
-        rows.append(jnp.broadcast_to(row, (count,)))
-        columns.append(u[at])
-        value.append(factor * response[at])
-        slope.append(factor_of_slope * response[at])
-    return LocalErrorTerms(*map(jnp.concatenate, (rows, columns, value, slope)))
+    at = np.arange(len(u) - count, len(u)) - np.arange(count)[:, None]
+    # nothing is predicted before the first step
+    back = np.arange(count)
+    places = jnp.where(step >= back, u[at[:, -1]], end).at[0].set(end)
+    rows = _row_between(places, end)
+    # by their number from the end, and of those places
+    own = responses[::-1][back[:, None], at]
+    factors = [f[:, None, None] * own for f in _pulled_back(coordinate, rows, share)]
+    value, slope = (f.reshape(-1, 2) for f in factors)
+    recent = terms.value[-count:]
+    return LocalErrorTerms(
+        rows=jnp.concatenate([terms.rows[-count:], jnp.repeat(rows, count)]),
+        columns=jnp.concatenate([u[-count:], u[at].reshape(-1)]),
+        value=jnp.concatenate([recent, value]),
+        slope=jnp.concatenate([jnp.zeros_like(recent), slope]),
+    )
 
 
-def _row_between(middle: Float[Array, ""], end: Float[Array, ""]) -> Float[Array, ""]:
+def _row_between(middle: Float[Array, "*s"], end: Float[Array, ""]) -> Float[Array, "*s"]:
     """Where (1) is taken for an evaluation at one time and sensitivities at another."""
     return middle + (end - middle) / 3.0
 
@@ -147,8 +148,8 @@ def _places(
 
 
 def _pulled_back(
-    coordinate: TimeCoordinate, u: Float[Array, ""], share: ArrayLike = 1.0
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    coordinate: TimeCoordinate, u: Float[Array, "*s"], share: ArrayLike = 1.0
+) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
     """Factors of A and dA/du in A_y + share dA_y/dlambda, which is (1), for A_y = a A."""
     process = coordinate.process
     t = coordinate.time(u)
