@@ -115,7 +115,7 @@ def local_error_coefficients(
         after = jnp.where(step + 1 < num_steps, corrected, after)
     # x = a D + s eps, and what x(t_end) is
     scales = jnp.stack([process.signal(times), process.noise(times)], -1)
-    own = np.eye(count)[1:, :, None] * scales
+    own = jnp.eye(count, dtype=times.dtype)[1:, :, None] * scales
 
     def on_trajectory(after: Array, own: Array) -> Array:
         direct = after[..., : 2 * count].reshape(*after.shape[:-1], count, 2)
