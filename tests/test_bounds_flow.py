@@ -197,6 +197,19 @@ def bounds_of(process: jk.AbstractProcess, at: Instances, start, along, under, l
     return jax.vmap(one)(*rows)
 
 
+def truths_and_bounds(
+    oracle: Callable[[np.ndarray], Numbers], process: jk.AbstractProcess, at: Instances
+) -> tuple[list[Truth], np.ndarray]:
+    """What every scheme's error is, and `bounds_of` errors along the chain and under p_t."""
+    truths = [exact_error(scheme, oracle, at) for scheme in SCHEMES]
+    along, under = (
+        np.stack([getattr(truth, field) for truth in truths], 1) for field in ("along", "under")
+    )
+    lipschitz = np.abs(at.slope).max((2, 3))
+    arguments = jax.tree.map(jnp.asarray, (at, at.start.rms(), along, under, lipschitz))
+    return truths, np.asarray(bounds_of(process, *arguments))
+
+
 @pytest.mark.parametrize(
     "name",
     ["OU", *(pytest.param(n, marks=pytest.mark.slow) for n in ("EDM", "FlowMatching", "VP"))],
@@ -205,13 +218,7 @@ def test_flow_bounds_hold_on_random_gaussians(name: str, record_property: Callab
     """1000 targets, schedules and starts, with affine errors, along the chain and under p_t."""
     oracle, process, first = PROCESSES[name]
     at = draw_instances(list(PROCESSES).index(name), first)
-    truths = [exact_error(scheme, oracle, at) for scheme in SCHEMES]
-    along, under = (
-        np.stack([getattr(truth, field) for truth in truths], 1) for field in ("along", "under")
-    )
-    lipschitz = np.abs(at.slope).max((2, 3))
-    arguments = jax.tree.map(jnp.asarray, (at, at.start.rms(), along, under, lipschitz))
-    found = np.asarray(bounds_of(process, *arguments))
+    truths, found = truths_and_bounds(oracle, process, at)
     for i, scheme in enumerate(SCHEMES):
         truth = truths[i].error[:, None, None]
         bound = found[:, 2 * i : 2 * i + 2]
@@ -250,13 +257,7 @@ def test_flow_bounds_hold_for_extreme_steps_and_variances() -> None:
     mu = at.mu * rng.choice([0.0, 1.0, 30.0], (INSTANCES, 1))
     at = at._replace(lam=lam, times=times, mu=mu)
     size = np.sqrt(np.sum(at.present * (mu**2 + lam), -1))[:, None, None]
-    truths = [exact_error(scheme, oracle, at) for scheme in SCHEMES]
-    along, under = (
-        np.stack([getattr(truth, field) for truth in truths], 1) for field in ("along", "under")
-    )
-    lipschitz = np.abs(at.slope).max((2, 3))
-    arguments = jax.tree.map(jnp.asarray, (at, at.start.rms(), along, under, lipschitz))
-    found = np.asarray(bounds_of(process, *arguments))
+    truths, found = truths_and_bounds(oracle, process, at)
     for i, truth in enumerate(truths):
         bound = found[:, 2 * i : 2 * i + 2]
         assert np.all(np.isfinite(bound))

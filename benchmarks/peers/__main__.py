@@ -86,7 +86,7 @@ def study(
     _, data = problem.split()
     denoiser = denoiser_of(train(problem, data))
     searches = all_searches(denoiser, data)
-    wanted = {name: searches[name] for name in (methods or searches) if name in searches}
+    wanted = {name: searches[name] for name in (methods or searches) if name != HINDSIGHT}
     best_possible = methods is None or HINDSIGHT in methods
     unseen = jax.random.normal(jax.random.key(3), (UNSEEN, data.shape[1]))
     cells = []
@@ -123,6 +123,7 @@ def all_searches(denoiser: jk.AbstractDenoiser, data: np.ndarray) -> dict[str, S
     """Every search by name, each with initial noise of its own."""
     dim = data.shape[1]
     noise = jax.random.normal(jax.random.key(11), (4096, dim))
+    gits_noise = noise[: gits.TRAJECTORIES]
     scale = float(np.sqrt(data.var(0).mean()))
     share = BUDGETS[-1] // (len(SAMPLERS) * len(STEPS))
 
@@ -156,9 +157,9 @@ def all_searches(denoiser: jk.AbstractDenoiser, data: np.ndarray) -> dict[str, S
         "tangent": lambda _, k: tangent(k, scale),
         "AYS": aligned,
         "DMN": lambda sampler, k: dmn.search(PROCESS, k, T_MIN, ORDERS[sampler]),
-        "GITS, deviation": lambda _, k: gits.search(denoiser, k, noise, T_MIN, "dev"),
-        "GITS, l2": lambda _, k: gits.search(denoiser, k, noise, T_MIN, "l2"),
-        "OSS": lambda _, k: oss.search(denoiser, k, noise, T_MIN),
+        "GITS, deviation": lambda _, k: gits.search(denoiser, k, gits_noise, T_MIN, "dev"),
+        "GITS, l2": lambda _, k: gits.search(denoiser, k, gits_noise, T_MIN, "l2"),
+        "OSS": lambda _, k: oss.search(denoiser, k, noise[: oss.TRAJECTORIES], T_MIN),
         "LD3": lambda sampler, k: ld3.search(denoiser, sampler, k, noise, T_MIN),
         LD3_WITHIN: lambda sampler, k: ld3.search(denoiser, sampler, k, noise, T_MIN, share),
         "ours, data alone": partial(within, budget=0, with_data=True),

@@ -131,12 +131,12 @@ def all_searches(
     def trajectory_regularity(sampler: str, num_steps: int, budget: int) -> Found:
         del sampler
         rows = noise[: budget // (gits.POINTS - 1)]
-        return gits.search(denoiser, num_steps, rows, T_MIN, "dev", len(rows))
+        return gits.search(denoiser, num_steps, rows, T_MIN, "dev")
 
     def optimal_step_sizes(sampler: str, num_steps: int, budget: int) -> Found:
         del sampler
         rows = noise[: budget // trajectory]
-        return oss.search(denoiser, num_steps, rows, T_MIN, len(rows))
+        return oss.search(denoiser, num_steps, rows, T_MIN)
 
     def unrolled(sampler: str, num_steps: int, budget: int) -> Found:
         share = budget // len(SETTINGS)

@@ -24,15 +24,9 @@ COSTS = ("dev", "l2")
 
 
 def search(
-    denoiser: jk.AbstractDenoiser,
-    num_steps: int,
-    noise: Array,
-    t_min: float,
-    cost: str,
-    trajectories: int = TRAJECTORIES,
+    denoiser: jk.AbstractDenoiser, num_steps: int, noise: Array, t_min: float, cost: str
 ) -> Found:
-    """The schedule of the best path; `cost` is "dev" or "l2"."""
-    noise = noise[:trajectories]
+    """The schedule of the best path from all rows of noise; `cost` is "dev" or "l2"."""
     sigmas, points = teacher(denoiser, POINTS - 1, t_min, noise)
     path = best_path(costs(sigmas, points, cost), num_steps, COEFFICIENT)
     nfe = (POINTS - 1) * len(noise)

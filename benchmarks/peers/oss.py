@@ -24,15 +24,8 @@ TEACHER_STEPS = 200
 TRAJECTORIES = 8
 
 
-def search(
-    denoiser: jk.AbstractDenoiser,
-    num_steps: int,
-    noise: Array,
-    t_min: float,
-    trajectories: int = TRAJECTORIES,
-) -> Found:
-    """The median of the paths of several trajectories."""
-    noise = noise[:trajectories]
+def search(denoiser: jk.AbstractDenoiser, num_steps: int, noise: Array, t_min: float) -> Found:
+    """The median of the paths of trajectories from all rows of noise."""
     sigmas, points = teacher(denoiser, TEACHER_STEPS, t_min, noise)
     process = denoiser.process
     times = np.asarray(jk.schedules.karras(process, TEACHER_STEPS, t_min).times)

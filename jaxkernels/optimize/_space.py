@@ -261,7 +261,8 @@ class TimesProblem(AbstractTimesProblem):
     def vectors(
         self, space: ScheduleSpace, schedules: Sequence[Schedule]
     ) -> Float[np.ndarray, "starts n"]:
-        return padded_logits(space, schedules, np.shape(self.lower)[0])
+        logits = space.vectors(schedules)[:, : space.num_steps - 1]
+        return pad_logits(logits, np.shape(self.lower)[0])
 
     def arrays(
         self, space: ScheduleSpace, z: Float[np.ndarray, "starts n"]
@@ -312,8 +313,9 @@ class FreeEndProblem(AbstractTimesProblem):
     def vectors(
         self, space: ScheduleSpace, schedules: Sequence[Schedule]
     ) -> Float[np.ndarray, "starts n"]:
-        logits = padded_logits(space, schedules, np.shape(self.lower)[0] - 1)
-        return np.concatenate([logits, space.vectors(schedules)[:, -1:]], axis=1)
+        z = space.vectors(schedules)
+        logits = pad_logits(z[:, : space.num_steps - 1], np.shape(self.lower)[0] - 1)
+        return np.concatenate([logits, z[:, -1:]], axis=1)
 
     def arrays(
         self, space: ScheduleSpace, z: Float[np.ndarray, "starts n"]
@@ -389,12 +391,11 @@ class StepLengths(NamedTuple):
         return jnp.concatenate([jnp.asarray(self.top, p.dtype)[None], inside])
 
 
-def padded_logits(
-    space: ScheduleSpace, schedules: Sequence[Schedule], size: int
+def pad_logits(
+    logits: Float[np.ndarray, "starts interior"], size: int
 ) -> Float[np.ndarray, "starts n"]:
-    """The logits of step lengths of concrete schedules, followed by zeros up to `size`."""
-    z = space.vectors(schedules)[:, : space.num_steps - 1]
-    return np.pad(z, ((0, 0), (0, size - z.shape[1])))
+    """Logits of step lengths, followed by zeros up to `size`."""
+    return np.pad(logits, ((0, 0), (0, size - logits.shape[1])))
 
 
 def _shares(logits: Float[Array, " n"], num_steps: AnyArray) -> Float[Array, " steps"]:

@@ -194,9 +194,8 @@ def optimize_schedules(
       data speak for and a baseline on a few of the recorded trajectories, to decide between them;
       the errors that are shown are the model's, and `verified` is False. A few hundred NFE are
       enough to be warned of a network on which the schedule of the data is worse than a baseline.
-      What a large budget leaves
-      goes to a selection for each setting, as by `optimize_schedule`. `ScheduleSweep.plan` says how
-      it was divided. Default: as `selection` says.
+      What a large budget leaves goes to a selection for each setting, as by `optimize_schedule`.
+      `ScheduleSweep.plan` says how it was divided. Default: as `selection` says.
 
     **Returns:** a `ScheduleSweep`; `sweep["ddim", 8]` is what `optimize_schedule` returns.
 

@@ -1,6 +1,6 @@
 """Whether a selection is resolved, and whether it holds beyond the model."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ..comparison import WEIGHED, Comparison
 
@@ -34,14 +34,9 @@ def unproven(
     """
     if comparison.ranking_statistic != "geometric_mean":
         return ()
-    found = []
-    for statistic in WEIGHED:
-        values = comparison.statistic(statistic)
-        name = min(baselines, key=values.__getitem__)
-        ratio = comparison.ratio(statistic, comparison.leader, name)
-        if not ratio.value + ratio.standard_error < 1.0:
-            label = f"{ratio.value:.2f} ± {ratio.standard_error:.2f} of that of {name}"
-            found.append(f"{statistic} ({label})")
+    found = _doubtful(
+        comparison, comparison.leader, baselines, lambda value, error: not value + error < 1.0
+    )
     if not found:
         return ()
     where = "on other noise, the mixture shows"
@@ -64,14 +59,9 @@ def misled(comparison: Comparison, known: str, baselines: Iterable[str]) -> tupl
     """
     if known not in comparison.names or comparison.leader == known:
         return ()
-    found = []
-    for statistic in WEIGHED:
-        values = comparison.statistic(statistic)
-        name = min(baselines, key=values.__getitem__)
-        ratio = comparison.ratio(statistic, known, name)
-        if ratio.value - _MISLED * ratio.standard_error > 1.0:
-            label = f"{ratio.value:.2f} ± {ratio.standard_error:.2f} of that of {name}"
-            found.append(f"{statistic} ({label})")
+    found = _doubtful(
+        comparison, known, baselines, lambda value, error: value - _MISLED * error > 1.0
+    )
     if not found:
         return ()
     return (
@@ -79,3 +69,21 @@ def misled(comparison: Comparison, known: str, baselines: Iterable[str]) -> tupl
         f"baseline, in {', '.join(found)}: the data do not tell where this network errs; use no "
         "schedule for it that does not come from its own record",
     )
+
+
+def _doubtful(
+    comparison: Comparison,
+    label: str,
+    baselines: Iterable[str],
+    is_doubtful: Callable[[float, float], bool],
+) -> list[str]:
+    """The statistics whose ratio to the best baseline, and its standard error, raise a doubt."""
+    found = []
+    for statistic in WEIGHED:
+        values = comparison.statistic(statistic)
+        name = min(baselines, key=values.__getitem__)
+        ratio = comparison.ratio(statistic, label, name)
+        if is_doubtful(ratio.value, ratio.standard_error):
+            shown = f"{ratio.value:.2f} ± {ratio.standard_error:.2f} of that of {name}"
+            found.append(f"{statistic} ({shown})")
+    return found
