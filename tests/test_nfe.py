@@ -233,17 +233,17 @@ def test_a_sweep_samples_and_records_once() -> None:
 
 
 def test_a_sweep_divides_a_budget() -> None:
-    """A small one is recorded once, and a third of it decides; so does a record that is given."""
+    """A small one is recorded once, and two fifths decide; so does a record that is given."""
     before = COUNTER.nfe
     selection = jk.Selection(noise=NOISE)
     run = (DENOISER, PROCESS, ["ddim"], [2, 3])
     options: dict[str, Any] = {"t_min": T_MIN, "starts": ["quadratic"], "progress": False}
     sweep = jk.optimize_schedules(*run, selection=selection, budget=1_000, **options)
-    # two candidates and a baseline of each setting are run
-    deciding = 24 * 3 * (2 + 3)
+    # two candidates and the baselines of each setting are run
+    deciding = 10 * (2 + 6) * (2 + 3)
     assert sweep.nfe == COUNTER.nfe - before == 24 * 24 + deciding
     assert sweep.shared_nfe == {"record": 24 * 24}
-    assert "1,000: 24 trajectories, 24 nodes; 24 of them decide" in repr(sweep)
+    assert "1,000: 24 trajectories, 24 nodes; 10 of them decide" in repr(sweep)
     record = jk.record_denoised(
         DENOISER, NOISE[:24], t_min=T_MIN, nodes=24, batch=6, progress=False
     )
@@ -308,7 +308,8 @@ def test_sweeps_stay_within_their_budget(recorded: int | None) -> None:
         plan = plan_sweep(budget, settings, rows, recorded)
         record = 2 * plan.trajectories * plan.nodes
         shares = plan.shares or ()
-        deciding = 2 * plan.checked * sum((c.candidates + 1) * c.per_sample for c in settings)
+        each = sum((c.candidates + c.baselines) * c.per_sample for c in settings)
+        deciding = 2 * plan.checked * each
         assert record + sum(shares) + deciding <= budget
         assert not (shares and plan.checked)
         assert plan.checked <= (recorded or plan.trajectories)

@@ -18,7 +18,7 @@ _MOST_TRAJECTORIES = 512
 # without a selection on the network
 _LEAST_RECORDED = 8
 # share of what the network decides for each setting, and trajectories for that, at least
-_CHECK = 1.0 / 3.0
+_CHECK = 0.4
 _LEAST_CHECKED = 4
 # batches of a record
 _BATCHES = 4
@@ -261,8 +261,7 @@ def plan_sweep(
     if shares is not None:
         given = tuple(per_call * share for share in shares)
         return SweepPlan(budget, trajectories, nodes, given, 0)
-    # with a baseline
-    per_checked = sum((cost.candidates + 1) * cost.per_sample for cost in costs)
+    per_checked = sum((cost.candidates + cost.baselines) * cost.per_sample for cost in costs)
     if recorded is None:
         kept = int(_CHECK * calls) // per_checked
         kept = kept if kept >= _LEAST_CHECKED else 0

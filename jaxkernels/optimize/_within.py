@@ -27,6 +27,7 @@ from ..schedules import log_snr
 from ..trajectories import DenoisedRecord
 from ._budget import Plan
 from ._candidates import EXCHANGED, SIMULATED, Candidate, Origin, by_label
+from ._decision import Decision
 from ._fine_tune import fine_tune
 from ._model import Model
 from ._selection import Selected, Selection, check_data
@@ -67,7 +68,7 @@ def bind_simulated(
     found = as_reference(corrected, noise, np.asarray(record.ends), selection.data, np.nan, 0)
     return SimulatedSelection(
         reference=found,
-        network=found._replace(denoiser=working).take(slice(checked)) if checked else None,
+        decision=Decision.on_few(found._replace(denoiser=working), checked) if checked else None,
         t_min=float(np.asarray(record.t_min)),
         criterion=selection.criterion,
         solver=selection.simulation_solver(),
@@ -107,12 +108,12 @@ def bind_within(
 class SimulatedSelection:
     """A selection that is ready to run on a model of the network.
 
-    `reference` is of the corrected model, with the recorded end points; `network`, of the network
-    on the first of these trajectories, where it is run to decide; None where it is not.
+    `reference` is of the corrected model, with the recorded end points; `decision`, of the network
+    on a few of these trajectories, where it is run to decide; None where it is not.
     """
 
     reference: Reference
-    network: Reference | None
+    decision: Decision | None
     t_min: float
     criterion: str
     solver: Optax | None
@@ -129,22 +130,21 @@ class SimulatedSelection:
 
         From the best candidate there, on the recorded trajectories, and on these and others that
         have the residuals of other trajectories. Where the network may be run it decides between
-        the two, the best baseline of the model, and the `incumbent`, the label of what data speak
-        for; otherwise the incumbent is left only for what the model says is better beyond a
-        standard error. The evidence is of the model.
+        the two, all baselines, and the `incumbent`, the label of what data speak for; otherwise the
+        incumbent is left only for what the model says is better beyond a standard error. The
+        evidence is of the model.
         """
         with Progress("comparing on a model of the network", progress) as line:
             found = self.simulate(candidates, space, sampler, line, incumbent)
             baselines = [c for c in candidates if c.is_baseline]
             known = by_label(candidates)
             nfe = {}
-            if self.network is not None:
-                labels = [c.label for c in baselines]
-                others = [found.predicted.best(labels, self.criterion, among=labels)]
-                others += [] if incumbent is None else [incumbent]
-                finalists = {**found.finalists, **{label: known[label] for label in others}}
+            if self.decision is not None:
+                # a model that errs has another best baseline than the network
+                others = baselines + ([] if incumbent is None else [known[incumbent]])
+                finalists = {**found.finalists, **{c.label: c for c in others}}
                 run = (list(finalists.values()), sampler, line)
-                selected, nfe["selection"] = _decide(self.network, *run)
+                selected, nfe["selection"] = self.decision.between(*run)
             elif incumbent is not None and found.best == incumbent:
                 selected = known[incumbent]
             else:
@@ -396,24 +396,6 @@ class _Search:
 
     def _measured(self) -> Comparison:
         return compare_ends(self._selection.network, self._ends, 0)
-
-
-def _decide(
-    network: Reference, finalists: Sequence[Candidate], sampler: AbstractSampler, line: Progress
-) -> tuple[Candidate, int]:
-    """The candidate with the lowest errors on the network, typical and large, and the NFE.
-
-    By the geometric mean of the geometric mean and the root mean square, whose differences between
-    candidates few samples tell; those of the sliced distance they do not.
-    """
-    if len(finalists) == 1:
-        return finalists[0], 0
-    schedules = {c.label: c.schedule for c in finalists}
-    compared = compare_to(network, sampler, schedules, line=line, **_FREE)
-    typical = compared.statistic("geometric_mean")
-    large = compared.statistic("rms")
-    label = min(schedules, key=lambda name: typical[name] * large[name])
-    return by_label(finalists)[label], compared.sampling_nfe
 
 
 def _copies(reference: Reference, least: int) -> tuple[np.ndarray, int]:
