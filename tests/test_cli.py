@@ -274,7 +274,10 @@ class TestSubRange:
             (("--t-max", 3), "t_max = 3 must be > 0 and <= 1"),
             (("--sigma-max", 1000), "--sigma-max = 1000 must be > 0 and <= 152"),
             (("--process", "discrete_vp", "--t-max", 0.5), "t_max = 0.5 must be > 1 and <= 1000"),
-            (("--process", "discrete_vp", "--strength", 0.0005), "--strength = 0.0005: t_max = 0.5"),
+            (
+                ("--process", "discrete_vp", "--strength", 0.0005),
+                "--strength = 0.0005: t_max = 0.5",
+            ),
             (("--process", "discrete_vp", "--sigma-max", 0.01), "--sigma-max = 0.01: t_max = 0.34"),
         ],
     )
@@ -282,7 +285,6 @@ class TestSubRange:
         result = run("evaluate", "--schedule", "karras", "--spectrum", files.spectrum, *options)
         assert result.code == 2
         assert re.search(message, result.err)
-
 
     def test_options_beside_a_file_are_of_its_process(self, files: Files, tmp_path: Path):
         """Not of the default, in whose range they may not lie."""

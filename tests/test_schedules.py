@@ -175,7 +175,11 @@ def test_timesteps_are_those_of_the_network() -> None:
         (process, [1000, 1], r"DiscreteVP, which are counted from 0, 999 \.\. 0"),
         (jk.FlowMatching(), [1000, 0], "to above 0: the step to 0 follows by itself"),
         (jk.FlowMatching(t_max=0.75), [1000, 250], "which are 1000 t, from 750 to above 0"),
-        (jk.FlowMatching(), [1, 0.5], "timesteps of a flow are 1000 t; 1 .. 0.5 look like t itself"),
+        (
+            jk.FlowMatching(),
+            [1, 0.5],
+            "timesteps of a flow are 1000 t; 1 .. 0.5 look like t itself",
+        ),
         (jk.EDM(), [3, 1], "process EDM has no timesteps"),
     ):
         with pytest.raises(ValueError, match=message):
