@@ -287,6 +287,7 @@ def test_an_objective_of_a_table_in_one_precision_after_the_other():
     objective = jk.LocalError().bind(jk.Gaussian(0.0, [1.0, 0.1]), process, jk.DDIM())
     times = np.array([5.0, 3.0, 1.0])
     first = float(objective(jk.Schedule(times)))
+    jk.optimize.on_integer_timesteps(jk.Schedule([5.0, 2.6, 2.4, 1.0, 0.0]), process, objective)
     with jax.enable_x64(True):
         rows = jax.jit(jax.vmap(lambda t: objective(jk.Schedule(t))))
         double = float(rows(jnp.asarray(times)[None])[0])
