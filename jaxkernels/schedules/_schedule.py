@@ -168,11 +168,13 @@ class Schedule(eqx.Module):
             raise ValueError(f"timesteps must be a list of numbers; got shape {numbers.shape}.")
         _check_decreasing("timesteps", numbers)
         if isinstance(check_process(process), DiscreteVP):
-            low, high = 0.0, float(process.t_max) - 1.0
+            low = 0.0
+            high = float(process.t_max) - 1.0
             times = numbers + 1.0
             allowed = f"counted from 0, {high:g} .. 0"
         elif isinstance(process, FlowMatching):
-            low, high = np.finfo(float).tiny, 1000.0 * float(process.t_max)
+            low = np.finfo(float).tiny
+            high = 1000.0 * float(process.t_max)
             times = numbers / 1000.0
             allowed = f"1000 t, from {high:g} to above 0: the step to 0 follows by itself"
             if numbers[0] <= 1.0:
