@@ -19,7 +19,7 @@ from ._types import AnyArray, Numbers
 T = TypeVar("T")
 
 # share of letters in common from which another name is a misspelling
-_ALIKE = 0.7
+_ALIKE = 0.65
 # letters beyond which a known name is a word of a longer one, as "heun" in "heun_2nd"
 _WORD = 3
 
