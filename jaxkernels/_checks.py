@@ -41,9 +41,7 @@ def _nearest(name: str, known: Iterable[str]) -> list[str]:
     known = list(known)
     begun = [other for other in known if len(name) > 1 and other.startswith(name)]
     longer = [other for other in known if len(other) > _WORD and name.startswith(other)]
-    return (
-        begun or sorted(longer, key=len)[-1:] or difflib.get_close_matches(name, known, 1, _ALIKE)
-    )
+    return begun or sorted(longer, key=len)[-1:] or difflib.get_close_matches(name, known, 1, alike)
 
 
 def shown(value: object) -> str:

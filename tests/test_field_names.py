@@ -217,12 +217,14 @@ def test_a_hint_is_a_name_that_was_begun_or_is_written_alike():
             _checks.lookup("scheduler", name, known)
     with pytest.raises(ValueError, match=r"eps_pred' is not known\. Known: ddpm"):
         _checks.lookup("scheduler", "eps_pred", known)
-    for name in ("adams", "sample_rkf", "ttm", "2m"):
+    for name in ("adams", "ralston", "ttm", "2m"):
         with pytest.raises(ValueError, match=f"sampler='{name}' is not known. Known: ddim"):
             as_sampler(name)
     for name in ("heun_2nd", "midpoint method", "unipc_3"):
         with pytest.raises(ValueError, match=f"Did you mean '{name[:4]}"):
             as_sampler(name)
+    with pytest.raises(ValueError, match="Did you mean 'vp'"):
+        check_process_name("vq")
 
 
 @pytest.mark.parametrize(
