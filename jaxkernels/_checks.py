@@ -41,7 +41,10 @@ def _nearest(name: str, known: Iterable[str]) -> list[str]:
     known = list(known)
     begun = [other for other in known if len(name) > 1 and other.startswith(name)]
     longer = [other for other in known if len(other) > _WORD and name.startswith(other)]
-    return begun or sorted(longer, key=len)[-1:] or difflib.get_close_matches(name, known, 1, alike)
+    # of a name of two or three letters one may be wrong
+    alike = min(_ALIKE, 1.0 - 1.0 / max(len(name), 2))
+    near = difflib.get_close_matches(name, known, 1, alike)
+    return begun or sorted(longer, key=len)[-1:] or near
 
 
 def shown(value: object) -> str:
