@@ -18,6 +18,11 @@ from ._types import AnyArray, Numbers
 
 T = TypeVar("T")
 
+# share of letters in common from which another name is a misspelling
+_ALIKE = 0.65
+# letters beyond which a known name is a word of a longer one, as "heun" in "heun_2nd"
+_WORD = 3
+
 # negative variances of this size, relative to the largest, are rounding of a float32 decomposition
 _ROUNDING = 1e-6
 
@@ -32,9 +37,14 @@ def lookup(argument: str, name: str, known: Mapping[str, T]) -> T:
 
 
 def _nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Known names that a name may stand for: those that it begins, else what is written alike."""
+    """Known names that a name may stand for: those that it begins, that begin it, or are alike."""
+    known = list(known)
     begun = [other for other in known if len(name) > 1 and other.startswith(name)]
-    return begun or difflib.get_close_matches(name, known, 1, 0.5)
+    longer = [other for other in known if len(other) > _WORD and name.startswith(other)]
+    # of a name of two or three letters one may be wrong
+    alike = min(_ALIKE, 1.0 - 1.0 / max(len(name), 2))
+    near = difflib.get_close_matches(name, known, 1, alike)
+    return begun or sorted(longer, key=len)[-1:] or near
 
 
 def shown(value: object) -> str:

@@ -14,26 +14,17 @@ _NO_SAMPLER = "is not built in; write it as an AbstractSampler, or use the neare
 SYNONYMS: dict[str, dict[str, str]] = {
     "sampler": {
         "flow_match_heun": "heun",
-        "dpmpp2m": "dpmpp_2m",
         "dpm_solver_pp_2m": "dpmpp_2m",
-        "dpmsolverpp_2m": "dpmpp_2m",
-        "dpmsolverpp2m": "dpmpp_2m",
+        "dpm_solver_pp_2s": "dpmpp_2s",
+        "dpm_solver_pp_3m": "dpmpp_3m",
         "dpm_solver_1": "ddim",
-        "dpmsolver_1": "ddim",
         "dpmpp_1": "ddim",
         "euler": "ddim",
         "flow_match_euler": "ddim",
         "edm_euler": "ddim",
-        "dpmpp3m": "dpmpp_3m",
-        "dpmpp2s": "dpmpp_2s",
-        "dpm2": "dpm_2",
         "kdpm2": "dpm_2",
-        "kdpm_2": "dpm_2",
-        "uni_pc": "unipc",
         "uni_pc_bh2": "unipc",
         "runge_kutta_4": "rk4",
-        "eulermaruyama": "euler_maruyama",
-        "exponentialintegrator": "exponential_integrator",
     },
     "prediction type": {
         "eps": "epsilon",
@@ -44,14 +35,14 @@ SYNONYMS: dict[str, dict[str, str]] = {
         "eps_pred": "epsilon",
         "noise_pred": "epsilon",
         "x0_pred": "x0",
+        "x_pred": "x0",
+        "x0_hat": "x0",
+        "x_prediction": "x0",
         "flow_pred": "flow",
         "v_prediction": "v",
         "v_pred": "v",
-        "vpred": "v",
         "sample": "x0",
-        "x_0": "x0",
         "x_start": "x0",
-        "xstart": "x0",
         "start_x": "x0",
         "x0_prediction": "x0",
         "data": "x0",
@@ -59,23 +50,24 @@ SYNONYMS: dict[str, dict[str, str]] = {
         "denoised": "x0",
         "denoiser": "x0",
         "flow_prediction": "flow",
+        "flow_velocity": "flow",
         "flow_matching": "flow",
         "rectified_flow": "flow",
     },
     "schedule": {
         "ays": "align_your_steps",
         "exponential": "log_snr",
-        "logsnr": "log_snr",
         "log_linear": "log_snr",
         "edm": "karras",
     },
     "process": {
-        "vpsde": "vp",
         "vp_sde": "vp",
         "ornstein_uhlenbeck": "ou",
         "rectified_flow": "flow_matching",
         "flow": "flow_matching",
         "flow_match": "flow_matching",
+        "cond_ot": "flow_matching",
+        "rf": "flow_matching",
     },
 }
 
@@ -86,9 +78,10 @@ ANSWERS: dict[str, dict[str, str]] = {
         "ddpm": "Ancestral sampling is 'ddim' with stochasticity 1 here (DDIM's eta = 1).",
         "ancestral": "Ancestral sampling is 'ddim' with stochasticity 1 here (DDIM's eta = 1).",
         "dpm_solver": "With diffusers' defaults it is 'dpmpp_2m' here.",
-        "dpmsolver": "With diffusers' defaults it is 'dpmpp_2m' here.",
-        "dpm_solverpp": "Its second-order multistep form is 'dpmpp_2m' here.",
-        "dpmsolverpp": "Its second-order multistep form is 'dpmpp_2m' here.",
+        "dpm_solver_pp": "Its second-order multistep form is 'dpmpp_2m' here.",
+        "dpm_solver_2": f"It {_NO_SAMPLER}'dpmpp_2s', of the same order in another variable.",
+        "dpm_solver_3": f"It {_NO_SAMPLER}'dpmpp_3m', of the same order with fewer evaluations.",
+        "sde_dpm_solver_pp": "Of order 2 it is 'dpmpp_2m' with stochasticity sqrt(eta) here.",
         "dpmpp": "Its second-order multistep form is 'dpmpp_2m' here.",
         "dpmpp_2m_sde": "It is 'dpmpp_2m' with stochasticity sqrt(eta) here.",
         "dpmpp_3m_sde": "It is 'dpmpp_3m' with stochasticity sqrt(eta) here.",
@@ -107,7 +100,6 @@ ANSWERS: dict[str, dict[str, str]] = {
         "cog_video_xdpm": f"It {_NO_SAMPLER}'dpmpp_2m' with stochasticity.",
         "kdpm2_ancestral": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
         "tcd": "It draws fresh noise around x0: 'ddim' with a large stochasticity here.",
-        "euler_cfg_pp": "Guidance is a part of the network here: 'ddim' with a network so guided.",
         "seeds_2": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
         "seeds_3": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
         "gradient_estimation": f"It {_NO_SAMPLER}'dpmpp_2m', which extrapolates as well.",
@@ -120,6 +112,14 @@ ANSWERS: dict[str, dict[str, str]] = {
         "edm": "EDM's sampler is 'heun' without and 'edm_sampler' with churn here.",
         "edm_heun": "EDM's sampler is 'heun' without and 'edm_sampler' with churn here.",
         "reverse_sde": "Its integrators are 'euler_maruyama', 'exponential_integrator' and 'ddim'.",
+        "ode": "All samplers of stochasticity 0 follow it, such as 'dpmpp_2m'.",
+        "probability_flow": "All samplers of stochasticity 0 follow it, such as 'dpmpp_2m'.",
+        "predictor_corrector": "'unipc' corrects its steps; Langevin steps are not built in.",
+        "langevin": f"It {_NO_SAMPLER}'ddim' with stochasticity.",
+        "churn": "EDM's sampler is 'heun' without and 'edm_sampler' with churn here.",
+        "adams_bashforth": "It is 'lms' (in sigma), 'deis' or 'ipndm' here.",
+        "rk2": "It is 'heun' or 'midpoint' here.",
+        "ddim_inverse": "It runs from data to noise; a schedule here goes from noise to data.",
         "rk45": "A schedule is of fixed steps, 'rk4' here.",
         "dopri5": "A schedule is of fixed steps, 'rk4' here.",
     },
@@ -128,6 +128,7 @@ ANSWERS: dict[str, dict[str, str]] = {
         "edm": "EDM's net(x, sigma), with its preconditioning, returns the denoised point: 'x0'.",
         "karras": "EDM's net(x, sigma), with its preconditioning, returns the denoised point: "
         "'x0'.",
+        "raw": "EDM's raw network with its preconditioning around it is 'x0' here.",
         "learned_range": "It names the variance; the prediction itself is 'epsilon' in these "
         "models. Return its first half of the channels.",
     },
@@ -143,6 +144,8 @@ ANSWERS: dict[str, dict[str, str]] = {
         "quad": "DDIM's is 'quadratic' here, up to the factor 0.8 of its first timestep.",
         "polyexponential": "With rho = 1 it is 'log_snr' here; with another it is not built in.",
         "beta": "Quantiles of a beta distribution are not built in; a Schedule takes any times.",
+        "beta57": "Quantiles of a beta distribution are not built in; a Schedule takes any times.",
+        "bong_tangent": "Not built in; Schedule.from_sigmas takes its levels.",
         "kl_optimal": "Not built in; Schedule.from_sigmas takes its levels.",
         "linear_quadratic": "Not built in; Schedule.from_sigmas takes its levels.",
         "gits": "Its tables are not built in; Schedule.from_sigmas takes their levels.",
@@ -155,6 +158,7 @@ ANSWERS: dict[str, dict[str, str]] = {
         "'discrete_vp'.",
         "scaled_linear": "It is the default table of 'discrete_vp' here.",
         "stable_diffusion": "Its table is the default of 'discrete_vp' here.",
+        "sd": "Its table is the default of 'discrete_vp' here, that of SD 3 is 'flow_matching'.",
         "sd15": "Its table is the default of 'discrete_vp' here.",
         "sdxl": "Its table is the default of 'discrete_vp' here.",
         "cosine": "In continuous time it is 'cosine_vp' here.",
@@ -162,18 +166,26 @@ ANSWERS: dict[str, dict[str, str]] = {
         "'cosine_vp'.",
         "karras": "Noise levels as time are 'edm' here.",
         "vesde": "Noise levels as time are 'edm' here, of which that is a time change.",
-        "ve_sde": "Noise levels as time are 'edm' here, of which that is a time change.",
         "flux": "It is 'flow_matching' here; its shift belongs to the schedule.",
+        "wan": "It is 'flow_matching' here; its shift belongs to the schedule.",
         "sd3": "It is 'flow_matching' here; its shift belongs to the schedule.",
         "subvp": "Not built in; write it as an AbstractProcess.",
     },
 }
 
-# between a small and a capital letter, and before the last capital of several
-_WORD_ENDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+# before the name itself: functions of k-diffusion and their names in early tools
+_BEFORE = re.compile(r"^(sample|sampler|k)_")
 
-# A1111 writes sampler and schedule as one name
-_WITH_SCHEDULE = ("karras", "exponential", "sgm_uniform", "uniform", "beta")
+_AFTER = ("scheduler", "gpu", "discrete", "multistep")
+
+# A1111 writes sampler and schedule as one name, ComfyUI sampler and guidance
+_PARTS = {
+    **{
+        schedule: f"with the schedule {schedule!r}: name them apart."
+        for schedule in ("karras", "exponential", "sgm_uniform", "uniform", "beta")
+    },
+    "cfg_pp": "with a network so guided: guidance is a part of the network here.",
+}
 
 
 def known_name(kind: str, argument: str, name: str, known: Iterable[str]) -> str:
@@ -182,37 +194,54 @@ def known_name(kind: str, argument: str, name: str, known: Iterable[str]) -> str
     `kind` is a key of `SYNONYMS`. Spelling is free: "DPM++ 2M" is "dpmpp_2m".
     """
     names = list(known)
+    if name in names:
+        return name
     plain = _plain(str(name))
-    for candidate in (name, plain, SYNONYMS[kind].get(plain)):
-        if candidate in names:
-            return str(candidate)
-    answer = ANSWERS[kind].get(plain) or _split_schedule(kind, plain, names)
+    meant = _meant(kind, plain, names)
+    if meant is not None:
+        return meant
+    answer = _answer(kind, plain) or _answer_of_parts(kind, plain, names)
     if answer is not None:
         raise ValueError(f"{argument}={name!r} is not known. {answer} Known: {', '.join(names)}.")
     return _checks.one_of(argument, name, names)
 
 
 def _plain(name: str) -> str:
-    """A name in lower case, with "_" between words and "pp" for "++".
+    """A name's letters, in lower case, and digits, with "pp" for "++".
 
-    Of a class of diffusers, what tells it from the others: EulerDiscreteScheduler is "euler".
+    Without what names of classes and functions of other tools add: EulerDiscreteScheduler is
+    "euler".
     """
-    text = name.strip().replace("++", "pp")
-    if text.endswith("Scheduler"):
-        text = _WORD_ENDS.sub("_", text.removesuffix("Scheduler"))
-    plain = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
-    for suffix in ("_scheduler", "_gpu", "_discrete", "_multistep"):
-        plain = plain.removesuffix(suffix)
+    spaced = re.sub(r"[^a-z0-9]+", "_", name.lower().replace("++", "pp")).strip("_")
+    plain = _BEFORE.sub("", spaced).replace("_", "")
+    for end in _AFTER:
+        plain = plain.removesuffix(end)
     return plain
 
 
-def _split_schedule(kind: str, plain: str, known: list[str]) -> str | None:
-    """The answer to a sampler and a schedule in one name."""
+def _meant(kind: str, plain: str, known: list[str]) -> str | None:
+    """The known name that is spelt so, or of which this is a synonym."""
+    spelt = {_plain(synonym): right for synonym, right in SYNONYMS[kind].items() if right in known}
+    return (spelt | {_plain(name): name for name in known}).get(plain)
+
+
+def _answer(kind: str, plain: str) -> str | None:
+    """The answer to a name of another tool."""
+    return {_plain(name): text for name, text in ANSWERS[kind].items()}.get(plain)
+
+
+def _answer_of_parts(kind: str, plain: str, known: list[str]) -> str | None:
+    """The answer to a sampler and a schedule, or guidance, in one name."""
     if kind != "sampler":
         return None
-    for schedule in _WITH_SCHEDULE:
-        sampler = plain.removesuffix(f"_{schedule}")
-        if sampler != plain and SYNONYMS[kind].get(sampler, sampler) in known:
-            sampler = SYNONYMS[kind].get(sampler, sampler)
-            return f"It is the sampler {sampler!r} with the schedule {schedule!r}: name them apart."
+    for end, said in _PARTS.items():
+        first = plain.removesuffix(_plain(end))
+        if first == plain:
+            continue
+        sampler = _meant(kind, first, known)
+        if sampler is not None:
+            return f"It is the sampler {sampler!r} {said}"
+        answer = _answer(kind, first)
+        if answer is not None:
+            return f"{answer.removesuffix('.')}, {said}"
     return None

@@ -274,12 +274,29 @@ class TestSubRange:
             (("--t-max", 3), "t_max = 3 must be > 0 and <= 1"),
             (("--sigma-max", 1000), "--sigma-max = 1000 must be > 0 and <= 152"),
             (("--process", "discrete_vp", "--t-max", 0.5), "t_max = 0.5 must be > 1 and <= 1000"),
+            (
+                ("--process", "discrete_vp", "--strength", 0.0005),
+                "--strength = 0.0005: t_max = 0.5",
+            ),
+            (("--process", "discrete_vp", "--sigma-max", 0.01), "--sigma-max = 0.01: t_max = 0.34"),
         ],
     )
     def test_mistakes(self, files: Files, options: tuple, message: str):
         result = run("evaluate", "--schedule", "karras", "--spectrum", files.spectrum, *options)
         assert result.code == 2
         assert re.search(message, result.err)
+
+    def test_options_beside_a_file_are_of_its_process(self, files: Files, tmp_path: Path):
+        """Not of the default, in whose range they may not lie."""
+        file = tmp_path / "s.json"
+        start = ("--process", "discrete_vp", "--strength", 0.35)
+        how = ("--spectrum", files.spectrum, "--sampler", "ddim", "--steps", 2, "--no-plot")
+        assert run("optimize", *how, *start, "--output", file).code == 0
+        found = run("evaluate", file, "--spectrum", files.spectrum, "--t-max", 500)
+        assert found.code == 2
+        whole = r"discrete_vp\(table of 1000 entries, sub_range="
+        assert re.search(rf"another process .*{whole}350\) instead of {whole}500\)", found.err)
+        assert run("evaluate", file, "--spectrum", files.spectrum, "--t-max", 350).code == 0
 
 
 class TestOwnSchedule:

@@ -170,9 +170,12 @@ class TestFaultsOfSamples:
             load(tmp_path)
 
     def test_key_for_a_file_without_keys(self, tmp_path: Path):
+        (tmp_path / "images").mkdir()
         np.save(tmp_path / "x.npy", SAMPLES)
-        with pytest.raises(ValueError, match=r"key = 'a' is for \.npz files"):
-            load(tmp_path / "x.npy", key="a")
+        _image(tmp_path / "images" / "a.png")
+        for source in (tmp_path / "x.npy", tmp_path / "images", "digits"):
+            with pytest.raises(ValueError, match=r"key = 'a' is for \.npz files"):
+                load(source, key="a")
 
 
 class TestSpectrum:
@@ -255,6 +258,36 @@ class TestPandas:
     def test_an_index_of_words(self, tmp_path: Path):
         self.FRAME.rename(index={0: "a", 1: "b"}).to_csv(tmp_path / "x.csv")
         np.testing.assert_array_equal(_load(tmp_path / "x.csv")[0], SAMPLES)
+
+    @pytest.mark.parametrize("columns", [[3, 7, 12], [1, 2, 3], [0.0, 1.0, 2.0], [-1, 0, 1]])
+    @pytest.mark.parametrize("index", [False, True])
+    def test_columns_named_by_other_integers(self, tmp_path: Path, columns: list, index: bool):
+        """Selected columns, and those that are counted from 1; fractions below tell them apart."""
+        values = np.array([[0.5, 3.0, 2.0], [1.0, 0.25, 7.0]])
+        pandas.DataFrame(values, columns=columns).to_csv(tmp_path / "x.csv", index=index)
+        found, notes = _load(tmp_path / "x.csv")
+        np.testing.assert_array_equal(found, values)
+        assert f"{columns[0]}, {columns[1]}, {columns[2]})" in notes[0]
+
+    def test_columns_named_by_fractions_have_an_index_before_them(self, tmp_path: Path):
+        frame = pandas.DataFrame(SAMPLES, columns=pandas.Index([400.0, 410.5, 421.0]))
+        frame.to_csv(tmp_path / "x.csv")
+        np.testing.assert_array_equal(_load(tmp_path / "x.csv")[0], SAMPLES)
+
+    @pytest.mark.parametrize("text", ["1,2\n3,4\n", "4,2\n0.5,1\n", "1,2\ninf,5\n"])
+    def test_integers_that_may_be_a_sample_are_one(self, tmp_path: Path, text: str):
+        (tmp_path / "x.csv").write_text(text)
+        if "inf" in text:
+            with pytest.raises(ValueError, match=r"\[1, 0\] = inf"):
+                _load(tmp_path / "x.csv")
+        else:
+            assert _load(tmp_path / "x.csv")[0].shape == (2, 2)
+
+    def test_names_in_two_lines(self, tmp_path: Path):
+        columns = pandas.MultiIndex.from_product([["x"], [0, 1, 2]])
+        pandas.DataFrame(SAMPLES, columns=columns).to_csv(tmp_path / "x.csv")
+        with pytest.raises(ValueError, match=r"line 2 has no entry for the index.*in one line"):
+            load(tmp_path / "x.csv")
 
     def test_a_spectrum(self, tmp_path: Path):
         pandas.Series([3.0, 0.5]).to_csv(tmp_path / "s.csv")
@@ -376,6 +409,39 @@ class TestFormats:
             assert notes == ["6 .npy files of one sample each, of shape (4, 3, 2)"]
         with pytest.raises(ValueError, match=r"key = 'png' is no extension .* there are npy\."):
             load(tmp_path / "0000.tar", "png")
+
+    def test_shards_with_several_files_of_each_sample(self, tmp_path: Path):
+        """Webdataset's extension begins at the first dot, and one is asked for."""
+        path = tmp_path / "0.tar"
+        with tarfile.open(path, "w") as archive:
+            for i, z in enumerate(self.LATENTS):
+                for end, values in (("npy", z), ("text.npy", z[0, 0])):
+                    member = tarfile.TarInfo(f"{i:03}.{end}")
+                    member.size = len(_npy(values))
+                    archive.addfile(member, io.BytesIO(_npy(values)))
+        with pytest.raises(ValueError, match=r"select one by key, its extension: npy, text\.npy\."):
+            load(path)
+        np.testing.assert_array_equal(_load(path, key="npy")[0], self.LATENTS)
+        np.testing.assert_array_equal(_load(path, key="text.npy")[0], self.LATENTS[:, 0, 0])
+
+    def test_a_compressed_shard(self, tmp_path: Path):
+        """Its members cannot be read in place; each would be called damaged."""
+        with tarfile.open(tmp_path / "0.tar", "w:gz") as archive:
+            member = tarfile.TarInfo("0.npy")
+            member.size = len(_npy(self.LATENTS[0]))
+            archive.addfile(member, io.BytesIO(_npy(self.LATENTS[0])))
+        with pytest.raises(ValueError, match=r"0\.tar is damaged, cut off or compressed"):
+            load(tmp_path / "0.tar")
+
+    def test_columns_and_files_that_are_taken_together_are_told(self, tmp_path: Path):
+        """A label would be a part of the samples, and a test split one of them."""
+        frame = pandas.DataFrame(SAMPLES, columns=["a", "b", "label"])
+        for name in ("test", "train"):
+            frame.to_parquet(tmp_path / f"{name}.parquet")
+        assert _load(tmp_path)[1] == [
+            f"{tmp_path}: 2 .parquet files are taken together: test.parquet, train.parquet",
+            f"{tmp_path / 'test.parquet'}: a sample is the numbers of 3 columns: a, b, label",
+        ]
 
 
 def _npy(values: np.ndarray) -> bytes:

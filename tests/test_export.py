@@ -285,6 +285,19 @@ class TestDiffusers:
             (high + ramp * (low - high)) ** rho, np.asarray(schedule.times)[:-1], rtol=1e-9
         )
 
+    @pytest.mark.parametrize("process", [jk.EDM(12.0), jk.EDM(12.0, t_max=3.0), jk.VE(t_max=12.0)])
+    def test_the_ramp_starts_from_the_noise_of_the_process(self, process: jk.AbstractProcess):
+        """EDMEuler scales the initial noise by its sigma_max, which was 80 for every process."""
+        top = float(process.sigma(12.0))
+        schedule = jk.schedules.karras(process, 4, 0.01)
+        result = export(schedule, process, "diffusers", scheduler="edm_euler")
+        said = float(re.search(r"sigma_max=([\d.]+)", result.text).group(1))
+        np.testing.assert_allclose(said, top, rtol=1e-6)
+        ramp = np.array(result.values["sigmas"])
+        low, high = 0.002 ** (1 / 7), said ** (1 / 7)
+        levels = np.asarray(schedule.sigmas(process))[:-1]
+        np.testing.assert_allclose((high + ramp * (low - high)) ** 7, levels, rtol=1e-5)
+
     def test_the_karras_schedule_is_the_uniform_ramp(self):
         schedule = jk.schedules.karras(jk.EDM(), 6, 0.0, last_sigma=0.002)
         ramp = export(schedule, jk.EDM(), "diffusers").values["sigmas"]

@@ -279,3 +279,18 @@ def test_phi_functions_and_two_derivatives(z: float):
         for power, found in zip((0, 1, 2, 2), derived, strict=True):
             expected = np.sum(share * (1.0 - s) ** power * np.exp((1.0 - s) * z))
             np.testing.assert_allclose(found(jnp.asarray(z)), expected, rtol=1e-10)
+
+
+def test_an_objective_of_a_table_in_one_precision_after_the_other():
+    """A table in NumPy that a compiled program closes over kept the precision of its first use."""
+    process = jk.DiscreteVP([0.99, 0.9, 0.5, 0.2, 0.01])
+    objective = jk.LocalError().bind(jk.Gaussian(0.0, [1.0, 0.1]), process, jk.DDIM())
+    times = np.array([5.0, 3.0, 1.0])
+    first = float(objective(jk.Schedule(times)))
+    jk.optimize.on_integer_timesteps(jk.Schedule([5.0, 2.6, 2.4, 1.0, 0.0]), process, objective)
+    with jax.enable_x64(True):
+        rows = jax.jit(jax.vmap(lambda t: objective(jk.Schedule(t))))
+        double = float(rows(jnp.asarray(times)[None])[0])
+    again = float(objective(jk.Schedule(times)))
+    assert first == again
+    np.testing.assert_allclose(first, double, rtol=1e-5)

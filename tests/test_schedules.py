@@ -171,7 +171,15 @@ def test_timesteps_are_those_of_the_network() -> None:
         (process.sub_range(500.0), [999, 1], "timesteps from 999 to 1 lie beyond"),
         (jk.FlowMatching(), [1000, 0], "timesteps from 1000 to 0 lie beyond"),
         (process, [[3, 1]], r"got shape \(1, 2\)"),
-        (process, [1, 3], "times must strictly decrease"),
+        (process, [1, 3], r"timesteps must strictly decrease; timesteps\[0\] = 1 is followed by 3"),
+        (process, [1000, 1], r"DiscreteVP, which are counted from 0, 999 \.\. 0"),
+        (jk.FlowMatching(), [1000, 0], "to above 0: the step to 0 follows by itself"),
+        (jk.FlowMatching(t_max=0.75), [1000, 250], "which are 1000 t, from 750 to above 0"),
+        (
+            jk.FlowMatching(),
+            [1, 0.5],
+            "timesteps of a flow are 1000 t; 1 .. 0.5 look like t itself",
+        ),
         (jk.EDM(), [3, 1], "process EDM has no timesteps"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -367,6 +375,14 @@ def test_traced_levels() -> None:
 )
 def test_bad_levels(sigmas: list[float], message: str) -> None:
     _raises(lambda: jk.Schedule.from_sigmas(jk.EDM(80.0), sigmas), message)
+
+
+def test_levels_of_a_flow_in_the_units_of_its_tools() -> None:
+    """Diffusers' and ComfyUI's sigmas of a flow are t; as s/a they would start at t = 1/2."""
+    with pytest.raises(ValueError, match=r"sigmas\[0\] = 1: .* call sigmas is t"):
+        jk.Schedule.from_sigmas(jk.FlowMatching(), [1.0, 0.6, 0.2, 0.0])
+    half = jk.Schedule.from_sigmas(jk.FlowMatching(t_max=0.5), [1.0, 0.25])
+    np.testing.assert_allclose(half.times, [0.5, 0.2])
 
 
 def test_no_infinite_slope_at_stochasticity_zero() -> None:

@@ -89,7 +89,9 @@ def select_process(options: ProcessOptions, files: Sequence[SavedSchedule]) -> A
     stated = {str(f.path): f.process for f in files if f.process is not None}
     given = options.process_parameters()
     if options.process is not None or given or not stated:
-        stated = {"the options": make_process(options.process, given), **stated}
+        own = next((str(to_config(process)["type"]) for process in stated.values()), None)
+        name = own if options.process is None else options.process
+        stated = {"the options": make_process(name, given), **stated}
     (first, process), *others = stated.items()
     for name, other in others:
         if to_config(other) != to_config(process):
@@ -120,7 +122,9 @@ def make_process(name: str | None, given: Mapping[str, float | int | str]) -> Ab
         both = " and ".join(f"{flag_name(key)} {value:g}" for key, value in starts.items())
         raise ValueError(f"{both} both say where sampling starts; give one.")
     ((key, value),) = starts.items()
-    return whole.sub_range(_start_time(name, whole, key, value))
+    start = _start_time(name, whole, key, value)
+    with naming(f"{flag_name(key)} = {value:g}"):
+        return whole.sub_range(start)
 
 
 def _start_time(name: str, process: AbstractProcess, key: str, value: float) -> float:
@@ -168,9 +172,9 @@ def process_fields(name: str) -> list[str]:
 def _describe(process: AbstractProcess) -> str:
     """A process with its parameters, for messages."""
     config = to_config(process)
-    if isinstance(process, DiscreteVP):
-        return f"discrete_vp(table of {len(np.asarray(process.log_sigmas))} entries)"
     parts = [f"{key}={value:g}" for key, value in config.items() if isinstance(value, float)]
+    if isinstance(process, DiscreteVP):
+        parts.insert(0, f"table of {len(np.asarray(process.log_sigmas))} entries")
     return f"{config['type']}({', '.join(parts)})"
 
 
@@ -239,7 +243,7 @@ def _read_list(flag: str, text: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def naming(flag: str) -> Iterator[None]:
-    """Put the option before what is wrong with its file."""
+    """Put the option before what is wrong with its file or its value."""
     try:
         yield
     except ValueError as error:

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ._images import IMAGE_SUFFIXES, read_images
-from ._readers import ARRAY_DECODERS, decode
-from ._rows import Rows, joined_rows
+from ._readers import ARRAY_DECODERS, check_key, decode
+from ._rows import Rows, joined_rows, listed
 from ._tables import TABLE_SUFFIXES, table_rows
 
 # arrays of more axes hold several samples: images, with a channel axis, have three
@@ -35,32 +35,35 @@ def folder_rows(folder: Path, key: str | None, report: Callable[[str], None]) ->
         paths = sorted(path for path in folder.rglob("*") if _is_sample(path.relative_to(folder)))
     kind = _kind_of_files(str(folder), [path.name for path in paths])
     paths = [path for path in paths if _kind(path.name) == kind]
-    if kind == ".tar":
-        return joined_rows([tar_rows(path, key, report) for path in paths])
-    if kind in TABLE_SUFFIXES:
-        return joined_rows([table_rows(path, key) for path in paths])
+    if kind in (".tar", *TABLE_SUFFIXES):
+        if len(paths) > 1:
+            names = [str(path.relative_to(folder)) for path in paths]
+            report(f"{folder}: {len(paths)} {kind} files are taken together: {listed(names)}")
+        read = tar_rows if kind == ".tar" else table_rows
+        # what is inferred of one file holds for all
+        tell = [report, *[_ignore] * (len(paths) - 1)]
+        return joined_rows([read(path, key, told) for path, told in zip(paths, tell)])
     subfolders = len({path.parent for path in paths} - {folder})
     if subfolders > 1:
         report(f"{folder}: the files of {subfolders} subfolders are taken together")
     return _file_rows([_File(str(path), path.read_bytes) for path in paths], kind, key, report)
 
 
+def _ignore(text: str) -> None:
+    """Say nothing."""
+    del text
+
+
 def tar_rows(path: Path, key: str | None, report: Callable[[str], None]) -> Rows:
     """The samples in a shard, one file each; `key` is their extension where there are several."""
     try:
-        with tarfile.open(path) as archive:
+        # not compressed, so that a member is a part of the file
+        with tarfile.open(path, "r:") as archive:
             members = [member for member in archive.getmembers() if member.isfile()]
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or cut off: {error}.") from None
+        raise ValueError(f"{path} is damaged, cut off or compressed: {error}.") from None
     members = [m for m in members if _is_sample(PurePosixPath(m.name))]
-    if key is not None and members:
-        found = {m.name.rpartition("/")[2].partition(".")[2]: m for m in members}
-        members = [m for m in members if m.name.endswith(f".{key.removeprefix('.')}")]
-        if not members:
-            raise ValueError(
-                f"key = {key!r} is no extension of a sample in {path}; there are "
-                f"{', '.join(sorted(found))}."
-            )
+    members = _of_extension(str(path), members, key)
     kind = _kind_of_files(str(path), [m.name for m in members])
 
     def content(member: tarfile.TarInfo) -> bytes:
@@ -72,6 +75,36 @@ def tar_rows(path: Path, key: str | None, report: Callable[[str], None]) -> Rows
         _File(f"{path}/{m.name}", lambda m=m: content(m)) for m in members if _kind(m.name) == kind
     ]
     return _file_rows(files, kind, None, report)
+
+
+def _of_extension(
+    place: str, members: Sequence[tarfile.TarInfo], key: str | None
+) -> list[tarfile.TarInfo]:
+    """The one file of every sample in a shard; its extension begins at the name's first dot."""
+    samples: dict[str, list[tarfile.TarInfo]] = {}
+    for member in members:
+        stem = member.name.rpartition("/")[2].partition(".")[0]
+        samples.setdefault(f"{member.name.rpartition('/')[0]}/{stem}", []).append(member)
+    extensions = sorted({_extension(member) for member in members})
+    if key is None:
+        several = next((found for found in samples.values() if len(found) > 1), None)
+        if several is not None:
+            raise ValueError(
+                f"{place} holds several files of each sample; select one by key, its extension: "
+                f"{listed(extensions)}."
+            )
+        return list(members)
+    wanted = [m for m in members if _extension(m) == key.removeprefix(".")]
+    if members and not wanted:
+        raise ValueError(
+            f"key = {key!r} is no extension of a sample in {place}; there are {listed(extensions)}."
+        )
+    return wanted
+
+
+def _extension(member: tarfile.TarInfo) -> str:
+    """What follows the first dot of a file's name, as webdataset reads it."""
+    return member.name.rpartition("/")[2].partition(".")[2]
 
 
 def _check_splits(folder: Path) -> None:
@@ -127,6 +160,7 @@ def _file_rows(
     files: Sequence[_File], kind: str, key: str | None, report: Callable[[str], None]
 ) -> Rows:
     """One sample per file, or the samples in arrays of several each."""
+    check_key(files[0].name, key)
     if kind == IMAGE_SUFFIXES[0]:
         return Rows(len(files), lambda index, done: _read_images(files, index, done))
 

@@ -39,10 +39,11 @@ def load(
 
     - `source`: "digits" (1797 digits of 8 x 8 pixels from scikit-learn), or a path:
         - `.npy`, `.npz`, `.pt`, `.safetensors`, `.h5`: an array with one sample per row.
-        - `.csv`: one sample per line, by pandas' conventions. A first line of words, or of 0, 1, 2,
-          ..., is the header; a first column that has no name, or "index", is the index.
+        - `.csv`: one sample per line, by pandas' conventions. A first line of words, of 0, 1, 2,
+          ..., or of other increasing integers above fractions, is the header; a first column that
+          has no name, or "index", is the index.
         - `.parquet`, `.arrow`: a column of images or lists, or columns of numbers.
-        - `.tar`: a shard with one image or array per sample, as webdataset writes.
+        - `.tar`: a shard with one image or array per sample, as webdataset writes, not compressed.
         - a folder of images, of arrays (a file for each sample of up to three axes, or for several
           samples), or of tables or shards, in subfolders or not; one split of a data set that
           Hugging Face's `datasets` saved.
@@ -103,18 +104,19 @@ def _open(source: str | os.PathLike[str], key: str | None, report: Callable[[str
     """The samples of a source."""
     name = os.fspath(source)
     if name in DATA_SETS:
+        check_key(name, key)
         return array_rows(name, DATA_SETS[name]())
     path = _existing(source, DATA_SETS)
     if path.is_dir():
         return folder_rows(path, key, report)
-    check_key(path, key)
+    check_key(name, key)
     suffix = path.suffix.lower()
     if suffix == ".csv":
         return array_rows(name, _csv(path, report))
     if suffix in _HDF5_SUFFIXES:
         return hdf5_rows(path, key)
     if suffix in TABLE_SUFFIXES:
-        return table_rows(path, key)
+        return table_rows(path, key, report)
     if suffix == ".tar":
         return tar_rows(path, key, report)
     if suffix not in ARRAY_DECODERS:
@@ -184,7 +186,7 @@ def load_numbers(
 
 def _read_list(path: Path, key: str | None, report: Callable[[str], None]) -> np.ndarray:
     """The array in a file of few numbers."""
-    check_key(path, key)
+    check_key(str(path), key)
     suffix = path.suffix.lower()
     if suffix == ".csv":
         return _csv(path, report)

@@ -40,12 +40,12 @@ _SAFETENSORS_DTYPES = {
 KEYED = (".npz", ".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".parquet", ".arrow", ".tar")
 
 
-def check_key(path: Path, key: str | None) -> None:
+def check_key(name: str, key: str | None) -> None:
     """ValueError for a key where nothing has a name."""
-    if key is not None and path.suffix.lower() not in KEYED:
+    if key is not None and Path(name).suffix.lower() not in KEYED:
         raise ValueError(
             f"key = {key!r} is for .npz files and others that hold several arrays "
-            f"({', '.join(KEYED[1:])}); got {path}."
+            f"({', '.join(KEYED[1:])}); got {name}."
         )
 
 

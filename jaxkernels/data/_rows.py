@@ -60,3 +60,8 @@ def stacked(blocks: Sequence[np.ndarray]) -> np.ndarray:
     if len(shapes) > 1:
         raise ValueError(f"samples must have one shape; found {shapes[0]} and {shapes[1]}.")
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a message, without the middle of many."""
+    return ", ".join(names if len(names) <= 6 else [*names[:3], "...", names[-1]])

@@ -9,7 +9,7 @@ import numpy as np
 from ._extras import missing_extra
 from ._images import read_images
 from ._readers import select_array
-from ._rows import Rows, stacked
+from ._rows import Rows, listed, stacked
 
 if TYPE_CHECKING:
     import pyarrow
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 TABLE_SUFFIXES = (".parquet", ".arrow")
 
 
-def table_rows(path: Path, key: str | None) -> Rows:
+def table_rows(path: Path, key: str | None, report: Callable[[str], None]) -> Rows:
     """The samples in a file, from one column, or from all columns if they hold single numbers."""
     pyarrow = _import_pyarrow(path)
     try:
         schema, count, batches = _open(path)
         columns = _columns(path, schema, key)
+        if len(columns) > 1:
+            report(f"{path}: a sample is the numbers of {len(columns)} columns: {listed(columns)}")
 
         def read(index: np.ndarray, done: Callable[[], None]) -> np.ndarray:
             return stacked(

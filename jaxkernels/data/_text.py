@@ -3,12 +3,15 @@
 import csv
 import dataclasses
 import io
+import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from ._extras import missing_extra
+from ._rows import listed
 
 # names of a first column that numbers the rows: of to_csv, of reading that back, of reset_index
 _INDEX_NAMES = ("", "Unnamed: 0", "index")
@@ -40,6 +43,7 @@ def read_csv(name: str, text: str) -> tuple[Float[np.ndarray, "rows columns"], l
     layout = _layout(text)
     if len(layout.lines) <= layout.header:
         raise ValueError(f"{name} holds no numbers.")
+    _check_index(name, layout)
     try:
         frame = pandas.read_csv(
             io.StringIO(text),
@@ -83,7 +87,7 @@ def _layout(text: str, integer_names: bool = True) -> _Layout:
     decimal = "," if delimiter == ";" and any("," in line for line in plain) else "."
     lines = {i + 1: _cells(plain[i], delimiter, decimal) for i in used}
     first, *rest = lines.values()
-    header = _are_names(first, integer_names and bool(rest))
+    header = _are_names(first, rest if integer_names else [])
     shifted = bool(rest) and len(rest[0]) == len(first) + 1
     return _Layout(
         lines, delimiter, decimal, header, header and (shifted or first[0] in _INDEX_NAMES)
@@ -98,14 +102,44 @@ def _cells(line: str, delimiter: str | None, decimal: str) -> list[str]:
     return [cell.strip().replace(decimal, ".") for cell in row]
 
 
-def _are_names(cells: Sequence[str], integer_names: bool) -> bool:
-    """Whether a first line names columns: by words, by 0, 1, 2, ..., or by words before those."""
-    numbers = [cell for cell in cells if _is_number(cell)]
+def _are_names(cells: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a first line names the columns of the lines below it.
+
+    By words, by integers below a cell without a number, by 0, 1, 2, ..., or by other increasing
+    integers where no line below has integers alone.
+    """
+    numbers = [float(cell) for cell in cells if _is_number(cell)]
     if not numbers:
         return True
-    return integer_names and numbers == [str(i) for i in range(len(numbers))] == list(
-        cells[len(cells) - len(numbers) :]
-    )
+    before = cells[: len(cells) - len(numbers)]
+    if not rows or any(map(_is_number, before)):
+        return False
+    if before and before[0] in _INDEX_NAMES:
+        return True
+    if not _are_integers(numbers) or any(x >= y for x, y in itertools.pairwise(numbers)):
+        return False
+    from_zero = numbers == list(range(len(numbers)))
+    return from_zero or not (before or any(_are_integers(_numbers(row)) for row in rows))
+
+
+def _numbers(row: Sequence[str]) -> list[float]:
+    """The numbers of a line."""
+    return [float(cell) for cell in row if _is_number(cell)]
+
+
+def _are_integers(numbers: Sequence[float]) -> bool:
+    """Whether no number has a fraction."""
+    return not any(math.isfinite(number) and number % 1.0 for number in numbers)
+
+
+def _check_index(name: str, layout: _Layout) -> None:
+    """ValueError for a line without an index where others have one: names in two lines."""
+    for line, row in layout.lines.items():
+        if layout.index and line != layout.first and not row[0]:
+            raise ValueError(
+                f"{name}: line {line} has no entry for the index that line {layout.first} tells: "
+                "names of columns must stand in one line."
+            )
 
 
 def _fault(layout: _Layout) -> str | None:
@@ -135,8 +169,7 @@ def _notes(name: str, layout: _Layout) -> list[str]:
     notes = []
     if layout.header:
         names = [cell or "''" for cell in layout.lines[layout.first]]
-        shown = names if len(names) <= 6 else [*names[:3], "...", names[-1]]
-        notes.append(f"{name}: line {layout.first} is the header ({', '.join(shown)})")
+        notes.append(f"{name}: line {layout.first} is the header ({listed(names)})")
     if layout.index:
         notes.append(f"{name}: the first column is the index, and no part of the samples")
     return notes

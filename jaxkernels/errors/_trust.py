@@ -166,7 +166,8 @@ def unchangeable_warnings(
         remedy = "a smaller t_min"
     if not 1.0 / _USUAL_SIZE < size < _USUAL_SIZE:
         remedy = f"the scale of the data, which is usually about 1 (are the units right?), {remedy}"
-    share = (initialization + truncation) / total
+    # the steps may cancel a part of it
+    share = min((initialization + truncation) / total, 1.0)
     text = f"{share:.0%} of the error is what no schedule can change: {reason}"
     return (f"{text}; what may help: {remedy}",)
 

@@ -8,12 +8,15 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from .. import _checks
-from ..processes import AbstractProcess, DiscreteVP
+from ..processes import EDM, VE, AbstractProcess, DiscreteVP, sigma_range
 from ._plan import Levels, Unit
 from ._render import written
 
 Self = TypeVar("Self", bound="AbstractLevels")
 OnTable = TypeVar("OnTable", bound="AbstractTableLevels")
+
+# of EDM's networks
+_USUAL_SIGMA_MAX = 80.0
 
 
 class AbstractLevels(abc.ABC):
@@ -118,7 +121,8 @@ class KarrasRamp(AbstractLevels):
 
     **Arguments:**
 
-    - `sigma_min`, `sigma_max`: the scheduler's own, 0 < sigma_min < sigma_max.
+    - `sigma_min`, `sigma_max`: the scheduler's own, 0 < sigma_min < sigma_max. It scales the
+      initial noise by the second, which is by default that of the process `EDM` or `VE`, else 80.
     - `rho`: the scheduler's own, > 0.
 
     **Raises:** ValueError for values out of range.
@@ -136,25 +140,36 @@ class KarrasRamp(AbstractLevels):
 
     unit: ClassVar[Unit] = "sigma"
     sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    sigma_max: float | None = None
     rho: float = 7.0
 
     def __post_init__(self):
         rho = _checks.scalar("rho", self.rho, above=0.0)
         sigma_min = _checks.scalar("sigma_min", self.sigma_min, above=0.0)
-        sigma_max = _checks.scalar("sigma_max", self.sigma_max, above=float(sigma_min))
         object.__setattr__(self, "rho", float(rho))
         object.__setattr__(self, "sigma_min", float(sigma_min))
-        object.__setattr__(self, "sigma_max", float(sigma_max))
+        if self.sigma_max is not None:
+            sigma_max = _checks.scalar("sigma_max", self.sigma_max, above=float(sigma_min))
+            object.__setattr__(self, "sigma_max", float(sigma_max))
 
     @property
     def options(self) -> tuple[str, ...]:
         """The parameters of the scheduler's map."""
         return ("sigma_min", "sigma_max", "rho")
 
+    def for_process(self, process: AbstractProcess) -> "KarrasRamp":
+        if self.sigma_max is not None:
+            return self
+        largest = _USUAL_SIGMA_MAX
+        if isinstance(process, EDM | VE):
+            whole = process if process.full_t_max is None else process.sub_range(process.full_t_max)
+            largest = sigma_range(whole, 0.0)[0]
+        return dataclasses.replace(self, sigma_max=largest)
+
     def write(self, levels: Levels) -> tuple[float | int, ...]:
+        sigma_max = _USUAL_SIGMA_MAX if self.sigma_max is None else self.sigma_max
         low = self.sigma_min ** (1.0 / self.rho)
-        high = self.sigma_max ** (1.0 / self.rho)
+        high = sigma_max ** (1.0 / self.rho)
         # all digits: the scheduler computes in float64, and a power rho amplifies what is cut off
         return tuple(((high - levels ** (1.0 / self.rho)) / (high - low)).tolist())
 

@@ -439,10 +439,18 @@ class DiscreteVP(AbstractVariancePreserving):
         knots = np.arange(1.0, self.log_sigmas.shape[0] + 1, dtype=self.log_sigmas.dtype)
         return jnp.asarray(knots)
 
+    @property
+    def _levels(self) -> Array:
+        """log sigma of the entries, as an array of JAX, which has the precision of the context.
+
+        A NumPy array in a program that JAX has compiled keeps the precision of its first use.
+        """
+        return jnp.asarray(self.log_sigmas)
+
     def sigma(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         t = as_inexact(t)
-        table = jnp.exp(jnp.interp(t, self._knots, self.log_sigmas))
-        return jnp.where(t < 1.0, jnp.exp(self.log_sigmas[0]) * t, table)
+        table = jnp.exp(jnp.interp(t, self._knots, self._levels))
+        return jnp.where(t < 1.0, jnp.exp(self._levels[0]) * t, table)
 
     def signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return 1.0 / jnp.sqrt(1.0 + self.sigma(t) ** 2)
@@ -452,20 +460,19 @@ class DiscreteVP(AbstractVariancePreserving):
 
     def time_at_sigma(self, sigma: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         sigma = as_inexact(sigma)
-        first = jnp.exp(self.log_sigmas[0])
+        first = jnp.exp(self._levels[0])
         inside = sigma >= first
         log_sigma = jnp.log(jnp.where(inside, sigma, first))
-        return jnp.where(inside, jnp.interp(log_sigma, self.log_sigmas, self._knots), sigma / first)
+        return jnp.where(inside, jnp.interp(log_sigma, self._levels, self._knots), sigma / first)
 
     def drift(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         # f = (log a)' = -a^2 sigma sigma'; the slope of log sigma is constant between entries
         t = as_inexact(t)
         size = self.log_sigmas.shape[0]
         cell = jnp.clip(jnp.floor(t).astype(int) - 1, 0, size - 2)
-        log_sigmas = jnp.asarray(self.log_sigmas)
-        slope = log_sigmas[cell + 1] - log_sigmas[cell]
+        slope = self._levels[cell + 1] - self._levels[cell]
         sigma = self.sigma(t)
-        rate = jnp.where(t < 1.0, jnp.exp(log_sigmas[0]), sigma * slope)
+        rate = jnp.where(t < 1.0, jnp.exp(self._levels[0]), sigma * slope)
         return -sigma * rate / (1.0 + sigma**2)
 
 

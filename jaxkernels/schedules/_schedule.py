@@ -117,7 +117,7 @@ class Schedule(eqx.Module):
         **Returns:** the schedule with these levels.
 
         **Raises:** ValueError for levels that are none or beyond the process's range, naming the
-        entry.
+        entry, and for levels of a flow from 1, which are not s/a but t: a `Schedule` takes them.
 
         **Example:**
 
@@ -152,7 +152,8 @@ class Schedule(eqx.Module):
 
         **Returns:** the schedule of K steps.
 
-        **Raises:** ValueError for another process, or timesteps beyond its range.
+        **Raises:** ValueError for another process, timesteps beyond its range, or those of a flow
+        that all are at most 1, as t itself.
 
         **Example:**
 
@@ -165,20 +166,31 @@ class Schedule(eqx.Module):
         numbers = np.asarray(_checks.array("timesteps", timesteps))
         if numbers.ndim != 1 or not numbers.size:
             raise ValueError(f"timesteps must be a list of numbers; got shape {numbers.shape}.")
+        _check_decreasing("timesteps", numbers)
         if isinstance(check_process(process), DiscreteVP):
-            least = 0.0
+            low = 0.0
+            high = float(process.t_max) - 1.0
             times = numbers + 1.0
+            allowed = f"counted from 0, {high:g} .. 0"
         elif isinstance(process, FlowMatching):
-            least = np.finfo(float).tiny
+            low = np.finfo(float).tiny
+            high = 1000.0 * float(process.t_max)
             times = numbers / 1000.0
+            allowed = f"1000 t, from {high:g} to above 0: the step to 0 follows by itself"
+            if numbers[0] <= 1.0:
+                raise ValueError(
+                    f"timesteps of a flow are 1000 t; {numbers[0]:g} .. {numbers[-1]:g} look like "
+                    "t itself, which a Schedule takes (and --sigmas on the command line)."
+                )
         else:
             raise ValueError(
                 f"process {type(process).__name__} has no timesteps; DiscreteVP and FlowMatching "
                 "have. Give its times, or its noise levels by from_sigmas."
             )
-        if numbers[-1] < least or times[0] > float(process.t_max):
+        if numbers[-1] < low or numbers[0] > high:
             raise ValueError(
-                f"timesteps from {numbers[0]:g} to {numbers[-1]:g} lie beyond those of {process}."
+                f"timesteps from {numbers[0]:g} to {numbers[-1]:g} lie beyond those of "
+                f"{type(process).__name__}, which are {allowed}."
             )
         return cls(np.append(times, 0.0), stochasticity)
 
@@ -307,6 +319,17 @@ def _sigmas(process: AbstractProcess, times: Array) -> Array:
     return process.sigma(times)
 
 
+def _check_decreasing(argument: str, numbers: np.ndarray) -> None:
+    """ValueError at the first number that is not smaller than the one before."""
+    rising = np.flatnonzero(numbers[1:] >= numbers[:-1])
+    if rising.size:
+        k = rising[0]
+        raise ValueError(
+            f"{argument} must strictly decrease; {argument}[{k}] = {numbers[k]:g} is followed by "
+            f"{numbers[k + 1]:g}."
+        )
+
+
 def _checked_stochasticity(stochasticity: Numbers) -> AnyArray:
     """Stochasticities >= 0, of any shape."""
     checked = _checks.array("stochasticity", stochasticity)
@@ -323,15 +346,14 @@ def _checked_sigmas(process: AbstractProcess, sigmas: Numbers) -> np.ndarray:
     if levels.ndim != 1 or levels.size < 2:
         raise ValueError(f"sigmas must be a list of at least 2 numbers; got shape {levels.shape}.")
     _checks.array("sigmas", np.where(levels == np.inf, 0.0, levels))
-    rising = np.flatnonzero(levels[1:] >= levels[:-1])
-    if rising.size:
-        k = rising[0]
-        raise ValueError(
-            f"sigmas must strictly decrease; sigmas[{k}] = {levels[k]:g} is followed by "
-            f"{levels[k + 1]:g}."
-        )
+    _check_decreasing("sigmas", levels)
     if levels[-1] < 0:
         raise ValueError(f"sigmas must end at sigma >= 0; the last is {levels[-1]:g}.")
+    if isinstance(process, FlowMatching) and process.full_t_max is None and levels[0] == 1.0:
+        raise ValueError(
+            "sigmas[0] = 1: the levels s/a of a flow start at infinity; what tools for flow models "
+            "call sigmas is t, of which a Schedule is made."
+        )
     largest = sigma_range(process, 0.0)[0]
     # published lists have four or five digits
     if levels[0] > largest * (1.0 + 1e-4):
@@ -348,12 +370,6 @@ def _checked_times(times: Numbers) -> np.ndarray:
         raise ValueError(f"times must be a list of at least 2 numbers; got shape {numbers.shape}.")
     if numbers[-1] < 0:
         raise ValueError(f"times must end at t >= 0; the last is {numbers[-1]:g}.")
-    rising = np.flatnonzero(np.diff(numbers) >= 0)
-    if rising.size:
-        k = rising[0]
-        raise ValueError(
-            f"times must strictly decrease; times[{k}] = {numbers[k]:g} is followed by "
-            f"{numbers[k + 1]:g}."
-        )
+    _check_decreasing("times", numbers)
     given = np.asarray(times)
     return given if np.issubdtype(given.dtype, np.floating) else np.asarray(numbers)
