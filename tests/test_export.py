@@ -291,7 +291,9 @@ class TestDiffusers:
         top = float(process.sigma(12.0))
         schedule = jk.schedules.karras(process, 4, 0.01)
         result = export(schedule, process, "diffusers", scheduler="edm_euler")
-        said = float(re.search(r"sigma_max=([\d.]+)", result.text).group(1))
+        found = re.search(r"sigma_max=([\d.]+)", result.text)
+        assert found is not None
+        said = float(found[1])
         np.testing.assert_allclose(said, top, rtol=1e-6)
         ramp = np.array(result.values["sigmas"])
         low, high = 0.002 ** (1 / 7), said ** (1 / 7)

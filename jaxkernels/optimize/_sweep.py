@@ -189,12 +189,12 @@ def optimize_schedules(
     - `starts`: names of baseline schedules. Default: all.
     - `budget`: NFE on a network that are never exceeded, such as 16_000, for all settings together.
       They record denoised points, to which a model of the network is fitted
-      (`DenoisedRecord.fit_mixture`) and which correct it; schedules are optimised on that model. Two
-      fifths of the NFE, if that is enough for it, run what the model leads to in each setting, what
-      data speak for and the baselines on a few of the recorded trajectories, mostly those that end
-      far from the others, to decide between them; the errors that are shown are the model's, and
-      `verified` is False. A few hundred NFE are
-      enough to be warned of a network on which the schedule of the data is worse than a baseline.
+      (`DenoisedRecord.fit_mixture`) and which correct it; schedules are optimised on that model.
+      Two fifths of the NFE, if that is enough for it, run what the model leads to in each setting,
+      what data speak for and the baselines on a few of the recorded trajectories, mostly those that
+      end far from the others, to decide between them; the errors that are shown are the model's,
+      and `verified` is False. A few hundred NFE are enough to be warned of a network on which the
+      schedule of the data is worse than a baseline.
       What a large budget leaves goes to a selection for each setting, as by `optimize_schedule`.
       `ScheduleSweep.plan` says how it was divided. Default: as `selection` says.
 

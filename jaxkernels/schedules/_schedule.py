@@ -319,7 +319,7 @@ def _sigmas(process: AbstractProcess, times: Array) -> Array:
     return process.sigma(times)
 
 
-def _check_decreasing(argument: str, numbers: np.ndarray) -> None:
+def _check_decreasing(argument: str, numbers: AnyArray) -> None:
     """ValueError at the first number that is not smaller than the one before."""
     rising = np.flatnonzero(numbers[1:] >= numbers[:-1])
     if rising.size:
