@@ -19,8 +19,9 @@ from ._space import AbstractProblem
 _CHUNK = 25
 # a relative gradient that cancellation in float64 cannot be expected to go below
 _ROUNDING_FLOOR = 1e-9
-# how much more widely kinks are rounded before: at first for all starts, then for the best alone
-_ROUNDINGS = (100.0, 100.0, 30.0, 10.0, 3.0)
+# how much more widely kinks are rounded before, at first by all of their scale: little else than
+# one valley is left there, in which all starts meet
+_ROUNDINGS = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0)
 # the tolerance there: a gradient along a step that ends without length falls by 1 / e an iteration
 _LOOSE = 1e-5
 
@@ -117,8 +118,8 @@ def _by_way_of_softer(
 ) -> tuple[NewtonState, list[Float[np.ndarray, "iterations starts"]]]:
     """Lead the best start close to its minimum along those of widely rounded kinks.
 
-    All starts take some iterations at the widest rounding, after them the best one goes on alone.
-    The others keep the rows of `state`, where they have ended. Returns the state to go on from, and the histories
+    At the widest rounding all starts are minimised, after it the best one alone. The others keep
+    the rows of `state`, where they have ended. Returns the state to go on from, and the histories
     up to it; without kinks that is `state` itself.
     """
     stages = [problem.smoothed(factor) for factor in _ROUNDINGS]
@@ -126,14 +127,12 @@ def _by_way_of_softer(
     histories = []
     followed = np.ones(z.shape[0], bool)
     here = state
-    enough = _is_late
     for stage in stages:
         if stage is None:
             return state, []
         histories.append(_history(here))
         here = _of_starts(followed, loose.init(stage, z))
-        here = _iterate(stage, here, loose, report, enough)
-        enough = _best_is_done
+        here = _iterate(stage, here, loose, report, _best_is_done)
         z = np.asarray(here.z)
         followed = np.arange(z.shape[0]) == np.argmin(np.asarray(here.value))
     histories.append(_history(here))
