@@ -978,8 +978,10 @@ def test_objectives_are_smooth_bounds_of_the_bounds(name: str) -> None:
 
     least = np.asarray(jax.jit(jax.vmap(exact))(schedules))
     assert np.all(values >= least * (1 - 1e-12))
-    # eight variances that noise makes nearly equal count eight times, to the power 1/32
-    assert np.max(values / least) < 8 ** (1 / 32) * 1.01
+    # a thousandth of the scale for each of two signs of eight modes, at its worst where one
+    # evaluation of all is much larger than the others; and 3 % of W2 to the data
+    rounded = 1e-3 * np.sqrt(times.shape[1] - 1) * np.log(16)
+    assert np.max(values / least) < 1 + rounded + (0.03 if objective.to_data else 0.0)
 
     def of_times(t: jax.Array) -> jax.Array:
         return jnp.log(bound(jk.Schedule(t, 0.7)))

@@ -5,10 +5,10 @@ take smooth upper bounds in their place, so that they remain bounds:
 
     max_m |G_m|  <=  w log sum_m 2 cosh(G_m / w),      |x|  <=  (x^2 + w^2)^(1/2)
 
-with w a thousandth of their scale. The first adds at most w log(2 modes), wherever the sizes are:
-signs and modes that become equally large are rounded alike, where a power of the sizes would be
-flat but for a steep rise. W2 between data and samples, which is 0 for some schedules of multistep methods, is rounded
-by 3 % of the bound that it is added to.
+with w a thousandth of their scale. The first adds at most w log(2 modes): signs that change and
+modes that become equally large are rounded alike, where a high power of the sizes would be flat but
+for a steep rise. W2 between data and samples, which is 0 for some schedules of multistep methods,
+is rounded by 3 % of the bound that it is added to.
 """
 
 import dataclasses

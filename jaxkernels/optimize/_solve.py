@@ -23,7 +23,7 @@ _ROUNDING_FLOOR = 1e-9
 # one valley is left there, in which all starts meet
 _ROUNDINGS = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0)
 # the tolerance there: a gradient along a step that ends without length falls by 1 / e an iteration
-_LOOSE = 1e-5
+_LOOSE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
