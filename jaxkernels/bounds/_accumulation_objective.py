@@ -251,7 +251,7 @@ def _smooth_largest(
     width = jnp.where(scale > 0, rounding * scale, 1.0)
     either_sign = jnp.concatenate([along_modes, -along_modes], axis=1) / width
     present = jnp.tile(present, 2)
-    largest = jax.scipy.special.logsumexp(either_sign, axis=1, b=present)
+    largest = jax.scipy.special.logsumexp(either_sign, axis=1, where=present)
     return jnp.where(scale > 0, width * largest, 0.0)
 
 
