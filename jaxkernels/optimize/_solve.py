@@ -143,17 +143,14 @@ def _of_starts(
     followed: Bool[np.ndarray, " starts"], state: NewtonState, ended: NewtonState | None = None
 ) -> NewtonState:
     """The state in which the other starts are done, with the rows of `ended` if that is given."""
-
-    def rows(state: NewtonState) -> list[Array]:
-        return [state.z, state.value, state.gradient, state.hessian]
-
     if ended is not None:
-        kept = [
-            np.where(followed.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-            for new, old in zip(rows(state), rows(ended), strict=True)
-        ]
-        state = eqx.tree_at(rows, state, jax.device_put(kept))
-    return eqx.tree_at(lambda s: s.done, state, jax.device_put(~followed))
+        kept = {}
+        for name in ("z", "value", "gradient", "hessian"):
+            new = np.asarray(getattr(state, name))
+            rows = followed.reshape(-1, *[1] * (new.ndim - 1))
+            kept[name] = np.where(rows, new, getattr(ended, name))
+        state = dataclasses.replace(state, **jax.device_put(kept))
+    return dataclasses.replace(state, done=jax.device_put(~followed))
 
 
 def _best_is_done(state: Any) -> bool:
