@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from rich.progress import track
-from scipy.interpolate import PchipInterpolator
 
 import jaxkernels as jk
+from jaxkernels._cubic import monotone_slopes, piecewise_cubic
+from jaxkernels._numerics import floored_log
 from jaxkernels._types import AnyArray
 from jaxkernels.bounds import Assumptions, CertifiedError
 
@@ -127,21 +127,18 @@ class OverLevels(eqx.Module):
     """
 
     levels: Float[np.ndarray, " n"]
-    coefficients: Float[np.ndarray, "4 m"]
+    values: Float[np.ndarray, " n"]
+    slopes: Float[np.ndarray, " n"]
 
     @classmethod
     def of(cls, measurement: jk.Measurement, values: np.ndarray) -> "OverLevels":
         order = np.argsort(measurement.sigma)
         levels = 2.0 * np.log(np.asarray(measurement.sigma, np.float64)[order])
         values = np.asarray(values, np.float64)[order]
-        return cls(levels, PchipInterpolator(levels, values).c)
+        return cls(levels, values, monotone_slopes(levels, values))
 
     def __call__(self, w: Array) -> Array:
-        levels = jnp.asarray(self.levels)
-        at = jnp.clip(jnp.log(jnp.where(w > 0, w, 1.0)), levels[0], levels[-1])
-        part = jnp.clip(jnp.searchsorted(levels, at, side="right") - 1, 0, len(levels) - 2)
-        cubic = jnp.asarray(self.coefficients)[:, part]
-        return jnp.polyval(cubic, at - levels[part])
+        return piecewise_cubic(floored_log(w), self.levels, self.values, self.slopes)
 
 
 def measured(known: Known) -> tuple[Assumptions, Assumptions]:

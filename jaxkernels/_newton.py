@@ -14,7 +14,7 @@ from ._types import AnyArray
 # Standard trust-region constants (Nocedal and Wright, "Numerical Optimization", Algorithm 4.1).
 _POOR = 0.25
 _GOOD = 0.75
-_SHRINKAGE = 0.4
+_SHRINKAGE = (0.1, 0.4)
 _FIRST_RADIUS = 1.0
 _LARGEST_RADIUS = 16.0
 # a step is within some percent of the trust radius after these iterations
@@ -103,7 +103,11 @@ def newton_advance(
         accepted = usable & ((new[0] < value) | (level & shrunk)) & ~done
         norm = jnp.linalg.norm(step)
         grown = jnp.where((gain > _GOOD) & (norm > 0.9 * radius), 2.0 * radius, radius)
-        grown = jnp.where(gain < _POOR, _SHRINKAGE * norm, jnp.minimum(grown, _LARGEST_RADIUS))
+        # to the minimum of the parabola along the step through its slope and both values
+        slope = g @ step
+        bend = jnp.where(usable, 2.0 * (new[0] - value - slope), 0.0)
+        shrunken = jnp.clip(-slope / jnp.maximum(bend, 1e-300), *_SHRINKAGE) * norm
+        grown = jnp.where(gain < _POOR, shrunken, jnp.minimum(grown, _LARGEST_RADIUS))
         radius = jnp.where(first, radius, grown)
         old = (z, value, gradient, hessian)
         z, value, gradient, hessian = (

@@ -978,8 +978,10 @@ def test_objectives_are_smooth_bounds_of_the_bounds(name: str) -> None:
 
     least = np.asarray(jax.jit(jax.vmap(exact))(schedules))
     assert np.all(values >= least * (1 - 1e-12))
-    # eight variances that noise makes nearly equal count eight times, to the power 1/32
-    assert np.max(values / least) < 8 ** (1 / 32) * 1.01
+    # a thousandth of the scale for each of two signs of eight modes, at its worst where one
+    # evaluation of all is much larger than the others; and 3 % of W2 to the data
+    rounded = 1e-3 * np.sqrt(times.shape[1] - 1) * np.log(16)
+    assert np.max(values / least) < 1 + rounded + (0.03 if objective.to_data else 0.0)
 
     def of_times(t: jax.Array) -> jax.Array:
         return jnp.log(bound(jk.Schedule(t, 0.7)))
@@ -1033,7 +1035,7 @@ def test_kinks_of_long_steps_are_reached(num_steps: int) -> None:
 
 @pytest.mark.slow
 def test_the_coherent_bound_of_a_multistep_method_converges() -> None:
-    """Without the distance to the data, which it does not know, its last steps have no length."""
+    """Without the distance to the data, which it does not know, its last step has no length."""
     target = jk.Gaussian(0.3, [2.0, 0.3, 0.01])
     run = (target, jk.VP(), "dpmpp_2m", 10)
     result = jk.optimize_schedule(
@@ -1041,12 +1043,28 @@ def test_the_coherent_bound_of_a_multistep_method_converges() -> None:
     )
     assert result.converged, result.reason
     steps = -np.diff(np.asarray(result.schedule.times))
-    assert np.all(steps[-2:] < 1e-5)
-    # two modes of opposite sign are equally large in the evaluations that count
+    assert steps[-1] < 1e-5
     operators = bounds.accumulation_operators(*run[:3], result.schedule)
-    signed = np.asarray(operators.signed)[4]
-    assert signed[0] * signed[1] < 0
-    assert abs(signed[0]) == pytest.approx(abs(signed[1]), rel=0.05)
+    # the exact bound is below its smooth form, by less than that says
+    exact = float(operators.coherent(0.01).value)
+    assert exact < result.objective < exact * (1.0 + np.sqrt(10.0) * np.log(6.0) / 1000.0)
+    # all three modes are equally large in an evaluation that counts, and one has another sign
+    signed = np.asarray(operators.signed)[6]
+    assert np.all(np.sign(signed) == [1.0, -1.0, -1.0])
+    np.testing.assert_allclose(np.abs(signed), abs(signed[0]), rtol=0.05)
+
+
+@pytest.mark.slow
+def test_signs_modes_and_the_distance_to_data_have_kinks_together() -> None:
+    """No start gets past them but by way of wider roundings, where one valley is left."""
+    target = jk.Gaussian(0.3, [2.0, 0.3, 0.01])
+    options = {"objective": bounds.OperatorBound(0.01, to_data=True), "progress": False}
+    result = jk.optimize_schedule(target, jk.VP(), "dpmpp_2m", 20, t_min=1e-3, **options)
+    assert result.converged, result.reason
+    assert result.solution.gradient_norm < 1e-7
+    # those that were left behind are worse, and the history ends with the best
+    assert result.objective < np.sort(result.solution.values)[1]
+    assert np.min(result.history[-1]) == pytest.approx(result.objective, rel=1e-9)
 
 
 @pytest.mark.slow

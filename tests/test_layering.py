@@ -30,6 +30,7 @@ MODULES = [
     "_field_names",
     "_linalg",
     "_numerics",
+    "_cubic",
     "_derivatives",
     "_newton",
     "_padding",

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.test_util import check_grads
+from scipy.interpolate import PchipInterpolator
 
 import jaxkernels as jk
 from jaxkernels import _linalg as linalg, _numerics as numerics, _precision as precision, metrics
+from jaxkernels._cubic import monotone_slopes, piecewise_cubic
 from jaxkernels._derivatives import once_per_point
 from jaxkernels.measurement import _forward_pass
 from jaxkernels.measurement._affine_fit import fit_affine
@@ -294,3 +296,18 @@ def test_an_objective_of_a_table_in_one_precision_after_the_other():
     again = float(objective(jk.Schedule(times)))
     assert first == again
     np.testing.assert_allclose(first, double, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_the_piecewise_cubic_is_that_of_scipy(count: int) -> None:
+    """Between the points; outside them it is constant, and a single point gives its value."""
+    rng = np.random.default_rng(count)
+    points = np.sort(rng.standard_normal(count))
+    values = rng.standard_normal(count)
+    x = np.linspace(points[0] - 1.0, points[-1] + 1.0, 101)
+    expected = PchipInterpolator(points, values)(np.clip(x, points[0], points[-1]))
+    with jax.enable_x64(True):
+        found = piecewise_cubic(jnp.asarray(x), points, values, monotone_slopes(points, values))
+        alone = piecewise_cubic(jnp.asarray(x), points[:1], values[:1], np.ones(1))
+        np.testing.assert_allclose(found, expected, atol=1e-14)
+        np.testing.assert_array_equal(alone, values[0])

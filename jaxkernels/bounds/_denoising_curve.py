@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
+from .._cubic import monotone_slopes, piecewise_cubic
 from .._numerics import floored_log
 from .._types import AnyArray, Numbers, constant
 from ..distributions import Gaussian
@@ -125,19 +126,7 @@ class DenoisingCurve(eqx.Module):
         )
         levels = 2.0 * jnp.log(levels)
         at = floored_log(w)
-        inside = jnp.clip(at, levels[0], levels[-1])
-        # of the interval, of which the last level and a single one have none
-        last = max(levels.shape[0] - 2, 0)
-        low = jnp.clip(jnp.searchsorted(levels, inside, side="right") - 1, 0, last)
-        high = jnp.minimum(low + 1, levels.shape[0] - 1)
-        length = jnp.where(high > low, levels[high] - levels[low], 1.0)
-        x = (inside - levels[low]) / length
-        rise = errors[high] - errors[low]
-        first = slopes[low] * length
-        second = slopes[high] * length
-        cubic = x * (first + x * (3.0 * rise - 2.0 * first - second))
-        cubic += x**3 * (first + second - 2.0 * rise)
-        value = errors[low] + jnp.where(high > low, cubic, 0.0)
+        value = piecewise_cubic(at, levels, errors, slopes)
         power = jnp.where(errors[0] > 0, slopes[0] / jnp.where(errors[0] > 0, errors[0], 1.0), 0.0)
         return value * jnp.exp(power * jnp.minimum(at - levels[0], 0.0))
 
@@ -145,19 +134,10 @@ class DenoisingCurve(eqx.Module):
 def _slopes(levels: np.ndarray, errors: np.ndarray) -> np.ndarray:
     """Slopes at the levels, with which the cubics increase.
 
-    Inside the harmonic mean of both sides' slopes, 0 at the last level, and at the first that of
-    an error proportional to sigma^2 if a monotone cubic can have it.
+    0 at the last level, and at the first that of an error proportional to sigma^2 if a monotone
+    cubic can have it.
     """
     if levels.size == 1:
         return np.array(errors)
-    lengths = np.diff(levels)
-    secants = np.diff(errors) / lengths
-    before = secants[:-1]
-    after = secants[1:]
-    rising = (before > 0) & (after > 0)
-    first = 2.0 * lengths[1:] + lengths[:-1]
-    second = lengths[1:] + 2.0 * lengths[:-1]
-    inverse = first / np.where(rising, before, 1.0) + second / np.where(rising, after, 1.0)
-    inside = np.where(rising, (first + second) / inverse, 0.0)
-    start = min(errors[0], 3.0 * secants[0])
-    return np.concatenate([[start], inside, [0.0]])
+    start = min(errors[0], 3.0 * (errors[1] - errors[0]) / (levels[1] - levels[0]))
+    return np.concatenate([[start], monotone_slopes(levels, errors)[1:-1], [0.0]])

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._newton import NewtonState, certificate, newton_start
 from .._objective import Derivatives
@@ -18,8 +19,11 @@ from ._space import AbstractProblem
 _CHUNK = 25
 # a relative gradient that cancellation in float64 cannot be expected to go below
 _ROUNDING_FLOOR = 1e-9
-# how much more widely kinks are rounded before
-_ROUNDINGS = (100.0, 30.0, 10.0, 3.0)
+# how much more widely kinks are rounded before, at first by all of their scale: little else than
+# one valley is left there, in which all starts meet
+_ROUNDINGS = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0)
+# the tolerance there: a gradient along a step that ends without length falls by 1 / e an iteration
+_LOOSE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +31,9 @@ class Solution:
     """Where every start of a solver ended.
 
     `z` (starts, n); `values` (starts,), the objective there; `history` (iterations, starts), the
-    objective per iteration, at first with widely rounded kinks if it has any; `converged`,
-    `reason`, `gradient_norm` and `smallest_curvature` belong
-    to the best start.
+    objective per iteration, in which kinks may be rounded widely for a while, infinite for starts
+    that are left behind then; `converged`, `reason`, `gradient_norm` and `smallest_curvature`
+    belong to the best start.
     """
 
     z: Float[np.ndarray, "starts n"]
@@ -64,15 +68,8 @@ def solve(
     z = np.clip(z, np.asarray(problem.lower), np.asarray(problem.upper))
     state = _iterate(problem, solver.init(problem, z), solver, report, _is_late)
     histories = []
-    softer = _softer(problem, solver) if int(state.iteration) < solver.max_iterations else []
-    softer = [] if softer and _has_converged(problem, state) else softer
-    for stage in softer:
-        histories.append(_history(state))
-        state = _iterate(stage, solver.init(stage, z), solver, report, _best_is_done)
-        z = np.asarray(state.z)
-    if softer:
-        histories.append(_history(state))
-        state = solver.init(problem, z)
+    if isinstance(solver, Newton) and not (solver.terminate(state) or _is_flat(problem, state)):
+        state, histories = _by_way_of_softer(problem, state, z, solver, report)
     state = _iterate(problem, state, solver, report, solver.terminate)
     histories.append(_history(state))
     values = np.exp(np.asarray(state.value))
@@ -112,31 +109,65 @@ def _history(state: Any) -> Float[np.ndarray, "iterations starts"]:
     return np.exp(np.asarray(state.history)[: int(state.iteration)])
 
 
+def _by_way_of_softer(
+    problem: AbstractProblem,
+    state: NewtonState,
+    z: Float[np.ndarray, "starts n"],
+    solver: Newton,
+    report: Callable[[str], None],
+) -> tuple[NewtonState, list[Float[np.ndarray, "iterations starts"]]]:
+    """Lead the best start close to its minimum along those of widely rounded kinks.
+
+    At the widest rounding all starts are minimised, after it the best one alone. The others keep
+    the rows of `state`, where they have ended. Returns the state to go on from, and the histories
+    up to it; without kinks that is `state` itself.
+    """
+    stages = [problem.smoothed(factor) for factor in _ROUNDINGS]
+    loose = Newton(solver.max_iterations, max(solver.tolerance, _LOOSE))
+    histories = []
+    followed = np.ones(z.shape[0], bool)
+    here = state
+    for stage in stages:
+        if stage is None:
+            return state, []
+        histories.append(_history(here))
+        here = _of_starts(followed, loose.init(stage, z))
+        here = _iterate(stage, here, loose, report, _best_is_done)
+        z = np.asarray(here.z)
+        followed = np.arange(z.shape[0]) == np.argmin(np.asarray(here.value))
+    histories.append(_history(here))
+    return _of_starts(followed, solver.init(problem, z), state), histories
+
+
+def _of_starts(
+    followed: Bool[np.ndarray, " starts"], state: NewtonState, ended: NewtonState | None = None
+) -> NewtonState:
+    """The state in which the other starts are done, with the rows of `ended` if that is given."""
+    if ended is not None:
+        kept = {}
+        for name in ("z", "value", "gradient", "hessian"):
+            new = np.asarray(getattr(state, name))
+            rows = followed.reshape(-1, *[1] * (new.ndim - 1))
+            kept[name] = np.where(rows, new, getattr(ended, name))
+        state = dataclasses.replace(state, **jax.device_put(kept))
+    return dataclasses.replace(state, done=jax.device_put(~followed))
+
+
 def _best_is_done(state: Any) -> bool:
-    """Whether the start of the least value is."""
-    return bool(np.asarray(state.done)[np.argmin(np.asarray(state.value))])
+    """Whether the start of the least value is, once there is one."""
+    best = np.argmin(np.asarray(state.value))
+    return int(state.iteration) > 0 and bool(np.asarray(state.done)[best])
 
 
 def _is_late(state: Any) -> bool:
     """Whether an objective without valleys would have been minimised by now."""
-    return int(state.iteration) >= 2 * _CHUNK
+    return int(state.iteration) >= _CHUNK
 
 
-def _has_converged(problem: AbstractProblem, state: Any) -> bool:
+def _is_flat(problem: AbstractProblem, state: Any) -> bool:
     """Whether the start of the least value has a gradient of 0."""
     best = int(np.argmin(np.asarray(state.value)))
     return _certificate(problem, state, best)[0] <= _ROUNDING_FLOOR * 10.0
-
-
-def _softer(problem: AbstractProblem, solver: AbstractSolver) -> list[AbstractProblem]:
-    """Those with widely rounded kinks, from which Newton's method reaches the problem's optimum.
-
-    Optax's transformations may have schedules of their own, which count iterations.
-    """
-    if not isinstance(solver, Newton):
-        return []
-    stages = [problem.smoothed(factor) for factor in _ROUNDINGS]
-    return [stage for stage in stages if stage is not None]
 
 
 def _certificate(problem: AbstractProblem, state: Any, best: int) -> tuple[float, float]:

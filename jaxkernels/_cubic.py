@@ -1,0 +1,45 @@
+"""Monotone piecewise cubics through given values.
+
+Source: Fritsch and Carlson, "Monotone Piecewise Cubic Interpolation" (1980),
+https://doi.org/10.1137/0717021; the slopes are harmonic means, as in Fritsch and Butland (1984).
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy.interpolate import PchipInterpolator
+
+from ._types import AnyArray
+
+
+def monotone_slopes(
+    points: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Slopes at two or more increasing points with which no cubic leaves the values at its ends."""
+    return np.asarray(PchipInterpolator(points, values)(points, nu=1))
+
+
+def piecewise_cubic(
+    x: Float[Array, "*s"],
+    points: Float[AnyArray, " n"],
+    values: Float[AnyArray, " n"],
+    slopes: Float[AnyArray, " n"],
+) -> Float[Array, "*s"]:
+    """The cubics with these values and slopes, constant outside the points.
+
+    A single point gives its value.
+    """
+    points, values, slopes = (jnp.asarray(part, x.dtype) for part in (points, values, slopes))
+    inside = jnp.clip(x, points[0], points[-1])
+    # of the interval, of which the last point and a single one have none
+    last = max(points.shape[0] - 2, 0)
+    low = jnp.clip(jnp.searchsorted(points, inside, side="right") - 1, 0, last)
+    high = jnp.minimum(low + 1, points.shape[0] - 1)
+    length = jnp.where(high > low, points[high] - points[low], 1.0)
+    share = (inside - points[low]) / length
+    rise = values[high] - values[low]
+    first = slopes[low] * length
+    second = slopes[high] * length
+    cubic = share * (first + share * (3.0 * rise - 2.0 * first - second))
+    cubic += share**3 * (first + second - 2.0 * rise)
+    return values[low] + jnp.where(high > low, cubic, 0.0)
