@@ -6,10 +6,8 @@ https://doi.org/10.1137/0717021; the slopes are harmonic means, as in Fritsch an
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 from scipy.interpolate import PchipInterpolator
-
-from ._types import AnyArray
 
 
 def monotone_slopes(
@@ -21,15 +19,17 @@ def monotone_slopes(
 
 def piecewise_cubic(
     x: Float[Array, "*s"],
-    points: Float[AnyArray, " n"],
-    values: Float[AnyArray, " n"],
-    slopes: Float[AnyArray, " n"],
+    points: Float[ArrayLike, " n"],
+    values: Float[ArrayLike, " n"],
+    slopes: Float[ArrayLike, " n"],
 ) -> Float[Array, "*s"]:
     """The cubics with these values and slopes, constant outside the points.
 
     A single point gives its value.
     """
-    points, values, slopes = (jnp.asarray(part, x.dtype) for part in (points, values, slopes))
+    points = jnp.asarray(points, x.dtype)
+    values = jnp.asarray(values, x.dtype)
+    slopes = jnp.asarray(slopes, x.dtype)
     inside = jnp.clip(x, points[0], points[-1])
     # of the interval, of which the last point and a single one have none
     last = max(points.shape[0] - 2, 0)

@@ -1048,10 +1048,11 @@ def test_the_coherent_bound_of_a_multistep_method_converges() -> None:
     # the exact bound is below its smooth form, by less than that says
     exact = float(operators.coherent(0.01).value)
     assert exact < result.objective < exact * (1.0 + np.sqrt(10.0) * np.log(6.0) / 1000.0)
-    # all three modes are equally large in an evaluation that counts, and one has another sign
-    signed = np.asarray(operators.signed)[6]
-    assert np.all(np.sign(signed) == [1.0, -1.0, -1.0])
-    np.testing.assert_allclose(np.abs(signed), abs(signed[0]), rtol=0.05)
+    # kinks meet: in an evaluation that counts two modes of opposite sign are equally large
+    signed = np.asarray(operators.signed)
+    counts = np.max(np.abs(signed), axis=1) > 0.1 * np.max(np.abs(signed))
+    balanced = np.abs(signed[:, 0] + signed[:, 1]) < 0.05 * np.abs(signed[:, 0])
+    assert np.any(counts & balanced)
 
 
 @pytest.mark.slow

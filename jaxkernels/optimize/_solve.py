@@ -19,9 +19,8 @@ from ._space import AbstractProblem
 _CHUNK = 25
 # a relative gradient that cancellation in float64 cannot be expected to go below
 _ROUNDING_FLOOR = 1e-9
-# how much more widely kinks are rounded before, at first by all of their scale: little else than
-# one valley is left there, in which all starts meet
-_ROUNDINGS = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0)
+# how much more widely kinks are rounded before
+_ROUNDINGS = (100.0, 30.0, 10.0, 3.0)
 # the tolerance there: a gradient along a step that ends without length falls by 1 / e an iteration
 _LOOSE = 1e-4
 

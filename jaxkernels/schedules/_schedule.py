@@ -319,7 +319,7 @@ def _sigmas(process: AbstractProcess, times: Array) -> Array:
     return process.sigma(times)
 
 
-def _check_decreasing(argument: str, numbers: AnyArray) -> None:
+def _check_decreasing(argument: str, numbers: np.ndarray) -> None:
     """ValueError at the first number that is not smaller than the one before."""
     rising = np.flatnonzero(numbers[1:] >= numbers[:-1])
     if rising.size:
@@ -370,6 +370,6 @@ def _checked_times(times: Numbers) -> np.ndarray:
         raise ValueError(f"times must be a list of at least 2 numbers; got shape {numbers.shape}.")
     if numbers[-1] < 0:
         raise ValueError(f"times must end at t >= 0; the last is {numbers[-1]:g}.")
-    _check_decreasing("times", numbers)
+    _check_decreasing("times", np.asarray(numbers))
     given = np.asarray(times)
     return given if np.issubdtype(given.dtype, np.floating) else np.asarray(numbers)
