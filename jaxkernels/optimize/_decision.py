@@ -31,8 +31,8 @@ class Decision(NamedTuple):
 
             1 / N + |x_n - mean|^2 / sum_m |x_m - mean|^2
 
-        and counts in proportion to the inverse of its chance, which makes the mean square as a sum
-        unbiased (Horvitz and Thompson, 1952).
+        and counts in proportion to the inverse of its chance: a mean is the ratio of two sums that
+        are unbiased (Horvitz and Thompson, 1952).
 
         **Arguments:** `network`, with all N recorded trajectories; `count`, how many decide.
 
