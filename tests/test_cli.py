@@ -549,7 +549,9 @@ class TestExport:
         assert "sigma_max=14.0" in of_file.out
         named = run("export", "--schedule", "karras", "--steps", 3, "--process", "edm", *how)
         assert named.code == 0
-        assert "sigma_max=80.0" in named.out
+        # the scheduler follows its process, and the ramp begins at its start
+        assert "sigma_max=14.0" in named.out
+        assert "torch.tensor([0.0," in named.out
         np.save(tmp_path / "table.npy", np.cumprod(1 - np.linspace(1e-4, 0.05, 1000)))
         table = ("--process", "discrete_vp", "--table", tmp_path / "table.npy")
         own = run("export", "--schedule", "karras", "--steps", 3, *table, "--to", "comfyui")

@@ -47,7 +47,7 @@ def test_sums_are_unbiased() -> None:
 
 
 def test_few_trajectories_see_the_large_errors() -> None:
-    """Of 300 samples 3 % are far out and carry the root mean square; none is among the first eight.
+    """Of 300 samples 3 % are far out and make up the root mean square; none is among the first 8.
 
     A schedule for the narrow samples has the lowest typical error and the largest mean square.
     The oracle are the errors of all samples.

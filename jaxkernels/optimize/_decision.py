@@ -25,7 +25,7 @@ class Decision(NamedTuple):
     def on_few(cls, network: Reference, count: int) -> "Decision":
         """Draw trajectories, mostly where large errors are.
 
-        Few trajectories carry the root mean square of the errors, and a plain draw of ten misses
+        Few trajectories make up the root mean square of the errors, and a plain draw of ten misses
         them. Where they are the record says for nothing: samples that end far out have the larger
         errors. Trajectory n, which ends at x_n, is drawn with a chance in proportion to
 
