@@ -1,6 +1,7 @@
 """Settings of the whole suite: float64, reproducible property tests, compiling little and once."""
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ CACHE = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
+LARGEST_PROCESS = 3_000_000  # kB
 for _name, _value in CACHE.items():
     os.environ.setdefault(_name, _value)
 
@@ -42,6 +44,7 @@ def float32() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _bounded_memory() -> Iterator[None]:
-    """Keep compiled programs for one module only: those of the whole suite fill many gigabytes."""
+    """Forget compiled programs between modules once they fill memory; the small ones are shared."""
     yield
-    jax.clear_caches()
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > LARGEST_PROCESS:
+        jax.clear_caches()

@@ -290,7 +290,6 @@ def test_bounds_are_compiled_vectorised_and_differentiated(case: Case) -> None:
     assert np.all(np.isfinite(plain))
     assert np.all(np.asarray(plain) > 0)
     np.testing.assert_allclose(values, plain, rtol=1e-12)
-    np.testing.assert_allclose(jax.jit(value)(points[0]), plain[0], rtol=1e-12)
     moves = STEP * np.concatenate([np.eye(n), -np.eye(n), 2 * np.eye(n), -2 * np.eye(n)])
     for z, found in zip(np.asarray(points), np.asarray(slopes), strict=True):
         # by the same program, three rows at a time
