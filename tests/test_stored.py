@@ -49,7 +49,7 @@ def files(folder: Path) -> list[Path]:
 
 def find(folder: Path, fn: Callable[..., Any], *args: Any, filtered: bool = False) -> Any:
     """What a new process would find in a folder, or compile and write there."""
-    found = ProgramStore(folder).find(fn, filtered, None, args, {})
+    found = ProgramStore(folder).find(fn, filtered, args, {})
     return None if found is None else found()
 
 
