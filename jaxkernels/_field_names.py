@@ -200,7 +200,11 @@ def known_name(kind: str, argument: str, name: str, known: Iterable[str]) -> str
     meant = _meant(kind, plain, names)
     if meant is not None:
         return meant
-    answer = _answer(kind, plain) or _answer_of_parts(kind, plain, names)
+    answer = (
+        _answer(kind, plain)
+        or _answer_of_parts(kind, plain, names)
+        or _answer_of_others(kind, plain)
+    )
     if answer is not None:
         raise ValueError(f"{argument}={name!r} is not known. {answer} Known: {', '.join(names)}.")
     return _checks.one_of(argument, name, names)
@@ -228,6 +232,19 @@ def _meant(kind: str, plain: str, known: list[str]) -> str | None:
 def _answer(kind: str, plain: str) -> str | None:
     """The answer to a name of another tool."""
     return {_plain(name): text for name, text in ANSWERS[kind].items()}.get(plain)
+
+
+def _answer_of_others(kind: str, plain: str) -> str | None:
+    """The answer to a name of another kind."""
+    # the first one, where a name is of several kinds
+    for other in ("schedule", "sampler", "process", "prediction type"):
+        synonyms = SYNONYMS[other]
+        names = {*synonyms, *synonyms.values(), *ANSWERS[other]}
+        if other == "schedule":
+            names.update(_PARTS)
+        if other != kind and plain in map(_plain, names):
+            return f"It names a {other}, not a {kind}."
+    return None
 
 
 def _answer_of_parts(kind: str, plain: str, known: list[str]) -> str | None:

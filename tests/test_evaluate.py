@@ -623,3 +623,12 @@ def test_the_size_of_data_is_that_of_the_samples_in_any_basis() -> None:
         text = unchangeable_warnings((1.0, 0.0), 1.0, target, jk.VP(), 1e-3)[0]
         (found,) = re.findall(r"data of size ([\d.]+\d)", text)
         assert float(found) == pytest.approx(size, rel=0.02)
+
+
+def test_steps_that_cancel_a_part_leave_a_share_of_all() -> None:
+    """Also of an error smaller than what exact steps would leave."""
+    target = jk.Gaussian(0.0, [1.0, 0.1])
+    for total, share in ((3.5, "100%"), (4.0, "100%"), (4.0 / 0.95, "95%")):
+        (text,) = unchangeable_warnings((3.0, 1.0), total, target, jk.VP(), 1e-3)
+        assert text.startswith(f"{share} of the error")
+    assert unchangeable_warnings((3.0, 1.0), 40.0, target, jk.VP(), 1e-3) == ()

@@ -204,6 +204,24 @@ def test_the_exponential_schedule_is_uniform_in_log_sigma():
     np.testing.assert_allclose(schedule.sigmas(jk.EDM()), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "right"),
+    [
+        ("sampler", "karras", "schedule"),
+        ("sampler", "sgm_uniform", "schedule"),
+        ("sampler", "log_snr", "schedule"),
+        ("sampler", "v_prediction", "prediction type"),
+        ("schedule", "DPM++ 2M", "sampler"),
+        ("schedule", "EulerAncestralDiscreteScheduler", "sampler"),
+        ("process", "heun", "sampler"),
+        ("prediction type", "flux", "process"),
+    ],
+)
+def test_a_name_of_another_kind_is_said_to_be_one(kind: str, name: str, right: str):
+    with pytest.raises(ValueError, match=f"It names a {right}, not a {kind}"):
+        _field_names.known_name(kind, "argument", name, KNOWN[kind])
+
+
 def test_unknown_everywhere():
     with pytest.raises(ValueError, match=r"sampler='ddmi' is not known\. Did you mean 'ddim'"):
         as_sampler("ddmi")
