@@ -238,8 +238,23 @@ OTHERS = {
     "dominant_component",
     "logit_margin",  # of points
 }
+# they take longest to compile, and differ from others in what they are given
+SLOW = {
+    "certified_bound second_order, log-concave",
+    "certified_bound heun, log-concave",
+    "certified_bound ddim, mixture",
+    "rms_along_run",
+    "CertifiedError w2",
+    "OperatorBound coherent",
+}
+
+
+def _param(label: str, case: Case) -> Any:
+    return pytest.param(case, id=label, marks=[pytest.mark.slow] if label in SLOW else [])
+
+
 EVERY = [
-    pytest.param(case, id=f"{name} {label}".strip())
+    _param(f"{name} {label}".strip(), case)
     for cases in (CASES, PUBLISHED)
     for name, labelled in cases.items()
     for label, case in labelled.items()

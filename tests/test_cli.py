@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -451,7 +452,9 @@ class TestExport:
         best = run(*how, "--scheduler", "dpm_multistep", "--spectrum", files.spectrum)
         assert best.code == 0, best.err
         process = jk.DiscreteVP(np.cumprod(table))
-        objective = jk.LocalError().bind(jk.Gaussian(0.0, [1.0, 0.1]), process, jk.DDIM())
+        objective = eqx.filter_jit(
+            jk.LocalError().bind(jk.Gaussian(0.0, [1.0, 0.1]), process, jk.DDIM())
+        )
 
         def value(text: str) -> float:
             found = re.search(r"timesteps = \[(.*?)\]", text, re.DOTALL)
@@ -473,7 +476,7 @@ class TestExport:
         target = jk.Gaussian(0.0, [1.0, 0.1])
         result = jk.optimize_schedule(target, process, "ddim", 11, t_min=0.0)
         assert jk.optimize.rounding_makes_equal(result.schedule, process)
-        objective = jk.LocalError().bind(target, process, jk.DDIM())
+        objective = eqx.filter_jit(jk.LocalError().bind(target, process, jk.DDIM()))
         result.save(tmp_path / "own.json")
         how = ("--to", "diffusers", "--scheduler", "dpm_multistep")
 

@@ -13,6 +13,8 @@ from jaxkernels._compile import kept_filter_jit
 from jaxkernels.recurrence import local_errors
 
 PROCESS = jk.EDM(sigma_max=20.0)
+# the third order takes the second one's code through larger programs
+ORDERS = [2, pytest.param(3, marks=pytest.mark.slow)]
 VARIANCES = np.array([1.0, 0.02])
 
 
@@ -111,7 +113,7 @@ def _relative_errors(
 
 
 @pytest.mark.parametrize("p", [2, 3])
-@pytest.mark.parametrize("steps", [2, 9])
+@pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.slow), 9])
 @pytest.mark.parametrize("process", [PROCESS, jk.VP()], ids=["edm", "vp"])
 def test_the_error_of_a_step_is_that_of_its_corrected_point(
     p: int, steps: int, process: jk.AbstractProcess
@@ -129,7 +131,7 @@ def test_the_error_of_a_step_is_that_of_its_corrected_point(
         )
 
 
-@pytest.mark.parametrize("p", [2, 3])
+@pytest.mark.parametrize("p", ORDERS)
 def test_they_add_up_to_the_error_of_the_run(p: int) -> None:
     """With their signs, where steps are short: what is left out is of higher order in them."""
     sampler = jk.UniPC(solver_order=p, lower_order_final=False)
@@ -143,7 +145,7 @@ def test_they_add_up_to_the_error_of_the_run(p: int) -> None:
     assert np.all(left[1] < 0.6 * left[0])
 
 
-@pytest.mark.parametrize("p", [2, 3])
+@pytest.mark.parametrize("p", ORDERS)
 def test_a_long_step_after_a_short_one_costs_what_it_does(p: int) -> None:
     """Two evaluations near each other, off the trajectory by less and by more, tell no slope."""
     gap = 1e-3
@@ -156,7 +158,9 @@ def test_a_long_step_after_a_short_one_costs_what_it_does(p: int) -> None:
     assert 0.3 < found / abs(own.run() / own.total[-1]) < 3.0
 
 
-@pytest.mark.parametrize(("p", "overstated"), [(2, 1.7), (3, 2.7)])
+@pytest.mark.parametrize(
+    ("p", "overstated"), [(2, 1.7), pytest.param(3, 2.7, marks=pytest.mark.slow)]
+)
 def test_predicted_points_are_wrong_by_more(p: int, overstated: float) -> None:
     """What is corrected is no error of a step: it was counted as one."""
     sigmas = _sigmas(40)
@@ -241,7 +245,7 @@ def test_errors_that_cancel_are_doubted() -> None:
     assert found > 1.005 * float(certain * record.scale)
 
 
-@pytest.mark.parametrize("p", [2, 3])
+@pytest.mark.parametrize("p", ORDERS)
 def test_a_record_to_zero_predicts_the_run(p: int) -> None:
     """Of a linear network, whose runs are known in closed form."""
     with jax.enable_x64(True):
