@@ -303,17 +303,31 @@ def test_public_names_are_found():
     assert any(_blocks(documented) for documented in EVERYTHING)
 
 
-# what compiles for more than five seconds
+# what compiles for longest
 LONG_EXAMPLES = {
+    "jk.DenoisedRecord.fit_mixture",
+    "jk.ErrorBudget",
     "jk.ErrorKernel.error",
+    "jk.ExpectedError",
     "jk.FokkerPlanckResult",
+    "jk.LocalError",
+    "jk.TerminalError",
     "jk.bounds.rms_along_run",
+    "jk.error_sweep",
+    "jk.leading_order_1d",
+    "jk.optimize_schedules",
+    "jk.predict_parameter_noise",
     "jk.reverse_sde.DiscreteStochasticity",
     "jk.reverse_sde.MeasuredDiffusion",
     "jk.reverse_sde.SymmetrizedKL",
+    "jk.reverse_sde.leading_order_2d",
     "jk.reverse_sde.optimize_diffusion",
+    "jk.reverse_sde.optimize_discrete_stochasticity",
+    "jk.reverse_sde.optimize_measured_diffusion",
+    "jk.reverse_sde.optimize_mixture_diffusion",
     "jk.routing.RoutingError",
     "jk.routing.record_routing",
+    "jk.routing.split_evaluations",
 }
 
 

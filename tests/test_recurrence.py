@@ -333,7 +333,14 @@ def _local_by_hand(
     return np.array(errors), np.array(factors)
 
 
-@pytest.mark.parametrize("name", [n for n, make in SAMPLERS.items() if not make().corrects])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n in ("ddim", "heun", "dpmpp_2m") else [pytest.mark.slow])
+        for n, make in SAMPLERS.items()
+        if not make().corrects
+    ],
+)
 def test_local_errors_of_deterministic_steps(name: str) -> None:
     """Each step's local error, propagated by the exact flow, also for modes with a flipped sign.
 
