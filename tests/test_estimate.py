@@ -67,7 +67,8 @@ def _synthetic(structure: str) -> jk.ScoreError:
     return jk.ScoreError(Tabulated(TIMES, shapes[0], shapes[1]), jk.FullyCorrelated())
 
 
-@pytest.mark.parametrize("structure", ["ar1", pytest.param("rank 2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", ["ar1", "rank 2"])
 def test_intervals_hold_the_synthetic_covariance(structure: str) -> None:
     """50 ensembles of 24 networks: the expected error is in at least 90% of the 95% intervals."""
     synthetic = _synthetic(structure)

@@ -412,10 +412,10 @@ def _of_schedule(name: str) -> Callable[[jk.Schedule], jax.Array]:
 @pytest.mark.parametrize(
     "name",
     [
-        *("w2", "kernel", "bound"),
+        *("w2", "bound"),
         *(
             pytest.param(n, marks=pytest.mark.slow)
-            for n in ("w2 with a score error", "expected error")
+            for n in ("kernel", "w2 with a score error", "expected error")
         ),
     ],
 )
