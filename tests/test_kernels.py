@@ -549,6 +549,7 @@ def test_local_cost_of_an_error_is_the_kernels_for_many_steps(name: str) -> None
     assert float(local) == pytest.approx(float(exact), rel=0.02)
 
 
+@pytest.mark.slow
 def test_accounting_for_the_error_pays() -> None:
     """An error at the noise end: the optimum that accounts for it has a smaller E W2^2.
 

@@ -996,7 +996,7 @@ def test_samples_have_derivatives_in_weights_that_a_network_closes_over() -> Non
     assert float(slope) == pytest.approx(float(difference), rel=1e-8)
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_3m", "heun"])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_3m", pytest.param("heun", marks=pytest.mark.slow)])
 def test_padding_changes_neither_samples_nor_derivatives(name: str) -> None:
     """Of the first steps of a padded schedule, against the schedule of these steps alone."""
     process = jk.VP()

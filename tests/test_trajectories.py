@@ -131,7 +131,9 @@ def test_records_to_zero_are_saved_and_concatenated(
     np.testing.assert_allclose(both.errors("dpmpp_2m", schedule), np.tile(expected, 2), rtol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "unipc"])
+@pytest.mark.parametrize(
+    "sampler", ["dpmpp_2m", *(pytest.param(n, marks=pytest.mark.slow) for n in ("heun", "unipc"))]
+)
 def test_derivatives_of_a_step_to_zero(sampler: str, to_zero: jk.TrajectoryRecord) -> None:
     """Against finite differences in the coordinate, away from the times of the table."""
     process = to_zero.process
