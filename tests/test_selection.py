@@ -136,6 +136,7 @@ def test_stochasticity_is_selected_by_the_distribution_of_samples() -> None:
     assert "of the sliced W2 of" in repr(result)
 
 
+@pytest.mark.slow
 def test_a_mixture_is_a_network_of_its_own(on_mixture: jk.OptimizedSchedule) -> None:
     """The comparison is that on a network with the mixture's score; nothing is verified."""
     result = on_mixture
@@ -295,6 +296,7 @@ def test_what_the_data_alone_do_not_show() -> None:
     assert "not resolved" in unresolved(dataclasses.replace(even, reference_error=0.3))[0]
 
 
+@pytest.mark.slow
 def test_samples_stand_for_a_mixture_of_them() -> None:
     """Images as a target: selected as on the fitted mixture; a network is given noise like them."""
     rng = np.random.default_rng(0)
