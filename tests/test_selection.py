@@ -178,6 +178,7 @@ def _recorded_noise() -> np.ndarray:
     return seen.value.args[0]
 
 
+@pytest.mark.slow
 def test_every_candidate_has_its_origin(on_mixture: jk.OptimizedSchedule) -> None:
     """Each optimum, each baseline or start, and what lies between; then the fine-tuned one."""
     baselines = [*jk.schedules.BASELINES, "mine"]

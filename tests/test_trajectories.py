@@ -301,7 +301,14 @@ def test_few_directions_estimate_the_distance_without_bias() -> None:
 
 @pytest.mark.parametrize(
     ("sampler", "power"),
-    [("ddim", 1.0), ("dpmpp_2m", 0.0), ("unipc", 0.0), ("dpmpp_2s", 2.0), ("midpoint", 2.0)],
+    [
+        ("ddim", 1.0),
+        ("dpmpp_2m", 0.0),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("unipc", 0.0), ("dpmpp_2s", 2.0), ("midpoint", 2.0))
+        ),
+    ],
 )
 def test_derivatives(sampler: str, power: float, recorded: jk.TrajectoryRecord) -> None:
     """The windowed Hessian against JAX's for the whole; ends and padding are fixed."""
