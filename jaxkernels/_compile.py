@@ -1,4 +1,4 @@
-"""Compilation of programs that are kept from one process to the next."""
+"""Compilation of programs whose compiling takes longer than their running."""
 
 import functools
 from collections.abc import Callable
@@ -13,14 +13,22 @@ from ._stored import active_store
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# XLA's older emitters of loops for CPUs take about 2/3 of the time to compile; on programs of many
+# small arrays the newer ones are hardly faster, or slower
+_QUICK = {"xla_cpu_use_fusion_emitters": False}
 
-def kept_jit(fn: Callable[P, R], jit: Callable[..., Any] = jax.jit) -> Callable[P, R]:
+
+def kept_jit(
+    fn: Callable[P, R], jit: Callable[..., Any] = jax.jit, quick: bool = False
+) -> Callable[P, R]:
     """`jit` of a program that `stored_programs` keeps; under an outer transformation `fn` as it is.
 
-    All leaves of what `fn` returns are arrays. The compiler's options are its own: XLA's older
-    emitters of loops for CPUs compile a sixth faster, and were seen to compute wrong values.
+    All leaves of what `fn` returns are arrays. A `quick` program starts quickly on a CPU.
     """
-    compiled = jit(fn)
+
+    @functools.cache
+    def compiled() -> Callable[P, R]:
+        return jit(fn, compiler_options=_options() if quick else None)
 
     @functools.wraps(fn)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -28,13 +36,34 @@ def kept_jit(fn: Callable[P, R], jit: Callable[..., Any] = jax.jit) -> Callable[
             return fn(*args, **kwargs)
         store = active_store()
         if store is not None:
-            stored = store.find(fn, jit is eqx.filter_jit, args, kwargs)
+            options = _options() if quick else None
+            stored = store.find(fn, jit is eqx.filter_jit, options, args, kwargs)
             if stored is not None:
                 return cast(R, stored())
-        return compiled(*args, **kwargs)
+        return compiled()(*args, **kwargs)
 
     return call
 
 
+def quick_jit(fn: Callable[P, R], jit: Callable[..., Any] = jax.jit) -> Callable[P, R]:
+    """The same for a quick start on a CPU."""
+    return kept_jit(fn, jit, quick=True)
+
+
 # for arguments that hold functions, such as a network
 kept_filter_jit = functools.partial(kept_jit, jit=eqx.filter_jit)
+quick_filter_jit = functools.partial(quick_jit, jit=eqx.filter_jit)
+
+
+@functools.cache
+def _options() -> dict[str, Any] | None:
+    """The options, or None on other devices and where XLA no longer knows them."""
+    # with most optimizations off, the older emitters were seen to compute wrong values
+    unoptimized = jax.config.read("jax_disable_most_optimizations")
+    if unoptimized or jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=_QUICK)()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return dict(_QUICK)

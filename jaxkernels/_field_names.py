@@ -179,11 +179,9 @@ _BEFORE = re.compile(r"^(sample|sampler|k)_")
 _AFTER = ("scheduler", "gpu", "discrete", "multistep")
 
 # A1111 writes sampler and schedule as one name, ComfyUI sampler and guidance
+_SCHEDULES = ("karras", "exponential", "sgm_uniform", "uniform", "beta")
 _PARTS = {
-    **{
-        schedule: f"with the schedule {schedule!r}: name them apart."
-        for schedule in ("karras", "exponential", "sgm_uniform", "uniform", "beta")
-    },
+    **{schedule: f"with the schedule {schedule!r}: name them apart." for schedule in _SCHEDULES},
     "cfg_pp": "with a network so guided: guidance is a part of the network here.",
 }
 
@@ -241,7 +239,7 @@ def _answer_of_others(kind: str, plain: str) -> str | None:
         synonyms = SYNONYMS[other]
         names = {*synonyms, *synonyms.values(), *ANSWERS[other]}
         if other == "schedule":
-            names.update(_PARTS)
+            names.update(_SCHEDULES)
         if other != kind and plain in map(_plain, names):
             return f"It names a {other}, not a {kind}."
     return None

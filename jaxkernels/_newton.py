@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from ._compile import kept_jit
+from ._compile import quick_jit
 from ._types import AnyArray
 
 # Standard trust-region constants (Nocedal and Wright, "Numerical Optimization", Algorithm 4.1).
@@ -70,7 +70,7 @@ def newton_start(z: Float[np.ndarray, "starts n"], iterations: int) -> NewtonSta
     return NewtonState(*jax.device_put(start))
 
 
-@kept_jit
+@quick_jit
 def newton_advance(
     problem: Problem,
     state: NewtonState,

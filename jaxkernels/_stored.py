@@ -99,6 +99,7 @@ class ProgramStore:
         self,
         fn: Callable[..., PyTree],
         filtered: bool,
+        options: dict[str, Any] | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Callable[[], PyTree] | None:
@@ -108,22 +109,25 @@ class ProgramStore:
 
         - `fn`: jittable; all leaves of what it returns are arrays.
         - `filtered`: whether leaves of the arguments may be other than arrays.
+        - `options`: of the compiler.
         - `args`, `kwargs`: its arguments.
         """
         call = _Call.of(filtered, args, kwargs)
         signature = (fn, call.treedef, call.rest, bool(jax.config.jax_enable_x64))  # pyright: ignore[reportAttributeAccessIssue]
         if signature not in self._loaded:
-            self._loaded[signature] = self._program(fn, call)
+            self._loaded[signature] = self._program(fn, options, call)
         program = self._loaded[signature]
         return None if program is None else functools.partial(program, *call.arrays)
 
-    def _program(self, fn: Callable[..., PyTree], call: _Call) -> Program | None:
+    def _program(
+        self, fn: Callable[..., PyTree], options: dict[str, Any] | None, call: _Call
+    ) -> Program | None:
         """A program from its file, or compiled and written."""
-        key = _key(fn, call)
+        key = _key(fn, options, call)
         if key is None:
             return None
         path = self._folder / f"{fn.__name__}-{key}"
-        return _read(path) or _compile(fn, call, path)
+        return _read(path) or _compile(fn, options, call, path)
 
 
 _ACTIVE: contextvars.ContextVar[ProgramStore | None] = contextvars.ContextVar("store", default=None)
@@ -195,7 +199,7 @@ def _is_known(named: Any) -> bool:
     return module in (*_KNOWN, __package__)
 
 
-def _key(fn: Callable[..., PyTree], call: _Call) -> str | None:
+def _key(fn: Callable[..., PyTree], options: dict[str, Any] | None, call: _Call) -> str | None:
     """What a program is found by; None if an argument is not known by its source."""
     if not _is_known(fn):
         return None
@@ -203,7 +207,7 @@ def _key(fn: Callable[..., PyTree], call: _Call) -> str | None:
     rest = jax.tree.unflatten(call.treedef, call.rest)
     # what is set for a block of code is an attribute
     settings = [(n, getattr(jax.config, n, v)) for n, v in sorted(jax.config.values.items())]
-    surroundings = repr((settings, os.environ.get("XLA_FLAGS")))
+    surroundings = repr((settings, os.environ.get("XLA_FLAGS"), options))
     try:
         _Pickler(buffer, protocol=5).dump((fn.__module__, fn.__qualname__, rest, surroundings))
     except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError):
@@ -234,7 +238,9 @@ def _register_lapack() -> None:
     jax.jit(jnp.linalg.cholesky).lower(np.eye(1))
 
 
-def _compile(fn: Callable[..., PyTree], call: _Call, path: Path) -> Program | None:
+def _compile(
+    fn: Callable[..., PyTree], options: dict[str, Any] | None, call: _Call, path: Path
+) -> Program | None:
     """A new program, written to a file; None if it cannot be."""
     structures: list[Any] = []
 
@@ -249,7 +255,7 @@ def _compile(fn: Callable[..., PyTree], call: _Call, path: Path) -> Program | No
     if not all(name.startswith(_LAPACK) for name in _CALLED.findall(lowered.as_text())):
         return None
     with _without_cache():
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=options)
     structure = structures[-1]
     result = jax.tree.unflatten(structure, range(structure.num_leaves))
     with contextlib.suppress(Exception):

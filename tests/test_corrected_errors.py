@@ -9,7 +9,7 @@ import pytest
 from scipy.integrate import quad
 
 import jaxkernels as jk
-from jaxkernels._compile import kept_filter_jit
+from jaxkernels._compile import quick_filter_jit
 from jaxkernels.recurrence import local_errors
 
 PROCESS = jk.EDM(sigma_max=20.0)
@@ -194,7 +194,7 @@ def test_the_objective_is_their_sum_of_squares() -> None:
         inner = of_mean.in_coordinate(coordinate, float(sigmas[-1]))
         u = coordinate.coordinate(jnp.asarray(sigmas))
         count = jnp.asarray(steps)
-        derivatives = kept_filter_jit(inner.derivatives)
+        derivatives = quick_filter_jit(inner.derivatives)
         value, gradient, hessian = derivatives(u, count)
         assert float(value) == pytest.approx(float(of_mean(schedule)), rel=1e-9)
         # a constant is extrapolated exactly

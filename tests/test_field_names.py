@@ -222,6 +222,11 @@ def test_a_name_of_another_kind_is_said_to_be_one(kind: str, name: str, right: s
         _field_names.known_name(kind, "argument", name, KNOWN[kind])
 
 
+def test_guidance_is_no_schedule():
+    with pytest.raises(ValueError, match=r"sampler='cfg_pp' is not known\. Known: "):
+        check_sampler_name("cfg_pp")
+
+
 def test_unknown_everywhere():
     with pytest.raises(ValueError, match=r"sampler='ddmi' is not known\. Did you mean 'ddim'"):
         as_sampler("ddmi")

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 import jaxkernels as jk
 from jaxkernels import _stored
-from jaxkernels._compile import kept_filter_jit, kept_jit
+from jaxkernels._compile import kept_jit, quick_filter_jit
 from jaxkernels._stored import ProgramStore, stored_programs
 
 TARGET = jk.Gaussian([0.5, 0.0, 0.0], [1.0, 0.1, 0.01])
@@ -49,7 +49,7 @@ def files(folder: Path) -> list[Path]:
 
 def find(folder: Path, fn: Callable[..., Any], *args: Any, filtered: bool = False) -> Any:
     """What a new process would find in a folder, or compile and write there."""
-    found = ProgramStore(folder).find(fn, filtered, args, {})
+    found = ProgramStore(folder).find(fn, filtered, None, args, {})
     return None if found is None else found()
 
 
@@ -209,7 +209,7 @@ class TestWhatIsNotKept:
         assert not files(tmp_path)
 
     def test_it_runs_all_the_same(self, tmp_path: Path):
-        calls = kept_filter_jit(pair)
+        calls = quick_filter_jit(pair)
         with stored_programs(tmp_path):
             found = calls(lambda x: x + 1.0, jnp.ones((2, 2)))
         assert np.array_equal(found["scaled"], np.full((2, 2), 2.0))

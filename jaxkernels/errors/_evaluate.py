@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import metrics
-from .._compile import kept_jit
+from .._compile import quick_jit
 from .._precision import in_float64, is_traced
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
@@ -170,7 +170,7 @@ def _evaluate(run: Run, score_error: ScoreError | None) -> Evaluation:
     return _compare(run, known, excess)
 
 
-@kept_jit
+@quick_jit
 def _compare(
     run: Run,
     known: AffineError | None,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._compile import kept_jit
+from .._compile import quick_jit
 from .._padding import bucket, pad_last
 from .._types import constant
 from ..distributions import Gaussian
@@ -101,7 +101,7 @@ def _local_facts(
     return share, jnp.max(moments.injected, -1), process.noise(schedule.times[1:]) ** 2
 
 
-@kept_jit
+@quick_jit
 def _flow_facts(
     target: Gaussian,
     process: AbstractProcess,

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import metrics
-from .._compile import kept_jit
+from .._compile import quick_jit
 from .._derivatives import dense_derivatives, forward_derivatives, pointwise_derivatives
 from .._linalg import full_precision
 from .._numerics import safe_divide, safe_sqrt
@@ -352,7 +352,7 @@ def pad_modes(target: Gaussian) -> Gaussian:
     return eqx.tree_at(lambda g: (g.mean, g.eigenvalues, g.weights), plain, arrays)
 
 
-@kept_jit
+@quick_jit
 def window_constants(
     bound, coordinate: TimeCoordinate, t_min: Float[Array, ""]
 ) -> tuple[Float[Array, " 2"], Float[Array, ""]]:

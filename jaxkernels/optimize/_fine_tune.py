@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._compile import kept_filter_jit
+from .._compile import quick_filter_jit
 from .._linalg import matmul
 from .._nfe import EVALUATION, VECTOR_JACOBIAN_PRODUCT
 from .._padding import bucket
@@ -207,12 +207,12 @@ class _Loop(NamedTuple):
     step: Int[Array, ""]
 
 
-@kept_filter_jit
+@quick_filter_jit
 def _init(solver: Optax, z: Float[Array, " n"]) -> PyTree:
     return solver.transformation.init(z)
 
 
-@kept_filter_jit
+@quick_filter_jit
 def _advance(
     solver: Optax,
     objective: _Criterion,

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
-from .._compile import kept_jit
+from .._compile import quick_jit
 from .._field_names import known_name
 from .._objective import (
     AbstractBoundObjective,
@@ -385,7 +385,7 @@ def _values(objective: AbstractBoundObjective, times: Array, squared: Array) -> 
     return jax.vmap(lambda t, w: objective(Schedule.from_squared(t, w)))(times, squared)
 
 
-@kept_jit
+@quick_jit
 def _coordinate_values(
     objective: AbstractCoordinateObjective, u: Array, num_steps: Array
 ) -> Float[Array, " schedules"]:

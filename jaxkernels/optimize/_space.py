@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._compile import kept_jit
+from .._compile import quick_jit
 from .._derivatives import dense_derivatives
 from .._objective import (
     LARGEST_STOCHASTICITY,
@@ -452,7 +452,7 @@ def _with_best_stochasticity(
     return np.concatenate([interior, np.log1p(best)], axis=1)
 
 
-@kept_jit
+@quick_jit
 def _best_stochasticity(
     problem: AbstractTimesProblem, z: Float[Array, "starts n"]
 ) -> Float[Array, "starts steps"]:

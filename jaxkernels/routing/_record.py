@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from .. import _checks
-from .._compile import kept_filter_jit
+from .._compile import quick_filter_jit
 from .._numerics import safe_divide, safe_sqrt
 from .._objective import AbstractBoundObjective, AbstractObjective
 from .._types import AnyArray, constant
@@ -237,7 +237,7 @@ def _total_cost(
     return np.sum(squares, (0, 1, 4)) / directions
 
 
-@kept_filter_jit
+@quick_filter_jit
 def _deviations(
     experts: Experts, times: Array, split: Float[Array, "nodes 2 batch *shape"], evaluations: int
 ) -> Float[Array, "nodes experts batch *shape"]:

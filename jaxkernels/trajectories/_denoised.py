@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
-from .._compile import kept_filter_jit
+from .._compile import quick_filter_jit
 from .._nfe import EVALUATION
 from .._numerics import safe_divide
 from .._precision import working_dtype
@@ -346,7 +346,7 @@ def _place(
     return (top - coordinate.coordinate(t)) / (top - bottom) * (nodes - 1)
 
 
-@kept_filter_jit
+@quick_filter_jit
 def _denoised_points(
     model: AbstractDenoiser,
     times: Float[Array, " nodes"],
@@ -359,7 +359,7 @@ def _denoised_points(
     return jax.lax.map(lambda node: model(node[0], node[1]).x0, (points, times))
 
 
-@kept_filter_jit
+@quick_filter_jit
 def _follow_forward(
     denoiser: AbstractDenoiser, schedule: Schedule, x: Float[Array, "n *shape"]
 ) -> tuple[Float[Array, "nodes n d"], Float[Array, "nodes n d"]]:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from .._compile import kept_filter_jit
+from .._compile import quick_filter_jit
 from .._types import AnyArray, constant
 from ..distributions import GaussianMixture
 from ..processes import AbstractProcess
@@ -189,12 +189,12 @@ def _held_out(problem: _Problem, z: _Parameters, rows: np.ndarray) -> float:
     return float(_loss(problem, z, jnp.asarray(rows)))
 
 
-@kept_filter_jit
+@quick_filter_jit
 def _loss(problem: _Problem, z: _Parameters, rows: Int[Array, " rows"]) -> Float[Array, ""]:
     return problem.loss(z, rows, jnp.arange(problem.times.size))
 
 
-@kept_filter_jit
+@quick_filter_jit
 def _advance(
     problem: _Problem,
     z: _Parameters,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
-from .._compile import kept_filter_jit
+from .._compile import quick_filter_jit
 from .._nfe import EVALUATION, VECTOR_JACOBIAN_PRODUCT
 from .._precision import in_float64, to_float64
 from .._progress import Progress
@@ -265,7 +265,7 @@ def rows_run(total: int, largest: int) -> int:
     return sum(len(rows) for rows, _ in row_batches(total, largest))
 
 
-@kept_filter_jit
+@quick_filter_jit
 def _follow(
     denoiser: AbstractDenoiser,
     times: Float[Array, " nodes"],
