@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 from scipy.interpolate import PchipInterpolator
 
+from ._numerics import clipped, smaller
+
 
 def monotone_slopes(
     points: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"]
@@ -30,11 +32,11 @@ def piecewise_cubic(
     points = jnp.asarray(points, x.dtype)
     values = jnp.asarray(values, x.dtype)
     slopes = jnp.asarray(slopes, x.dtype)
-    inside = jnp.clip(x, points[0], points[-1])
+    inside = clipped(x, points[0], points[-1])
     # of the interval, of which the last point and a single one have none
     last = max(points.shape[0] - 2, 0)
-    low = jnp.clip(jnp.searchsorted(points, inside, side="right") - 1, 0, last)
-    high = jnp.minimum(low + 1, points.shape[0] - 1)
+    low = clipped(jnp.searchsorted(points, inside, side="right") - 1, 0, last)
+    high = smaller(low + 1, points.shape[0] - 1)
     length = jnp.where(high > low, points[high] - points[low], 1.0)
     share = (inside - points[low]) / length
     rise = values[high] - values[low]

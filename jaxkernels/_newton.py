@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ._compile import quick_jit
+from ._numerics import clipped, larger, smaller
 from ._types import AnyArray
 
 # Standard trust-region constants (Nocedal and Wright, "Numerical Optimization", Algorithm 4.1).
@@ -95,7 +96,7 @@ def newton_advance(
         usable = jnp.isfinite(new[0]) & jnp.all(jnp.isfinite(new[1]))
         usable = usable & jnp.all(jnp.isfinite(new[2]))
         first = jnp.isinf(value)
-        gain = jnp.where(usable, (value - new[0]) / jnp.maximum(predicted, 1e-300), -1.0)
+        gain = jnp.where(usable, (value - new[0]) / larger(predicted, 1e-300), -1.0)
         # within rounding of the value the gradient is the better judge
         level = jnp.abs(value - new[0]) <= 1e-12
         shrunk = jnp.linalg.norm(jnp.where(free, new[1], 0.0)) < 0.5 * jnp.linalg.norm(g)
@@ -106,8 +107,8 @@ def newton_advance(
         # to the minimum of the parabola along the step through its slope and both values
         slope = g @ step
         bend = jnp.where(usable, 2.0 * (new[0] - value - slope), 0.0)
-        shrunken = jnp.clip(-slope / jnp.maximum(bend, 1e-300), *_SHRINKAGE) * norm
-        grown = jnp.where(gain < _POOR, shrunken, jnp.minimum(grown, _LARGEST_RADIUS))
+        shrunken = clipped(-slope / larger(bend, 1e-300), *_SHRINKAGE) * norm
+        grown = jnp.where(gain < _POOR, shrunken, smaller(grown, _LARGEST_RADIUS))
         radius = jnp.where(first, radius, grown)
         old = (z, value, gradient, hessian)
         z, value, gradient, hessian = (
@@ -197,7 +198,7 @@ def _model_minima(
         wanted = (moving, slope, shift, rounds == 0)
         step, shift = _steps_within_radius(hessian, radius, done, *wanted)
         point = jnp.where(moving, z + step, trial)
-        trial = jnp.clip(point, lower, upper)
+        trial = clipped(point, lower, upper)
         inside = moving & (trial == point)
         return inside, trial, jnp.any(inside != moving), rounds + 1, shift
 
@@ -240,7 +241,7 @@ def _steps_within_radius(
     step, shift = jax.lax.cond(jnp.all(is_inside | done), lambda: (inside, shift), beyond)
     step = jnp.where(moving & jnp.isfinite(step), step, 0.0)
     norm = jnp.linalg.norm(step, axis=-1, keepdims=True)
-    return step * jnp.minimum(1.0, radius[:, None] / jnp.maximum(norm, 1e-300)), shift
+    return step * smaller(1.0, radius[:, None] / larger(norm, 1e-300)), shift
 
 
 def _divide(h: Array, g: Array) -> Array:
@@ -261,23 +262,23 @@ def _by_eigenvalues(h: Array, g: Array, radius: Array) -> tuple[Array, Array]:
     lowest = curvature[:, :1]
     # what every direction alone demands
     shift = jnp.max(jnp.abs(along) / radius - curvature, axis=1, keepdims=True)
-    shift = jnp.maximum(shift, jnp.maximum(0.0, -lowest * (1.0 + _SEPARATION)))
+    shift = larger(shift, larger(0.0, -lowest * (1.0 + _SEPARATION)))
 
     def divided(shift: Array) -> tuple[Array, Array]:
         shifted = curvature + shift
-        shifted = jnp.maximum(shifted, 1e-12 * jnp.max(shifted, axis=1, keepdims=True) + 1e-300)
+        shifted = larger(shifted, 1e-12 * jnp.max(shifted, axis=1, keepdims=True) + 1e-300)
         step = -along / shifted
         return step, jnp.sum(step**2 / shifted, axis=1, keepdims=True)
 
     def improved(_: Int[Array, ""], shift: Array) -> Array:
         step, slope = divided(shift)
         norm = jnp.linalg.norm(step, axis=1, keepdims=True)
-        more = norm**2 / jnp.maximum(slope, 1e-300) * (norm / radius - 1.0)
+        more = norm**2 / larger(slope, 1e-300) * (norm / radius - 1.0)
         return jnp.where(norm > radius, shift + more, shift)
 
     shift = jax.lax.fori_loop(0, _SHIFT_ITERATIONS, improved, shift)
     step, _ = divided(shift)
-    missing = jnp.sqrt(jnp.maximum(radius**2 - jnp.sum(step**2, axis=1, keepdims=True), 0.0))
+    missing = jnp.sqrt(larger(radius**2 - jnp.sum(step**2, axis=1, keepdims=True), 0.0))
     onward = jnp.where(lowest < 0, jnp.copysign(missing, -along[:, :1]), 0.0)
     step = step.at[:, :1].add(onward)
     return jnp.einsum("sij,sj->si", directions, step), shift[:, 0]

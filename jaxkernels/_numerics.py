@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from ._types import AnyArray
+
 
 def as_inexact(x: ArrayLike) -> Array:
     """`x` as an array of floating type: integers become the default float, floats keep theirs."""
@@ -27,13 +29,33 @@ def safe_sqrt(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
-def largest(x: Float[Array, "*s n"]) -> Float[Array, "*s"]:
-    """The largest entry along the last axis, picked by its index.
+def larger(x: AnyArray | float | int, y: AnyArray | float | int) -> Array:
+    """The larger of two numbers; NaN where one is.
 
-    The derivative of `jnp.max` looks for it again, and is NaN where compiled code rounds it
-    differently.
+    The derivative of `jnp.maximum` compares the result with each number anew, and drops both where
+    compiled code has rounded the number differently there. Here the comparison is made once.
     """
+    return jnp.where((x > y) | (x != x), x, y)
+
+
+def smaller(x: AnyArray | float | int, y: AnyArray | float | int) -> Array:
+    """The smaller of two numbers; NaN where one is."""
+    return jnp.where((x < y) | (x != x), x, y)
+
+
+def clipped(x: AnyArray, low: AnyArray | float | int, high: AnyArray | float | int) -> Array:
+    """The number of [low, high] that is closest to x."""
+    return smaller(larger(x, low), high)
+
+
+def largest(x: Float[AnyArray, "*s n"]) -> Float[Array, "*s"]:
+    """The largest entry along the last axis, picked by its index for the same reason."""
     return jnp.take_along_axis(x, jnp.argmax(x, -1, keepdims=True), -1)[..., 0]
+
+
+def smallest(x: Float[AnyArray, "*s n"]) -> Float[Array, "*s"]:
+    """The smallest entry along the last axis."""
+    return jnp.take_along_axis(x, jnp.argmin(x, -1, keepdims=True), -1)[..., 0]
 
 
 def safe_log(x: Float[Array, "*s"]) -> Float[Array, "*s"]:

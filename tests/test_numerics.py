@@ -311,3 +311,31 @@ def test_the_piecewise_cubic_is_that_of_scipy(count: int) -> None:
         alone = piecewise_cubic(jnp.asarray(x), points[:1], values[:1], np.ones(1))
         np.testing.assert_allclose(found, expected, atol=1e-14)
         np.testing.assert_array_equal(alone, values[0])
+
+
+PAIRS = ([1.0, 2.0, -3.0, np.nan, 0.5, np.inf], [2.0, 1.0, -3.0, 0.5, np.nan, -np.inf])
+
+
+def test_larger_and_smaller_are_numpys():
+    np.testing.assert_array_equal(numerics.larger(*map(np.array, PAIRS)), np.maximum(*PAIRS))
+    np.testing.assert_array_equal(numerics.smaller(*map(np.array, PAIRS)), np.minimum(*PAIRS))
+    values = np.array([[3.0, -1.0, 2.0], [0.0, np.nan, 1.0], [5.0, 5.0, -np.inf]])
+    np.testing.assert_array_equal(numerics.largest(values), values.max(-1))
+    np.testing.assert_array_equal(numerics.smallest(values), values.min(-1))
+    np.testing.assert_array_equal(numerics.clipped(values, 0.0, 2.0), np.clip(values, 0.0, 2.0))
+
+
+def test_a_larger_number_has_the_derivative_of_that_one_only():
+    check_grads(lambda x: numerics.larger(x**2, 3.0 * x), (2.0,), 2)
+    check_grads(lambda x: numerics.smaller(x**2, 3.0 * x), (2.0,), 2)
+    values = jnp.array([0.3, 2.0, -1.0])
+    np.testing.assert_array_equal(jax.grad(numerics.largest)(values), [0.0, 1.0, 0.0])
+    np.testing.assert_array_equal(jax.grad(numerics.smallest)(values), [0.0, 0.0, 1.0])
+    clipped = jax.vmap(jax.grad(lambda x: numerics.clipped(x, 0.0, 1.0)))(values)
+    np.testing.assert_array_equal(clipped, [1.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("fn", [lambda x: jnp.maximum(x, 0.0), lambda x: jnp.min(x, keepdims=True)])
+def test_the_suite_notices_the_derivative_of_a_maximum(fn: Callable):
+    """It is NaN in every test, as XLA may make it wrong where it fuses operations otherwise."""
+    assert np.all(np.isnan(jax.grad(lambda x: jnp.sum(fn(x)))(jnp.array([1.0, 2.0]))))

@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
 from .._derivatives import once_per_point
-from .._numerics import largest, safe_divide, safe_sqrt
+from .._numerics import larger, largest, safe_divide, safe_sqrt, smaller, smallest
 from .._precision import in_float64, is_traced
 from .._tables import Table, number
 from .._types import AnyArray, Numbers
@@ -316,15 +316,15 @@ def curvature_interval(
     if known.spectrum is not None:
         # the smoothness is that of the smallest variance, and of a Gaussian the convexity
         variances = jnp.asarray(known.spectrum)
-        smooth.append(one_of(jnp.maximum, *ends(jnp.min(variances))))
-        least = one_of(jnp.minimum, *ends(jnp.max(variances)))
+        smooth.append(one_of(larger, *ends(smallest(variances))))
+        least = one_of(smaller, *ends(largest(variances)))
         convex.append(least if known.exact else least - _pull(known, low, high, c))
     elif known.smoothness is not None:
-        smooth.append(one_of(jnp.maximum, *ends(1.0 / jnp.asarray(known.smoothness))))
+        smooth.append(one_of(larger, *ends(1.0 / jnp.asarray(known.smoothness))))
     if known.convexity is not None and not known.exact:
         m = jnp.asarray(known.convexity)
         signed = 1.0 + m * high > 0
-        slowest = one_of(jnp.minimum, *ends(safe_divide(jnp.ones_like(m), m)))
+        slowest = one_of(smaller, *ends(safe_divide(jnp.ones_like(m), m)))
         # -1 / m beyond `high` keeps the sign of every end
         least = jnp.where(m == 0, 0.0, slowest)
         convex.append(jnp.where(signed, least, -jnp.inf))
@@ -333,12 +333,12 @@ def curvature_interval(
         convex.append(jnp.where(low > 0, ends(zero)[1] - pull, -jnp.inf))
     if known.denoiser_slope is not None:
         slopes = (1.0 - known.denoiser_slope(low), 1.0 - known.denoiser_slope(high))
-        least = jnp.minimum(*(e * s for e, s in zip(ends(zero), slopes, strict=True)))
+        least = smaller(*(e * s for e, s in zip(ends(zero), slopes, strict=True)))
         convex.append(jnp.where(low > 0, least, -jnp.inf))
     # what holds for all data
     convex = convex or [jnp.full_like(low, -jnp.inf)]
     smooth = smooth or [ends(zero)[0]]
-    return _extreme(jnp.maximum, convex), _extreme(jnp.minimum, smooth)
+    return _extreme(larger, convex), _extreme(smaller, smooth)
 
 
 def _pull(known: Assumptions, low: Array, high: Array, c: float) -> Array:
@@ -348,7 +348,7 @@ def _pull(known: Assumptions, low: Array, high: Array, c: float) -> Array:
     variances = jnp.asarray(known.spectrum)
     first = _reciprocal(variances + low[..., None])
     second = _reciprocal(variances + high[..., None])
-    scaled = jnp.maximum((1.0 + c * low[..., None]) * first, (1.0 + c * high[..., None]) * second)
+    scaled = larger((1.0 + c * low[..., None]) * first, (1.0 + c * high[..., None]) * second)
     squares = (first * scaled) @ jnp.asarray(known.separations).T ** 2
     return largest(squares) / 4.0
 
@@ -359,7 +359,7 @@ def mean_square(
     """At least E|fn((1 + c w) (-Hess log q_w), w)|_F^2 for w in [low, high]; fn is affine."""
     if not known.exact:
         least, most = curvature_interval(known, low, high, c)
-        return known.dim * jnp.maximum(fn(least, high) ** 2, fn(most, high) ** 2)
+        return known.dim * larger(fn(least, high) ** 2, fn(most, high) ** 2)
 
     def squares(w: Array, spectrum: Array) -> Array:
         w = w[..., None]
@@ -371,8 +371,8 @@ def mean_square(
     spectrum, multiplicities = _modes(known)
     if low is high:
         return once_per_point(total, low, spectrum, multiplicities)
-    largest = jnp.maximum(squares(low, spectrum), squares(high, spectrum))
-    return jnp.sum(multiplicities * largest, -1)
+    most = larger(squares(low, spectrum), squares(high, spectrum))
+    return jnp.sum(multiplicities * most, -1)
 
 
 def _modes(known: Assumptions) -> tuple[Array, Array]:
@@ -414,10 +414,10 @@ def third_derivative(known: Assumptions, w: Array) -> Array | None:
         pairs = known.separations.shape[0]
         # M (M - 1) / 2 pairs
         components = round(0.5 + np.sqrt(0.25 + 2.0 * pairs))
-        rank = jnp.minimum(jnp.asarray(known.dim), components - 1.0)
+        rank = smaller(jnp.asarray(known.dim), components - 1.0)
         size = 2.0 * safe_sqrt(_pull(known, w, w, 0.0))
         found.append(size**3 * jnp.sqrt(rank) / (6.0 * np.sqrt(3.0)))
-    return _extreme(jnp.minimum, found) if found else None
+    return _extreme(smaller, found) if found else None
 
 
 def smallest_variance(known: Assumptions) -> Array:
@@ -430,14 +430,14 @@ def variance_scale(known: Assumptions) -> Array:
     if known.spectrum is None:
         return smallest_variance(known)
     spectrum = jnp.asarray(known.spectrum)
-    smallest = jnp.min(jnp.where(spectrum > 0, spectrum, jnp.inf))
-    return jnp.where(jnp.isfinite(smallest), smallest, 0.0)
+    scale = smallest(jnp.where(spectrum > 0, spectrum, jnp.inf))
+    return jnp.where(jnp.isfinite(scale), scale, 0.0)
 
 
 def squared_mean(known: Assumptions) -> Array:
     """|E X_0|^2 of a Gaussian."""
     variances = jnp.asarray(known.multiplicities) @ jnp.asarray(known.spectrum)
-    return jnp.maximum(known.second_moment - variances, 0.0)
+    return larger(known.second_moment - variances, 0.0)
 
 
 def why(known: Assumptions, name: str) -> str:

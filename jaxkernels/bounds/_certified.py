@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from .. import _checks
 from .._derivatives import expand_at, forward_derivatives, pairwise_derivatives
-from .._numerics import safe_sqrt
+from .._numerics import larger, safe_sqrt
 from .._precision import in_float64, is_traced
 from .._types import AnyArray, Numbers
 from ..distributions import Gaussian, GaussianMixture
@@ -468,7 +468,7 @@ def errors_between(
     first, last = (jnp.broadcast_to(jnp.asarray(score_error(t)), t.shape) for t in (starts, ends))
     if not is_traced(first) and bool(np.any(np.asarray(first) < 0)):
         raise ValueError("score_error must be >= 0 at every time.")
-    return StepErrors(first, jnp.maximum(first, last), slope)
+    return StepErrors(first, larger(first, last), slope)
 
 
 def explain(known: Assumptions, scheme: str, schedule: Schedule, errors: StepErrors) -> str:

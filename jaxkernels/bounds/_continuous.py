@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
+from .._numerics import smaller
 from .._precision import in_float64, is_traced
 from .._types import Numbers
 from ..distributions import Gaussian, GaussianMixture
@@ -215,7 +216,7 @@ def sde_ode_crossing(
     sigma = jnp.sqrt(variance * jnp.expm1(2.0 * jnp.log1p(alpha2) / alpha2))
     last = process.sigma(process.t_max)
     inside = sigma <= last
-    return jnp.where(inside, process.time_at_sigma(jnp.minimum(sigma, last)), jnp.inf)
+    return jnp.where(inside, process.time_at_sigma(smaller(sigma, last)), jnp.inf)
 
 
 def _quadrature(

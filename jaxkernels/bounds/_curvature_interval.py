@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
-from .._numerics import largest
+from .._numerics import clipped, larger, largest, smaller, smallest
 from .._precision import is_traced
 from .._types import AnyArray, Numbers, constant
 from ..distributions import Gaussian, GaussianMixture
@@ -218,7 +218,7 @@ class MixtureCurvature(AbstractCurvature):
     def interval(self, process: AbstractProcess, t: Float[ArrayLike, "*s"]) -> Interval:
         a = process.signal(t)
         variance = a[..., None] ** 2 * self.eigenvalues + process.noise(t)[..., None] ** 2
-        low = _minus_inverse(-largest(-variance))
+        low = _minus_inverse(smallest(variance))
         if not self.equal:
             return jnp.full_like(low, -jnp.inf), jnp.full_like(low, jnp.inf)
         dense = variance > 0
@@ -277,7 +277,7 @@ class TabulatedCurvature(AbstractCurvature):
     def interval(self, process: AbstractProcess, t: Float[ArrayLike, "*s"]) -> Interval:
         levels = jnp.asarray(self.sigma)[::-1]
         # flat beyond the table, so that the logarithm needs no value at 0 or infinity
-        sigma = jnp.clip(process.sigma(t), levels[0], levels[-1])
+        sigma = clipped(process.sigma(t), levels[0], levels[-1])
         ends = (
             jnp.interp(jnp.log(sigma), jnp.log(levels), jnp.asarray(end)[::-1])
             for end in (self.low, self.high)
@@ -316,8 +316,8 @@ class TightestCurvature(AbstractCurvature):
         low, high = self.parts[0].interval(process, t)
         for part in self.parts[1:]:
             other = part.interval(process, t)
-            low = jnp.maximum(low, other[0])
-            high = jnp.minimum(high, other[1])
+            low = larger(low, other[0])
+            high = smaller(high, other[1])
         return low, high
 
 
@@ -374,8 +374,8 @@ def as_curvature(target: object) -> AbstractCurvature:
     present = jnp.asarray(target.weights) > 0
     eigenvalues = jnp.asarray(target.eigenvalues)
     return GaussianCurvature(
-        jnp.min(jnp.where(present, eigenvalues, jnp.inf)),
-        jnp.max(jnp.where(present, eigenvalues, 0.0)),
+        smallest(jnp.where(present, eigenvalues, jnp.inf)),
+        largest(jnp.where(present, eigenvalues, 0.0)),
     )
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._cubic import monotone_slopes, piecewise_cubic
-from .._numerics import floored_log
+from .._numerics import floored_log, smaller
 from .._types import AnyArray, Numbers, constant
 from ..distributions import Gaussian
 
@@ -128,7 +128,7 @@ class DenoisingCurve(eqx.Module):
         at = floored_log(w)
         value = piecewise_cubic(at, levels, errors, slopes)
         power = jnp.where(errors[0] > 0, slopes[0] / jnp.where(errors[0] > 0, errors[0], 1.0), 0.0)
-        return value * jnp.exp(power * jnp.minimum(at - levels[0], 0.0))
+        return value * jnp.exp(power * smaller(at - levels[0], 0.0))
 
 
 def _slopes(levels: np.ndarray, errors: np.ndarray) -> np.ndarray:

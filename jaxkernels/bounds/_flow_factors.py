@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._numerics import safe_divide, safe_sqrt
+from .._numerics import larger, safe_divide, safe_sqrt
 from ..processes import AbstractProcess
 from ._assumptions import curvature_interval, fisher, squared_mean, third_derivative
 from ._quadrature import gauss_legendre
@@ -241,7 +241,7 @@ def _acceleration(steps: Steps, r: Array) -> Array:
     square = a2**2 * (known.second_moment + known.dim * w) + centre**2 * information
     # E y.g = -d
     square += 2.0 * a2 * centre * known.dim
-    size = root_or_inf(jnp.maximum(square, 0.0))
+    size = root_or_inf(larger(square, 0.0))
     size += 0.5 * (high - low) * root_or_inf(information)
     third = third_derivative(known, w)
     if third is None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._numerics import phi
+from .._numerics import larger, phi
 from .._precision import in_float64, is_traced
 from ..distributions import Gaussian, GaussianMixture
 from ..processes import AbstractProcess
@@ -189,7 +189,7 @@ def _ancestral(steps: Steps) -> tuple[Array, Array]:
         exact = jnp.sum(denoised_rate(steps, nodes) * share * nodes.weight, -1)
     else:
         change = curve(steps.start)[:, None] - curve(nodes.w)
-        exact = jnp.sum(jnp.maximum(change, 0.0) / nodes.w**2 * nodes.weight, -1)
+        exact = jnp.sum(larger(change, 0.0) / nodes.w**2 * nodes.weight, -1)
     return jnp.where(present, 0.5 * exact, jnp.inf), error
 
 
@@ -207,7 +207,7 @@ def _frozen_score(steps: Steps, nodes: Nodes) -> Array:
         square = mean_square(known, lambda x, w: x, nodes.w, nodes.w, 0.0)
         return 0.5 * jnp.sum(nodes.above_end * square * nodes.weight, -1)
     change = fisher(known, nodes.w) - fisher(known, steps.start)[:, None]
-    return 0.5 * jnp.sum(jnp.maximum(change, 0.0) * nodes.weight, -1)
+    return 0.5 * jnp.sum(larger(change, 0.0) * nodes.weight, -1)
 
 
 def initial_divergence(

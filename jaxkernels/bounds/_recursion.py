@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._derivatives import forward_derivatives, pointwise_derivatives
+from .._numerics import larger, smaller
 from .._objective import LARGEST_STOCHASTICITY, AbstractCoordinateObjective
 from .._types import AnyArray, Numbers, constant
 from ..schedules import TimeCoordinate
@@ -356,7 +357,7 @@ def _best_stochasticity(
 
         values = jax.vmap(after)(grid)
         near = jnp.argmin(values)
-        ends = grid[jnp.maximum(near - 1, 0)], grid[jnp.minimum(near + 1, grid.size - 1)]
+        ends = grid[larger(near - 1, 0)], grid[smaller(near + 1, grid.size - 1)]
         found = _minimum_between(after, grid[near], *ends)
         value = after(found)
         better = value <= values[near]

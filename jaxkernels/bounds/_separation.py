@@ -7,7 +7,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from .. import _checks
 from .._linalg import full_precision
-from .._numerics import largest
+from .._numerics import larger, largest, smallest
 from .._precision import in_float64
 from .._types import Numbers
 from ..distributions import GaussianMixture
@@ -43,7 +43,7 @@ class Separation(eqx.Module):
     @property
     def largest(self) -> Float[Array, "*s"]:
         """delta, the larger of the two separations; 0 for equal components."""
-        return jnp.maximum(self.means, self.covariances)
+        return larger(self.means, self.covariances)
 
     def small(self, threshold: float = 0.5) -> Bool[Array, "*s"]:
         """Find the times at which the components overlap.
@@ -108,7 +108,7 @@ def separation(
     return Separation(
         jnp.sqrt(largest(_flat(squared, 2))),
         largest(_flat(sizes, 3)),
-        1.0 / -largest(-_flat(variances, 2)),
+        1.0 / smallest(_flat(variances, 2)),
     )
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._numerics import largest, phi, safe_divide, safe_sqrt
+from .._numerics import clipped, larger, largest, phi, safe_divide, safe_sqrt
 from .._types import AnyArray
 from ._assumptions import (
     Assumptions,
@@ -115,7 +115,7 @@ class Steps(NamedTuple):
     def larger(self, x: Array, y: Array) -> Array:
         """At least the larger of two numbers, whose sum is >= 0; beyond the rounding it."""
         if self.rounding is None:
-            return jnp.maximum(x, y)
+            return larger(x, y)
         return 0.5 * (x + y + self.size(x - y, x + y))
 
     def largest(self, x: Array) -> Array:
@@ -245,7 +245,7 @@ def second_order(steps: Steps) -> StepFactors:
     contraction, _ = _mean_factors(steps)
     excess, (offset, *ends) = _growths(h, h * (0.5 - m), h * (0.5 - top))
     drift = h**2 / 4.0 * steps.larger(*(jnp.abs(end - offset) for end in ends))
-    steepest = jnp.maximum(jnp.abs(m), top)
+    steepest = larger(jnp.abs(m), top)
     contraction += drift + excess * steepest + h * steps.errors.lipschitz
     mean = drift * steps.rms(steps.start) + excess * steps.root_fisher(steps.start)
     change, slope = _hessian_change(steps, nodes)
@@ -289,13 +289,13 @@ def randomised_euler(steps: Steps) -> StepFactors:
     known = steps.known
     m, top = curvature_interval(known, steps.end, steps.start, 1.0)
     m0, top0 = steps.curvature()
-    steepest = jnp.maximum(jnp.abs(0.5 - m), jnp.abs(0.5 - top))
-    at_start = jnp.maximum(jnp.abs(0.5 - m0), jnp.abs(0.5 - top0))
-    size = jnp.maximum(steps.rms(steps.start), steps.rms(steps.end))
+    steepest = larger(jnp.abs(0.5 - m), jnp.abs(0.5 - top))
+    at_start = larger(jnp.abs(0.5 - m0), jnp.abs(0.5 - top0))
+    size = larger(steps.rms(steps.start), steps.rms(steps.end))
     rough = root_or_inf(mean_square(known, _drift_slope, steps.end, steps.start, 1.0))
     root = root_or_inf(h)
     variance = size**2 * h**4 / 96.0 + size * rough * h**3 * root / 8.75 + rough**2 * h**3 / 3.0
-    one = jnp.maximum(jnp.abs(1.0 + h * (0.5 - m)), jnp.abs(1.0 + h * (0.5 - top)))
+    one = larger(jnp.abs(1.0 + h * (0.5 - m)), jnp.abs(1.0 + h * (0.5 - top)))
     midpoint = _Midpoint(
         lipschitz=h * steepest,
         growth=1.0 + h * at_start,
@@ -318,14 +318,14 @@ def randomised_exponential(steps: Steps) -> StepFactors:
     m0, top0 = steps.curvature()
     keep = jnp.exp(h / 2.0)
     factor = 2.0 * jnp.expm1(h / 2.0)
-    steepest = jnp.maximum(jnp.abs(m), top)
-    at_start = jnp.maximum(jnp.abs(m0), top0)
-    root_fisher = jnp.maximum(steps.root_fisher(steps.start), steps.root_fisher(steps.end))
+    steepest = larger(jnp.abs(m), top)
+    at_start = larger(jnp.abs(m0), top0)
+    root_fisher = larger(steps.root_fisher(steps.start), steps.root_fisher(steps.end))
     rough = root_or_inf(mean_square(known, _slope, steps.end, steps.start, 1.0))
     root = root_or_inf(h)
     variance = root_fisher**2 * h**4 / 6.0 + rough**2 * h**3 / 3.0
     variance += root_fisher * rough * h**3 * root * 4.0 / 8.75
-    contraction = keep * jnp.maximum(jnp.abs(1.0 - h * m), jnp.abs(1.0 - h * top))
+    contraction = keep * larger(jnp.abs(1.0 - h * m), jnp.abs(1.0 - h * top))
     # h e^(h/2) less the average weight 2 (e^(h/2) - 1)
     contraction += 2.0 * (h * keep - factor) * steepest * at_start
     midpoint = _Midpoint(
@@ -540,7 +540,7 @@ def _hessian_change(steps: Steps, nodes: Nodes) -> tuple[Array, Array]:
     moved = integrand @ cumulative.T
     growth = jnp.exp(nodes.elapsed) * (first / variance) ** 2
     # the interpolated integral of a function that is almost 0 may be below 0 by rounding
-    change = growth * root_or_inf(jnp.maximum(moved, 0.0))
+    change = growth * root_or_inf(larger(moved, 0.0))
     start_size = at_start * (1.0 + steps.start) ** 1.5
     return change, growth * start_size[:, None]
 
@@ -578,7 +578,7 @@ def _exponential_excess(steps: Steps, nodes: Nodes, m: Array, top: Array) -> Arr
     # a step of Newton's method moves as the minimum does, which the bisection does not; how its
     # length changes has no effect on two derivatives, as the slope is 0 there
     moved = safe_divide(slope(near, q, reach, size), bend(near, *fixed))
-    lowest = jnp.clip(near - moved, *ends)
+    lowest = clipped(near - moved, *ends)
     return steps.largest(jnp.moveaxis(jnp.abs(value(jnp.stack([*ends, lowest]))), 0, -1))
 
 
@@ -613,7 +613,7 @@ def _flow_speed(known: Assumptions, w: Array) -> Array:
     if third is None:
         return jnp.full_like(w, jnp.inf)
     m, top = curvature_interval(known, w, w, 0.0)
-    steepest = jnp.maximum(jnp.abs(1.0 - w * m), jnp.abs(1.0 - w * top))
+    steepest = larger(jnp.abs(1.0 - w * m), jnp.abs(1.0 - w * top))
     return steepest * root_or_inf(fisher(known, w)) + w * jnp.sqrt(known.dim) * third
 
 
@@ -641,4 +641,4 @@ def _against_curve(values: Array, whole: Array, start: Array, last: Array, half:
     lost = half * span * (2.0 * (1.0 - kept) * kept * values @ share)
     total = jnp.expm1(-half * span) ** 2 * whole - lost
     # at the end w_1 = 0 nothing is kept; rounding may leave less than 0 of an empty step
-    return jnp.where(present, jnp.maximum(total, 0.0), whole)
+    return jnp.where(present, larger(total, 0.0), whole)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._linalg import product
+from .._numerics import larger
 from .._precision import in_float64
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
@@ -302,11 +303,12 @@ def stability_of(run: Run) -> Array:
         # a product that begins at this step starts from the identity
         products = jax.vmap(lambda p: product(factor, p))(products.at[k].set(identity))
         begun = (jnp.arange(points) <= k)[:, None]
-        return products, jnp.max(jnp.where(begun, jnp.abs(products[:, 0, 0]), 0.0))
+        sizes = jnp.where(begun, jnp.abs(products[:, 0, 0]), 0.0)
+        return products, largest(jnp.ravel(sizes))
 
     start = jnp.broadcast_to(identity, (points, *identity.shape))
-    _, largest = jax.lax.scan(step, start, (factors, jnp.arange(points)))
-    return jnp.maximum(jnp.max(largest), 1.0) ** 2
+    _, sizes = jax.lax.scan(step, start, (factors, jnp.arange(points)))
+    return larger(largest(sizes), 1.0) ** 2
 
 
 def _moved(kernel: ErrorKernel, w: AffineError, e: Array) -> AffineError:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._compile import quick_jit
+from .._numerics import largest
 from .._padding import bucket, pad_last
 from .._types import constant
 from ..distributions import Gaussian
@@ -98,7 +99,7 @@ def _local_facts(
     moments = local_errors(target, process, sampler, schedule).moments
     weighted = target.weights * target.marginal_variance(process, schedule.times[1:])
     share = jnp.sum(jnp.where(moments.factor < 0, weighted, 0.0), -1) / jnp.sum(weighted, -1)
-    return share, jnp.max(moments.injected, -1), process.noise(schedule.times[1:]) ** 2
+    return share, largest(moments.injected), process.noise(schedule.times[1:]) ** 2
 
 
 @quick_jit

@@ -35,7 +35,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .. import _checks
 from .._nfe import EVALUATION, JACOBIAN_VECTOR_PRODUCT
-from .._numerics import safe_divide
+from .._numerics import larger, safe_divide
 from .._plot import FigureSpec, render
 from .._tables import describe, number
 from ..prediction import (
@@ -328,7 +328,7 @@ def _remainders(
     end = _norms(rates[2] - rates[0])
     simpson = (4.0 * middle + end) / 6.0
     by_half = _norms(half - 0.5 * rates[0]) + 0.25 * (middle + end)
-    return jnp.maximum(simpson, by_half)
+    return larger(simpson, by_half)
 
 
 def _norms(changes: Float[Array, "n *shape"]) -> Float[Array, " n"]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._linalg import full_precision
-from .._numerics import safe_divide
+from .._numerics import larger, safe_divide
 
 # eigenvalues below this share of the largest are 0
 _NULL = 1e-14
@@ -35,7 +35,7 @@ def sylvester(r: Float[Array, "d d"], m: Float[Array, "d d"]) -> Float[Array, "d
 
     def solve(_: object, m: Array) -> Array:
         values, vectors = jnp.linalg.eigh(0.5 * (r + r.T))
-        sums = jnp.maximum(values, 0.0)[:, None] + jnp.maximum(values, 0.0)
+        sums = larger(values, 0.0)[:, None] + larger(values, 0.0)
         sums = jnp.where(sums > _NULL * jnp.max(sums), sums, 0.0)
         return vectors @ safe_divide(vectors.T @ m @ vectors, sums) @ vectors.T
 
@@ -64,7 +64,7 @@ def sqrtm(m: Float[Array, "d d"]) -> Float[Array, "d d"]:
     ```
     """
     values, vectors = jnp.linalg.eigh(0.5 * (m + m.T))
-    return (vectors * jnp.sqrt(jnp.maximum(values, 0.0))) @ vectors.T
+    return (vectors * jnp.sqrt(larger(values, 0.0))) @ vectors.T
 
 
 @sqrtm.defjvp
@@ -137,8 +137,8 @@ def bures_squared(
     total = jnp.trace(covariance) + jnp.trace(target_covariance)
     trace, there = _transported(covariance, target_covariance)
     _, back = _transported(target_covariance, covariance)
-    direct = jnp.maximum(total - 2.0 * trace, 0.0)
-    return jnp.where(direct > 1e-4 * total, direct, jnp.maximum(jnp.maximum(there, back), 0.0))
+    direct = larger(total - 2.0 * trace, 0.0)
+    return jnp.where(direct > 1e-4 * total, direct, larger(larger(there, back), 0.0))
 
 
 @full_precision
@@ -148,7 +148,7 @@ def _transported(
     """tr R, and tr (I - T) S (I - T) + tr N C: what T moves, and what of C it does not reach."""
     root = sqrtm(c)
     values, vectors = jnp.linalg.eigh(root @ s @ root)
-    r = jnp.sqrt(jnp.maximum(values, 0.0))
+    r = jnp.sqrt(larger(values, 0.0))
     reached = r > _NULL * jnp.max(r)
     inverse = jnp.where(reached, 1.0 / jnp.where(reached, r, 1.0), 0.0)
     gap = jnp.eye(s.shape[0], dtype=s.dtype) - root @ ((vectors * inverse) @ vectors.T) @ root

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .._compile import quick_filter_jit
 from .._linalg import matmul
 from .._nfe import EVALUATION, VECTOR_JACOBIAN_PRODUCT
+from .._numerics import clipped, larger
 from .._padding import bucket
 from ..comparison import BALANCED, WEIGHED, Comparison, Reference, balance, statistic
 from ..prediction import AbstractDenoiser
@@ -188,7 +189,7 @@ class _Criterion(eqx.Module):
         samples, _ = run_schedule(*run, num_steps=self.num_steps)
         samples = samples.reshape(batch.ends.shape) + batch.offset
         squared = jnp.sum((samples - batch.ends) ** 2, -1) / self.scale**2
-        errors = jnp.sqrt(jnp.maximum(squared, jnp.finfo(z.dtype).tiny))
+        errors = jnp.sqrt(larger(squared, jnp.finfo(z.dtype).tiny))
         projections = matmul(samples, self.directions)
         values = [
             statistic(jnp, name, errors, projections, batch.quantiles) for name in self.statistics
@@ -236,7 +237,7 @@ def _advance(
             solver.transformation, fn, s.z, value, gradient, s.transformation_state
         )
         finite = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(moved))
-        moved = jnp.where(finite, jnp.clip(moved, start - _REACH, start + _REACH), s.z)
+        moved = jnp.where(finite, clipped(moved, start - _REACH, start + _REACH), s.z)
         return moved, inner, finite
 
     def stay(s: _Loop) -> tuple[Array, PyTree, Array]:

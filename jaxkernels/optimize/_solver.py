@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .. import _checks
 from .._newton import NewtonState, newton_advance, newton_start
+from .._numerics import clipped
 from ._space import AbstractProblem
 
 # of the radius of a box: closer to a bound a point is on it; closer than this no start begins
@@ -150,7 +151,7 @@ class _Box(eqx.Module):
     def unbounded(self, z: Float[Array, "*starts n"]) -> Float[Array, "*starts n"]:
         """The variables u of starts, away from the bounds, where derivatives in u vanish."""
         share = (z - self.center) / jnp.where(self.radius == 0, 1.0, self.radius)
-        share = jnp.clip(share, -1.0 + _OFF_BOUND, 1.0 - _OFF_BOUND)
+        share = clipped(share, -1.0 + _OFF_BOUND, 1.0 - _OFF_BOUND)
         return self.radius * jnp.arcsin(share)
 
 

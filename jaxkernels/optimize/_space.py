@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from .._compile import quick_jit
 from .._derivatives import dense_derivatives
+from .._numerics import larger
 from .._objective import (
     LARGEST_STOCHASTICITY,
     AbstractBoundObjective,
@@ -345,7 +346,7 @@ class FreeEndProblem(AbstractTimesProblem):
         return self._steps(z[-1]).coordinates(z[:-1], self.num_steps)
 
     def _steps(self, end: Array) -> "StepLengths":
-        bottom = jnp.maximum(end, self.trained)
+        bottom = larger(end, self.trained)
         least = self.share * (self.top - bottom)
         counted = self.num_steps - jnp.where(end < self.trained, 1, 0)
         length = self.top - bottom - counted.astype(end.dtype) * least

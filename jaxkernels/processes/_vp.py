@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
-from .._numerics import as_inexact, safe_sqrt
+from .._numerics import as_inexact, clipped, safe_sqrt
 from .._precision import is_traced
 from .._types import AnyArray, Numbers, constant
 from ._base import LARGEST, LARGEST_RATE, AbstractProcess, range_ends
@@ -469,7 +469,7 @@ class DiscreteVP(AbstractVariancePreserving):
         # f = (log a)' = -a^2 sigma sigma'; the slope of log sigma is constant between entries
         t = as_inexact(t)
         size = self.log_sigmas.shape[0]
-        cell = jnp.clip(jnp.floor(t).astype(int) - 1, 0, size - 2)
+        cell = clipped(jnp.floor(t).astype(int) - 1, 0, size - 2)
         slope = self._levels[cell + 1] - self._levels[cell]
         sigma = self.sigma(t)
         rate = jnp.where(t < 1.0, jnp.exp(self._levels[0]), sigma * slope)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._numerics import floored_log, safe_divide, safe_sqrt
+from .._numerics import floored_log, safe_divide, safe_sqrt, smaller
 from ..distributions import Gaussian, gaussian_prediction
 from ..prediction import Predict, Prediction
 from ..processes import AbstractProcess
@@ -105,7 +105,7 @@ def window_moments(
     products = (new[0] * old[0] for new, old in zip(moved, columns, strict=True))
     correlated = sum(products, start=start)
     factor = safe_divide(correlated, exact_variance[depth])
-    flipped = jnp.minimum(factor, 0.0) ** 2 * exact_variance[depth]
+    flipped = smaller(factor, 0.0) ** 2 * exact_variance[depth]
     return StepMoments(after[0] - exact_mean[-1], variance - 2.0 * flipped, factor, injected)
 
 
@@ -248,7 +248,7 @@ def _reverse_sde_local_errors(
         if maps.weights is not None:
             factor = average(maps, factor)
             injected = average(maps, injected)
-        flipped = jnp.minimum(factor, 0.0) ** 2 * variance
+        flipped = smaller(factor, 0.0) ** 2 * variance
         return after[0][0], after[1][0, 0] - 2.0 * flipped, factor, injected
 
     after, variance, factor, injected = jax.vmap(one)(maps, mean[:-1], exact[:-1])

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
+from .._numerics import smallest
 from .._precision import in_float64, is_traced
 from .._types import Numbers
 from ..distributions import Gaussian
@@ -81,7 +82,7 @@ def affine_leading_order(
         panels, stochasticity_squared = resolve_panels(edges, variances, stochasticity_squared)
     edges = jnp.asarray(edges)
     variances = jnp.asarray(variances)
-    theta, weights = place_nodes(edges, jnp.min(variances), panels)
+    theta, weights = place_nodes(edges, smallest(variances), panels)
     slope, push = whiten_error(target, matrix, shift, theta)
     alpha2 = jnp.asarray(stochasticity_squared)
     return sum_affine(edges, variances, alpha2, theta, weights, slope, push)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .. import _checks
-from .._numerics import safe_sqrt
+from .._numerics import largest, safe_sqrt, smaller, smallest
 from .._precision import in_float64
 from .._types import Numbers
 from ..distributions import Gaussian
@@ -95,7 +95,7 @@ def diffusion_bound(
         panels, alpha2 = resolve_panels(edges, jnp.asarray([slowest, fastest]), alpha2)
     edges = jnp.asarray(edges)
     slowest = jnp.asarray(slowest)
-    theta, weights = place_nodes(edges, jnp.minimum(fastest, slowest), panels)
+    theta, weights = place_nodes(edges, smaller(fastest, slowest), panels)
     y = mode_time(edges[:, None], slowest)
     width = jnp.diff(y, axis=0)
     since = mode_time(theta, slowest) - y[:-1]
@@ -153,7 +153,7 @@ def gaussian_bound(
         edges,
         stochasticity_squared,
         information,
-        convexity=1.0 / jnp.max(variances),
-        finest=jnp.min(variances),
+        convexity=1.0 / largest(variances),
+        finest=smallest(variances),
         panels=panels,
     )

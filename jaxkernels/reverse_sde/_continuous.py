@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .. import _checks
+from .._numerics import clipped
 from .._precision import in_float64
 from .._types import AnyArray, Numbers
 from ..distributions import Gaussian
@@ -105,7 +106,7 @@ class OptimalDiffusion:
         theta = time_change(process, t)
         cell = jnp.searchsorted(jnp.asarray(self.edges), theta, side="right") - 1
         last = self.stochasticity_squared.size - 1
-        return jnp.sqrt(jnp.asarray(self.stochasticity_squared))[jnp.clip(cell, 0, last)]
+        return jnp.sqrt(jnp.asarray(self.stochasticity_squared))[clipped(cell, 0, last)]
 
     def __repr__(self) -> str:
         value, constant = self.best_constant

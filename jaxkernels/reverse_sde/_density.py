@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
-from .._numerics import safe_sqrt
+from .._numerics import larger, largest, safe_sqrt
 from .._precision import in_float64, is_traced
 from .._types import Numbers
 from ._cells import check_points
@@ -93,7 +93,7 @@ def density_information(
 
         def one(theta: Array) -> Array:
             logs, u = jax.vmap(integrand, (0, None))(jnp.asarray(x), theta)
-            p = jnp.exp(logs - jnp.max(logs))
+            p = jnp.exp(logs - largest(logs))
             return jnp.trapezoid(p * u**2, x) / jnp.trapezoid(p, x)
 
         # in batches: all times at once would need much memory
@@ -212,7 +212,7 @@ def density_tail_bounds(
     rest = ends[1] * jnp.exp(-0.5 * alpha2 * mode_time(edges[1], slowest))
     rest = rest + jnp.sum(sizes[0] * rates * decay)
     factor = 0.5 * ((1.0 + alpha2) / alpha2) ** 2
-    lower = factor * jnp.maximum(ends[0] - rest, 0.0) ** 2
+    lower = factor * larger(ends[0] - rest, 0.0) ** 2
     return TailBounds(lower, factor * (ends[0] + rest) ** 2)
 
 
@@ -286,18 +286,18 @@ def _expand(
 
     logs, potential, source = jax.vmap(at)(jnp.asarray(x))
     width = x[1] - x[0]
-    root = jnp.exp(0.5 * (logs - jnp.max(logs)))
+    root = jnp.exp(0.5 * (logs - largest(logs)))
     root = root / jnp.sqrt(jnp.sum(root**2))
     apart = np.arange(x.size) - np.arange(x.size)[:, None]
     squares = np.where(apart == 0, 1, apart) ** 2
     curvature = np.where(apart == 0, np.pi**2 / 3.0, 2.0 * (-1.0) ** apart / squares) / width**2
     rates, vectors = jnp.linalg.eigh(jnp.asarray(curvature) + jnp.diag(potential))
-    return jnp.maximum(rates, 0.0), (root * source) @ vectors
+    return larger(rates, 0.0), (root * source) @ vectors
 
 
 def _variance(logs: Array, values: Array, x: Array) -> Float[Array, ""]:
     """The variance of values under a density of these logarithms, by the trapezoidal rule."""
-    p = jnp.exp(logs - jnp.max(logs))
+    p = jnp.exp(logs - largest(logs))
     p = p / jnp.trapezoid(p, x)
     mean = jnp.trapezoid(p * values, x)
     return jnp.trapezoid(p * (values - mean) ** 2, x)

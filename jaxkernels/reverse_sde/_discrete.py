@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
+from .._numerics import clipped
 from .._precision import in_float64, is_traced
 from .._types import AnyArray, Numbers, constant
 from ..distributions import Gaussian
@@ -393,4 +394,4 @@ def _evaluate_error(
         return evaluate_profile(error, theta[None], modes)[0]
     # a step that begins at an edge goes through the cell below
     cell = jnp.searchsorted(jnp.asarray(edges), theta * (1.0 - _ROUNDING), side="left") - 1
-    return broadcast_to_modes(error, edges.size - 1, modes)[jnp.clip(cell, 0, edges.size - 2)]
+    return broadcast_to_modes(error, edges.size - 1, modes)[clipped(cell, 0, edges.size - 2)]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._numerics import larger
 from ..distributions import GaussianMixture
 from ._perturbation import (
     ErrorFunction,
@@ -105,4 +106,4 @@ def bernoulli(z: Array) -> Array:
     small = size < 1e-5
     safe = jnp.where(small, 1.0, size)
     decaying = jnp.where(small, 1.0 - 0.5 * size, -safe * jnp.exp(-safe) / jnp.expm1(-safe))
-    return decaying + jnp.maximum(-z, 0.0)
+    return decaying + larger(-z, 0.0)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._numerics import larger, smallest
 from ..distributions import GaussianMixture
 from ._perturbation import (
     PROCESS,
@@ -157,7 +158,7 @@ def _follow_flow(target: GaussianMixture, times: Array, faces: Array) -> tuple[A
     """
     # short against the fastest contraction, which is between the modes at theta = 0
     contraction = 0.5 * (1.0 + jnp.max(target.hessian(PROCESS, faces[:, None])))
-    substeps = jnp.maximum(jnp.ceil(contraction * (times[1] - times[0])), 1.0).astype(int)
+    substeps = larger(jnp.ceil(contraction * (times[1] - times[0])), 1.0).astype(int)
 
     def step(x: Array, here: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         stages, end = here
@@ -201,7 +202,7 @@ def _evaluate_source(
     target: GaussianMixture, error: ErrorFunction, times: Array, positions: Array, masses: Array
 ) -> tuple[Array, Worst]:
     """The integral of (p E)' over the cells at the stage times, (steps, stages, cells)."""
-    least = jnp.min(target.eigenvalues)
+    least = smallest(target.eigenvalues)
 
     def at_stage(here: tuple[Array, Array]) -> tuple[Array, Worst]:
         theta, x = here

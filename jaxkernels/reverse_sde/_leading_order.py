@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .. import _checks
+from .._numerics import smallest
 from .._precision import in_float64
 from .._types import Numbers
 from ..distributions import Gaussian
@@ -246,7 +247,7 @@ def measure_error(
         no_nodes = jnp.zeros((cells, 0))
         no_values = jnp.zeros((cells, 0, modes))
         return _measure(edges, variances, density, no_nodes, no_nodes, no_values)
-    theta, weights = place_nodes(edges, jnp.min(variances), panels)
+    theta, weights = place_nodes(edges, smallest(variances), panels)
     values = evaluate_profile(profile, theta, modes)
     return _measure(edges, variances, jnp.zeros((cells, modes)), theta, weights, values)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .. import _checks
+from .._numerics import largest
 from .._precision import in_float64, is_traced
 from .._types import Numbers
 from ..distributions import Gaussian
@@ -107,7 +108,7 @@ def pulse_bound(
     precision = 1.0 / mode_variance(theta, lam)
     weights = jnp.asarray(target.weights)
     information = jnp.sum(weights * (2.0 * c**2 + b**2) * precision**2)
-    decay = jnp.exp(-alpha2 * mode_time(theta, jnp.max(lam)))
+    decay = jnp.exp(-alpha2 * mode_time(theta, largest(lam)))
     return (1.0 + alpha2) ** 2 / 8.0 * information * decay
 
 

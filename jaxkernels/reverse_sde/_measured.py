@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks
+from .._numerics import smallest
 from .._precision import in_float64
 from .._types import AnyArray
 from ..distributions import Gaussian
@@ -222,7 +223,7 @@ class _Matrices:
         The changes of the whitened covariance and of the mean.
         """
         variances = jnp.asarray(target.eigenvalues)
-        times, weights = place_nodes(jnp.asarray(edges), jnp.min(variances), panels)
+        times, weights = place_nodes(jnp.asarray(edges), smallest(variances), panels)
 
         @jax.jit
         def one(relative: Array, shift: Array) -> Array:

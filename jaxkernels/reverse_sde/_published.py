@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .. import _checks
-from .._numerics import safe_log
+from .._numerics import larger, largest, safe_log, smallest
 from .._precision import in_float64
 from .._types import Numbers
 from ..distributions import Gaussian
@@ -129,7 +129,7 @@ def pulse_constants(
     c = check_modes("relative", relative, lam.shape[0])
     b = check_modes("shift", shift, lam.shape[0])
     edges = jnp.asarray([0.0, float(_checks.scalar("time", time, above=0.0))])
-    nodes, sizes = place_nodes(edges, jnp.min(lam), count_panels(edges, lam, 1.0))
+    nodes, sizes = place_nodes(edges, smallest(lam), count_panels(edges, lam, 1.0))
     mean = jnp.asarray(target.in_eigenbasis().mean)
     return _compute(jnp.asarray(target.weights), mean, lam, alpha2, nodes[0], sizes[0], edges, c, b)
 
@@ -159,17 +159,17 @@ def _compute(
         return _log_normalization(weights, at(theta).mean, at(theta).variance, eta)
 
     modes = at(time)
-    smallest = 1.0 / jnp.max(modes.variance, -1)
-    largest = 1.0 / jnp.min(modes.variance, -1)
-    kappa = (1.0 + eta) * smallest - eta
+    low = 1.0 / largest(modes.variance)
+    high = 1.0 / smallest(modes.variance)
+    kappa = (1.0 + eta) * low - eta
     growth = jax.jvp(log_normalization, (time,), (jnp.ones_like(time),))[1]
-    c1 = jnp.abs(growth) + _moving_part(modes, smallest, largest)
+    c1 = jnp.abs(growth) + _moving_part(modes, low, high)
     c2 = _gradient_constant(modes.variance)
     exponent = -jnp.sum(sizes * ((alpha2 - c2) * kappa - c1))
     log_front = _log_front(at(edges[-1]), c, b)
     exponent = jnp.where(jnp.min(modes.tilted_precision) > 0.0, exponent, jnp.inf)
     # (20 + 30 M^2) / m^2 is convex in e^{-theta}, so that its supremum is at an end
-    highest = jnp.max(_gradient_constant(mode_variance(edges[:, None], lam)))
+    highest = largest(_gradient_constant(mode_variance(edges[:, None], lam)))
     least = _least_stochasticity(weights, mean, lam, highest)
     return PulseConstants(
         time=time,
@@ -193,20 +193,20 @@ def _log_normalization(weights: Array, mean: Array, variance: Array, eta: Array)
     return 0.5 * jnp.sum(weights * (logs + squares), -1)
 
 
-def _moving_part(modes: _Mode, smallest: Array, largest: Array) -> Array:
+def _moving_part(modes: _Mode, low: Array, high: Array) -> Array:
     """C1 but for the change of the normalization."""
     dimension = jnp.sum(modes.weight)
-    zeta = 5.0 * (0.5 + 0.75 * largest**2)
+    zeta = 5.0 * (0.5 + 0.75 * high**2)
     center = jnp.sum(modes.weight * modes.mean**2, -1)
     apart = jnp.sum(modes.weight * (modes.tilted_mean - modes.mean) ** 2, -1)
-    still = 2.5 * (dimension * (1.0 + largest) + center)
-    return still + 2.0 * zeta * apart + 20.0 * dimension * largest * zeta / smallest**2
+    still = 2.5 * (dimension * (1.0 + high) + center)
+    return still + 2.0 * zeta * apart + 20.0 * dimension * high * zeta / low**2
 
 
 def _gradient_constant(variance: Float[Array, "*s modes"]) -> Float[Array, "*s"]:
     """C2, (20 + 30 M^2) / m^2."""
-    largest = jnp.max(variance, -1)
-    return 20.0 * largest**2 + 30.0 * (largest / jnp.min(variance, -1)) ** 2
+    high = largest(variance)
+    return 20.0 * high**2 + 30.0 * (high / smallest(variance)) ** 2
 
 
 def _log_front(modes: _Mode, c: Array, b: Array) -> Float[Array, ""]:
@@ -236,9 +236,9 @@ def _least_stochasticity(
     within = jnp.max(lam) < 1.0
     lam = jnp.where(within, lam, 0.5)
     offset = 0.5 * jnp.log(2.0 * jnp.pi * lam) - 0.5 * mean**2 / (1.0 - lam)  # c_U per mode
-    tilt = jnp.maximum(0.0, -jnp.sum(weights * offset) / jnp.log(2.0))
-    least = jnp.maximum(jnp.sqrt(jnp.maximum(tilt, highest)), _least_normalized(weights, mean, lam))
-    return jnp.where(within, jnp.maximum(least, 0.5), jnp.inf)
+    tilt = larger(0.0, -jnp.sum(weights * offset) / jnp.log(2.0))
+    least = larger(jnp.sqrt(larger(tilt, highest)), _least_normalized(weights, mean, lam))
+    return jnp.where(within, larger(least, 0.5), jnp.inf)
 
 
 def _least_normalized(weights: Array, mean: Array, lam: Array) -> Float[Array, ""]:

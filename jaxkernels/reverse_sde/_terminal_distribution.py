@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _checks, metrics
-from .._numerics import safe_sqrt
+from .._numerics import safe_sqrt, smallest
 from .._precision import in_float64, is_traced
 from .._types import AnyArray, Numbers
 from ..distributions import Gaussian
@@ -174,7 +174,7 @@ def affine_terminal_distribution(
         steps = _count_steps(edges, variances, alpha2)
     edges = jnp.asarray(edges)
     variances = jnp.asarray(variances)
-    theta = _step_times(edges, jnp.min(variances), steps)
+    theta = _step_times(edges, smallest(variances), steps)
     slope, push = whiten_error(target, matrix, shift, theta)
     alpha2 = jnp.asarray(alpha2)
     start = _start(target, edges[-1], variances, initialization)
@@ -274,7 +274,7 @@ def _integrate(
     start: tuple[Array, Array],
 ) -> tuple[TerminalDistribution, Array]:
     """The distribution at the data, and whether moments were proper at the end of every step."""
-    fastest = jnp.min(lam)
+    fastest = smallest(lam)
     steps = (theta.shape[1] - 1) // 2
     scale = mode_variance(theta, fastest)[..., None]
     pull = scale / mode_variance(theta[..., None], lam)  # dy_i per dy of the fastest mode

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .. import _checks
-from .._numerics import safe_sqrt
+from .._numerics import safe_sqrt, smallest
 from .._precision import in_float64, is_traced
 from .._types import AnyArray, Numbers
 from ..distributions import Gaussian
@@ -189,7 +189,7 @@ def terminal_kernel(
         panels, alpha2 = resolve_panels(edges, variances, alpha2, rate=2.0)
     edges = jnp.asarray(edges)
     variances = jnp.asarray(variances)
-    theta, size = place_nodes(edges, jnp.min(variances), panels)
+    theta, size = place_nodes(edges, smallest(variances), panels)
     weights = jnp.asarray(target.weights)
     # of a change of the log variance, squared
     costs = jnp.ones_like(variances) if metric == "kl" else variances

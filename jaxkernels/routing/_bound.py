@@ -34,7 +34,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
-from .._numerics import safe_sqrt
+from .._numerics import larger, safe_sqrt, smaller
 from .._precision import in_float64, is_traced
 from .._types import Numbers
 from ..processes import AbstractProcess, check_process
@@ -191,7 +191,7 @@ def feedback_bound(
     turned = _over_steps(turning, times)
     # from the start of the step before to the start of this one; before the first nothing is owed
     lipschitz = run.start.denoiser_lipschitz
-    changed = jnp.minimum(2.0 * run.start.radius, lipschitz[1:] * moved[:-1] + turned[:-1])
+    changed = smaller(2.0 * run.start.radius, lipschitz[1:] * moved[:-1] + turned[:-1])
     # inexact experts need not vary smoothly
     changed = changed + 2.0 * (run.size - run.start.radius)
     changed = jnp.concatenate([jnp.zeros(1, times.dtype), changed])
@@ -264,7 +264,7 @@ def _euler(
     """Steps of Euler's method."""
     h = times[:-1] - times[1:]
     keep = 1.0 - h * start.linear
-    growth = jnp.maximum(jnp.abs(keep), jnp.abs(1.0 + h * start.velocity_growth))
+    growth = larger(jnp.abs(keep), jnp.abs(1.0 + h * start.velocity_growth))
 
     def integrand(r: Array, u: Array) -> Array:
         along = trajectory_norm(process, r, times[0], norm, start.radius)

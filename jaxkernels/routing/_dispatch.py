@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._numerics import smaller
 from ..prediction import Prediction
 from ._experts import Experts, check_shape
 from ._policy import Selected
@@ -82,10 +83,10 @@ def _divide(expert: Int[Array, " rows"], num_experts: int, size: int) -> _Plan:
     first_row = jnp.cumsum(counts) - counts
     number = jnp.arange(blocks)
     owner = jnp.searchsorted(after, number, side="right")
-    own = jnp.minimum(owner, num_experts - 1)
+    own = smaller(owner, num_experts - 1)
     position = (first_row[own] + (number - first_block[own]) * size)[:, None] + jnp.arange(size)
     # beyond an expert's own rows a block is filled up with any
-    rows = order[jnp.minimum(position, total - 1)]
+    rows = order[smaller(position, total - 1)]
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(total)) - first_row[expert]
     places = (first_block[expert] + rank // size) * size + rank % size
     # rows of no expert have the coefficient 0, whatever is found for them

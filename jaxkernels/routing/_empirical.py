@@ -20,7 +20,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._linalg import full_precision
-from .._numerics import safe_divide
+from .._numerics import larger, safe_divide
 from .._precision import working_dtype
 from .._types import AnyArray, Numbers, constant
 from ..prediction import AbstractDenoiser, Prediction
@@ -102,7 +102,7 @@ class EmpiricalDenoiser(AbstractDenoiser):
         a = self.process.signal(t)
         s2 = self.process.noise(t) ** 2
         # at s = 0 all mass is on the nearest point
-        s2 = jnp.maximum(s2, jnp.sqrt(jnp.finfo(x.dtype).tiny))
+        s2 = larger(s2, jnp.sqrt(jnp.finfo(x.dtype).tiny))
         z = (x - a * jnp.asarray(self.center)).reshape(-1, dim)
         blocks = _blocked(jnp.asarray(self.offsets, x.dtype).reshape(-1, dim), len(z))
 
@@ -151,7 +151,7 @@ def _added(
 ) -> tuple[Array, Array, Array]:
     """(largest log, sum of exp(log - largest), the same sum of points) with a block added."""
     largest, total, weighted = sums
-    new = jnp.maximum(largest, jax.lax.stop_gradient(jnp.max(logs, -1)))
+    new = larger(largest, jax.lax.stop_gradient(jnp.max(logs, -1)))
     old = jnp.exp(largest - new)
     terms = jnp.exp(logs - new[:, None])
     return new, old * total + jnp.sum(terms, -1), old[:, None] * weighted + terms @ y

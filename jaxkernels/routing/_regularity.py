@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
+from .._numerics import larger, smaller
 from .._types import AnyArray, Numbers
 from ..processes import AbstractProcess, check_process
 
@@ -97,7 +98,7 @@ class Regularity(eqx.Module):
     def score_lipschitz(self) -> Float[Array, "*times"]:
         """A bound max(1/s^2, a^2 R^2 / s^4 - 1/s^2) on the norm of the Hessian of log p_t."""
         inverse = 1.0 / self.noise**2
-        return jnp.maximum(inverse, self.signal * self.denoiser_lipschitz * inverse - inverse)
+        return larger(inverse, self.signal * self.denoiser_lipschitz * inverse - inverse)
 
     @property
     def velocity_growth(self) -> Float[Array, "*times"]:
@@ -107,7 +108,7 @@ class Regularity(eqx.Module):
     @property
     def velocity_lipschitz(self) -> Float[Array, "*times"]:
         """A bound on the norm of grad v, whose eigenvalues lie in [-growth, c]."""
-        return jnp.maximum(jnp.abs(self.linear), jnp.abs(self.velocity_growth))
+        return larger(jnp.abs(self.linear), jnp.abs(self.velocity_growth))
 
     @property
     def switching_deviation(self) -> Float[Array, "*times"]:
@@ -193,7 +194,7 @@ class Regularity(eqx.Module):
 
         **Returns:** the bound.
         """
-        share = jnp.minimum(2.0, 2.0 * (num_experts // 2) * jnp.asarray(routing_error))
+        share = smaller(2.0, 2.0 * (num_experts // 2) * jnp.asarray(routing_error))
         return self.denoised * (share * self.radius + jnp.asarray(expert_error))
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from .._numerics import smaller
 from .._precision import is_traced
 from ..prediction import Predict, Prediction, in_working_precision
 from ..processes import AbstractProcess
@@ -295,14 +296,14 @@ def _take_step(
             sampler,
             lambda x, t: prediction,
             process,
-            step._replace(completed=jnp.minimum(step.completed, known)),
+            step._replace(completed=smaller(step.completed, known)),
             key,
             x,
             history,
         )
         for known in range(sampler.history_steps + 1)
     ]
-    capped = jnp.minimum(age, sampler.history_steps)
+    capped = smaller(age, sampler.history_steps)
     return jax.tree.map(lambda *rows: _rows_of(capped, rows), *found)
 
 

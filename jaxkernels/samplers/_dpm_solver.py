@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .. import _checks
+from .._numerics import smaller
 from ..prediction import Predict, Prediction
 from ..schedules import Step
 from ._base import History, Noise, Process, X
@@ -42,7 +43,7 @@ class AbstractDataMultistep(AbstractMultistep):
     def step_order(self, process: Process, step: Step, known: Array) -> Array:
         order = known + 1
         if self.lower_order_final:
-            order = jnp.minimum(order, (step.remaining + 1).astype(int))
+            order = smaller(order, (step.remaining + 1).astype(int))
         return jnp.where(process.noise(step.next_time) > 0, order, 1)
 
 
@@ -193,7 +194,7 @@ class UniPC(AbstractDataMultistep):
         return self.solver_order + 1
 
     def step_order(self, process: Process, step: Step, known: Array) -> Array:
-        return jnp.minimum(super().step_order(process, step, known), self.solver_order)
+        return smaller(super().step_order(process, step, known), self.solver_order)
 
     def integrals(self, process: Process, step: Step, nodes: Sequence[Array]) -> list[Array]:
         if self.solver_order == 2:
@@ -249,7 +250,7 @@ class UniPC(AbstractDataMultistep):
         """Order of the predictor in the step before; 0 if there is none."""
         order = count_usable(usable)
         if self.lower_order_final:
-            order = jnp.minimum(order, (step.remaining + 2).astype(int))
+            order = smaller(order, (step.remaining + 2).astype(int))
         return order
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from .. import _checks
 from .._linalg import spectral_function
-from .._numerics import safe_divide, safe_sqrt
+from .._numerics import larger, safe_divide, safe_sqrt
 from ..prediction import Predict
 from ..schedules import Step
 from ._base import History, Noise, Process, X
@@ -94,7 +94,7 @@ class MatchedNoise(AbstractDifferentiated):
 
 def _root(x: Array) -> Array:
     """sqrt(x), 0 for x < 0."""
-    return safe_sqrt(jnp.maximum(x, 0.0))
+    return safe_sqrt(larger(x, 0.0))
 
 
 def _minus_inverse(x: Array) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .. import _checks
-from .._numerics import power
+from .._numerics import power, smaller
 from ..prediction import Predict, Prediction
 from ..processes import AbstractProcess
 from ..schedules import Step
@@ -309,6 +309,6 @@ def edm_churn(
     (2022), Algorithm 2, https://arxiv.org/abs/2206.00364.
     """
     levels = jnp.asarray(sigmas)
-    gamma = jnp.minimum(s_churn / (levels.shape[0] - 1), 2.0**0.5 - 1.0)
+    gamma = smaller(s_churn / (levels.shape[0] - 1), 2.0**0.5 - 1.0)
     churned = (levels[:-1] >= s_min) & (levels[:-1] <= s_max) & (levels[1:] > 0)
     return jnp.where(churned, gamma, 0.0)

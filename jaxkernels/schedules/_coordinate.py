@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from .._numerics import larger
 from .._padding import bucket, pad_last
 from ..processes import AbstractProcess
 
@@ -77,7 +78,7 @@ class TimeCoordinate(eqx.Module):
 
         **Returns:** u(end), or u of the smallest trained time where `end` lies below.
         """
-        return self.coordinate(jnp.maximum(jnp.asarray(end), self.process.trained_t_min))
+        return self.coordinate(larger(jnp.asarray(end), self.process.trained_t_min))
 
     def time(self, u: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         """Invert u(t).

@@ -23,7 +23,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .. import _checks
 from .._compile import quick_filter_jit
 from .._nfe import EVALUATION
-from .._numerics import safe_divide
+from .._numerics import larger, safe_divide
 from .._precision import working_dtype
 from .._progress import Progress
 from .._types import AnyArray, Rows, constant
@@ -342,7 +342,7 @@ def _place(
     """Where a time lies among the nodes, in [0, nodes - 1]."""
     top = coordinate.coordinate(coordinate.start)
     bottom = coordinate.coordinate(last)
-    t = jnp.maximum(jnp.asarray(t), last)
+    t = larger(jnp.asarray(t), last)
     return (top - coordinate.coordinate(t)) / (top - bottom) * (nodes - 1)
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import _checks, _files
+from .._numerics import larger
 from .._precision import in_float64, is_traced, to_float64
 from .._types import AnyArray, constant
 from ..processes import PROCESSES, AbstractProcess, from_config, to_config
@@ -360,7 +361,7 @@ class TrajectoryRecord(AbstractRecord):
         top = coordinate.coordinate(coordinate.start)
         bottom = coordinate.coordinate(self.last_node)
         if self._ends_at_zero:
-            u = jnp.maximum(u, bottom)
+            u = larger(u, bottom)
         return spline_weights((top - u) / (top - bottom) * (self.num_nodes - 1), self.num_nodes)
 
     @property

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from .._numerics import clipped
+
 # "not a knot": the third derivative is continuous at the second node and at the last but one
 _NOT_A_KNOT = (1.0, -4.0, 6.0, -4.0, 1.0)
 # coefficients that matter at one place
@@ -27,7 +29,7 @@ def spline_weights(
     place: Float[ArrayLike, "*s"], nodes: int
 ) -> tuple[Int[Array, "*s"], Float[Array, "*s 4"]]:
     """First of the four coefficients that matter at places in [0, nodes - 1], and weights."""
-    first = jnp.clip(jnp.floor(jax.lax.stop_gradient(place)), 0, nodes - 2)
+    first = clipped(jnp.floor(jax.lax.stop_gradient(place)), 0, nodes - 2)
     w = place - first
     weights = ((1 - w) ** 3, 3 * w**3 - 6 * w**2 + 4, -3 * w**3 + 3 * w**2 + 3 * w + 1, w**3)
     return first.astype(int), jnp.stack(weights, -1) / 6.0

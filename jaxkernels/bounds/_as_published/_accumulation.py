@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ... import _checks
-from ..._numerics import largest, safe_sqrt
+from ..._numerics import largest, safe_sqrt, smaller
 from ..._precision import in_float64
 from ..._types import AnyArray, Numbers
 from ...distributions import Gaussian, GaussianMixture
@@ -154,7 +154,7 @@ def theorem_3_2(
         return value
     index = _component_indices(components, schedule.num_steps, len(np.asarray(mixture.weights)))
     dominant = -precisions[np.arange(len(index)), index]
-    return jnp.minimum(value, _sum_of_squares(steps, dominant, rms, lipschitz))
+    return smaller(value, _sum_of_squares(steps, dominant, rms, lipschitz))
 
 
 @in_float64
@@ -377,5 +377,5 @@ def _operator_norms(
     _, products = jax.lax.scan(take, identity, factors, reverse=True)
     # one number has no singular values if it is infinite
     scalars = products.shape[-1] == 1
-    sizes = products[:, 0, 0] if scalars else jnp.linalg.norm(products, ord=2, axis=(-2, -1))
+    sizes = products[:, 0, 0] if scalars else jnp.linalg.svd(products, compute_uv=False)[..., 0]
     return jnp.abs(steps.injection * sizes)
