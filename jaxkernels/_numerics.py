@@ -29,21 +29,21 @@ def safe_sqrt(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
-def larger(x: AnyArray | float | int, y: AnyArray | float | int) -> Array:
+def larger(x: ArrayLike, y: ArrayLike) -> Array:
     """The larger of two numbers; NaN where one is.
 
     The derivative of `jnp.maximum` compares the result with each number anew, and drops both where
     compiled code has rounded the number differently there. Here the comparison is made once.
     """
-    return jnp.where((x > y) | (x != x), x, y)
+    return jnp.where(jnp.greater(x, y) | jnp.isnan(x), x, y)
 
 
-def smaller(x: AnyArray | float | int, y: AnyArray | float | int) -> Array:
+def smaller(x: ArrayLike, y: ArrayLike) -> Array:
     """The smaller of two numbers; NaN where one is."""
-    return jnp.where((x < y) | (x != x), x, y)
+    return jnp.where(jnp.less(x, y) | jnp.isnan(x), x, y)
 
 
-def clipped(x: AnyArray, low: AnyArray | float | int, high: AnyArray | float | int) -> Array:
+def clipped(x: ArrayLike, low: ArrayLike, high: ArrayLike) -> Array:
     """The number of [low, high] that is closest to x."""
     return smaller(larger(x, low), high)
 

@@ -319,7 +319,7 @@ PAIRS = ([1.0, 2.0, -3.0, np.nan, 0.5, np.inf], [2.0, 1.0, -3.0, 0.5, np.nan, -n
 def test_larger_and_smaller_are_numpys():
     np.testing.assert_array_equal(numerics.larger(*map(np.array, PAIRS)), np.maximum(*PAIRS))
     np.testing.assert_array_equal(numerics.smaller(*map(np.array, PAIRS)), np.minimum(*PAIRS))
-    values = np.array([[3.0, -1.0, 2.0], [0.0, np.nan, 1.0], [5.0, 5.0, -np.inf]])
+    values = jnp.array([[3.0, -1.0, 2.0], [0.0, np.nan, 1.0], [5.0, 5.0, -np.inf]])
     np.testing.assert_array_equal(numerics.largest(values), values.max(-1))
     np.testing.assert_array_equal(numerics.smallest(values), values.min(-1))
     np.testing.assert_array_equal(numerics.clipped(values, 0.0, 2.0), np.clip(values, 0.0, 2.0))

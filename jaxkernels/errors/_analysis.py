@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._linalg import product
-from .._numerics import larger
+from .._numerics import larger, largest
 from .._precision import in_float64
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
