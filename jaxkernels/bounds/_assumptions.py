@@ -520,8 +520,9 @@ def _with_spectrum(
         is_leaf=lambda leaf: leaf is None,
     )
     with np.errstate(divide="ignore"):
-        smoothness = 1.0 / lib.min(lib.asarray(spectrum))
-        convexity = 1.0 / lib.max(lib.asarray(spectrum))
+        ordered = lib.sort(lib.asarray(spectrum))
+        smoothness = 1.0 / ordered[0]
+        convexity = 1.0 / ordered[-1]
     third = lib.zeros(())
     if separations is not None:
         # also within a compiled function these are numbers

@@ -55,7 +55,8 @@ def balance(xp: Any, logs: Float[_A, "*schedules ratios"]) -> Float[_A, "*schedu
 
     **Returns:** one logarithm per schedule, at most the largest of its `logs`.
     """
-    largest = logs.max(-1, keepdims=True)
+    # sorted, as the derivative of a maximum may be lost (`larger` in `_numerics`)
+    largest = xp.sort(logs, -1)[..., -1:]
     return xp.log(xp.mean(xp.exp(_POWER * (logs - largest)), -1)) / _POWER + largest[..., 0]
 
 

@@ -32,7 +32,8 @@ def median(xp: Any, errors: Float[_A, "*schedules samples"]) -> Float[_A, "*sche
 
 def geometric_mean(xp: Any, errors: Float[_A, "*schedules samples"]) -> Float[_A, "*schedules"]:
     """exp(mean log error) over samples; an error of 0 counts as the smallest normal number."""
-    return xp.exp(xp.mean(xp.log(xp.maximum(errors, xp.finfo(errors.dtype).tiny)), -1))
+    tiny = xp.finfo(errors.dtype).tiny
+    return xp.exp(xp.mean(xp.log(xp.where(errors < tiny, tiny, errors)), -1))
 
 
 def sliced_w2(

@@ -165,13 +165,15 @@ def step_logits(
     ```
     """
     increments = -xp.diff(u, axis=-1)
-    moved = xp.maximum(increments, _LEAST_SHARE * xp.mean(increments, axis=-1, keepdims=True))
+    shortest = _LEAST_SHARE * xp.mean(increments, axis=-1, keepdims=True)
+    moved = xp.where(increments < shortest, shortest, increments)
     increments = xp.where(below, moved, increments)
     mean = xp.mean(increments, axis=-1, keepdims=True)
     count = increments.shape[-1]
     last = xp.arange(count) == count - 1
     least = xp.where(below & last, 0.0, least_share * count * mean)
-    longer = xp.maximum(increments - least, _LEAST_EXCESS * mean)
+    shortest = _LEAST_EXCESS * mean
+    longer = xp.where(increments - least < shortest, shortest, increments - least)
     logs = xp.log(xp.where(xp.asarray(least_share) > 0, longer, increments))
     return logs[..., 1:] - logs[..., :1]
 
