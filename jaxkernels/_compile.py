@@ -58,9 +58,7 @@ quick_filter_jit = functools.partial(quick_jit, jit=eqx.filter_jit)
 @functools.cache
 def _options() -> dict[str, Any] | None:
     """The options, or None on other devices and where XLA no longer knows them."""
-    # with most optimizations off, the older emitters were seen to compute wrong values
-    unoptimized = jax.config.read("jax_disable_most_optimizations")
-    if unoptimized or jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu":
         return None
     try:
         jax.jit(lambda: 0, compiler_options=_QUICK)()

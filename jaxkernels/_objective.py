@@ -181,7 +181,7 @@ class AbstractObjective(eqx.Module):
 
     @abc.abstractmethod
     def bind(
-        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler | str
     ) -> AbstractBoundObjective:
         """Bind the objective to a target, a process and a sampler.
 
@@ -189,7 +189,7 @@ class AbstractObjective(eqx.Module):
 
         - `target`: a Gaussian with the mean and covariance of the data.
         - `process`: the forward process.
-        - `sampler`: the sampler.
+        - `sampler`: a sampler or its name.
 
         **Returns:** a differentiable function of a `Schedule`, with values > 0.
 

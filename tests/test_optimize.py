@@ -1214,6 +1214,25 @@ def test_integer_timesteps_of_many_steps():
         assert np.any(np.diff(moved) == 0) or value(moved) >= best * (1 - 1e-12)
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [
+        jk.LocalError(),
+        jk.TerminalError(),
+        jk.bounds.CertifiedError(),
+        jk.bounds.OperatorBound(0.1),
+        jk.bounds.LipschitzBound(0.1),
+    ],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_objectives_are_bound_to_samplers_by_name(objective: Any):
+    schedule = jk.schedules.log_snr(jk.VP(), 2, 0.1)
+    named = objective.bind(gaussian(), jk.VP(), "ddim")(schedule)
+    assert named == objective.bind(gaussian(), jk.VP(), jk.DDIM())(schedule)
+    with pytest.raises(ValueError, match="sampler='dimm' is not known"):
+        objective.bind(gaussian(), jk.VP(), "dimm")
+
+
 def test_integer_timesteps_of_other_processes_are_refused():
     with pytest.raises(ValueError, match="process VP has no integer timesteps"):
         jk.optimize.on_integer_timesteps(

@@ -29,7 +29,7 @@ from .._types import AnyArray, constant
 from ..distributions import Gaussian, GaussianMixture
 from ..processes import AbstractProcess
 from ..recurrence import NamedInitialization, Run
-from ..samplers import AbstractSampler
+from ..samplers import AbstractSampler, as_sampler
 from ..schedules import BASELINES, Schedule
 from ..score_error import AbstractCorrelation, FullyCorrelated
 from ._bound import ErrorSize, as_error_size, per_evaluation
@@ -89,9 +89,9 @@ class OperatorBound(AbstractObjective):
         self.to_data = to_data
 
     def bind(
-        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler | str
     ) -> "BoundOperatorBound":
-        return BoundOperatorBound(target.in_eigenbasis(), process, sampler, self)
+        return BoundOperatorBound(target.in_eigenbasis(), process, as_sampler(sampler), self)
 
     def check_target(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
@@ -155,10 +155,12 @@ class LipschitzBound(AbstractObjective):
         check_one_evaluation(sampler)
 
     def bind(
-        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler | str
     ) -> "BoundLipschitzBound":
         curvature = as_curvature(target) if self.curvature is None else self.curvature
-        return BoundLipschitzBound(target.in_eigenbasis(), process, sampler, curvature, self)
+        return BoundLipschitzBound(
+            target.in_eigenbasis(), process, as_sampler(sampler), curvature, self
+        )
 
     def check_target(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int

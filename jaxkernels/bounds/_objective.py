@@ -95,7 +95,7 @@ class CertifiedError(AbstractObjective):
         self.initialization = cast(AnyArray | str | None, initialization)
 
     def bind(
-        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler | str
     ) -> "BoundCertifiedError":
         known = known_of(self.assumptions or target, process)
         which = scheme_name if self.metric == "w2" else girsanov_scheme

@@ -24,7 +24,7 @@ from ..recurrence import (
     score_responses,
     to_the_end,
 )
-from ..samplers import AbstractSampler
+from ..samplers import AbstractSampler, as_sampler
 from ..schedules import BASELINES, Schedule, TimeCoordinate
 from ..score_error import AffineError, ScoreError
 from ._expected import second_order
@@ -112,7 +112,7 @@ class LocalError(AbstractObjective):
         return self.score_error is None or self.score_error.any_spectrum
 
     def bind(
-        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler | str
     ) -> "BoundLocalError":
         _check_per_mode(self.score_error)
         model = target.in_eigenbasis()
@@ -122,7 +122,7 @@ class LocalError(AbstractObjective):
         return BoundLocalError(
             model,
             process,
-            sampler,
+            as_sampler(sampler),
             metrics.resolve(self.metric),
             initialization_name(process, self.initialization),
             self.score_error,
@@ -184,12 +184,12 @@ class TerminalError(AbstractObjective):
         self.compress = _check_compress(compress)
 
     def bind(
-        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler | str
     ) -> "BoundTerminalError":
         return BoundTerminalError(
             target.in_eigenbasis(),
             process,
-            sampler,
+            as_sampler(sampler),
             metrics.resolve(self.metric, dense=_has_matrix_slopes(self.score_error)),
             initialization_name(process, self.initialization),
             self.score_error,

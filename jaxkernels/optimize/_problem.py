@@ -52,7 +52,7 @@ class CustomObjective(AbstractObjective):
     fn: ScheduleFunction
 
     def bind(
-        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler
+        self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler | str
     ) -> "BoundCustomObjective":
         del target, process, sampler
         return BoundCustomObjective(to_float64(self.fn))

@@ -15,9 +15,10 @@ from ..exports import Timesteps
 from ..processes import AbstractProcess, DiscreteVP
 from ..schedules import Schedule
 
-# selections that are all evaluated, and at a time
+# selections that are all evaluated, in a call, and at a time, which a large spectrum limits
 _FEW = 100_000
 _BLOCK = 4096
+_TOGETHER = 32
 
 _Values: TypeAlias = Callable[[Float[np.ndarray, "candidates points"]], Array]
 
@@ -68,9 +69,10 @@ def on_integer_timesteps(
     @in_float64
     @jax.jit
     def values(rows: Float[Array, "candidates points"]) -> Float[Array, " candidates"]:
-        return jax.vmap(lambda row: objective(Schedule.from_squared(row, jnp.asarray(squared))))(
-            rows
-        )
+        def value(row: Float[Array, " points"]) -> Float[Array, ""]:
+            return objective(Schedule.from_squared(row, jnp.asarray(squared)))
+
+        return jax.lax.map(value, rows, batch_size=_TOGETHER)
 
     times = _nearest(schedule, process)
     found = _descended(times, values)
