@@ -31,8 +31,8 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_enable_x64", True)
 # a float32 that meets a float64 is an error, so that no result has a dtype by accident
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Programs are compiled as users compile them: `jax_disable_most_optimizations` would save 5 % of the
-# time, but XLA's gradient of the local error of "dpmpp_2m" is wrong with it
+# Programs are compiled as users compile them: `jax_disable_most_optimizations` would save 5 % of
+# the time, but XLA's gradient of the local error of "dpmpp_2m" is wrong with it
 
 
 def _spoil_derivative(primitive: Primitive, operands: int) -> None:
