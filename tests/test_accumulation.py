@@ -1055,11 +1055,12 @@ def test_the_coherent_bound_of_a_multistep_method_converges() -> None:
 
 
 @pytest.mark.slow
-def test_signs_modes_and_the_distance_to_data_have_kinks_together() -> None:
+@pytest.mark.parametrize("num_steps", [20, 50])
+def test_signs_modes_and_the_distance_to_data_have_kinks_together(num_steps: int) -> None:
     """No start gets past them but by way of wider roundings, where one valley is left."""
     target = jk.Gaussian(0.3, [2.0, 0.3, 0.01])
     options = {"objective": bounds.OperatorBound(0.01, to_data=True), "progress": False}
-    result = jk.optimize_schedule(target, jk.VP(), "dpmpp_2m", 20, t_min=1e-3, **options)
+    result = jk.optimize_schedule(target, jk.VP(), "dpmpp_2m", num_steps, t_min=1e-3, **options)
     assert result.converged, result.reason
     assert result.solution.gradient_norm < 1e-7
     # those that were left behind are worse, and the history ends with the best

@@ -135,7 +135,10 @@ class OptimizedSchedule:
 
     @property
     def num_local_optima(self) -> int:
-        """How many distinct objectives (to 1e-6 relative) the starts reached."""
+        """How many distinct objectives (to 1e-6 relative) the starts reached.
+
+        One that ends short of an optimum counts too, as its objective is one of `optima`.
+        """
         values = np.sort([v for v in self.optima.values() if np.isfinite(v)])
         return 1 + int(np.sum(np.diff(values) > 1e-6 * np.abs(values[:-1])))
 

@@ -21,8 +21,9 @@ _CHUNK = 25
 _ROUNDING_FLOOR = 1e-9
 # how much more widely kinks are rounded before
 _ROUNDINGS = (100.0, 30.0, 10.0, 3.0)
-# the tolerance there: a gradient along a step that ends without length falls by 1 / e an iteration
-_LOOSE = 1e-4
+# the tolerance there: a gradient along a step that ends without length falls by 1 / e an iteration,
+# but what is left undone along a valley takes many more once the kinks are narrow
+_LOOSE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ def solve(
     state = _iterate(problem, solver.init(problem, z), solver, report, _is_late)
     histories = []
     if isinstance(solver, Newton) and not (solver.terminate(state) or _is_flat(problem, state)):
-        state, histories = _by_way_of_softer(problem, state, z, solver, report)
+        state, histories = _by_way_of_softer(problem, state, solver, report)
     state = _iterate(problem, state, solver, report, solver.terminate)
     histories.append(_history(state))
     values = np.exp(np.asarray(state.value))
@@ -111,45 +112,49 @@ def _history(state: Any) -> Float[np.ndarray, "iterations starts"]:
 def _by_way_of_softer(
     problem: AbstractProblem,
     state: NewtonState,
-    z: Float[np.ndarray, "starts n"],
     solver: Newton,
     report: Callable[[str], None],
 ) -> tuple[NewtonState, list[Float[np.ndarray, "iterations starts"]]]:
     """Lead the best start close to its minimum along those of widely rounded kinks.
 
-    At the widest rounding all starts are minimised, after it the best one alone. The others keep
-    the rows of `state`, where they have ended. Returns the state to go on from, and the histories
+    At the widest rounding all are minimised from where they stall, after it the best one alone. The
+    others keep the rows of `state`. Returns the state to go on from, and the histories
     up to it; without kinks that is `state` itself.
     """
     stages = [problem.smoothed(factor) for factor in _ROUNDINGS]
     loose = Newton(solver.max_iterations, max(solver.tolerance, _LOOSE))
     histories = []
+    z = np.asarray(state.z)
     followed = np.ones(z.shape[0], bool)
     here = state
     for stage in stages:
         if stage is None:
             return state, []
         histories.append(_history(here))
-        here = _of_starts(followed, loose.init(stage, z))
+        here = _following(followed, loose.init(stage, z))
         here = _iterate(stage, here, loose, report, _best_is_done)
         z = np.asarray(here.z)
         followed = np.arange(z.shape[0]) == np.argmin(np.asarray(here.value))
     histories.append(_history(here))
-    return _of_starts(followed, solver.init(problem, z), state), histories
+    merged = _merged(followed, solver.init(problem, z), state)
+    return _following(followed, merged), histories
 
 
-def _of_starts(
-    followed: Bool[np.ndarray, " starts"], state: NewtonState, ended: NewtonState | None = None
-) -> NewtonState:
-    """The state in which the other starts are done, with the rows of `ended` if that is given."""
-    if ended is not None:
-        kept = {}
-        for name in ("z", "value", "gradient", "hessian"):
-            new = np.asarray(getattr(state, name))
-            rows = followed.reshape(-1, *[1] * (new.ndim - 1))
-            kept[name] = np.where(rows, new, getattr(ended, name))
-        state = dataclasses.replace(state, **jax.device_put(kept))
+def _following(followed: Bool[np.ndarray, " starts"], state: NewtonState) -> NewtonState:
+    """The state in which the other starts are done."""
     return dataclasses.replace(state, done=jax.device_put(~followed))
+
+
+def _merged(
+    followed: Bool[np.ndarray, " starts"], state: NewtonState, ended: NewtonState
+) -> NewtonState:
+    """The state, with the rows of `ended` for the other starts."""
+    kept = {}
+    for name in ("z", "value", "gradient", "hessian"):
+        new = np.asarray(getattr(state, name))
+        rows = followed.reshape(-1, *[1] * (new.ndim - 1))
+        kept[name] = np.where(rows, new, getattr(ended, name))
+    return dataclasses.replace(state, **jax.device_put(kept))
 
 
 def _best_is_done(state: Any) -> bool:
