@@ -202,7 +202,7 @@ def _evaluate_source(
     target: GaussianMixture, error: ErrorFunction, times: Array, positions: Array, masses: Array
 ) -> tuple[Array, Worst]:
     """The integral of (p E)' over the cells at the stage times, (steps, stages, cells)."""
-    least = smallest(target.eigenvalues)
+    least = smallest(jnp.ravel(target.eigenvalues))
 
     def at_stage(here: tuple[Array, Array]) -> tuple[Array, Worst]:
         theta, x = here
