@@ -155,6 +155,9 @@ def cells(row: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Measure, show and save."""
     names = sys.argv[1:] or list(cases())
+    unknown = [name for name in names if name not in cases()]
+    if unknown:
+        sys.exit(f"no bound is named {'; '.join(unknown)}. Those there are: {'; '.join(cases())}")
     settings = [(name, num_steps) for num_steps in STEPS for name in names]
     rows = [cached(*setting) for setting in track(settings, "bounds")]
     head = ["bound", "K", "cold, CPU s", "wall", "warm, CPU s", "wall", "gradient", "converged"]
