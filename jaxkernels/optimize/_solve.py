@@ -118,8 +118,8 @@ def _by_way_of_softer(
     """Lead the best start close to its minimum along those of widely rounded kinks.
 
     At the widest rounding all are minimised from where they stall, after it the best one alone. The
-    others keep the rows of `state`. Returns the state to go on from, and the histories
-    up to it; without kinks that is `state` itself.
+    others keep the rows of `state`. Returns the state to go on from, and the histories up to it;
+    without kinks that is `state` itself.
     """
     stages = [problem.smoothed(factor) for factor in _ROUNDINGS]
     loose = Newton(solver.max_iterations, max(solver.tolerance, _LOOSE))

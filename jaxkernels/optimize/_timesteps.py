@@ -122,7 +122,11 @@ def _descended(times: Int[np.ndarray, " points"], values: _Values) -> Int[np.nda
 def _best(
     rows: Int[np.ndarray, "candidates points"], values: _Values
 ) -> Int[np.ndarray, " points"]:
-    """The row with the smallest objective, evaluated in blocks of at most two shapes."""
+    """The row with the smallest objective, evaluated in blocks of at most two shapes.
+
+    The last row fills the last batch up, as a smaller batch would be compiled on its own.
+    """
+    rows = np.pad(rows, ((0, -len(rows) % _TOGETHER), (0, 0)), mode="edge")
     found = [values(rows[i : i + _BLOCK].astype(np.float64)) for i in range(0, len(rows), _BLOCK)]
     return rows[int(np.argmin(np.concatenate([np.asarray(block) for block in found])))]
 

@@ -172,8 +172,9 @@ def step_logits(
     count = increments.shape[-1]
     last = xp.arange(count) == count - 1
     least = xp.where(below & last, 0.0, least_share * count * mean)
-    shortest = _LEAST_EXCESS * mean
-    longer = xp.where(increments - least < shortest, shortest, increments - least)
+    excess = increments - least
+    smallest = _LEAST_EXCESS * mean
+    longer = xp.where(excess < smallest, smallest, excess)
     logs = xp.log(xp.where(xp.asarray(least_share) > 0, longer, increments))
     return logs[..., 1:] - logs[..., :1]
 
