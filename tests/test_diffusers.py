@@ -225,6 +225,23 @@ def test_networks_in_edm_preconditioning(prediction_type: str) -> None:
     np.testing.assert_allclose(path, torch.stack(points), rtol=1e-3, atol=1e-3)
 
 
+def test_a_flow_that_counts_time_from_noise() -> None:
+    """Mochi's network is told 0 at the noise, and points from there to the data."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, invert_sigmas=True)
+
+    def network(x: Any, timestep: Any) -> Any:
+        return torch.cos(x) + timestep.reshape(-1, 1) / 1000.0
+
+    scheduler.set_timesteps(4)
+    x = start = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x).prev_sample
+    denoiser = jk.from_diffusers(network, scheduler)
+    schedule = jk.Schedule(1.0 - scheduler.sigmas.double().numpy())
+    found = jk.sample(denoiser, "ddim", schedule, jnp.asarray(start.numpy()))
+    np.testing.assert_allclose(found, x, rtol=1e-5, atol=1e-5)
+
+
 SET: list[Any] = [
     pytest.param(tiny.stable_diffusion, "ddim", {**SMALL, **PROMPT}, {}, id="sd"),
     pytest.param(tiny.flux, "dpmpp_2m", {**SMALL, "prompt": "a cat"}, {}, id="flux"),

@@ -675,6 +675,43 @@ def test_bind_names_what_it_cannot_do():
         bind(of_edm, Schedule([80.0, 2.0, 0.1]), jk.EDM(), scheduler="euler")
 
 
+def test_a_flow_that_counts_time_from_noise():
+    """Its own kind of scheduler inverts the levels; the others would run it in reverse."""
+    schedule = Schedule(FLOW_TIMES)
+    own = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    pipe = types.SimpleNamespace(scheduler=own)
+    bind(pipe, schedule, FLOW, sampler="ddim")
+    pipe.scheduler.set_timesteps(5)
+    np.testing.assert_allclose(pipe.scheduler.timesteps, 1000.0 - 1000.0 * FLOW_TIMES[:-1], 1e-6)
+    for sampler, scheduler in (("dpmpp_2m", "unipc"), ("ddim", "ltx_euler_ancestral")):
+        pipe.scheduler = own
+        with pytest.raises(ValueError, match="time is inverted: export to 'flow_match_euler'"):
+            bind(pipe, schedule, FLOW, sampler=sampler, scheduler=scheduler)
+            pipe.scheduler.set_timesteps(5)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        lambda: diffusers.CosineDPMSolverMultistepScheduler(),
+        lambda: diffusers.DDPMWuerstchenScheduler(),
+        lambda: diffusers.IPNDMScheduler(),
+        # Stable Video Diffusion, whose network is told log(sigma) / 4
+        lambda: diffusers.EulerDiscreteScheduler(
+            timestep_type="continuous", prediction_type="v_prediction"
+        ),
+    ],
+)
+def test_networks_that_are_told_something_else_keep_their_scheduler(own: Callable[[], Any]):
+    """Another one would tell them timesteps of Stable Diffusion's table, or log(sigma) / 4."""
+    pipe = types.SimpleNamespace(scheduler=own())
+    name = type(pipe.scheduler).__name__
+    for schedule, process in ((Schedule(TABLE_TIMES), TABLE), (Schedule([80.0, 1.0]), jk.EDM())):
+        with pytest.raises(ValueError, match=f"no scheduler can take the place of {name}"):
+            bind(pipe, schedule, process)
+    assert type(pipe.scheduler).__name__ == name
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
 def test_levels_of_another_process_are_told_as_timesteps_of_the_network(sampler: str):
     """Sigmas of an EDM schedule on Stable Diffusion, and of a table's on a network of EDM."""

@@ -43,9 +43,10 @@ def bind(
     **Returns:** the `Export` whose `binding` was run; its warnings say where the scheduler departs
     from the schedule.
 
-    **Raises:** ValueError as in `export`, for an object without a scheduler, for a schedule whose
-    stochasticity no scheduler of diffusers can take, for one of a flow on the pipeline of another
-    network or the reverse, and for a scheduler of EDM on one of a table or the reverse.
+    **Raises:** ValueError as in `export`, for an object without a scheduler or with one of another
+    kind than `from_diffusers` takes, for a schedule whose stochasticity no scheduler of diffusers
+    can take, for one of a flow on the pipeline of another network or the reverse, and for a
+    scheduler of EDM on one of a table or the reverse.
 
     **Example:**
 
@@ -92,9 +93,11 @@ def _of_pipe(
     """
     try:
         trained, _ = process_of_scheduler(own)
-    except ValueError:
-        # of no kind that is known here: nothing to compare with
-        return scheduler, options
+    except ValueError as error:
+        raise ValueError(
+            f"no scheduler can take the place of {type(own).__name__}, by which the pipeline tells "
+            f"its network the levels: {error}"
+        ) from None
     if isinstance(trained, FlowMatching) != isinstance(process, FlowMatching):
         raise ValueError(
             f"the schedule is for {type(process).__name__}, but the pipeline's scheduler, "

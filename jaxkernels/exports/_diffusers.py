@@ -38,8 +38,15 @@ class Scheduled({name}):
         super().set_timesteps({keyword}=self.numbers, device=device)
 """
 
+# networks that count time from noise to data, as Mochi's does, would be told the reverse
+_DIRECTION = """\
+        if self.config.get("invert_sigmas"):
+            raise ValueError("the network's time is inverted: export to 'flow_match_euler'")
+"""
+
 # the scheduler itself would round the timesteps, and image-to-image asks for its noise by that name
-_EXACT_TIMESTEPS = """\
+_EXACT_TIMESTEPS = f"""\
+{_DIRECTION}\
         self.timesteps = self.config.num_train_timesteps * self.sigmas[:-1].to(device)
 
     def scale_noise(self, sample, timestep, noise):
@@ -188,6 +195,7 @@ _LTX_LOOP_TEXT = _loop(_LTX_LOOP, "noise", "x0 + pipe.scheduler.sigmas[0] * (noi
 _LTX_TEXT = _bound(
     "LTXPipeline",
     "video = pipe(prompt, num_inference_steps={num_steps}).frames[0]",
+    _DIRECTION,
     remarks=("the pipeline evaluates the network once more at the level 0, to no effect",),
 )
 

@@ -108,8 +108,15 @@ class DiffusersNetwork:
         if isinstance(self._process, EDM):
             return self._preconditioned(x.astype(t.dtype), t, conditions)
         if isinstance(self._process, FlowMatching):
-            return self._function(x, self._config.num_train_timesteps * t, conditions)
+            return self._velocity(x, t, conditions)
         return self._function(x, t - 1.0, conditions)
+
+    def _velocity(self, x: Array, t: Array, conditions: Array) -> Array:
+        """dx/dt of a flow. Some networks count time from noise to data, as Mochi's does."""
+        size = self._config.num_train_timesteps
+        if getattr(self._config, "invert_sigmas", False):
+            return -self._function(x, size * (1.0 - t), conditions)
+        return self._function(x, size * t, conditions)
 
     def _preconditioned(self, x: Array, sigma: Array, conditions: Array) -> Array:
         """The denoised x of a network in EDM's preconditioning, as its schedulers compute it."""
