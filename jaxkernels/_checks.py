@@ -6,7 +6,7 @@ are traced by a surrounding transformation pass: their check belongs inside the 
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -53,10 +53,30 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 and "\n" not in text else type(value).__name__
 
 
+def on_host(argument: str, value: Any) -> np.ndarray:
+    """`value` as an array of NumPy, in its own precision where NumPy has that.
+
+    A tensor of PyTorch may need a gradient, be on a device, or in bfloat16.
+    """
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            half = value.is_floating_point() and value.element_size() < 4
+            value = value.float() if half else value
+        out = np.asarray(value)
+        if np.ma.is_masked(value):
+            raise TypeError("masked entries")
+        if out.dtype.kind in "mM":
+            raise TypeError("dates")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{argument} must be an array of real numbers; got {error}.") from None
+    return out
+
+
 def array(argument: str, value: object) -> AnyArray:
     """`value` as a real float64 array without NaN or infinity."""
+    out = on_host(argument, value)
     try:
-        out = np.asarray(value)
         if np.iscomplexobj(out):
             raise TypeError("complex numbers")
         out = out.astype(np.float64)

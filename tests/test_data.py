@@ -118,8 +118,8 @@ class TestFaultsOfSamples:
         "words": ("x.npy", lambda p: np.save(p, np.array([["a"], ["b"]])), "real numbers"),
         "text as array": ("x.npy", lambda p: p.write_text("1,2\n3,4\n"), "damaged, cut off or not"),
         "array as archive": ("x.npz", _save_as_archive, "a .npy file by content"),
-        "binary text": ("x.csv", lambda p: p.write_bytes(b"\xff\xfe\x00"), "damaged or cut off"),
-        "folder": ("x", lambda p: p.mkdir(), "a folder without images"),
+        "binary text": ("x.csv", lambda p: p.write_bytes(b"\xff\xfe\x00"), "or not in UTF-8"),
+        "folder": ("x", lambda p: p.mkdir(), "holds no images"),
     }
 
     @pytest.mark.parametrize("case", CASES)
@@ -282,6 +282,15 @@ class TestPandas:
                 _load(tmp_path / "x.csv")
         else:
             assert _load(tmp_path / "x.csv")[0].shape == (2, 2)
+
+    def test_a_first_line_that_may_be_names_is_told(self, tmp_path: Path):
+        """Wavenumbers, or years, that nothing tells from a sample."""
+        pandas.DataFrame(SAMPLES, columns=pandas.Index([400.0, 410.5, 421.0])).to_csv(
+            tmp_path / "x.csv", index=False
+        )
+        found, notes = _load(tmp_path / "x.csv")
+        np.testing.assert_array_equal(found, [[400.0, 410.5, 421.0], *SAMPLES])
+        assert notes == [f"{tmp_path / 'x.csv'}: line 1 is no header, but a sample that increases"]
 
     def test_names_in_two_lines(self, tmp_path: Path):
         columns = pandas.MultiIndex.from_product([["x"], [0, 1, 2]])
@@ -460,6 +469,61 @@ class TestFolders:
         found, notes = _load(tmp_path)
         np.testing.assert_array_equal(found[:, 0, 0], [-1.0, 1.0])
         assert notes == [f"{tmp_path}: the files of 2 subfolders are taken together"]
+
+    def test_links_to_folders_are_followed(self, tmp_path: Path):
+        """Classes are selected that way; one that leads back is not followed for ever."""
+        classes = tmp_path / "all"
+        for i, name in enumerate(["cat", "dog"]):
+            (classes / name).mkdir(parents=True)
+            _image(classes / name / "a.png", value=255 * i)
+        mine = tmp_path / "mine"
+        (mine / "cat").mkdir(parents=True)
+        _image(mine / "cat" / "a.png")
+        (mine / "dog").symlink_to(classes / "dog")
+        (mine / "cat" / "up").symlink_to(mine)
+        found, notes = _load(mine)
+        np.testing.assert_array_equal(found[:, 0, 0], [-1.0, 1.0])
+        assert notes == [f"{mine}: the files of 2 subfolders are taken together"]
+        (mine / "z.png").symlink_to(tmp_path / "gone.png")
+        with pytest.raises(ValueError, match=r"cannot read .*z\.png: No such file"):
+            load(mine)
+
+    def test_a_folder_whose_name_is_that_of_an_image(self, tmp_path: Path):
+        (tmp_path / "x.png").mkdir()
+        for i in range(2):
+            _image(tmp_path / "x.png" / f"{i}.png", value=255 * i)
+        np.testing.assert_array_equal(_load(tmp_path)[0][:, 0, 0], [-1.0, 1.0])
+
+    def test_hdf5_files(self, tmp_path: Path):
+        for i in range(2):
+            with h5py.File(tmp_path / f"{i}.h5", "w") as file:
+                file["x"] = SAMPLES + i
+        found, notes = _load(tmp_path)
+        np.testing.assert_array_equal(found, np.concatenate([SAMPLES, SAMPLES + 1]))
+        assert notes == [f"{tmp_path}: 2 .h5 files are taken together: 0.h5, 1.h5"]
+
+    def test_files_of_several_samples_in_a_shard(self, tmp_path: Path):
+        pandas.DataFrame({"a": [1.0, 2.0]}).to_parquet(tmp_path / "a.parquet")
+        with tarfile.open(tmp_path / "x.tar", "w") as archive:
+            archive.add(tmp_path / "a.parquet", "a.parquet")
+        with pytest.raises(ValueError, match=r"x\.tar holds \.parquet files, .* unpack it"):
+            load(tmp_path / "x.tar")
+
+    @pytest.mark.parametrize("sizes", [(10, 11, 12), (10, 12)])
+    def test_sounds_of_several_lengths(self, tmp_path: Path, sizes: tuple[int, ...]):
+        """They were read as that many samples of one number each."""
+        for i, size in enumerate(sizes):
+            np.save(tmp_path / f"{i}.npy", np.zeros(size))
+        with pytest.raises(ValueError, match=r"one shape.* 0\.npy has \(10,\)|/0\.npy has \(10,\)"):
+            load(tmp_path)
+
+    def test_images_of_several_pages(self, tmp_path: Path):
+        """Slices of a volume, of which the first alone was read."""
+        page = Image.new("L", (4, 3))
+        for i in range(2):
+            page.save(tmp_path / f"{i}.tif", save_all=True, append_images=[page])
+        with pytest.raises(ValueError, match=r"0\.tif: it holds 2 pages or frames; give each"):
+            load(tmp_path)
 
     def test_one_latent_per_file(self, tmp_path: Path):
         for i, z in enumerate(self.LATENTS):

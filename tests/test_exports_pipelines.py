@@ -685,9 +685,9 @@ def test_a_flow_that_counts_time_from_noise():
     np.testing.assert_allclose(pipe.scheduler.timesteps, 1000.0 - 1000.0 * FLOW_TIMES[:-1], 1e-6)
     for sampler, scheduler in (("dpmpp_2m", "unipc"), ("ddim", "ltx_euler_ancestral")):
         pipe.scheduler = own
+        scheduled = export(schedule, FLOW, "diffusers", sampler=sampler, scheduler=scheduler)
         with pytest.raises(ValueError, match="time is inverted: export to 'flow_match_euler'"):
-            bind(pipe, schedule, FLOW, sampler=sampler, scheduler=scheduler)
-            pipe.scheduler.set_timesteps(5)
+            exec(f"{scheduled.binding}\npipe.scheduler.set_timesteps(5)", {"pipe": pipe})
 
 
 @pytest.mark.parametrize(

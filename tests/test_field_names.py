@@ -104,6 +104,16 @@ def test_samplers_in_any_spelling(name: str, expected: str):
         ("k_euler_a", "'ddim' with stochasticity 1"),
         ("sample_dpmpp_3m_sde", "'dpmpp_3m' with stochasticity"),
         ("RK2", "'heun' or 'midpoint'"),
+        ("res_2m", "nearest, 'dpmpp_2m'"),
+        ("res_multistep_ancestral", "nearest, 'ddim' with stochasticity"),
+        ("exp_heun_2_x0", "nearest, 'dpmpp_2s'"),
+        ("DPM++ 2M SDE Heun", "nearest, 'dpmpp_2m' with stochasticity"),
+        ("DPMSolverSDEScheduler", "nearest, 'ddim' with stochasticity"),
+        ("DPM-Solver-v3", "nearest, 'unipc'"),
+        ("PC sampler", "Langevin steps are not built in"),
+        ("KarrasVeScheduler", "'edm_sampler' with churn"),
+        ("RePaintScheduler", "goes back to earlier noise levels"),
+        ("ancestral sampling", "'ddim' with stochasticity 1"),
         ("churn", "'edm_sampler'"),
     ],
 )
@@ -137,6 +147,9 @@ def test_eulers_method_in_sigma_is_ddim():
         ("x_0", "x0"),
         ("flow_prediction", "flow"),
         ("x_prediction", "x0"),
+        ("pred_noise", "epsilon"),
+        ("pred_x_start", "x0"),
+        ("pred_v", "v"),
         ("V-Pred", "v"),
         ("Flow Velocity", "flow"),
     ],
@@ -160,6 +173,8 @@ def test_a_velocity_has_two_meanings():
         ("CosineVP", "cosine_vp"),
         ("RF", "flow_matching"),
         ("cond-OT", "flow_matching"),
+        ("OT-CFM", "flow_matching"),
+        ("variance preserving", "vp"),
     ],
 )
 def test_processes(name: str, expected: str):
@@ -175,6 +190,10 @@ def test_processes(name: str, expected: str):
         ("vesde", "'edm'"),
         ("sd", "'discrete_vp'"),
         ("wan", "'flow_matching'"),
+        ("SD 2.1", "'discrete_vp'"),
+        ("svd", "'edm'"),
+        ("CogVideoX", "'discrete_vp'"),
+        ("HunyuanVideo", "'flow_matching'"),
     ],
 )
 def test_processes_of_other_names_are_answered(name: str, right: str):
@@ -188,10 +207,16 @@ def test_schedules():
         ("sgm_uniform", "'uniform'"),
         ("polyexponential", "'log_snr'"),
         ("beta57", "takes any times"),
+        ("AYS GITS", "from_sigmas takes their levels"),
     ]:
         with pytest.raises(ValueError, match=f"starts='{name}' is not known. .*{right}"):
             jk.optimize_schedule(target, jk.VP(), "ddim", 2, t_min=1e-3, starts=[name])
-    known = {"exponential": "log_snr", "AYS": "align_your_steps", "edm": "karras"}
+    known = {
+        "exponential": "log_snr",
+        "AYS": "align_your_steps",
+        "edm": "karras",
+        "time_quadratic": "quadratic",
+    }
     for name, expected in known.items():
         found = _field_names.known_name("schedule", "schedule", name, BASELINES)
         assert found == expected

@@ -391,6 +391,16 @@ def test_derivatives_in_parameters() -> None:
             lambda: jk.DiscreteVP(np.array([0.1, 0.5, 0.9])),
             r"must decrease; entries 0 and 1 are 0\.1, 0\.5\. Betas go to DiscreteVP\.from_betas",
         ),
+        # one step's numbers, which decrease as well, and betas in reverse order
+        (
+            lambda: jk.DiscreteVP(1.0 - np.linspace(1e-4, 0.02, 1000)),
+            r"alphas_cumprod end with 0\.98, .* give their product, np\.cumprod\(alphas\)",
+        ),
+        (
+            lambda: jk.DiscreteVP(np.linspace(0.02, 1e-4, 1000)),
+            r"alphas_cumprod begin with 0\.02, .* betas in reverse order, reverse them",
+        ),
+        (lambda: jk.DiscreteVP([[0.9, 0.5], [0.1]]), r"alphas_cumprod must be .* inhomogeneous"),
         (
             lambda: jk.DiscreteVP.from_betas([0.1, 1.0, 0.2]),
             r"betas must lie strictly between 0 and 1, the last one may be 1; found 0\.1 \.\. 1",

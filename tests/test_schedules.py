@@ -180,6 +180,7 @@ def test_timesteps_are_those_of_the_network() -> None:
             [1, 0.5],
             "timesteps of a flow are 1000 t; 1 .. 0.5 look like t itself",
         ),
+        (process, [1, 0.5, 0], "counted from 0, 999 .. 0; 1 .. 0 look like shares of them"),
         (jk.EDM(), [3, 1], "process EDM has no timesteps"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -203,3 +203,16 @@ def test_a_module_is_no_function_of_jax():
         ValueError, match=r"fn = Linear is a module of PyTorch: wrap it by jk.from_"
     ):
         jk.Denoiser(torch.nn.Linear(2, 2), PROCESS, "epsilon")
+
+
+def test_tensors_as_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, which NumPy has not, or with a gradient."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    values = np.array([[1.0, 2.0], [0.5, -1.0], [-2.0, 0.25]])
+    half = torch.tensor(values, dtype=torch.bfloat16, requires_grad=True)
+    for fit in (jk.Gaussian.fit, jk.GaussianMixture.fit):
+        for found, expected in zip(jax.tree.leaves(fit(half)), jax.tree.leaves(fit(values))):
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+    table = torch.tensor([0.75, 0.5, 0.25], dtype=torch.bfloat16, requires_grad=True)
+    np.testing.assert_allclose(jk.DiscreteVP(table).sigma(np.array([2.0, 3.0])), [1.0, 3.0**0.5])

@@ -131,6 +131,15 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: jk.export(TEXT, PROCESS, "edm"),
         "schedule must be a Schedule; got str",
     ),
+    "ragged samples": (lambda: jk.Gaussian.fit([[1.0, 2.0], [3.0]]), "samples must be an array"),
+    "masked samples": (
+        lambda: jk.Gaussian.fit(np.ma.masked_greater([[1.0, 2.0], [3.0, 900.0]], 800.0)),
+        "samples must be an array of real numbers; got masked entries",
+    ),
+    "dates": (
+        lambda: jk.GaussianMixture.fit(np.array([["2020"], ["2021"]], "M8[Y]")),
+        "samples must be an array of real numbers; got dates",
+    ),
     "weights": (lambda: reverse_sde.training_weight(TEXT, 0.5), "process must be"),
 }
 

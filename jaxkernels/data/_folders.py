@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ._images import IMAGE_SUFFIXES, read_images
-from ._readers import ARRAY_DECODERS, check_key, decode
+from ._readers import ARRAY_DECODERS, HDF5_SUFFIXES, check_key, decode, hdf5_rows
 from ._rows import Rows, joined_rows, listed
 from ._tables import TABLE_SUFFIXES, table_rows
 
@@ -32,14 +32,14 @@ def folder_rows(folder: Path, key: str | None, report: Callable[[str], None]) ->
     _check_splits(folder)
     paths = _saved_files(folder)
     if paths is None:
-        paths = sorted(path for path in folder.rglob("*") if _is_sample(path.relative_to(folder)))
+        paths = sorted(p for p in _files_below(folder) if _is_sample(p.relative_to(folder)))
     kind = _kind_of_files(str(folder), [path.name for path in paths])
     paths = [path for path in paths if _kind(path.name) == kind]
-    if kind in (".tar", *TABLE_SUFFIXES):
+    if kind in _READERS:
         if len(paths) > 1:
             names = [str(path.relative_to(folder)) for path in paths]
             report(f"{folder}: {len(paths)} {kind} files are taken together: {listed(names)}")
-        read = tar_rows if kind == ".tar" else table_rows
+        read = _READERS[kind]
         # what is inferred of one file holds for all
         tell = [report, *[_ignore] * (len(paths) - 1)]
         return joined_rows([read(path, key, told) for path, told in zip(paths, tell)])
@@ -47,6 +47,19 @@ def folder_rows(folder: Path, key: str | None, report: Callable[[str], None]) ->
     if subfolders > 1:
         report(f"{folder}: the files of {subfolders} subfolders are taken together")
     return _file_rows([_File(str(path), path.read_bytes) for path in paths], kind, key, report)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """The files of a folder and its subfolders, also those that are links; each folder once."""
+    found: list[Path] = []
+    seen = {folder.resolve()}
+    for place, subfolders, names in os.walk(folder, followlinks=True):
+        found += [Path(place, name) for name in names]
+        # a link to a folder above would have no end
+        new = {Path(place, name).resolve(): name for name in sorted(subfolders)}
+        subfolders[:] = [name for real, name in new.items() if real not in seen]
+        seen.update(new)
+    return found
 
 
 def _ignore(text: str) -> None:
@@ -65,6 +78,8 @@ def tar_rows(path: Path, key: str | None, report: Callable[[str], None]) -> Rows
     members = [m for m in members if _is_sample(PurePosixPath(m.name))]
     members = _of_extension(str(path), members, key)
     kind = _kind_of_files(str(path), [m.name for m in members])
+    if kind in _READERS:
+        raise ValueError(f"{path} holds {kind} files, each of several samples; unpack it.")
 
     def content(member: tarfile.TarInfo) -> bytes:
         with path.open("rb") as file:
@@ -138,15 +153,15 @@ def _kind(name: str) -> str | None:
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return IMAGE_SUFFIXES[0]
-    return suffix if suffix in (*ARRAY_DECODERS, *TABLE_SUFFIXES, ".tar") else None
+    return suffix if suffix in (*ARRAY_DECODERS, *_READERS) else None
 
 
 def _kind_of_files(place: str, names: Sequence[str]) -> str:
     """The one kind of files in a folder or shard."""
     kinds = Counter(kind for name in names if (kind := _kind(name)) is not None)
     if not kinds:
-        known = (*IMAGE_SUFFIXES, *ARRAY_DECODERS, *TABLE_SUFFIXES, ".tar")
-        raise ValueError(f"{place} is a folder without images or arrays ({', '.join(known)}).")
+        known = (*IMAGE_SUFFIXES, *ARRAY_DECODERS, *_READERS)
+        raise ValueError(f"{place} holds no images or arrays ({', '.join(known)}).")
     if len(kinds) > 1:
         found = ", ".join(
             f"{count} {'images' if kind == IMAGE_SUFFIXES[0] else kind}"
@@ -168,6 +183,11 @@ def _file_rows(
         return decode(files[i].name, files[i].content, key, ARRAY_DECODERS)
 
     shapes = [read(i).shape for i in sorted({0, len(files) - 1})]
+    if min(map(len, shapes)) == 0 or (shapes[0] != shapes[-1] and max(map(len, shapes)) == 1):
+        raise ValueError(
+            f"samples must have one shape, of one axis at least; {files[0].name} has {shapes[0]} "
+            f"and {files[-1].name} has {shapes[-1]}."
+        )
     one = {shape for shape in shapes if len(shape) <= _SAMPLE_AXES}
     if len(one) == 1 and shapes[0] == shapes[-1]:
         report(f"{len(files)} {kind} files of one sample each, of shape {shapes[0]}")
@@ -182,7 +202,10 @@ def _read_images(files: Sequence[_File], index: np.ndarray, done: Callable[[], N
 
     def contents():
         for i in index.tolist():
-            yield files[i].content()
+            try:
+                yield files[i].content()
+            except OSError as error:
+                raise ValueError(f"cannot read {files[i].name}: {error.strerror}.") from None
             done()
 
     return read_images([files[i].name for i in index.tolist()], contents())
@@ -218,3 +241,17 @@ def _shard(count: int, read: Callable[[int], np.ndarray], i: int) -> Rows:
         return block
 
     return Rows(count, read_rows)
+
+
+def _hdf5_rows(path: Path, key: str | None, report: Callable[[str], None]) -> Rows:
+    """The samples in an HDF5 file, of which nothing is inferred."""
+    del report
+    return hdf5_rows(path, key)
+
+
+# of files that hold several samples each, where they are not arrays
+_READERS: dict[str, Callable[[Path, str | None, Callable[[str], None]], Rows]] = {
+    **dict.fromkeys(HDF5_SUFFIXES, _hdf5_rows),
+    **dict.fromkeys(TABLE_SUFFIXES, table_rows),
+    ".tar": tar_rows,
+}

@@ -58,6 +58,10 @@ def _decode(name: str, content: bytes) -> np.ndarray:
                     raise ValueError(
                         f"pixels of mode {image.mode!r} have more than 8 bits per channel"
                     )
+                frames = getattr(image, "n_frames", 1)
+                # telephones append a preview to a JPEG
+                if frames > 1 and image.format != "MPO":
+                    raise ValueError(f"it holds {frames} pages or frames; give each its own file")
                 return np.asarray(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         fault = getattr(error, "strerror", None) or error

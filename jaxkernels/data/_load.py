@@ -14,14 +14,13 @@ from .. import _checks
 from .._progress import Progress
 from ._extras import missing_extra
 from ._folders import folder_rows, tar_rows
-from ._readers import ARRAY_DECODERS, LIST_DECODERS, check_key, decode, hdf5_rows
+from ._readers import ARRAY_DECODERS, HDF5_SUFFIXES, LIST_DECODERS, check_key, decode, hdf5_rows
 from ._rows import Rows, array_rows
 from ._tables import TABLE_SUFFIXES, table_rows
 from ._text import read_csv, read_numbers
 
 # bytes of a .npy file above which its rows are read when asked for
 _MAPPED = 2**28
-_HDF5_SUFFIXES = (".h5", ".hdf5")
 
 
 def load(
@@ -45,8 +44,8 @@ def load(
         - `.parquet`, `.arrow`: a column of images or lists, or columns of numbers.
         - `.tar`: a shard with one image or array per sample, as webdataset writes, not compressed.
         - a folder of images, of arrays (a file for each sample of up to three axes, or for several
-          samples), or of tables or shards, in subfolders or not; one split of a data set that
-          Hugging Face's `datasets` saved.
+          samples), or of tables, HDF5 files or shards, in subfolders or not, which may be links;
+          one split of a data set that Hugging Face's `datasets` saved.
     - `key`: the array, column, or extension in a shard, where there are several.
     - `max_samples`: >= 2; a random subset of this size is read of larger data. Default: all.
     - `seed`: integer >= 0 of that subset.
@@ -113,14 +112,14 @@ def _open(source: str | os.PathLike[str], key: str | None, report: Callable[[str
     suffix = path.suffix.lower()
     if suffix == ".csv":
         return array_rows(name, _csv(path, report))
-    if suffix in _HDF5_SUFFIXES:
+    if suffix in HDF5_SUFFIXES:
         return hdf5_rows(path, key)
     if suffix in TABLE_SUFFIXES:
         return table_rows(path, key, report)
     if suffix == ".tar":
         return tar_rows(path, key, report)
     if suffix not in ARRAY_DECODERS:
-        known = (*ARRAY_DECODERS, ".csv", *_HDF5_SUFFIXES, *TABLE_SUFFIXES, ".tar")
+        known = (*ARRAY_DECODERS, ".csv", *HDF5_SUFFIXES, *TABLE_SUFFIXES, ".tar")
         raise ValueError(
             f"{path} has the suffix {suffix!r}; files that can be read are {', '.join(known)}."
         )
@@ -144,7 +143,7 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}.") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged or cut off: {error}.") from None
+        raise ValueError(f"{path} is damaged, cut off or not in UTF-8: {error}.") from None
 
 
 def load_numbers(

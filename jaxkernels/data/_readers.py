@@ -36,8 +36,10 @@ _SAFETENSORS_DTYPES = {
     "F8_E4M3": jnp.dtype("float8_e4m3fn"),
     "F8_E5M2": jnp.dtype("float8_e5m2"),
 }
+HDF5_SUFFIXES = (".h5", ".hdf5")
+
 # suffixes of files that hold several arrays by name
-KEYED = (".npz", ".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".parquet", ".arrow", ".tar")
+KEYED = (".npz", ".pt", ".pth", ".safetensors", *HDF5_SUFFIXES, ".parquet", ".arrow", ".tar")
 
 
 def check_key(name: str, key: str | None) -> None:

@@ -164,12 +164,20 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def _increase(cells: Sequence[str]) -> bool:
+    """Whether a line is one of three or more increasing numbers, as names of columns may be."""
+    numbers = _numbers(cells)
+    return len(numbers) > 2 and all(x < y for x, y in itertools.pairwise(numbers))
+
+
 def _notes(name: str, layout: _Layout) -> list[str]:
     """What was taken for the header and the index."""
     notes = []
     if layout.header:
         names = [cell or "''" for cell in layout.lines[layout.first]]
         notes.append(f"{name}: line {layout.first} is the header ({listed(names)})")
+    elif len(layout.lines) > 1 and _increase(layout.lines[layout.first]):
+        notes.append(f"{name}: line {layout.first} is no header, but a sample that increases")
     if layout.index:
         notes.append(f"{name}: the first column is the index, and no part of the samples")
     return notes

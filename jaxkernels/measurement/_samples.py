@@ -18,7 +18,7 @@ _MOST_MODES = 2**14
 
 def check_samples(samples: Numbers) -> np.ndarray:
     """Samples in rows, as they are given: nothing is copied."""
-    rows = np.asarray(samples)
+    rows = _checks.on_host("samples", samples)
     if rows.ndim < 2 or rows.shape[0] < 2 or rows.size == 0:
         raise ValueError(
             f"samples has shape {rows.shape}; it must be (n, ...) with at least 2 samples."

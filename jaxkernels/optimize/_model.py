@@ -68,7 +68,7 @@ def as_model(target: object, has_network: bool) -> Model:
 
 def fit_mixture(samples: Numbers) -> GaussianMixture | None:
     """A mixture, if it can be fitted and says more than the covariance of the samples does."""
-    enough = len(np.asarray(samples)) >= LEAST_FOR_MIXTURE
+    enough = len(_checks.on_host("samples", samples)) >= LEAST_FOR_MIXTURE
     if not enough or importlib.util.find_spec("sklearn") is None:
         return None
     return GaussianMixture.fit(samples)
@@ -169,7 +169,7 @@ def check_target(target: object) -> None:
 
 def _check_samples(target: object) -> AnyArray:
     try:
-        if np.asarray(target).dtype.kind not in "biufc":
+        if _checks.on_host("target", target).dtype.kind not in "biufc":
             raise ValueError(f"got {type(target).__name__}.")
         samples = _checks.array("target", target)
         if samples.ndim < 2:

@@ -28,8 +28,9 @@ _HINT = "pass it in a function of (x, timestep) that returns the prediction alon
 # of the call that is watched
 _STEPS = 4
 
-# of what rounding leaves in the outputs of networks in half precision
+# of what rounding leaves in the outputs of networks in half precision, and in float32
 _TOLERANCE = 0.02
+_TOLERANCE_FLOAT32 = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -260,11 +261,13 @@ def _weights(
     scales = [float(v) for v in told if isinstance(v, int | float) and not isinstance(v, bool)]
     exact = np.array([0.0, 1.0, -1.0, *scales, *(1.0 - g for g in scales)])
     nearest = exact[np.argmin(np.abs(weights[:, None] - exact), 1)]
-    near = np.abs(weights - nearest) <= _TOLERANCE * np.maximum(1.0, np.abs(nearest))
+    half = steps[0].calls[0][x].element_size() < 4
+    tolerance = _TOLERANCE if half else _TOLERANCE_FLOAT32
+    near = np.abs(weights - nearest) <= tolerance * np.maximum(1.0, np.abs(nearest))
     weights = np.where(near, nearest, weights)
     left = np.linalg.norm(columns @ weights - target)
-    is_sum = abs(abs(weights.sum()) - 1.0) <= _TOLERANCE
-    if left > _TOLERANCE * np.linalg.norm(target) or not is_sum:
+    is_sum = abs(abs(weights.sum()) - 1.0) <= tolerance
+    if left > tolerance * np.linalg.norm(target) or not is_sum:
         raise ValueError(
             f"pipe: {type(pipe).__name__} does more to the outputs of its network than to add them "
             "up with weights (rescaled guidance?), so that it is no denoiser of one process; call "

@@ -477,6 +477,8 @@ class DiscreteVP(AbstractVariancePreserving):
 
 
 _ROUND_OFF = 1e-13
+# entries from which the steps of a table are small
+_LONG = 20
 _ZERO_TERMINAL = 2.0**-24
 """What stands for a last entry 0: sigma is 4096 there, and infinite otherwise."""
 
@@ -507,6 +509,8 @@ def _read_table(table: np.ndarray) -> np.ndarray:
             "alphas_cumprod must lie strictly between 0 and 1, but for a first entry 1 and a last "
             f"entry 0; found {table.min():g} .. {table.max():g}.{hint}"
         )
+    if table.size >= _LONG:
+        _check_range_of_table(table)
     # levels that are apart by round-off could not be told from each other
     rises = np.diff(np.log(table) - np.log1p(-table)) > -_ROUND_OFF
     if np.any(rises):
@@ -516,3 +520,17 @@ def _read_table(table: np.ndarray) -> np.ndarray:
             f"{table[n + 1]:g}.{hint}"
         )
     return table
+
+
+def _check_range_of_table(table: np.ndarray) -> None:
+    """ValueError for numbers that decrease but are those of one step each, not their product."""
+    if table[-1] > 0.9:
+        raise ValueError(
+            f"alphas_cumprod end with {table[-1]:g}, where the noise hides no data: if these are "
+            "alphas = 1 - beta, give their product, np.cumprod(alphas)."
+        )
+    if table[0] < 0.5:
+        raise ValueError(
+            f"alphas_cumprod begin with {table[0]:g}, where the noise hides the data already: if "
+            "these are betas in reverse order, reverse them."
+        )

@@ -152,8 +152,8 @@ class Schedule(eqx.Module):
 
         **Returns:** the schedule of K steps.
 
-        **Raises:** ValueError for another process, timesteps beyond its range, or those of a flow
-        that all are at most 1, as t itself.
+        **Raises:** ValueError for another process, timesteps beyond its range, or fractions
+        that all are at most 1, as those of a flow's t itself.
 
         **Example:**
 
@@ -172,6 +172,11 @@ class Schedule(eqx.Module):
             high = float(process.t_max) - 1.0
             times = numbers + 1.0
             allowed = f"counted from 0, {high:g} .. 0"
+            if numbers[0] <= 1.0 and np.any(numbers % 1.0):
+                raise ValueError(
+                    f"timesteps of DiscreteVP are counted from 0, {high:g} .. 0; {numbers[0]:g} .. "
+                    f"{numbers[-1]:g} look like shares of them."
+                )
         elif isinstance(process, FlowMatching):
             low = np.finfo(float).tiny
             high = 1000.0 * float(process.t_max)
