@@ -53,17 +53,19 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 and "\n" not in text else type(value).__name__
 
 
-def on_host(argument: str, value: Any) -> np.ndarray:
-    """`value` as an array of NumPy, in its own precision where NumPy has that.
+def without_torch(value: Any) -> Any:
+    """`value`, or a NumPy array of a tensor of PyTorch, which may be in bfloat16 or on a device."""
+    if not hasattr(value, "detach"):
+        return value
+    tensor = value.detach().cpu()
+    half = tensor.is_floating_point() and tensor.element_size() < 4
+    return (tensor.float() if half else tensor).numpy()
 
-    A tensor of PyTorch may need a gradient, be on a device, or in bfloat16.
-    """
+
+def on_host(argument: str, value: Any) -> np.ndarray:
+    """`value` as an array of NumPy, in its own precision where NumPy has that."""
     try:
-        if hasattr(value, "detach"):
-            value = value.detach().cpu()
-            half = value.is_floating_point() and value.element_size() < 4
-            value = value.float() if half else value
-        out = np.asarray(value)
+        out = np.asarray(without_torch(value))
         if np.ma.is_masked(value):
             raise TypeError("masked entries")
         if out.dtype.kind in "mM":

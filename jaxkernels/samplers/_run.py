@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from .. import _checks
 from .._compile import kept_filter_jit
 from .._numerics import safe_sqrt
 from .._padding import bucket, pad_last
@@ -141,7 +142,7 @@ def check_noise(noise: Float[Array, "batch *shape"]) -> Float[Array, "batch *sha
     (4, 2)
     ```
     """
-    noise = jnp.asarray(noise)
+    noise = jnp.asarray(_checks.without_torch(noise))
     if not jnp.issubdtype(noise.dtype, jnp.floating):
         raise ValueError(f"noise has dtype {noise.dtype}; it must be floating.")
     return noise

@@ -219,7 +219,7 @@ def record_nfe(trajectories: int, nodes: int, directions: int, to_zero: bool = F
 
 def check_noise(noise: Float[AnyArray, "trajectories *shape"]) -> Array:
     """Floating initial noise of at least two trajectories."""
-    x = jnp.asarray(noise)
+    x = jnp.asarray(_checks.without_torch(noise))
     if x.ndim < 2 or x.shape[0] < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"noise has shape {x.shape}, dtype {x.dtype}; it must be floating "
