@@ -401,13 +401,16 @@ def _unet() -> Any:
     return tiny.unconditional("DDIMPipeline").unet.eval()
 
 
-def _rescaled() -> Any:
-    call = {"prompt": "a cat", "guidance_scale": 5.0, "guidance_rescale": 0.7, **SMALL}
+def _rescaled(share: float = 0.7) -> Any:
+    call = {"prompt": "a cat", "guidance_scale": 30.0, "guidance_rescale": share, **SMALL}
     return jk.from_diffusers(ready(tiny.stable_diffusion()), **call)
 
 
 REFUSED: list[Any] = [
     pytest.param(_rescaled, "does more to the outputs of its network", id="rescaled"),
+    pytest.param(
+        lambda: _rescaled(0.02), "does more to the outputs of its network", id="rescaled-little"
+    ),
     pytest.param(lambda: jk.from_diffusers(3), "got int with no components", id="no-pipeline"),
     pytest.param(
         lambda: jk.from_diffusers(diffusers.DDPMPipeline),
