@@ -482,6 +482,14 @@ REFUSED: list[Any] = [
         "CosineDPMSolverMultistepScheduler has no table",
         id="other-scheduler",
     ),
+    *(
+        pytest.param(
+            lambda scheduler=scheduler: jk.from_diffusers(_unet(), scheduler()),
+            f"{scheduler.__name__} is for networks distilled to jump to the data",
+            id=scheduler.__name__,
+        )
+        for scheduler in (diffusers.LCMScheduler, diffusers.TCDScheduler)
+    ),
     pytest.param(
         lambda: jk.from_diffusers(torch.nn.Linear(2, 2), diffusers.DDIMScheduler()),
         "training mode",

@@ -400,6 +400,15 @@ def test_derivatives_in_parameters() -> None:
             lambda: jk.DiscreteVP(np.linspace(0.02, 1e-4, 1000)),
             r"alphas_cumprod begin with 0\.02, .* betas in reverse order, reverse them",
         ),
+        # 1 - a^2 = 0.00085 is 0.00098 there
+        (
+            lambda: jk.DiscreteVP(np.array([0.99915, 0.5, 0.1], np.float16)),
+            r"alphas_cumprod has dtype float16, .* in float32, or the betas",
+        ),
+        (
+            lambda: jk.DiscreteVP(jnp.array([0.9, 0.5, 0.1], jnp.bfloat16)),
+            r"alphas_cumprod has dtype bfloat16, .* in float32, or the betas",
+        ),
         (lambda: jk.DiscreteVP([[0.9, 0.5], [0.1]]), r"alphas_cumprod must be .* inhomogeneous"),
         (
             lambda: jk.DiscreteVP.from_betas([0.1, 1.0, 0.2]),

@@ -15,6 +15,9 @@ from ._denoiser import Denoiser
 from ._pipeline import Call, Condition, by_name, observe
 from ._torch import TorchNetwork, check_network, import_torch, placement
 
+# in the names of schedulers
+_DISTILLED = ("LCM", "TCD")
+
 _PREDICTION_TYPES = {
     "epsilon": "epsilon",
     "sample": "x0",
@@ -135,6 +138,11 @@ def process_of_scheduler(scheduler: Any) -> tuple[AbstractProcess, str]:
         raise ValueError(f"scheduler must be a scheduler, not the class {scheduler.__name__}.")
     if config is None or not hasattr(scheduler, "set_timesteps"):
         raise ValueError(f"scheduler must be one of diffusers; got {name}.")
+    if any(kind in name for kind in _DISTILLED):
+        raise ValueError(
+            f"scheduler: {name} is for networks distilled to jump to the data, whose solution with "
+            "many steps is no reference; take the network that it was distilled from."
+        )
     predicted = getattr(config, "prediction_type", "epsilon")
     flows = name.startswith("FlowMatch") or "RF" in name or predicted == "flow_prediction"
     if flows or getattr(config, "use_flow_sigmas", False):

@@ -320,7 +320,8 @@ class DiscreteVP(AbstractVariancePreserving):
     - `t_max`: first time of sampling, in (1, N]; by default N, below it sampling starts from noised
       data, see `sub_range`.
 
-    **Raises:** ValueError for a table that is none, naming the first offending entry.
+    **Raises:** ValueError for a table that is none, naming the first offending entry, or in half
+    precision.
 
     **Example:**
 
@@ -340,6 +341,7 @@ class DiscreteVP(AbstractVariancePreserving):
     def __init__(
         self, alphas_cumprod: Numbers, name: str | None = None, t_max: Numbers | None = None
     ):
+        _check_precision(alphas_cumprod)
         table = _read_table(np.asarray(_checks.array("alphas_cumprod", alphas_cumprod)))
         self.log_sigmas = constant(0.5 * (np.log1p(-table) - np.log(table)))
         full = constant(table.size)
@@ -481,6 +483,16 @@ _ROUND_OFF = 1e-13
 _LONG = 20
 _ZERO_TERMINAL = 2.0**-24
 """What stands for a last entry 0: sigma is 4096 there, and infinite otherwise."""
+
+
+def _check_precision(alphas_cumprod: object) -> None:
+    """ValueError for a table in half precision, whose smallest levels are wrong by some percent."""
+    dtype = getattr(alphas_cumprod, "dtype", None)
+    if "float" in str(dtype) and getattr(dtype, "itemsize", 4) < 4:
+        raise ValueError(
+            f"alphas_cumprod has dtype {dtype}, which rounds the noise of its first entries; give "
+            "it in float32, or the betas to DiscreteVP.from_betas."
+        )
 
 
 def _read_table(table: np.ndarray) -> np.ndarray:
