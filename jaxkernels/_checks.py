@@ -25,6 +25,8 @@ _WORD = 3
 
 # negative variances of this size, relative to the largest, are rounding of a float32 decomposition
 _ROUNDING = 1e-6
+# types of floating numbers that PyTorch and NumPy have
+_TORCH_AND_NUMPY = ("torch.float16", "torch.float32", "torch.float64")
 
 
 def lookup(argument: str, name: str, known: Mapping[str, T]) -> T:
@@ -54,12 +56,16 @@ def shown(value: object) -> str:
 
 
 def without_torch(value: Any) -> Any:
-    """`value`, or a NumPy array of a tensor of PyTorch, which may be in bfloat16 or on a device."""
+    """`value`, or the numbers of a tensor of PyTorch of any layout and precision, on any device."""
     if not hasattr(value, "detach"):
         return value
     tensor = value.detach().cpu()
-    half = tensor.is_floating_point() and tensor.element_size() < 4
-    return (tensor.float() if half else tensor).numpy()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    tensor = tensor.to_dense()
+    if tensor.is_floating_point() and str(tensor.dtype) not in _TORCH_AND_NUMPY:
+        tensor = tensor.float()
+    return tensor.numpy()
 
 
 def on_host(argument: str, value: Any) -> np.ndarray:

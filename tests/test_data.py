@@ -118,8 +118,12 @@ class TestFaultsOfSamples:
         "words": ("x.npy", lambda p: np.save(p, np.array([["a"], ["b"]])), "real numbers"),
         "text as array": ("x.npy", lambda p: p.write_text("1,2\n3,4\n"), "damaged, cut off or not"),
         "array as archive": ("x.npz", _save_as_archive, "a .npy file by content"),
-        "binary text": ("x.csv", lambda p: p.write_bytes(b"\xff\xfe\x00"), "or not in UTF-8"),
-        "folder": ("x", lambda p: p.mkdir(), "holds no images"),
+        "binary text": (
+            "x.csv",
+            lambda p: p.write_bytes(b"\xff\xfe\x00"),
+            "is damaged, cut off or not in UTF-8",
+        ),
+        "folder": ("x", lambda p: p.mkdir(), "holds no images or arrays"),
     }
 
     @pytest.mark.parametrize("case", CASES)
@@ -514,7 +518,7 @@ class TestFolders:
         """They were read as that many samples of one number each."""
         for i, size in enumerate(sizes):
             np.save(tmp_path / f"{i}.npy", np.zeros(size))
-        with pytest.raises(ValueError, match=r"one shape.* 0\.npy has \(10,\)|/0\.npy has \(10,\)"):
+        with pytest.raises(ValueError, match=r"must have one shape.*0\.npy has \(10,\)"):
             load(tmp_path)
 
     def test_images_of_several_pages(self, tmp_path: Path):

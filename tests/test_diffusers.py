@@ -401,15 +401,17 @@ def _unet() -> Any:
     return tiny.unconditional("DDIMPipeline").unet.eval()
 
 
-def _rescaled(share: float = 0.7) -> Any:
-    call = {"prompt": "a cat", "guidance_scale": 30.0, "guidance_rescale": share, **SMALL}
+def _rescaled(scale: float, share: float) -> Any:
+    call = {"prompt": "a cat", "guidance_scale": scale, "guidance_rescale": share, **SMALL}
     return jk.from_diffusers(ready(tiny.stable_diffusion()), **call)
 
 
 REFUSED: list[Any] = [
-    pytest.param(_rescaled, "does more to the outputs of its network", id="rescaled"),
-    pytest.param(
-        lambda: _rescaled(0.02), "does more to the outputs of its network", id="rescaled-little"
+    *(
+        pytest.param(
+            lambda call=call: _rescaled(*call), "does more to the outputs of its network", id=name
+        )
+        for name, call in (("rescaled", (5.0, 0.7)), ("rescaled-little", (30.0, 0.02)))
     ),
     pytest.param(lambda: jk.from_diffusers(3), "got int with no components", id="no-pipeline"),
     pytest.param(

@@ -218,5 +218,7 @@ def test_tensors_as_data(monkeypatch: pytest.MonkeyPatch) -> None:
     run = (target.denoiser(jk.VP()), "ddim", jk.schedules.karras(jk.VP(), 3, 1e-3))
     expected = jk.sample(*run, jnp.asarray(values, jnp.float32))
     np.testing.assert_allclose(jk.sample(*run, half), expected, rtol=1e-5, atol=1e-6)
+    sparse = torch.tensor(values).to_sparse()
+    np.testing.assert_array_equal(jk.Gaussian.fit(sparse).mean, target.mean)
     table = torch.tensor([0.75, 0.5, 0.25], requires_grad=True)
     np.testing.assert_allclose(jk.DiscreteVP(table).sigma(np.array([2.0, 3.0])), [1.0, 3.0**0.5])

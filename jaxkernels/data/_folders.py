@@ -35,11 +35,11 @@ def folder_rows(folder: Path, key: str | None, report: Callable[[str], None]) ->
         paths = sorted(p for p in _files_below(folder) if _is_sample(p.relative_to(folder)))
     kind = _kind_of_files(str(folder), [path.name for path in paths])
     paths = [path for path in paths if _kind(path.name) == kind]
-    if kind in _READERS:
+    if kind in READERS:
         if len(paths) > 1:
             names = [str(path.relative_to(folder)) for path in paths]
             report(f"{folder}: {len(paths)} {kind} files are taken together: {listed(names)}")
-        read = _READERS[kind]
+        read = READERS[kind]
         # what is inferred of one file holds for all
         tell = [report, *[_ignore] * (len(paths) - 1)]
         return joined_rows([read(path, key, told) for path, told in zip(paths, tell)])
@@ -78,7 +78,7 @@ def tar_rows(path: Path, key: str | None, report: Callable[[str], None]) -> Rows
     members = [m for m in members if _is_sample(PurePosixPath(m.name))]
     members = _of_extension(str(path), members, key)
     kind = _kind_of_files(str(path), [m.name for m in members])
-    if kind in _READERS:
+    if kind in READERS:
         raise ValueError(f"{path} holds {kind} files, each of several samples; unpack it.")
 
     def content(member: tarfile.TarInfo) -> bytes:
@@ -153,14 +153,14 @@ def _kind(name: str) -> str | None:
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return IMAGE_SUFFIXES[0]
-    return suffix if suffix in (*ARRAY_DECODERS, *_READERS) else None
+    return suffix if suffix in (*ARRAY_DECODERS, *READERS) else None
 
 
 def _kind_of_files(place: str, names: Sequence[str]) -> str:
     """The one kind of files in a folder or shard."""
     kinds = Counter(kind for name in names if (kind := _kind(name)) is not None)
     if not kinds:
-        known = (*IMAGE_SUFFIXES, *ARRAY_DECODERS, *_READERS)
+        known = (*IMAGE_SUFFIXES, *ARRAY_DECODERS, *READERS)
         raise ValueError(f"{place} holds no images or arrays ({', '.join(known)}).")
     if len(kinds) > 1:
         found = ", ".join(
@@ -243,15 +243,9 @@ def _shard(count: int, read: Callable[[int], np.ndarray], i: int) -> Rows:
     return Rows(count, read_rows)
 
 
-def _hdf5_rows(path: Path, key: str | None, report: Callable[[str], None]) -> Rows:
-    """The samples in an HDF5 file, of which nothing is inferred."""
-    del report
-    return hdf5_rows(path, key)
-
-
 # of files that hold several samples each, where they are not arrays
-_READERS: dict[str, Callable[[Path, str | None, Callable[[str], None]], Rows]] = {
-    **dict.fromkeys(HDF5_SUFFIXES, _hdf5_rows),
+READERS: dict[str, Callable[[Path, str | None, Callable[[str], None]], Rows]] = {
+    **dict.fromkeys(HDF5_SUFFIXES, hdf5_rows),
     **dict.fromkeys(TABLE_SUFFIXES, table_rows),
     ".tar": tar_rows,
 }

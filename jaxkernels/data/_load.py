@@ -13,10 +13,9 @@ from jaxtyping import Float
 from .. import _checks
 from .._progress import Progress
 from ._extras import missing_extra
-from ._folders import folder_rows, tar_rows
-from ._readers import ARRAY_DECODERS, HDF5_SUFFIXES, LIST_DECODERS, check_key, decode, hdf5_rows
+from ._folders import READERS, folder_rows
+from ._readers import ARRAY_DECODERS, LIST_DECODERS, check_key, decode
 from ._rows import Rows, array_rows
-from ._tables import TABLE_SUFFIXES, table_rows
 from ._text import read_csv, read_numbers
 
 # bytes of a .npy file above which its rows are read when asked for
@@ -112,14 +111,10 @@ def _open(source: str | os.PathLike[str], key: str | None, report: Callable[[str
     suffix = path.suffix.lower()
     if suffix == ".csv":
         return array_rows(name, _csv(path, report))
-    if suffix in HDF5_SUFFIXES:
-        return hdf5_rows(path, key)
-    if suffix in TABLE_SUFFIXES:
-        return table_rows(path, key, report)
-    if suffix == ".tar":
-        return tar_rows(path, key, report)
+    if suffix in READERS:
+        return READERS[suffix](path, key, report)
     if suffix not in ARRAY_DECODERS:
-        known = (*ARRAY_DECODERS, ".csv", *HDF5_SUFFIXES, *TABLE_SUFFIXES, ".tar")
+        known = (*ARRAY_DECODERS, ".csv", *READERS)
         raise ValueError(
             f"{path} has the suffix {suffix!r}; files that can be read are {', '.join(known)}."
         )

@@ -139,21 +139,7 @@ def _torch(name: str, content: bytes, key: str | None) -> np.ndarray:
         found = torch.stack(list(found))
     if not isinstance(found, torch.Tensor):
         raise ValueError(f"{name} must hold a tensor; it holds a {type(found).__name__}.")
-    return _as_numpy(torch, found)
-
-
-def _as_numpy(torch: Any, tensor: Any) -> np.ndarray:
-    """The numbers of a tensor of any layout and precision."""
-    tensor = tensor.detach()
-    if tensor.is_quantized:
-        tensor = tensor.dequantize()
-    if tensor.layout != torch.strided:
-        tensor = tensor.to_dense()
-    known = (torch.float16, torch.float32, torch.float64)
-    if tensor.is_floating_point() and tensor.dtype not in known:
-        # NumPy has no others
-        tensor = tensor.float()
-    return tensor.numpy()
+    return _checks.without_torch(found)
 
 
 def _safetensors(name: str, content: bytes, key: str | None) -> np.ndarray:
@@ -174,8 +160,12 @@ def _safetensors(name: str, content: bytes, key: str | None) -> np.ndarray:
     return values.astype(np.float32) if kind == "BF16" else values
 
 
-def hdf5_rows(path: Path, key: str | None) -> Rows:
-    """The samples in the only data set of a file, or that of a name, read from disk when asked."""
+def hdf5_rows(path: Path, key: str | None, report: Callable[[str], None]) -> Rows:
+    """The samples in the only data set of a file, or that of a name, read from disk when asked.
+
+    Nothing is inferred that could be reported.
+    """
+    del report
     try:
         import h5py
     except ImportError:
