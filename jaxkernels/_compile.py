@@ -14,8 +14,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # XLA's older emitters of loops for CPUs take about 2/3 of the time to compile; on programs of many
-# small arrays the newer ones are hardly faster, or slower
-_QUICK = {"xla_cpu_use_fusion_emitters": False}
+# small arrays the newer ones are hardly faster, or slower. They unroll what longer sums are
+# rewritten to, windows of 32 x 32 numbers: one second a sum.
+_QUICK = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_disable_hlo_passes": "tree_reduction_rewriter",
+}
 
 
 def kept_jit(
