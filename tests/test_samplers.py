@@ -979,6 +979,37 @@ def test_one_program_samples_in_any_number_of_steps(name: str) -> None:
         np.testing.assert_allclose(found[steps], x, rtol=1e-9, atol=1e-12)
 
 
+def test_deterministic_runs_draw_no_noise() -> None:
+    """A key changes nothing, and what is run holds no random number generator."""
+    denoiser = jk.Gaussian([0.0, 1.0], [1.0, 0.1]).denoiser(jk.VP())
+    schedule = jk.schedules.log_snr(jk.VP(), 4, 1e-2)
+    noise = jax.random.normal(jax.random.key(0), (3, 2))
+    key = jax.random.key(1)
+    for given in (None, key):
+        run = str(
+            jax.make_jaxpr(lambda x, k=given: jk.sample(denoiser, "ddim", schedule, x, key=k))(
+                noise
+            )
+        )
+        assert "random_bits" not in run
+        assert "threefry" not in run
+    noisy = jk.Schedule(schedule.times, 0.5)
+    run = str(jax.make_jaxpr(lambda x: jk.sample(denoiser, "ddim", noisy, x, key=key))(noise))
+    assert "random_bits" in run
+    # the same samples as with noise that is multiplied by 0
+    drawn, _ = run_schedule(denoiser, jk.DDIM(), schedule, key, noise)
+    np.testing.assert_allclose(
+        jk.sample(denoiser, "ddim", schedule, noise), drawn, rtol=1e-6, atol=1e-7
+    )
+
+
+def test_a_randomised_step_needs_a_key() -> None:
+    step = jax.tree.map(lambda rows: rows[0], jk.Schedule([0.5, 0.2], 1.0).steps())
+    run = (jk.REM(), jk.Gaussian(0.0, [1.0]).denoiser(jk.VP()), jk.VP(), step)
+    with pytest.raises(ValueError, match="key: a randomised sampler draws times"):
+        jk.samplers.take_step(*run, None, jnp.ones(1), ())
+
+
 def test_samples_have_derivatives_in_weights_that_a_network_closes_over() -> None:
     """By reverse mode, against finite differences."""
     process = jk.VP()

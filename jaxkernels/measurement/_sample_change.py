@@ -50,6 +50,7 @@ from ..samplers import (
     as_sampler,
     check_noise,
     check_schedule,
+    drawing_key,
     sampling_nfe,
     take_step,
 )
@@ -244,11 +245,7 @@ def predict_sample_change(
         )
     schedule = check_schedule(process, sampler, schedule)
     noise = check_noise(noise)
-    if key is None:
-        if schedule.is_stochastic:
-            raise ValueError("key: a stochastic schedule draws noise and needs a random key.")
-        key = jax.random.key(0)
-    key = _checks.random_key("key", key)
+    key = drawing_key(sampler, schedule, key)
     steps = schedule.num_steps
     setting = (sampler, schedule, key, noise)
     before, contributions = _derivatives(denoiser, changed, *setting, jnp.eye(steps), 0.0)
@@ -270,7 +267,7 @@ def _derivatives(
     other: AbstractDenoiser,
     sampler: AbstractSampler,
     schedule: Schedule,
-    key: Array,
+    key: Array | None,
     x: Float[Array, "n *shape"],
     tangents: Float[Array, "tangents steps"],
     share: float,
@@ -280,11 +277,11 @@ def _derivatives(
     denoiser = denoiser.astype(x.dtype)
     other = other.astype(x.dtype)
     schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
-    keys = jax.random.split(key, schedule.num_steps)
+    keys = None if key is None else jax.random.split(key, schedule.num_steps)
     steps = schedule.steps(sampler.history_steps)
 
     def run(shares: Float[Array, " steps"]) -> Array:
-        def step(state: tuple[Array, PyTree], inputs: tuple[Step, Array, Array]):
+        def step(state: tuple[Array, PyTree], inputs: tuple[Step, Array | None, Array]):
             step, key, moved = inputs
 
             def predict(x: Array, t: Array) -> Prediction:

@@ -185,7 +185,7 @@ class _Criterion(eqx.Module):
     def __call__(self, z: Float[Array, " n"], batch: _Batch) -> Float[Array, ""]:
         # unchecked: every z gives a schedule, and a program with checks at run time is not kept in
         # JAX's compilation cache
-        run = (batch.denoiser, self.sampler, self.schedule(z), jax.random.key(0), batch.noise)
+        run = (batch.denoiser, self.sampler, self.schedule(z), None, batch.noise)
         samples, _ = run_schedule(*run, num_steps=self.num_steps)
         samples = samples.reshape(batch.ends.shape) + batch.offset
         squared = jnp.sum((samples - batch.ends) ** 2, -1) / self.scale**2

@@ -49,6 +49,7 @@ from ._reverse import (
 from ._run import (
     check_finite as check_finite,
     check_noise as check_noise,
+    drawing_key as drawing_key,
     run_schedule as run_schedule,
     sample as sample,
     sample_concrete as sample_concrete,

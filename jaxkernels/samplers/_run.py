@@ -43,8 +43,9 @@ def sample(
       cannot be told from them where they are in range: see `Schedule`.
     - `noise`: initial noise (batch, ...), usually sqrt(process.prior_variance(t_0)) times standard
       normal numbers.
-    - `key`: a random key, required if the schedule is stochastic. Samples of a randomised sampler
-      draw their times independently; each is run as a batch of one, at its own scalar time.
+    - `key`: a random key, required if the schedule is stochastic; otherwise no noise is drawn.
+      Samples of a randomised sampler draw their times independently; each is run as a batch of one,
+      at its own scalar time.
     - `trajectory`: return x at every time, (K+1, batch, ...), instead of the last.
 
     **Returns:** samples in the shape and precision of `noise`. In bfloat16 and float16 only the
@@ -77,7 +78,9 @@ def sample_concrete(
     *,
     key: PRNGKeyArray | Array | None = None,
 ) -> Float[Array, "batch *shape"]:
-    """Sample by one compiled program for all schedules of up to 256 steps.
+    """Sample by one compiled program for all deterministic schedules of up to 256 steps.
+
+    Stochastic ones, which draw noise, have another.
 
     Without derivatives: call it outside jit, grad and vmap.
 
@@ -111,17 +114,47 @@ def _checked(
     schedule: Schedule,
     noise: Array,
     key: PRNGKeyArray | Array | None,
-) -> tuple[AbstractDenoiser, AbstractSampler, Schedule, Array, Array]:
+) -> tuple[AbstractDenoiser, AbstractSampler, Schedule, Array | None, Array]:
     """The checked arguments of a run, as `run_schedule` takes them."""
     process = check_denoiser(denoiser).process
     sampler = as_sampler(sampler)
     schedule = check_schedule(process, sampler, schedule)
     noise = check_noise(noise)
-    if key is None:
-        if not is_traced(schedule) and schedule.is_stochastic:
+    return denoiser, sampler, schedule, drawing_key(sampler, schedule, key), noise
+
+
+def drawing_key(
+    sampler: AbstractSampler, schedule: Schedule, key: PRNGKeyArray | Array | None
+) -> Array | None:
+    """Give the random key of a run that draws anything.
+
+    Where all noise is known to be multiplied by 0 it is not drawn, which takes a part of the time.
+
+    **Arguments:**
+
+    - `sampler`: the sampler.
+    - `schedule`: the schedule; a traced one may be stochastic.
+    - `key`: a random key, or None.
+
+    **Returns:** the key, a fixed one for None; or None for a run that draws nothing.
+
+    **Raises:** ValueError for a stochastic schedule without a key, or another object as key.
+
+    **Example:**
+
+    ```python
+    >>> jk.samplers.drawing_key(jk.DDIM(), jk.Schedule([1.0, 0.5]), jax.random.key(0)) is None
+    True
+    ```
+    """
+    if key is not None:
+        key = _checks.random_key("key", key)
+    if not is_traced(schedule):
+        if key is None and schedule.is_stochastic:
             raise ValueError("key: a stochastic schedule draws noise and needs a random key.")
-        key = jax.random.key(0)
-    return denoiser, sampler, schedule, key, noise
+        if not schedule.is_stochastic and not sampler.randomised:
+            return None
+    return jax.random.key(0) if key is None else key
 
 
 def check_noise(noise: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
@@ -183,7 +216,7 @@ def run_schedule(
     denoiser: AbstractDenoiser,
     sampler: AbstractSampler,
     schedule: Schedule,
-    key: Array,
+    key: Array | None,
     x: Array,
     trajectory: bool = False,
     num_steps: Int[Array, ""] | None = None,
@@ -195,7 +228,8 @@ def run_schedule(
 
     **Arguments:**
 
-    - `denoiser`, `sampler`, `schedule`, `key`, `trajectory`: as for `sample`.
+    - `denoiser`, `sampler`, `schedule`, `trajectory`: as for `sample`.
+    - `key`: a random key. None draws nothing, for a schedule that is known to be deterministic.
     - `x`: initial noise (batch, ...).
     - `num_steps`: steps that are run: one program serves every number. Those beyond are padding,
       and the last x alone is returned. A backward pass then keeps the points alone. Default: all.
@@ -206,7 +240,7 @@ def run_schedule(
 
     ```python
     >>> denoiser = jk.Gaussian(0.0, [1.0]).denoiser(jk.VP())
-    >>> run = (denoiser, jk.DDIM(), jk.Schedule([1.0, 0.5]), jax.random.key(0))
+    >>> run = (denoiser, jk.DDIM(), jk.Schedule([1.0, 0.5]), None)
     >>> x, finite = jk.samplers.run_schedule(*run, jnp.ones((4, 1)))
     ```
     """
@@ -218,7 +252,7 @@ def _run_first_steps(
     denoiser: AbstractDenoiser,
     sampler: AbstractSampler,
     schedule: Schedule,
-    key: Array,
+    key: Array | None,
     x: Array,
     num_steps: Int[Array, ""],
 ) -> tuple[Array, Bool[Array, " steps"]]:
@@ -239,7 +273,7 @@ def _run(
     denoiser: AbstractDenoiser,
     sampler: AbstractSampler,
     schedule: Schedule,
-    key: Array,
+    key: Array | None,
     x: Array,
     trajectory: bool,
     num_steps: Int[Array, ""] | None,
@@ -250,12 +284,12 @@ def _run(
     denoiser = denoiser.astype(x.dtype)
     schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
 
-    def alone(row: Array, key: Array) -> tuple[Array, Bool[Array, " steps"]]:
+    def alone(row: Array, key: Array | None) -> tuple[Array, Bool[Array, " steps"]]:
         points, finite = _batch(denoiser, sampler, schedule, key, row[None], trajectory, num_steps)
         return jnp.squeeze(points, -x.ndim), finite
 
     if sampler.randomised or sampler.forms_jacobian:
-        keys = jax.random.split(key, x.shape[0])
+        keys = _split(key, x.shape[0])
         points, finite = jax.vmap(alone, out_axes=(-x.ndim, 0))(x, keys)
         return points.astype(given), jnp.all(finite, 0)
     points, finite = _batch(denoiser, sampler, schedule, key, x, trajectory, num_steps)
@@ -266,19 +300,19 @@ def _batch(
     denoiser: AbstractDenoiser,
     sampler: AbstractSampler,
     schedule: Schedule,
-    key: Array,
+    key: Array | None,
     x: Array,
     trajectory: bool,
     num_steps: Int[Array, ""] | None,
 ) -> tuple[Array, Bool[Array, " steps"]]:
     """The same for a batch whose samples share the random time of every step, if there is one."""
 
-    def step(carry: tuple[Array, PyTree], inputs: tuple[Step, Array]):
+    def step(carry: tuple[Array, PyTree], inputs: tuple[Step, Array | None]):
         step, key = inputs
         new, history = take_step(sampler, denoiser, denoiser.process, step, key, *carry)
         return (new, history), (new if trajectory else None, jnp.all(jnp.isfinite(new)))
 
-    keys = jax.random.split(key, schedule.num_steps)
+    keys = _split(key, schedule.num_steps)
     start = (x, sampler.init_history(x))
     steps = schedule.steps(sampler.history_steps)
     if num_steps is not None:
@@ -288,21 +322,26 @@ def _batch(
     return (last if path is None else jnp.concatenate([x[None], path])), finite
 
 
+def _split(key: Array | None, count: int) -> Array | None:
+    """Keys of samples or steps; None of a run that draws nothing."""
+    return None if key is None else jax.random.split(key, count)
+
+
 def _first_steps(
     step: Callable[..., tuple[PyTree, tuple[Array | None, Array]]],
     start: tuple[Array, PyTree],
-    inputs: tuple[Step, Array],
+    inputs: tuple[Step, Array | None],
 ) -> tuple[Array, Bool[Array, " steps"]]:
     """x after the first steps, and whether it was finite after each; True for the others.
 
     A backward pass keeps the points alone, and recomputes what a step makes of them.
     """
 
-    def skip(carry: tuple[Array, PyTree], inputs: tuple[Step, Array]):
+    def skip(carry: tuple[Array, PyTree], inputs: tuple[Step, Array | None]):
         return carry, (None, jnp.asarray(True))
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def body(carry: tuple[Array, PyTree], inputs: tuple[Step, Array]):
+    def body(carry: tuple[Array, PyTree], inputs: tuple[Step, Array | None]):
         return jax.lax.cond(inputs[0].remaining >= 0, step, skip, carry, inputs)
 
     (last, _), (_, finite) = jax.lax.scan(body, start, inputs)
@@ -314,7 +353,7 @@ def take_step(
     predict: Predict,
     process: AbstractProcess,
     step: Step,
-    key: Array,
+    key: Array | None,
     x: Array,
     history: PyTree,
 ) -> tuple[Array, PyTree]:
@@ -327,28 +366,35 @@ def take_step(
     - `process`: the forward process.
     - `step`: the times and the stochasticity of the step.
     - `key`: a random key; draw number i of the step has the key `fold_in(key, i)`, i >= 1, and the
-      uniform number of a randomised sampler that of i = 0.
+      uniform number of a randomised sampler that of i = 0. None draws nothing, for a step that is
+      known to be deterministic.
     - `x`: the point at `step.time`, of any shape.
     - `history`: the multistep history.
 
     **Returns:** x and the history at `step.next_time`.
+
+    **Raises:** ValueError for a randomised sampler without a key.
 
     **Example:**
 
     ```python
     >>> step = jax.tree.map(lambda rows: rows[0], jk.Schedule([0.5, 0.2]).steps())
     >>> run = (jk.DDIM(), jk.Gaussian(0.0, [1.0]).denoiser(jk.VP()), jk.VP(), step)
-    >>> x, history = jk.samplers.take_step(*run, jax.random.key(0), jnp.ones(1), ())
+    >>> x, history = jk.samplers.take_step(*run, None, jnp.ones(1), ())
     ```
     """
     drawn = 0
 
     def noise(variance: Array) -> Array:
         nonlocal drawn
+        if key is None:
+            return jnp.zeros_like(x)
         drawn += 1
         z = jax.random.normal(jax.random.fold_in(key, drawn), x.shape, x.dtype)
         return safe_sqrt(variance) * z  # a deterministic step has derivatives too
 
     if sampler.randomised:
+        if key is None:
+            raise ValueError("key: a randomised sampler draws times and needs a random key.")
         step = step._replace(uniform=jax.random.uniform(jax.random.fold_in(key, 0), (), x.dtype))
     return sampler.step(predict, noise, process, step, x, history)

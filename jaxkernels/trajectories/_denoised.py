@@ -366,7 +366,6 @@ def _follow_forward(
     """Points at the nodes and the denoised points there."""
     denoiser = denoiser.astype(x.dtype)
     schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
-    key = jax.random.key(0)
 
     def advance(state: tuple, step: Step) -> tuple[tuple, tuple[Array, Array]]:
         seen = []
@@ -376,7 +375,7 @@ def _follow_forward(
             return seen[-1]
 
         x, history = state
-        after = take_step(_SOLVER, predict, denoiser.process, step, key, x, history)
+        after = take_step(_SOLVER, predict, denoiser.process, step, None, x, history)
         return after, (x, seen[0].x0)
 
     steps = schedule.steps(_SOLVER.history_steps)

@@ -1,6 +1,5 @@
 """The error of a schedule on a model that recorded trajectories correct, as an objective."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
@@ -136,7 +135,7 @@ class BoundSimulatedError(AbstractBoundObjective):
         dtype = schedule.times.dtype
         noise = jnp.asarray(self.noise, dtype)
         ends = jnp.asarray(self.ends, dtype)
-        run = (self.denoiser, self.sampler, schedule, jax.random.key(0), noise)
+        run = (self.denoiser, self.sampler, schedule, None, noise)
         # the mean over components of what `power_mean` takes is the squared distance
         size = jnp.sqrt(jnp.asarray(noise.shape[1], dtype)) / jnp.asarray(self.scale, dtype)
         return power_mean((run_schedule(*run)[0] - ends) * size, self.power)
