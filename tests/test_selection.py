@@ -14,7 +14,7 @@ import pytest
 from jaxtyping import Array
 
 import jaxkernels as jk
-import jaxkernels.optimize._optimize
+import jaxkernels.optimize._preparation
 from jaxkernels._progress import Progress
 from jaxkernels._types import constant
 from jaxkernels.comparison import Reference, compare_to, solve_reference
@@ -172,7 +172,7 @@ def _recorded_noise() -> np.ndarray:
         raise _Seen(np.asarray(noise))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jaxkernels.optimize._optimize, "record", caught)
+        patch.setattr(jaxkernels.optimize._preparation, "record", caught)
         with pytest.raises(_Seen) as seen:
             jk.optimize_schedule(MIXTURE, PROCESS, "dpmpp_2m", 5, t_min=1e-3, progress=False)
     return seen.value.args[0]
@@ -261,7 +261,7 @@ def test_what_a_mixture_refuses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # before anything slow is done
-    monkeypatch.setattr(jaxkernels.optimize._optimize, "record", None)
+    monkeypatch.setattr(jaxkernels.optimize._preparation, "record", None)
     setting: dict[str, Any] = {"t_min": 1e-3, **arguments}
     with pytest.raises(ValueError, match=message):
         jk.optimize_schedule(
@@ -745,7 +745,7 @@ def test_on_a_sub_range_everything_starts_from_noised_data(
         assert float(denoiser.process.t_max) == 0.3
         return solve_reference(denoiser, noise[:8], *rest)
 
-    monkeypatch.setattr(jaxkernels.optimize._optimize, "record", recorded)
+    monkeypatch.setattr(jaxkernels.optimize._preparation, "record", recorded)
     monkeypatch.setattr(jaxkernels.optimize._selection, "solve_reference", referenced)
     result = jk.optimize_schedule(
         target, HALF, "ddim", 2, t_min=1e-3, selection=selection, progress=False

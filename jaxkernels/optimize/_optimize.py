@@ -2,22 +2,18 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array
 
-from .. import _checks
 from .._objective import AbstractObjective, ScheduleFunction
-from .._precision import is_traced, to_float64
+from .._precision import to_float64
 from .._progress import Progress
 from .._types import Numbers
-from ..distributions import AbstractDistribution, ExactDenoiser, Gaussian
+from ..distributions import AbstractDistribution
 from ..errors import (
-    LocalError,
     TerminalError,
     limit_modes,
     model_warnings,
@@ -25,24 +21,11 @@ from ..errors import (
     violations,
 )
 from ..prediction import AbstractDenoiser
-from ..processes import AbstractProcess, check_process
-from ..recurrence import initialization_name
-from ..samplers import AbstractSampler, as_sampler
-from ..schedules import BASELINES, Schedule
-from ..score_error import ScoreError
-from ..trajectories import (
-    AbstractRecord,
-    DenoisedRecord,
-    RecordedError,
-    TrajectoryRecord,
-    bind_record,
-    check_denoised_record,
-    check_record,
-    record,
-    record_denoised,
-    unpredictable,
-)
-from ._budget import MOST_ROUNDS, Costs, Plan, RecordPlan, make_plan
+from ..processes import AbstractProcess
+from ..samplers import AbstractSampler
+from ..schedules import Schedule
+from ..trajectories import RecordedError, TrajectoryRecord, bind_record
+from ._budget import Plan
 from ._candidates import (
     MIXTURE,
     OPTIMISED,
@@ -51,40 +34,24 @@ from ._candidates import (
     Origin,
     interpolate_candidates,
 )
-from ._model import (
-    Model,
-    as_model,
-    check_target,
-    draw_noised,
-    draw_start,
-    fit_mixture,
-    model_of_network,
-)
+from ._model import Model
+from ._preparation import Bound, prepare
 from ._problem import (
     ScheduleProblem,
     Starts,
-    as_objective,
-    check_end,
-    check_stochasticity,
     make_problem,
     problem_in,
     schedule_arrays,
 )
+from ._request import Request, check_arguments, check_budget, on_range
 from ._result import OptimizedSchedule
 from ._selection import BoundSelection, Selected, Selection
 from ._solve import Solution, solve
 from ._solver import AbstractSolver, Newton
 from ._space import ScheduleSpace
 from ._trust import misled, unproven, unresolved
-from ._within import RecordedSelection, SimulatedSelection, bind_simulated, bind_within
+from ._within import RecordedSelection
 
-# of a mixture, whose evaluations are cheap; of a network that is the target itself
-_MIXTURE_TRAJECTORIES = 256
-_MIXTURE_NODES = 48
-_NETWORK_TRAJECTORIES = 128
-_NETWORK_NODES = 40
-# samples of a network that is the target, from which its covariance is taken
-_NETWORK_NOISE = 256
 # statistics of a hundred trajectories are not worth more digits, nor more starts
 _RECORDED_STARTS = 3
 _RECORDED_SOLVER = Newton(tolerance=1e-5)
@@ -174,19 +141,10 @@ def optimize_schedule(
 
 
 def run_request(
-    target: object, request: "Request", starts: Starts, progress: bool, began: float
+    target: object, request: Request, starts: Starts, progress: bool, began: float
 ) -> OptimizedSchedule:
     """Solve, propose candidates, select."""
-    plan = None
-    if request.budget is not None:
-        model, selection, bound = _prepare_within(target, request, starts, progress)
-        plan = bound.plan
-        nfe = {"record": plan.nfe["record"]}
-    elif request.denoised_record is not None:
-        model, selection, bound = _prepare_simulated(target, request, progress)
-        nfe = {}
-    else:
-        model, selection, bound, nfe = prepare(target, request, progress)
+    model, selection, bound, nfe = prepare(target, request, starts, progress)
     run = (request.process, request.sampler, request.num_steps)
     with Progress("optimising: compiling", progress) as line, jax.enable_x64(True):
         problem = make_problem(
@@ -210,6 +168,7 @@ def run_request(
         outside = [dataclasses.replace(c, schedule=_outside(c.schedule)) for c in candidates]
         selected = _select(outside, problem.space, request, model, selection, bound, progress)
         nfe |= selected.nfe
+    plan = bound.plan if isinstance(bound, RecordedSelection) else None
     found = (model, problem, solution, optimum, value, values, selected, nfe, plan)
     return _result(request, *found, began)
 
@@ -217,10 +176,10 @@ def run_request(
 def _select(
     candidates: list[Candidate],
     space: ScheduleSpace,
-    request: "Request",
+    request: Request,
     model: Model,
     selection: Selection,
-    bound: BoundSelection | SimulatedSelection | RecordedSelection,
+    bound: Bound,
     progress: bool,
 ) -> Selected:
     """Select, with what a mixture selects as one more candidate."""
@@ -237,440 +196,6 @@ def _select(
         # data say more than the few samples of a network that stand for them
         incumbent = MIXTURE if model.knows_data else None
     return bound.run(candidates, *run, incumbent)
-
-
-def prepare(
-    target: object, request: "Request", progress: bool
-) -> tuple[Model, Selection | None, BoundSelection | None, dict[str, int]]:
-    """The model, the selection with its record, ready to run, and the NFE that were spent."""
-    model, selection = _resolve(target, request, progress)
-    run = (request.process, request.sampler, request.num_steps)
-    request.objective.check_target(model.gaussian, *run)
-    if selection is None:
-        return model, None, None, {}
-    # what does not fit together is found before anything is recorded
-    bound = selection.bind(model, request.process, request.initialization, request.stochastic)
-    complete = _with_record(selection, model, request, progress)
-    nfe = {"samples": model.nfe, "record": 0}
-    if isinstance(complete.record, TrajectoryRecord) and complete is not selection:
-        nfe["record"] = complete.record.nfe
-    return model, complete, bound, nfe
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """The checked arguments of an optimisation."""
-
-    process: AbstractProcess
-    sampler: AbstractSampler
-    num_steps: int
-    t_min: tuple[float, float]
-    objective: AbstractObjective
-    stochasticity_squared: np.ndarray | None
-    solver: AbstractSolver
-    selection: Selection | None
-    budget: int | None = None
-    checked: int = 0
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether a candidate may inject noise."""
-        squared = self.stochasticity_squared
-        return squared is None or bool(np.any(squared))
-
-    @property
-    def initialization(self) -> str:
-        """What sampling starts from: as the objective says, else as the process does."""
-        if isinstance(self.objective, LocalError | TerminalError):
-            return initialization_name(self.process, self.objective.initialization)
-        return self.process.initialization
-
-    @property
-    def denoised_record(self) -> DenoisedRecord | None:
-        """What corrects a model of the network, if given."""
-        made = None if self.selection is None else self.selection.record
-        return made if isinstance(made, DenoisedRecord) else None
-
-    @property
-    def fixed_end(self) -> bool:
-        return self.t_min[0] == self.t_min[1]
-
-
-def check_arguments(
-    target, process, sampler, num_steps, t_min, objective, stochasticity, solver, selection
-) -> Request:
-    """Everything that can be said of the arguments before anything slow is done."""
-    if is_traced((target, process, sampler)):
-        raise ValueError("optimize_schedule must be called outside jit, grad and vmap.")
-    process = check_process(process)
-    sampler = as_sampler(sampler)
-    num_steps = _checks.count("num_steps", num_steps)
-    solver = Newton() if solver is None else solver
-    if not isinstance(solver, AbstractSolver):
-        raise ValueError(f"solver must be Newton() or Optax(...); got {solver!r}.")
-    if not isinstance(selection, Selection | None):
-        raise ValueError(f"selection must be a Selection(...); got {selection!r}.")
-    check_target(target)
-    objective = as_objective(objective)
-    if t_min is None:
-        t_min = _default_end(target, process, objective, selection)
-    request = Request(
-        process,
-        sampler,
-        num_steps,
-        check_end(process, t_min),
-        objective,
-        check_stochasticity(sampler, num_steps, stochasticity),
-        solver,
-        selection,
-    )
-    request.objective.check(sampler, not request.stochastic, request.fixed_end)
-    if isinstance(request.objective, RecordedError):
-        check_record(request.objective.record, process, sampler, request.t_min[0])
-    if isinstance(target, Gaussian) and selection is None:
-        return request
-    _check_selection(target, request)
-    return dataclasses.replace(request, selection=on_range(selection, process))
-
-
-def _default_end(
-    target: object,
-    process: AbstractProcess,
-    objective: AbstractObjective,
-    selection: Selection | None,
-) -> float:
-    """Where schedules end: as a record does, a network, or the process."""
-    selection = selection or Selection()
-    for holder in (objective, selection):
-        made = getattr(holder, "record", None)
-        if isinstance(made, AbstractRecord):
-            return float(np.asarray(made.t_min))
-    for denoiser in (selection.denoiser, target):
-        if isinstance(denoiser, AbstractDenoiser):
-            return denoiser.default_t_min
-    return process.default_t_min
-
-
-def check_budget(target: object, request: Request, budget: int | None) -> int | None:
-    """Check that a budget, or a record of denoised points, can be used for what is asked.
-
-    **Arguments:**
-
-    - `target`: as given.
-    - `request`: its other arguments, checked.
-    - `budget`: as given.
-
-    **Returns:** the budget.
-
-    **Raises:** ValueError naming what does not fit.
-    """
-    if budget is None and request.denoised_record is None:
-        return None
-    selection = request.selection or Selection()
-    name = "record is" if budget is None else f"budget = {budget} is"
-    if selection.denoiser is None and not isinstance(target, AbstractDenoiser):
-        raise ValueError(
-            f"{name} of a network: pass its Denoiser as target or as Selection(denoiser=...)."
-        )
-    sampler = request.sampler
-    at_one_time = not (sampler.randomised or sampler.forms_jacobian)
-    if request.stochastic or not at_one_time or selection.record is False:
-        raise ValueError(
-            f"{name} for schedules on recorded trajectories: these need a deterministic sampler, "
-            "stochasticity 0, and a record."
-        )
-    if budget is None:
-        return None
-    if isinstance(selection.record, TrajectoryRecord):
-        raise ValueError(
-            f"budget = {budget}: record must be a DenoisedRecord, of jk.record_denoised; got a "
-            "TrajectoryRecord."
-        )
-    return _checks.count("budget", budget)
-
-
-def _check_selection(target: object, request: Request) -> None:
-    selection = request.selection or Selection()
-    network = selection.denoiser is not None or isinstance(target, AbstractDenoiser)
-    if not request.fixed_end:
-        raise ValueError(
-            f"t_min = {request.t_min} must be one number, to run schedules on a network or a "
-            "mixture; between bounds it is optimised for a Gaussian alone."
-        )
-    if _score_error(request.objective) is not None and not network:
-        raise ValueError(
-            "score_error is for a Gaussian target or a selection on a network; a mixture is run "
-            "with its exact score."
-        )
-    if selection.fine_tune and request.stochastic:
-        raise ValueError(
-            f"fine_tune = {selection.fine_tune} is for deterministic schedules: stochasticity must "
-            "be 0."
-        )
-    if request.stochastic and selection.criterion not in ("balanced", "sliced_w2"):
-        raise ValueError(
-            f"criterion = {selection.criterion!r} is for deterministic schedules; stochastic ones "
-            "are selected by sliced_w2."
-        )
-    if isinstance(selection.record, DenoisedRecord):
-        check_denoised_record(selection.record, request.process, request.t_min[0])
-    if isinstance(selection.record, TrajectoryRecord):
-        squared = request.stochasticity_squared
-        if squared is not None and request.stochastic:
-            raise ValueError(
-                "record is of deterministic trajectories: stochasticity must be 0 or 'optimize'."
-            )
-        check_record(selection.record, request.process, request.sampler, request.t_min[0])
-    for name, denoiser in (("selection.denoiser", selection.denoiser), ("target", target)):
-        if isinstance(denoiser, AbstractDenoiser):
-            _check_same_process(name, denoiser.process, request)
-
-
-def _check_same_process(name: str, process: AbstractProcess, request: Request) -> None:
-    t_max = float(np.asarray(request.process.t_max))
-    times = np.linspace(request.t_min[0], t_max, 7)[1:-1]
-    short = float(process.t_max) < t_max * (1.0 - 1e-6)
-    if short or not np.allclose(process.sigma(times), request.process.sigma(times), rtol=1e-4):
-        raise ValueError(f"{name} is a network of {process}; process is {request.process}.")
-
-
-def on_range(target: Any, process: AbstractProcess) -> Any:
-    """A network, or a selection on one, on the range of `process`; anything else as it is."""
-    if isinstance(target, Selection) and target.denoiser is not None:
-        return dataclasses.replace(target, denoiser=on_range(target.denoiser, process))
-    if isinstance(target, AbstractDenoiser) and target.process.t_max != process.t_max:
-        return eqx.tree_at(lambda denoiser: denoiser.process, target, process)
-    return target
-
-
-def _resolve(target: object, request: Request, progress: bool) -> tuple[Model, Selection | None]:
-    """The model of the target, and the selection, if there is to be one."""
-    selection = request.selection
-    if isinstance(target, Model):
-        return target, selection
-    if isinstance(target, Gaussian):
-        return Model(target), selection
-    selection = selection or Selection()
-    if isinstance(target, AbstractDenoiser) and not isinstance(target, ExactDenoiser):
-        return _resolve_network(target, request, selection, progress), selection
-    recorded = isinstance(selection.record, TrajectoryRecord) and selection.denoiser is not None
-    with Progress("fitting a mixture to the samples", progress):
-        return as_model(target, recorded), selection
-
-
-def _resolve_network(
-    target: AbstractDenoiser, request: Request, selection: Selection, progress: bool
-) -> Model:
-    """A network as the target: the Gaussian is that of its own samples, or of the data."""
-    model = _model_of_data(target, selection)
-    if model is None:
-        noise = _network_noise(request, selection, _noise_count(selection))
-        model = model_of_network(target, noise, request.t_min[0], progress)
-    return model
-
-
-def _with_record(selection: Selection, model: Model, request: Request, progress: bool) -> Selection:
-    """The selection with trajectories of a mixture, or of a network that is the target."""
-    if selection.record is not None or not is_recordable(request):
-        return selection
-    denoiser = model.denoiser
-    shape = None
-    if denoiser is None and model.mixture is not None:
-        turned = model.mixture.in_eigenbasis()
-        model = Model(model.gaussian, turned)
-        shape = turned.means.shape[1:]
-        denoiser = turned.denoiser(request.process)
-    if denoiser is None:
-        return selection
-    if isinstance(denoiser, ExactDenoiser):
-        key = selection.random_key(3)
-        start = (model, request.process, request.initialization)
-        noise = draw_start(*start, _MIXTURE_TRAJECTORIES, key, shape)
-        nodes = _MIXTURE_NODES
-    else:
-        count = _noise_count(selection)
-        noise = _network_noise(request, selection, count)[:_NETWORK_TRAJECTORIES]
-        nodes = _NETWORK_NODES
-    batch = max(1, noise.shape[0] // 4)
-    t_min = request.t_min[0]
-    made = record(denoiser, noise, t_min=t_min, nodes=nodes, batch=batch, progress=progress)
-    return dataclasses.replace(selection, record=made)
-
-
-def _prepare_within(
-    target: Any, request: Request, starts: Starts, progress: bool
-) -> tuple[Model, Selection, RecordedSelection]:
-    """The same within a budget, with recorded trajectories that select as well."""
-    selection = request.selection or Selection()
-    assert request.budget is not None
-    network, model = known_before(target, selection)
-    made = request.denoised_record
-    costs = costs_within(request, network, model, starts)
-    given = None if made is None else made.num_trajectories
-    plan = make_plan(request.budget, costs, selection.noise_rows, given)
-    noise = noise_within(model, request, selection, plan.trajectories + plan.evidence)
-    if made is None:
-        made = record_planned(network, noise, plan, request, progress)
-    model = model_with_record(model, network, made, request, progress)
-    fresh = noise[plan.trajectories :]
-    return model, selection, bind_within(selection, network, made, model, fresh, plan)
-
-
-def _prepare_simulated(
-    target: Any, request: Request, progress: bool
-) -> tuple[Model, Selection, SimulatedSelection]:
-    """The same on a model of the network that a given record corrects, without a budget."""
-    selection = request.selection
-    made = request.denoised_record
-    assert selection is not None
-    assert made is not None
-    network, model = known_before(target, selection)
-    model = model_with_record(model, network, made, request, progress)
-    bound = bind_simulated(selection, network, made, model, request.checked)
-    return model, selection, bound
-
-
-def known_before(target: Any, selection: Selection) -> tuple[AbstractDenoiser, Model | None]:
-    """Separate a network from what is known of its data before it is run.
-
-    **Arguments:**
-
-    - `target`: a network, or what is known of its data.
-    - `selection`: with the network otherwise.
-
-    **Returns:** the network, and a model of the data if there is one.
-    """
-    if isinstance(target, Model):
-        network = target.denoiser if selection.denoiser is None else selection.denoiser
-        assert network is not None
-        return network, target
-    network = target if selection.denoiser is None else selection.denoiser
-    return network, _model_of_data(target, selection)
-
-
-def costs_within(
-    request: Request, network: AbstractDenoiser, model: Model | None, starts: Starts = None
-) -> Costs:
-    """What the stages of a selection within a budget cost."""
-    tuned = request.num_steps > 1 and (request.selection or Selection()).simulation_solver()
-    return Costs(
-        per_sample=request.sampler.nfe_per_step * request.num_steps,
-        baselines=len(BASELINES) + (len(starts) if isinstance(starts, Mapping) else 0),
-        candidates=2 + (model is not None and model.knows_data and model.mixture is not None),
-        rounds=MOST_ROUNDS if tuned else 0,
-        per_call=network.nfe,
-    )
-
-
-def record_planned(
-    network: AbstractDenoiser, noise: Array, plan: RecordPlan, request: Request, progress: bool
-) -> DenoisedRecord:
-    """Record what a plan pays for, from the first rows of initial noise."""
-    run = {"t_min": request.t_min[0], "nodes": plan.nodes, "batch": plan.batch}
-    return record_denoised(network, noise[: plan.trajectories], progress=progress, **run)
-
-
-def model_with_record(
-    model: Model | None,
-    network: AbstractDenoiser,
-    made: DenoisedRecord,
-    request: Request,
-    progress: bool,
-) -> Model:
-    """Say what is known: of the data, if nothing else the recorded ends, and of the network."""
-    if model is None:
-        ends = np.asarray(made.ends)
-        model = Model(Gaussian.fit(ends), fit_mixture(ends), denoiser=network)
-    if model.fitted is None:
-        with Progress("fitting a mixture to recorded denoised points", progress):
-            known = model.mixture if model.knows_data else None
-            model = model._replace(fitted=made.fit_mixture(known))
-    run = (request.process, request.sampler, request.num_steps)
-    request.objective.check_target(model.gaussian, *run)
-    return model
-
-
-def _model_of_data(target: Any, selection: Selection) -> Model | None:
-    """What is known without running a network: of data, of a record, or of no network as target."""
-    if not isinstance(target, AbstractDenoiser):
-        return as_model(target, True)
-    if selection.denoiser is not None:
-        raise ValueError(
-            "selection.denoiser: the target is a network already; leave it out, or pass the "
-            "network there and a distribution or samples as target."
-        )
-    if selection.data is not None:
-        data = _checks.array("data", selection.data)
-        return Model(Gaussian.fit(data), fit_mixture(data), data, target)
-    if isinstance(selection.record, AbstractRecord):
-        ends = np.asarray(selection.record.ends)
-        return Model(Gaussian.fit(ends), fit_mixture(ends), denoiser=target)
-    return None
-
-
-def noise_within(model: Model | None, request: Request, selection: Selection, count: int) -> Array:
-    """Draw or take rows of initial noise for a record, and then others for its evidence."""
-    if selection.given_noise is not None:
-        return selection.given_noise[:count]
-    if model is None or model.denoiser is not None:
-        return _network_noise(request, selection, count)
-    shape = None if model.samples is None else model.samples.shape[1:]
-    start = (model, request.process, request.initialization, count)
-    return draw_start(*start, selection.random_key(0), shape, selection.data)
-
-
-def _network_noise(request: Request, selection: Selection, count: int) -> Array:
-    """Initial noise of a network that is the target, other than the noise that selects."""
-    given = selection.given_noise
-    if request.initialization == "marginal":
-        return _noised_data(request, selection, count)
-    if given is None:
-        known = selection.data
-        if known is None and isinstance(selection.record, AbstractRecord):
-            known = selection.record.noise
-        if known is None:
-            raise ValueError(
-                "selection: the input shape of a network that is the target is unknown; pass "
-                "Selection(noise=...), initial noise (n, ...), or Selection(data=...), samples."
-            )
-        shape = np.shape(known)[1:]
-        dtype = None
-    else:
-        shape = given.shape[1:]
-        dtype = given.dtype
-    scale = np.sqrt(np.asarray(request.process.prior_variance(np.asarray(request.process.t_max))))
-    noise = float(scale) * jax.random.normal(selection.random_key(3), (count, *shape))
-    # a network may take one precision only
-    return noise if dtype is None else noise.astype(dtype)
-
-
-def _noised_data(request: Request, selection: Selection, count: int) -> Array:
-    """Noised data that a network starts from: drawn, or those of the given that select."""
-    given = selection.given_noise
-    if selection.data is not None:
-        samples = _checks.array("data", selection.data)
-        key = selection.random_key(3)
-        return draw_noised(samples, request.process, count, key, samples.shape[1:])
-    if given is None:
-        raise ValueError(
-            "selection: sampling starts from noised data at t_max = "
-            f"{float(request.process.t_max):g}; pass Selection(data=...), samples, or "
-            "Selection(noise=...), noised data (n, ...)."
-        )
-    return given[: (len(given) + 1) // 2]
-
-
-def _noise_count(selection: Selection) -> int:
-    """How many samples of initial noise are asked for, by a number or by giving them."""
-    if isinstance(selection.noise, int | np.integer):
-        return int(selection.noise)
-    return _NETWORK_NOISE if selection.given_noise is None else len(selection.given_noise)
-
-
-def is_recordable(request: Request) -> bool:
-    """Whether schedules can be optimised on a trajectory record."""
-    maybe_deterministic = not request.stochastic or request.stochasticity_squared is None
-    return not unpredictable(request.sampler) and maybe_deterministic
 
 
 def _best(problem: ScheduleProblem, solution: Solution) -> tuple[Schedule, float, np.ndarray]:
@@ -804,13 +329,9 @@ def _result(
         sampler=request.sampler,
         evaluation_options={
             "initialization": request.initialization,
-            "score_error": _score_error(request.objective),
+            "score_error": request.score_error,
         },
     )
-
-
-def _score_error(objective: AbstractObjective) -> ScoreError | None:
-    return objective.score_error if isinstance(objective, LocalError | TerminalError) else None
 
 
 def _on_network(request: Request, model: Model) -> bool:

@@ -18,20 +18,16 @@ from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ._budget import SweepPlan, plan_sweep
 from ._model import Model
-from ._optimize import (
-    Request,
-    check_arguments,
-    check_budget,
+from ._optimize import run_request
+from ._preparation import (
     costs_within,
-    is_recordable,
     known_before,
     model_with_record,
     noise_within,
-    on_range,
     prepare,
     record_planned,
-    run_request,
 )
+from ._request import Request, check_arguments, check_budget, on_range
 from ._result import OptimizedSchedule
 from ._selection import Selection
 from ._solver import AbstractSolver
@@ -243,11 +239,11 @@ def _record_once(
 ) -> tuple[Model, list[Selection | None], dict[str, int]]:
     """The model, the selection of every setting with the record that serves all, and their NFE."""
     # a record depends on none of the settings, if there can be one
-    first = next(filter(is_recordable, requests), requests[0])
-    model, recorded, _, nfe = prepare(target, first, progress)
+    first = next((request for request in requests if request.recordable), requests[0])
+    model, recorded, _, nfe = prepare(target, first, None, progress)
     own = []
     for request in requests:
-        alone = recorded is None or is_recordable(request)
+        alone = recorded is None or request.recordable
         own.append(recorded if alone else on_range(request.selection or Selection(), first.process))
     # what the model took is counted once
     return model._replace(nfe=0), own, nfe
