@@ -7,16 +7,29 @@ https://doi.org/10.1137/0717021; the slopes are harmonic means, as in Fritsch an
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
-from scipy.interpolate import PchipInterpolator
 
 from ._numerics import clipped, smaller
 
 
 def monotone_slopes(
     points: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"]
-) -> Float[np.ndarray, " n"]:
-    """Slopes at two or more increasing points with which no cubic leaves the values at its ends."""
-    return np.asarray(PchipInterpolator(points, values)(points, nu=1))
+) -> Float[np.ndarray, " n-2"]:
+    """Slopes at the points between the first and the last, increasing, at least two.
+
+    The harmonic mean of the slopes on both sides, or 0 if these have not the same sign. An interval
+    weighs as much as its own length and twice the other's. No cubic then leaves the values at its
+    ends, if the slopes at the first and the last point are between 0 and three times that beside
+    them.
+    """
+    lengths = np.diff(points)
+    slopes = np.diff(values) / lengths
+    left, right = slopes[:-1], slopes[1:]
+    weight_left = lengths[:-1] + 2.0 * lengths[1:]
+    weight_right = 2.0 * lengths[:-1] + lengths[1:]
+    same = np.sign(left) * np.sign(right) > 0
+    left, right = np.where(same, left, 1.0), np.where(same, right, 1.0)
+    mean = (weight_left + weight_right) / (weight_left / left + weight_right / right)
+    return np.where(same, mean, 0.0)
 
 
 def piecewise_cubic(

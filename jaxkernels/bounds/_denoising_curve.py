@@ -140,4 +140,4 @@ def _slopes(levels: np.ndarray, errors: np.ndarray) -> np.ndarray:
     if levels.size == 1:
         return np.array(errors)
     start = min(errors[0], 3.0 * (errors[1] - errors[0]) / (levels[1] - levels[0]))
-    return np.concatenate([[start], monotone_slopes(levels, errors)[1:-1], [0.0]])
+    return np.concatenate([[start], monotone_slopes(levels, errors), [0.0]])
