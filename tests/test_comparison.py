@@ -20,6 +20,7 @@ from jaxkernels.comparison import (
     solve_reference,
     statistic,
 )
+from jaxkernels.samplers import as_sampler, sampling_nfe
 
 PROCESS = jk.VP()
 TARGET = jk.Gaussian(0.2, np.array([2.0, 0.3, 0.05]))
@@ -439,6 +440,16 @@ def test_statistics_agree_in_both_libraries() -> None:
 def test_nfe_counts_the_reference_and_every_schedule() -> None:
     schedules = _baselines(12)
     assert comparison_nfe(PROCESS, jk.Heun(), schedules, 5) == 5 * (240 + 120 + 2 * 3 * 12)
+
+
+@pytest.mark.parametrize("name", ["second_order1", "tweedie1", "rem", "rei", "matched_noise"])
+def test_nfe_of_samplers_of_the_reverse_sde(name: str) -> None:
+    """Of a step that differentiates at one time, or evaluates at a random one."""
+    sampler = as_sampler(name)
+    schedule = jk.Schedule([1.0, 0.5, 0.1], stochasticity=1.0)
+    expected = 2 * sampler.nfe_per_step
+    assert sampling_nfe(PROCESS, sampler, schedule) == expected
+    assert jk.evaluate_schedule(jk.Gaussian(0.0, [1.0]), PROCESS, sampler, schedule).nfe == expected
 
 
 def test_comparisons_are_joined_and_taken_apart() -> None:

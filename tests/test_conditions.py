@@ -157,6 +157,7 @@ def test_the_deviation_between_conditions_is_unbiased() -> None:
     assert variance_between(rest, groups) < 0.02
     assert np.isnan(variance_between(rest[:3], np.arange(3)))
     assert np.isnan(variance_between(rest[:3], np.zeros(3, int)))
+    assert np.isnan(variance_between(np.array([1.0, np.nan, 2.0, 0.0]), np.array([0, 0, 1, 1])))
 
 
 def test_ratios_by_condition_are_those_of_each_alone() -> None:

@@ -167,6 +167,21 @@ def test_structures_are_selected_where_they_hold() -> None:
     assert estimate.select_size("banded") == 4
 
 
+@pytest.mark.parametrize(("networks", "repetitions"), [(2, 8), (3, 5), (2, 4)])
+def test_a_size_is_selected_by_repetitions_of_few_networks(networks: int, repetitions: int) -> None:
+    """Networks that differ at one time have bandwidth 0; those that differ at all times, 2."""
+    rng = np.random.default_rng(3)
+    times = jnp.array([1.0, 0.5, 0.1])
+    own = rng.standard_normal((networks, 1, 3, 40))
+    noise = 0.05 * rng.standard_normal((2, networks, repetitions, 3, 40))
+    zero = jnp.zeros((3, 40))
+    for bandwidth, part in ((0, own * [[1.0], [0.0], [0.0]]), (2, own)):
+        slope, shift = jnp.asarray(part + noise)
+        estimate = jk.ScoreErrorEstimate(times, slope, shift, zero)
+        assert estimate.select_size("banded") == bandwidth
+        assert isinstance(estimate.score_error("low_rank"), jk.ScoreError)
+
+
 def test_one_network_has_a_known_error() -> None:
     estimate, errors = _many(1, 3, nonlinear=0.0)
     model = estimate.score_error()

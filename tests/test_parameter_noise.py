@@ -243,3 +243,14 @@ def test_refusals() -> None:
         jk.predict_parameter_noise(exact, SAMPLES, "ddim", SCHEDULE, key=jax.random.key(0))
     with pytest.raises(ValueError, match="Did you mean 'matrix'"):
         predict(networks, slopes="matrices")
+
+
+def test_fewer_samples_than_dimensions() -> None:
+    """The Gaussian is of all modes by default."""
+    network = jax.tree_util.Partial(lambda c, x, t: -c * x, jnp.ones(4))
+    both = (network, jax.tree.map(lambda c: 0.9 * c, network))
+    networks = [jk.Denoiser(fn, PROCESS, "score") for fn in both]
+    rows = np.random.default_rng(0).standard_normal((3, 4))
+    setting: dict[str, Any] = {"key": jax.random.key(0), "batch": 64, "num_noise": 64}
+    found = jk.predict_parameter_noise(networks, rows, "ddim", SCHEDULE, **setting)
+    assert np.isfinite(found.predicted)

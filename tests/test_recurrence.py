@@ -392,3 +392,8 @@ class MiddleEvaluated(jk.DDIM):
 )
 def test_whether_steps_evaluate_at_their_start(sampler: AbstractSampler, expected: bool):
     assert starts_on_trajectory(sampler) is expected
+
+
+def test_a_sampler_of_the_reverse_sde_alone_is_not_evaluated_at_its_end():
+    with pytest.raises(ValueError, match="ExactMean is of the reverse SDE alone"):
+        jk.samplers.EndEvaluated(jk.ExactMean())

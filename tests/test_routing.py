@@ -715,6 +715,17 @@ class TestBadInput:
         with pytest.raises(ValueError, match="k = 0 must be at least 1"):
             routing.TopK(0)
 
+    @pytest.mark.parametrize("name", ["rem", "second_order"])
+    def test_samplers_that_run_every_sample_by_itself(self, name: str):
+        schedule = jk.Schedule([1.0, 0.5], stochasticity=1.0)
+        run = (name, schedule, jnp.ones((2, 2)))
+        with pytest.raises(ValueError, match="runs every sample by itself"):
+            routing.sample(EXPERTS, routing.TopK(1), *run, key=jax.random.key(0))
+
+    def test_centers(self):
+        with pytest.raises(ValueError, match=r"center has shape \(\); the points have \(2,\)"):
+            routing.EmpiricalDenoiser(np.ones((3, 2)), jk.VP(), 0.0)
+
     def test_evaluations(self):
         run = ("ddim", jk.Schedule([1.0, 0.5]), jnp.ones((2, 2)))
         for wrong in ([0], [], np.array([1.5]), np.array([[1]])):

@@ -110,6 +110,15 @@ def test_records_refuse_evaluations_that_they_have_not(
     objective = routing.RoutingError(split, [1, 2])
     with pytest.raises(ValueError, match="evaluations are of 2 steps, not 4"):
         objective.check_target(MIXTURE.gaussian(), COSINE, jk.DDIM(), 4)
+    elsewhere = jk.Schedule([0.9, 0.5, T_MIN])
+    noisy = jk.Schedule(schedule.times, 0.5)
+    for other, message in ((elsewhere, "schedule runs from 0.9"), (noisy, "is stochastic")):
+        with pytest.raises(ValueError, match=message):
+            split.switching_error("ddim", other)
+        with pytest.raises(ValueError, match=message):
+            split.mean_square_error("ddim", other)
+        with pytest.raises(ValueError, match=message):
+            routing.split_evaluations(split, "ddim", other, 4)
     with pytest.raises(ValueError, match="budget = 1 must be at least 2"):
         routing.split_evaluations(split, "ddim", schedule, 1)
     with pytest.raises(ValueError, match="evaluations = 3 must be at most 2"):

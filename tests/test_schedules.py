@@ -261,6 +261,10 @@ def test_align_your_steps_for_other_lengths() -> None:
             r"last_sigma = 0 must be > 0",
         ),
         (
+            lambda: jk.schedules.karras(jk.VP(), 4, 1e-3, last_sigma=0.5),
+            r"last_sigma = 0.5: there is a level before the last only if .* t_min = 0.001",
+        ),
+        (
             lambda: jk.schedules.log_snr(jk.EDM(2.0), 4, 0.0, last_sigma=3.0),
             r"last_sigma = 3 must be",
         ),
@@ -619,6 +623,10 @@ def test_interior_times_stop_at_the_smallest_trained_one() -> None:
     np.testing.assert_allclose(coordinate.unconstrained(inside), [0.3, -0.2, 0.1], rtol=1e-9)
     times[-2] = 1.0
     assert np.all(np.isfinite(coordinate.unconstrained(jnp.asarray(times))))
+    # a short step before the last one stays as short
+    short = jnp.asarray([-7.0, 0.2, 0.1])
+    again = coordinate.unconstrained(coordinate.times(short, 0.0))
+    np.testing.assert_allclose(again, short, rtol=1e-7)
 
 
 @EVERY_COORDINATE

@@ -218,6 +218,12 @@ def test_tensors_as_data(monkeypatch: pytest.MonkeyPatch) -> None:
     run = (target.denoiser(jk.VP()), "ddim", jk.schedules.karras(jk.VP(), 3, 1e-3))
     expected = jk.sample(*run, jnp.asarray(values, jnp.float32))
     np.testing.assert_allclose(jk.sample(*run, half), expected, rtol=1e-5, atol=1e-6)
+    named = {"karras": run[2]}
+    theirs = jk.compare_schedules(run[0], "ddim", named, half, progress=False)
+    ours = jk.compare_schedules(run[0], "ddim", named, jnp.asarray(values), progress=False)
+    np.testing.assert_allclose(theirs.errors, ours.errors, rtol=1e-3)
+    rows = torch.cat([half] * 3)
+    assert jk.Selection(noise=rows).noise_rows == 9
     sparse = torch.tensor(values).to_sparse()
     np.testing.assert_array_equal(jk.Gaussian.fit(sparse).mean, target.mean)
     table = torch.tensor([0.75, 0.5, 0.25], requires_grad=True)

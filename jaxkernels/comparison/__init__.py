@@ -1,7 +1,6 @@
 """Schedules and samplers compared on a network."""
 
 from ._compare import (
-    check_noise as check_noise,
     check_schedules as check_schedules,
     compare_ends as compare_ends,
     compare_schedules as compare_schedules,
@@ -18,6 +17,7 @@ from ._figure import report_figure as report_figure
 from ._reference import (
     Reference as Reference,
     as_reference as as_reference,
+    check_data as check_data,
     reference_nfe as reference_nfe,
     reference_steps as reference_steps,
     sample_ends as sample_ends,
@@ -32,5 +32,4 @@ from ._report import (
 from ._statistics import (
     STATISTICS as STATISTICS,
     statistic as statistic,
-    statistic_label as statistic_label,
 )

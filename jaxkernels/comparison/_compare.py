@@ -11,7 +11,13 @@ from .._progress import Progress
 from .._types import AnyArray, Numbers
 from ..prediction import AbstractDenoiser, check_denoiser
 from ..processes import AbstractProcess
-from ..samplers import AbstractSampler, as_sampler, check_schedule, sampling_nfe
+from ..samplers import (
+    AbstractSampler,
+    as_sampler,
+    check_noise,
+    check_schedule,
+    sampling_nfe,
+)
 from ..schedules import Schedule
 from ._comparison import Comparison
 from ._reference import (
@@ -69,7 +75,7 @@ def compare_schedules(
     process = check_denoiser(denoiser).process
     sampler = as_sampler(sampler)
     span = check_schedules(process, sampler, schedules, stochastic=data is not None)
-    noise = check_noise(noise)
+    noise = check_finite_noise(noise)
     steps = reference_steps(max(schedule.num_steps for schedule in schedules.values()))
     planned = denoiser.nfe * comparison_nfe(process, sampler, schedules, len(noise))
     with Progress(f"comparing, NFE {planned:,}: reference solution", progress) as line:
@@ -126,11 +132,9 @@ def check_schedules(
     return span
 
 
-def check_noise(noise: Float[AnyArray, "n *shape"]) -> Float[Array, "n *shape"]:
+def check_finite_noise(noise: Float[AnyArray, "n *shape"]) -> Float[Array, "n *shape"]:
     """Finite initial noise of at least two samples, as a JAX array."""
-    x = jnp.asarray(noise)
-    if x.ndim < 2 or x.shape[0] < 2:
-        raise ValueError(f"noise has shape {x.shape}; it must be (n, ...) with n >= 2.")
+    x = check_noise(noise, at_least=2)
     if not jnp.all(jnp.isfinite(x)):
         raise ValueError("noise holds NaN or infinity; it must be finite.")
     return x

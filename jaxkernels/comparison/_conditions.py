@@ -34,4 +34,5 @@ def variance_between(values: Float[np.ndarray, " n"], groups: Int[np.ndarray, " 
     between = np.sum(counts * (means - np.mean(values)) ** 2) / (len(counts) - 1)
     within = np.sum((values - means[group]) ** 2) / (total - len(counts))
     size = (total - np.sum(counts**2) / total) / (len(counts) - 1)
-    return float(max(0.0, (between - within) / size))
+    # the maximum of Python would turn NaN into 0
+    return float(np.maximum(0.0, (between - within) / size))

@@ -86,7 +86,7 @@ def solve_reference(
 
     **Raises:** ValueError for data of another shape, or if all samples coincide.
     """
-    _check_data(data, noise)
+    check_data(data, noise)
     denoiser, noise = in_working_precision(denoiser, noise)
     solver = DPMSolverPP2M()
     ends = sample_ends(denoiser, solver, _schedule(denoiser.process, steps, span), noise)
@@ -163,8 +163,16 @@ def _schedule(process: AbstractProcess, steps: int, span: tuple[float, float]) -
     return log_snr(process, steps, last)
 
 
-def _check_data(data: Numbers | None, noise: Array) -> None:
-    """Raise unless data have the noise's dimensions."""
+def check_data(data: Numbers | None, noise: Array) -> None:
+    """Check that data have the dimensions of initial noise.
+
+    **Arguments:**
+
+    - `data`: samples (n, ...) with n >= 2, or None.
+    - `noise`: initial noise.
+
+    **Raises:** ValueError for data of another shape.
+    """
     if data is None:
         return
     data = _checks.array("data", data)

@@ -25,7 +25,7 @@ from ..samplers import (
     sampling_nfe,
 )
 from ..schedules import BASELINES, Schedule
-from ._compare import check_noise, check_schedules, compare_to
+from ._compare import check_finite_noise, check_schedules, compare_to
 from ._comparison import Comparison
 from ._criteria import BALANCED
 from ._figure import figure_title, report_figure
@@ -362,7 +362,7 @@ def compare_samplers(
             for name, maker in makers.items()
         }
         check_schedules(process, sampler, made[setting], span, stochastic=data is not None)
-    noise = check_noise(noise)
+    noise = check_finite_noise(noise)
     steps = reference_steps(max(count for _, count in settings))
     each = sum(
         sampling_nfe(process, settings[setting], schedule)

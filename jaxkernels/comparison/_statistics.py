@@ -79,11 +79,6 @@ def statistic(
     return _OF_ERRORS[name](xp, errors)
 
 
-def statistic_label(name: str) -> str:
-    """The name of a statistic as tables print it."""
-    return name.replace("_", " ").replace("w2", "W2")
-
-
 def bootstrap_rows(count: int) -> Int[np.ndarray, "resamples count"]:
     """Indices of resamples of `count` samples with replacement, always the same ones."""
     return np.random.default_rng(0).integers(count, size=(_RESAMPLES, count))

@@ -46,7 +46,8 @@ class Evaluation(eqx.Module):
     - `per_mode`: the contribution of each mode to the three distances, by name.
     - `local_w2_squared`: (K,), the squared W2 that each step alone would cause.
     - `error_budget`: where `w2_squared` comes from.
-    - `nfe`: number of network evaluations.
+    - `nfe`: number of network evaluations, as many in every step. Those that a last step to
+      sigma = 0 leaves out count too; `samplers.sampling_nfe` does not count them.
     - `lower_bound`: whether the samples of a randomised sampler are a mixture of Gaussians, not one
       Gaussian. Moments are exact all the same; `w2_squared` and `reverse_kl` are then lower bounds,
       those of Gaussians with the same mean and variance in every mode, and `kl` is that of these.

@@ -46,14 +46,17 @@ def impose_structure(covariance: np.ndarray, structure: str, size: int) -> np.nd
 
 def cross_validated_size(theta: np.ndarray, axis: int, structure: str, sizes: Sequence[int]) -> int:
     """The size that predicts held-out covariances best, of folds along networks or repetitions."""
-    fold_of = np.arange(theta.shape[axis]) % _FOLDS
+    # a product is of two repetitions
+    folds = _FOLDS if axis == 0 else min(_FOLDS, theta.shape[1] // 2)
+    fold_of = np.arange(theta.shape[axis]) % folds
+    # about the common mean, so that a fold of one network is no special case
+    centred = theta - theta.mean(0)
     losses = np.zeros(len(sizes))
-    for fold in range(_FOLDS):
-        held = theta.compress(fold_of == fold, axis)
-        rest = theta.compress(fold_of != fold, axis)
-        # about the common mean, so that a fold of one network is no special case
-        truth = cross_product_sum(held - theta.mean(0)) / held.shape[0]
-        fitted = cross_product_sum(rest - theta.mean(0)) / rest.shape[0]
+    for fold in range(folds):
+        held = centred.compress(fold_of == fold, axis)
+        rest = centred.compress(fold_of != fold, axis)
+        truth = cross_product_sum(held) / held.shape[0]
+        fitted = cross_product_sum(rest) / rest.shape[0]
         for i, size in enumerate(sizes):
             losses[i] += np.sum((impose_structure(fitted, structure, size) - truth) ** 2)
     return int(sizes[int(np.argmin(losses))])

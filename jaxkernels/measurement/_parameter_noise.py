@@ -36,6 +36,7 @@ from ..schedules import Schedule
 from ..score_error import FullyCorrelated, ScoreError, Tabulated
 from ._affine_fit import check_denoisers, estimate_score_error, linearised_score_error
 from ._interval import ConfidenceInterval, student_mean
+from ._samples import fit_gaussian
 
 _LEVEL = 0.95
 
@@ -255,7 +256,7 @@ def predict_parameter_noise(
     rows = np.asarray(_checks.array("samples", samples))
     rows = rows.reshape(rows.shape[0], -1)
     if target is None:
-        target = Gaussian.fit(rows, shrinkage=0.0)
+        target = fit_gaussian(rows)
     key_fit, key_noise, key_run = jax.random.split(_checks.random_key("key", key), 3)
     setting = (target, several[0].process, sampler, schedule)
     run = Run.checked(*setting)

@@ -47,7 +47,7 @@ from ..prediction import (
 from ..processes import same_process
 from ..samplers import (
     AbstractSampler,
-    as_sampler,
+    check_batch_sampler,
     check_noise,
     check_schedule,
     drawing_key,
@@ -237,12 +237,7 @@ def predict_sample_change(
     process = check_denoiser(denoiser).process
     if not same_process(process, check_denoiser(changed).process):
         raise ValueError(f"changed is of {changed.process}; denoiser of {process}.")
-    sampler = as_sampler(sampler)
-    if sampler.randomised or sampler.forms_jacobian:
-        raise ValueError(
-            f"sampler = {sampler!r} runs every sample by itself; only samplers with the same times "
-            "for all samples, and no Jacobians, are followed."
-        )
+    sampler = check_batch_sampler(sampler)
     schedule = check_schedule(process, sampler, schedule)
     noise = check_noise(noise)
     key = drawing_key(sampler, schedule, key)

@@ -26,8 +26,7 @@ class Origin(enum.Enum):
 class Candidate:
     """A schedule with its label in tables and its origin.
 
-    `stochasticity`, where a baseline was given one for the optimisation; `parents`, the labels of
-    the two candidates that an interpolated one lies between.
+    `parents` are the labels of the two candidates that an interpolated one lies between.
     """
 
     label: str

@@ -18,6 +18,7 @@ from ..comparison import (
     STATISTICS,
     Comparison,
     Reference,
+    check_data,
     check_schedules,
     compare_to,
     reference_nfe,
@@ -119,7 +120,7 @@ class Selection:
         """The initial noise that was given; None if it is to be drawn."""
         if self.noise is None or isinstance(self.noise, int | np.integer):
             return None
-        return as_inexact(self.noise)
+        return as_inexact(_checks.without_torch(self.noise))
 
     @property
     def noise_rows(self) -> int | None:
@@ -424,12 +425,3 @@ def _check_noise(noise: object) -> None:
             f"noise has shape {checked.shape}; it must be an integer, or initial noise (n, ...) "
             "with n >= 8."
         )
-
-
-def check_data(data: Numbers | None, noise: Array) -> None:
-    if data is None:
-        return
-    found = _checks.array("data", data)
-    if found.shape[1:] != noise.shape[1:] or len(found) < 2:
-        expected = ", ".join(map(str, noise.shape[1:]))
-        raise ValueError(f"data has shape {found.shape}; it must be (n, {expected}) with n >= 2.")

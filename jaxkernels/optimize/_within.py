@@ -16,6 +16,7 @@ from ..comparison import (
     Comparison,
     Reference,
     as_reference,
+    check_data,
     compare_ends,
     compare_to,
     sample_ends,
@@ -30,7 +31,7 @@ from ._candidates import EXCHANGED, SIMULATED, Candidate, Origin, by_label
 from ._decision import Decision
 from ._fine_tune import fine_tune
 from ._model import Model
-from ._selection import Selected, Selection, check_data
+from ._selection import Selected, Selection
 from ._solver import Optax
 from ._space import ScheduleSpace
 

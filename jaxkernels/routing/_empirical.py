@@ -46,7 +46,7 @@ class EmpiricalDenoiser(AbstractDenoiser):
     - `center`: a point of the data's shape, subtracted from data and queries before they are
       multiplied out. Default: the mean of the points.
 
-    **Raises:** ValueError for no points, or numbers that are not finite.
+    **Raises:** ValueError for no points, a center of another shape, or numbers that are not finite.
 
     **Example:**
 
@@ -65,7 +65,7 @@ class EmpiricalDenoiser(AbstractDenoiser):
     def __init__(self, points: Numbers, process: AbstractProcess, center: Numbers | None = None):
         points = check_points("points", points)
         self.process = check_process(process)
-        self.center = constant(points.mean(0) if center is None else center)
+        self.center = constant(points.mean(0) if center is None else _check_center(center, points))
         self.offsets = constant(points - self.center)
 
     def __call__(self, x: Float[Array, "..."], t: Float[ArrayLike, ""]) -> Prediction:
@@ -133,6 +133,14 @@ def check_points(argument: str, points: Numbers) -> np.ndarray:
         raise ValueError(
             f"{argument} has shape {found.shape}; it must be (n, ...) with at least one point."
         )
+    return found
+
+
+def _check_center(center: Numbers, points: np.ndarray) -> np.ndarray:
+    """A point of the data's shape: one of another would be taken for data of other dimensions."""
+    found = np.asarray(_checks.array("center", center))
+    if found.shape != points.shape[1:]:
+        raise ValueError(f"center has shape {found.shape}; the points have {points.shape[1:]}.")
     return found
 
 

@@ -98,9 +98,11 @@ class RoutingRecord(eqx.Module):
 
         **Returns:** the prediction, in units of the data squared.
 
-        **Raises:** ValueError for another sampler, or evaluations that were not recorded.
+        **Raises:** ValueError for another sampler, a stochastic schedule or one with other end
+        times, or evaluations that were not recorded.
         """
         sampler = check_switching_sampler(sampler)
+        self.trajectories.check_schedule(sampler, schedule)
         rows = self.check(evaluations, schedule.num_steps) - 1
         costs = step_costs(self, sampler, jnp.asarray(schedule.times))
         return jnp.sum(costs[rows, np.arange(len(rows))])
@@ -148,6 +150,7 @@ class RoutingRecord(eqx.Module):
         **Raises:** ValueError as `switching_error`.
         """
         sampler = check_switching_sampler(sampler)
+        self.trajectories.check_schedule(sampler, schedule)
         mean_flow = bind_record(self.trajectories, sampler)(schedule)
         scale = jnp.asarray(self.trajectories.scale, schedule.times.dtype)
         return (mean_flow * scale) ** 2 + self.switching_error(sampler, schedule, evaluations)
@@ -403,7 +406,8 @@ def split_evaluations(
 
     **Returns:** (K,) evaluations, for `EvaluationsPerStep`.
 
-    **Raises:** ValueError for a budget below K, or another sampler.
+    **Raises:** ValueError for a budget below K, another sampler, or a schedule that is stochastic
+    or has other end times.
 
     **Example:**
 
@@ -415,6 +419,7 @@ def split_evaluations(
     """
     budget = _checks.count("budget", budget, at_least=schedule.num_steps)
     sampler = check_switching_sampler(sampler)
+    record.trajectories.check_schedule(sampler, schedule)
     costs = np.asarray(step_costs(record, sampler, jnp.asarray(schedule.times)), np.float64)
     sizes = np.array([*range(1, len(costs)), record.num_experts])
     # least cost of the steps so far, by the evaluations left for them

@@ -14,7 +14,7 @@ from ..prediction import Predict, Prediction, in_working_precision
 from ..processes import AbstractProcess
 from ..samplers import (
     AbstractSampler,
-    as_sampler,
+    check_batch_sampler,
     check_finite,
     check_noise,
     check_schedule,
@@ -101,7 +101,7 @@ def sample(
 
     - `experts`: the experts with their router.
     - `policy`: such as `StochasticSwitching()` or `ErrorFeedback()`.
-    - `sampler`: a sampler or its name.
+    - `sampler`: a sampler or its name, that runs all samples at the same times.
     - `schedule`: times of the experts' process, and stochasticities.
     - `noise`: initial noise (batch, ...).
     - `key`: a random key; required if the schedule is stochastic, or the policy draws.
@@ -131,7 +131,7 @@ def sample(
     if not isinstance(experts, Experts):
         raise ValueError(f"experts must be Experts(components, router); got {experts!r}.")
     policy = check_policy(policy)
-    sampler = as_sampler(sampler)
+    sampler = check_batch_sampler(sampler)
     schedule = check_schedule(experts.process, sampler, schedule)
     noise = check_noise(noise)
     _check_run(experts, policy, schedule, key, log_rates)

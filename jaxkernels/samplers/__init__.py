@@ -32,6 +32,7 @@ from ._matched_noise import MatchedNoise as MatchedNoise
 from ._names import (
     SAMPLERS as SAMPLERS,
     as_sampler as as_sampler,
+    check_batch_sampler as check_batch_sampler,
     check_reverse_sde as check_reverse_sde,
     check_sampler_name as check_sampler_name,
     check_schedule as check_schedule,

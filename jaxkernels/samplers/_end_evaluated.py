@@ -49,6 +49,10 @@ class EndEvaluated(AbstractSampler):
             self.sampler.init_history(jnp.ones(1))
         ):
             raise ValueError(f"sampler {name} must have one evaluation per step and no history.")
+        if self.sampler.reverse_sde_only:
+            raise ValueError(
+                f"sampler {name} is of the reverse SDE alone; use jk.ExponentialIntegrator()."
+            )
         if not self.sampler.stochastic:
             raise ValueError(f"sampler {name} must accept stochasticity; use jk.DDIM().")
 

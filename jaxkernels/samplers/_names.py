@@ -119,6 +119,33 @@ def as_sampler(sampler: object) -> AbstractSampler:
     return sampler
 
 
+def check_batch_sampler(sampler: AbstractSampler | str) -> AbstractSampler:
+    """Look up a sampler that runs all samples at the same times, and forms no Jacobians.
+
+    **Arguments:**
+
+    - `sampler`: a sampler or its name.
+
+    **Returns:** the sampler.
+
+    **Raises:** ValueError for one that runs every sample by itself.
+
+    **Example:**
+
+    ```python
+    >>> jk.samplers.check_batch_sampler("heun").nfe_per_step
+    2
+    ```
+    """
+    sampler = as_sampler(sampler)
+    if sampler.randomised or sampler.forms_jacobian:
+        raise ValueError(
+            f"sampler = {sampler!r} runs every sample by itself; only samplers with the same times "
+            "for all samples, and no Jacobians, are followed."
+        )
+    return sampler
+
+
 def check_schedule(
     process: AbstractProcess, sampler: AbstractSampler, schedule: object
 ) -> Schedule:

@@ -31,8 +31,9 @@ def sampling_nfe(process: AbstractProcess, sampler: AbstractSampler, schedule: S
     5
     ```
     """
-    if sampler.nfe_per_step == 1:
-        return EVALUATION * schedule.num_steps
+    # these leave nothing out, and differentiate at one time or evaluate at a random one
+    if sampler.nfe_per_step == 1 or sampler.reverse_sde_only:
+        return EVALUATION * sampler.nfe_per_step * schedule.num_steps
     times = sampler.evaluation_times(process, schedule.steps(sampler.history_steps))
     at = np.stack([np.asarray(t) for t in times])
     alone = np.all(at == at[0], 0)

@@ -14,6 +14,7 @@ from .._compile import kept_filter_jit
 from .._numerics import safe_sqrt
 from .._padding import bucket, pad_last
 from .._precision import is_traced
+from .._types import AnyArray
 from ..prediction import AbstractDenoiser, Predict, check_denoiser, in_working_precision
 from ..processes import AbstractProcess
 from ..schedules import Schedule, Step
@@ -157,16 +158,19 @@ def drawing_key(
     return jax.random.key(0) if key is None else key
 
 
-def check_noise(noise: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
+def check_noise(
+    noise: Float[AnyArray, "batch *shape"], at_least: int = 0
+) -> Float[Array, "batch *shape"]:
     """Check that initial noise is an array of floating type.
 
     **Arguments:**
 
-    - `noise`: initial noise (batch, ...).
+    - `noise`: initial noise (batch, ...); a tensor of PyTorch too.
+    - `at_least`: the smallest number of rows that a comparison or a record takes.
 
     **Returns:** the noise, as an array.
 
-    **Raises:** ValueError for another type.
+    **Raises:** ValueError for another type, or fewer rows.
 
     **Example:**
 
@@ -178,6 +182,10 @@ def check_noise(noise: Float[Array, "batch *shape"]) -> Float[Array, "batch *sha
     noise = jnp.asarray(_checks.without_torch(noise))
     if not jnp.issubdtype(noise.dtype, jnp.floating):
         raise ValueError(f"noise has dtype {noise.dtype}; it must be floating.")
+    if at_least and (noise.ndim < 2 or noise.shape[0] < at_least):
+        raise ValueError(
+            f"noise has shape {noise.shape}; it must be (n, ...) with n >= {at_least}."
+        )
     return noise
 
 
@@ -231,10 +239,12 @@ def run_schedule(
     - `denoiser`, `sampler`, `schedule`, `trajectory`: as for `sample`.
     - `key`: a random key. None draws nothing, for a schedule that is known to be deterministic.
     - `x`: initial noise (batch, ...).
-    - `num_steps`: steps that are run: one program serves every number. Those beyond are padding,
-      and the last x alone is returned. A backward pass then keeps the points alone. Default: all.
+    - `num_steps`: steps that are run: one program serves every number. Those beyond are padding. A
+      backward pass then keeps the points alone. Default: all. Not with `trajectory`.
 
     **Returns:** the last x or all of them, and whether x was finite after every step (K,).
+
+    **Raises:** ValueError for both `trajectory` and `num_steps`.
 
     **Example:**
 
@@ -244,6 +254,8 @@ def run_schedule(
     >>> x, finite = jk.samplers.run_schedule(*run, jnp.ones((4, 1)))
     ```
     """
+    if trajectory and num_steps is not None:
+        raise ValueError("trajectory = True is of all steps; leave out num_steps.")
     return _run(denoiser, sampler, schedule, key, x, trajectory, num_steps)
 
 

@@ -152,6 +152,11 @@ def _in_sigma(
     append = t_min < low or smallest == 0.0
     if append:
         smallest = _last_level(last_sigma, smallest, largest)
+    elif last_sigma is not None:
+        raise ValueError(
+            f"last_sigma = {last_sigma}: there is a level before the last only if the schedule "
+            f"ends at t_min = 0 or below the smallest trained time; t_min = {t_min:g}."
+        )
     points = num_steps if append else num_steps + 1
     u = np.arange(points) / max(points - 1, 1)
     times = times_at_sigmas(process, levels(largest, smallest, u))
@@ -181,8 +186,8 @@ def log_snr(
     - `process`: the forward process.
     - `num_steps`: number K >= 1 of steps.
     - `t_min`: last time, in [0, t_max).
-    - `last_sigma`: if t_min = 0, the last positive noise level, below sigma(t_max); by default the
-      smallest trained one, or 0.002.
+    - `last_sigma`: if t_min is 0 or below the smallest trained time, and only then, the level
+      before the last one, below sigma(t_max); by default the smallest trained one, or 0.002.
 
     **Returns:** the schedule, from t_max to `t_min`.
 
@@ -221,8 +226,8 @@ def karras(
     - `process`: the forward process.
     - `num_steps`: number K >= 1 of steps.
     - `t_min`: last time, in [0, t_max).
-    - `last_sigma`: if t_min = 0, the last positive noise level, below sigma(t_max); by default the
-      smallest trained one, or 0.002.
+    - `last_sigma`: if t_min is 0 or below the smallest trained time, and only then, the level
+      before the last one, below sigma(t_max); by default the smallest trained one, or 0.002.
     - `rho`: > 0; 1 is uniform in sigma, large values are uniform in log sigma.
 
     **Returns:** the schedule, from t_max to `t_min`.
@@ -267,8 +272,8 @@ def align_your_steps(
     - `process`: the forward process.
     - `num_steps`: number K >= 1 of steps.
     - `t_min`: last time, in [0, t_max).
-    - `last_sigma`: if t_min = 0, the last positive noise level, below sigma(t_max); by default the
-      smallest trained one, or 0.002.
+    - `last_sigma`: if t_min is 0 or below the smallest trained time, and only then, the level
+      before the last one, below sigma(t_max); by default the smallest trained one, or 0.002.
     - `model`: "sd15", "sdxl" or "svd".
 
     **Returns:** the schedule, from t_max to `t_min`.

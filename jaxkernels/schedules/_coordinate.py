@@ -165,13 +165,12 @@ def step_logits(
     ```
     """
     increments = -xp.diff(u, axis=-1)
-    shortest = _LEAST_SHARE * xp.mean(increments, axis=-1, keepdims=True)
-    moved = xp.where(increments < shortest, shortest, increments)
-    increments = xp.where(below, moved, increments)
-    mean = xp.mean(increments, axis=-1, keepdims=True)
     count = increments.shape[-1]
-    last = xp.arange(count) == count - 1
-    least = xp.where(below & last, 0.0, least_share * count * mean)
+    maybe_empty = below & (xp.arange(count) == count - 1)
+    shortest = _LEAST_SHARE * xp.mean(increments, axis=-1, keepdims=True)
+    increments = xp.where(maybe_empty & (increments < shortest), shortest, increments)
+    mean = xp.mean(increments, axis=-1, keepdims=True)
+    least = xp.where(maybe_empty, 0.0, least_share * count * mean)
     excess = increments - least
     smallest = _LEAST_EXCESS * mean
     longer = xp.where(excess < smallest, smallest, excess)

@@ -30,13 +30,12 @@ from .._types import AnyArray, Rows, constant
 from ..distributions import GaussianMixture
 from ..prediction import AbstractDenoiser, Prediction, check_denoiser, in_working_precision
 from ..processes import AbstractProcess, check_range
-from ..samplers import UniPC, take_step
+from ..samplers import UniPC, check_noise, take_step
 from ..schedules import Schedule, Step, TimeCoordinate
 from ._fit import RecordedPoints, fit_mixture
 from ._record import AbstractRecord, check_span, node_times
 from ._recording import (
     LEAST_NODES,
-    check_noise,
     last_node,
     log_sigma_coordinate,
     row_batches,
@@ -273,7 +272,7 @@ def record_denoised(
     end_time = check_range(process, 1, denoiser.default_t_min if t_min is None else t_min)
     low_time = last_node(process, end_time)
     nodes = _checks.count("nodes", nodes, at_least=LEAST_NODES)
-    denoiser, x = in_working_precision(denoiser, check_noise(noise))
+    denoiser, x = in_working_precision(denoiser, check_noise(noise, at_least=2))
     batch = _checks.count("batch", batch)
     coordinate = log_sigma_coordinate(process, low_time)
     times = node_times(coordinate, nodes, low_time)

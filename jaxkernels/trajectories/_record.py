@@ -156,7 +156,29 @@ class TrajectoryRecord(AbstractRecord):
         ```
         """
         sampler = check_sampler(sampler)
+        self.check_schedule(sampler, schedule)
+        times = np.asarray(schedule.times, np.float64)
+        found = in_float64(_first_order_components)(*to_float64((self, sampler, constant(times))))
+        if not np.all(np.isfinite(found)):
+            raise ValueError(
+                f"{type(sampler).__name__} has no finite error on this schedule: it divides by the "
+                f"signal, which is 0 at t_max = {times[0]:g} of {self.process}."
+            )
+        return np.sqrt(np.mean(np.asarray(found) ** 2, -1))
+
+    def check_schedule(self, sampler: AbstractSampler, schedule: Schedule) -> None:
+        """Check that the record says something of a schedule.
+
+        **Arguments:**
+
+        - `sampler`: runs the schedule.
+        - `schedule`: a traced one passes.
+
+        **Raises:** ValueError for a stochastic schedule, or one with other end times.
+        """
         check_schedule(self.process, sampler, schedule)
+        if is_traced(schedule):
+            return
         times = np.asarray(schedule.times, np.float64)
         first, last = self._span
         if not np.allclose(times[[0, -1]], (first, last), rtol=1e-5, atol=0.0):
@@ -166,13 +188,6 @@ class TrajectoryRecord(AbstractRecord):
             )
         if schedule.is_stochastic:
             raise ValueError("schedule is stochastic; a record is of deterministic trajectories.")
-        found = in_float64(_first_order_components)(*to_float64((self, sampler, constant(times))))
-        if not np.all(np.isfinite(found)):
-            raise ValueError(
-                f"{type(sampler).__name__} has no finite error on this schedule: it divides by the "
-                f"signal, which is 0 at t_max = {first:g} of {self.process}."
-            )
-        return np.sqrt(np.mean(np.asarray(found) ** 2, -1))
 
     @classmethod
     def concatenate(cls, records: Sequence["TrajectoryRecord"]) -> "TrajectoryRecord":

@@ -22,7 +22,7 @@ from ..prediction import (
     in_working_precision,
 )
 from ..processes import AbstractProcess, check_range, sigma_range
-from ..samplers import RK4
+from ..samplers import RK4, check_noise
 from ..schedules import Schedule, Step, TimeCoordinate
 from ._record import TrajectoryRecord, end_scale, node_times
 from ._spline import BLOCK, spline_fit
@@ -143,7 +143,7 @@ def follow(
     end_time = check_range(process, 1, denoiser.default_t_min if t_min is None else t_min)
     low_time = last_node(process, end_time)
     nodes = _checks.count("nodes", nodes, at_least=LEAST_NODES)
-    denoiser, x = in_working_precision(denoiser, check_noise(noise))
+    denoiser, x = in_working_precision(denoiser, check_noise(noise, at_least=2))
     batch = _checks.count("batch", batch)
     frame = _directions(x, _checks.count("directions", directions), key)
     coordinate = log_sigma_coordinate(process, low_time)
@@ -215,17 +215,6 @@ def record_nfe(trajectories: int, nodes: int, directions: int, to_zero: bool = F
     pulled_back = nodes if to_zero else nodes - 1
     backward = pulled_back * (EVALUATION + directions * VECTOR_JACOBIAN_PRODUCT)
     return trajectories * (forward + backward)
-
-
-def check_noise(noise: Float[AnyArray, "trajectories *shape"]) -> Array:
-    """Floating initial noise of at least two trajectories."""
-    x = jnp.asarray(_checks.without_torch(noise))
-    if x.ndim < 2 or x.shape[0] < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"noise has shape {x.shape}, dtype {x.dtype}; it must be floating "
-            "(trajectories >= 2, ...)."
-        )
-    return x
 
 
 def _directions(x: Array, count: int, key: Array | None) -> Float[Array, "directions *shape"]:
