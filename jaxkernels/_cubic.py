@@ -23,12 +23,13 @@ def monotone_slopes(
     """
     lengths = np.diff(points)
     slopes = np.diff(values) / lengths
-    left, right = slopes[:-1], slopes[1:]
+    left = slopes[:-1]
+    right = slopes[1:]
     weight_left = lengths[:-1] + 2.0 * lengths[1:]
     weight_right = 2.0 * lengths[:-1] + lengths[1:]
     same = np.sign(left) * np.sign(right) > 0
-    left, right = np.where(same, left, 1.0), np.where(same, right, 1.0)
-    mean = (weight_left + weight_right) / (weight_left / left + weight_right / right)
+    reciprocal = weight_left / np.where(same, left, 1.0) + weight_right / np.where(same, right, 1.0)
+    mean = (weight_left + weight_right) / np.where(same, reciprocal, 1.0)
     return np.where(same, mean, 0.0)
 
 

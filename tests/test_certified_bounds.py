@@ -957,6 +957,48 @@ def test_certified_numbers_of_steps() -> None:
     assert growth == pytest.approx(2.0, abs=0.1)
 
 
+@pytest.mark.parametrize("name", ["exponential_integrator", "exact_mean", "ddim"])
+def test_numbers_of_steps_for_data_with_a_variance_of_0(name: str) -> None:
+    """The score has no Lipschitz constant at the end; the smallest count is found all the same."""
+    data = jk.Gaussian(0.0, [1.0, 0.0])
+    process = jk.OU(t_max=4.0)
+    bounds = {}
+    for count in range(1, 9):
+        schedule = jk.Schedule(jk.schedules.uniform(process, count, 0.0).times, 1.0)
+        run = (data, process, name, schedule)
+        bounds[count] = float(certified_bound(*run, initialization="marginal").value)
+    tolerance = 1.001 * bounds[5]
+    expected = min(count for count, bound in bounds.items() if bound <= tolerance)
+    assert jk.bounds.certified_num_steps(data, process, name, tolerance) == expected
+
+
+def test_parts_of_a_bound_are_infinite_where_it_is() -> None:
+    """Not the sums over nodes of integrals that diverge; times before the last one have a bound."""
+    bounded = Assumptions(jk.OU(), 2, radius=1.0)
+    schedule = jk.Schedule([2.0, 1.0, 0.1, 0.0], 1.0)
+    bound = certified_bound(bounded, jk.OU(), "exact_mean", schedule, initialization="marginal")
+    assert np.isinf([bound.value, bound.distances[-1], bound.discretisation]).all()
+    assert np.isfinite(bound.distances[:-1]).all()
+    divergence = jk.bounds.girsanov_bound(bounded, jk.OU(), "exact_mean", schedule)
+    assert np.isinf(divergence.discretisation).tolist() == [False, False, True]
+
+
+def test_small_variances_that_differ_are_different() -> None:
+    """The largest curvature is that of the mixture, not of one component."""
+    weights = [0.5, 0.5]
+    means = np.zeros((2, 2))
+    for variances in ([[1.0, 2e-10], [1.0, 1e-10]], [[1.0, 0.0], [1.0, 1e-10]]):
+        mixture = jk.GaussianMixture(weights, means, variances)
+        known = jk.bounds.assumptions(mixture, jk.OU())
+        assert known.smoothness is None
+        turned = np.array([[0.6, -0.8], [0.8, 0.6]])
+        matrices = turned @ (np.array(variances)[:, :, None] * turned.T)
+        along = jk.GaussianMixture(weights, means, matrices)
+        assert jk.bounds.assumptions(along, jk.OU()).smoothness is None
+        equal = jk.GaussianMixture(weights, means, matrices[[1, 1]])
+        assert jk.bounds.assumptions(equal, jk.OU()).smoothness is not None
+
+
 def test_what_is_not_known_is_infinite_and_says_why() -> None:
     schedule = jk.Schedule([2.0, 1.0, 0.1, 0.0], 1.0)
     unequal = jk.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.5, 1.0])
@@ -1041,6 +1083,12 @@ def test_what_a_measured_network_shows_of_its_data() -> None:
     bound = certified_bound(known, jk.EDM(), "ddim", schedule)
     assert float(bound.value) == np.inf
     assert "measured values" in bound.reason
+    # a network's error is more than the exact one, and the Fisher information less
+    known = Assumptions(jk.OU(), 2, 3.5, denoising_error=jk.bounds.DenoisingCurve.of(losses))
+    for name in ("exact_mean", "exponential_integrator"):
+        nothing = jk.bounds.girsanov_bound(known, jk.OU(), name, jk.Schedule([2.0, 0.5, 0.1], 1.0))
+        assert float(nothing.value) == np.inf
+        assert "Fisher information from below" in nothing.reason
     bare = jk.Measurement.from_losses(jk.EDM(), sigma, error, prediction_type="x0", averaged_over=1)
     with pytest.raises(ValueError, match="distribution = None"):
         jk.bounds.assumptions(bare, jk.EDM())

@@ -8,6 +8,7 @@ r = 0 on X = x/a for all others. For a mode N(mu, lam) the score of X is -(X - m
 import functools
 from typing import NamedTuple
 
+import coupled_paths
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -763,82 +764,14 @@ def test_local_errors() -> None:
 # --- strong order on a mixture --------------------------------------------------------------------
 
 
-def _kernels(name: str, slope: jax.Array, h: float, u: jax.Array, v: jax.Array) -> jax.Array:
-    """Kernels (draws, points, particles) of the noise draws of a step, at its own times v.
-
-    `slope` is the derivative of the score at the start, u the uniform number, of every particle.
-    """
-    v = v[:, None]
-    linear = jnp.exp((h - v) / 2.0) * jnp.ones_like(slope)
-    early = jnp.where(v < h * u, 1.0, 0.0)
-    if name == "euler_maruyama":
-        return jnp.ones_like(linear)[None]
-    if name == "exponential_integrator":
-        return linear[None]
-    if name == "rem":
-        return jnp.stack([early, 1.0 - early])
-    if name == "rei":
-        return jnp.stack([jnp.exp((h * u - v) / 2.0) * early, linear * (1.0 - early)])
-    if name == "second_order":
-        return jnp.exp((0.5 + slope) * (h - v))[None]
-    riccati = slope * jnp.exp(-v) / (1.0 - slope * jnp.expm1(-v))
-    return (linear + 2.0 * jnp.sinh((h - v) / 2.0) * riccati)[None]
-
-
 @functools.cache
 def _mixture_end(name: str, steps: int) -> jax.Array:
-    """Particles of 1/2 N(+-0.6, 0.36), a log-concave density, on the same Brownian paths.
-
-    The noise of every step is the integral of its kernel over the Brownian path of the reference.
-    """
-    fine, particles = 3072, 4000
-    horizon = 2.0
+    """Particles of 1/2 N(+-0.6, 0.36), a log-concave density, on the same Brownian paths."""
     mixture = jk.GaussianMixture([0.5, 0.5], [[0.6], [-0.6]], [[0.36], [0.36]])
-    process = jk.OU(t_max=horizon)
-    predict = mixture.denoiser(process)
-    start_key, path_key, at_key = jax.random.split(jax.random.key(5), 3)
-    data = mixture.sample(start_key, particles)
-    fresh = jax.random.normal(jax.random.fold_in(start_key, 1), data.shape)
-    start = process.signal(horizon) * data + process.noise(horizon) * fresh
-    delta = horizon / fine
-    path = jnp.sqrt(delta) * jax.random.normal(path_key, (fine, particles))
-
-    def hessian(x: jax.Array, t: jax.Array) -> jax.Array:
-        def score(x: jax.Array) -> jax.Array:
-            return -predict(x, t).eps / process.noise(t)
-
-        return jax.jvp(score, (x,), (jnp.ones_like(x),))[1]
-
-    sampler = as_sampler(name)
-    block = fine // steps
-    h = horizon / steps
-    v = jnp.asarray((np.arange(block) + 0.5) * delta)
-
-    def advance(x: jax.Array, inputs: tuple) -> tuple[jax.Array, None]:
-        step, increments, key = inputs
-        # on the lattice of the path, so that it splits where the step does
-        at = jnp.round(jax.random.uniform(key, (particles,)) * block)
-        u = jnp.minimum(at, block - 1) / block
-        weights = _kernels(name, hessian(x, step.time)[:, 0], h, u, v)
-        sums = jnp.sum(weights * increments, 1)
-        sizes = jnp.sqrt(delta * jnp.sum(weights**2, 1))
-        units = jnp.where(sizes > 0, sums / jnp.where(sizes > 0, sizes, 1.0), 0.0)
-
-        def one(x: jax.Array, z: jax.Array, u: jax.Array) -> jax.Array:
-            draws = iter(z)
-            own = step._replace(uniform=u)
-
-            def noise(variance: jax.Array) -> jax.Array:
-                return jnp.sqrt(variance) * next(draws)
-
-            return sampler.step(predict, noise, process, own, x, ())[0]
-
-        return jax.vmap(one)(x, units.T[..., None], u), None
-
-    steps_ = jk.Schedule(np.linspace(horizon, 0.0, steps + 1), 1.0).steps()
-    inputs = (steps_, path.reshape(steps, block, particles), jax.random.split(at_key, steps))
-    # as arguments: constants of a hundred megabytes would be compiled
-    return jax.jit(lambda x, inputs: jax.lax.scan(advance, x, inputs)[0])(start, inputs)
+    process = jk.OU(t_max=2.0)
+    data = mixture.sample(jax.random.key(5), 4000)
+    start, path = coupled_paths.noised(data, process, 3072, jax.random.key(6))
+    return coupled_paths.ends(name, steps, mixture.denoiser(process), start, path)
 
 
 @pytest.mark.slow

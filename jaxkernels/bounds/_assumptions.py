@@ -600,7 +600,9 @@ def _constants_table(known: Assumptions) -> Table:
         else:
             rows.append((symbol, number(float(value)), status, ""))
     if known.denoising_error is not None:
-        rows.append(("denoising error", "a function", _BOUNDED, ""))
+        measured = isinstance(known.denoising_error, DenoisingCurve)
+        why_bounded = "from above, at the levels of the curve" if measured else "as it was stated"
+        rows.append(("denoising error", "a function", _BOUNDED, why_bounded))
     found = known.time_lipschitz
     for i, symbol in enumerate(("M_1", "M_2")):
         if found is None:

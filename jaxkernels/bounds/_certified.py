@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .. import _checks
 from .._derivatives import expand_at, forward_derivatives, pairwise_derivatives
@@ -104,8 +104,10 @@ def certified_bound(
 
     with drift = 0 but for "ddim", and e_0 = W2(initial distribution, p_T); then the truncation
     W2(p_0, p_(t_K)) is added. It holds for every schedule and step size, and whatever m <=
-    -Hess log p_0 <= L. Integrals over a step are Gauss-Legendre sums of 32 nodes. Without noise f =
-    g = 0, and mean_k is the error of a single step along the exact probability flow.
+    -Hess log p_0 <= L. Integrals over a step are Gauss-Legendre sums of 32 nodes, exact to 1e-7 for
+    steps of "ddim" by up to a factor of 1e4 in sigma; one by a factor of 1e9 lacks up to 2e-3 of
+    its integral. Without noise f = g = 0, and mean_k is the error of a single step along the exact
+    probability flow.
 
     **Arguments:**
 
@@ -174,22 +176,30 @@ def evaluate_bound(
     factors = SCHEMES[scheme](steps)
     initial = initial_distance(known, process, schedule.times[0], start)
     zero = jnp.zeros_like(initial)
-    distances = _propagate(recursion_of(factors), initial)
+    ancestral = jnp.all(steps.stochasticity_squared == 1.0)
+    proved = is_proved(known, scheme, steps.end, ancestral)
+    # of the padding, where constants may be infinite
+    empty = steps.time == steps.next_time
+
+    def propagated(start: Array, **parts: bool) -> Float[Array, " steps"]:
+        found = _propagate(recursion_of(factors, **parts), start, empty)
+        return jnp.where(proved, finite_or_inf(found), jnp.inf)
+
+    distances = propagated(initial)
     truncation = truncation_distance(known, process, schedule.times[-1])
-    proved = is_proved(known, scheme, steps.end[-1], jnp.all(steps.stochasticity_squared == 1.0))
     return CertifiedBound(
-        jnp.where(proved, finite_or_inf(distances[-1] + truncation), jnp.inf),
+        finite_or_inf(distances[-1] + truncation),
         jnp.concatenate([initial[None], distances]),
-        finite_or_inf(_propagate(recursion_of(factors, exact=False, score=False), initial)[-1]),
-        finite_or_inf(_propagate(recursion_of(factors, score=False), zero)[-1]),
-        finite_or_inf(_propagate(recursion_of(factors, exact=False), zero)[-1]),
+        propagated(initial, exact=False, score=False)[-1],
+        propagated(zero, score=False)[-1],
+        propagated(zero, exact=False)[-1],
         truncation,
         factors.contraction,
     )
 
 
 def is_proved(known: Assumptions, scheme: str, last: Array, ancestral: Array) -> Array:
-    """Whether the bounds on the Hessian are integrable up to the last sigma^2.
+    """Whether the bounds on the Hessian are integrable up to the last sigma^2, of any shape.
 
     A sum over nodes is finite even where the integral is not. Gaussians have exact Hessians. The
     steps are `ancestral` if all have stochasticity 1.
@@ -259,7 +269,7 @@ def bound_value(
     variables = jnp.stack([times[:-1], times[1:], *((squared,) if free else ())], 1)
     along = jax.lax.map(expanded, (variables, squared, errors)).T
     initial = initial_distance(known, known.process, times[0], start)
-    distance = _propagate(Recursion(*along), initial)[-1]
+    distance = _propagate(Recursion(*along), initial, times[1:] == times[:-1])[-1]
     truncation = truncation_distance(known, known.process, times[-1])
     steps = make_steps(known, schedule, step_errors(schedule, score_error, lipschitz))
     proved = is_proved(known, scheme, steps.end[-1], jnp.all(steps.stochasticity_squared == 1.0))
@@ -308,14 +318,17 @@ def recursion_of(factors: StepFactors, *, exact: bool = True, score: bool = True
     )
 
 
-def _propagate(along: Recursion, start: Array) -> Float[Array, " steps"]:
-    """The distance after every step."""
+def _propagate(
+    along: Recursion, start: Array, empty: Bool[Array, " steps"]
+) -> Float[Array, " steps"]:
+    """The distance after every step, of which the empty ones change nothing."""
 
-    def step(distance: Array, here: Recursion) -> tuple[Array, Array]:
-        after = advance(here, distance)
+    def step(distance: Array, inputs: tuple[Recursion, Array]) -> tuple[Array, Array]:
+        here, is_empty = inputs
+        after = jnp.where(is_empty, distance, advance(here, distance))
         return after, after
 
-    return jax.lax.scan(step, start, along)[1]
+    return jax.lax.scan(step, start, (along, empty))[1]
 
 
 def advance(along: Recursion, distance: Array) -> Array:

@@ -342,7 +342,7 @@ def first_component(mixture: GaussianMixture) -> tuple[np.ndarray, np.ndarray, b
     if mixture.bases is None or mixture.bases.ndim == 2:
         values = np.asarray(mixture.eigenvalues)
         means = np.asarray(mixture.means)
-        equal = bool(np.abs(values - values[0]).max() <= _EQUAL * values.max())
+        equal = bool(np.all(np.abs(values - values[0]) <= _EQUAL * values[0]))
         if mixture.bases is None:
             return values[0], means, equal
         outside = () if mixture.outside is None else np.asarray(mixture.outside)
@@ -351,7 +351,10 @@ def first_component(mixture: GaussianMixture) -> tuple[np.ndarray, np.ndarray, b
         return np.append(values[0], outside), along, equal
     covariances = component_covariances(mixture)
     values, basis = np.linalg.eigh(covariances[0])
-    equal = bool(np.abs(covariances - covariances[0]).max() <= _EQUAL * values[-1])
+    # in units of every axis, as a small variance may differ by a factor
+    scales = np.sqrt(np.maximum(values, 0.0))
+    differences = np.abs(basis.T @ (covariances - covariances[0]) @ basis)
+    equal = bool(np.all(differences <= _EQUAL * np.outer(scales, scales)))
     return values, np.asarray(mixture.means) @ basis, equal
 
 

@@ -25,6 +25,7 @@ from ._certified import (
     scheme_name,
     step_errors,
 )
+from ._denoising_curve import DenoisingCurve
 from ._step_factors import Nodes, Steps, denoised_rate
 
 
@@ -71,7 +72,8 @@ def girsanov_bound(
     By Girsanov's theorem and the data processing inequality it is at most KL(p_T || initial) plus
     half the integral of E|drift of the reverse SDE - drift of the sampler|^2 along the exact
     process. Frozen scores and denoised points are martingales up to a factor, so that this is
-    exact. With w = sigma^2, from w_0 to w_1 in a step, and mmse(w) the denoising error,
+    exact. With w = sigma^2, from w_0 to w_1 in a step, mmse(w) the denoising error, and
+    J(w) = d/w - mmse(w)/w^2 the Fisher information,
 
         exact_mean:              1/2 int (w - w_1) E|H|_F^2 dw + 1/2 (1 - e^-h) eps^2
         exponential_integrator:  the first term + 1/2 int_0^h ((1 - e^(-v/2)) sqrt J + eps)^2 dv
@@ -79,7 +81,9 @@ def girsanov_bound(
                                  + 1/2 (1/w_1 - 1/w_0) (a w_0 eps)^2
 
     with H the Hessian of log q_w. No Lipschitz constant is needed where the data's denoising error
-    is known; else E|H|_F^2 is bounded by the curvature. Without initial error,
+    is known; else E|H|_F^2 is bounded by the curvature. From a `DenoisingCurve`, of a network or at
+    some levels, that of "ddim" is as good as the curve: a bound where it is the exact denoiser's.
+    The other two are infinite then, as J is at least what it says. Without initial error,
     KL(p_T || N(0, P I)) <= (a^2 E|X_0|^2 / P + d (s^2 / P - 1 - log(s^2 / P))) / 2.
 
     **Arguments:**
@@ -118,7 +122,7 @@ def girsanov_bound(
     bound = evaluate_girsanov(known, schedule, scheme, start, score_error)
     if is_traced(bound) or bool(np.isfinite(bound.value)):
         return bound
-    reason = explain_girsanov(bound)
+    reason = explain_girsanov(bound, known, scheme)
     return dataclasses.replace(bound, reason=reason)
 
 
@@ -131,13 +135,19 @@ def evaluate_girsanov(
     steps = make_steps(known, schedule, errors)
     exact, error = GIRSANOV[scheme](steps)
     initial = initial_divergence(known, known.process, schedule.times[0], start)
+    exact = jnp.where(is_divergence_proved(known, scheme, steps.end), finite_or_inf(exact), jnp.inf)
     total = initial + jnp.sum(exact) + jnp.sum(error)
-    proved = is_divergence_proved(known, steps.end[-1])
-    return GirsanovBound(jnp.where(proved, finite_or_inf(total), jnp.inf), initial, exact, error)
+    return GirsanovBound(finite_or_inf(total), initial, exact, error)
 
 
-def is_divergence_proved(known: Assumptions, last: Array) -> Array:
-    """Whether the integral of E|H|^2 is finite up to the last sigma^2, as a sum always is."""
+def is_divergence_proved(known: Assumptions, scheme: str, last: Array) -> Array:
+    """Whether the integral of E|H|^2 is finite up to the last sigma^2, as a sum always is.
+
+    A curve that is at least the denoising error, or is it at some levels alone, gives at most the
+    Fisher information of a frozen score.
+    """
+    if isinstance(known.denoising_error, DenoisingCurve) and scheme != "ddim":
+        return jnp.zeros_like(last, bool)
     if known.denoising_error is not None:
         return last > 0
     m, top = curvature_interval(known, last, last, 0.0)
@@ -223,8 +233,13 @@ def initial_divergence(
     return 0.5 * (pull + known.dim * excess)
 
 
-def explain_girsanov(bound: GirsanovBound) -> str:
+def explain_girsanov(bound: GirsanovBound, known: Assumptions, scheme: str) -> str:
     """Why a bound is infinite."""
+    if isinstance(known.denoising_error, DenoisingCurve) and scheme != "ddim":
+        return (
+            "a denoising error of a network, or at some levels, bounds the exact one from above, "
+            "and the Fisher information from below; use ddim with stochasticity 1"
+        )
     if not np.isfinite(bound.initialization):
         return "the initial distribution has no density where the noise is 0"
     if not np.all(np.isfinite(np.asarray(bound.score_error))):

@@ -145,7 +145,8 @@ class BoundCertifiedError(AbstractBoundObjective):
         given = self.certificate
         if given.metric == "kl":
             run = (given.known, schedule, given.scheme, given.initialization)
-            return f"For the bound: {explain_girsanov(evaluate_girsanov(*run, given.score_error))}."
+            bound = evaluate_girsanov(*run, given.score_error)
+            return f"For the bound: {explain_girsanov(bound, given.known, given.scheme)}."
         errors = step_errors(schedule, given.score_error, given.error_lipschitz)
         return f"For the bound: {explain(given.known, given.scheme, schedule, errors)}."
 

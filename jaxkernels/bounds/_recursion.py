@@ -239,7 +239,8 @@ class CertifiedRecursion(AbstractCoordinateObjective):
         known = self.certificate.known
         end = times[-1]
         if self.certificate.metric == "kl":
-            proved = is_divergence_proved(known, known.process.sigma(end) ** 2)
+            last_level = known.process.sigma(end) ** 2
+            proved = is_divergence_proved(known, self.certificate.scheme, last_level)
             return jnp.where(proved, finite_or_inf(last), jnp.inf)
         if self.squared is None:
             ancestral = jnp.zeros((), bool)

@@ -49,8 +49,9 @@ class Evaluation(eqx.Module):
     - `nfe`: number of network evaluations, as many in every step. Those that a last step to
       sigma = 0 leaves out count too; `samplers.sampling_nfe` does not count them.
     - `lower_bound`: whether the samples of a randomised sampler are a mixture of Gaussians, not one
-      Gaussian. Moments are exact all the same; `w2_squared` and `reverse_kl` are then lower bounds,
-      those of Gaussians with the same mean and variance in every mode, and `kl` is that of these.
+      Gaussian. Moments are exact all the same; `w2_squared`, `reverse_kl`, `local_w2_squared` and
+      what `error_budget` adds up to are then lower bounds, those of Gaussians with the same mean
+      and variance in every mode, and `kl` is that of these.
 
     **Example:**
 

@@ -58,7 +58,8 @@ def theorem_1(
 
     **Arguments:**
 
-    - `known`: the constants of the data.
+    - `known`: the constants of the data. Its process plays no part: the theorem is for that of
+      Ornstein and Uhlenbeck of rate 1, whose time `horizon` and `step` are.
     - `scheme`: "euler_maruyama" or "exponential_integrator".
     - `horizon`, `step`, `score_error`: T > 0, h > 0 and eps >= 0, numbers that may be traced.
 

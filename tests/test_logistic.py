@@ -1,0 +1,130 @@
+"""The posterior of a penalised logistic regression, a log-concave density that is no Gaussian.
+
+Two parameters theta of eight labelled points with
+
+    log p_0 = -|theta|^2 / 2 - mean log(1 + exp(-y x.theta)) + constant.
+
+Its score under an OU process is an expectation over theta given x, which has the density N(c, 1/P)
+times the likelihood, P = 1 + a^2 / s^2 and c = a x / (s^2 P), by Gauss-Hermite quadrature.
+"""
+
+import functools
+
+import coupled_paths
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+import jaxkernels as jk
+
+FEATURES = np.array([[2.0 * np.cos(i), 2.0 * np.sin(2.0 * i)] for i in range(1, 9)])
+LABELS = np.sign(np.cos(np.arange(1, 9)) + 0.5 * np.sin(np.arange(1, 9)))
+PROCESS = jk.OU(t_max=2.0)
+
+
+def log_density(theta: Array) -> Array:
+    """Up to a constant; theta (..., 2)."""
+    margins = LABELS * (theta @ FEATURES.T)
+    return -0.5 * jnp.sum(theta**2, -1) - jnp.mean(jnp.logaddexp(0.0, -margins), -1)
+
+
+def quadrature(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes (count^2, 2) and logs of weights of the standard normal distribution."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+    points = np.stack(np.meshgrid(nodes, nodes, indexing="ij"), -1).reshape(-1, 2)
+    logs = np.log(weights)
+    return points, np.add.outer(logs, logs).ravel()
+
+
+def score(x: Array, t: Array, count: int = 14) -> Array:
+    """E[grad log p_0(theta) | x] / a, for x (..., 2) and a scalar t > 0.
+
+    Nothing is divided by s^2: as t -> 0 the score of the data is left.
+    """
+    points, logs = quadrature(count)
+    a = PROCESS.signal(t)
+    precision = 1.0 + (a / PROCESS.noise(t)) ** 2
+    center = a * x / (PROCESS.noise(t) ** 2 * precision)
+    theta = center[..., None, :] + points / jnp.sqrt(precision)
+    weights = jax.nn.softmax(logs + log_density(theta) + 0.5 * jnp.sum(theta**2, -1), -1)
+    slopes = jax.grad(lambda theta: jnp.sum(log_density(theta)))(theta)
+    return jnp.einsum("...n,...nd->...d", weights, slopes) / a
+
+
+def test_its_moments_by_quadrature() -> None:
+    """Known from an independent computation; and the bounds that need no quadrature hold."""
+    grid = np.linspace(-9.0, 9.0, 721)
+    theta = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1)
+    mass = np.exp(np.asarray(log_density(jnp.asarray(theta))))
+    total = mass.sum() * (grid[1] - grid[0]) ** 2
+    assert np.log(total) == pytest.approx(0.892675725, abs=1e-8)
+    mass /= mass.sum()
+    mean = np.einsum("ij,ijd->d", mass, theta)
+    covariance = np.einsum("ij,ijd,ije->de", mass, theta - mean, theta - mean)
+    np.testing.assert_allclose(mean, [0.300995684, 0.004080033], atol=1e-8)
+    expected = [[0.792581309, -0.027036928], [-0.027036928, 0.757685333]]
+    np.testing.assert_allclose(covariance, expected, atol=1e-8)
+    known = jk.bounds.Assumptions.of_logistic_regression(jk.OU(), FEATURES, LABELS, 1.0)
+    assert mean @ mean + np.trace(covariance) <= float(known.second_moment)
+
+
+def test_its_score_is_the_gradient_of_the_noised_density() -> None:
+    """By a sum over a grid of the data, at three times."""
+    grid = np.linspace(-7.0, 7.0, 281)
+    theta = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2)
+    mass = np.exp(np.asarray(log_density(jnp.asarray(theta))))
+    points = np.array([[0.5, -1.0], [-1.5, 0.3]])
+    for t in (0.2, 0.5, 2.0):
+        a, s = float(PROCESS.signal(t)), float(PROCESS.noise(t))
+        weights = mass * np.exp(-0.5 * np.sum((points[:, None] - a * theta) ** 2, -1) / s**2)
+        mean = weights @ theta / weights.sum(1, keepdims=True)
+        expected = (a * mean - points) / s**2
+        found = score(jnp.asarray(points), jnp.asarray(t), 30)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+        # the nodes that the samplers below are run with
+        few = score(jnp.asarray(points), jnp.asarray(t))
+        np.testing.assert_allclose(few, expected, atol=1e-4)
+
+
+def samples(count: int) -> Array:
+    """Exact draws, by rejection of draws of the prior."""
+    draw_key, keep_key = jax.random.split(jax.random.key(0))
+    theta = jax.random.normal(draw_key, (8 * count, 2))
+    chance = jnp.exp(log_density(theta) + 0.5 * jnp.sum(theta**2, -1))
+    kept = theta[jax.random.uniform(keep_key, (8 * count,)) < chance]
+    assert len(kept) >= count
+    return kept[:count]
+
+
+@functools.cache
+def _end(name: str, steps: int) -> Array:
+    denoiser = jk.Denoiser(score, PROCESS, "score")
+    start, path = coupled_paths.noised(samples(1500), PROCESS, 768, jax.random.key(1))
+    return coupled_paths.ends(name, steps, denoiser, start, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("euler_maruyama", (0.1461, 0.07125, 0.0346)),
+        ("exponential_integrator", (0.2599, 0.1232, 0.0590)),
+        ("rem", (0.1686, 0.0796, 0.0390)),
+        ("rei", (0.3256, 0.1451, 0.0695)),
+        ("second_order", (0.01117, 0.003396, 0.001035)),
+        ("tweedie", (0.00744, 0.002485, 0.000840)),
+    ],
+)
+def test_strong_errors_are_the_known_ones(name: str, expected: tuple[float, ...]) -> None:
+    """6, 12 and 24 steps, from 6000 particles of an independent computation; and certified."""
+    known = jk.bounds.Assumptions.of_logistic_regression(PROCESS, FEATURES, LABELS, 1.0)
+    reference = _end("tweedie", 192)
+    for steps, value in zip((6, 12, 24), expected, strict=True):
+        error = float(jnp.sqrt(jnp.mean(jnp.sum((_end(name, steps) - reference) ** 2, -1))))
+        assert error == pytest.approx(value, rel=0.06)
+        schedule = jk.Schedule(np.linspace(2.0, 0.0, steps + 1), 1.0)
+        run = (known, PROCESS, name, schedule)
+        bound = jk.bounds.certified_bound(*run, initialization="marginal")
+        assert error < float(bound.value)
