@@ -7,7 +7,7 @@ their Brownian motion, so that the second moments of D = Y - X follow from integ
 import functools
 import re
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -324,6 +324,25 @@ def test_bounds_hold_on_random_gaussians(
     record_property("median, largest", (float(np.median(found)), float(found.max())))
     print(f"{name} {known.__name__}: median {np.median(found):.3f}, largest {found.max():.5f}")
     assert found.max() > 0.5
+
+
+@pytest.mark.parametrize(
+    "process", [jk.VP(), jk.CosineVP(t_max=0.99), jk.DiscreteVP.scaled_linear()]
+)
+@pytest.mark.parametrize("name", ["exponential_integrator", "rem"])
+def test_bounds_are_of_noise_levels_alone(process: jk.AbstractProcess, name: str) -> None:
+    """Of every variance-preserving process that of OU at the same levels; above the exact W2."""
+    target = jk.Gaussian([1.0, 0.0, -0.5], [0.3, 1.0, 2.5])
+    taus = np.array([2.0, 1.2, 0.5, 0.1, 0.02])
+    options: dict[str, Any] = {"score_error": [0.1, 0.2, 0.0, 0.3], "initialization": "marginal"}
+    expected = certified_bound(target, jk.OU(), name, jk.Schedule(taus, 1.0), **options)
+    schedule = jk.Schedule(process.time_at_sigma(np.sqrt(np.expm1(taus))), 1.0)
+    found = certified_bound(target, process, name, schedule, **options)
+    np.testing.assert_allclose(found.distances, expected.distances, rtol=1e-6)
+    assert float(found.value) == pytest.approx(float(expected.value), rel=1e-6)
+    exact = certified_bound(target, process, name, schedule, initialization="marginal")
+    run = jk.evaluate_schedule(target, process, name, schedule, initialization="marginal")
+    assert 0.0 < float(run.w2) < float(exact.value)
 
 
 def draw_extreme_instances(seed: int, count: int) -> Instances:
