@@ -492,7 +492,7 @@ def uniform_bounds(known: Assumptions, name: str, counts, horizon: float = 2.0) 
     ],
 )
 def test_bounds_of_a_logistic_posterior(name: str, value: float, order: float) -> None:
-    """T = 2, 24 steps, exact start, from an independent computation; all above measured errors."""
+    """T = 2, 24 steps, exact start, from an independent computation; all above strong errors."""
     known = logistic(SECOND_MOMENT)
     found = uniform_bounds(known, name, (24, 192, 384))
     assert found[0] == pytest.approx(value, rel=6e-3)
@@ -506,7 +506,7 @@ def test_bounds_of_a_logistic_posterior(name: str, value: float, order: float) -
         "second_order": 0.001035,
         "tweedie": 0.00084,
     }
-    assert value > measured[name]
+    assert found[0] > measured[name]
 
 
 def test_bounds_of_one_mode_have_known_values() -> None:

@@ -107,23 +107,29 @@ def _end(name: str, steps: int) -> Array:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "expected", "least"),
     [
-        ("euler_maruyama", (0.1461, 0.07125, 0.0346)),
-        ("exponential_integrator", (0.2599, 0.1232, 0.0590)),
-        ("rem", (0.1686, 0.0796, 0.0390)),
-        ("rei", (0.3256, 0.1451, 0.0695)),
-        ("second_order", (0.01117, 0.003396, 0.001035)),
-        ("tweedie", (0.00744, 0.002485, 0.000840)),
+        ("euler_maruyama", (0.1461, 0.07125, 0.0346), 0.94),
+        ("exponential_integrator", (0.2599, 0.1232, 0.0590), 0.94),
+        ("second_order", (0.01117, 0.003396, 0.001035), 0.94),
+        ("rem", (0.1686, 0.0796, 0.0390), 0.67),
+        ("rei", (0.3256, 0.1451, 0.0695), 0.67),
+        ("tweedie", (0.00744, 0.002485, 0.000840), 0.67),
     ],
 )
-def test_strong_errors_are_the_known_ones(name: str, expected: tuple[float, ...]) -> None:
-    """6, 12 and 24 steps, from 6000 particles of an independent computation; and certified."""
+def test_strong_errors_are_the_known_ones(
+    name: str, expected: tuple[float, ...], least: float
+) -> None:
+    """6, 12 and 24 steps, from 6000 particles of an independent computation; and certified.
+
+    That one drew the noise of midpoints, and of "tweedie", from the integrals of e^(L v) over whole
+    steps. Here they follow the path within the step, and end up closer to the reference.
+    """
     known = jk.bounds.Assumptions.of_logistic_regression(PROCESS, FEATURES, LABELS, 1.0)
     reference = _end("tweedie", 192)
     for steps, value in zip((6, 12, 24), expected, strict=True):
         error = float(jnp.sqrt(jnp.mean(jnp.sum((_end(name, steps) - reference) ** 2, -1))))
-        assert error == pytest.approx(value, rel=0.06)
+        assert least * value < error < 1.06 * value
         schedule = jk.Schedule(np.linspace(2.0, 0.0, steps + 1), 1.0)
         run = (known, PROCESS, name, schedule)
         bound = jk.bounds.certified_bound(*run, initialization="marginal")
