@@ -102,7 +102,7 @@ class RoutingRecord(eqx.Module):
         times, or evaluations that were not recorded.
         """
         sampler = check_switching_sampler(sampler)
-        self.trajectories.check_schedule(sampler, schedule)
+        self.trajectories.check_predicts(sampler, schedule)
         rows = self.check(evaluations, schedule.num_steps) - 1
         costs = step_costs(self, sampler, jnp.asarray(schedule.times))
         return jnp.sum(costs[rows, np.arange(len(rows))])
@@ -150,7 +150,7 @@ class RoutingRecord(eqx.Module):
         **Raises:** ValueError as `switching_error`.
         """
         sampler = check_switching_sampler(sampler)
-        self.trajectories.check_schedule(sampler, schedule)
+        self.trajectories.check_predicts(sampler, schedule)
         mean_flow = bind_record(self.trajectories, sampler)(schedule)
         scale = jnp.asarray(self.trajectories.scale, schedule.times.dtype)
         return (mean_flow * scale) ** 2 + self.switching_error(sampler, schedule, evaluations)
@@ -419,7 +419,7 @@ def split_evaluations(
     """
     budget = _checks.count("budget", budget, at_least=schedule.num_steps)
     sampler = check_switching_sampler(sampler)
-    record.trajectories.check_schedule(sampler, schedule)
+    record.trajectories.check_predicts(sampler, schedule)
     costs = np.asarray(step_costs(record, sampler, jnp.asarray(schedule.times)), np.float64)
     sizes = np.array([*range(1, len(costs)), record.num_experts])
     # least cost of the steps so far, by the evaluations left for them

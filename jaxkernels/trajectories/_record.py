@@ -156,7 +156,7 @@ class TrajectoryRecord(AbstractRecord):
         ```
         """
         sampler = check_sampler(sampler)
-        self.check_schedule(sampler, schedule)
+        self.check_predicts(sampler, schedule)
         times = np.asarray(schedule.times, np.float64)
         found = in_float64(_first_order_components)(*to_float64((self, sampler, constant(times))))
         if not np.all(np.isfinite(found)):
@@ -166,7 +166,7 @@ class TrajectoryRecord(AbstractRecord):
             )
         return np.sqrt(np.mean(np.asarray(found) ** 2, -1))
 
-    def check_schedule(self, sampler: AbstractSampler, schedule: Schedule) -> None:
+    def check_predicts(self, sampler: AbstractSampler, schedule: Schedule) -> None:
         """Check that the record says something of a schedule.
 
         **Arguments:**
