@@ -1097,10 +1097,16 @@ def test_what_a_measured_network_shows_of_its_data() -> None:
     assert "measured values" in bound.reason
     # a network's error is more than the exact one, and the Fisher information less
     known = Assumptions(jk.OU(), 2, 3.5, denoising_error=jk.bounds.DenoisingCurve.of(losses))
+    constants: dict[str, Any] = {"convexity": 0.5, "smoothness": 2.0}
+    convex = Assumptions(jk.OU(), 2, 3.5, **constants)
+    both = Assumptions(jk.OU(), 2, 3.5, **constants, denoising_error=known.denoising_error)
     for name in ("exact_mean", "exponential_integrator"):
-        nothing = jk.bounds.girsanov_bound(known, jk.OU(), name, jk.Schedule([2.0, 0.5, 0.1], 1.0))
+        run = (jk.OU(), name, jk.Schedule([2.0, 0.5, 0.1], 1.0))
+        nothing = jk.bounds.girsanov_bound(known, *run)
         assert float(nothing.value) == np.inf
         assert "Fisher information from below" in nothing.reason
+        bounds = [float(jk.bounds.girsanov_bound(of, *run).value) for of in (both, convex)]
+        assert bounds[0] == bounds[1] < np.inf
     bare = jk.Measurement.from_losses(jk.EDM(), sigma, error, prediction_type="x0", averaged_over=1)
     with pytest.raises(ValueError, match="distribution = None"):
         jk.bounds.assumptions(bare, jk.EDM())

@@ -229,6 +229,12 @@ class Assumptions(eqx.Module):
         return self.spectrum is not None and self.separations is None
 
     @property
+    def exact_denoising_error(self) -> Curve | None:
+        """The denoising error, if it is not a `DenoisingCurve`, which is at least the exact one."""
+        curve = self.denoising_error
+        return None if isinstance(curve, DenoisingCurve) else curve
+
+    @property
     def time_lipschitz(self) -> tuple[float, float] | None:
         """M_1 and M_2 of the published theorems for OU of rate 1, if the data are Gaussian.
 
@@ -387,8 +393,9 @@ def fisher(known: Assumptions, w: Array) -> Array:
     if known.spectrum is not None:
         # exact for one component; the Fisher information is convex
         return once_per_point(_sum_of_precisions, w, *_modes(known))
-    if known.denoising_error is not None:
-        return known.dim * _reciprocal(w) - known.denoising_error(w) * _reciprocal(w) ** 2
+    curve = known.exact_denoising_error
+    if curve is not None:
+        return known.dim * _reciprocal(w) - curve(w) * _reciprocal(w) ** 2
     return known.dim * curvature_interval(known, w, w, 0.0)[1]
 
 

@@ -83,7 +83,7 @@ def girsanov_bound(
     with H the Hessian of log q_w. No Lipschitz constant is needed where the data's denoising error
     is known; else E|H|_F^2 is bounded by the curvature. From a `DenoisingCurve`, of a network or at
     some levels, that of "ddim" is as good as the curve: a bound where it is the exact denoiser's.
-    The other two are infinite then, as J is at least what it says. Without initial error,
+    The other two do not use it, as J is at least what it says. Without initial error,
     KL(p_T || N(0, P I)) <= (a^2 E|X_0|^2 / P + d (s^2 / P - 1 - log(s^2 / P))) / 2.
 
     **Arguments:**
@@ -141,14 +141,9 @@ def evaluate_girsanov(
 
 
 def is_divergence_proved(known: Assumptions, scheme: str, last: Array) -> Array:
-    """Whether the integral of E|H|^2 is finite up to the last sigma^2, as a sum always is.
-
-    A curve that is at least the denoising error, or is it at some levels alone, gives at most the
-    Fisher information of a frozen score.
-    """
-    if isinstance(known.denoising_error, DenoisingCurve) and scheme != "ddim":
-        return jnp.zeros_like(last, bool)
-    if known.denoising_error is not None:
+    """Whether the integral of E|H|^2 is finite up to the last sigma^2, as a sum always is."""
+    curve = known.denoising_error if scheme == "ddim" else known.exact_denoising_error
+    if curve is not None:
         return last > 0
     m, top = curvature_interval(known, last, last, 0.0)
     return jnp.isfinite(m) & jnp.isfinite(top)
@@ -213,7 +208,7 @@ GIRSANOV: dict[str, Callable[[Steps], tuple[Array, Array]]] = {
 def _frozen_score(steps: Steps, nodes: Nodes) -> Array:
     """Half of int (w - w_1) E|H|_F^2 dw = int (J(w) - J(w_0)) dw."""
     known = steps.known
-    if known.denoising_error is None:
+    if known.exact_denoising_error is None:
         square = mean_square(known, lambda x, w: x, nodes.w, nodes.w, 0.0)
         return 0.5 * jnp.sum(nodes.above_end * square * nodes.weight, -1)
     change = fisher(known, nodes.w) - fisher(known, steps.start)[:, None]
@@ -238,7 +233,8 @@ def explain_girsanov(bound: GirsanovBound, known: Assumptions, scheme: str) -> s
     if isinstance(known.denoising_error, DenoisingCurve) and scheme != "ddim":
         return (
             "a denoising error of a network, or at some levels, bounds the exact one from above, "
-            "and the Fisher information from below; use ddim with stochasticity 1"
+            "and the Fisher information from below; state the convexity and smoothness too, or use "
+            "ddim with stochasticity 1"
         )
     if not np.isfinite(bound.initialization):
         return "the initial distribution has no density where the noise is 0"
