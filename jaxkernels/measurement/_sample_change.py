@@ -52,6 +52,7 @@ from ..samplers import (
     check_schedule,
     drawing_key,
     sampling_nfe,
+    split_key,
     take_step,
 )
 from ..schedules import Schedule, Step
@@ -272,7 +273,7 @@ def _derivatives(
     denoiser = denoiser.astype(x.dtype)
     other = other.astype(x.dtype)
     schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
-    keys = None if key is None else jax.random.split(key, schedule.num_steps)
+    keys = split_key(key, schedule.num_steps)
     steps = schedule.steps(sampler.history_steps)
 
     def run(shares: Float[Array, " steps"]) -> Array:

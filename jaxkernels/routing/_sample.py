@@ -18,6 +18,8 @@ from ..samplers import (
     check_finite,
     check_noise,
     check_schedule,
+    drawing_key,
+    split_key,
     take_step,
 )
 from ..schedules import Schedule, Step
@@ -135,8 +137,9 @@ def sample(
     schedule = check_schedule(experts.process, sampler, schedule)
     noise = check_noise(noise)
     _check_run(experts, policy, schedule, key, log_rates)
+    drawing = drawing_key(sampler, schedule, key)
     key = jax.random.key(0) if key is None else key
-    run = (experts, policy, sampler, schedule, key, noise, restart, log_rates)
+    run = (experts, policy, sampler, schedule, (key, drawing), noise, restart, log_rates)
     points, counts, finite = _run(*run)
     check_finite(finite, noise, schedule)
     per_step = sampler.nfe_per_step if policy.reselects and log_rates is None else 1
@@ -176,22 +179,25 @@ def _run(
     policy: AbstractPolicy,
     sampler: AbstractSampler,
     schedule: Schedule,
-    key: Array,
+    keys: tuple[Array, Array | None],
     x: Array,
     restart: bool,
     log_rates: LogRates | None,
 ) -> tuple[Array, Int[Array, "steps experts"], Bool[Array, " steps"]]:
-    """The last x, rows per step and expert, and whether x is finite after every step."""
+    """The last x, rows per step and expert, and whether x is finite after every step.
+
+    `keys` are those of the policy and of the sampler's noise; None of a run that draws none.
+    """
     given = x.dtype
     _, x = in_working_precision(experts, x)
     experts = experts.astype(given).astype(x.dtype)
     schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
 
     def step(
-        state: tuple[Array, PyTree, _Routing | None], inputs: tuple[Step, Array]
+        state: tuple[Array, PyTree, _Routing | None], inputs: tuple[Step, Array, Array | None]
     ) -> tuple[tuple[Array, PyTree, _Routing | None], tuple[Array, Array]]:
         x, history, routing = state
-        step, key = inputs
+        step, key, drawing = inputs
         selected, counts, routing = _select(experts, policy, x, step, key, routing)
 
         def predict(x: Array, t: Array) -> Prediction:
@@ -201,7 +207,7 @@ def _run(
             return routed_prediction(experts, again, x, t)
 
         age = routing.age if restart and routing is not None else None
-        run = (sampler, predict, experts.process, step, key, x, history)
+        run = (sampler, predict, experts.process, step, drawing, x, history)
         new, history = _take_step(age, *run)
         if routing is not None and log_rates is not None:
             routing = _integrate(log_rates, routing, step, x, new)
@@ -209,7 +215,10 @@ def _run(
 
     routing = _init_routing(experts, policy, x, schedule.times[0], log_rates is not None)
     start = (x, sampler.init_history(x), routing)
-    steps = (schedule.steps(sampler.history_steps), jax.random.split(key, schedule.num_steps))
+    # of the policy, and of the noise if there is any
+    policy_keys = jax.random.split(keys[0], schedule.num_steps)
+    noise_keys = split_key(keys[1], schedule.num_steps)
+    steps = (schedule.steps(sampler.history_steps), policy_keys, noise_keys)
     (last, _, _), (counts, finite) = jax.lax.scan(step, start, steps)
     return last.astype(given), counts, finite
 
@@ -282,7 +291,7 @@ def _take_step(
     predict: Predict,
     process: AbstractProcess,
     step: Step,
-    key: Array,
+    key: Array | None,
     x: Array,
     history: PyTree,
 ) -> tuple[Array, PyTree]:

@@ -54,6 +54,7 @@ from ._run import (
     run_schedule as run_schedule,
     sample as sample,
     sample_concrete as sample_concrete,
+    split_key as split_key,
     take_step as take_step,
 )
 from ._runge_kutta import (

@@ -158,6 +158,26 @@ def drawing_key(
     return jax.random.key(0) if key is None else key
 
 
+def split_key(key: PRNGKeyArray | Array | None, count: int) -> Array | None:
+    """Split the random key of a run into those of its samples or steps.
+
+    **Arguments:**
+
+    - `key`: of `drawing_key`.
+    - `count`: how many.
+
+    **Returns:** the keys, or None for a run that draws nothing.
+
+    **Example:**
+
+    ```python
+    >>> jk.samplers.split_key(jax.random.key(0), 3).shape
+    (3,)
+    ```
+    """
+    return None if key is None else jax.random.split(key, count)
+
+
 def check_noise(
     noise: Float[AnyArray, "batch *shape"], at_least: int = 0
 ) -> Float[Array, "batch *shape"]:
@@ -301,7 +321,7 @@ def _run(
         return jnp.squeeze(points, -x.ndim), finite
 
     if sampler.randomised or sampler.forms_jacobian:
-        keys = _split(key, x.shape[0])
+        keys = split_key(key, x.shape[0])
         points, finite = jax.vmap(alone, out_axes=(-x.ndim, 0))(x, keys)
         return points.astype(given), jnp.all(finite, 0)
     points, finite = _batch(denoiser, sampler, schedule, key, x, trajectory, num_steps)
@@ -324,7 +344,7 @@ def _batch(
         new, history = take_step(sampler, denoiser, denoiser.process, step, key, *carry)
         return (new, history), (new if trajectory else None, jnp.all(jnp.isfinite(new)))
 
-    keys = _split(key, schedule.num_steps)
+    keys = split_key(key, schedule.num_steps)
     start = (x, sampler.init_history(x))
     steps = schedule.steps(sampler.history_steps)
     if num_steps is not None:
@@ -332,11 +352,6 @@ def _batch(
         return _first_steps(step, start, (steps, keys))
     (last, _), (path, finite) = jax.lax.scan(step, start, (steps, keys))
     return (last if path is None else jnp.concatenate([x[None], path])), finite
-
-
-def _split(key: Array | None, count: int) -> Array | None:
-    """Keys of samples or steps; None of a run that draws nothing."""
-    return None if key is None else jax.random.split(key, count)
 
 
 def _first_steps(
