@@ -607,8 +607,8 @@ def _constants_table(known: Assumptions) -> Table:
         else:
             rows.append((symbol, number(float(value)), status, ""))
     if known.denoising_error is not None:
-        measured = isinstance(known.denoising_error, DenoisingCurve)
-        why_bounded = "from above, at the levels of the curve" if measured else "as it was stated"
+        stated = known.exact_denoising_error is not None
+        why_bounded = "as it was stated" if stated else "from above, at the levels of the curve"
         rows.append(("denoising error", "a function", _BOUNDED, why_bounded))
     found = known.time_lipschitz
     for i, symbol in enumerate(("M_1", "M_2")):

@@ -25,7 +25,6 @@ from ._certified import (
     scheme_name,
     step_errors,
 )
-from ._denoising_curve import DenoisingCurve
 from ._step_factors import Nodes, Steps, denoised_rate
 
 
@@ -230,16 +229,16 @@ def initial_divergence(
 
 def explain_girsanov(bound: GirsanovBound, known: Assumptions, scheme: str) -> str:
     """Why a bound is infinite."""
-    if isinstance(known.denoising_error, DenoisingCurve) and scheme != "ddim":
+    if not np.isfinite(bound.initialization):
+        return "the initial distribution has no density where the noise is 0"
+    if not np.all(np.isfinite(np.asarray(bound.score_error))):
+        return "the score error adds an infinite divergence"
+    if scheme != "ddim" and known.denoising_error is not known.exact_denoising_error:
         return (
             "a denoising error of a network, or at some levels, bounds the exact one from above, "
             "and the Fisher information from below; state the convexity and smoothness too, or use "
             "ddim with stochasticity 1"
         )
-    if not np.isfinite(bound.initialization):
-        return "the initial distribution has no density where the noise is 0"
-    if not np.all(np.isfinite(np.asarray(bound.score_error))):
-        return "the score error adds an infinite divergence"
     return (
         "the steps add an infinite divergence: stop at t_min > 0, or state the convexity and "
         "smoothness, or the denoising error"
