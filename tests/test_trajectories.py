@@ -562,7 +562,7 @@ def test_splines_are_exact_for_cubics() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"noise": NOISE[:1]}, "n >= 2"),
+        ({"noise": NOISE[:1]}, r"noise has shape \(1, .*\); it must be \(n, \.\.\.\) with n >= 2"),
         ({"nodes": 3}, "nodes = 3 must be at least 8"),
         ({"directions": 0}, "directions = 0 must be at least 1"),
         ({"t_min": 2.0}, "t_min"),
