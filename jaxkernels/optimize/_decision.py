@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .._progress import Progress
-from ..comparison import Reference, compare_to
+from ..comparison import Comparison, Reference, compare_to
 from ..samplers import AbstractSampler
 from ._candidates import Candidate, by_label
 
@@ -16,9 +16,10 @@ _ROUNDING = 1e-9
 
 
 class Decision(NamedTuple):
-    """A network on the trajectories that decide, and how much each counts; made by `on_few`."""
+    """A network on the trajectories that decide, which, and how much each counts, by `on_few`."""
 
     network: Reference
+    rows: Int[np.ndarray, " n"]
     weights: Float[np.ndarray, " n"]
 
     @classmethod
@@ -41,29 +42,74 @@ class Decision(NamedTuple):
         squared = np.sum((network.ends - network.ends.mean(0)) ** 2, 1)
         rows, chances = _draw(1.0 / len(squared) + squared / squared.sum(), count)
         weights = 1.0 / chances
-        return cls(network.take(rows), weights / weights.sum())
+        return cls(network.take(rows), rows, weights / weights.sum())
 
     def between(
-        self, finalists: Sequence[Candidate], sampler: AbstractSampler, line: Progress
+        self,
+        finalists: Sequence[Candidate],
+        sampler: AbstractSampler,
+        predicted: Comparison,
+        line: Progress,
     ) -> tuple[Candidate, int]:
         """Find the candidate with the lowest errors on the network, typical and large.
 
-        By the geometric mean of the geometric mean and the root mean square, whose differences
-        between candidates few samples tell; those of the sliced distance they do not.
+        By a score S, the log of the geometric mean times the root mean square; differences of the
+        sliced distance few samples do not tell. Few samples alone say little of S, and a model has
+        errors of its own. With both,
 
-        **Arguments:** `finalists`; `sampler` and `line` as for `compare_to`.
+            S = S of the model, all trajectories + w (S of the network - S of the model, on the few)
+
+        is the ratio estimate of sampling theory for w = 1 and the model's word for w = 0. What the
+        model errs by, log(error of the network / error of the model), is a table of candidates by
+        trajectories. With F the ratio of its mean squares, between candidates and residual,
+
+            w = max(0, 1 - 1 / F)
+
+        shrinks the correction to the part that is no scatter of the few trajectories.
+
+        **Arguments:** `finalists`; `sampler` and `line` as for `compare_to`; `predicted`, all of
+        them on the model of the network, on all recorded trajectories.
 
         **Returns:** the candidate, and the NFE.
+
+        Source: Cochran, "Sampling Techniques" (1977), ratio estimates; Efron and Morris, "Data
+        Analysis Using Stein's Estimator and its Generalizations" (1975), the shrinking.
         """
         if len(finalists) == 1:
             return finalists[0], 0
         schedules = {c.label: c.schedule for c in finalists}
         compared = compare_to(self.network, sampler, schedules, line=line, key=None, planned=0)
-        tiny = np.finfo(float).tiny
-        typical = np.log(np.maximum(compared.errors, tiny)) @ self.weights
-        large = 0.5 * np.log(np.maximum(compared.errors**2 @ self.weights, tiny))
-        label = compared.names[int(np.argmin(typical + large))]
+        modelled = predicted.take(compared.names).errors
+        few = modelled[:, self.rows]
+        every = np.full(modelled.shape[1], 1.0 / modelled.shape[1])
+        correction = _scores(compared.errors, self.weights) - _scores(few, self.weights)
+        share = _share_of_candidates(_log(compared.errors) - _log(few))
+        scores = _scores(modelled, every) + share * correction
+        label = compared.names[int(np.argmin(scores))]
         return by_label(finalists)[label], compared.sampling_nfe
+
+
+def _log(x: Float[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
+    return np.log(np.maximum(x, np.finfo(float).tiny))
+
+
+def _scores(
+    errors: Float[np.ndarray, "candidates n"], weights: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " candidates"]:
+    """Logs of the geometric mean times the root mean square."""
+    return _log(errors) @ weights + 0.5 * _log(errors**2 @ weights)
+
+
+def _share_of_candidates(table: Float[np.ndarray, "candidates n"]) -> float:
+    """max(0, 1 - 1 / F) of a table of two ways, F the ratio of mean squares of its rows."""
+    candidates, count = table.shape
+    if count == 1:
+        return 0.0
+    rows = table.mean(1, keepdims=True) - table.mean()
+    residual = table - table.mean(0, keepdims=True) - rows
+    between = count * np.sum(rows**2) / (candidates - 1)
+    within = np.sum(residual**2) / ((candidates - 1) * (count - 1))
+    return float(1.0 - within / between) if between > within else 0.0
 
 
 def _draw(

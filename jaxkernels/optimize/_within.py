@@ -130,33 +130,31 @@ class SimulatedSelection:
         """Select what gradient steps on the corrected model lead to.
 
         From the best candidate there, on the recorded trajectories, and on these and others that
-        have the residuals of other trajectories. Where the network may be run it decides between
-        the two, all baselines, and the `incumbent`, the label of what data speak for; otherwise the
-        incumbent is left only for what the model says is better beyond a standard error. The
-        evidence is of the model.
+        have the residuals of other trajectories. Where the network may be run, on few of them, it
+        corrects what the model says of the two, all baselines, and the `incumbent`, the label of
+        what data speak for; otherwise the incumbent is left only for what the model says is better
+        beyond a standard error. The evidence is of the model.
         """
         with Progress("comparing on a model of the network", progress) as line:
             found = self.simulate(candidates, space, sampler, line, incumbent)
-            baselines = [c for c in candidates if c.is_baseline]
             known = by_label(candidates)
+            # a model that errs has another best baseline than the network
+            others = [c for c in candidates if c.is_baseline]
+            others += [] if incumbent is None else [known[incumbent]]
+            finalists = {**found.finalists, **{c.label: c for c in others}}
+            schedules = {label: c.schedule for label, c in finalists.items()}
+            predicted = compare_to(self.reference, sampler, schedules, line=line, **_FREE)
             nfe = {}
             if self.decision is not None:
-                # a model that errs has another best baseline than the network
-                others = baselines + ([] if incumbent is None else [known[incumbent]])
-                finalists = {**found.finalists, **{c.label: c for c in others}}
-                run = (list(finalists.values()), sampler, line)
+                run = (list(finalists.values()), sampler, predicted, line)
                 selected, nfe["selection"] = self.decision.between(*run)
             elif incumbent is not None and found.best == incumbent:
                 selected = known[incumbent]
             else:
                 selected = list(found.finalists.values())[-1]
-            shown = [*baselines, selected] if not selected.is_baseline else baselines
-            if incumbent is not None and incumbent != selected.label:
-                shown.append(known[incumbent])
-            schedules = {c.label: c.schedule for c in shown}
-            evidence = compare_to(self.reference, sampler, schedules, line=line, **_FREE)
+            shown = list({c.label: c for c in (*others, selected)}.values())
         evidence = dataclasses.replace(
-            evidence,
+            predicted.take([c.label for c in shown]),
             selected=selected.label,
             sampling_nfe=0,
             reference_error=self._resolution(),
