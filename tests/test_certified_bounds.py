@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from logistic_posterior import FEATURES, LABELS, SECOND_MOMENT
+from logistic_posterior import SECOND_MOMENT
 from scipy.integrate import dblquad
 
 import jaxkernels as jk
+from benchmarks.discretisation.logistic import FEATURES, LABELS
 from jaxkernels._derivatives import dense_derivatives
 from jaxkernels.bounds import Assumptions, as_published, certified_bound
 from jaxkernels.bounds._assumptions import curvature_interval, third_derivative

@@ -1,55 +1,24 @@
-"""The posterior of a penalised logistic regression, a log-concave density that is no Gaussian.
-
-Two parameters theta of eight labelled points with
-
-    log p_0 = -|theta|^2 / 2 - mean log(1 + exp(-y x.theta)) + constant.
-
-Its score under an OU process is an expectation over theta given x, which has the density N(c, 1/P)
-times the likelihood, P = 1 + a^2 / s^2 and c = a x / (s^2 P), by Gauss-Hermite quadrature.
-"""
+"""The posterior of a penalised logistic regression, of which benchmarks measure strong errors."""
 
 import functools
 
-import coupled_paths
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array
-from logistic_posterior import COVARIANCE, FEATURES, LABELS, MEAN
+from logistic_posterior import COVARIANCE, MEAN
 
 import jaxkernels as jk
-
-PROCESS = jk.OU(t_max=2.0)
-
-
-def log_density(theta: Array) -> Array:
-    """Up to a constant; theta (..., 2)."""
-    margins = LABELS * (theta @ FEATURES.T)
-    return -0.5 * jnp.sum(theta**2, -1) - jnp.mean(jnp.logaddexp(0.0, -margins), -1)
-
-
-def quadrature(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes (count^2, 2) and logs of weights of the standard normal distribution."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
-    points = np.stack(np.meshgrid(nodes, nodes, indexing="ij"), -1).reshape(-1, 2)
-    logs = np.log(weights)
-    return points, np.add.outer(logs, logs).ravel()
-
-
-def score(x: Array, t: Array, count: int = 14) -> Array:
-    """E[grad log p_0(theta) | x] / a, for x (..., 2) and a scalar t > 0.
-
-    Nothing is divided by s^2: as t -> 0 the score of the data is left.
-    """
-    points, logs = quadrature(count)
-    a = PROCESS.signal(t)
-    precision = 1.0 + (a / PROCESS.noise(t)) ** 2
-    center = a * x / (PROCESS.noise(t) ** 2 * precision)
-    theta = center[..., None, :] + points / jnp.sqrt(precision)
-    weights = jax.nn.softmax(logs + log_density(theta) + 0.5 * jnp.sum(theta**2, -1), -1)
-    slopes = jax.grad(lambda theta: jnp.sum(log_density(theta)))(theta)
-    return jnp.einsum("...n,...nd->...d", weights, slopes) / a
+from benchmarks.discretisation import coupled_paths
+from benchmarks.discretisation.logistic import (
+    FEATURES,
+    LABELS,
+    PROCESS,
+    log_density,
+    samples,
+    score,
+)
 
 
 def test_its_moments_by_quadrature() -> None:
@@ -84,16 +53,6 @@ def test_its_score_is_the_gradient_of_the_noised_density() -> None:
         # the nodes that the samplers below are run with
         few = score(jnp.asarray(points), jnp.asarray(t))
         np.testing.assert_allclose(few, expected, atol=1e-4)
-
-
-def samples(count: int) -> Array:
-    """Exact draws, by rejection of draws of the prior."""
-    draw_key, keep_key = jax.random.split(jax.random.key(0))
-    theta = jax.random.normal(draw_key, (8 * count, 2))
-    chance = jnp.exp(log_density(theta) + 0.5 * jnp.sum(theta**2, -1))
-    kept = theta[jax.random.uniform(keep_key, (8 * count,)) < chance]
-    assert len(kept) >= count
-    return kept[:count]
 
 
 @functools.cache

@@ -8,13 +8,13 @@ r = 0 on X = x/a for all others. For a mode N(mu, lam) the score of X is -(X - m
 import functools
 from typing import NamedTuple
 
-import coupled_paths
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxkernels as jk
+from benchmarks.discretisation import coupled_paths
 from jaxkernels.recurrence import NamedInitialization, Run
 from jaxkernels.samplers import SAMPLERS, as_sampler
 

@@ -251,14 +251,15 @@ def distances(
     data: Float[np.ndarray, "n d"],
     schedule: jk.Schedule,
     count: int = FRESH,
+    sampler: str = "ddim",
 ) -> Float[np.ndarray, " seeds"]:
-    """Sliced W2 of DDIM's samples to the data, in units of their size, one per seed."""
+    """Sliced W2 of samples to the data, in units of their size, one per seed."""
     size = np.sqrt(np.sum(data.var(0)))
     found = []
     for seed in range(SEEDS):
         key_x, key = jax.random.split(jax.random.key(100 + seed))
         x = jax.random.normal(key_x, (count, data.shape[1]))
-        ends = jk.sample(denoiser, "ddim", schedule, x, key=key)
+        ends = jk.sample(denoiser, sampler, schedule, x, key=key)
         found.append(jk.metrics.sliced_w2(np.asarray(ends), data).value / size)
     return np.array(found)
 

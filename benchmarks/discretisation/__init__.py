@@ -1,0 +1,1 @@
+"""Discretisations of the reverse SDE on data that are not Gaussian."""
