@@ -55,36 +55,35 @@ class Decision(NamedTuple):
 
         By a score S, the log of the geometric mean times the root mean square; differences of the
         sliced distance few samples do not tell. Few samples alone say little of S, and a model has
-        errors of its own. With both,
+        errors of its own. Both speak,
 
-            S = S of the model, all trajectories + w (S of the network - S of the model, on the few)
+            S = (1 - w) S(the model, all trajectories) + w S(the network, the few)
 
-        is the ratio estimate of sampling theory for w = 1 and the model's word for w = 0. What the
-        model errs by, log(error of the network / error of the model), is a table of candidates by
-        trajectories. With F the ratio of its mean squares, between candidates and residual,
+        What the model errs by, log(error of the network / error of the model), is a table of
+        candidates by trajectories. With F the ratio of its mean squares, between candidates and
+        residual, the share of the first that is no scatter of the few trajectories is
 
             w = max(0, 1 - 1 / F)
 
-        shrinks the correction to the part that is no scatter of the few trajectories.
+        so that the model is believed where its errors are alike for all candidates.
 
         **Arguments:** `finalists`; `sampler` and `line` as for `compare_to`; `predicted`, all of
         them on the model of the network, on all recorded trajectories.
 
         **Returns:** the candidate, and the NFE.
 
-        Source: Cochran, "Sampling Techniques" (1977), ratio estimates; Efron and Morris, "Data
-        Analysis Using Stein's Estimator and its Generalizations" (1975), the shrinking.
+        Source: as in Efron and Morris, "Data Analysis Using Stein's Estimator and its
+        Generalizations" (1975).
         """
         if len(finalists) == 1:
             return finalists[0], 0
         schedules = {c.label: c.schedule for c in finalists}
         compared = compare_to(self.network, sampler, schedules, line=line, key=None, planned=0)
         modelled = predicted.take(compared.names).errors
-        few = modelled[:, self.rows]
         every = np.full(modelled.shape[1], 1.0 / modelled.shape[1])
-        correction = _scores(compared.errors, self.weights) - _scores(few, self.weights)
-        share = _share_of_candidates(_log(compared.errors) - _log(few))
-        scores = _scores(modelled, every) + share * correction
+        share = _share_of_candidates(_log(compared.errors) - _log(modelled[:, self.rows]))
+        of_model = _scores(modelled, every)
+        scores = of_model + share * (_scores(compared.errors, self.weights) - of_model)
         label = compared.names[int(np.argmin(scores))]
         return by_label(finalists)[label], compared.sampling_nfe
 

@@ -189,9 +189,9 @@ def optimize_schedules(
       Two fifths of the NFE, if that is enough for it, run what the model leads to in each setting,
       what data speak for and the baselines on a few of the recorded trajectories, mostly those that
       end far from the others, to decide between them: they correct what the model says of all, as
-      far as the correction is more than their scatter. The errors that are shown are the model's,
-      and `verified` is False. A few hundred NFE are enough to be warned of a network on which the
-      schedule of the data is worse than a baseline.
+      far as they differ from it by more than their scatter. The errors that are shown are the
+      model's, and `verified` is False. A few hundred NFE are enough to be warned of a network on
+      which the schedule of the data is worse than a baseline.
       What a large budget leaves goes to a selection for each setting, as by `optimize_schedule`.
       `ScheduleSweep.plan` says how it was divided. Default: as `selection` says.
 
