@@ -41,10 +41,10 @@ SCHEMES = (
     "tweedie",
 )
 STEPS = (6, 12, 24, 48)
-PARTICLES = 6000
+PARTICLES = 3000
 # increments of a Brownian path, and steps of the reference along it
 FINE = 768
-REFERENCE = ("tweedie", 384)
+REFERENCE = ("tweedie", 192)
 
 NETWORK_SCHEMES = (
     "euler_maruyama",

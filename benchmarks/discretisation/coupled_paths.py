@@ -96,9 +96,7 @@ def ends(
     keys = jax.random.split(jax.random.key(steps), steps)
     inputs = (rows, path.reshape(steps, block, particles, dim), keys)
     # as arguments: constants of a hundred megabytes would be compiled
-    found = jax.jit(lambda x, inputs: jax.lax.scan(advance, x, inputs)[0])(start, inputs)
-    # two of these at once were seen to wait for each other for ever
-    return jax.block_until_ready(found)
+    return jax.jit(lambda x, inputs: jax.lax.scan(advance, x, inputs)[0])(start, inputs)
 
 
 def noised(
