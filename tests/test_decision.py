@@ -136,7 +136,7 @@ def test_a_model_helps_few_trajectories() -> None:
 
     One that is wrong, with five times the variances, loses less than its own word would.
     """
-    with_model, alone, of_model = _regrets(1.05)
+    with_model, alone, _ = _regrets(1.05)
     assert with_model < 0.5 * alone
     with_model, _, of_model = _regrets(5.0)
     assert with_model < of_model

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from scipy.interpolate import make_interp_spline
 
 import jaxkernels as jk
+from benchmarks.discretisation.coupled_paths import step_with_draws
 from jaxkernels.prediction import AbstractDenoiser
 from jaxkernels.samplers import as_sampler
 
@@ -21,7 +22,6 @@ _DEGREE = 5
 # nodes for a normal draw, and for the uniform number
 _NORMAL = 10
 _UNIFORM = 6
-TWO_DRAWS = ("rem", "rei")
 
 
 def expectations(
@@ -38,20 +38,15 @@ def expectations(
     process = denoiser.process
     schedule = jk.Schedule(np.linspace(float(np.asarray(process.t_max)), 0.0, steps + 1), 1.0)
     sampler = as_sampler(name)
-    draws, uniforms, weights = _nodes(name in TWO_DRAWS)
+    # the randomised ones draw before and after the random time
+    draws, uniforms, weights = _nodes(sampler.randomised)
 
     @jax.jit
     def moved(step) -> Float[Array, "grid nodes"]:
         """Where every grid point goes, for every draw."""
 
         def one(x: Array, z: Array, u: Array) -> Array:
-            left = iter(z)
-
-            def noise(variance: Array) -> Array:
-                return jnp.sqrt(variance) * next(left)[None]
-
-            own = step._replace(uniform=u)
-            return sampler.step(denoiser, noise, process, own, x[None], ())[0][0]
+            return step_with_draws(sampler, denoiser, step, x[None], z[:, None], u)[0]
 
         over_nodes = jax.vmap(one, (None, 0, 0))
         return jax.vmap(over_nodes, (0, None, None))(jnp.asarray(GRID), draws, uniforms)

@@ -25,7 +25,7 @@ import jaxkernels as jk
 
 from ..environment import CACHE, save, table
 from ..networks.data import PROBLEMS, PROCESS, T_MIN
-from ..networks.study import denoiser_of, distances, mean_and_error
+from ..networks.study import FRESH, denoiser_of, distances, mean_and_error
 from ..networks.train import train
 from . import coupled_paths, logistic
 
@@ -60,17 +60,13 @@ NETWORK_SCHEMES = (
 # NFE of a sample
 BUDGETS = (12, 24, 48, 96)
 SCHEDULES = ("cosine", "log_snr")
-FRESH = 2048
 
 
 def cost(name: str, steps: int, dim: int) -> Row:
     """What a sample takes: evaluations, and products with the Jacobian of the score."""
     kind = jk.samplers.SAMPLERS[name]
-    others = kind.nfe_per_step - 1
-    evaluations = 1 + others if kind.randomised else 1
-    products = 0 if kind.randomised else others
-    if kind.forms_jacobian:
-        products = dim
+    evaluations = kind.nfe_per_step if kind.randomised else 1
+    products = dim if kind.forms_jacobian else kind.nfe_per_step - evaluations
     return {
         "scheme": name,
         "steps": steps,
@@ -101,8 +97,8 @@ def strong_error(name: str, steps: int, found: Array, exact: Array) -> Row:
     known = jk.bounds.Assumptions.of_logistic_regression(
         logistic.PROCESS, logistic.FEATURES, logistic.LABELS, logistic.PENALTY
     )
-    schedule = jk.Schedule(np.linspace(2.0, 0.0, steps + 1), 1.0)
-    run = (known, logistic.PROCESS, name, schedule)
+    times = np.linspace(float(np.asarray(logistic.PROCESS.t_max)), 0.0, steps + 1)
+    run = (known, logistic.PROCESS, name, jk.Schedule(times, 1.0))
     bound = jk.bounds.certified_bound(*run, initialization="marginal")
     with jax.enable_x64(True):
         below = jk.metrics.dense_w2_squared(
@@ -131,7 +127,7 @@ def network_errors() -> list[Row]:
         for label in SCHEDULES:
             plain = jk.schedules.BASELINES[label](PROCESS, steps, T_MIN)
             schedule = jk.Schedule(plain.times, 1.0)
-            found[label] = distances(denoiser, data, schedule, FRESH, name)
+            found[label] = distances(denoiser, data, schedule, sampler=name)
         best = min(found, key=lambda label: found[label].mean())
         measured = mean_and_error(found[best])
         rows.append(

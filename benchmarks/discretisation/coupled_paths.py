@@ -4,6 +4,8 @@ The noise of every step is the integral of its kernel over the path, so that the
 runs is a strong error.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from jaxtyping import Array, Float
 
 import jaxkernels as jk
 from jaxkernels.prediction import AbstractDenoiser
-from jaxkernels.samplers import as_sampler
+from jaxkernels.samplers import AbstractSampler, as_sampler
 
 WITH_DERIVATIVES = ("second_order", "tweedie")
 
@@ -38,6 +40,24 @@ def _kernels(name: str, slope: Array, h: float, u: Array, v: Array) -> Array:
         return jnp.exp((0.5 + slope) * (h - v))[None]
     riccati = slope * jnp.exp(-v) / (1.0 - slope * jnp.expm1(-v))
     return (linear + 2.0 * jnp.sinh((h - v) / 2.0) * riccati)[None]
+
+
+def step_with_draws(
+    sampler: AbstractSampler,
+    denoiser: AbstractDenoiser,
+    step: jk.schedules.Step,
+    x: Float[Array, "*shape"],
+    draws: Float[Array, "draws *shape"],
+    uniform: Float[Array, ""],
+) -> Float[Array, "*shape"]:
+    """A step of one sample with its normal draws, in their order, and its uniform number given."""
+    left = iter(draws)
+
+    def noise(variance: Array) -> Array:
+        return jnp.sqrt(variance) * next(left)
+
+    own = step._replace(uniform=uniform)
+    return sampler.step(denoiser, noise, denoiser.process, own, x, ())[0]
 
 
 def ends(
@@ -81,16 +101,8 @@ def ends(
         units = jnp.where(sizes > 0, sums / jnp.where(sizes > 0, sizes, 1.0), 0.0)
         normal = jnp.einsum("npj,pij->pni", units, axes)
 
-        def one(x: Array, z: Array, u: Array) -> Array:
-            draws = iter(z)
-            own = step._replace(uniform=u)
-
-            def noise(variance: Array) -> Array:
-                return jnp.sqrt(variance) * next(draws)
-
-            return sampler.step(denoiser, noise, process, own, x, ())[0]
-
-        return jax.vmap(one)(x, normal, u), None
+        take = functools.partial(step_with_draws, sampler, denoiser, step)
+        return jax.vmap(take)(x, normal, u), None
 
     rows = jk.Schedule(np.linspace(horizon, 0.0, steps + 1), 1.0).steps()
     keys = jax.random.split(jax.random.key(steps), steps)

@@ -16,7 +16,7 @@ _ROUNDING = 1e-9
 
 
 class Decision(NamedTuple):
-    """A network on the trajectories that decide, which, and how much each counts, by `on_few`."""
+    """A network on the trajectories that decide, their rows in the record, and their weights."""
 
     network: Reference
     rows: Int[np.ndarray, " n"]
@@ -102,8 +102,6 @@ def _scores(
 def _share_of_candidates(table: Float[np.ndarray, "candidates n"]) -> float:
     """max(0, 1 - 1 / F) of a table of two ways, F the ratio of mean squares of its rows."""
     candidates, count = table.shape
-    if count == 1:
-        return 0.0
     rows = table.mean(1, keepdims=True) - table.mean()
     residual = table - table.mean(0, keepdims=True) - rows
     between = count * np.sum(rows**2) / (candidates - 1)

@@ -139,8 +139,7 @@ class SimulatedSelection:
             found = self.simulate(candidates, space, sampler, line, incumbent)
             known = by_label(candidates)
             # a model that errs has another best baseline than the network
-            others = [c for c in candidates if c.is_baseline]
-            others += [] if incumbent is None else [known[incumbent]]
+            others = [c for c in candidates if c.is_baseline or c.label == incumbent]
             finalists = {**found.finalists, **{c.label: c for c in others}}
             schedules = {label: c.schedule for label, c in finalists.items()}
             predicted = compare_to(self.reference, sampler, schedules, line=line, **_FREE)
