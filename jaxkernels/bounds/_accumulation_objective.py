@@ -13,7 +13,6 @@ is rounded by 3 % of the bound that it is added to.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -28,14 +27,21 @@ from .._precision import to_float64
 from .._types import AnyArray, constant
 from ..distributions import Gaussian, GaussianMixture
 from ..processes import AbstractProcess
-from ..recurrence import NamedInitialization, Run
+from ..recurrence import (
+    AffineMaps,
+    NamedInitialization,
+    PerMode,
+    Run,
+    check_given_times,
+    end_responses,
+    evaluation_times,
+)
 from ..samplers import AbstractSampler, as_sampler
 from ..schedules import BASELINES, Schedule
 from ..score_error import AbstractCorrelation, FullyCorrelated
 from ._bound import ErrorSize, as_error_size, per_evaluation
 from ._curvature_interval import AbstractCurvature, as_curvature
 from ._lipschitz import Steps, check_one_evaluation
-from ._operators import responses
 
 _ROUNDING = 1e-3
 # of W2, whose kink at 0 lies in a curved valley that Newton's method follows with short steps
@@ -88,6 +94,10 @@ class OperatorBound(AbstractObjective):
             raise ValueError(f"correlation must be one such as jk.AR1(0.5); got {correlation!r}.")
         self.to_data = to_data
 
+    def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
+        del deterministic, fixed_end
+        check_given_times(sampler)
+
     def bind(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler | str
     ) -> "BoundOperatorBound":
@@ -96,7 +106,8 @@ class OperatorBound(AbstractObjective):
     def check_target(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
     ) -> None:
-        _check_finite(self.bind(target, process, sampler), process, num_steps)
+        times = evaluation_times(process, sampler, _any_schedule(process, num_steps))
+        per_evaluation("rms", self.rms, times)
 
 
 class LipschitzBound(AbstractObjective):
@@ -165,8 +176,14 @@ class LipschitzBound(AbstractObjective):
     def check_target(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
     ) -> None:
-        bound = self.bind(target, process, sampler)
-        _check_finite(bound, process, num_steps, bound.curvature.vacuous)
+        with jax.enable_x64(True):
+            # copies, as JAX remembers the precision in which it first met an array of the caller's
+            bound = to_float64(self.bind(target, process, sampler))
+            value = float(bound.without_distance(_any_schedule(bound.process, num_steps)))
+        if value == float("inf"):
+            raise ValueError(
+                f"the bound is infinite for every schedule: {bound.curvature.vacuous}."
+            )
 
 
 class BoundOperatorBound(AbstractBoundObjective):
@@ -185,10 +202,11 @@ class BoundOperatorBound(AbstractBoundObjective):
         run = _run(self.target, self.process, self.sampler, schedule)
         times = run.evaluation_times()
         rms = per_evaluation("rms", self.options.rms, times)
-        sizes = _smooth_largest(self.target, responses(run) * rms[:, None], self.rounding)
+        maps = run.response_maps()
+        sizes = _smooth_largest(self.target, end_responses(maps) * rms[:, None], self.rounding)
         rho = jnp.abs(self.options.correlation.matrix(self.process, times))
         bound = safe_sqrt(sizes @ rho @ sizes)
-        return _with_distance(bound, run, self.options.to_data, self.rounding)
+        return _with_distance(bound, run, maps, self.rounding) if self.options.to_data else bound
 
 
 class BoundLipschitzBound(AbstractBoundObjective):
@@ -205,13 +223,19 @@ class BoundLipschitzBound(AbstractBoundObjective):
         return dataclasses.replace(self, rounding=constant(factor * np.asarray(self.rounding)))
 
     def __call__(self, schedule: Schedule) -> Float[Array, ""]:
+        bound = self.without_distance(schedule)
+        if not self.options.to_data:
+            return bound
+        run = _run(self.target, self.process, self.sampler, schedule)
+        return _with_distance(bound, run, run.affine_maps(), self.rounding)
+
+    def without_distance(self, schedule: Schedule) -> Float[Array, ""]:
+        """What score errors add."""
         options = self.options
         steps = Steps.of(self.process, self.sampler, schedule)
         size = functools.partial(_smooth_size, rounding=self.rounding)
         accumulation = steps.accumulation(self.curvature, options.lipschitz, size)
-        bound = accumulation.mixed(options.rms, options.fresh_rms).value
-        run = _run(self.target, self.process, self.sampler, schedule)
-        return _with_distance(bound, run, options.to_data, self.rounding)
+        return accumulation.mixed(options.rms, options.fresh_rms).value
 
 
 def _run(
@@ -222,15 +246,15 @@ def _run(
 
 
 def _with_distance(
-    bound: Float[Array, ""], run: Run, wanted: bool, rounding: Float[AnyArray, ""]
+    bound: Float[Array, ""], run: Run, maps: AffineMaps, rounding: Float[AnyArray, ""]
 ) -> Float[Array, ""]:
-    """The bound, and if wanted W2 between the data and the samples without score errors.
+    """The bound and W2 between the data and the samples without score errors.
 
     W2 has a kink where it is 0, which multistep methods reach: it is rounded from above.
     """
-    if not wanted:
-        return bound
-    square = jnp.sum(run.contributions("w2_squared"))
+    modes = PerMode(run.target)
+    samples = modes.propagate(maps, run.sampler, run.initial_moments()).last
+    square = modes.distance("w2_squared", samples, modes.data())
     widened = _DISTANCE_ROUNDING * jnp.sqrt(rounding / _ROUNDING)
     return bound + safe_sqrt(square + (widened * bound) ** 2)
 
@@ -257,14 +281,6 @@ def _smooth_largest(
     return jnp.where(scale > 0, width * largest, 0.0)
 
 
-def _check_finite(
-    bound: Callable[[Schedule], Array], process: AbstractProcess, num_steps: int, reason: str = ""
-) -> None:
-    """Check that the options fit a schedule of that length, and that the bound is finite there."""
-    t_max = float(process.t_max)
-    with jax.enable_x64(True):
-        # copies, as JAX remembers the precision in which it first met an array of the caller's
-        bound, process = to_float64((bound, process))
-        value = float(bound(BASELINES["uniform"](process, num_steps, 0.5 * t_max)))
-    if value == float("inf"):
-        raise ValueError(f"the bound is infinite for every schedule: {reason}.")
+def _any_schedule(process: AbstractProcess, num_steps: int) -> Schedule:
+    """A schedule of that length, far from the data."""
+    return BASELINES["uniform"](process, num_steps, 0.5 * float(process.t_max))

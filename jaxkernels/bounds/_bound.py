@@ -127,8 +127,3 @@ def checked_run(target: object, process: object, sampler: object, schedule: obje
             "spectrum."
         )
     return run
-
-
-def no_error(run: Run) -> Float[Array, "evaluations modes"]:
-    """The slope or shift 0 of every evaluation."""
-    return jnp.zeros((run.nfe, run.target.eigenvalues.shape[0]), run.schedule.times.dtype)

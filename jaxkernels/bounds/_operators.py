@@ -10,17 +10,16 @@ from .._precision import in_float64
 from .._types import Numbers
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
-from ..recurrence import Moments, Run
+from ..recurrence import Run, end_responses
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
-from ..score_error import AbstractCorrelation, AffineError, GivenCorrelation
+from ..score_error import AbstractCorrelation, GivenCorrelation
 from ._bound import (
     COHERENT,
     AccumulationBound,
     ErrorSize,
     checked_run,
     largest_mode,
-    no_error,
     per_evaluation,
 )
 
@@ -81,7 +80,7 @@ class AccumulationOperators(eqx.Module):
         >>> operators = jk.bounds.AccumulationOperators.of(run)
         ```
         """
-        signed = responses(run)
+        signed = _responses(run)
         return cls(signed, largest_mode(run.target, signed), run.evaluation_times(), run.process)
 
     @in_float64
@@ -207,13 +206,6 @@ def accumulation_operators(
 
 
 @jax.jit
-def responses(run: Run) -> Float[Array, "evaluations modes"]:
-    """The derivative of the end in the shift of every evaluation, per mode."""
-    zero = no_error(run)
-
-    def end(shift: Array) -> Array:
-        start = Moments(jnp.zeros_like(shift[0]), jnp.zeros_like(shift[0]))
-        # modes do not interact, so the derivative of their sum has that of each
-        return jnp.sum(run.moments(AffineError(zero, shift), start).mean[-1])
-
-    return jax.grad(end)(zero)
+def _responses(run: Run) -> Float[Array, "evaluations modes"]:
+    """The derivative of the end in a shift of the score at every evaluation, per mode."""
+    return end_responses(run.response_maps())

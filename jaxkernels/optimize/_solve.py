@@ -19,11 +19,16 @@ from ._space import AbstractProblem
 _CHUNK = 25
 # a relative gradient that cancellation in float64 cannot be expected to go below
 _ROUNDING_FLOOR = 1e-9
-# how much more widely kinks are rounded before
-_ROUNDINGS = (100.0, 30.0, 10.0, 3.0)
+# evaluations, and iterations, after which the worse half of the starts is left behind among kinks
+_ROUND = 48
+_ROUND_ITERATIONS = (4, 8)
+# such rounds before kinks are rounded more widely, in which a minimum beside them is found
+_FIRST_ROUNDS = 2
+# how much more widely
+_ROUNDINGS = (100.0, 20.0, 4.0)
 # the tolerance there: a gradient along a step that ends without length falls by 1 / e an iteration,
 # but what is left undone along a valley takes many more once the kinks are narrow
-_LOOSE = 1e-6
+_LOOSE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +71,12 @@ def solve(
     **Returns:** a `Solution`. Failing to converge is reported in it, not raised.
     """
     z = np.clip(z, np.asarray(problem.lower), np.asarray(problem.upper))
-    state = _iterate(problem, solver.init(problem, z), solver, report, _is_late)
+    state = solver.init(problem, z)
     histories = []
-    if isinstance(solver, Newton) and not (solver.terminate(state) or _is_flat(problem, state)):
-        state, histories = _by_way_of_softer(problem, state, solver, report)
-    state = _iterate(problem, state, solver, report, solver.terminate)
+    softer = [problem.smoothed(factor) for factor in _ROUNDINGS]
+    if isinstance(solver, Newton) and None not in softer:
+        state, histories = _among_kinks(problem, softer, state, solver, report)
+    state = _iterate(problem, state, solver, report)
     histories.append(_history(state))
     values = np.exp(np.asarray(state.value))
     values = np.where(np.isnan(values), np.inf, values)
@@ -89,18 +95,26 @@ def solve(
 
 
 def _iterate(
+    problem: AbstractProblem, state: Any, solver: AbstractSolver, report: Callable[[str], None]
+) -> Any:
+    """The solver's state when it ends."""
+    while not solver.terminate(state):
+        state = _advance(problem, state, solver, report, _CHUNK)
+    return state
+
+
+def _advance(
     problem: AbstractProblem,
     state: Any,
     solver: AbstractSolver,
     report: Callable[[str], None],
-    enough: Callable[[Any], bool],
+    iterations: int,
 ) -> Any:
-    """The solver's state when it ends, or between chunks of iterations when that is enough."""
-    while not (solver.terminate(state) or enough(state)):
-        until = min(int(state.iteration) + _CHUNK, solver.max_iterations)
-        state = solver.advance(problem, state, until)
-        value = float(np.exp(np.min(np.asarray(state.value))))
-        report(f"optimising: iteration {int(state.iteration)}, objective {value:.6g}")
+    """The state after some iterations, with a line of progress."""
+    until = min(int(state.iteration) + iterations, solver.max_iterations)
+    state = solver.advance(problem, state, until)
+    value = float(np.exp(np.min(np.asarray(state.value))))
+    report(f"optimising: iteration {int(state.iteration)}, objective {value:.6g}")
     return state
 
 
@@ -109,40 +123,61 @@ def _history(state: Any) -> Float[np.ndarray, "iterations starts"]:
     return np.exp(np.asarray(state.history)[: int(state.iteration)])
 
 
-def _by_way_of_softer(
+def _among_kinks(
     problem: AbstractProblem,
+    softer: list[Any],
     state: NewtonState,
     solver: Newton,
     report: Callable[[str], None],
 ) -> tuple[NewtonState, list[Float[np.ndarray, "iterations starts"]]]:
     """Lead the best start close to its minimum along those of widely rounded kinks.
 
-    At the widest rounding all are minimised from where they stall, after it the best one alone. The
-    others keep the rows of `state`. Returns the state to go on from, and the histories up to it;
-    without kinks that is `state` itself.
+    Newton's method crawls in their narrow valleys: unless it ends soon, it goes on where the kinks
+    are rounded most widely, then less. Meanwhile the worse half of the starts is left behind again
+    and again, where it is. Returns the state to go on from, and the histories up to it.
     """
-    stages = [problem.smoothed(factor) for factor in _ROUNDINGS]
-    loose = Newton(solver.max_iterations, max(solver.tolerance, _LOOSE))
-    histories = []
-    z = np.asarray(state.z)
-    followed = np.ones(z.shape[0], bool)
+    everyone = np.ones(state.z.shape[0], bool)
+    state, followed = _halve(problem, state, everyone, solver, report, _FIRST_ROUNDS)
+    if solver.terminate(state) or _best_is_done(state):
+        return state, []
+    histories = [_history(state)]
     here = state
-    for stage in stages:
-        if stage is None:
-            return state, []
+    loose = Newton(solver.max_iterations, max(solver.tolerance, _LOOSE))
+    for stage in softer:
+        here = _following(followed, loose.init(stage, np.asarray(here.z)))
+        here, _ = _halve(stage, here, followed, loose, report, loose.max_iterations)
         histories.append(_history(here))
-        here = _following(followed, loose.init(stage, z))
-        here = _iterate(stage, here, loose, report, _best_is_done)
-        z = np.asarray(here.z)
-        followed = np.arange(z.shape[0]) == np.argmin(np.asarray(here.value))
-    histories.append(_history(here))
-    merged = _merged(followed, solver.init(problem, z), state)
+        followed = np.arange(followed.size) == np.argmin(np.asarray(here.value))
+    merged = _merged(followed, solver.init(problem, np.asarray(here.z)), state)
     return _following(followed, merged), histories
+
+
+def _halve(
+    problem: AbstractProblem,
+    state: NewtonState,
+    followed: Bool[np.ndarray, " starts"],
+    solver: Newton,
+    report: Callable[[str], None],
+    rounds: int,
+) -> tuple[NewtonState, Bool[np.ndarray, " starts"]]:
+    """Iterate until the best start is done, and leave the worse half behind after every round.
+
+    Returns the state and which starts are still followed.
+    """
+    for _ in range(rounds):
+        iterations = int(np.clip(_ROUND // followed.sum(), *_ROUND_ITERATIONS))
+        state = _advance(problem, state, solver, report, iterations)
+        order = np.argsort(np.where(followed, np.asarray(state.value), np.inf), kind="stable")
+        followed = np.isin(np.arange(order.size), order[: (followed.sum() + 1) // 2])
+        state = _following(followed, state)
+        if solver.terminate(state) or _best_is_done(state):
+            break
+    return state, followed
 
 
 def _following(followed: Bool[np.ndarray, " starts"], state: NewtonState) -> NewtonState:
     """The state in which the other starts are done."""
-    return dataclasses.replace(state, done=jax.device_put(~followed))
+    return dataclasses.replace(state, done=jax.device_put(~followed | np.asarray(state.done)))
 
 
 def _merged(
@@ -158,20 +193,8 @@ def _merged(
 
 
 def _best_is_done(state: Any) -> bool:
-    """Whether the start of the least value is, once there is one."""
-    best = np.argmin(np.asarray(state.value))
-    return int(state.iteration) > 0 and bool(np.asarray(state.done)[best])
-
-
-def _is_late(state: Any) -> bool:
-    """Whether an objective without valleys would have been minimised by now."""
-    return int(state.iteration) >= _CHUNK
-
-
-def _is_flat(problem: AbstractProblem, state: Any) -> bool:
-    """Whether the start of the least value has a gradient of 0."""
-    best = int(np.argmin(np.asarray(state.value)))
-    return _certificate(problem, state, best)[0] <= _ROUNDING_FLOOR * 10.0
+    """Whether the start of the least value is done."""
+    return bool(np.asarray(state.done)[np.argmin(np.asarray(state.value))])
 
 
 def _certificate(problem: AbstractProblem, state: Any, best: int) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from ._affine import (
     AffineMaps as AffineMaps,
+    check_given_times as check_given_times,
+    end_responses as end_responses,
     initial_state as initial_state,
     linearise as linearise,
     propagate as propagate,

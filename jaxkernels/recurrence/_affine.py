@@ -33,12 +33,16 @@ class AffineMaps(eqx.Module):
 
     A randomised sampler has one map for every node of a quadrature over its uniform number, which
     all blocks share, and `weights` of the nodes, the same for all steps and blocks.
+
+    `responses`, where they are wanted, are the derivatives of the state after a step in a shift of
+    the score at each of its evaluations.
     """
 
     factor: Float[Array, "n n *nodes steps blocks"]
     shift: Float[Array, "n *nodes steps blocks"]
     noise: Float[Array, "n n *nodes steps blocks"]
     weights: Float[Array, "nodes steps blocks"] | None = None
+    responses: Float[Array, "n evaluations steps blocks"] | None = None
 
 
 def linearise(
@@ -49,6 +53,8 @@ def linearise(
     blocks: Block,
     size: int,
     errors: AffineError | None = None,
+    *,
+    responses: bool = False,
 ) -> AffineMaps:
     """The affine maps of a sampler for a denoiser that is affine in x.
 
@@ -64,16 +70,39 @@ def linearise(
     - `size`: the number of coordinates of a block.
     - `errors`: added to the score, one at each evaluation of every step: slope (K, blocks,
       evaluations, size, size), shift (K, blocks, evaluations, size). Default: none.
+    - `responses`: whether to add `AffineMaps.responses`, without errors and of blocks of one
+      coordinate.
 
     **Returns:** the maps of all steps and blocks; of a randomised sampler at every node.
     """
+    one = _step_maps(sampler, process, predict, size, responses)
+    over_blocks = jax.vmap(one, in_axes=(None, 0, 0), out_axes=-1)
+    over_steps = jax.vmap(over_blocks, in_axes=(0, None, 0), out_axes=-2)
+    steps = schedule.steps(sampler.history_steps)
+    if sampler.randomised:
+        if errors is not None or responses:
+            check_given_times(sampler)
+        return _at_nodes(lambda steps: over_steps(steps, blocks, None)[:3], steps)
+    factor, shift, noise, response = over_steps(steps, blocks, errors)
+    return AffineMaps(factor, shift, noise, responses=response if responses else None)
 
-    def one(here: Step, block: Block, error: AffineError | None) -> tuple[Array, Array, Array]:
+
+def _step_maps(
+    sampler: AbstractSampler,
+    process: AbstractProcess,
+    predict: Callable[[Block, Array, Array], Prediction],
+    size: int,
+    responses: bool,
+) -> Callable[[Step, Block, AffineError | None], tuple[Array, ...]]:
+    """The map of one step and block: factor, shift, noise and responses, without if not wanted."""
+
+    def one(here: Step, block: Block, error: AffineError | None) -> tuple[Array, ...]:
         x = jnp.zeros((size,), here.time.dtype)
+        shifts = jnp.zeros((sampler.nfe_per_step if responses else 0, size), x.dtype)
         history, unravel = ravel_pytree(sampler.init_history(x))
         history = jnp.zeros(history.shape, x.dtype)  # without entries it has no dtype of its own
 
-        def run(x: Array, history: Array, *drawn: Array) -> tuple[Array, list[Array]]:
+        def run(x: Array, history: Array, shifts: Array, *drawn: Array) -> tuple[Array, list]:
             variances: list[Array] = []
 
             def noise(variance: Array) -> Array:
@@ -84,50 +113,48 @@ def linearise(
 
             def learned(x: Array, t: Array) -> Prediction:
                 prediction = predict(block, x, t)
-                if error is None:
-                    return prediction
                 i = next(calls)
-                e = AffineError(error.slope[i], error.shift[i])(x)
+                if responses:
+                    e = shifts[i]
+                elif error is not None:
+                    e = AffineError(error.slope[i], error.shift[i])(x)
+                else:
+                    return prediction
                 return prediction.with_score_error(e, process.signal(t), process.noise(t))
 
             step = sampler.step(learned, noise, process, here, x, unravel(history))
             return ravel_pytree(step)[0], variances
 
-        count = len(jax.eval_shape(run, x, history)[1])
-        arguments = (x, history, *[x] * count)
+        count = len(jax.eval_shape(run, x, history, shifts)[1])
+        arguments = (x, history, shifts, *[x] * count)
         # what depends on times alone is computed once for all derivatives
         shift, along, variances = jax.linearize(run, *arguments, has_aux=True)
         origin, unravel_arguments = ravel_pytree(arguments)
         units = jnp.eye(origin.size, dtype=x.dtype)
         jacobian = jax.vmap(lambda unit: along(*unravel_arguments(unit)), out_axes=1)(units)
-        factor = jacobian[:, : shift.size]
-        if not count:
-            return factor, shift, jnp.zeros_like(factor)
-        gains = jacobian[:, shift.size :]
-        return factor, shift, product(gains * jnp.concatenate(variances), transpose(gains))
+        ends = (shift.size, shift.size + shifts.size)
+        factor, response, gains = jnp.split(jacobian, ends, axis=1)
+        noise = jnp.zeros_like(factor)
+        if count:
+            noise = product(gains * jnp.concatenate(variances), transpose(gains))
+        return factor, shift, noise, response
 
-    over_blocks = jax.vmap(one, in_axes=(None, 0, 0), out_axes=-1)
-    over_steps = jax.vmap(over_blocks, in_axes=(0, None, 0), out_axes=-2)
-    steps = schedule.steps(sampler.history_steps)
+    return one
+
+
+def check_given_times(sampler: AbstractSampler) -> None:
+    """Raise a ValueError for a randomised sampler, where score errors are asked for."""
     if sampler.randomised:
-        _check_given_times(sampler, errors)
-        return _at_nodes(lambda steps: over_steps(steps, blocks, None), steps)
-    return AffineMaps(*over_steps(steps, blocks, errors))
-
-
-def _check_given_times(sampler: AbstractSampler, errors: AffineError | None) -> None:
-    """Refuse score errors of a randomised sampler."""
-    if errors is not None:
         raise ValueError(
             f"{type(sampler).__name__} evaluates the network at random times; score errors, their "
             "kernels and their bounds are of samplers with evaluations at given times."
         )
 
 
-def _at_nodes(maps: Callable[[Step], tuple[Array, Array, Array]], steps: Step) -> AffineMaps:
+def _at_nodes(maps: Callable[[Step], tuple[Array, ...]], steps: Step) -> AffineMaps:
     """The maps of all steps at every node of the quadrature over their uniform number."""
 
-    def at(uniform: Array) -> tuple[Array, Array, Array]:
+    def at(uniform: Array) -> tuple[Array, ...]:
         return maps(steps._replace(uniform=jnp.broadcast_to(uniform, steps.time.shape)))
 
     # on (0, 1) from (-1, 1)
@@ -170,6 +197,21 @@ def propagate(
 
     _, (means, covariances) = jax.lax.scan(step, (mean, covariance), by_step(maps))
     return jnp.concatenate([mean[None], means]), jnp.concatenate([covariance[None], covariances])
+
+
+def end_responses(maps: AffineMaps) -> Float[Array, "evaluations blocks"]:
+    """The derivative of x at the end in a shift of the score at every evaluation, in their order.
+
+    The maps have `responses`. One pass backward propagates the derivative of the end in the state.
+    """
+    assert maps.responses is not None
+    end = jnp.zeros_like(maps.shift[:, 0]).at[0].set(1.0)
+
+    def step(after: Array, factor: Array) -> tuple[Array, Array]:
+        return jnp.einsum("ab,anb->nb", after, factor), after
+
+    _, after = jax.lax.scan(step, end, jnp.moveaxis(maps.factor, -2, 0), reverse=True)
+    return jnp.einsum("knb,nekb->keb", after, maps.responses).reshape(-1, end.shape[-1])
 
 
 def by_step(maps: AffineMaps) -> AffineMaps:

@@ -124,6 +124,14 @@ class PerMode(AbstractCoordinates):
             error = AffineError(slope, _by_step(error.shift, schedule.num_steps)[..., None])
         return linearise(sampler, process, schedule, _predict(process), blocks, 1, error)
 
+    def response_maps(
+        self, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
+    ) -> AffineMaps:
+        """The maps for the exact score with `responses`."""
+        blocks = jax.tree.map(lambda a: a[:, None], _spectrum(self.target))
+        run = (sampler, process, schedule, _predict(process), blocks, 1)
+        return linearise(*run, responses=True)
+
     def propagate(self, maps: AffineMaps, sampler: AbstractSampler, start: Moments) -> Moments:
         state = initial_state(sampler, start.mean[None], start.covariance[None, None])
         means, covariances = propagate(maps, *state)

@@ -138,6 +138,10 @@ class Run(eqx.Module):
         coordinates = self.coordinates(error)
         return coordinates.affine_maps(self.process, self.sampler, self.schedule, error)
 
+    def response_maps(self) -> AffineMaps:
+        """The maps for the exact score per mode, with `responses`."""
+        return PerMode(self.target).response_maps(self.process, self.sampler, self.schedule)
+
     def initial_moments(self, error: AffineError | None = None) -> Moments:
         """The initial moments, in the coordinates that `error` asks for."""
         coordinates = self.coordinates(error)
