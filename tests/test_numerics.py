@@ -14,7 +14,7 @@ from scipy.interpolate import PchipInterpolator
 import jaxkernels as jk
 from jaxkernels import _linalg as linalg, _numerics as numerics, _precision as precision, metrics
 from jaxkernels._cubic import monotone_slopes, piecewise_cubic
-from jaxkernels._derivatives import once_per_point
+from jaxkernels._derivatives import dense_derivatives, once_per_point
 from jaxkernels.measurement import _forward_pass
 from jaxkernels.measurement._affine_fit import fit_affine
 from jaxkernels.measurement._levels import Levels
@@ -247,6 +247,22 @@ def test_the_compiler_adds_products_correctly() -> None:
     rows = jnp.asarray(np.stack([x, 0.0 * x, 0.0 * x], 1))
     squares = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
     np.testing.assert_array_equal(squares, x**2)
+
+
+@pytest.mark.parametrize("n", [1, 16, 17, 33])
+def test_a_dense_hessian_of_any_size(n: int) -> None:
+    """f = sum_i c_i (sum_{j<=i} z_j)^3 / 6, Hessian sum_{i >= max(j, k)} c_i (sum_{l<=i} z_l)."""
+    c = np.cos(np.arange(n))
+    z = np.linspace(0.1, 1.0, n)
+    total = np.cumsum(z)
+    run = jax.jit(lambda z: dense_derivatives(lambda z: jnp.sum(c * jnp.cumsum(z) ** 3) / 6.0, z))
+    with jax.enable_x64(True):
+        value, gradient, hessian = run(z)
+    later = np.cumsum((c * total)[::-1])[::-1]
+    np.testing.assert_allclose(value, np.sum(c * total**3) / 6.0, rtol=1e-12)
+    np.testing.assert_allclose(gradient, np.cumsum((c * total**2)[::-1])[::-1] / 2.0, atol=1e-12)
+    index = np.maximum.outer(np.arange(n), np.arange(n))
+    np.testing.assert_allclose(hessian, later[index], atol=1e-12)
 
 
 def test_derivatives_once_per_point() -> None:
