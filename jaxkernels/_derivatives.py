@@ -11,9 +11,6 @@ from jaxtyping import Array, Float
 
 T = TypeVar("T")
 
-# of a Hessian on a CPU that are propagated together
-_TANGENTS = 16
-
 
 def forward_derivatives(
     fn: Callable[[Array], Array], x: Float[Array, "n *items"]
@@ -137,28 +134,12 @@ def expand_at(
     return value + offset @ slope + 0.5 * jnp.einsum("i,ijk,j->k", offset, curvature, offset)
 
 
-def dense_derivatives(
-    fn: Callable[[Array], Array], z: Float[Array, " n"]
-) -> tuple[Array, Array, Array]:
-    """Value, gradient and Hessian in forward-over-reverse passes with n tangents together.
+def dense_derivatives(fn: Callable[[Array], Array], z: Array) -> tuple[Array, Array, Array]:
+    """Value, gradient and Hessian in one forward-over-reverse pass with n tangents."""
 
-    A CPU takes a few tangents at a time, whose arrays stay in its cache.
-    """
-    n = z.shape[0]
-    at_once = _TANGENTS if jax.default_backend() == "cpu" else n
-    gradient = jax.value_and_grad(fn)
+    def gradient(z: Array):
+        value, g = jax.value_and_grad(fn)(z)
+        return g, (value, g)
 
-    def along(units: Array) -> tuple[tuple[Array, Array], Array]:
-        def one(unit: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-            return jax.jvp(gradient, (z,), (unit,))
-
-        found, (_, rows) = jax.vmap(one, out_axes=((None, None), 0))(units)
-        return found, rows
-
-    if n <= at_once:
-        (value, g), hessian = along(jnp.eye(n, dtype=z.dtype))
-        return value, g, hessian
-    count = -(-n // at_once)
-    units = jnp.eye(count * at_once, n, dtype=z.dtype).reshape(count, at_once, n)
-    (values, gradients), rows = jax.lax.map(along, units)
-    return values[0], gradients[0], rows.reshape(-1, n)[:n]
+    hessian, (value, g) = jax.jacfwd(gradient, has_aux=True)(z)
+    return value, g, hessian

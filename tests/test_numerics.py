@@ -249,8 +249,8 @@ def test_the_compiler_adds_products_correctly() -> None:
     np.testing.assert_array_equal(squares, x**2)
 
 
-@pytest.mark.parametrize("n", [1, 16, 17, 33])
-def test_a_dense_hessian_of_any_size(n: int) -> None:
+@pytest.mark.parametrize("n", [1, 17])
+def test_a_dense_hessian(n: int) -> None:
     """f = sum_i c_i (sum_{j<=i} z_j)^3 / 6, Hessian sum_{i >= max(j, k)} c_i (sum_{l<=i} z_l)."""
     c = np.cos(np.arange(n))
     z = np.linspace(0.1, 1.0, n)

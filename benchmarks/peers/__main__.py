@@ -28,12 +28,12 @@ from ..networks.train import train
 from . import ays, dmn, gits, hindsight, ld3, oss
 from .found import Found, end_sigmas, from_sigmas
 
-SAMPLERS = ("ddim", "dpmpp_2m")
+SAMPLERS = ("ddim", "dpmpp_2m", "unipc")
 STEPS = (4, 5, 6, 8, 10, 12, 16, 20)
 # NFE of ours, for all samplers and numbers of steps together
 BUDGETS = (3_000, 16_000)
 LD3_WITHIN = f"LD3, {BUDGETS[-1]:,} NFE"
-ORDERS = {"ddim": 1, "dpmpp_2m": 2}
+ORDERS = {"ddim": 1, "dpmpp_2m": 2, "unipc": 2}
 # initial noise that no search has seen
 UNSEEN = 1024
 STATISTICS = ("geometric_mean", "rms", "sliced_w2")

@@ -108,6 +108,7 @@ class OperatorBound(AbstractObjective):
     ) -> None:
         times = evaluation_times(process, sampler, _any_schedule(process, num_steps))
         per_evaluation("rms", self.rms, times)
+        self.correlation.matrix(process, times)
 
 
 class LipschitzBound(AbstractObjective):

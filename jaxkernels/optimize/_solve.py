@@ -19,10 +19,12 @@ from ._space import AbstractProblem
 _CHUNK = 25
 # a relative gradient that cancellation in float64 cannot be expected to go below
 _ROUNDING_FLOOR = 1e-9
-# evaluations, and iterations, after which the worse half of the starts is left behind among kinks
-_ROUND = 48
-_ROUND_ITERATIONS = (4, 8)
-# such rounds before kinks are rounded more widely, in which a minimum beside them is found
+# among kinks, iterations after which the worse half of the starts is left behind
+_ROUND = 8
+# the same of more starts than that
+_SHORT_ROUND = 2
+_MANY_STARTS = 8
+# rounds before kinks are rounded more widely, in which a minimum beside them is found
 _FIRST_ROUNDS = 2
 # how much more widely
 _ROUNDINGS = (100.0, 20.0, 4.0)
@@ -165,7 +167,7 @@ def _halve(
     Returns the state and which starts are still followed.
     """
     for _ in range(rounds):
-        iterations = int(np.clip(_ROUND // followed.sum(), *_ROUND_ITERATIONS))
+        iterations = _SHORT_ROUND if followed.sum() > _MANY_STARTS else _ROUND
         state = _advance(problem, state, solver, report, iterations)
         order = np.argsort(np.where(followed, np.asarray(state.value), np.inf), kind="stable")
         followed = np.isin(np.arange(order.size), order[: (followed.sum() + 1) // 2])
