@@ -199,6 +199,7 @@ def propagate(
     return jnp.concatenate([mean[None], means]), jnp.concatenate([covariance[None], covariances])
 
 
+@full_precision
 def end_responses(maps: AffineMaps) -> Float[Array, "evaluations blocks"]:
     """The derivative of x at the end in a shift of the score at every evaluation, in their order.
 
@@ -208,7 +209,7 @@ def end_responses(maps: AffineMaps) -> Float[Array, "evaluations blocks"]:
     end = jnp.zeros_like(maps.shift[:, 0]).at[0].set(1.0)
 
     def step(after: Array, factor: Array) -> tuple[Array, Array]:
-        return jnp.einsum("ab,anb->nb", after, factor), after
+        return apply(transpose(factor), after), after
 
     _, after = jax.lax.scan(step, end, jnp.moveaxis(maps.factor, -2, 0), reverse=True)
     return jnp.einsum("knb,nekb->keb", after, maps.responses).reshape(-1, end.shape[-1])
