@@ -7,25 +7,25 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 T = TypeVar("T")
+V = TypeVar("V", bound=PyTree)
 
 
-def forward_derivatives(
-    fn: Callable[[Array], Array], x: Float[Array, "n *items"]
-) -> tuple[Array, Array, Array]:
+def forward_derivatives(fn: Callable[[Array], V], x: Float[Array, "n *items"]) -> tuple[V, V, V]:
     """Value, gradient and Hessian by two nested forward passes, for few variables.
 
     Further axes of x are items that fn treats alike and separately; without them fn is any
-    function.
+    function. Of a function that returns a tree they are trees, whose leaves have axes over
+    variables first.
     """
     return forward_derivatives_with(lambda x: (fn(x), ()), x)[0]
 
 
 def forward_derivatives_with(
-    fn: Callable[[Array], tuple[Array, T]], x: Float[Array, "n *items"]
-) -> tuple[tuple[Array, Array, Array], T]:
+    fn: Callable[[Array], tuple[V, T]], x: Float[Array, "n *items"]
+) -> tuple[tuple[V, V, V], T]:
     """`forward_derivatives` of the first part of what fn returns, and the second part as it is."""
     n = x.shape[0]
     units = jnp.eye(n, dtype=x.dtype).reshape(n, n, *[1] * (x.ndim - 1))

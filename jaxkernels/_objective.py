@@ -59,6 +59,36 @@ class AbstractCoordinateObjective(eqx.Module):
         return jnp.zeros_like(u[1:])
 
 
+class AbstractJointObjective(eqx.Module):
+    """An objective as a function of the coordinates u of the times and of the stochasticity.
+
+    Of the coordinates it is one as `AbstractCoordinateObjective`, with padding. The squared
+    stochasticity has one entry for every step, those of the padding without effect.
+    """
+
+    def smoothed(self, factor: float) -> "AbstractJointObjective | None":
+        """The objective with its kinks rounded `factor` times as widely; None if it has none."""
+        del factor
+
+    @abc.abstractmethod
+    def value(
+        self,
+        u: Float[Array, " points"],
+        squared: Float[Array, " steps"],
+        num_steps: Int[Array, ""],
+    ) -> Float[Array, ""]:
+        """The objective, > 0."""
+
+    @abc.abstractmethod
+    def derivatives(
+        self,
+        u: Float[Array, " points"],
+        squared: Float[Array, " steps"],
+        num_steps: Int[Array, ""],
+    ) -> Derivatives:
+        """Value, gradient and Hessian in u and the squared stochasticity after it."""
+
+
 class AbstractBoundObjective(eqx.Module):
     """An objective with everything that it depends on besides the schedule."""
 
@@ -90,6 +120,15 @@ class AbstractBoundObjective(eqx.Module):
         if t_min is None or squared is None or np.any(squared):
             return None
         return self.in_coordinate(coordinate, t_min)
+
+    def in_times_and_stochasticity(
+        self, coordinate: TimeCoordinate, t_min: float | None, num_steps: int
+    ) -> AbstractJointObjective | None:
+        """The same as a function of both, where that is cheaper. By default None: it is not.
+
+        Without `t_min` the last time varies too.
+        """
+        del coordinate, t_min, num_steps
 
     def smoothed(self, factor: float) -> "AbstractBoundObjective | None":
         """The objective with its kinks rounded `factor` times as widely; None if it has none.

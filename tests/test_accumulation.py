@@ -1126,7 +1126,7 @@ RUN = (jk.Gaussian(0.0, [1.0]), OU, EXPONENTIAL, jk.Schedule([1.0, 0.4, 0.1]))
                 t_min=0.01,
                 objective=bounds.LipschitzBound(1.0, curvature=bounds.CurvatureClass(-9.0, 9.0)),
             ),
-            "the bound is infinite .* outweigh",
+            "finite and positive. The bound is infinite .* outweigh",
         ),
         (
             lambda: jk.optimize_schedule(

@@ -20,6 +20,9 @@ import numpy as np
 
 import jaxkernels as jk
 from jaxkernels._plot import BLUE, ORANGE, Axis, FigureSpec, Guide, Line, Mark, Panel, render
+from jaxkernels._progress import Progress
+from jaxkernels.comparison import compare_to, reference_steps, solve_reference
+from jaxkernels.samplers import as_sampler
 
 from ..environment import CACHE, HERE, save, table
 from ..networks.data import BADLY_TRAINED, HELD_OUT, PROBLEMS, PROCESS, SOUNDS, T_MIN
@@ -89,9 +92,10 @@ def study(
     wanted = {name: searches[name] for name in (methods or searches) if name != HINDSIGHT}
     best_possible = methods is None or HINDSIGHT in methods
     unseen = jax.random.normal(jax.random.key(3), (UNSEEN, data.shape[1]))
+    span = float(PROCESS.t_max), T_MIN
+    reference = solve_reference(denoiser, unseen, reference_steps(max(STEPS)), span, None)
     cells = []
     for sampler, num_steps in settings:
-        jax.clear_caches()
 
         def known(name: str, where: tuple[str, str, int] = (network, sampler, num_steps)) -> bool:
             return not only_known or cell_path(*where, name).exists()
@@ -109,7 +113,10 @@ def study(
             search = partial(hindsight.search, denoiser, schedules=schedules, noise=unseen)
             found[HINDSIGHT] = cell = resume(network, sampler, num_steps, HINDSIGHT, search)
             schedules[HINDSIGHT] = jk.Schedule(np.asarray(cell["times"]))
-        compared = jk.compare_schedules(denoiser, sampler, schedules, unseen)
+        line = Progress("", enabled=False)
+        compared = compare_to(
+            reference, as_sampler(sampler), schedules, key=None, line=line, planned=0
+        )
         where = {"network": network, "sampler": sampler, "num_steps": num_steps}
         peers = [name for name in found if not name.startswith((OURS, HINDSIGHT))]
         cells += [
@@ -186,6 +193,8 @@ def resume(network: str, sampler: str, num_steps: int, method: str, search: Sear
     if path.exists():
         return json.loads(path.read_text())
     print(f"{network}, {sampler}, K = {num_steps}: {method}", flush=True)
+    # programs of other searches fill the memory
+    jax.clear_caches()
     began = time.perf_counter()
     found = search(sampler, num_steps)
     cell = {

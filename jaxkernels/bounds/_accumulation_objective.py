@@ -19,29 +19,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from .._numerics import safe_divide, safe_sqrt
-from .._objective import AbstractBoundObjective, AbstractObjective
-from .._precision import to_float64
+from .._objective import AbstractObjective
+from .._padding import bucket
 from .._types import AnyArray, constant
 from ..distributions import Gaussian, GaussianMixture
 from ..processes import AbstractProcess
-from ..recurrence import (
-    AffineMaps,
-    NamedInitialization,
-    PerMode,
-    Run,
-    check_given_times,
-    end_responses,
-    evaluation_times,
-)
+from ..recurrence import End, Moments, PerMode, check_given_times
 from ..samplers import AbstractSampler, as_sampler
-from ..schedules import BASELINES, Schedule
+from ..schedules import Schedule, Step
 from ..score_error import AbstractCorrelation, FullyCorrelated
 from ._bound import ErrorSize, as_error_size, per_evaluation
 from ._curvature_interval import AbstractCurvature, as_curvature
 from ._lipschitz import Steps, check_one_evaluation
+from ._padded import check_evaluations, pad_sizes
+from ._stepwise import AbstractStepwiseBound, StepParts
 
 _ROUNDING = 1e-3
 # of W2, whose kink at 0 lies in a curved valley that Newton's method follows with short steps
@@ -106,9 +100,10 @@ class OperatorBound(AbstractObjective):
     def check_target(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
     ) -> None:
-        times = evaluation_times(process, sampler, _any_schedule(process, num_steps))
-        per_evaluation("rms", self.rms, times)
-        self.correlation.matrix(process, times)
+        del target
+        check_evaluations("rms", self.rms, process, sampler, num_steps)
+        times = np.zeros(sampler.nfe_per_step * num_steps)
+        jax.eval_shape(self.correlation.matrix, process, times)
 
 
 class LipschitzBound(AbstractObjective):
@@ -124,8 +119,8 @@ class LipschitzBound(AbstractObjective):
       that of the Gaussian with their mean and covariance.
     - `to_data`: as for `OperatorBound`; for Gaussian data, without `curvature`.
 
-    **Raises:** ValueError for an option out of range; before solving, for a curvature with which
-    the bound is infinite.
+    **Raises:** ValueError for an option out of range; when optimised, if the bound is infinite for
+    every schedule to start from.
 
     **Example:**
 
@@ -177,17 +172,12 @@ class LipschitzBound(AbstractObjective):
     def check_target(
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
     ) -> None:
-        with jax.enable_x64(True):
-            # copies, as JAX remembers the precision in which it first met an array of the caller's
-            bound = to_float64(self.bind(target, process, sampler))
-            value = float(bound.without_distance(_any_schedule(bound.process, num_steps)))
-        if value == float("inf"):
-            raise ValueError(
-                f"the bound is infinite for every schedule: {bound.curvature.vacuous}."
-            )
+        del target
+        for name in ("rms", "fresh_rms", "lipschitz"):
+            check_evaluations(name, getattr(self, name), process, sampler, num_steps)
 
 
-class BoundOperatorBound(AbstractBoundObjective):
+class BoundOperatorBound(AbstractStepwiseBound):
     """`OperatorBound` of a target in its eigenbasis, a process and a sampler."""
 
     target: Gaussian
@@ -199,18 +189,36 @@ class BoundOperatorBound(AbstractBoundObjective):
     def smoothed(self, factor: float) -> "BoundOperatorBound":
         return dataclasses.replace(self, rounding=constant(factor * np.asarray(self.rounding)))
 
-    def __call__(self, schedule: Schedule) -> Float[Array, ""]:
-        run = _run(self.target, self.process, self.sampler, schedule)
-        times = run.evaluation_times()
+    def padded(self, num_steps: int) -> "BoundOperatorBound":
+        each = self.sampler.nfe_per_step
+        size = each * bucket(num_steps)
+        options = pad_sizes(self.options, ("rms",), size)
+        correlation = self.options.correlation.padded(size)
+        options = eqx.tree_at(lambda options: options.correlation, options, correlation)
+        return dataclasses.replace(self, options=options)
+
+    def parts(self, steps: Step) -> StepParts:
+        maps = PerMode(self.target).response_maps(self.process, self.sampler, steps)
+        times = self.sampler.evaluation_times(self.process, steps)
+        return StepParts(jnp.stack(times)[..., None], maps)
+
+    def total(
+        self, numbers: Float[Array, "numbers steps"], end: End | None, num_steps: Int[Array, ""]
+    ) -> Float[Array, ""]:
+        assert end is not None
+        times = numbers.T.reshape(-1)
+        used = jnp.arange(times.size) < self.sampler.nfe_per_step * num_steps
         rms = per_evaluation("rms", self.options.rms, times)
-        maps = run.response_maps()
-        sizes = _smooth_largest(self.target, end_responses(maps) * rms[:, None], self.rounding)
+        along_modes = end.responses.reshape(times.size, -1) * rms[:, None]
+        sizes = _smooth_largest(self.target, along_modes, used, self.rounding)
         rho = jnp.abs(self.options.correlation.matrix(self.process, times))
         bound = safe_sqrt(sizes @ rho @ sizes)
-        return _with_distance(bound, run, maps, self.rounding) if self.options.to_data else bound
+        if not self.options.to_data:
+            return bound
+        return _with_distance(bound, self.target, end, self.rounding)
 
 
-class BoundLipschitzBound(AbstractBoundObjective):
+class BoundLipschitzBound(AbstractStepwiseBound):
     """`LipschitzBound` of a target in its eigenbasis, a process and a sampler."""
 
     target: Gaussian
@@ -223,38 +231,47 @@ class BoundLipschitzBound(AbstractBoundObjective):
     def smoothed(self, factor: float) -> "BoundLipschitzBound":
         return dataclasses.replace(self, rounding=constant(factor * np.asarray(self.rounding)))
 
-    def __call__(self, schedule: Schedule) -> Float[Array, ""]:
-        bound = self.without_distance(schedule)
+    def why_infinite(self, schedule: Schedule) -> str:
+        del schedule
+        return f"The bound is infinite where nothing is known: {self.curvature.vacuous}."
+
+    def padded(self, num_steps: int) -> "BoundLipschitzBound":
+        sizes = ("rms", "fresh_rms", "lipschitz")
+        options = pad_sizes(self.options, sizes, bucket(num_steps))
+        return dataclasses.replace(self, options=options)
+
+    def parts(self, steps: Step) -> StepParts:
+        taken = Steps.of(self.process, self.sampler, steps)
+        numbers = jnp.stack([taken.keep, taken.injection, taken.slope, taken.times])[..., None]
         if not self.options.to_data:
-            return bound
-        run = _run(self.target, self.process, self.sampler, schedule)
-        return _with_distance(bound, run, run.affine_maps(), self.rounding)
+            return StepParts(numbers, None)
+        modes = PerMode(self.target)
+        return StepParts(numbers, modes.response_maps(self.process, self.sampler, steps))
 
-    def without_distance(self, schedule: Schedule) -> Float[Array, ""]:
-        """What score errors add."""
+    def total(
+        self, numbers: Float[Array, "numbers steps"], end: End | None, num_steps: Int[Array, ""]
+    ) -> Float[Array, ""]:
         options = self.options
-        steps = Steps.of(self.process, self.sampler, schedule)
         size = functools.partial(_smooth_size, rounding=self.rounding)
+        keep, injection, slope, times = numbers
+        steps = Steps(keep, injection, slope, times, self.process)
         accumulation = steps.accumulation(self.curvature, options.lipschitz, size)
-        return accumulation.mixed(options.rms, options.fresh_rms).value
-
-
-def _run(
-    target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
-) -> Run:
-    """The run from the process's own initialization."""
-    return Run(target, process, sampler, schedule, NamedInitialization(process.initialization))
+        used = jnp.arange(numbers.shape[1]) < num_steps
+        growth = jnp.where(used, accumulation.growth, 1.0)
+        accumulation = dataclasses.replace(accumulation, growth=growth)
+        bound = accumulation.mixed(options.rms, options.fresh_rms).value
+        return bound if end is None else _with_distance(bound, self.target, end, self.rounding)
 
 
 def _with_distance(
-    bound: Float[Array, ""], run: Run, maps: AffineMaps, rounding: Float[AnyArray, ""]
+    bound: Float[Array, ""], target: Gaussian, end: End, rounding: Float[AnyArray, ""]
 ) -> Float[Array, ""]:
     """The bound and W2 between the data and the samples without score errors.
 
     W2 has a kink where it is 0, which multistep methods reach: it is rounded from above.
     """
-    modes = PerMode(run.target)
-    samples = modes.propagate(maps, run.sampler, run.initial_moments()).last
+    modes = PerMode(target)
+    samples = Moments(end.mean, end.variance)
     square = modes.distance("w2_squared", samples, modes.data())
     widened = _DISTANCE_ROUNDING * jnp.sqrt(rounding / _ROUNDING)
     return bound + safe_sqrt(square + (widened * bound) ** 2)
@@ -268,20 +285,20 @@ def _smooth_size(
 
 
 def _smooth_largest(
-    target: Gaussian, along_modes: Float[Array, "n modes"], rounding: Float[AnyArray, ""]
+    target: Gaussian,
+    along_modes: Float[Array, "n modes"],
+    used: Bool[Array, " n"],
+    rounding: Float[AnyArray, ""],
 ) -> Float[Array, " n"]:
-    """An upper bound of the largest size among the modes of positive weight, smooth."""
+    """An upper bound of the largest size among the modes of positive weight, smooth; or 0."""
     present = jnp.asarray(target.weights) > 0
     # a mean over the modes in which the large ones count, without a kink where they change places
-    square = jnp.where(present, jnp.mean(along_modes**2, axis=0), 0.0)
+    along_modes = jnp.where(used[:, None], along_modes, 0.0)
+    mean = jnp.mean(along_modes**2, axis=0, where=used[:, None])
+    square = jnp.where(present, mean, 0.0)
     scale = safe_sqrt(safe_divide(jnp.sum(square**2), jnp.sum(square)))
     width = jnp.where(scale > 0, rounding * scale, 1.0)
     either_sign = jnp.concatenate([along_modes, -along_modes], axis=1) / width
     present = jnp.tile(present, 2)
     largest = jax.scipy.special.logsumexp(either_sign, axis=1, where=present)
-    return jnp.where(scale > 0, width * largest, 0.0)
-
-
-def _any_schedule(process: AbstractProcess, num_steps: int) -> Schedule:
-    """A schedule of that length, far from the data."""
-    return BASELINES["uniform"](process, num_steps, 0.5 * float(process.t_max))
+    return jnp.where(used & (scale > 0), width * largest, 0.0)

@@ -14,9 +14,9 @@ from .._types import AnyArray
 from ..distributions import Gaussian, GaussianMixture
 from ..prediction import Prediction
 from ..processes import AbstractProcess
-from ..recurrence import evaluation_times, linearise
+from ..recurrence import linearise
 from ..samplers import AbstractSampler
-from ..schedules import Schedule
+from ..schedules import Schedule, Step
 from ..score_error import AffineError
 from ._bound import COHERENT, AccumulationBound, ErrorSize, checked_run, per_evaluation
 from ._curvature_interval import AbstractCurvature, as_curvature
@@ -201,10 +201,10 @@ class Steps(eqx.Module):
     process: AbstractProcess
 
     @classmethod
-    def of(cls, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule) -> "Steps":
+    def of(cls, process: AbstractProcess, sampler: AbstractSampler, steps: Step) -> "Steps":
         """The steps of parts that fit each other."""
-        times = evaluation_times(process, sampler, schedule)
-        keep, injection, slope = _step_responses(process, sampler, schedule)
+        (times,) = sampler.evaluation_times(process, steps)
+        keep, injection, slope = _step_responses(process, sampler, steps)
         return cls(keep, injection, slope, times, process)
 
     def factors(self, hessians: Float[Array, "steps *n"]) -> Float[Array, "steps *n"]:
@@ -281,7 +281,7 @@ def checked_steps(process: object, sampler: object, schedule: object) -> Steps:
     # any Gaussian: what is checked does not depend on it
     run = checked_run(Gaussian(0.0, [1.0]), process, sampler, schedule)
     check_one_evaluation(run.sampler)
-    return Steps.of(run.process, run.sampler, run.schedule)
+    return Steps.of(run.process, run.sampler, run.schedule.steps())
 
 
 def check_one_evaluation(sampler: AbstractSampler) -> None:
@@ -319,10 +319,9 @@ def _recursion(growth: Array, injection: Array, known: Array, fresh: Array) -> F
 
 @jax.jit
 def _step_responses(
-    process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
+    process: AbstractProcess, sampler: AbstractSampler, steps: Step
 ) -> tuple[Array, Array, Array]:
     """Three factors (steps,): on x without a score, on the score, and on the slope of the score."""
-    steps = schedule.num_steps
 
     def predict(block: Array, x: Array, t: Array) -> Prediction:
         """Of a score that is 0 everywhere."""
@@ -330,13 +329,12 @@ def _step_responses(
         return Prediction(x / process.signal(t), jnp.zeros_like(x), jnp.zeros_like(x))
 
     def maps(error: AffineError) -> tuple[Array, Array]:
-        out = linearise(sampler, process, schedule, predict, jnp.zeros(1), 1, error)
+        out = linearise(sampler, process, steps, predict, jnp.zeros(1), 1, error)
         return out.factor[0, 0, :, 0], out.shift[0, :, 0]
 
-    dtype = schedule.times.dtype
-    none = AffineError(jnp.zeros((steps, 1, 1, 1, 1), dtype), jnp.zeros((steps, 1, 1, 1), dtype))
-    (factor, _), pull = jax.vjp(maps, none)
-    one = jnp.ones_like(factor)
-    zero = jnp.zeros_like(factor)
-    by_slope = -pull((one, zero))[0].slope[:, 0, 0, 0, 0]
-    return factor, pull((zero, one))[0].shift[:, 0, 0, 0], by_slope
+    # the factor depends on the slope alone and the shift on the shift, so that both move at once
+    zero = jnp.zeros_like(steps.time)[:, None, None, None]
+    none = AffineError(zero[..., None], zero)
+    one = AffineError(none.slope - 1.0, none.shift + 1.0)
+    (factor, _), (by_slope, by_shift) = jax.jvp(maps, (none,), (one,))
+    return factor, by_shift, by_slope

@@ -20,7 +20,7 @@ that it is found one step after the other, and eliminated from every block by it
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -50,6 +50,7 @@ from ._certified import (
     truncation_distance,
 )
 from ._girsanov import GIRSANOV, initial_divergence, is_divergence_proved
+from ._padded import padded_times, per_step
 from ._step_factors import DenoisedSteps, StepErrors, denoised_steps
 
 # squared stochasticities among which the best one of a step is looked for first; the bound has a
@@ -136,15 +137,7 @@ class CertifiedRecursion(AbstractCoordinateObjective):
         return self._total(times, last), slope * rate, hessian
 
     def _times(self, u: Float[Array, " points"], num_steps: Int[Array, ""]) -> Array:
-        """The times, exact at fixed ends, where a coordinate need not have derivatives."""
-        index = jnp.arange(u.shape[0])
-        inside = (index > 0) & (index < num_steps)
-        middle = jax.lax.stop_gradient(0.5 * (u[0] + u[-1]))
-        times = self.coordinate.time(jnp.where(inside, u, middle))
-        start = jnp.asarray(self.coordinate.start, u.dtype)
-        last = self.coordinate.time(u[-1]) if self.t_min is None else self.t_min
-        last = jnp.asarray(last, u.dtype)
-        return jnp.where(inside, times, jnp.where(index == 0, start, last))
+        return padded_times(self.coordinate, self.t_min, u, num_steps)
 
     def _truncation(self, end: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """What stopping at a time adds to the bound."""
@@ -249,14 +242,6 @@ class CertifiedRecursion(AbstractCoordinateObjective):
         proved = is_proved(known, self.certificate.scheme, known.process.sigma(end) ** 2, ancestral)
         total = last + self._truncation(end)
         return jnp.where(proved, finite_or_inf(total), jnp.inf)
-
-
-def per_step(given: Any, count: int) -> Any:
-    """Numbers for every step with the last one repeated, or cut, to `count`; others as they are."""
-    if callable(given) or jnp.ndim(given) == 0:
-        return given
-    missing = max(count - jnp.shape(given)[0], 0)
-    return jnp.pad(jnp.asarray(given), (0, missing), mode="edge")[:count]
 
 
 def _active(times: Float[Array, " points"], num_steps: Int[Array, ""]) -> Bool[Array, " steps"]:

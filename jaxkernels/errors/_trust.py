@@ -55,13 +55,17 @@ def violations(
     **Returns:** sentences that name the step and the numbers.
     """
     linear = sampler.nfe_per_step == 1 and starts_on_trajectory(sampler)
+    size = bucket(schedule.num_steps)
+    times = constant(pad_last(np.asarray(schedule.times), size + 1))
+    squared = constant(pad_last(np.asarray(schedule.stochasticity_squared), size))
+    count = jax.device_put(np.asarray(schedule.num_steps))
+    run = (pad_modes(target), process, sampler, times)
     if schedule.is_stochastic or not linear:
-        share, excess = _noisy_facts(target, process, sampler, schedule)
+        facts = _local_facts(*run, squared, count)
+        share, *noise = (np.asarray(fact)[: schedule.num_steps] for fact in facts)
+        excess = _excess(*noise)
     else:
-        num_steps = schedule.num_steps
-        times = constant(pad_last(np.asarray(schedule.times), bucket(num_steps) + 1))
-        run = (pad_modes(target), process, sampler, times, jax.device_put(np.asarray(num_steps)))
-        share = np.asarray(_flow_facts(*run))[:num_steps]
+        share = np.asarray(_flow_facts(*run, count))[: schedule.num_steps]
         excess = None
     name = type(sampler).__name__
     reasons = []
@@ -76,30 +80,35 @@ def violations(
     return tuple(reasons)
 
 
-def _noisy_facts(
-    target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
-) -> tuple[np.ndarray, str | None]:
-    """Share of the variance in flipped modes per step, and what is wrong with injected noise."""
-    facts = _local_facts(target, process, sampler, schedule)
-    share, injected, level = (np.asarray(fact) for fact in facts)
+def _excess(injected: np.ndarray, level: np.ndarray) -> str | None:
+    """What is wrong with injected noise."""
     if not np.any(injected > level * (1.0 + 1e-6)):
-        return share, None
+        return None
     k = int(np.argmax(injected - level))
-    return share, (
+    return (
         f"step {k} injects noise of variance {injected[k]:.3g}, more than the marginal's "
         f"{level[k]:.3g} at its end"
     )
 
 
-@jax.jit
+@quick_jit
 def _local_facts(
-    target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
+    target: Gaussian,
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    times: Float[Array, " points"],
+    squared: Float[Array, " steps"],
+    num_steps: Int[Array, ""],
 ) -> tuple[Array, Array, Array]:
-    """Per step: share of the variance in flipped modes, largest injected variance, noise^2."""
-    moments = local_errors(target, process, sampler, schedule).moments
-    weighted = target.weights * target.marginal_variance(process, schedule.times[1:])
+    """Per step: share of the variance in flipped modes, largest injected variance, noise^2.
+
+    Steps may be padding.
+    """
+    schedule = Schedule.from_squared(times, squared)
+    moments = local_errors(target, process, sampler, schedule, num_steps).moments
+    weighted = target.weights * target.marginal_variance(process, times[1:])
     share = jnp.sum(jnp.where(moments.factor < 0, weighted, 0.0), -1) / jnp.sum(weighted, -1)
-    return share, largest(moments.injected), process.noise(schedule.times[1:]) ** 2
+    return share, largest(moments.injected), process.noise(times[1:]) ** 2
 
 
 @quick_jit

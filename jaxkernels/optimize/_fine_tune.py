@@ -21,7 +21,7 @@ from ..prediction import AbstractDenoiser
 from ..samplers import AbstractSampler, run_schedule, sampling_nfe
 from ..schedules import Schedule, TimeCoordinate
 from ._solver import Optax, optax_step
-from ._space import ScheduleSpace, StepLengths, pad_logits
+from ._space import ScheduleSpace, StepLengths, pad_zeros
 
 # NFE of a gradient per evaluation: a forward pass, the same again since only the points of a
 # trajectory are kept of it, and a backward pass
@@ -77,7 +77,7 @@ def fine_tune(
     held_out = _batch(reference, baselines, names, slice(half, None))
     size = bucket(space.num_steps) - 1
     with jax.enable_x64(True):
-        z = jax.device_put(pad_logits(space.vectors([schedule]), size)[0].astype(dtype))
+        z = jax.device_put(pad_zeros(space.vectors([schedule]), size)[0].astype(dtype))
     loop = _Loop(
         z=z,
         transformation_state=_init(solver, z),

@@ -33,6 +33,7 @@ from ._space import (
     AbstractTimesProblem,
     DenseProblem,
     FreeEndProblem,
+    JointProblem,
     ScheduleSpace,
     TimesProblem,
     least_share,
@@ -238,6 +239,10 @@ def problem_in(space: ScheduleSpace, objective: AbstractBoundObjective) -> Abstr
     if inner is not None:
         kind = FreeEndProblem if t_min is None else TimesProblem
         return kind.of(inner, space)
+    if squared is None and t_min is not None:
+        joint = objective.in_times_and_stochasticity(space.coordinate, t_min, space.num_steps)
+        if joint is not None:
+            return JointProblem.of(joint, space)
     if space.stochasticity_squared is not None:
         objective = objective.at_fixed_stochasticity()
     return DenseProblem.of(objective, space)

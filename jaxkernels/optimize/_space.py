@@ -17,6 +17,7 @@ from .._objective import (
     LARGEST_STOCHASTICITY,
     AbstractBoundObjective,
     AbstractCoordinateObjective,
+    AbstractJointObjective,
     Derivatives,
 )
 from .._padding import bucket
@@ -250,7 +251,8 @@ class TimesProblem(AbstractTimesProblem):
 
     @classmethod
     def of(cls, objective: AbstractCoordinateObjective, space: ScheduleSpace) -> "TimesProblem":
-        upper = constant(_logit_bounds(objective, space.num_steps))
+        size = _padded_steps(objective, space.num_steps)
+        upper = constant(_logit_bounds(size, space.num_steps))
         return cls(
             objective=objective,
             lengths=StepLengths.of(space),
@@ -263,7 +265,7 @@ class TimesProblem(AbstractTimesProblem):
         self, space: ScheduleSpace, schedules: Sequence[Schedule]
     ) -> Float[np.ndarray, "starts n"]:
         logits = space.vectors(schedules)[:, : space.num_steps - 1]
-        return pad_logits(logits, np.shape(self.lower)[0])
+        return pad_zeros(logits, np.shape(self.lower)[0])
 
     def arrays(
         self, space: ScheduleSpace, z: Float[np.ndarray, "starts n"]
@@ -297,7 +299,7 @@ class FreeEndProblem(AbstractTimesProblem):
 
     @classmethod
     def of(cls, objective: AbstractCoordinateObjective, space: ScheduleSpace) -> "FreeEndProblem":
-        logits = _logit_bounds(objective, space.num_steps)
+        logits = _logit_bounds(_padded_steps(objective, space.num_steps), space.num_steps)
         first, last = np.asarray(space.end_range)
         smallest = space.coordinate.process.trained_t_min
         trained = first if smallest == 0 else space.coordinates(np.asarray([[smallest]]))[0, 0]
@@ -315,7 +317,7 @@ class FreeEndProblem(AbstractTimesProblem):
         self, space: ScheduleSpace, schedules: Sequence[Schedule]
     ) -> Float[np.ndarray, "starts n"]:
         z = space.vectors(schedules)
-        logits = pad_logits(z[:, : space.num_steps - 1], np.shape(self.lower)[0] - 1)
+        logits = pad_zeros(z[:, : space.num_steps - 1], np.shape(self.lower)[0] - 1)
         return np.concatenate([logits, z[:, -1:]], axis=1)
 
     def arrays(
@@ -351,6 +353,75 @@ class FreeEndProblem(AbstractTimesProblem):
         counted = self.num_steps - jnp.where(end < self.trained, 1, 0)
         length = self.top - bottom - counted.astype(end.dtype) * least
         return StepLengths(self.top, least, length, end)
+
+
+class JointProblem(AbstractProblem):
+    """An objective of the times and of the stochasticity of every step, to a fixed last time.
+
+    The vectors hold the logits of step lengths, then log(1 + alpha^2) of every step, both padded.
+    """
+
+    objective: AbstractJointObjective
+    lengths: "StepLengths"
+    num_steps: Int[AnyArray, ""]
+    lower: Float[AnyArray, " n"]
+    upper: Float[AnyArray, " n"]
+
+    @classmethod
+    def of(cls, objective: AbstractJointObjective, space: ScheduleSpace) -> "JointProblem":
+        size = bucket(space.num_steps)
+        largest = np.where(np.arange(size) < space.num_steps, np.log1p(LARGEST_STOCHASTICITY**2), 0)
+        logits = _logit_bounds(size, space.num_steps)
+        return cls(
+            objective=objective,
+            lengths=StepLengths.of(space),
+            num_steps=jax.device_put(np.asarray(space.num_steps)),
+            lower=constant(np.append(-logits, 0.0 * largest)),
+            upper=constant(np.append(logits, largest)),
+        )
+
+    def smoothed(self, factor: float) -> "JointProblem | None":
+        return _with_objective(self, self.objective.smoothed(factor))
+
+    def vectors(
+        self, space: ScheduleSpace, schedules: Sequence[Schedule]
+    ) -> Float[np.ndarray, "starts n"]:
+        z = space.vectors(schedules)
+        interior = space.num_steps - 1
+        size = bucket(space.num_steps)
+        logits = pad_zeros(z[:, :interior], size - 1)
+        return np.concatenate([logits, pad_zeros(z[:, interior:], size)], axis=1)
+
+    def arrays(
+        self, space: ScheduleSpace, z: Float[np.ndarray, "starts n"]
+    ) -> tuple[Float[np.ndarray, "starts points"], Float[np.ndarray, "starts steps"]]:
+        logits, logs = np.split(z, [bucket(space.num_steps) - 1], axis=1)
+        return space.arrays(np.append(logits[:, : space.num_steps - 1], logs, axis=1))
+
+    def value(self, z: Float[Array, " n"]) -> Float[Array, ""]:
+        logits, logs = self._split(z)
+        u = self.lengths.coordinates(logits, self.num_steps)
+        return jnp.log(self.objective.value(u, jnp.expm1(logs), self.num_steps))
+
+    def derivatives(self, z: Float[Array, " n"]) -> Derivatives:
+        logits, logs = self._split(z)
+        length = self.lengths.length
+        u = self.lengths.coordinates(logits, self.num_steps)
+        p = _shares(logits, self.num_steps)
+        value, slope, curvature = self.objective.derivatives(u, jnp.expm1(logs), self.num_steps)
+        # of alpha^2 in its logarithm
+        rate = jnp.exp(logs)
+        points = u.size
+        gradient, hessian = _in_logits(slope[:points], curvature[:points, :points], length, p)
+        mixed = _pull(curvature[1 : points - 1, points:] * rate, length, p)
+        own = curvature[points:, points:] * rate[:, None] * rate
+        own = own + jnp.diag(slope[points:] * rate)
+        hessian = jnp.block([[hessian, mixed], [mixed.T, own]])
+        return _of_logarithm(value, jnp.append(gradient, slope[points:] * rate), hessian)
+
+    def _split(self, z: Float[Array, " n"]) -> tuple[Float[Array, " m"], Float[Array, " steps"]]:
+        interior = z.size // 2
+        return z[:interior], z[interior:]
 
 
 def _with_objective(problem: Any, objective: Any) -> Any:
@@ -392,11 +463,9 @@ class StepLengths(NamedTuple):
         return jnp.concatenate([jnp.asarray(self.top, p.dtype)[None], inside])
 
 
-def pad_logits(
-    logits: Float[np.ndarray, "starts interior"], size: int
-) -> Float[np.ndarray, "starts n"]:
-    """Logits of step lengths, followed by zeros up to `size`."""
-    return np.pad(logits, ((0, 0), (0, size - logits.shape[1])))
+def pad_zeros(rows: Float[np.ndarray, "starts m"], size: int) -> Float[np.ndarray, "starts n"]:
+    """Rows of a vector, such as logits, followed by zeros up to `size`."""
+    return np.pad(rows, ((0, 0), (0, size - rows.shape[1])))
 
 
 def _shares(logits: Float[Array, " n"], num_steps: AnyArray) -> Float[Array, " steps"]:
@@ -434,11 +503,13 @@ def _pull(
     return -length * p[1:, None] * (later - total)
 
 
-def _logit_bounds(
-    objective: AbstractCoordinateObjective, num_steps: int
-) -> Float[np.ndarray, " n"]:
+def _padded_steps(objective: AbstractCoordinateObjective, num_steps: int) -> int:
+    """The number of steps that an objective is evaluated with."""
+    return bucket(num_steps) if objective.padded else num_steps
+
+
+def _logit_bounds(size: int, num_steps: int) -> Float[np.ndarray, " n"]:
     """The largest size of every logit, 0 in the padding."""
-    size = bucket(num_steps) if objective.padded else num_steps
     return np.where(np.arange(size - 1) < num_steps - 1, LARGEST_LOGIT, 0.0)
 
 

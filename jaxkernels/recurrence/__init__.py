@@ -3,7 +3,6 @@
 from ._affine import (
     AffineMaps as AffineMaps,
     check_given_times as check_given_times,
-    end_responses as end_responses,
     initial_state as initial_state,
     linearise as linearise,
     propagate as propagate,
@@ -13,6 +12,15 @@ from ._coordinates import (
     Dense as Dense,
     Moments as Moments,
     PerMode as PerMode,
+)
+from ._end import (
+    End as End,
+    EndDerivatives as EndDerivatives,
+    InitialState as InitialState,
+    curve_own as curve_own,
+    end_of as end_of,
+    end_responses as end_responses,
+    scatter_own as scatter_own,
 )
 from ._exact import (
     log_contraction as log_contraction,

@@ -15,7 +15,7 @@ from .._linalg import apply, full_precision, product, transpose
 from ..prediction import Prediction
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler
-from ..schedules import Schedule, Step
+from ..schedules import Step
 from ..score_error import AffineError
 
 Block = TypeVar("Block", bound=PyTree)
@@ -48,7 +48,7 @@ class AffineMaps(eqx.Module):
 def linearise(
     sampler: AbstractSampler,
     process: AbstractProcess,
-    schedule: Schedule,
+    steps: Step,
     predict: Callable[[Block, Array, Array], Prediction],
     blocks: Block,
     size: int,
@@ -64,7 +64,8 @@ def linearise(
 
     **Arguments:**
 
-    - `sampler`, `process`, `schedule`: as everywhere.
+    - `sampler`, `process`: as everywhere.
+    - `steps`: with an axis over steps.
     - `predict`: (block, x, t) -> the denoiser of one block, x of shape (size,).
     - `blocks`: the parameters of `predict`, with a leading axis over blocks.
     - `size`: the number of coordinates of a block.
@@ -78,7 +79,6 @@ def linearise(
     one = _step_maps(sampler, process, predict, size, responses)
     over_blocks = jax.vmap(one, in_axes=(None, 0, 0), out_axes=-1)
     over_steps = jax.vmap(over_blocks, in_axes=(0, None, 0), out_axes=-2)
-    steps = schedule.steps(sampler.history_steps)
     if sampler.randomised:
         if errors is not None or responses:
             check_given_times(sampler)
@@ -197,22 +197,6 @@ def propagate(
 
     _, (means, covariances) = jax.lax.scan(step, (mean, covariance), by_step(maps))
     return jnp.concatenate([mean[None], means]), jnp.concatenate([covariance[None], covariances])
-
-
-@full_precision
-def end_responses(maps: AffineMaps) -> Float[Array, "evaluations blocks"]:
-    """The derivative of x at the end in a shift of the score at every evaluation, in their order.
-
-    The maps have `responses`. One pass backward propagates the derivative of the end in the state.
-    """
-    assert maps.responses is not None
-    end = jnp.zeros_like(maps.shift[:, 0]).at[0].set(1.0)
-
-    def step(after: Array, factor: Array) -> tuple[Array, Array]:
-        return apply(transpose(factor), after), after
-
-    _, after = jax.lax.scan(step, end, jnp.moveaxis(maps.factor, -2, 0), reverse=True)
-    return jnp.einsum("knb,nekb->keb", after, maps.responses).reshape(-1, end.shape[-1])
 
 
 def by_step(maps: AffineMaps) -> AffineMaps:

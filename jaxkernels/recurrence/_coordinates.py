@@ -18,7 +18,7 @@ from ..distributions import Gaussian, gaussian_prediction
 from ..prediction import Prediction
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler
-from ..schedules import Schedule
+from ..schedules import Step
 from ..score_error import AffineError
 from ._affine import AffineMaps, initial_state, joint_covariance, linearise, propagate
 
@@ -63,7 +63,7 @@ class AbstractCoordinates(eqx.Module):
         self,
         process: AbstractProcess,
         sampler: AbstractSampler,
-        schedule: Schedule,
+        steps: Step,
         error: AffineError | None = None,
     ) -> AffineMaps:
         """The sampler's affine maps for the exact score plus `error` at each evaluation."""
@@ -115,22 +115,22 @@ class PerMode(AbstractCoordinates):
         self,
         process: AbstractProcess,
         sampler: AbstractSampler,
-        schedule: Schedule,
+        steps: Step,
         error: AffineError | None = None,
     ) -> AffineMaps:
         blocks = jax.tree.map(lambda a: a[:, None], _spectrum(self.target))
         if error is not None:
-            slope = _by_step(error.slope, schedule.num_steps)[..., None, None]
-            error = AffineError(slope, _by_step(error.shift, schedule.num_steps)[..., None])
-        return linearise(sampler, process, schedule, _predict(process), blocks, 1, error)
+            count = steps.time.shape[0]
+            slope = _by_step(error.slope, count)[..., None, None]
+            error = AffineError(slope, _by_step(error.shift, count)[..., None])
+        return linearise(sampler, process, steps, _predict(process), blocks, 1, error)
 
     def response_maps(
-        self, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
+        self, process: AbstractProcess, sampler: AbstractSampler, steps: Step
     ) -> AffineMaps:
         """The maps for the exact score with `responses`."""
         blocks = jax.tree.map(lambda a: a[:, None], _spectrum(self.target))
-        run = (sampler, process, schedule, _predict(process), blocks, 1)
-        return linearise(*run, responses=True)
+        return linearise(sampler, process, steps, _predict(process), blocks, 1, responses=True)
 
     def propagate(self, maps: AffineMaps, sampler: AbstractSampler, start: Moments) -> Moments:
         state = initial_state(sampler, start.mean[None], start.covariance[None, None])
@@ -175,16 +175,16 @@ class Dense(AbstractCoordinates):
         self,
         process: AbstractProcess,
         sampler: AbstractSampler,
-        schedule: Schedule,
+        steps: Step,
         error: AffineError | None = None,
     ) -> AffineMaps:
         blocks = jax.tree.map(lambda a: a[None], _spectrum(self.target))
         size = self.target.eigenvalues.shape[0]
         if error is not None:
             error = jax.tree.map(
-                lambda a: a.reshape(schedule.num_steps, 1, -1, *a.shape[1:]), error.as_dense()
+                lambda a: a.reshape(steps.time.shape[0], 1, -1, *a.shape[1:]), error.as_dense()
             )
-        return linearise(sampler, process, schedule, _predict(process), blocks, size, error)
+        return linearise(sampler, process, steps, _predict(process), blocks, size, error)
 
     def propagate(self, maps: AffineMaps, sampler: AbstractSampler, start: Moments) -> Moments:
         size = start.mean.shape[0]

@@ -190,7 +190,11 @@ class LocalErrors(eqx.Module):
 
 
 def local_errors(
-    target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
+    target: Gaussian,
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    schedule: Schedule,
+    num_steps: Int[Array, ""] | None = None,
 ) -> LocalErrors:
     """Every step's `window_moments`, propagated to the end by a contraction R:
 
@@ -202,14 +206,15 @@ def local_errors(
     steps does not.)
 
     A sampler for the reverse SDE alone is not defined without noise: its R is that of the exact
-    reverse SDE. All steps are computed at once. The target is in its eigenbasis.
+    reverse SDE. All steps are computed at once; those from `num_steps` on are padding. The target
+    is in its eigenbasis.
     """
+    count = schedule.num_steps if num_steps is None else num_steps
     if sampler.reverse_sde_only:
-        return _reverse_sde_local_errors(target, process, sampler, schedule)
+        return _reverse_sde_local_errors(target, process, sampler, schedule, count)
     times = schedule.times
     squared = schedule.stochasticity_squared
     points, steps = window_indices(schedule.num_steps, sampler.window_steps)
-    count = schedule.num_steps
 
     def one(t: Array, w: Array, k: Array) -> StepMoments:
         return window_moments(target, process, sampler, t, w, k, count)
@@ -217,7 +222,7 @@ def local_errors(
     none = jnp.zeros_like(squared)
     logs = log_contractions(target, process, Schedule.from_squared(times, none))
     over_steps = jax.vmap(one)
-    windows = (times[points], jnp.arange(count))
+    windows = (times[points], jnp.arange(schedule.num_steps))
     if sampler.stochastic:
         # with noise and without, in one program
         pair = jnp.stack([squared, none])[:, steps]
@@ -233,13 +238,18 @@ def local_errors(
 
 
 def _reverse_sde_local_errors(
-    target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, schedule: Schedule
+    target: Gaussian,
+    process: AbstractProcess,
+    sampler: AbstractSampler,
+    schedule: Schedule,
+    num_steps: int | Int[Array, ""],
 ) -> LocalErrors:
     """`local_errors` of a sampler for the reverse SDE alone, from its affine maps."""
     times = schedule.times
     mean = process.signal(times)[:, None] * target.mean
     exact = target.marginal_variance(process, times)
-    maps = by_step(PerMode(target).affine_maps(process, sampler, schedule))
+    steps = schedule.steps(sampler.history_steps, num_steps)
+    maps = by_step(PerMode(target).affine_maps(process, sampler, steps))
 
     def one(maps: AffineMaps, mean: Array, variance: Array) -> tuple[Array, ...]:
         after = advance(maps, mean[None], variance[None, None])

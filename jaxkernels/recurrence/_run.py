@@ -136,11 +136,13 @@ class Run(eqx.Module):
         `error` has fields (evaluations, modes[, modes]); None means the exact score.
         """
         coordinates = self.coordinates(error)
-        return coordinates.affine_maps(self.process, self.sampler, self.schedule, error)
+        steps = self.schedule.steps(self.sampler.history_steps)
+        return coordinates.affine_maps(self.process, self.sampler, steps, error)
 
     def response_maps(self) -> AffineMaps:
         """The maps for the exact score per mode, with `responses`."""
-        return PerMode(self.target).response_maps(self.process, self.sampler, self.schedule)
+        steps = self.schedule.steps(self.sampler.history_steps)
+        return PerMode(self.target).response_maps(self.process, self.sampler, steps)
 
     def initial_moments(self, error: AffineError | None = None) -> Moments:
         """The initial moments, in the coordinates that `error` asks for."""

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from .. import _checks
 from .._numerics import as_inexact, safe_sqrt
@@ -232,16 +232,19 @@ class Schedule(eqx.Module):
         """
         return _sigmas(process, self.times)
 
-    def steps(self, history_steps: int = 1) -> Step:
+    def steps(self, history_steps: int = 1, num_steps: int | Int[Array, ""] | None = None) -> Step:
         """Split the schedule into its steps.
 
         **Arguments:**
 
         - `history_steps`: number of earlier times that every step knows, >= 0.
+        - `num_steps`: how many of them there are, if later ones are padding, which repeats the last
+          time: one compiled program then serves every number of steps. Default: all.
 
         **Returns:** all steps at once: every field has K rows.
         """
         k = np.arange(self.num_steps)
+        count = self.num_steps if num_steps is None else num_steps
         earlier = np.maximum(k[:, None] - 1 - np.arange(history_steps), 0)
         return Step(
             time=self.times[:-1],
@@ -249,7 +252,7 @@ class Schedule(eqx.Module):
             earlier_times=self.times[earlier],
             stochasticity_squared=self.stochasticity_squared,
             completed=jnp.asarray(k),
-            remaining=jnp.asarray(k[::-1].copy()),
+            remaining=jnp.asarray(count - 1 - k),
         )
 
     def error_if_invalid(self) -> "Schedule":

@@ -73,6 +73,25 @@ class AbstractCorrelation(eqx.Module):
         factor = self.factor(process, times)
         return factor @ factor.T
 
+    def padded(self, evaluations: int) -> "AbstractCorrelation":
+        """Return the same for runs of `evaluations`, of which the last may be padding.
+
+        **Arguments:**
+
+        - `evaluations`: their number.
+
+        **Returns:** a correlation; by default this one.
+
+        **Example:**
+
+        ```python
+        >>> jk.AR1(0.5).padded(16)
+        AR1(rho=0.5)
+        ```
+        """
+        del evaluations
+        return self
+
 
 def _distinct(times: Float[Array, " evaluations"]) -> Int[Array, " evaluations"]:
     """The number of distinct times before each."""
@@ -298,6 +317,11 @@ class GivenCorrelation(AbstractCorrelation):
                 f"matrix has the negative eigenvalue {values[0]:.3g}: it is no correlation."
             )
         self.root = constant(vectors * np.sqrt(np.maximum(values, 0.0)))
+
+    def padded(self, evaluations: int) -> "GivenCorrelation":
+        missing = evaluations - self.root.shape[0]
+        root = constant(np.pad(np.asarray(self.root), ((0, missing), (0, missing))))
+        return eqx.tree_at(lambda given: given.root, self, root)
 
     def factor(
         self, process: AbstractProcess, times: Float[Array, " evaluations"]
