@@ -25,6 +25,7 @@ from sklearn.datasets import load_digits
 import jaxkernels as jk
 from jaxkernels._objective import AbstractCoordinateObjective
 from jaxkernels._plot import Line
+from jaxkernels.errors import violations
 from jaxkernels.errors._window_sum import AbstractWindowSum
 from jaxkernels.optimize import ScheduleProblem, make_problem, solve
 from jaxkernels.optimize._problem import as_objective
@@ -550,6 +551,13 @@ def test_too_much_noise_is_not_trusted():
     )
     assert not result.trusted
     assert any("injects noise" in text for text in result.warnings)
+
+
+def test_modes_that_fill_up_a_spectrum_inject_no_noise():
+    """They have variance 1, of which a long step of Tweedie's sampler injects nearly all."""
+    target = jk.Gaussian(0.0, [1e-9]).in_eigenbasis()
+    schedule = jk.Schedule([2.0, 0.01], 1.0)
+    assert not violations(target, jk.OU(t_max=2.0), jk.samplers.as_sampler("tweedie"), schedule)
 
 
 def test_heavy_tails_are_reported():

@@ -100,6 +100,34 @@ def strings() -> Float[np.ndarray, "n 128"]:
     return loudness[:, None] * sounds[rows[:, None], heard]
 
 
+def orbits() -> Float[np.ndarray, "n 96"]:
+    """Orbits of a chaotic system: 32 points, .1 apart in time, on Lorenz's attractor.
+
+    x' = 10 (y - x),  y' = x (28 - z) - y,  z' = x y - 8/3 z, in tens, by Runge-Kutta's method of
+    fourth order. Source: Lorenz, "Deterministic Nonperiodic Flow" (1963).
+    """
+    count = 20_000
+    step = 0.02
+    point = np.random.default_rng(0).uniform(-15.0, 15.0, (3, count))
+    point[2] += 25.0
+
+    def velocity(point: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, "3 n"]:
+        x, y, z = point
+        return np.stack([10.0 * (y - x), x * (28.0 - z) - y, x * y - 8.0 / 3.0 * z])
+
+    seen = []
+    for n in range(1_000 + 32 * 5):
+        first = velocity(point)
+        second = velocity(point + 0.5 * step * first)
+        third = velocity(point + 0.5 * step * second)
+        fourth = velocity(point + step * third)
+        point = point + step / 6.0 * (first + 2.0 * second + 2.0 * third + fourth)
+        # from 20 units of time on they are on the attractor
+        if n >= 1_000 and n % 5 == 4:
+            seen.append(0.1 * point)
+    return np.stack(seen).transpose(2, 0, 1).reshape(count, -1)
+
+
 PROBLEMS = (
     Problem("digits", digits, "x0", width=256, blocks=3, training_steps=12_000),
     Problem(
@@ -132,5 +160,7 @@ BADLY_TRAINED = Problem(
     blocks=3,
     training_steps=1_600,
 )
-# sounds: nothing was selected or developed on it, and it was run once
+# sounds: held out once; since then the choice of trajectories that decide was developed on it
 SOUNDS = Problem("strings", strings, "epsilon", width=256, blocks=3, training_steps=12_000)
+# chaotic orbits: nothing was selected or developed on it, and it was run once
+ORBITS = Problem("orbits", orbits, "x0", width=256, blocks=3, training_steps=12_000)

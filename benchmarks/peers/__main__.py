@@ -25,7 +25,7 @@ from jaxkernels.comparison import compare_to, reference_steps, solve_reference
 from jaxkernels.samplers import as_sampler
 
 from ..environment import CACHE, HERE, save, table
-from ..networks.data import BADLY_TRAINED, HELD_OUT, PROBLEMS, PROCESS, SOUNDS, T_MIN
+from ..networks.data import BADLY_TRAINED, HELD_OUT, ORBITS, PROBLEMS, PROCESS, SOUNDS, T_MIN
 from ..networks.study import denoiser_of
 from ..networks.train import train
 from . import ays, dmn, gits, hindsight, ld3, oss
@@ -52,10 +52,11 @@ SHARED = {
 FIGURE = HERE.parent / "notebooks" / "peers.png"
 # networks that are reported alone, the first of which nothing was developed on
 APART = {
-    SOUNDS.name: "A network of sounds, held out and run once",
+    ORBITS.name: "A network of chaotic orbits, held out and run once",
+    SOUNDS.name: "A network of sounds",
     BADLY_TRAINED.name: "A badly trained network of sparse images",
 }
-NETWORKS = {p.name: p for p in (*PROBLEMS, HELD_OUT, SOUNDS, BADLY_TRAINED)}
+NETWORKS = {p.name: p for p in (*PROBLEMS, HELD_OUT, ORBITS, SOUNDS, BADLY_TRAINED)}
 
 Search = Callable[[str, int], Found]
 Cell = dict[str, Any]

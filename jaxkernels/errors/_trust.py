@@ -108,7 +108,9 @@ def _local_facts(
     moments = local_errors(target, process, sampler, schedule, num_steps).moments
     weighted = target.weights * target.marginal_variance(process, times[1:])
     share = jnp.sum(jnp.where(moments.factor < 0, weighted, 0.0), -1) / jnp.sum(weighted, -1)
-    return share, largest(moments.injected), process.noise(times[1:]) ** 2
+    # modes that only fill up the spectrum have no noise either
+    injected = jnp.where(target.weights != 0, moments.injected, 0.0)
+    return share, largest(injected), process.noise(times[1:]) ** 2
 
 
 @quick_jit
