@@ -224,7 +224,8 @@ class JointStepwiseObjective(AbstractJointObjective):
         end = None
         if value.maps is not None:
             initial = self.bound.initial(self._start())
-            end = EndDerivatives.of(cast(Any, maps), initial, index, count)
+            noisy = self.bound.sampler.stochastic
+            end = EndDerivatives.of(cast(Any, maps), initial, index, count, noisy)
         at = (value.numbers[..., 0], None if end is None else end.value)
         directions = (moved, None if end is None else end.first())
 

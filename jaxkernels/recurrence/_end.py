@@ -82,6 +82,7 @@ class EndDerivatives(eqx.Module):
     - `initial`: the state before the first step, which does not vary.
     - `index`: (steps, variables of a step), which of all variables they are.
     - `sensitivities`: those of the end, and `moved` their derivative in all variables.
+    - `noisy`: whether any step may inject noise.
     """
 
     maps: AffineMaps
@@ -91,6 +92,7 @@ class EndDerivatives(eqx.Module):
     index: Int[np.ndarray, "steps own"]
     sensitivities: Float[Array, "points n blocks"]
     moved: Float[Array, "points variables n blocks"]
+    noisy: bool = eqx.field(static=True)
 
     @classmethod
     @full_precision
@@ -100,6 +102,7 @@ class EndDerivatives(eqx.Module):
         initial: InitialState,
         index: Int[np.ndarray, "steps own"],
         count: int,
+        noisy: bool,
     ) -> "EndDerivatives":
         """Those of maps and their two derivatives, in `count` variables."""
         values, slopes, curvatures = maps
@@ -114,7 +117,7 @@ class EndDerivatives(eqx.Module):
         along = (_steps_first(values.factor), source)
         first, after = jax.lax.scan(step, jnp.zeros_like(source[0]), along, reverse=True)
         moved = jnp.concatenate([first[None], after])
-        return cls(values, slopes, curvatures, initial, index, c, moved)
+        return cls(values, slopes, curvatures, initial, index, c, moved, noisy)
 
     @property
     def value(self) -> End:
@@ -164,10 +167,12 @@ class EndDerivatives(eqx.Module):
         change += jnp.einsum("wijkb,kjb->kwib", slopes.factor, mu)
         mixed = jnp.einsum("kvib,kwib->kwv", later, change)
         mixed = jnp.zeros_like(curvature).at[self.index].add(mixed)
+        bent = 2.0 * jnp.einsum("vib,ijb,b->vjb", start, self.initial.covariance, of_variance)
+        total = curvature + mixed + mixed.T + jnp.einsum("vib,uib->vu", bent, start)
+        if not self.noisy:
+            return total
         bent = 2.0 * jnp.einsum("kvib,ijkb,b->kvjb", later, maps.noise, of_variance)
-        first = 2.0 * jnp.einsum("vib,ijb,b->vjb", start, self.initial.covariance, of_variance)
-        bent = jnp.concatenate([first[None], bent])
-        return curvature + mixed + mixed.T + jnp.einsum("kvib,kuib->vu", bent, self.moved)
+        return total + jnp.einsum("kvib,kuib->vu", bent, later)
 
     def _multipliers(self, weights: End) -> Float[Array, "steps n blocks"]:
         """mu before every step."""
