@@ -17,7 +17,6 @@ from jaxkernels._types import constant
 from jaxkernels.bounds import BoundedSupport, LipschitzBound, OperatorBound
 from jaxkernels.optimize._space import JointProblem, ScheduleSpace
 from jaxkernels.recurrence import Run, end_of, initial_state
-from jaxkernels.recurrence._end import InitialState
 from jaxkernels.schedules import TimeCoordinate
 from jaxkernels.score_error import GivenCorrelation
 
@@ -170,7 +169,7 @@ def test_moments_at_the_end_equal_those_of_the_recurrence(sampler: str) -> None:
     run = Run.checked(TARGET, VP, sampler, schedule)
     initial = run.initial_moments()
     state = initial_state(run.sampler, initial.mean[None], initial.covariance[None, None])
-    end = end_of(run.response_maps(), InitialState(*state))
+    end = end_of(run.response_maps(), state)
     expected = run.moments().last
     np.testing.assert_allclose(end.mean, expected.mean, rtol=1e-10)
     np.testing.assert_allclose(end.variance, expected.covariance, rtol=1e-10)

@@ -95,8 +95,7 @@ class AbstractStepwiseBound(AbstractBoundObjective):
         modes = PerMode(self.target)
         named = NamedInitialization(self.process.initialization)
         moments = named.moments(modes, self.process, start)
-        state = initial_state(self.sampler, moments.mean[None], moments.covariance[None, None])
-        return InitialState(*state)
+        return initial_state(self.sampler, moments.mean[None], moments.covariance[None, None])
 
     def with_stochasticity(
         self,

@@ -2,6 +2,7 @@
 
 from ._affine import (
     AffineMaps as AffineMaps,
+    InitialState as InitialState,
     check_given_times as check_given_times,
     initial_state as initial_state,
     linearise as linearise,
@@ -16,7 +17,6 @@ from ._coordinates import (
 from ._end import (
     End as End,
     EndDerivatives as EndDerivatives,
-    InitialState as InitialState,
     curve_own as curve_own,
     end_of as end_of,
     end_responses as end_responses,

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -165,12 +165,19 @@ def _at_nodes(maps: Callable[[Step], tuple[Array, ...]], steps: Step) -> AffineM
     )
 
 
+class InitialState(NamedTuple):
+    """Mean and covariance of (x, history) before the first step."""
+
+    mean: Float[Array, "n blocks"]
+    covariance: Float[Array, "n n blocks"]
+
+
 def initial_state(
     sampler: AbstractSampler,
     mean: Float[Array, "size blocks"],
     covariance: Float[Array, "size size blocks"],
-) -> tuple[Float[Array, "n blocks"], Float[Array, "n n blocks"]]:
-    """Mean and covariance of (x, history) before the first step."""
+) -> InitialState:
+    """That of x with this mean and covariance."""
 
     def state(x: Array) -> Array:
         return ravel_pytree((x, sampler.init_history(x)))[0]
@@ -179,7 +186,7 @@ def initial_state(
     jacobian = jax.jacfwd(state)(origin)
     jacobian = jnp.broadcast_to(jacobian[..., None], (*jacobian.shape, mean.shape[-1]))
     state_covariance = product(product(jacobian, covariance), transpose(jacobian))
-    return apply(jacobian, mean) + state(origin)[:, None], state_covariance
+    return InitialState(apply(jacobian, mean) + state(origin)[:, None], state_covariance)
 
 
 def propagate(

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._linalg import apply, full_precision, transpose
-from ._affine import AffineMaps
+from ._affine import AffineMaps, InitialState
 
 
 class End(NamedTuple):
@@ -36,13 +36,6 @@ class End(NamedTuple):
     """To a shift of the score at every evaluation."""
     mean: Float[Array, "*lead blocks"]
     variance: Float[Array, "*lead blocks"]
-
-
-class InitialState(NamedTuple):
-    """Mean and covariance of (x, history) before the first step."""
-
-    mean: Float[Array, "n blocks"]
-    covariance: Float[Array, "n n blocks"]
 
 
 @full_precision
