@@ -1140,6 +1140,18 @@ RUN = (jk.Gaussian(0.0, [1.0]), OU, EXPONENTIAL, jk.Schedule([1.0, 0.4, 0.1]))
             ),
             r"rms has shape \(2,\)",
         ),
+        (
+            lambda: jk.optimize_schedule(
+                RUN[0], jk.FlowMatching(), "ddim", 4, objective=bounds.OperatorBound(1.0)
+            ),
+            "t_max = 1 has no signal",
+        ),
+        (
+            lambda: jk.optimize_schedule(
+                *RUN[:3], 4, t_min=0.01, objective=bounds.LipschitzBound(0.0, [0.0] * 4)
+            ),
+            "rms and fresh_rms must not be 0",
+        ),
     ],
 )
 def test_wrong_input_is_named(call: Callable[[], object], message: str) -> None:

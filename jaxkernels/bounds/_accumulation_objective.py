@@ -31,7 +31,7 @@ from ..recurrence import End, Moments, PerMode, check_given_times
 from ..samplers import AbstractSampler, as_sampler
 from ..schedules import Schedule, Step
 from ..score_error import AbstractCorrelation, FullyCorrelated
-from ._bound import ErrorSize, as_error_size, per_evaluation
+from ._bound import ErrorSize, as_error_size, check_signal, per_evaluation
 from ._curvature_interval import AbstractCurvature, as_curvature
 from ._lipschitz import Steps, check_one_evaluation
 from ._padded import check_evaluations, pad_sizes
@@ -101,7 +101,9 @@ class OperatorBound(AbstractObjective):
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
     ) -> None:
         del target
+        check_signal(process)
         check_evaluations("rms", self.rms, process, sampler, num_steps)
+        _check_any_error(self, ("rms",))
         times = np.zeros(sampler.nfe_per_step * num_steps)
         jax.eval_shape(self.correlation.matrix, process, times)
 
@@ -175,6 +177,8 @@ class LipschitzBound(AbstractObjective):
         del target
         for name in ("rms", "fresh_rms", "lipschitz"):
             check_evaluations(name, getattr(self, name), process, sampler, num_steps)
+        check_signal(process)
+        _check_any_error(self, ("rms", "fresh_rms"))
 
 
 class BoundOperatorBound(AbstractStepwiseBound):
@@ -261,6 +265,16 @@ class BoundLipschitzBound(AbstractStepwiseBound):
         accumulation = dataclasses.replace(accumulation, growth=growth)
         bound = accumulation.mixed(options.rms, options.fresh_rms).value
         return bound if end is None else _with_distance(bound, self.target, end, self.rounding)
+
+
+def _check_any_error(options: OperatorBound | LipschitzBound, sizes: tuple[str, ...]) -> None:
+    """Raise a ValueError if errors have size 0, so that every schedule is as good as another."""
+    given = [getattr(options, name) for name in sizes]
+    if not options.to_data and not any(callable(size) or np.any(size) for size in given):
+        raise ValueError(
+            f"{' and '.join(sizes)} must not be 0: the bound is 0 for every schedule then; "
+            "to_data=True adds the error of the steps."
+        )
 
 
 def _with_distance(

@@ -39,6 +39,7 @@ from .._numerics import largest
 from .._precision import is_traced
 from .._types import AnyArray, Numbers
 from ..distributions import Gaussian
+from ..processes import AbstractProcess
 from ..recurrence import Run
 
 ErrorSize: TypeAlias = Numbers | Callable[[Array], Array]
@@ -109,6 +110,15 @@ def check_sizes(argument: str, value: Numbers) -> AnyArray:
     if np.any(sizes < 0):
         raise ValueError(f"{argument} must be >= 0; its smallest entry is {sizes.min():g}.")
     return sizes
+
+
+def check_signal(process: AbstractProcess) -> None:
+    """Raise a ValueError for a process that starts where there is no signal."""
+    if not float(process.signal(np.asarray(process.t_max))) > 0:
+        raise ValueError(
+            f"process.t_max = {float(process.t_max):g} has no signal: a bound needs a(t) > 0. "
+            "Lower t_max."
+        )
 
 
 def largest_mode(target: Gaussian, along_modes: Float[Array, "n modes"]) -> Float[Array, " n"]:

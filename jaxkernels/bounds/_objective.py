@@ -18,7 +18,7 @@ from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, sampler_name
 from ..schedules import Schedule, TimeCoordinate
 from ._assumptions import Assumptions, third_derivative
-from ._bound import ErrorSize, as_error_size, check_sizes, per_evaluation
+from ._bound import ErrorSize, as_error_size, check_signal, check_sizes, per_evaluation
 from ._certified import (
     bound_value,
     check_initial,
@@ -117,11 +117,7 @@ class CertifiedError(AbstractObjective):
         self, target: Gaussian, process: AbstractProcess, sampler: AbstractSampler, num_steps: int
     ) -> None:
         del target, sampler, num_steps
-        if not float(process.signal(np.asarray(process.t_max))) > 0:
-            raise ValueError(
-                f"process.t_max = {float(process.t_max):g} has no signal: a bound needs a(t) > 0. "
-                "Lower t_max."
-            )
+        check_signal(process)
 
     def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
         del fixed_end
