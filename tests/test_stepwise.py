@@ -13,8 +13,9 @@ from jaxtyping import Array, Float
 import jaxkernels as jk
 from jaxkernels._compile import quick_filter_jit, quick_jit
 from jaxkernels._derivatives import dense_derivatives
+from jaxkernels._objective import AbstractObjective
 from jaxkernels._types import constant
-from jaxkernels.bounds import BoundedSupport, LipschitzBound, OperatorBound
+from jaxkernels.bounds import BoundedSupport, CertifiedError, LipschitzBound, OperatorBound
 from jaxkernels.optimize._space import JointProblem, ScheduleSpace
 from jaxkernels.recurrence import Run, end_of, initial_state
 from jaxkernels.schedules import TimeCoordinate
@@ -181,11 +182,13 @@ def test_moments_at_the_end_equal_those_of_the_recurrence(sampler: str) -> None:
         (OperatorBound(size, to_data=True), "dpmpp_2m", 0.0),
         (OperatorBound(size, to_data=True), "ddim", "optimize"),
         (LipschitzBound(size, 0.01, 0.1, to_data=True), "ddim", 0.0),
+        (CertifiedError(score_error=size), "ddim", "optimize"),
+        (CertifiedError("kl", score_error=size), "ddim", 1.0),
     ],
 )
 def test_one_program_serves_every_number_of_steps(
     caplog: pytest.LogCaptureFixture,
-    objective: OperatorBound | LipschitzBound,
+    objective: AbstractObjective,
     sampler: str,
     stochasticity: float | str,
 ) -> None:
