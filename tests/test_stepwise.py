@@ -75,7 +75,11 @@ CASES = {
 }
 
 
-# those that take longest to compile
+def slow(*parameters: object):
+    """Parameters of a test that takes long to compile."""
+    return pytest.param(*parameters, marks=pytest.mark.slow)
+
+
 SLOW = (
     "ddim with noise",
     "without data",
@@ -83,14 +87,14 @@ SLOW = (
     "two evaluations",
     "given correlation",
     "length of correlation",
+    "Lipschitz",
     "Lipschitz with noise",
+    "support",
     "end",
 )
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
-)
+@pytest.mark.parametrize("name", [slow(name) if name in SLOW else name for name in CASES])
 def test_derivatives_equal_those_of_the_whole(name: str) -> None:
     """The Hessian of the whole by automatic differentiation; ends and padding are still."""
     case = CASES[name]
@@ -112,10 +116,7 @@ def test_derivatives_equal_those_of_the_whole(name: str) -> None:
     np.testing.assert_allclose(value, expected[0], rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["without data", *(pytest.param(n, marks=pytest.mark.slow) for n in ("ddim", "Lipschitz"))],
-)
+@pytest.mark.parametrize("name", ["without data", slow("ddim"), slow("Lipschitz and data")])
 def test_a_last_time_that_varies(name: str) -> None:
     """The last coordinate moves with the others, in the padding too."""
     case = CASES[name]
@@ -133,9 +134,7 @@ def test_a_last_time_that_varies(name: str) -> None:
     check(found, expected, np.arange(1, STEPS + 1))
 
 
-@pytest.mark.parametrize(
-    "name", ["ddim with noise", pytest.param("Lipschitz with noise", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["ddim with noise", slow("Lipschitz with noise")])
 def test_a_stochasticity_that_varies(name: str) -> None:
     """In the vectors of the solver: logits of step lengths, then log(1 + alpha^2)."""
     case = CASES[name]
@@ -181,8 +180,8 @@ def test_moments_at_the_end_equal_those_of_the_recurrence(sampler: str) -> None:
     [
         (OperatorBound(size, to_data=True), "dpmpp_2m", 0.0),
         (OperatorBound(size, to_data=True), "ddim", "optimize"),
-        (LipschitzBound(size, 0.01, 0.1, to_data=True), "ddim", 0.0),
-        (CertifiedError(score_error=size), "ddim", "optimize"),
+        slow(LipschitzBound(size, 0.01, 0.1, to_data=True), "ddim", 0.0),
+        slow(CertifiedError(score_error=size), "ddim", "optimize"),
         (CertifiedError("kl", score_error=size), "ddim", 1.0),
     ],
 )
