@@ -60,7 +60,8 @@ class OperatorBound(AbstractObjective):
     - `to_data`: add the exact W2 between the data and the samples without score errors, so that the
       sum bounds the distance to the data.
 
-    **Raises:** ValueError for a negative or misshapen `rms`.
+    **Raises:** ValueError for a negative or misshapen `rms`; when optimised, for one that is 0 without
+    `to_data`, or a process without signal at t_max.
 
     **Example:**
 
@@ -121,8 +122,8 @@ class LipschitzBound(AbstractObjective):
       that of the Gaussian with their mean and covariance.
     - `to_data`: as for `OperatorBound`; for Gaussian data, without `curvature`.
 
-    **Raises:** ValueError for an option out of range; when optimised, if the bound is infinite for
-    every schedule to start from.
+    **Raises:** ValueError for an option out of range; when optimised, as `OperatorBound`, or if the
+    bound is infinite for every schedule to start from.
 
     **Example:**
 
