@@ -60,8 +60,8 @@ class OperatorBound(AbstractObjective):
     - `to_data`: add the exact W2 between the data and the samples without score errors, so that the
       sum bounds the distance to the data.
 
-    **Raises:** ValueError for a negative or misshapen `rms`; when optimised, for one that is 0 without
-    `to_data`, or a process without signal at t_max.
+    **Raises:** ValueError for a negative or misshapen `rms`; when optimised, for one that is 0
+    without `to_data`, or a process without signal at t_max.
 
     **Example:**
 
