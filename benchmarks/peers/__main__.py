@@ -78,7 +78,9 @@ def main() -> None:
     path = save("peers", {"unseen": UNSEEN, "cells": cells})
     text = report(cells)
     path.with_suffix(".md").write_text(text)
-    render(figure(split(cells)[0]), FIGURE)
+    counted, *_ = split(cells)
+    if counted:
+        render(figure(counted), FIGURE)
     print(text)
 
 
