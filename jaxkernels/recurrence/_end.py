@@ -209,10 +209,9 @@ def curve_own(
     count: int,
 ) -> Float[Array, "variables variables"]:
     """The second derivative of the sum with weights of what the steps do, in all variables."""
-    total = jnp.zeros((count, count))
-    for weight, curvature in zip(
-        jax.tree.leaves(weights), jax.tree.leaves(curvatures), strict=True
-    ):
+    pairs = list(zip(jax.tree.leaves(weights), jax.tree.leaves(curvatures), strict=True))
+    total = jnp.zeros((count, count), pairs[0][0].dtype)
+    for weight, curvature in pairs:
         summed = jnp.sum(weight * curvature, axis=(*range(2, curvature.ndim - 2), -1))
         total = total.at[index[:, :, None], index[:, None]].add(jnp.moveaxis(summed, -1, 0))
     return total
