@@ -437,6 +437,26 @@ def test_statistics_agree_in_both_libraries() -> None:
         assert np.any(np.asarray(used) != 0)
 
 
+@pytest.mark.parametrize("to_data", [False, True])
+def test_resamples_are_of_rows_with_replacement(to_data: bool) -> None:
+    """Every one has the statistics of a comparison that consists of its rows; also with ties."""
+    rng = np.random.default_rng(0)
+    projections = np.round(rng.standard_normal((2, 30, 4)), 1)
+    found = jk.Comparison(
+        ("a", "b"),
+        rng.exponential(size=(2, 30)),
+        projections,
+        np.round(rng.standard_normal((30, 4)), 1),
+        0.0,
+        np.sort(rng.standard_normal((50, 4)), 0) if to_data else None,
+    )
+    rows = np.random.default_rng(0).integers(30, size=(200, 30))
+    for name in STATISTICS:
+        values = found.resampled_values(name)
+        expected = [list(found.take(samples=row).statistic(name).values()) for row in rows]
+        np.testing.assert_allclose(values, expected, rtol=1e-12)
+
+
 def test_nfe_counts_the_reference_and_every_schedule() -> None:
     schedules = _baselines(12)
     assert comparison_nfe(PROCESS, jk.Heun(), schedules, 5) == 5 * (240 + 120 + 2 * 3 * 12)

@@ -23,7 +23,7 @@ from ._criteria import (
     select_smallest,
 )
 from ._figure import comparison_figure, figure_title
-from ._statistics import STATISTICS, TINY, bootstrap_rows, statistic
+from ._statistics import STATISTICS, TINY, resampled_statistic, statistic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,7 +111,7 @@ class Comparison(eqx.Module):
     def statistic_values(
         self, name: str, samples: slice | np.ndarray = slice(None)
     ) -> Float[np.ndarray, " schedules"]:
-        """Evaluate a statistic of every schedule on some of the samples, or on a resample of them.
+        """Evaluate a statistic of every schedule on some of the samples.
 
         **Arguments:**
 
@@ -122,6 +122,20 @@ class Comparison(eqx.Module):
         """
         target = self.target_quantiles(samples) if name == "sliced_w2" else None
         return statistic(np, name, self.errors[:, samples], self.projections[:, samples], target)
+
+    def resampled_values(self, name: str) -> Float[np.ndarray, "resamples schedules"]:
+        """Evaluate a statistic of every schedule on resamples of the samples, for standard errors.
+
+        **Arguments:**
+
+        - `name`: "rms", "median", "geometric_mean" or "sliced_w2".
+
+        **Returns:** a row per resample, in the order of `names`; the same resamples for every
+        comparison of as many samples.
+        """
+        to_data = None if self.data_projections is None else self.target_quantiles()
+        run = (self.errors, self.projections, self.reference_projections, to_data)
+        return resampled_statistic(name, *run)
 
     def target_quantiles(
         self, samples: slice | np.ndarray = slice(None)
@@ -154,14 +168,11 @@ class Comparison(eqx.Module):
         """
         _checks.one_of("statistic", statistic, STATISTICS)
         both = self.take([name, to])
-
-        def ratio_on(samples: slice | np.ndarray) -> float:
-            # of two schedules without any error neither is better
-            values = np.maximum(both.statistic_values(statistic, samples), TINY)
-            return float(values[0] / values[1])
-
-        resampled = [ratio_on(rows) for rows in bootstrap_rows(self.errors.shape[1])]
-        return Estimate(ratio_on(slice(None)), float(np.std(resampled, ddof=1)))
+        every = np.vstack([both.statistic_values(statistic), both.resampled_values(statistic)])
+        # of two schedules without any error neither is better
+        every = np.maximum(every, TINY)
+        ratios = every[:, 0] / every[:, 1]
+        return Estimate(float(ratios[0]), float(np.std(ratios[1:], ddof=1)))
 
     def ratio_by_condition(self, statistic: str, name: str, to: str) -> dict[int, Estimate]:
         """Estimate the ratio of a statistic of two schedules for every condition by itself.
@@ -454,13 +465,12 @@ class Comparison(eqx.Module):
         floors = [baselines[i] for i in np.argmin(values[:, list(baselines)], 1)]
         few = self.take([self.names[row] for row in (*pair, *floors)])
 
-        def log_ratios(samples: slice | np.ndarray) -> np.ndarray:
-            values = np.stack([few.statistic_values(name, samples) for name in names])
-            logs = np.log(np.maximum(values, TINY))
-            return logs[:, :2] - logs[np.arange(len(names)), 2 + np.arange(len(names))][:, None]
-
-        every = [slice(None), *bootstrap_rows(self.errors.shape[1])]
-        return np.stack([log_ratios(samples) for samples in every])
+        every = [
+            np.vstack([few.statistic_values(name), few.resampled_values(name)]) for name in names
+        ]
+        logs = np.log(np.maximum(np.stack(every, 1), TINY))
+        floor = np.arange(len(names))
+        return logs[:, :, :2] - logs[:, floor, 2 + floor][:, :, None]
 
     def _best_distribution(self, criterion: str) -> int:
         """Index of the best schedule by sliced W2, where a schedule is stochastic."""

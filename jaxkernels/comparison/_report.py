@@ -30,7 +30,7 @@ from ._comparison import Comparison
 from ._criteria import BALANCED
 from ._figure import figure_title, report_figure
 from ._reference import reference_nfe, reference_steps, solve_reference
-from ._statistics import STATISTICS, TINY, bootstrap_rows
+from ._statistics import STATISTICS, TINY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,13 +159,13 @@ class SamplerReport(eqx.Module):
         """
         _checks.one_of("statistic", statistic, STATISTICS)
         rows = self._baseline_rows(baselines)
-        found = self._mean_ratios(statistic, rows, slice(None))
-        resampled = [
-            self._mean_ratios(statistic, rows, samples)
-            for samples in bootstrap_rows(self.num_samples)
+        every = [
+            np.vstack([found.statistic_values(statistic), found.resampled_values(statistic)])
+            for found in self.comparisons.values()
         ]
-        errors = np.std(resampled, axis=0, ddof=1)
-        estimates = map(Estimate, found.tolist(), errors.tolist())
+        ratios = _mean_ratios(np.stack(every, 1), rows)
+        errors = np.std(ratios[1:], axis=0, ddof=1)
+        estimates = map(Estimate, ratios[0].tolist(), errors.tolist())
         return dict(zip(self.names, estimates, strict=True))
 
     def ranked(self, statistic: str) -> list[str]:
@@ -265,16 +265,6 @@ class SamplerReport(eqx.Module):
             raise ValueError(f"baselines is empty; known are {', '.join(self.names)}.")
         known = {name: row for row, name in enumerate(self.names)}
         return [known[known_name("schedule", "baselines", name, known)] for name in baselines]
-
-    def _mean_ratios(
-        self, statistic: str, baselines: list[int], samples: slice | np.ndarray
-    ) -> Float[np.ndarray, " schedules"]:
-        """Geometric mean over settings of the ratio to the best baseline, on some samples."""
-        values = np.stack(
-            [found.statistic_values(statistic, samples) for found in self.comparisons.values()]
-        )
-        logs = np.log(np.maximum(values, TINY))
-        return np.exp(np.mean(logs - np.nanmin(logs[:, baselines], 1, keepdims=True), 0))
 
     def _table(self, statistic: str | None, smallest: str, other: str) -> Table:
         """Rows by `ratios`, the best one first; a column's smallest value has its own format."""
@@ -445,3 +435,11 @@ def _make_schedule(
     if schedule.num_steps != setting[1]:
         raise ValueError(f"schedules[{name!r}] has {schedule.num_steps} steps for {setting}.")
     return schedule
+
+
+def _mean_ratios(
+    values: Float[np.ndarray, "resamples settings schedules"], baselines: list[int]
+) -> Float[np.ndarray, "resamples schedules"]:
+    """Geometric mean over settings of the ratio to the best baseline of every setting."""
+    logs = np.log(np.maximum(values, TINY))
+    return np.exp(np.mean(logs - np.nanmin(logs[..., baselines], -1, keepdims=True), 1))

@@ -6,7 +6,7 @@ distribution of the samples as it is.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -79,6 +79,60 @@ def statistic(
     return _OF_ERRORS[name](xp, errors)
 
 
-def bootstrap_rows(count: int) -> Int[np.ndarray, "resamples count"]:
+def resampled_statistic(
+    name: str,
+    errors: Float[np.ndarray, "schedules samples"],
+    projections: Float[np.ndarray, "schedules samples directions"],
+    reference: Float[np.ndarray, "samples directions"],
+    quantiles: Float[np.ndarray, "samples directions"] | None,
+) -> Float[np.ndarray, "resamples schedules"]:
+    """Evaluate one of the `STATISTICS` on resamples with replacement, always the same ones.
+
+    **Arguments:**
+
+    - `name`, `errors`, `projections`: as of `statistic`.
+    - `reference`: components of the reference's samples, which are resampled with the others.
+    - `quantiles`: of data to measure "sliced_w2" to instead, or None.
+
+    **Returns:** a row per resample, in the units of `errors` or `projections`.
+    """
+    rows = _bootstrap_rows(errors.shape[1])
+    if name != "sliced_w2":
+        return np.stack([_OF_ERRORS[name](np, errors[:, row]) for row in rows])
+    counts = [np.bincount(row, minlength=len(row)) for row in rows]
+    samples = _Columns.of(projections)
+    if quantiles is None:
+        target = _Columns.of(reference)
+        pairs = ((samples.resampled(count), target.resampled(count)) for count in counts)
+    else:
+        pairs = ((samples.resampled(count), quantiles.T) for count in counts)
+    return np.stack([np.sqrt(np.mean((a - b) ** 2, (-2, -1))) for a, b in pairs])
+
+
+class _Columns(NamedTuple):
+    """Columns in ascending order, and the rows that their entries come from.
+
+    A resample of the rows is in order too once every entry is repeated as often as its row was
+    drawn: nothing is sorted again.
+    """
+
+    values: Float[np.ndarray, "*batch directions samples"]
+    rows: Int[np.ndarray, "*batch directions samples"]
+
+    @classmethod
+    def of(cls, columns: Float[np.ndarray, "*batch samples directions"]) -> "_Columns":
+        columns = np.swapaxes(columns, -1, -2)
+        rows = np.argsort(columns, -1)
+        return cls(np.take_along_axis(columns, rows, -1), rows)
+
+    def resampled(
+        self, counts: Int[np.ndarray, " samples"]
+    ) -> Float[np.ndarray, "*batch directions samples"]:
+        """The columns with every row as often as it counts, in ascending order."""
+        repeated = np.repeat(self.values.ravel(), counts[self.rows].ravel())
+        return repeated.reshape(self.values.shape)
+
+
+def _bootstrap_rows(count: int) -> Int[np.ndarray, "resamples count"]:
     """Indices of resamples of `count` samples with replacement, always the same ones."""
     return np.random.default_rng(0).integers(count, size=(_RESAMPLES, count))
