@@ -235,8 +235,9 @@ ANSWERS: dict[str, dict[str, str]] = {
     },
 }
 
-# before the name itself: functions of k-diffusion and their names in early tools
-_BEFORE = re.compile(r"^(sample|sampler|k)_")
+# before the name itself: functions of k-diffusion and their names in early tools, not the type
+# "sample_prediction"
+_BEFORE = re.compile(r"^(sample|sampler|k)_(?!prediction)")
 
 _AFTER = ("scheduler", "gpu", "discrete", "multistep")
 

@@ -249,6 +249,16 @@ def test_the_best_by_one_statistic() -> None:
         noisy.best(criterion="rms")
 
 
+def test_schedules_go_by_their_other_names_too() -> None:
+    reference = np.zeros((3, 2))
+    names = ("align_your_steps", "mine")
+    found = jk.Comparison(names, np.ones((2, 3)), np.zeros((2, 3, 2)), reference, 0.0)
+    assert found.take(["AYS"]).names == names[:1]
+    assert found.best(["ays"]) == found.best(["align_your_steps"])
+    with pytest.raises(ValueError, match="baselines='yours' is not known"):
+        found.best(["yours"])
+
+
 def test_a_table_of_many_says_how_many_it_leaves_out() -> None:
     reference = np.random.default_rng(0).standard_normal((20, 2))
     names = (*(f"mine {i}" for i in range(20)), "uniform")

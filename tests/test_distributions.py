@@ -3,13 +3,14 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array
 from scipy import special, stats
 from sklearn.covariance import LedoitWolf
 
@@ -97,6 +98,23 @@ def test_from_covariance() -> None:
     basis = np.asarray(target.basis)
     np.testing.assert_allclose(inside.mean, np.linalg.solve(basis, mean), rtol=1e-10)
     np.testing.assert_allclose(target.mode_mean, np.linalg.solve(basis, mean), rtol=1e-10)
+
+
+@pytest.mark.parametrize("columns", [3, 2])
+def test_a_traced_basis_is_that_of_the_values(columns: int) -> None:
+    basis = np.linalg.qr(_covariance(3, 3))[0][:, :columns]
+    fields: Any = (np.arange(3.0), np.array([3.0, 2.0, 0.5]), None, basis)
+    schedule = jk.schedules.karras(jk.VP(), 4, 1e-3)
+
+    def error(mean: Array, eigenvalues: Array, weights: None, basis: Array) -> Array:
+        target = jk.Gaussian(mean, eigenvalues, weights, basis)
+        return jk.TerminalError().bind(target, jk.VP(), "ddim")(schedule)
+
+    def samples(*fields: Array) -> Array:
+        return jk.Gaussian(*fields).sample(jax.random.key(0), 2)
+
+    for evaluate in cast(list[Any], [error, samples]):
+        np.testing.assert_allclose(jax.jit(evaluate)(*fields), evaluate(*fields), rtol=1e-12)
 
 
 def test_isotropic() -> None:

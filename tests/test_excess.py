@@ -324,6 +324,25 @@ def test_samplers_that_are_not_elementwise_are_refused(sampler: jk.AbstractSampl
         jk.evaluate_schedule(TARGET, PROCESS, sampler, SCHEDULE)
 
 
+class Optional(Averaging):
+    """DDIM that adds the mean of the coordinates if it is asked to."""
+
+    mix: bool = eqx.field(static=True)
+
+    def step(self, predict, noise, process, step, x, history):
+        if self.mix:
+            return super().step(predict, noise, process, step, x, history)
+        return jk.DDIM().step(predict, noise, process, step, x, history)
+
+
+def test_one_sampler_of_a_class_says_nothing_of_another() -> None:
+    found = jk.evaluate_schedule(TARGET, PROCESS, Optional(mix=False), SCHEDULE)
+    expected = jk.evaluate_schedule(TARGET, PROCESS, "ddim", SCHEDULE)
+    assert float(found.w2) == pytest.approx(float(expected.w2))
+    with pytest.raises(ValueError, match="must be elementwise with scalar coefficients"):
+        jk.evaluate_schedule(TARGET, PROCESS, Optional(mix=True), SCHEDULE)
+
+
 def test_matrix_slopes_in_objectives() -> None:
     error = jk.ScoreError.dense(0.01 * np.ones((1, 3, 3)), np.zeros((1, 3)))
     setting = (TARGET, PROCESS, "ddim", SCHEDULE)

@@ -28,6 +28,13 @@ def test_the_table_agrees_with_what_is_built_in(kind: str):
     assert len(set(plain)) == len(plain)
 
 
+def test_what_names_no_prediction_type_is_none():
+    """The prefix of k-diffusion's samplers is a part of "sample_prediction"."""
+    with pytest.raises(ValueError, match="prediction_type='prediction' is not known"):
+        jk.Denoiser(lambda x, t: x, jk.VP(), "prediction")
+    assert jk.Denoiser(lambda x, t: x, jk.VP(), "sample_prediction").prediction_type == "x0"
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

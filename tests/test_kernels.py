@@ -506,6 +506,20 @@ def test_relative_error_is_the_score() -> None:
     np.testing.assert_allclose(error(x), target.score(PROCESS, x, t[0]), rtol=1e-12)
 
 
+@pytest.mark.parametrize("columns", [3, 2])
+def test_relative_error_is_along_the_modes(columns: int) -> None:
+    """Slope and shift of -Sigma_t^-1 (x - a mu) in an eigenbasis, also of an incomplete one."""
+    t = jnp.asarray([0.4])
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0][:, :columns]
+    target = jk.Gaussian(MEAN, SPECTRA[1], basis=basis)
+    found = Relative()(target, PROCESS, t)
+    along = basis.T @ np.broadcast_to(MEAN, 3)
+    pull = float(PROCESS.signal(t[0])) * along * np.asarray(found.slope)[0, 0, :columns]
+    np.testing.assert_allclose(np.asarray(found.shift)[0, 0, :columns], pull, rtol=1e-12)
+    whole = Relative()(target.in_eigenbasis(), PROCESS, t)
+    np.testing.assert_allclose(found.shift, whole.shift, rtol=1e-12)
+
+
 def test_random_features_have_the_stated_shapes() -> None:
     """Delta = s U^T A U: entry by entry E Delta_ij Delta_kl = s^2 (U^T U)_ik (U^T U)_jl."""
     u = np.random.default_rng(2).standard_normal((2, 3))

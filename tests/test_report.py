@@ -239,10 +239,11 @@ def test_a_stochastic_schedule_is_ranked_by_its_distribution() -> None:
     [
         (
             {"samplers": ["ddim", "dpmpp_22m"]},
-            "samplers='dpmpp_22m' is not known. Did you mean 'dpmpp_2m'",
+            "samplers\\[1\\]='dpmpp_22m' is not known. Did you mean 'dpmpp_2m'",
         ),
         ({"samplers": []}, r"samplers = \[\] must be a list"),
         ({"samplers": "ddim"}, "samplers = 'ddim' must be a list"),
+        ({"samplers": ["ddim", 42]}, r"samplers\[1\] must be a sampler or a name; got 42"),
         ({"samplers": ["ddim", jk.DDIM()]}, "samplers has 'ddim' twice"),
         ({"num_steps": []}, r"num_steps = \[\] must be a list"),
         ({"num_steps": 3}, "num_steps = 3 must be a list"),

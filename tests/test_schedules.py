@@ -510,6 +510,26 @@ def test_a_file_tells_another_process(tmp_path: Path) -> None:
     assert jk.Schedule.load(path, jk.FlowMatching()).num_steps == 2
 
 
+class UserDefined(jk.VP):
+    """A process that files can only name."""
+
+    def __init__(self):
+        super().__init__()
+
+
+def test_a_file_of_a_user_defined_process_is_compared_by_its_levels(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.json"
+    schedule = jk.Schedule([1.0, 0.5, 0.001])
+    sigmas = np.asarray(schedule.sigmas(UserDefined())).tolist()
+    stated = jk.processes.describe_process(UserDefined())
+    schedule.save(path, process=stated, sigmas=sigmas)
+    assert jk.Schedule.load(path, UserDefined()).num_steps == 2
+    with pytest.raises(ValueError, match="its times are of UserDefined; here process is CosineVP"):
+        jk.Schedule.load(path, jk.CosineVP())
+    with pytest.raises(ValueError, match="the process UserDefined is user-defined: it is not in"):
+        jk.processes.from_config(stated)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

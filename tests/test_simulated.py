@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -94,6 +95,36 @@ def test_derivatives(power: float, record: jk.DenoisedRecord) -> None:
             h = 1e-5 * float(times[k])
             slope = (value(times.at[k].add(h)) - value(times.at[k].add(-h))) / (2.0 * h)
             assert float(gradient[k]) == pytest.approx(float(slope), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (jk.Schedule([1.0, 0.4, T_MIN], 0.5), "stochasticity = 0.5: a record is of deterministic"),
+        (jk.Schedule([1.0, 0.4, 0.1]), "times from 1 to 0.1 must be those of the record"),
+        (jk.Schedule([0.9, 0.4, T_MIN]), "times from 0.9 to 0.001 must be those of the record"),
+    ],
+)
+def test_schedules_that_a_record_does_not_follow_are_refused(
+    schedule: jk.Schedule, message: str, record: jk.DenoisedRecord
+) -> None:
+    """Also when they are traced; by a record with sensitivities in the same way."""
+    bound = jk.SimulatedError(record, MIXTURE).bind(None, PROCESS, "ddim")
+    with pytest.raises(ValueError, match=message):
+        bound(schedule)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="stochasticity 0 from t_max to its t_min"):
+        eqx.filter_jit(bound)(schedule)
+    sensitive = jk.record(MODEL, NOISE[:4], t_min=T_MIN, nodes=16, progress=False)
+    with pytest.raises(ValueError, match=message):
+        jk.RecordedError(sensitive).bind(None, PROCESS, "ddim")(schedule)
+
+
+@pytest.mark.parametrize("sampler", ["rem", "tweedie"])
+def test_samplers_that_run_every_sample_by_itself_are_refused(
+    sampler: str, record: jk.DenoisedRecord
+) -> None:
+    with pytest.raises(ValueError, match="runs every sample by itself"):
+        jk.SimulatedError(record, MIXTURE).bind(None, PROCESS, sampler)
 
 
 @pytest.mark.slow

@@ -481,7 +481,7 @@ def test_a_user_defined_process_is_passed_again(tmp_path: Path) -> None:
     _same(jk.TrajectoryRecord.load(path, UserDefined()), made)
     with pytest.raises(
         ValueError,
-        match=r"a\.npz holds no valid record: its process UserDefined is not built in; pass it",
+        match=r"a\.npz holds no valid record: the process UserDefined is user-defined",
     ):
         jk.TrajectoryRecord.load(path)
     with pytest.raises(

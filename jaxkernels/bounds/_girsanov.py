@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._numerics import larger, phi
+from .._numerics import larger, log_ratio_excess, phi
 from .._precision import in_float64, is_traced
 from ..distributions import Gaussian, GaussianMixture
 from ..processes import AbstractProcess
@@ -222,7 +222,7 @@ def initial_divergence(
         return jnp.zeros_like(first)
     prior = process.prior_variance(first)
     ratio = process.noise(first) ** 2 / prior
-    excess = ratio - 1.0 - jnp.log(ratio)
+    excess = log_ratio_excess(ratio - 1.0)
     pull = process.signal(first) ** 2 * known.second_moment / prior
     return 0.5 * (pull + known.dim * excess)
 

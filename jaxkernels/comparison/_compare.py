@@ -1,5 +1,6 @@
 """Schedules compared on a network: the distance of their samples to a reference solution."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -171,10 +172,9 @@ def compare_to(
         found[name] = sample_ends(reference.denoiser, sampler, schedule, reference.noise, key)
     compared = compare_ends(reference, found, _total_nfe(process, sampler, schedules))
     # a stochastic schedule has no reference from the same noise
-    for row, schedule in enumerate(schedules.values()):
-        if schedule.is_stochastic:
-            compared.errors[row] = np.nan
-    return compared
+    stochastic = np.array([schedule.is_stochastic for schedule in schedules.values()])
+    errors = np.where(stochastic[:, None], np.nan, compared.errors)
+    return dataclasses.replace(compared, errors=errors)
 
 
 def compare_ends(

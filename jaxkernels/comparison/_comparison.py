@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from .. import _checks
+from .._field_names import known_name
 from .._plot import FigureSpec, render
 from .._tables import Table, estimate, label, number
 from ..metrics import Estimate, quantiles
@@ -307,8 +308,8 @@ class Comparison(eqx.Module):
         'b'
         ```
         """
-        rows = self._rows("baselines", baselines)
-        taken = self._rows("among", among)
+        rows = rows_of("baselines", baselines, self.names)
+        taken = rows_of("among", among, self.names)
         _checks.one_of("criterion", criterion, (BALANCED, *STATISTICS))
         if self._stochastic.any():
             if incumbent is not None:
@@ -341,16 +342,16 @@ class Comparison(eqx.Module):
 
         **Raises:** ValueError for an unknown name.
         """
-        names = self.names if names is None else tuple(names)
-        rows = [self._row(name) for name in names]
+        rows = rows_of("names", names, self.names)
+        taken = tuple(self.names[row] for row in rows)
         return Comparison(
-            names,
+            taken,
             self.errors[rows][:, samples],
             self.projections[rows][:, samples],
             self.reference_projections[samples],
             self.reference_error,
             self.data_projections,
-            self.selected if self.selected in names else None,
+            self.selected if self.selected in taken else None,
             self.sampling_nfe,
             self.reference_nfe,
             None if self.conditions is None else self.conditions[samples],
@@ -448,13 +449,7 @@ class Comparison(eqx.Module):
 
     def _row(self, name: str) -> int:
         """Index of a schedule."""
-        return _checks.lookup("name", name, {n: i for i, n in enumerate(self.names)})
-
-    def _rows(self, argument: str, names: Sequence[str] | None) -> list[int]:
-        """Indices of the schedules of an argument, all by default."""
-        if names is not None and not len(names):
-            raise ValueError(f"{argument} is empty; known are {', '.join(self.names)}.")
-        return [self._row(name) for name in (self.names if names is None else names)]
+        return rows_of("name", [name], self.names)[0]
 
     def _resampled(
         self, pair: Sequence[int], baselines: Sequence[int], criterion: str
@@ -506,3 +501,12 @@ class Comparison(eqx.Module):
         to_data = "" if self.data_projections is None else "; sliced W2 to the data"
         header = ["schedule", *map(label, columns), f"relative to {leader}"]
         return Table(header, rows, notes=[*more, self._evidence() + to_data]).to_text()
+
+
+def rows_of(argument: str, names: Sequence[str] | None, known: tuple[str, ...]) -> list[int]:
+    """Indices of the schedules that an argument names, of all by default."""
+    if names is None:
+        return list(range(len(known)))
+    if not len(names):
+        raise ValueError(f"{argument} is empty; known are {', '.join(known)}.")
+    return [known.index(known_name("schedule", argument, name, known)) for name in names]

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
-from .._field_names import known_name
 from .._plot import FigureSpec, Guide, render
 from .._progress import Progress
 from .._tables import Table, estimate, label, number
@@ -18,15 +17,14 @@ from ..metrics import Estimate
 from ..prediction import AbstractDenoiser, check_denoiser
 from ..processes import AbstractProcess, check_range
 from ..samplers import (
-    SAMPLERS,
     AbstractSampler,
-    check_sampler_name,
+    as_sampler,
     sampler_name,
     sampling_nfe,
 )
 from ..schedules import BASELINES, Schedule
 from ._compare import check_finite_noise, check_schedules, compare_to
-from ._comparison import Comparison
+from ._comparison import Comparison, rows_of
 from ._criteria import BALANCED
 from ._figure import figure_title, report_figure
 from ._reference import reference_nfe, reference_steps, solve_reference
@@ -158,7 +156,7 @@ class SamplerReport(eqx.Module):
         **Raises:** ValueError for an unknown name, or no baselines.
         """
         _checks.one_of("statistic", statistic, STATISTICS)
-        rows = self._baseline_rows(baselines)
+        rows = rows_of("baselines", baselines, self.names)
         every = [
             np.vstack([found.statistic_values(statistic), found.resampled_values(statistic)])
             for found in self.comparisons.values()
@@ -256,15 +254,6 @@ class SamplerReport(eqx.Module):
         written; ImportError without matplotlib.
         """
         return render(self.figure(statistic), path)
-
-    def _baseline_rows(self, baselines: Sequence[str] | None) -> list[int]:
-        """Indices of the baselines, all by default."""
-        if baselines is None:
-            return list(range(len(self.names)))
-        if not len(baselines):
-            raise ValueError(f"baselines is empty; known are {', '.join(self.names)}.")
-        known = {name: row for row, name in enumerate(self.names)}
-        return [known[known_name("schedule", "baselines", name, known)] for name in baselines]
 
     def _table(self, statistic: str | None, smallest: str, other: str) -> Table:
         """Rows by `ratios`, the best one first; a column's smallest value has its own format."""
@@ -394,16 +383,13 @@ def _check_counts(num_steps: Any) -> list[int]:
     return sorted({_checks.count(f"num_steps[{i}]", n) for i, n in enumerate(num_steps)})
 
 
-def _by_name(samplers: Sequence[AbstractSampler | str]) -> dict[str, AbstractSampler]:
+def _by_name(samplers: Sequence[object]) -> dict[str, AbstractSampler]:
     """Samplers by their names."""
     if isinstance(samplers, str) or not samplers:
         raise ValueError(f"samplers = {samplers!r} must be a list of names or samplers.")
     found: dict[str, AbstractSampler] = {}
-    for given in samplers:
-        if isinstance(given, str):
-            sampler = SAMPLERS[check_sampler_name(given, "samplers")]()
-        else:
-            sampler = given
+    for i, given in enumerate(samplers):
+        sampler = as_sampler(given, f"samplers[{i}]")
         name = sampler_name(sampler)
         if name in found:
             raise ValueError(f"samplers has {name!r} twice; a report holds one of each class.")

@@ -221,6 +221,8 @@ class Gaussian(AbstractDistribution):
         """
         if self.basis is None:
             return self
+        if is_traced(self):
+            return eqx.tree_at(lambda g: (g.mean, g.basis), self, (self.mode_mean, None))
         mean, outside = _split(constant(self.mean), constant(self.basis))
         if outside is not None:
             mean = np.append(mean, np.sqrt(np.sum(outside**2) / self.weights[-1]))
@@ -296,11 +298,11 @@ class Gaussian(AbstractDistribution):
         **Returns:** samples (num, d).
 
         **Raises:** ValueError for weights other than 1 without a basis: such a mode is not one
-        coordinate.
+        coordinate. Traced weights are not checked.
         """
         deviation = jnp.sqrt(jnp.asarray(self.eigenvalues))
         if self.basis is None:
-            if np.any(np.asarray(self.weights) != 1.0):
+            if not is_traced(self.weights) and np.any(np.asarray(self.weights) != 1.0):
                 raise ValueError(
                     "a Gaussian with weights other than 1 has no coordinates to sample."
                 )

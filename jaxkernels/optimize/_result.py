@@ -17,7 +17,7 @@ from .._types import Numbers
 from ..comparison import BALANCED, Comparison
 from ..distributions import Compression, Gaussian
 from ..errors import Evaluation, evaluate_schedule, local_error_config
-from ..processes import PROCESSES, AbstractProcess, to_config
+from ..processes import AbstractProcess, describe_process
 from ..samplers import AbstractSampler, sampler_name
 from ..schedules import Schedule
 from ._budget import Plan
@@ -302,13 +302,11 @@ class OptimizedSchedule:
 
         **Raises:** ValueError, naming the path, if it cannot be written.
         """
-        kind = type(self.process)
-        built_in = kind in PROCESSES.values()
         sigmas = np.asarray(in_float64(Schedule.sigmas)(self.schedule, self.process))
         self.schedule.save(
             path,
             sampler=self.sampler_name,
-            process=to_config(self.process) if built_in else {"type": kind.__name__},
+            process=describe_process(self.process),
             initialization=self.evaluation_options["initialization"],
             sigmas=[_json_number(v) for v in sigmas],
             objective=_json_number(self.objective),

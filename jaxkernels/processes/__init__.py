@@ -8,6 +8,7 @@ from ._base import (
 from ._config import (
     PROCESSES as PROCESSES,
     check_process_name as check_process_name,
+    describe_process as describe_process,
     from_config as from_config,
     parameters as parameters,
     to_config as to_config,

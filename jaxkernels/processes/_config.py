@@ -92,6 +92,26 @@ def to_config(process: AbstractProcess) -> dict[str, object]:
     return config
 
 
+def describe_process(process: AbstractProcess) -> dict[str, object]:
+    """Describe a process for a file, which can only name one that is user-defined.
+
+    **Arguments:**
+
+    - `process`: any process.
+
+    **Returns:** `to_config` of a built-in process, {"user_defined": the class's name} of another.
+
+    **Example:**
+
+    ```python
+    >>> jk.processes.describe_process(jk.VE())["type"]
+    've'
+    ```
+    """
+    cls = type(process)
+    return to_config(process) if cls in PROCESSES.values() else {"user_defined": cls.__name__}
+
+
 def from_config(config: Mapping[str, Any]) -> AbstractProcess:
     """Make the process of a configuration.
 
@@ -102,8 +122,14 @@ def from_config(config: Mapping[str, Any]) -> AbstractProcess:
 
     **Returns:** the process.
 
-    **Raises:** ValueError naming the entry that is missing, unknown or out of range.
+    **Raises:** ValueError naming the entry that is missing, unknown or out of range, or for a
+    user-defined process, which is only named.
     """
+    if isinstance(config, Mapping) and "user_defined" in config:
+        raise ValueError(
+            f"the process {config['user_defined']} is user-defined: it is not in the file, and is "
+            "passed again from Python, as `process`."
+        )
     if not isinstance(config, Mapping) or "type" not in config:
         raise ValueError(f"process must be a configuration with a 'type'; got {config!r}.")
     name = check_process_name(str(config["type"]))

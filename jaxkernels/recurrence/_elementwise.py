@@ -1,5 +1,6 @@
 """The check that a user-defined sampler treats the coordinates of x alike."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +13,6 @@ from ..processes import AbstractProcess
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
 
-# classes that have passed: the check compiles a program
-_PASSED: set[type] = set()
-
 
 def check_elementwise(
     sampler: AbstractSampler, process: AbstractProcess, schedule: Schedule
@@ -25,7 +23,7 @@ def check_elementwise(
     """
     kind = type(sampler)
     own = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
-    if own or kind in _PASSED or is_traced((sampler, process, schedule)):
+    if own or is_traced((sampler, process, schedule)):
         return
     reason = (
         f"sampler: the step of {kind.__name__} must be elementwise with scalar coefficients, the "
@@ -39,9 +37,9 @@ def check_elementwise(
     mixed = np.abs(derivative - derivative[0, 0] * np.eye(2)).max()
     if mixed > 1e-5 * size:
         raise ValueError(f"{reason}; on two coordinates its derivative is {derivative.tolist()}.")
-    _PASSED.add(kind)
 
 
+@eqx.filter_jit
 def _differentiate(
     sampler: AbstractSampler, process: AbstractProcess, schedule: Schedule
 ) -> Float[Array, "2 2"]:
@@ -55,4 +53,4 @@ def _differentiate(
     def advance(x: Array) -> Array:
         return sampler.step(predict, jnp.zeros_like, process, step, x, sampler.init_history(x))[0]
 
-    return jax.jit(jax.jacfwd(advance))(zeros)
+    return jax.jacfwd(advance)(zeros)

@@ -94,12 +94,13 @@ def check_sampler_name(name: str, argument: str = "sampler") -> str:
     return known_name("sampler", argument, name, SAMPLERS)
 
 
-def as_sampler(sampler: object) -> AbstractSampler:
+def as_sampler(sampler: object, argument: str = "sampler") -> AbstractSampler:
     """Look up a sampler that may be given by name.
 
     **Arguments:**
 
     - `sampler`: a sampler, its name in `SAMPLERS`, or a synonym (`check_sampler_name`).
+    - `argument`: what an error calls it.
 
     **Returns:** the sampler.
 
@@ -113,9 +114,9 @@ def as_sampler(sampler: object) -> AbstractSampler:
     ```
     """
     if isinstance(sampler, str):
-        sampler = SAMPLERS[check_sampler_name(sampler)]()
+        sampler = SAMPLERS[check_sampler_name(sampler, argument)]()
     if not isinstance(sampler, AbstractSampler):
-        raise ValueError(f"sampler must be a sampler or a name; got {sampler!r}.")
+        raise ValueError(f"{argument} must be a sampler or a name; got {sampler!r}.")
     return sampler
 
 

@@ -312,11 +312,18 @@ class Schedule(eqx.Module):
 def _check_stated_process(schedule: Schedule, content: dict, process: AbstractProcess) -> None:
     """Raise if the process that a file states has other noise levels than this one."""
     metadata = content.get("metadata")
-    config = metadata.get("process") if isinstance(metadata, dict) else None
-    if config is None:
+    if not isinstance(metadata, dict) or metadata.get("process") is None:
         return
-    stated = from_config(config)
-    own, expected = (np.asarray(schedule.sigmas(p)) for p in (process, stated))
+    config = metadata["process"]
+    own = np.asarray(schedule.sigmas(process))
+    if "user_defined" in config:
+        stated = config["user_defined"]
+        # JSON has no number for an infinite level
+        levels = [np.inf if level is None else level for level in metadata["sigmas"]]
+        expected = np.asarray(levels, float)
+    else:
+        stated = from_config(config)
+        expected = np.asarray(schedule.sigmas(stated))
     if not np.allclose(own, expected, rtol=1e-4):
         raise ValueError(f"its times are of {stated}; here process is {process}.")
 

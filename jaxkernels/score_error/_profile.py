@@ -143,7 +143,7 @@ class Relative(AbstractProfile):
         self, target: Gaussian, process: AbstractProcess, times: Float[Array, " evaluations"]
     ) -> AffineError:
         slope = 1.0 / target.marginal_variance(process, times)
-        shift = slope * process.signal(times)[:, None] * target.mean
+        shift = slope * process.signal(times)[:, None] * target.mode_mean
         return AffineError(slope[None], shift[None])
 
 

@@ -18,7 +18,7 @@ from ..processes import AbstractProcess
 from ..recurrence import window_indices
 from ..samplers import AbstractSampler
 from ..schedules import CoordinateProcess, Schedule, TimeCoordinate
-from ._record import TrajectoryRecord, check_record, propagated_errors
+from ._record import TrajectoryRecord, check_record, follow_record, propagated_errors
 from ._terms import LocalErrorTerms, check_sampler, local_error_terms
 
 _FLOOR = 1e-6
@@ -135,7 +135,10 @@ class BoundRecordedError(AbstractBoundObjective):
         - `schedule`: deterministic, from t_max to the record's t_min.
 
         **Returns:** the error in units of the record's `scale`.
+
+        **Raises:** ValueError for a stochastic schedule, or one between other times.
         """
+        schedule = follow_record(self.record.process, self.record.t_min, schedule)
         dtype = schedule.times.dtype
         record, sampler, power = _constants((self.record, self.sampler, self.power), dtype)
         return _mean(_sums(propagated_errors(record, sampler, schedule.times), sampler), power)

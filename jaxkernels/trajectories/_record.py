@@ -26,13 +26,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from .. import _checks, _files
 from .._numerics import larger
 from .._precision import in_float64, is_traced, to_float64
 from .._types import AnyArray, constant
-from ..processes import PROCESSES, AbstractProcess, from_config, to_config
+from ..processes import AbstractProcess, describe_process, from_config
 from ..recurrence import window_indices
 from ..samplers import AbstractSampler, check_schedule
 from ..schedules import Schedule, TimeCoordinate, coordinates_of, times_of
@@ -40,6 +40,8 @@ from ._spline import BLOCK, spline_weights
 from ._terms import LocalErrorTerms, check_sampler, local_error_terms
 
 _FORMAT = "jaxkernels.record"
+# relative difference below which two times are one in another precision
+_SAME_TIME = 1e-5
 
 
 class AbstractRecord(eqx.Module):
@@ -244,13 +246,10 @@ class TrajectoryRecord(AbstractRecord):
 
         **Raises:** ValueError, naming the path, if it cannot be written.
         """
-        cls = type(self.process)
-        built_in = cls in PROCESSES.values()
-        config = to_config(self.process) if built_in else {"user_defined": cls.__name__}
         coordinate = self.time_coordinate
         times = self._node_times
         arrays = {
-            "process": np.array(json.dumps(config)),
+            "process": np.array(json.dumps(describe_process(self.process))),
             "times": times,
             "signal_noise": _signal_noise(self.process, times),
             "coordinate": np.array([coordinate.start, coordinate.low, coordinate.high], np.float64),
@@ -282,13 +281,8 @@ class TrajectoryRecord(AbstractRecord):
         name = os.fspath(path)
         content = _files.read(path, _FORMAT)
         try:
-            config = json.loads(str(content["process"]))
-            if process is None and "user_defined" in config:
-                raise ValueError(
-                    f"its process {config['user_defined']} is not built in; pass it to load as "
-                    "process"
-                )
-            process = from_config(config) if process is None else process
+            if process is None:
+                process = from_config(json.loads(str(content["process"])))
             start, low, high = map(constant, content["coordinate"])
             products, t_min, last_node, ends = (
                 constant(content[key]) for key in ("products", "t_min", "last_node", "ends")
@@ -461,16 +455,53 @@ def check_span(
     expected = own if t_min is None else float(_checks.scalar("t_min", t_min))
     first = float(np.asarray(process.t_max))
     times = np.linspace(own, float(np.asarray(recorded.t_max)), 7)[1:-1]
-    same = np.isclose(first, float(np.asarray(recorded.t_max)), rtol=1e-5)
+    same = np.isclose(first, float(np.asarray(recorded.t_max)), rtol=_SAME_TIME)
     if not (
         same
         and np.allclose(recorded.sigma(times), process.sigma(times), rtol=1e-4)
-        and np.isclose(own, expected, rtol=1e-5)
+        and np.isclose(own, expected, rtol=_SAME_TIME)
     ):
         here = "" if t_min is None else f", t_min = {expected:g}"
         raise ValueError(
             f"record is of {recorded} down to t_min = {own:g}; here process is {process}{here}."
         )
+
+
+def follow_record(process: AbstractProcess, t_min: ArrayLike, schedule: Schedule) -> Schedule:
+    """Check that a schedule runs without noise from t_max to where a record ends.
+
+    **Arguments:**
+
+    - `process`: of the record.
+    - `t_min`: last time of the record.
+    - `schedule`: the schedule. Traced values are checked when they are run.
+
+    **Returns:** the schedule.
+
+    **Raises:** ValueError for a stochastic schedule, or one between other times.
+    """
+    times = schedule.times
+    ends = (process.t_max, t_min)
+    if is_traced((ends, schedule)):
+        wrong = jnp.any(jnp.asarray(schedule.stochasticity_squared) > 0)
+        for own, end in zip((times[0], times[-1]), ends, strict=True):
+            wrong = wrong | ~jnp.isclose(own, jnp.asarray(end, own.dtype), rtol=_SAME_TIME)
+        message = "a record is of schedules with stochasticity 0 from t_max to its t_min."
+        checked = eqx.error_if(times, wrong, message)
+        return eqx.tree_at(lambda s: s.times, schedule, checked)
+    if schedule.is_stochastic:
+        largest = float(np.max(np.asarray(schedule.stochasticity)))
+        raise ValueError(
+            f"stochasticity = {largest:g}: a record is of deterministic trajectories; use 0."
+        )
+    first, last = (float(np.asarray(end)) for end in ends)
+    own = np.asarray(times)[[0, -1]]
+    if not np.allclose(own, (first, last), rtol=_SAME_TIME, atol=0.0):
+        raise ValueError(
+            f"times from {own[0]:g} to {own[1]:g} must be those of the record, from {first:g} to "
+            f"{last:g}."
+        )
+    return schedule
 
 
 def propagated_errors(

@@ -9,11 +9,11 @@ from .._objective import AbstractBoundObjective, AbstractObjective
 from .._types import AnyArray, Numbers, constant
 from ..distributions import AbstractDistribution
 from ..processes import AbstractProcess
-from ..samplers import AbstractSampler, as_sampler, run_schedule
+from ..samplers import AbstractSampler, check_batch_sampler, run_schedule
 from ..schedules import Schedule
 from ._denoised import CorrectedDenoiser, DenoisedRecord, check_denoised_record
 from ._objective import power_mean
-from ._record import end_scale
+from ._record import end_scale, follow_record
 
 
 class SimulatedError(AbstractObjective):
@@ -66,11 +66,7 @@ class SimulatedError(AbstractObjective):
         self.power = _checks.parameter("power", power, at_least=0.0)
 
     def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
-        if sampler.randomised or sampler.forms_jacobian:
-            raise ValueError(
-                f"{type(sampler).__name__} runs each sample alone; a SimulatedError is of samplers "
-                "that run all samples at one time."
-            )
+        check_batch_sampler(sampler)
         if not (deterministic and fixed_end):
             raise ValueError(
                 "a SimulatedError is of deterministic trajectories: stochasticity must be 0, and "
@@ -90,7 +86,8 @@ class SimulatedError(AbstractObjective):
 
         **Returns:** a `BoundSimulatedError`, to be called on schedules.
 
-        **Raises:** ValueError for another process than the record's.
+        **Raises:** ValueError for another process than the record's, or a sampler that runs every
+        sample by itself.
         """
         del target
         record = check_denoised_record(self.record, process)
@@ -98,7 +95,9 @@ class SimulatedError(AbstractObjective):
         noise = np.asarray(record.noise).reshape(ends.shape)
         denoiser = record.denoiser(self.model.denoiser(record.process))
         scaled = (constant(noise.astype(ends.dtype)), constant(ends), end_scale(ends))
-        return BoundSimulatedError(denoiser, as_sampler(sampler), *scaled, self.power)
+        return BoundSimulatedError(
+            denoiser, check_batch_sampler(sampler), *scaled, record.t_min, self.power
+        )
 
 
 class BoundSimulatedError(AbstractBoundObjective):
@@ -113,6 +112,7 @@ class BoundSimulatedError(AbstractBoundObjective):
     - `noise`: (n, d), where the trajectories start.
     - `ends`: (n, d), where they end.
     - `scale`: the unit of the error, the root of the total variance of the ends.
+    - `t_min`: the time at which they end.
     - `power`: >= 0.
     """
 
@@ -121,6 +121,7 @@ class BoundSimulatedError(AbstractBoundObjective):
     noise: Float[AnyArray, "n d"]
     ends: Float[AnyArray, "n d"]
     scale: ArrayLike
+    t_min: ArrayLike
     power: ArrayLike
 
     def __call__(self, schedule: Schedule) -> Float[Array, ""]:
@@ -131,7 +132,10 @@ class BoundSimulatedError(AbstractBoundObjective):
         - `schedule`: deterministic, from t_max to the record's t_min.
 
         **Returns:** the error in units of `scale`.
+
+        **Raises:** ValueError for a stochastic schedule, or one between other times.
         """
+        schedule = follow_record(self.denoiser.process, self.t_min, schedule)
         dtype = schedule.times.dtype
         noise = jnp.asarray(self.noise, dtype)
         ends = jnp.asarray(self.ends, dtype)
