@@ -33,7 +33,7 @@ PROSE = {
     r"blind|blindly": "error-agnostic",
     r"in print|printed": "as published; shown",
     r"(?<!wall\s)(?<!wall-)clocks?": "time change",
-    r"of (?:one|the user)'s own": "user-defined, custom",
+    r"(?:of )?(?:one|the user)'s own": "user-defined, custom",
     r"whole numbers?": "integer",
     r"rooms?": "module",
     r"mode by mode": "per mode",

@@ -214,7 +214,7 @@ class Compare(
     ProcessOptions,
     TargetOptions,
 ):
-    """Compare the baselines, files and one's own lists by exact W2, KL and local objective."""
+    """Compare baselines, files and user-defined levels by exact W2, KL and local objective."""
 
     files: Annotated[list[Path] | None, typer.Argument(help="Schedule files to compare too.")] = (
         None

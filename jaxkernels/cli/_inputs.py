@@ -199,7 +199,7 @@ def one_schedule(
 
 
 def listed_schedule(text: str, process: AbstractProcess, kind: str) -> Schedule:
-    """One's own schedule, a list of "sigmas" or "timesteps" that is inline or in a file."""
+    """A user-defined schedule, a list of "sigmas" or "timesteps" that is inline or in a file."""
     numbers = _read_list(flag_name(kind), text)
     if kind == "timesteps":
         return Schedule.from_timesteps(process, numbers)
@@ -212,7 +212,7 @@ def listed_schedule(text: str, process: AbstractProcess, kind: str) -> Schedule:
 
 
 def listed_schedules(options: RivalOptions, process: AbstractProcess) -> dict[str, Schedule]:
-    """One's own schedules by name."""
+    """User-defined schedules by name."""
     return {
         _listed_name(text, kind): listed_schedule(text, process, kind)
         for kind in ("sigmas", "timesteps")

@@ -32,11 +32,11 @@ def option(help: str, panel: str | None = None, *names: str) -> Any:
 
 _LIST = "inline (14.6,3.1,0), or a .txt, .csv, .json, .npy or .npz file"
 _SIGMAS = (
-    f"One's own schedule as noise levels s/a, {_LIST}: all K + 1, the last one too. Of flow models "
-    "what their tools call sigmas, t in 0..1."
+    f"A user-defined schedule as noise levels s/a, {_LIST}: all K + 1, the last one too. Of flow "
+    "models what their tools call sigmas, t in 0..1."
 )
 _TIMESTEPS = (
-    f"One's own schedule as the K timesteps of the network, {_LIST}; a last step to the data "
+    f"A user-defined schedule as the K timesteps of the network, {_LIST}; a last step to the data "
     "follows. discrete_vp: 0..N-1; flow_matching: 0..1000."
 )
 
@@ -208,7 +208,7 @@ class ScheduleOptions:
 
 @dataclasses.dataclass(kw_only=True)
 class RivalOptions:
-    """One's own schedules, as lists."""
+    """User-defined schedules, as lists."""
 
     sigmas: Annotated[list[str] | None, option(f"{_SIGMAS} May be repeated.")] = None
     timesteps: Annotated[list[str] | None, option(f"{_TIMESTEPS} May be repeated.")] = None

@@ -46,7 +46,7 @@ def optimize(
 def _starts(
     rivals: Mapping[str, Schedule], process: AbstractProcess, num_steps: int, t_min: float
 ) -> dict[str, Schedule] | None:
-    """One's own schedules beside every baseline."""
+    """User-defined schedules beside every baseline."""
     if not rivals:
         return None
     return {name: make(process, num_steps, t_min) for name, make in BASELINES.items()} | dict(

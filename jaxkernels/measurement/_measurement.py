@@ -305,7 +305,7 @@ class Measurement(eqx.Module):
 
         ```python
         >>> found = jk.Measurement.from_samples(jk.VP(), np.eye(2), [0.5])
-        >>> found.save("/tmp/jaxkernels-measurement.npz")
+        >>> found.save("measurement.npz")
         ```
         """
         target = {} if self.distribution is None else pack_target(self.distribution)
@@ -327,8 +327,8 @@ class Measurement(eqx.Module):
         **Example:**
 
         ```python
-        >>> jk.Measurement.from_samples(jk.VP(), np.eye(2), [0.5]).save("/tmp/jk-measurement.npz")
-        >>> jk.Measurement.load("/tmp/jk-measurement.npz").times.shape
+        >>> jk.Measurement.from_samples(jk.VP(), np.eye(2), [0.5]).save("measurement.npz")
+        >>> jk.Measurement.load("measurement.npz").times.shape
         (1,)
         ```
         """

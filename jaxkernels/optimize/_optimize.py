@@ -81,11 +81,12 @@ def optimize_schedule(
     **Arguments:**
 
     - `target`: a `Gaussian` (exact, in milliseconds once compiled); a `GaussianMixture` or samples
-      (n, ...), to which a mixture is fitted; or a `Denoiser`. For all but a Gaussian the optimum
-      for its mean and covariance is one of several candidates that are run through the network or
-      the mixture; the optima on recorded trajectories and the baseline schedules are others. Beside
-      a network, what a mixture of the data (or of its own samples) selects and fine-tunes is one
-      more; that of data is kept unless another is better beyond a standard error.
+      (n, ...), to which a mixture is fitted; or a `Denoiser`. For a Gaussian the optimum is
+      returned. Otherwise candidates are run through the network or the mixture, and the best one is
+      returned: the optimum for the mean and covariance, the optima on recorded trajectories, and
+      the baseline schedules. For a network, the schedule that is selected and fine-tuned on a
+      mixture of the data (or of its own samples) is one more; that of data is kept unless another
+      is better by more than a standard error.
     - `process`: the forward process, such as `jk.VP()`. On a sub-range of one, `jk.VP(t_max=0.7)`
       or `process.sub_range(t_max)`, schedules start from noised data at its t_max.
     - `sampler`: a sampler or its name, such as "ddim" or "dpmpp_2m".

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class OptimizedSchedule:
-    """Hold the best schedule found, and why to believe it.
+    """Hold the best schedule found, with the evidence for it.
 
     Made by `optimize_schedule`.
 

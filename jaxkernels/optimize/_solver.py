@@ -23,8 +23,8 @@ _OFF_BOUND = 0.02
 class AbstractSolver(eqx.Module):
     """An iterative minimiser of an `AbstractProblem`, from all starts at once.
 
-    A state has the fields `z` (starts, n), `value` (starts,), `gradient` (starts, n), `done`
-    (starts,), `history` (iterations, starts) and `iteration`. A loop by hand is
+    A state has the fields `z` (starts, n), `value` (starts,), `done` (starts,), `history`
+    (iterations, starts) and `iteration`. A loop by hand is
 
         state = solver.init(problem, z)
         while not solver.terminate(state):
@@ -156,14 +156,13 @@ class _Box(eqx.Module):
 
 
 class OptaxState(eqx.Module):
-    """One row per start: the best point so far with its value and gradient, and the current one.
+    """One row per start: the best point so far with its value, and the current one.
 
     `current` is in the unbounded variables that the transformation moves.
     """
 
     z: Float[Array, "starts n"]
     value: Float[Array, " starts"]
-    gradient: Float[Array, "starts n"]
     current: Float[Array, "starts n"]
     transformation_state: PyTree
     done: Bool[Array, " starts"]
@@ -221,7 +220,6 @@ class Optax(AbstractSolver):
         return OptaxState(
             z=jnp.asarray(z),
             value=jnp.full(starts, jnp.inf),
-            gradient=jnp.zeros_like(u),
             current=u,
             transformation_state=jax.vmap(self.transformation.init)(u),
             done=jnp.zeros(starts, bool),
@@ -258,7 +256,6 @@ def _optax_advance(
         return OptaxState(
             z=jnp.where(better[:, None], box.inside(s.current), s.z),
             value=best,
-            gradient=jnp.where(better[:, None], gradient, s.gradient),
             current=jnp.where(done[:, None], s.current, moved),
             transformation_state=inner,
             done=done,

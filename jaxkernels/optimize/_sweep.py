@@ -184,16 +184,15 @@ def optimize_schedules(
     - `stochasticity`: alpha = h/g of every step, or "optimize".
     - `starts`: names of baseline schedules. Default: all.
     - `budget`: NFE on a network that are never exceeded, such as 16_000, for all settings together.
-      They record denoised points, to which a model of the network is fitted
-      (`DenoisedRecord.fit_mixture`) and which correct it; schedules are optimised on that model.
-      Two fifths of the NFE, if that is enough for it, run what the model leads to in each setting,
-      what data speak for and the baselines on a few of the recorded trajectories, mostly those that
-      end far from the others, to decide between them: they correct what the model says of all, as
-      far as they differ from it by more than their scatter. The errors that are shown are the
-      model's, and `verified` is False. A few hundred NFE are enough to be warned of a network on
-      which the schedule of the data is worse than a baseline.
-      What a large budget leaves goes to a selection for each setting, as by `optimize_schedule`.
-      `ScheduleSweep.plan` says how it was divided. Default: as `selection` says.
+      They are spent on (1) recording denoised points, to which a model of the network is fitted
+      (`DenoisedRecord.fit_mixture`) and which correct it: schedules are optimised on this model;
+      (2) running the candidates of each setting on a few of the recorded trajectories, mostly those
+      that end far from the others, with two fifths of the NFE if these are enough: the results
+      correct what the model says as far as they are more than scatter; (3) if anything is left, a
+      selection for each setting, as by `optimize_schedule`. Without (3) the errors that are shown
+      are the model's, and `verified` is False. A few hundred NFE are enough for a warning where the
+      schedule of the data is worse on the network than a baseline. `ScheduleSweep.plan` says how
+      the budget was divided. Default: as `selection` says.
 
     **Returns:** a `ScheduleSweep`; `sweep["ddim", 8]` is what `optimize_schedule` returns.
 

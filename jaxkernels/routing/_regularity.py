@@ -110,11 +110,6 @@ class Regularity(eqx.Module):
         """A bound on the norm of grad v, whose eigenvalues lie in [-growth, c]."""
         return larger(jnp.abs(self.linear), jnp.abs(self.velocity_growth))
 
-    @property
-    def switching_deviation(self) -> Float[Array, "*times"]:
-        """A bound |b| R on the root of the routing variance: experts share the part linear in x."""
-        return self.denoised * self.radius
-
     def velocity_size(self, norm: Float[ArrayLike, "*#times"]) -> Float[Array, "*times"]:
         """Bound |v| and every |v_i| at a point.
 
