@@ -3,10 +3,12 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from .._objective import AbstractObjective, ScheduleFunction
 from .._precision import to_float64
@@ -160,18 +162,38 @@ def run_request(
             # from poor ones it leads to large local errors that cancel
             problem = problem.from_best(_RECORDED_STARTS)
         solution = solve(problem.problem, problem.vectors(), request.solver, line.update)
-        optimum, value, values = _best(problem, solution)
+        solved = _Solved(model, problem, solution, *_best(problem, solution))
         candidates = ()
         if selection is not None:
-            candidates = _propose(optimum, problem, selection, request.sampler, line.update)
+            candidates = _propose(solved.schedule, problem, selection, request.sampler, line.update)
     selected = None
     if bound is not None and selection is not None:
         outside = [dataclasses.replace(c, schedule=_outside(c.schedule)) for c in candidates]
         selected = _select(outside, problem.space, request, model, selection, bound, progress)
         nfe |= selected.nfe
     plan = bound.plan if isinstance(bound, RecordedSelection) else None
-    found = (model, problem, solution, optimum, value, values, selected, nfe, plan)
-    return _result(request, *found, began)
+    return _result(request, solved, selected, nfe, plan, began)
+
+
+class _Solved(NamedTuple):
+    """A schedule and its objective, and the problem and the solution that it comes from.
+
+    `values` are the objectives of the solver's best schedule, then of the baselines.
+    """
+
+    model: Model
+    problem: ScheduleProblem
+    solution: Solution
+    schedule: Schedule
+    value: float
+    values: Float[np.ndarray, " schedules"]
+
+    def with_schedule(self, schedule: Schedule) -> "_Solved":
+        """The same with a schedule that was selected."""
+        schedule = to_float64(schedule)
+        # as many as before, for which a program is compiled
+        values = self.problem.evaluate(*schedule_arrays([schedule] * len(self.values)))
+        return self._replace(schedule=schedule, value=float(values[0]))
 
 
 def _select(
@@ -267,61 +289,42 @@ def _recorded_optima(
 
 def _result(
     request: Request,
-    model: Model,
-    problem: ScheduleProblem,
-    solution: Solution,
-    optimum: Schedule,
-    value: float,
-    values: np.ndarray,
+    solved: _Solved,
     selected: Selected | None,
     nfe: dict[str, int],
     plan: Plan | None,
     began: float,
 ) -> OptimizedSchedule:
-    """The result with its warnings; `values` are of the solver's best, then of the baselines."""
-    doubts: tuple[str, ...] = ()
-    on_network = False
+    """The result with its warnings."""
+    model, problem, solution = solved[:3]
     with jax.enable_x64(True):
-        unchangeable = problem.unchangeable()
-        left = sum(unchangeable.values())
-        if left >= min(values):
-            doubts += (
-                f"exact steps would leave an error of {left:.4g}, and those of a schedule cancel "
-                "a part of it: ratios are of the whole error",
-            )
-            unchangeable = dict.fromkeys(unchangeable, 0.0)
         if selected is not None:
-            optimum = to_float64(selected.candidate.schedule)
-            # as many as before, for which a program is compiled
-            value = float(problem.evaluate(*schedule_arrays([optimum] * len(values)))[0])
-            on_network = _on_network(request, model) and not selected.predicted
-            doubts += unresolved(selected.comparison)
-            if not on_network and request.num_steps > 1:  # one step is the same by every schedule
-                names = [c.label for c in problem.baselines]
-                doubts += unproven(selected.comparison, names, selected.predicted)
-                doubts += misled(selected.comparison, MIXTURE, names)
-        gaussian, process, sampler = to_float64((model.gaussian, request.process, request.sampler))
-        ends = tuple(unchangeable.values())
-        last = float(np.asarray(optimum.times)[-1])
-        doubts += unchangeable_warnings(ends, value, model.gaussian, request.process, last)
-        reasons = violations(limit_modes(gaussian.in_eigenbasis()), process, sampler, optimum)
-    if isinstance(request.objective, TerminalError):
-        reasons = (_TERMINAL_RISK, *reasons)
+            solved = solved.with_schedule(selected.candidate.schedule)
+        unchangeable, doubts = _unchangeable(solved)
+        last = float(np.asarray(solved.schedule.times)[-1])
+        ends = (tuple(unchangeable.values()), solved.value)
+        of_ends = unchangeable_warnings(*ends, model.gaussian, request.process, last)
+        reasons = _reasons(request, solved)
+    on_network = selected is not None and not selected.predicted and _on_network(request, model)
+    if selected is not None:
+        baselines = [c.label for c in problem.baselines]
+        doubts += _doubts_of_selection(request, selected, baselines, on_network)
+    values = solved.values.tolist()
     return OptimizedSchedule(
-        schedule=_outside(optimum),
-        objective=value,
+        schedule=_outside(solved.schedule),
+        objective=solved.value,
         unchangeable=unchangeable,
-        baselines={c.label: float(v) for c, v in zip(problem.baselines, values[1:], strict=True)},
+        baselines={c.label: v for c, v in zip(problem.baselines, values[1:], strict=True)},
         baseline_schedules={c.label: _outside(c.schedule) for c in problem.baselines},
         solution=solution,
         starts=tuple(start.label for start in problem.starts),
         selection=selected,
         verified=on_network,
         trusted=not reasons,
-        warnings=(*reasons, *model_warnings(model.gaussian), *doubts),
+        warnings=(*reasons, *model_warnings(model.gaussian), *doubts, *of_ends),
         reduced_objective=problem.reduced,
         compression=problem.compression,
-        compression_error=abs(float(solution.values[solution.best]) / float(values[0]) - 1.0),
+        compression_error=abs(float(solution.values[solution.best]) / values[0] - 1.0),
         nfe_by_stage=nfe,
         plan=plan,
         seconds=time.perf_counter() - began,
@@ -333,6 +336,41 @@ def _result(
             "score_error": request.score_error,
         },
     )
+
+
+def _unchangeable(solved: _Solved) -> tuple[dict[str, float], tuple[str, ...]]:
+    """What no schedule can change of the objective, and a doubt where it is no part of it."""
+    found = solved.problem.unchangeable()
+    left = sum(found.values())
+    if left < min(solved.values):
+        return found, ()
+    doubt = (
+        f"exact steps would leave an error of {left:.4g}, and those of a schedule cancel a part of "
+        "it: ratios are of the whole error"
+    )
+    return dict.fromkeys(found, 0.0), (doubt,)
+
+
+def _reasons(request: Request, solved: _Solved) -> tuple[str, ...]:
+    """Why the schedule may not hold outside of the model."""
+    run = (solved.model.gaussian, request.process, request.sampler)
+    gaussian, process, sampler = to_float64(run)
+    target = limit_modes(gaussian.in_eigenbasis())
+    reasons = violations(target, process, sampler, solved.schedule)
+    return (_TERMINAL_RISK, *reasons) if isinstance(request.objective, TerminalError) else reasons
+
+
+def _doubts_of_selection(
+    request: Request, selected: Selected, baselines: list[str], on_network: bool
+) -> tuple[str, ...]:
+    """What a comparison leaves open."""
+    compared = selected.comparison
+    doubts = unresolved(compared)
+    # one step is the same by every schedule
+    if on_network or request.num_steps == 1:
+        return doubts
+    doubts += unproven(compared, baselines, selected.predicted)
+    return doubts + misled(compared, MIXTURE, baselines)
 
 
 def _on_network(request: Request, model: Model) -> bool:
