@@ -69,9 +69,9 @@ def pairwise_derivatives(
 
 
 def pointwise_derivatives(
-    fn: Callable[[Array], Array], x: Float[Array, " points"]
+    fn: Callable[[Array], Array], x: Float[Array, "*points"]
 ) -> tuple[Array, Array, Array]:
-    """Value and two derivatives of a function (points,) -> (points, ...) of separate points."""
+    """Value and two derivatives of a function (*points) -> (*points, ...) of separate points."""
     ones = jnp.ones_like(x)
 
     def directional(x: Array):
