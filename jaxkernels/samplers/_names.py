@@ -138,7 +138,7 @@ def check_batch_sampler(sampler: AbstractSampler | str) -> AbstractSampler:
     ```
     """
     sampler = as_sampler(sampler)
-    if sampler.randomised or sampler.forms_jacobian:
+    if sampler.per_sample:
         raise ValueError(
             f"sampler = {sampler!r} runs every sample by itself; only samplers with the same times "
             "for all samples, and no Jacobians, are followed."

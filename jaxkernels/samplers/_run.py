@@ -320,7 +320,7 @@ def _run(
         points, finite = _batch(denoiser, sampler, schedule, key, row[None], trajectory, num_steps)
         return jnp.squeeze(points, -x.ndim), finite
 
-    if sampler.randomised or sampler.forms_jacobian:
+    if sampler.per_sample:
         keys = split_key(key, x.shape[0])
         points, finite = jax.vmap(alone, out_axes=(-x.ndim, 0))(x, keys)
         return points.astype(given), jnp.all(finite, 0)

@@ -66,7 +66,7 @@ class SimulatedError(AbstractObjective):
         self.power = _checks.parameter("power", power, at_least=0.0)
 
     def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
-        if sampler.randomised or sampler.forms_jacobian:
+        if sampler.per_sample:
             raise ValueError(
                 f"{type(sampler).__name__} runs each sample alone; a SimulatedError is of samplers "
                 "that run all samples at one time."
