@@ -13,7 +13,7 @@ from .. import _checks
 from .._compile import kept_filter_jit
 from .._numerics import safe_sqrt
 from .._padding import bucket, pad_last
-from .._precision import is_traced
+from .._precision import is_traced, to_dtype
 from .._types import AnyArray
 from ..prediction import AbstractDenoiser, Predict, check_denoiser, in_working_precision
 from ..processes import AbstractProcess
@@ -314,7 +314,7 @@ def _run(
     given = x.dtype
     denoiser, x = in_working_precision(denoiser, x)
     denoiser = denoiser.astype(x.dtype)
-    schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
+    schedule = to_dtype(schedule, x.dtype)
 
     def alone(row: Array, key: Array | None) -> tuple[Array, Bool[Array, " steps"]]:
         points, finite = _batch(denoiser, sampler, schedule, key, row[None], trajectory, num_steps)

@@ -24,7 +24,7 @@ from .. import _checks
 from .._compile import quick_filter_jit
 from .._nfe import EVALUATION
 from .._numerics import larger, safe_divide
-from .._precision import working_dtype
+from .._precision import to_dtype, working_dtype
 from .._progress import Progress
 from .._types import AnyArray, Rows, constant
 from ..distributions import GaussianMixture
@@ -225,7 +225,7 @@ class CorrectedDenoiser(AbstractDenoiser):
 
     def astype(self, dtype: DTypeLike) -> "CorrectedDenoiser":
         dtype = working_dtype(dtype)
-        converted = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self)
+        converted = to_dtype(self, dtype)
         return eqx.tree_at(lambda d: d.model, converted, self.model.astype(dtype))
 
 
@@ -364,7 +364,7 @@ def _follow_forward(
 ) -> tuple[Float[Array, "nodes n d"], Float[Array, "nodes n d"]]:
     """Points at the nodes and the denoised points there."""
     denoiser = denoiser.astype(x.dtype)
-    schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
+    schedule = to_dtype(schedule, x.dtype)
 
     def advance(state: tuple, step: Step) -> tuple[tuple, tuple[Array, Array]]:
         seen = []
