@@ -451,8 +451,7 @@ def required_stochasticity(scheme: str) -> float | None:
 
 def check_run(scheme: str, process: AbstractProcess, schedule: object) -> Schedule:
     """The schedule, if its stochasticity is that of the scheme."""
-    if not isinstance(schedule, Schedule):
-        raise ValueError(f"schedule must be a Schedule; got {type(schedule).__name__}.")
+    schedule = _checks.instance("schedule", schedule, Schedule)
     if is_traced((schedule, process)):
         return schedule
     if not float(process.signal(schedule.times[0])) > 0:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .. import metrics
+from .. import _checks, metrics
 from .._derivatives import pointwise_derivatives
 from .._precision import in_float64, is_traced
 from ..distributions import Gaussian
@@ -366,8 +366,7 @@ def _no_error(run: Run, dense: bool) -> AffineError:
 
 def _checked_about(about: AffineError, none: AffineError, dense: bool) -> AffineError:
     """`about`, in the form of the error `none`."""
-    if not isinstance(about, AffineError):
-        raise ValueError(f"about must be an AffineError; got {type(about).__name__}.")
+    about = _checks.instance("about", about, AffineError)
     if dense:
         about = about.as_dense()
     if about.shift.shape != none.shift.shape or about.slope.shape != none.slope.shape:
@@ -393,8 +392,7 @@ def factored(
 ) -> tuple[AffineError | None, AffineError | None]:
     """An error's mean relative to `about`, fields (1, E, ...), and its directions (r, E, ...)."""
     kernel = check_kernel(kernel)
-    if not isinstance(score_error, ScoreError):
-        raise ValueError(f"score_error must be a ScoreError; got {type(score_error).__name__}.")
+    score_error = _checks.instance("score_error", score_error, ScoreError)
     where = (kernel.target, kernel.process, kernel.times)
     mean = _in_form_of(kernel, score_error.mean_at(*where))
     directions = _in_form_of(kernel, score_error.directions(*where))

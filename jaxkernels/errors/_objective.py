@@ -91,7 +91,8 @@ class LocalError(AbstractObjective):
         score_error: ScoreError | None = None,
         compress: bool | int | None = None,
     ):
-        per_mode = score_error is not None and not _check_score_error(score_error).any_spectrum
+        score_error = _check_score_error(score_error)
+        per_mode = score_error is not None and not score_error.any_spectrum
         if variance_factor is None:
             variance_factor = 1.0 if per_mode else VARIANCE_FACTOR
         factor = float(_checks.scalar("variance_factor", variance_factor, at_least=1.0))
@@ -180,7 +181,7 @@ class TerminalError(AbstractObjective):
     ):
         self.metric = _check_metric(metric)
         self.initialization = _check_initialization(initialization)
-        self.score_error = None if score_error is None else _check_score_error(score_error)
+        self.score_error = _check_score_error(score_error)
         self.compress = _check_compress(compress)
 
     def bind(
@@ -382,10 +383,8 @@ def _check_compress(compress: object) -> bool | int | None:
     return _checks.count("compress", compress)
 
 
-def _check_score_error(score_error: object) -> ScoreError:
-    if not isinstance(score_error, ScoreError):
-        raise ValueError(f"score_error must be a ScoreError; got {type(score_error).__name__}.")
-    return score_error
+def _check_score_error(score_error: object) -> ScoreError | None:
+    return None if score_error is None else _checks.instance("score_error", score_error, ScoreError)
 
 
 def _check_error_fits(

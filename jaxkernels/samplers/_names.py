@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from .. import _checks
 from .._field_names import known_name
 from .._precision import is_traced
 from ..processes import AbstractProcess, check_process
@@ -170,8 +171,7 @@ def check_schedule(
     True
     ```
     """
-    if not isinstance(schedule, Schedule):
-        raise ValueError(f"schedule must be a Schedule; got {type(schedule).__name__}.")
+    schedule = _checks.instance("schedule", schedule, Schedule)
     check_process(process)
     if is_traced((process, schedule)):
         return _error_if_not_reverse_sde(sampler, schedule.error_if_invalid())
