@@ -152,6 +152,15 @@ def random_key(argument: str, value: object) -> Array:
     raise ValueError(f"{argument} must be a random key such as jax.random.key(0); got {value!r}.")
 
 
+def instance(argument: str, value: object, kind: type[T]) -> T:
+    """`value`, which must be an instance of a class."""
+    if not isinstance(value, kind):
+        name = kind.__name__
+        article = "an" if name[0] in "AEIOU" else "a"
+        raise ValueError(f"{argument} must be {article} {name}; got {type(value).__name__}.")
+    return value
+
+
 def one_of(argument: str, value: object, allowed: Iterable[str]) -> str:
     """`value`, which must be among the allowed names."""
     names = {name: name for name in allowed}

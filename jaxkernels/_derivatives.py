@@ -68,10 +68,8 @@ def pairwise_derivatives(
     return value[:, 0], slope[:, np.diag(item)].T, jnp.moveaxis(curvature[:, item], 0, -1)
 
 
-def pointwise_derivatives(
-    fn: Callable[[Array], Array], x: Float[Array, " points"]
-) -> tuple[Array, Array, Array]:
-    """Value and two derivatives of a function (points,) -> (points, ...) of separate points."""
+def pointwise_derivatives(fn: Callable[[Array], V], x: Float[Array, "*points"]) -> tuple[V, V, V]:
+    """Value and two derivatives of a function (*points) -> (*points, ...) of separate points."""
     ones = jnp.ones_like(x)
 
     def directional(x: Array):

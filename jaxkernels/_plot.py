@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from . import _checks
+from ._extras import missing_extra
 from ._files import write_atomically
 
 if TYPE_CHECKING:
@@ -204,9 +205,7 @@ def _empty_figure(size: tuple[float, float]) -> "Figure":
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError(
-            'plots need matplotlib, which is not installed: pip install "jaxkernels[cli]".'
-        ) from None
+        raise missing_extra("plotting", "matplotlib") from None
 
     class Shown(Figure):
         def _repr_png_(self) -> bytes:

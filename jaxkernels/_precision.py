@@ -26,6 +26,11 @@ def is_traced(tree: PyTree) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
+def to_dtype(tree: T, dtype: DTypeLike) -> T:
+    """The same tree with every leaf, a number or an array, as a JAX array of a precision."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+
+
 def to_float64(tree: T) -> T:
     """The same tree with every floating array as a NumPy array in float64."""
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_distances import gaussian_w2, matrix_root
 from jax.test_util import check_grads
 
 import jaxkernels as jk
@@ -195,18 +196,6 @@ def _gaussians(rng: np.random.Generator) -> tuple[jk.Gaussian, np.ndarray, np.nd
     return _stack(targets), values, means, mask
 
 
-def _root(m: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(m)
-    return (vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]) @ np.swapaxes(vectors, -1, -2)
-
-
-def _w2(mean: np.ndarray, c: np.ndarray, other_mean: np.ndarray, other: np.ndarray) -> np.ndarray:
-    root = _root(other)
-    cross = np.trace(_root(root @ c @ root), axis1=-2, axis2=-1)
-    total = np.trace(c, axis1=-2, axis2=-1) + np.trace(other, axis1=-2, axis2=-1) - 2 * cross
-    return np.sqrt(np.sum((mean - other_mean) ** 2, -1) + np.maximum(total, 0.0))
-
-
 @pytest.mark.parametrize("kind", PROCESSES)
 def test_a_thousand_errors_of_known_correlation(kind: str) -> None:
     """Coherent, orthogonal and correlated, against the exact mean square of the difference."""
@@ -318,7 +307,7 @@ def test_a_thousand_affine_errors(kind: str, where: str) -> None:
             f @ c @ np.swapaxes(f, -1, -2) + extra[:, None, None] * np.eye(DIM) * present[:, None]
             for f, c, extra in zip((plain, moved), covariance, added, strict=True)
         ])  # fmt: skip
-    w2 = _w2(mean[1], covariance[1], mean[0], covariance[0])
+    w2 = gaussian_w2(mean[1], covariance[1], mean[0], covariance[0])
     lipschitz = np.linalg.norm(slope, ord=2, axis=(-2, -1))
     sampler = EXPONENTIAL if where == "start" else AT_END
 
@@ -903,7 +892,7 @@ def test_separations_and_margins() -> None:
         sigma = np.exp(-2 * t) * covariances - np.expm1(-2 * t) * np.eye(4)
         mean, shape = 0.0, 0.0
         for m in range(3):
-            root = _root(sigma[m])
+            root = matrix_root(sigma[m])
             for other in range(3):
                 gap = np.exp(-t) * (means[m] - means[other])
                 mean = max(mean, np.linalg.norm(np.linalg.solve(root, gap)))

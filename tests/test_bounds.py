@@ -7,12 +7,13 @@ several hundred random cases.
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from end_evaluated import EndEvaluated
+from gaussian_distances import gaussian_w2
 from published_samplers import SAMPLERS
 
 import jaxkernels as jk
@@ -87,20 +88,6 @@ def _published_bound(norms: np.ndarray, rms: np.ndarray | float) -> float:
     It neglects the correlation of errors in time, and factors A_j < 0 with L_j > 0.
     """
     return float(np.sqrt(np.sum((norms * rms) ** 2)))
-
-
-def _root(m: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(m)
-    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-
-
-def _w2(
-    mean: np.ndarray, covariance: np.ndarray, other_mean: np.ndarray, other: np.ndarray
-) -> float:
-    """W2 between normal distributions."""
-    root = _root(other)
-    bures = np.trace(covariance + other - 2 * _root(root @ covariance @ root))
-    return float(np.sqrt(np.sum((mean - other_mean) ** 2) + max(bures, 0.0)))
 
 
 def _random_times(rng: np.random.Generator, steps: int) -> np.ndarray:
@@ -301,7 +288,8 @@ class Pair:
     """The perturbed run's factor from after each step to the end."""
 
     def w2(self, extra: np.ndarray | float = 0.0) -> float:
-        return _w2(self.means[1], self.covariances[1] + extra, self.means[0], self.covariances[0])
+        moments = self.means[1], self.covariances[1] + extra, self.means[0], self.covariances[0]
+        return float(gaussian_w2(*moments))
 
 
 def _pair(
@@ -470,22 +458,6 @@ def test_the_published_sum_of_squares_fails_for_a_constant_error() -> None:
         assert float(bound.value) == pytest.approx(w2, rel=1e-11)
     # uncorrelated errors are what the published number is right for
     assert float(operators.orthogonal(1.0).value) == pytest.approx(published, rel=1e-11)
-
-
-class EndEvaluated(AbstractSampler):
-    """The source's step for g^2 = 2, signal 1: the score of the step's end at its start."""
-
-    order: ClassVar[int] = 1
-    nfe_per_step: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
-
-    def evaluation_times(self, process, step):
-        return (jnp.asarray(step.next_time),)
-
-    def step(self, predict, noise, process, step, x, history):
-        h = step.time - step.next_time
-        score = -predict(x, step.next_time).eps / process.noise(step.next_time)
-        return x + 2 * h * score + noise(2 * h * step.stochasticity_squared), history
 
 
 def test_the_published_operator_fails_for_a_step_that_overshoots() -> None:

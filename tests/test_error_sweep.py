@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from gaussian_distances import w2_squared
 
 import jaxkernels as jk
 from jaxkernels.score_error import GivenCorrelation
@@ -45,7 +46,7 @@ def _error(times: np.ndarray, slope: np.ndarray, shift: np.ndarray) -> np.ndarra
         moved = factor[k] - push[k] * slope[:, k]
         mean = moved * mean + push[k] * shift[:, k]
         variance = moved**2 * variance + noise[k]
-    return np.sum(mean**2 + (np.sqrt(variance) - np.sqrt(VARIANCES)) ** 2, -1)
+    return w2_squared(mean, variance, VARIANCES)
 
 
 def _setting(counts: np.ndarray, sampler: str, alpha: float) -> tuple[Any, ...]:

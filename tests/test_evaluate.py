@@ -3,12 +3,14 @@
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from end_evaluated import EndEvaluated
+from gaussian_distances import w2_squared
 from jax.test_util import check_grads
 from published_samplers import SAMPLERS
 from scipy.integrate import quad
@@ -30,10 +32,6 @@ def _vp(t: float) -> tuple[float, float]:
     """Signal and noise variance of VP(0.1, 20)."""
     b = 0.1 * t + 9.95 * t * t
     return np.exp(-b / 2.0), -np.expm1(-b)
-
-
-def _w2_squared(mean_error: np.ndarray, variance: np.ndarray, target: np.ndarray) -> float:
-    return float(np.sum(mean_error**2 + (np.sqrt(variance) - np.sqrt(target)) ** 2))
 
 
 @functools.cache
@@ -106,14 +104,14 @@ def test_initialization_and_truncation_in_closed_form(alpha: float) -> None:
     (a0, s0), (a1, s1) = _vp(TIMES[0]), _vp(TIMES[-1])
     whole, stopped = np.exp(logs.sum(0)), np.exp(logs[:-1].sum(0))
     first = a0 * a0 * EIGENVALUES + s0
-    at_zero = _w2_squared(-whole * a0 * MEAN, EIGENVALUES + whole**2 * (1.0 - first), EIGENVALUES)
+    at_zero = w2_squared(-whole * a0 * MEAN, EIGENVALUES + whole**2 * (1.0 - first), EIGENVALUES)
     last = a1 * a1 * EIGENVALUES + s1
     stopped_moments = a1 * MEAN - stopped * a0 * MEAN, last + stopped**2 * (1.0 - first)
-    at_end = _w2_squared(stopped_moments[0] - MEAN, stopped_moments[1], EIGENVALUES)
+    at_end = w2_squared(stopped_moments[0] - MEAN, stopped_moments[1], EIGENVALUES)
     assert float(budget.initialization) == pytest.approx(at_zero, rel=1e-6, abs=1e-16)
     assert float(budget.truncation) == pytest.approx(at_end - at_zero, rel=1e-7)
     assert float(budget.truncation_alone) == pytest.approx(
-        _w2_squared((a1 - 1.0) * MEAN, last, EIGENVALUES), rel=1e-11
+        w2_squared((a1 - 1.0) * MEAN, last, EIGENVALUES), rel=1e-11
     )
 
 
@@ -188,23 +186,6 @@ def test_vanishing_eigenvalue_has_infinite_kl_and_finite_w2() -> None:
 # --- scores of the step's end ---------------------------------------------------------------------
 
 
-class EndEvaluated(AbstractSampler):
-    """Variance exploding, g^2 = 2: the score of the step's end, at the point of its start."""
-
-    order: ClassVar[int] = 1
-    nfe_per_step: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
-
-    def evaluation_times(self, process, step):
-        return (jnp.asarray(step.next_time),)
-
-    def step(self, predict, noise, process, step, x, history):
-        h = step.time - step.next_time
-        score = -predict(x, step.next_time).eps / process.noise(step.next_time)
-        gain = 1.0 + step.stochasticity_squared
-        return x + gain * h * score + noise(2.0 * h * step.stochasticity_squared), history
-
-
 END_RUN = TARGET, jk.VE(rate=2.0), EndEvaluated(), jk.Schedule(TIMES, ALPHAS)
 
 
@@ -227,7 +208,7 @@ def _end_evaluated(
 def _end_error(slope: np.ndarray, shift: np.ndarray) -> float:
     """Terminal W2^2 from N(0, 2 t_0)."""
     mean, variance, _ = _end_evaluated(np.zeros(3), np.full(3, 2.0 * TIMES[0]), slope, shift)
-    return _w2_squared(mean - MEAN, variance, EIGENVALUES)
+    return float(w2_squared(mean - MEAN, variance, EIGENVALUES))
 
 
 def test_a_step_evaluated_at_its_end() -> None:

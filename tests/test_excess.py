@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
+from gaussian_distances import w2_squared
 from jaxtyping import Array
 
 import jaxkernels as jk
@@ -46,7 +47,7 @@ def _excess(slope: np.ndarray, shift: np.ndarray) -> np.ndarray:
             factor = b / a - push / marginal - push * slope[..., k, :]
             mean = factor * mean + push * (a * MEAN / marginal + shift[..., k, :])
             variance = factor**2 * variance
-        return np.sum((mean - MEAN) ** 2 + (np.sqrt(variance) - np.sqrt(VARIANCES)) ** 2, -1)
+        return w2_squared(mean - MEAN, variance, VARIANCES)
 
     none = np.zeros((STEPS, 3))
     return error(slope, shift) - error(none, none)

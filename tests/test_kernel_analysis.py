@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_distances import w2_squared
 
 import jaxkernels as jk
 
@@ -51,7 +52,7 @@ def _moments(slope: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _distances(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    return np.sum((mean - MEAN) ** 2 + (np.sqrt(variance) - np.sqrt(VARIANCES)) ** 2, -1)
+    return w2_squared(mean - MEAN, variance, VARIANCES)
 
 
 def _even_part(slope: np.ndarray, shift: np.ndarray) -> np.ndarray:

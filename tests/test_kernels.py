@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_distances import w2_squared
 from scipy.integrate import quad
 
 import jaxkernels as jk
@@ -101,7 +102,7 @@ def _terminal(
 def _w2(
     mean: np.ndarray, variance: np.ndarray, lam: np.ndarray, target_mean: np.ndarray
 ) -> np.ndarray:
-    return np.sum((mean - target_mean) ** 2 + (np.sqrt(variance) - np.sqrt(lam)) ** 2, -1)
+    return w2_squared(mean - target_mean, variance, lam)
 
 
 def _draw(

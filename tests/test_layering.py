@@ -22,6 +22,7 @@ ROOT = Path(jaxkernels.__file__).parent
 # one has to be given its place here.
 MODULES = [
     "_types",
+    "_extras",
     "_precision",
     "_files",
     "_stored",

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from gaussian_distances import w2_squared
 from jaxtyping import Array, Float
 
 import jaxkernels as jk
@@ -145,7 +146,7 @@ def excess_by_hand(draws: np.ndarray, mean: np.ndarray) -> np.ndarray:
             factor = a[k + 1] / a[k] + push * s[k] * slope
             center = factor * center - push * s[k] * shift
             variance = factor**2 * variance
-        return np.sum(center**2 + (np.sqrt(variance) - np.sqrt(VARIANCES)) ** 2, -1)
+        return w2_squared(center, variance, VARIANCES)
 
     return distance(draws) - distance(mean)
 

@@ -390,5 +390,6 @@ except ImportError as error:
     count, message = result.stdout.splitlines()
     assert count == "4"
     assert (
-        message == 'plots need matplotlib, which is not installed: pip install "jaxkernels[cli]".'
+        message
+        == 'plotting needs matplotlib, which is not installed: pip install "jaxkernels[cli]".'
     )

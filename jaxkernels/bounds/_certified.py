@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import equinox as eqx
 import jax
@@ -248,22 +248,15 @@ def bound_value(
     """
     times = jnp.asarray(schedule.times)
     squared = jnp.asarray(schedule.stochasticity_squared)
-    follows = callable(score_error)
     errors = step_errors(schedule, score_error, lipschitz)
 
-    def expanded(step: tuple[Array, Array, StepErrors]) -> Array:
-        x, *given = step
+    def recursion(starts: Array, ends: Array, squared: Array, here: StepErrors) -> Array:
+        steps = steps_between(known, starts, ends, squared, here)
+        return jnp.stack(recursion_of(SCHEMES[scheme](steps._replace(rounding=rounding))))
 
-        def recursion(x: Array) -> Array:
-            start, end, *varied = x
-            alpha2, here = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, start.shape), given)
-            if follows:
-                here = errors_between(start, end, score_error, here.lipschitz)
-            steps = steps_between(known, start, end, varied[0] if varied else alpha2, here)
-            factors = SCHEMES[scheme](steps._replace(rounding=rounding))
-            return jnp.stack(recursion_of(factors))
-
-        return expand_at(lambda x: step_derivatives(known, recursion, x), x)
+    def expanded(step: VariedStep) -> Array:
+        fn = of_variables(recursion, step, score_error)
+        return expand_at(lambda x: step_derivatives(known, fn, x), step[0])
 
     # one step after the other, whose derivatives at all nodes and modes stay in the cache
     variables = jnp.stack([times[:-1], times[1:], *((squared,) if free else ())], 1)
@@ -274,6 +267,28 @@ def bound_value(
     steps = make_steps(known, schedule, step_errors(schedule, score_error, lipschitz))
     proved = is_proved(known, scheme, steps.end[-1], jnp.all(steps.stochasticity_squared == 1.0))
     return jnp.where(proved, finite_or_inf(distance + truncation), jnp.inf)
+
+
+VariedStep: TypeAlias = tuple[Float[Array, " n"], Float[Array, ""], StepErrors]
+"""A step's variables, its two times and alpha^2 if that varies; its alpha^2, and score error."""
+
+
+def of_variables(
+    fn: Callable[..., Array], step: VariedStep, score_error: object
+) -> Callable[[Array], Array]:
+    """`fn(starts, ends, alpha^2, errors)` of a step as a function of its variables (n, items).
+
+    What does not vary has the step's value; a score error that is a function follows the times.
+    """
+
+    def varied(x: Array) -> Array:
+        start, end, *free = x
+        alpha2, errors = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, start.shape), step[1:])
+        if callable(score_error):
+            errors = errors_between(start, end, score_error, errors.lipschitz)
+        return fn(start, end, free[0] if free else alpha2, errors)
+
+    return varied
 
 
 def step_derivatives(
@@ -436,8 +451,7 @@ def required_stochasticity(scheme: str) -> float | None:
 
 def check_run(scheme: str, process: AbstractProcess, schedule: object) -> Schedule:
     """The schedule, if its stochasticity is that of the scheme."""
-    if not isinstance(schedule, Schedule):
-        raise ValueError(f"schedule must be a Schedule; got {type(schedule).__name__}.")
+    schedule = _checks.instance("schedule", schedule, Schedule)
     if is_traced((schedule, process)):
         return schedule
     if not float(process.signal(schedule.times[0])) > 0:

@@ -206,8 +206,7 @@ class MixtureCurvature(AbstractCurvature):
     equal: bool = eqx.field(static=True)
 
     def __init__(self, mixture: GaussianMixture, margin: float = 0.0):
-        if not isinstance(mixture, GaussianMixture):
-            raise ValueError(f"mixture must be a GaussianMixture; got {type(mixture).__name__}.")
+        mixture = _checks.instance("mixture", mixture, GaussianMixture)
         margin = float(_checks.scalar("margin", margin, at_least=0.0))
         eigenvalues, means, self.equal = first_component(mixture)
         first, second = np.triu_indices(len(means), 1)

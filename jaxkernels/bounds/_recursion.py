@@ -39,11 +39,13 @@ from ._certified import (
     ROUNDING,
     SCHEMES,
     Recursion,
+    VariedStep,
     advance,
     errors_between,
     finite_or_inf,
     initial_distance,
     is_proved,
+    of_variables,
     recursion_of,
     step_derivatives,
     steps_between,
@@ -187,30 +189,18 @@ class CertifiedRecursion(AbstractCoordinateObjective):
         One step after the other, so that the derivatives at all nodes and modes stay in the cache,
         and padding takes no time.
         """
-        follows = callable(self.certificate.score_error)
 
-        def one(step: tuple[Array, Array, StepErrors]) -> tuple[Array, Array, Array]:
-            x, *given = step
-
-            def coefficients(x: Array) -> Array:
-                first, last, *varied = x
-                alpha2, sizes = jax.tree.map(
-                    lambda leaf: jnp.broadcast_to(leaf, first.shape), given
-                )
-                if follows:
-                    sizes = errors_between(
-                        first, last, self.certificate.score_error, sizes.lipschitz
-                    )
-                return self._coefficients(first, last, varied[0] if varied else alpha2, sizes)
-
-            return step_derivatives(self.certificate.known, coefficients, x)
+        def one(step: VariedStep) -> tuple[Array, Array, Array]:
+            certificate = self.certificate
+            fn = of_variables(self._coefficients, step, certificate.score_error)
+            return step_derivatives(certificate.known, fn, step[0])
 
         free = () if self.squared is not None else (squared,)
         x = jnp.stack([times[:-1], times[1:], *free], 1)
         every = (x, squared, self._sizes(times))
         like = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], every))
 
-        def none(step: tuple[Array, Array, StepErrors]) -> tuple[Array, Array, Array]:
+        def none(step: VariedStep) -> tuple[Array, Array, Array]:
             del step
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
 

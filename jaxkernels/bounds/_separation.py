@@ -206,7 +206,7 @@ def _components(
     mixture: GaussianMixture,
 ) -> tuple[Float[Array, "m d"], Float[Array, "m d d"], Float[Array, "m d"]]:
     """Variances, axes (columns) and means of the components, in full."""
-    _check_mixture(mixture)
+    mixture = _checks.instance("mixture", mixture, GaussianMixture)
     values, bases = np.linalg.eigh(component_covariances(mixture))
     return jnp.asarray(np.maximum(values, 0.0)), jnp.asarray(bases), jnp.asarray(mixture.means)
 
@@ -215,14 +215,8 @@ def _log_posterior(
     mixture: GaussianMixture, process: AbstractProcess, x: ArrayLike, t: ArrayLike
 ) -> Float[Array, "*n m"]:
     """Log posterior probabilities of checked arguments."""
-    _check_mixture(mixture)
+    mixture = _checks.instance("mixture", mixture, GaussianMixture)
     return mixture.log_posterior(check_process(process), jnp.asarray(x), jnp.asarray(t))
-
-
-def _check_mixture(mixture: object) -> None:
-    """Raise a ValueError for anything else."""
-    if not isinstance(mixture, GaussianMixture):
-        raise ValueError(f"mixture must be a GaussianMixture; got {type(mixture).__name__}.")
 
 
 def _flat(x: Float[Array, "..."], axes: int) -> Float[Array, "..."]:

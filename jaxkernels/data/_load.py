@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from .. import _checks
+from .._extras import missing_extra
 from .._progress import Progress
-from ._extras import missing_extra
 from ._folders import READERS, folder_rows
 from ._readers import ARRAY_DECODERS, LIST_DECODERS, check_key, decode
 from ._rows import Rows, array_rows

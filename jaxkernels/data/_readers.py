@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _checks
-from ._extras import missing_extra
+from .._extras import missing_extra
 from ._rows import Rows, num_samples
 
 Decoder: TypeAlias = Callable[[str, bytes, str | None], np.ndarray]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._extras import missing_extra
+from .._extras import missing_extra
 from ._images import read_images
 from ._readers import select_array
 from ._rows import Rows, listed, stacked

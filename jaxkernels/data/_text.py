@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from ._extras import missing_extra
+from .._extras import missing_extra
 from ._rows import listed
 
 # names of a first column that numbers the rows: of to_csv, of reading that back, of reset_index

@@ -3,12 +3,10 @@
 import abc
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
-from .._precision import working_dtype
+from .._precision import to_dtype, working_dtype
 from ..prediction import AbstractDenoiser, Prediction
 from ..processes import AbstractProcess
 
@@ -88,5 +86,4 @@ class ExactDenoiser(AbstractDenoiser):
         return self.distribution.predict(self.process, x, t)
 
     def astype(self, dtype: DTypeLike) -> "ExactDenoiser":
-        dtype = working_dtype(dtype)
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self)
+        return to_dtype(self, working_dtype(dtype))

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
+from .._extras import missing_extra
 from .._linalg import full_precision
 from .._numerics import safe_divide
 from .._types import AnyArray, Numbers, constant
@@ -499,9 +500,7 @@ def _expectation_maximisation(
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture as Mixture
     except ImportError:
-        raise ImportError(
-            'fit needs scikit-learn, which is not installed: pip install "jaxkernels[cli]".'
-        ) from None
+        raise missing_extra("fit", "scikit-learn") from None
     most = min(_COMPONENTS, max(1, len(z) // _SAMPLES_PER_COMPONENT)) if asked is None else asked
     with warnings.catch_warnings():
         # empty clusters, which are dropped or refused below

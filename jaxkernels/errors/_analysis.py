@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._derivatives import pointwise_derivatives
 from .._linalg import product
 from .._numerics import larger, largest
 from .._precision import in_float64
@@ -17,12 +18,9 @@ from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..score_error import AffineError, FullyCorrelated, ScoreError
 from ._expected import centred
-from ._kernel import ErrorKernel, check_kernel, factored
+from ._kernel import ErrorKernel, check_kernel, displaced, factored, map_directions
 
 Tree = TypeVar("Tree", bound=PyTree)
-
-# directions propagated at once
-_BATCH = 32
 
 
 class ErrorCurve(NamedTuple):
@@ -134,9 +132,9 @@ def _curve(kernel: ErrorKernel, directions: AffineError | None) -> tuple[Array, 
         return baseline, jnp.zeros_like(baseline)
 
     def second(w: AffineError) -> Array:
-        return _expand(lambda e: _errors_by_point(kernel, _moved(kernel, w, e)))[2]
+        return _expand(lambda e: _errors_by_point(kernel, displaced(kernel, w, e)))[2]
 
-    return baseline, jnp.sum(_map(second, directions), 0)
+    return baseline, jnp.sum(map_directions(second, directions), 0)
 
 
 def _errors_by_point(kernel: ErrorKernel, theta: AffineError) -> Float[Array, " points"]:
@@ -187,10 +185,10 @@ def _parts(
     """The parts of an error in factored form."""
     total = jnp.zeros(4, kernel.run.schedule.times.dtype)
     if directions is not None:
-        rows, _ = _map(lambda w: _parts_along(kernel, w), directions)
+        rows, _ = map_directions(lambda w: _parts_along(kernel, w), directions)
         total += jnp.sum(rows, 0)
     if mean is not None:
-        rows, first_order = _map(lambda w: _parts_along(kernel, w), mean)
+        rows, first_order = map_directions(lambda w: _parts_along(kernel, w), mean)
         total += rows[0] + jnp.zeros(4).at[-1].set(first_order[0])
     return KernelParts(*total)
 
@@ -203,7 +201,7 @@ def _parts_along(kernel: ErrorKernel, w: AffineError) -> tuple[Float[Array, " 4"
     def metric(mean: Array, covariance: Array) -> Array:
         return coordinates.distance(kernel.metric, Moments(mean, covariance), data)
 
-    at, first, second = _expand(lambda e: kernel.run.moments(_moved(kernel, w, e)).last)
+    at, first, second = _expand(lambda e: kernel.run.moments(displaced(kernel, w, e)).last)
     by_mean = _expand(lambda e: metric(at.mean + e * first.mean, at.covariance))[2]
     by_covariance = _expand(lambda e: metric(at.mean, at.covariance + e * first.covariance))[2]
     _, first_order, both = _expand(
@@ -311,22 +309,7 @@ def stability_of(run: Run) -> Array:
     return larger(largest(sizes), 1.0) ** 2
 
 
-def _moved(kernel: ErrorKernel, w: AffineError, e: Array) -> AffineError:
-    """The errors about which a kernel expands, plus e w."""
-    return jax.tree.map(lambda a, b: jnp.asarray(a, e.dtype) + e * b, kernel.about, w)
-
-
 def _expand(fn: Callable[[Array], Tree]) -> tuple[Tree, Tree, Tree]:
     """fn(0), its derivative and half its second derivative at 0."""
-    zero = jnp.zeros(())
-
-    def slope(e: Array) -> tuple[Tree, Tree]:
-        return jax.jvp(fn, (e,), (jnp.ones_like(e),))
-
-    (value, first), (_, second) = jax.jvp(slope, (zero,), (jnp.ones_like(zero),))
+    value, first, second = pointwise_derivatives(fn, jnp.zeros(()))
     return value, first, jax.tree.map(lambda a: 0.5 * a, second)
-
-
-def _map(fn: Callable[[AffineError], Tree], directions: AffineError) -> Tree:
-    """`fn` of every direction, a batch at a time."""
-    return jax.lax.map(fn, directions, batch_size=min(_BATCH, directions.shift.shape[0]))

@@ -72,8 +72,7 @@ class ContinuousKernel(eqx.Module):
         >>> excess = kernel.contract(jk.ScoreError.relative(0.05))
         ```
         """
-        if not isinstance(score_error, ScoreError):
-            raise ValueError(f"score_error must be a ScoreError; got {type(score_error).__name__}.")
+        score_error = _checks.instance("score_error", score_error, ScoreError)
         if score_error.has_matrix_slopes:
             raise ValueError("score_error has matrix slopes; the continuous kernel is per mode.")
         where = (self.target, self.process, jnp.asarray(self.times))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .. import metrics
+from .. import _checks, metrics
 from .._compile import quick_jit
 from .._precision import in_float64, is_traced
 from ..distributions import Gaussian
@@ -142,8 +142,8 @@ def evaluate_schedule(
     https://arxiv.org/abs/2405.14250.
     """
     run = Run.checked(target, process, sampler, schedule, initialization)
-    if not isinstance(score_error, ScoreError | None):
-        raise ValueError(f"score_error must be a ScoreError; got {type(score_error).__name__}.")
+    if score_error is not None:
+        score_error = _checks.instance("score_error", score_error, ScoreError)
     if score_error is not None and not isinstance(run.initialization, NamedInitialization):
         raise ValueError("a score_error can be combined with initialization by name only.")
     if score_error is not None and score_error.has_matrix_slopes:

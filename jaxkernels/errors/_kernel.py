@@ -1,15 +1,16 @@
 """The second-order expansion of the terminal error in the score errors of a run."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from .. import metrics
+from .. import _checks, metrics
+from .._derivatives import pointwise_derivatives
 from .._precision import in_float64, is_traced
 from ..distributions import Gaussian
 from ..processes import AbstractProcess
@@ -17,6 +18,8 @@ from ..recurrence import Initialization, Run
 from ..samplers import AbstractSampler
 from ..schedules import Schedule
 from ..score_error import AffineError, ScoreError
+
+Tree = TypeVar("Tree", bound=PyTree)
 
 # directions propagated at once: enough to fill a core's vector units, little memory
 _BATCH = 32
@@ -168,19 +171,9 @@ class ErrorKernel(eqx.Module):
 
         **Returns:** first and second, each in the shape of `contributions`.
         """
-        dtype = self.run.schedule.times.dtype
-        about = jax.tree.map(lambda a: jnp.asarray(a, dtype), self.about)
-
-        def moved(e: Array) -> Array:
-            along = jax.tree.map(lambda a, b: a + e * jnp.asarray(b, e.dtype), about, w)
-            return self.contributions(along)
-
-        def slope(e: Array) -> Array:
-            return jax.jvp(moved, (e,), (jnp.ones_like(e),))[1]
-
-        zero = jnp.zeros((), dtype)
-        first, second = jax.jvp(slope, (zero,), (jnp.ones_like(zero),))
-        return first, 0.5 * second
+        zero = jnp.zeros((), self.run.schedule.times.dtype)
+        moved = pointwise_derivatives(lambda e: self.contributions(displaced(self, w, e)), zero)
+        return moved[1], 0.5 * moved[2]
 
     @in_float64
     def baseline(self) -> Float[Array, ""]:
@@ -373,8 +366,7 @@ def _no_error(run: Run, dense: bool) -> AffineError:
 
 def _checked_about(about: AffineError, none: AffineError, dense: bool) -> AffineError:
     """`about`, in the form of the error `none`."""
-    if not isinstance(about, AffineError):
-        raise ValueError(f"about must be an AffineError; got {type(about).__name__}.")
+    about = _checks.instance("about", about, AffineError)
     if dense:
         about = about.as_dense()
     if about.shift.shape != none.shift.shape or about.slope.shape != none.slope.shape:
@@ -400,8 +392,7 @@ def factored(
 ) -> tuple[AffineError | None, AffineError | None]:
     """An error's mean relative to `about`, fields (1, E, ...), and its directions (r, E, ...)."""
     kernel = check_kernel(kernel)
-    if not isinstance(score_error, ScoreError):
-        raise ValueError(f"score_error must be a ScoreError; got {type(score_error).__name__}.")
+    score_error = _checks.instance("score_error", score_error, ScoreError)
     where = (kernel.target, kernel.process, kernel.times)
     mean = _in_form_of(kernel, score_error.mean_at(*where))
     directions = _in_form_of(kernel, score_error.directions(*where))
@@ -437,7 +428,16 @@ def _baseline(kernel: ErrorKernel) -> Array:
     return kernel.error(kernel.about)
 
 
-def _map(fn: Callable[[AffineError], Array], directions: AffineError) -> Array:
+def displaced(kernel: ErrorKernel, w: AffineError, e: Array) -> AffineError:
+    """The errors about which a kernel expands, plus e w."""
+
+    def add(a: Array, b: Array) -> Array:
+        return jnp.asarray(a, e.dtype) + e * jnp.asarray(b, e.dtype)
+
+    return jax.tree.map(add, kernel.about, w)
+
+
+def map_directions(fn: Callable[[AffineError], Tree], directions: AffineError) -> Tree:
     """`fn` of every direction, a batch at a time."""
     return jax.lax.map(fn, directions, batch_size=min(_BATCH, directions.shift.shape[0]))
 
@@ -449,9 +449,9 @@ def contract(
     """`ErrorKernel.contract` of an error in factored form."""
     total = jnp.zeros((), kernel.run.schedule.times.dtype)
     if directions is not None:
-        total += jnp.sum(_map(lambda w: kernel.along(w)[1], directions))
+        total += jnp.sum(map_directions(lambda w: kernel.along(w)[1], directions))
     if mean is not None:
-        total += jnp.sum(_map(lambda w: jnp.add(*kernel.along(w)), mean))
+        total += jnp.sum(map_directions(lambda w: jnp.add(*kernel.along(w)), mean))
     return total
 
 
@@ -498,7 +498,7 @@ def _units(kernel: ErrorKernel) -> AffineError:
 @jax.jit
 def _time_marginal(kernel: ErrorKernel) -> AffineError:
     """The quadratic form of every unit error."""
-    second = _map(lambda w: kernel.along(w)[1], _units(kernel))
+    second = map_directions(lambda w: kernel.along(w)[1], _units(kernel))
     return AffineError(*jnp.split(second, 2))
 
 

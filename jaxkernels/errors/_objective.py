@@ -91,7 +91,8 @@ class LocalError(AbstractObjective):
         score_error: ScoreError | None = None,
         compress: bool | int | None = None,
     ):
-        per_mode = score_error is not None and not _check_score_error(score_error).any_spectrum
+        score_error = _check_score_error(score_error)
+        per_mode = score_error is not None and not score_error.any_spectrum
         if variance_factor is None:
             variance_factor = 1.0 if per_mode else VARIANCE_FACTOR
         factor = float(_checks.scalar("variance_factor", variance_factor, at_least=1.0))
@@ -180,7 +181,7 @@ class TerminalError(AbstractObjective):
     ):
         self.metric = _check_metric(metric)
         self.initialization = _check_initialization(initialization)
-        self.score_error = None if score_error is None else _check_score_error(score_error)
+        self.score_error = _check_score_error(score_error)
         self.compress = _check_compress(compress)
 
     def bind(
@@ -228,22 +229,16 @@ class BoundTerminalError(AbstractBoundObjective):
         if _has_matrix_slopes(self.score_error):
             return jnp.zeros(2)  # a metric of whole covariances
         target = self.target
-        process = self.process
         ends = Schedule(jnp.stack([jnp.asarray(coordinate.start), jnp.asarray(t_min)]))
-        first, last = ends.times
-        contraction = to_the_end(log_contractions(target, process, ends))[0]
-        exact = target.marginal_variance(process, last)
-        mean, variance = initial_moments(target, process, first, self.initialization)
-        change = contraction**2 * (variance - target.marginal_variance(process, first))
-        shift = contraction * (mean - process.signal(first) * target.mean)
-        lost = (process.signal(last) - 1.0) * target.mean
+        contraction = to_the_end(log_contractions(target, self.process, ends))[0]
+        exact, variance, lost, shift = _end_moments(self, ends, contraction)
 
         def total(mean_error: Array, variance: Array) -> Array:
             run = (target.weights, mean_error, variance, jnp.asarray(target.eigenvalues))
             return jnp.sum(metrics.per_mode(self.metric, *run))
 
         truncation = total(lost, exact)
-        return jnp.stack([total(lost + shift, exact + change) - truncation, truncation])
+        return jnp.stack([total(lost + shift, variance) - truncation, truncation])
 
 
 class BoundLocalError(AbstractBoundObjective):
@@ -286,17 +281,9 @@ class BoundLocalError(AbstractBoundObjective):
 
     def ends(self, schedule: Schedule, contraction: Float[Array, " modes"]) -> Float[Array, " 2"]:
         """The two sources that are no step: the initial distribution, and stopping at t_K."""
-        target = self.target
-        process = self.process
-        first = schedule.times[0]
-        last = schedule.times[-1]
-        mean, variance = initial_moments(target, process, first, self.initialization)
-        change = contraction**2 * (variance - target.marginal_variance(process, first))
-        p_last = target.marginal_variance(process, last)
-        shift = contraction * (mean - process.signal(first) * target.mean)
-        initialization = self.total(shift, p_last + change, p_last)
-        lost = (process.signal(last) - 1.0) * target.mean
-        truncation = self.total(lost, p_last, jnp.asarray(target.eigenvalues))
+        exact, variance, lost, shift = _end_moments(self, schedule, contraction)
+        initialization = self.total(shift, variance, exact)
+        truncation = self.total(lost, exact, jnp.asarray(self.target.eigenvalues))
         return jnp.stack([initialization, truncation])
 
     def score(
@@ -342,6 +329,27 @@ class BoundLocalError(AbstractBoundObjective):
         return value
 
 
+def _end_moments(
+    bound: BoundTerminalError | BoundLocalError,
+    schedule: Schedule,
+    contraction: Float[Array, " modes"],
+) -> tuple[Float[Array, " modes"], ...]:
+    """Variances of p_K and q_init at t_K, and what their means have over those of p_0 and p_K.
+
+    `contraction` is that of the exact process from t_0 to t_K.
+    """
+    target = bound.target
+    process = bound.process
+    first = schedule.times[0]
+    last = schedule.times[-1]
+    mean, variance = initial_moments(target, process, first, bound.initialization)
+    exact = target.marginal_variance(process, last)
+    change = contraction**2 * (variance - target.marginal_variance(process, first))
+    lost = (process.signal(last) - 1.0) * target.mean
+    shift = contraction * (mean - process.signal(first) * target.mean)
+    return exact, exact + change, lost, shift
+
+
 def _reduced(
     bound: AbstractBoundObjective, compress: bool | int | None, named_metric: bool
 ) -> AbstractBoundObjective:
@@ -375,10 +383,8 @@ def _check_compress(compress: object) -> bool | int | None:
     return _checks.count("compress", compress)
 
 
-def _check_score_error(score_error: object) -> ScoreError:
-    if not isinstance(score_error, ScoreError):
-        raise ValueError(f"score_error must be a ScoreError; got {type(score_error).__name__}.")
-    return score_error
+def _check_score_error(score_error: object) -> ScoreError | None:
+    return None if score_error is None else _checks.instance("score_error", score_error, ScoreError)
 
 
 def _check_error_fits(

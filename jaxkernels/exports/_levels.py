@@ -237,8 +237,8 @@ class AbstractTableLevels(AbstractLevels):
     table: DiscreteVP | None = None
 
     def __post_init__(self):
-        if self.table is not None and not isinstance(self.table, DiscreteVP):
-            raise ValueError(f"table must be a DiscreteVP; got {type(self.table).__name__}.")
+        if self.table is not None:
+            _checks.instance("table", self.table, DiscreteVP)
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from .. import _checks
 from .._nfe import EVALUATION, JACOBIAN_VECTOR_PRODUCT
 from .._numerics import larger, safe_divide
 from .._plot import FigureSpec, render
+from .._precision import to_dtype
 from .._tables import describe, number
 from ..prediction import (
     AbstractDenoiser,
@@ -272,7 +273,7 @@ def _derivatives(
     denoiser, x = in_working_precision(denoiser, x)
     denoiser = denoiser.astype(x.dtype)
     other = other.astype(x.dtype)
-    schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
+    schedule = to_dtype(schedule, x.dtype)
     keys = split_key(key, schedule.num_steps)
     steps = schedule.steps(sampler.history_steps)
 

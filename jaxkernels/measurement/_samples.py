@@ -30,8 +30,7 @@ def check_target(target: Gaussian | None, dimensions: int | None = None) -> Gaus
     """None or a Gaussian, of as many modes as the samples have dimensions where that is given."""
     if target is None:
         return None
-    if not isinstance(target, Gaussian):
-        raise ValueError(f"target must be a Gaussian; got {type(target).__name__}.")
+    target = _checks.instance("target", target, Gaussian)
     modes = np.size(target.eigenvalues)
     if dimensions is not None and modes != dimensions:
         raise ValueError(

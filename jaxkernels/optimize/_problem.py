@@ -337,8 +337,7 @@ def _given_start(
     low: float,
     high: float,
 ) -> Schedule:
-    if not isinstance(schedule, Schedule):
-        raise ValueError(f"starts[{name!r}] must be a Schedule; got {type(schedule).__name__}.")
+    schedule = _checks.instance(f"starts[{name!r}]", schedule, Schedule)
     between = tuple(f"{label} and " for label in RESERVED)
     if name in (*RESERVED, *BASELINES) or name.endswith(_STOCHASTIC) or name.startswith(between):
         raise ValueError(

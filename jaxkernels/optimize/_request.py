@@ -175,9 +175,7 @@ def check_budget(target: object, request: Request, budget: int | None) -> int | 
         raise ValueError(
             f"{name} of a network: pass its Denoiser as target or as Selection(denoiser=...)."
         )
-    sampler = request.sampler
-    at_one_time = not (sampler.randomised or sampler.forms_jacobian)
-    if request.stochastic or not at_one_time or selection.record is False:
+    if request.stochastic or request.sampler.per_sample or selection.record is False:
         raise ValueError(
             f"{name} for schedules on recorded trajectories: these need a deterministic sampler, "
             "stochasticity 0, and a record."

@@ -29,7 +29,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from .. import _checks
 from .._field_names import known_name
 from .._nfe import EVALUATION
-from .._precision import working_dtype
+from .._precision import to_dtype, working_dtype
 from .._types import AnyArray, Network, Rows
 from ..processes import AbstractProcess, check_process
 from ._output import take_output
@@ -319,7 +319,7 @@ class Denoiser(AbstractDenoiser):
     def astype(self, dtype: DTypeLike) -> "Denoiser":
         wide = working_dtype(dtype)
         fn = self.fn if wide == dtype else _InPrecision(self.fn, dtype)
-        process = cast_process(self.process, wide)
+        process = to_dtype(self.process, wide)
         return eqx.tree_at(lambda denoiser: (denoiser.fn, denoiser.process), self, (fn, process))
 
     def take(self, rows: Rows) -> "Denoiser":
@@ -404,8 +404,3 @@ def in_working_precision(
 def _widened(t: Array) -> Array:
     """Times in float32 or better; integers as they are."""
     return t.astype(working_dtype(t.dtype)) if jnp.issubdtype(t.dtype, jnp.floating) else t
-
-
-def cast_process(process: AbstractProcess, dtype: DTypeLike) -> AbstractProcess:
-    """The process with its parameters in `dtype`."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), process)

@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import _checks
+from .._precision import to_dtype
 from ..processes import EDM, AbstractProcess, DiscreteVP, check_process
 from ._conditioning import count_rows, rows_of
-from ._denoiser import Denoiser, cast_process
+from ._denoiser import Denoiser
 from ._output import take_output
 from ._torch import Tensor, TorchNetwork, check_network, import_torch, placement
 
@@ -67,7 +68,7 @@ def from_k_diffusion(
     function = TorchNetwork(torch, network, device, dtype, batch).as_function()
 
     def denoised(x: Array, t: Array, conditions: Array) -> Array:
-        forward = cast_process(process, t.dtype)
+        forward = to_dtype(process, t.dtype)
         return function(x.astype(t.dtype) / forward.signal(t), forward.sigma(t), conditions)
 
     return Denoiser(denoised, process, "x0", conditions=np.arange(count))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .. import metrics
+from .. import _checks, metrics
 from .._precision import is_traced
 from ..distributions import Gaussian, GaussianMixture
 from ..processes import AbstractProcess, check_process
@@ -27,9 +27,7 @@ def check_target(target: object) -> Gaussian:
             "target is a GaussianMixture, whose samples have no closed-form distribution; pass "
             "target.gaussian() for the Gaussian of the same mean and covariance."
         )
-    if not isinstance(target, Gaussian):
-        raise ValueError(f"target must be a Gaussian; got {type(target).__name__}.")
-    return target
+    return _checks.instance("target", target, Gaussian)
 
 
 def evaluation_times(

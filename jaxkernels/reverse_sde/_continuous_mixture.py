@@ -12,7 +12,7 @@ from ..distributions import GaussianMixture
 from ._continuous import OptimalDiffusion, place_edges, search_cells
 from ._fokker_planck import check_one_dimensional, divide_time
 from ._lagrangian import LagrangianGrid, diffuse, place_grid
-from ._perturbation import NAMED_ERRORS, ErrorFunction
+from ._perturbation import ErrorFunction, resolve_error
 from ._search import AbstractCost
 
 
@@ -74,7 +74,7 @@ def optimize_mixture_diffusion(
     Source: the question is that of Cao, Chen, Luo, Zhou (2023), Section 5.
     """
     check_one_dimensional(target)
-    perturbation = error if callable(error) else _checks.lookup("error", error, NAMED_ERRORS)
+    perturbation = resolve_error(error)
     final_time = float(_checks.scalar("final_time", final_time, above=0.0))
     cap = float(_checks.scalar("cap", cap, above=0.0))
     edges = place_edges(cells, final_time)

@@ -30,7 +30,7 @@ from .._precision import in_float64
 from .._types import Numbers
 from ..distributions import GaussianMixture
 from ..metrics import Estimate
-from ._perturbation import NAMED_ERRORS, PROCESS, ErrorFunction, least_variance
+from ._perturbation import PROCESS, ErrorFunction, least_variance, resolve_error
 
 
 @in_float64
@@ -81,10 +81,9 @@ def leading_order_samples(
 
     Source: derived here, from (10) of Cao, Chen, Luo, Zhou (2023).
     """
-    if not isinstance(target, GaussianMixture):
-        raise ValueError(f"target must be a GaussianMixture; got {type(target).__name__}.")
+    target = _checks.instance("target", target, GaussianMixture)
     least = least_variance(target)
-    perturbation = error if callable(error) else _checks.lookup("error", error, NAMED_ERRORS)
+    perturbation = resolve_error(error)
     alpha2 = _checks.scalar("stochasticity_squared", stochasticity_squared, at_least=0.0)
     final_time = float(_checks.scalar("final_time", final_time, above=0.0))
     steps = _checks.count("time_steps", time_steps)

@@ -30,7 +30,7 @@ from .._types import Numbers
 from ..distributions import GaussianMixture
 from ._eulerian import solve_eulerian
 from ._lagrangian import solve_lagrangian
-from ._perturbation import NAMED_ERRORS, ErrorFunction, Solution, least_variance
+from ._perturbation import ErrorFunction, Solution, least_variance, resolve_error
 
 _SCHEMES = {"lagrangian": solve_lagrangian, "eulerian": solve_eulerian}
 
@@ -132,7 +132,7 @@ def leading_order_1d(
     equation (10), divided by p_theta.
     """
     check_one_dimensional(target)
-    perturbation = error if callable(error) else _checks.lookup("error", error, NAMED_ERRORS)
+    perturbation = resolve_error(error)
     solve = _checks.lookup("scheme", scheme, _SCHEMES)
     final_time = float(_checks.scalar("final_time", final_time, above=0.0))
     edges = _place_edges(breakpoints, final_time)
@@ -175,8 +175,7 @@ def _imbalance(u: Array, masses: Array) -> Array:
 
 def check_one_dimensional(target: GaussianMixture) -> None:
     """Refuse targets that have no one-dimensional density."""
-    if not isinstance(target, GaussianMixture):
-        raise ValueError(f"target must be a GaussianMixture; got {type(target).__name__}.")
+    target = _checks.instance("target", target, GaussianMixture)
     if is_traced(target):
         raise ValueError("target is traced; only stochasticity_squared may be.")
     if target.means.shape[1] != 1:

@@ -35,11 +35,11 @@ from ._eulerian import bernoulli
 from ._feynman_kac import source_of
 from ._fokker_planck import FokkerPlanckResult, combine, divide_time
 from ._perturbation import (
-    NAMED_ERRORS,
     PROCESS,
     ErrorFunction,
     Solution,
     least_variance,
+    resolve_error,
 )
 
 # the grid reaches this many standard deviations from every mean
@@ -99,7 +99,7 @@ def leading_order_2d(
     if not isinstance(target, GaussianMixture) or target.means.shape[1] != 2:
         raise ValueError(f"target must be a GaussianMixture in two dimensions; got {target}.")
     least = least_variance(target)
-    perturbation = error if callable(error) else _checks.lookup("error", error, NAMED_ERRORS)
+    perturbation = resolve_error(error)
     alpha2 = _checks.scalar("stochasticity_squared", stochasticity_squared, above=0.0)
     final_time = float(_checks.scalar("final_time", final_time, above=0.0))
     quarter_cells = -(-_checks.count("cells", cells, at_least=16) // 4)

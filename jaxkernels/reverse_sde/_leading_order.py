@@ -275,7 +275,11 @@ def integrated_decay(
 
 
 def expm1_ratio(z: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """(1 - e^{-z}) / z, equal to 1 at z = 0, with accurate first and second derivatives."""
+    """(1 - e^{-z}) / z, equal to 1 at z = 0, with accurate first and second derivatives.
+
+    It is `phi(1, -z)`, whose second derivative has a relative rounding error that grows as z^2:
+    too much for alpha^2 = 1e6, which is no unusual cap.
+    """
     small = jnp.abs(z) < 0.25
     x = jnp.where(small, z, 0.0)
     series = jnp.zeros_like(x)

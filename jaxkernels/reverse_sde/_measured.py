@@ -288,8 +288,7 @@ def _pseudo_values(
 
 def _check_estimate(estimate: ScoreErrorEstimate, modes: int) -> None:
     """A ValueError for an estimate that cannot be used."""
-    if not isinstance(estimate, ScoreErrorEstimate):
-        raise ValueError(f"estimate must be a ScoreErrorEstimate; got {type(estimate).__name__}.")
+    estimate = _checks.instance("estimate", estimate, ScoreErrorEstimate)
     if estimate.num_repetitions < 6:
         raise ValueError(
             f"estimate has {estimate.num_repetitions} repetitions; 6 or more are needed, one half "

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .. import _checks
 from ..distributions import GaussianMixture
 from ..processes import OU
 
@@ -22,6 +23,11 @@ NAMED_ERRORS: dict[str, ErrorFunction] = {
     "score": lambda x, theta, score: score,
     "constant": lambda x, theta, score: jnp.ones_like(x),
 }
+
+
+def resolve_error(error: str | ErrorFunction) -> ErrorFunction:
+    """An error by its name, or as it is."""
+    return error if callable(error) else _checks.lookup("error", error, NAMED_ERRORS)
 
 
 class Solution(NamedTuple):

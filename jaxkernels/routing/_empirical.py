@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .. import _checks
 from .._linalg import full_precision
 from .._numerics import larger, safe_divide
-from .._precision import working_dtype
+from .._precision import to_dtype, working_dtype
 from .._types import AnyArray, Numbers, constant
 from ..prediction import AbstractDenoiser, Prediction
 from ..processes import AbstractProcess, check_process
@@ -122,8 +122,7 @@ class EmpiricalDenoiser(AbstractDenoiser):
         return largest + jnp.log(total), weighted / total[:, None]
 
     def astype(self, dtype: DTypeLike) -> "EmpiricalDenoiser":
-        dtype = working_dtype(dtype)
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self)
+        return to_dtype(self, working_dtype(dtype))
 
 
 def check_points(argument: str, points: Numbers) -> np.ndarray:

@@ -23,6 +23,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from .. import _checks
 from .._precision import is_traced
 from .._types import Numbers, Rows
 from ..distributions import GaussianMixture
@@ -110,8 +111,7 @@ class Experts(AbstractDenoiser):
         2
         ```
         """
-        if not isinstance(mixture, GaussianMixture):
-            raise ValueError(f"mixture must be a GaussianMixture; got {type(mixture).__name__}.")
+        mixture = _checks.instance("mixture", mixture, GaussianMixture)
         count = mixture.weights.shape[0]
         parts = [mixture.component(m).denoiser(process) for m in range(count)]
         return cls(parts, MixtureRouter(mixture, process))

@@ -22,11 +22,11 @@ processes, with 2 in place of 8/27, and with two-sided Lipschitz constants only.
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
+from .._derivatives import pointwise_derivatives
 from .._numerics import larger, smaller
 from .._types import AnyArray, Numbers
 from ..processes import AbstractProcess, check_process
@@ -76,8 +76,10 @@ class Regularity(eqx.Module):
         process = check_process(process)
         t = jnp.asarray(t, float)
         self.radius = _checks.parameter("radius", radius, above=0.0)
-        self.signal, self.signal_rate, self.signal_curvature = _derivatives(process.signal, t)
-        self.noise, self.noise_rate, self.noise_curvature = _derivatives(process.noise, t)
+        signal = pointwise_derivatives(process.signal, t)
+        noise = pointwise_derivatives(process.noise, t)
+        self.signal, self.signal_rate, self.signal_curvature = signal
+        self.noise, self.noise_rate, self.noise_curvature = noise
 
     @property
     def linear(self) -> Float[Array, "*times"]:
@@ -229,14 +231,3 @@ def trajectory_norm(
     share = process.noise(t) / process.noise(t_start)
     rest = process.signal(t) - process.signal(t_start) * share
     return share * jnp.asarray(norm) + jnp.asarray(radius) * rest
-
-
-def _derivatives(fn, t: Array) -> tuple[Array, Array, Array]:
-    """Value, first and second derivative of a function of time, elementwise."""
-    one = jnp.ones_like(t)
-
-    def first(t: Array) -> tuple[Array, Array]:
-        return jax.jvp(fn, (t,), (one,))
-
-    (value, rate), (_, curvature) = jax.jvp(first, (t,), (one,))
-    return value, rate, curvature

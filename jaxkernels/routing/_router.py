@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -13,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._numerics import safe_log
-from .._precision import is_traced, working_dtype
+from .._precision import is_traced, to_dtype, working_dtype
 from .._types import AnyArray, Numbers, constant
 from ..distributions import GaussianMixture
 from ..processes import AbstractProcess
@@ -79,8 +78,7 @@ class MixtureRouter(AbstractRouter):
         return self.mixture.log_posterior(self.process, x, t)
 
     def astype(self, dtype: DTypeLike) -> "MixtureRouter":
-        dtype = working_dtype(dtype)
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self)
+        return to_dtype(self, working_dtype(dtype))
 
 
 class ClusterRouter(AbstractRouter):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._numerics import smaller
-from .._precision import is_traced
+from .._precision import is_traced, to_dtype
 from ..prediction import Predict, Prediction, in_working_precision
 from ..processes import AbstractProcess
 from ..samplers import (
@@ -191,7 +191,7 @@ def _run(
     given = x.dtype
     _, x = in_working_precision(experts, x)
     experts = experts.astype(given).astype(x.dtype)
-    schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
+    schedule = to_dtype(schedule, x.dtype)
 
     def step(
         state: tuple[Array, PyTree, _Routing | None], inputs: tuple[Step, Array, Array | None]

@@ -92,6 +92,11 @@ class AbstractSampler(eqx.Module):
         return self.corrector_evaluations > 0
 
     @property
+    def per_sample(self) -> bool:
+        """Whether every sample is run by itself, with random times or a Jacobian of its own."""
+        return self.randomised or self.forms_jacobian
+
+    @property
     def window_steps(self) -> int:
         """Number of earlier times that the local error of a step depends on.
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from .. import _checks
 from .._field_names import known_name
 from .._precision import is_traced
 from ..processes import AbstractProcess, check_process
@@ -139,7 +140,7 @@ def check_batch_sampler(sampler: AbstractSampler | str) -> AbstractSampler:
     ```
     """
     sampler = as_sampler(sampler)
-    if sampler.randomised or sampler.forms_jacobian:
+    if sampler.per_sample:
         raise ValueError(
             f"sampler = {sampler!r} runs every sample by itself; only samplers with the same times "
             "for all samples, and no Jacobians, are followed."
@@ -171,8 +172,7 @@ def check_schedule(
     True
     ```
     """
-    if not isinstance(schedule, Schedule):
-        raise ValueError(f"schedule must be a Schedule; got {type(schedule).__name__}.")
+    schedule = _checks.instance("schedule", schedule, Schedule)
     check_process(process)
     if is_traced((process, schedule)):
         return _error_if_not_reverse_sde(sampler, schedule.error_if_invalid())

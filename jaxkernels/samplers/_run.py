@@ -13,7 +13,7 @@ from .. import _checks
 from .._compile import kept_filter_jit
 from .._numerics import safe_sqrt
 from .._padding import bucket, pad_last
-from .._precision import is_traced
+from .._precision import is_traced, to_dtype
 from .._types import AnyArray
 from ..prediction import AbstractDenoiser, Predict, check_denoiser, in_working_precision
 from ..processes import AbstractProcess
@@ -314,13 +314,13 @@ def _run(
     given = x.dtype
     denoiser, x = in_working_precision(denoiser, x)
     denoiser = denoiser.astype(x.dtype)
-    schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
+    schedule = to_dtype(schedule, x.dtype)
 
     def alone(row: Array, key: Array | None) -> tuple[Array, Bool[Array, " steps"]]:
         points, finite = _batch(denoiser, sampler, schedule, key, row[None], trajectory, num_steps)
         return jnp.squeeze(points, -x.ndim), finite
 
-    if sampler.randomised or sampler.forms_jacobian:
+    if sampler.per_sample:
         keys = split_key(key, x.shape[0])
         points, finite = jax.vmap(alone, out_axes=(-x.ndim, 0))(x, keys)
         return points.astype(given), jnp.all(finite, 0)

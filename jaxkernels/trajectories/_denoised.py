@@ -24,23 +24,17 @@ from .. import _checks
 from .._compile import quick_filter_jit
 from .._nfe import EVALUATION
 from .._numerics import larger, safe_divide
-from .._precision import working_dtype
+from .._precision import to_dtype, working_dtype
 from .._progress import Progress
 from .._types import AnyArray, Rows, constant
 from ..distributions import GaussianMixture
 from ..prediction import AbstractDenoiser, Prediction, check_denoiser, in_working_precision
-from ..processes import AbstractProcess, check_range
+from ..processes import AbstractProcess
 from ..samplers import UniPC, check_noise, take_step
 from ..schedules import Schedule, Step, TimeCoordinate
 from ._fit import RecordedPoints, fit_mixture
 from ._record import AbstractRecord, check_span, node_times
-from ._recording import (
-    LEAST_NODES,
-    last_node,
-    log_sigma_coordinate,
-    row_batches,
-    rows_run,
-)
+from ._recording import check_finite, place_nodes, row_batches, rows_run
 from ._spline import spline_fit, spline_weights
 
 # of the third order: with one evaluation per node more accurate than others
@@ -225,7 +219,7 @@ class CorrectedDenoiser(AbstractDenoiser):
 
     def astype(self, dtype: DTypeLike) -> "CorrectedDenoiser":
         dtype = working_dtype(dtype)
-        converted = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self)
+        converted = to_dtype(self, dtype)
         return eqx.tree_at(lambda d: d.model, converted, self.model.astype(dtype))
 
 
@@ -268,17 +262,12 @@ def record_denoised(
     DenoisedRecord(2 trajectories, 16 nodes)
     ```
     """
-    process = check_denoiser(denoiser).process
-    end_time = check_range(process, 1, denoiser.default_t_min if t_min is None else t_min)
-    low_time = last_node(process, end_time)
-    nodes = _checks.count("nodes", nodes, at_least=LEAST_NODES)
+    coordinate, times, end_time = place_nodes(denoiser, t_min, nodes)
     denoiser, x = in_working_precision(denoiser, check_noise(noise, at_least=2))
     batch = _checks.count("batch", batch)
-    coordinate = log_sigma_coordinate(process, low_time)
-    times = node_times(coordinate, nodes, low_time)
     schedule = Schedule(constant(times))
     count = x.shape[0]
-    nfe = denoiser.nfe * denoised_nfe(rows_run(count, batch), nodes)
+    nfe = denoiser.nfe * denoised_nfe(rows_run(count, batch), len(times))
     rows_of_noise = np.asarray(x)
     parts = []
     with Progress(f"recording, NFE {nfe:,}: compiling", progress) as line:
@@ -287,11 +276,7 @@ def record_denoised(
             found = _follow_forward(denoiser.take(rows), schedule, starts)
             points, denoised = (np.asarray(array)[:, :used] for array in found)
             last = int(rows[0]) + used - 1
-            if not (np.all(np.isfinite(points)) and np.all(np.isfinite(denoised))):
-                raise ValueError(
-                    f"trajectories {rows[0]} to {last} are not finite: the network returned NaN or "
-                    "infinity, or its prediction is undefined at t_max or t_min."
-                )
+            check_finite(f"trajectories {rows[0]} to {last}", points, denoised)
             parts.append((points, denoised))
             line.update(f"recording, NFE {nfe:,}: trajectory {last + 1} of {count}")
     points, denoised = (np.concatenate(arrays, 1) for arrays in zip(*parts, strict=True))
@@ -302,7 +287,7 @@ def record_denoised(
         noise=cast(AnyArray, rows_of_noise),
         points=constant(points),
         denoised=constant(denoised),
-        ends=constant((denoised if low_time > end_time else points)[-1].astype(np.float64)),
+        ends=constant((denoised if times[-1] > end_time else points)[-1].astype(np.float64)),
         nfe=nfe,
     )
 
@@ -364,7 +349,7 @@ def _follow_forward(
 ) -> tuple[Float[Array, "nodes n d"], Float[Array, "nodes n d"]]:
     """Points at the nodes and the denoised points there."""
     denoiser = denoiser.astype(x.dtype)
-    schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), schedule)
+    schedule = to_dtype(schedule, x.dtype)
 
     def advance(state: tuple, step: Step) -> tuple[tuple, tuple[Array, Array]]:
         seen = []

@@ -145,12 +145,9 @@ class BoundRecordedError(AbstractBoundObjective):
 
     def in_coordinate(self, coordinate: TimeCoordinate, t_min: float) -> "RecordedSum":
         del t_min
-        process = self.record.process
-        times = coordinate
-        if self.sampler.sigma_only:
-            process = CoordinateProcess.of(coordinate)
-            times = None
-        return RecordedSum(self.record, process, times, coordinate, self.sampler, self.power)
+        sigma_only = self.sampler.sigma_only
+        process = CoordinateProcess.of(coordinate) if sigma_only else self.record.process
+        return RecordedSum(self.record, process, coordinate, self.sampler, self.power)
 
 
 class RecordedSum(AbstractCoordinateObjective):
@@ -162,8 +159,7 @@ class RecordedSum(AbstractCoordinateObjective):
 
     record: TrajectoryRecord
     process: AbstractProcess
-    times: TimeCoordinate | None
-    """How to find times of `process`; None if its times are the coordinates."""
+    """The record's; for a sampler of sigma alone the one whose times are the coordinates."""
     coordinate: TimeCoordinate
     sampler: AbstractSampler
     power: ArrayLike
@@ -238,18 +234,15 @@ class RecordedSum(AbstractCoordinateObjective):
         self, u: Float[Array, " window"], step: Int[Array, ""], num_steps: Int[Array, ""]
     ) -> LocalErrorTerms:
         """The local error of a window's last step, in the record's process."""
-        times = self._times(u)
+        sigma_only = self.sampler.sigma_only
+        times = u if sigma_only else self.coordinate.time(u)
         scale = jnp.ones((), u.dtype)
-        if self.times is None:
+        if sigma_only:
             # x of the record's process over x of the process whose time is the coordinate
             scale = self.record.process.signal(self.coordinate.time(u[-1]))
             scale = scale / self.process.signal(times[-1])
         own = self.record.time_coordinate
         return local_error_terms(own, self.process, self.sampler, times, step, num_steps, scale)
-
-    def _times(self, u: Array) -> Array:
-        """Times of `process` at coordinates."""
-        return u if self.times is None else self.times.time(u)
 
 
 # Windows are read one after another, and so are those of several schedules: a slice at a place that

@@ -556,8 +556,7 @@ def _first_difference(
 
 def _check_alike(first: TrajectoryRecord, other: object, i: int) -> None:
     """Raise unless record number i can be concatenated with the first."""
-    if not isinstance(other, TrajectoryRecord):
-        raise ValueError(f"records[{i}] must be a TrajectoryRecord; got {type(other).__name__}.")
+    other = _checks.instance(f"records[{i}]", other, TrajectoryRecord)
     own_size = (first.num_nodes, first.num_directions, first.ends.shape[1])
     size = (other.num_nodes, other.num_directions, other.ends.shape[1])
     if size != own_size:

@@ -27,7 +27,7 @@ from ..schedules import Schedule, Step, TimeCoordinate
 from ._record import TrajectoryRecord, end_scale, node_times
 from ._spline import BLOCK, spline_fit
 
-LEAST_NODES = 8
+_LEAST_NODES = 8
 
 # above this sigma nodes get sparse, if sigma is infinite at t_max
 _HIGH = 1e2
@@ -139,18 +139,13 @@ def follow(
     progress: bool,
 ) -> Followed:
     """Trajectories and their sensitivities by batches; arguments as of `record`."""
-    process = check_denoiser(denoiser).process
-    end_time = check_range(process, 1, denoiser.default_t_min if t_min is None else t_min)
-    low_time = last_node(process, end_time)
-    nodes = _checks.count("nodes", nodes, at_least=LEAST_NODES)
+    coordinate, times, end_time = place_nodes(denoiser, t_min, nodes)
     denoiser, x = in_working_precision(denoiser, check_noise(noise, at_least=2))
     batch = _checks.count("batch", batch)
     frame = _directions(x, _checks.count("directions", directions), key)
-    coordinate = log_sigma_coordinate(process, low_time)
-    times = node_times(coordinate, nodes, low_time)
-    to_zero = low_time > end_time
-    steps = (constant(times), constant(sensitivity_weights(process, times)))
-    nfe = denoiser.nfe * record_nfe(rows_run(x.shape[0], batch), nodes, len(frame), to_zero)
+    to_zero = bool(times[-1] > end_time)
+    steps = (constant(times), constant(sensitivity_weights(coordinate.process, times)))
+    nfe = denoiser.nfe * record_nfe(rows_run(x.shape[0], batch), len(times), len(frame), to_zero)
     batches = _followed(denoiser, steps, x, frame, batch, nfe, to_zero, progress)
     return Followed(coordinate, steps[0], end_time, cast(AnyArray, np.asarray(x)), nfe, batches)
 
@@ -178,18 +173,19 @@ def _followed(
                 )
             )
             last = int(rows[0]) + count - 1
-            _check_finite(split, sensitivity, f"{rows[0]} to {last}")
+            name = f"trajectories {rows[0]} to {last} or their sensitivities"
+            check_finite(name, split, sensitivity)
             kept = (split[:, :, :count], sensitivity[:, :, :count], end[:count])
             yield FollowedBatch(*kept, vectors)
             line.update(f"recording, NFE {nfe:,}: trajectory {last + 1} of {x.shape[0]}")
 
 
-def _check_finite(split: np.ndarray, sensitivity: np.ndarray, rows: str) -> None:
-    """Raise, naming the trajectories, unless all is finite."""
-    if not (np.all(np.isfinite(split)) and np.all(np.isfinite(sensitivity))):
+def check_finite(name: str, *arrays: np.ndarray) -> None:
+    """Raise, naming what they are, unless all are finite."""
+    if not all(np.all(np.isfinite(array)) for array in arrays):
         raise ValueError(
-            f"trajectories {rows} or their sensitivities are not finite: the network returned NaN "
-            "or infinity, or its prediction is undefined at t_max or t_min."
+            f"{name} are not finite: the network returned NaN or infinity, or its prediction is "
+            "undefined at t_max or t_min."
         )
 
 
@@ -225,6 +221,18 @@ def _directions(x: Array, count: int, key: Array | None) -> Float[Array, "direct
     normal = np.asarray(jax.random.normal(key, (dim, count)))
     frame = np.linalg.qr(normal)[0].T * np.sqrt(dim)
     return jnp.asarray(frame.reshape(count, *x.shape[1:]), x.dtype)
+
+
+def place_nodes(
+    denoiser: AbstractDenoiser, t_min: ArrayLike | None, nodes: int
+) -> tuple[TimeCoordinate, np.ndarray, float]:
+    """Coordinate and times of the nodes, and the last time, which may be below the last node."""
+    process = check_denoiser(denoiser).process
+    end_time = check_range(process, 1, denoiser.default_t_min if t_min is None else t_min)
+    low_time = last_node(process, end_time)
+    nodes = _checks.count("nodes", nodes, at_least=_LEAST_NODES)
+    coordinate = log_sigma_coordinate(process, low_time)
+    return coordinate, node_times(coordinate, nodes, low_time), end_time
 
 
 def last_node(process: AbstractProcess, t_min: float) -> float:

@@ -1,4 +1,4 @@
-"""Optional libraries that read data."""
+"""Optional libraries."""
 
 
 def missing_extra(what: str, library: str, extra: str = "cli") -> ImportError:
