@@ -1291,3 +1291,55 @@ def test_wrong_input_is_named(call: Callable[[], object], message: str) -> None:
 
 GAUSSIAN = jk.Gaussian(0.0, [1.0, 0.5])
 RUN = jk.Schedule([1.0, 0.5, 0.1], 1.0)
+
+
+def _normal(process: jk.AbstractProcess, variance: float, **smooth: float) -> jk.bounds.Assumptions:
+    """What is stated of N(0, variance), without saying that it is one."""
+    known: dict[str, Any] = {"convexity": 1.0 / variance, "third_derivative": 0.0, **smooth}
+    return jk.bounds.Assumptions(process, 1, variance, **known)
+
+
+@pytest.mark.parametrize(
+    ("process", "first", "variance"),
+    [
+        (jk.VP(), 1.0, 1.0),
+        (jk.EDM(), 80.0, 1e-6),
+        (jk.EDM(), 80.0, 100.0),
+        (jk.FlowMatching(t_max=0.999), 0.999, 1e-6),
+    ],
+)
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_a_last_step_of_data_of_unknown_smoothness(
+    process: jk.AbstractProcess, first: float, variance: float, alpha: float
+) -> None:
+    """Closed forms of the integrals of (1 + m w)^-2 and, without noise, w^(-1/2) / (1 + m w)."""
+    schedule = jk.Schedule([first, 0.0], alpha)
+    known = _normal(process, variance)
+    run = (process, "ddim", schedule)
+    found = jk.bounds.certified_bound(known, *run, initialization="marginal").value
+    w = float(process.sigma(first)) ** 2
+    noise = np.sqrt(variance * w / (variance + w))
+    drift = np.sqrt(variance) * np.arctan(np.sqrt(w / variance))
+    assert float(found) == pytest.approx(noise if alpha else drift, rel=1e-6)
+    target = jk.Gaussian(0.0, [variance])
+    exact = jk.evaluate_schedule(target, *run, initialization="marginal").w2
+    assert float(found) >= float(exact)
+
+
+@pytest.mark.parametrize("variance", [1.0, 1e-4, 3e-8, 1e-12])
+@pytest.mark.parametrize(
+    ("process", "first"), [(jk.EDM(), 80.0), (jk.FlowMatching(t_max=0.99999), 0.99999)]
+)
+@pytest.mark.parametrize("sampler", ["euler_flow", "heun"])
+def test_a_single_step_of_the_flow_has_its_whole_error(
+    process: jk.AbstractProcess, first: float, variance: float, sampler: str
+) -> None:
+    """All of it happens within a small part of the time; for normal data the bound is sharp."""
+    schedule = jk.Schedule([first, 0.0])
+    known = _normal(process, variance, smoothness=1.0 / variance)
+    found = jk.bounds.certified_bound(known, process, sampler, schedule, initialization="marginal")
+    target = jk.Gaussian(0.0, [variance])
+    exact = jk.evaluate_schedule(
+        target, process, "euler_maruyama", schedule, initialization="marginal"
+    )
+    assert (1.0 - 1e-8) <= float(found.value) / float(exact.w2) < 1.0 + 1e-4

@@ -30,6 +30,9 @@ from ._assumptions import curvature_interval, fisher, squared_mean, third_deriva
 from ._quadrature import gauss_legendre
 from ._step_factors import StepFactors, Steps, root_or_inf
 
+_NODES = 32
+_PANELS = 2
+
 
 class _Point(NamedTuple):
     """The process at one end of every step."""
@@ -202,23 +205,31 @@ def _kept(steps: Steps, at: _Point) -> tuple[Array, Array, Array]:
 def _times_and_weights(steps: Steps) -> tuple[Array, Array]:
     """Nodes in time of every step, and their weights, (steps, nodes).
 
-    The data change with log(w + least), the process with time, and in a long step the one may
-    happen within what is almost no part of the other. Half of the nodes are therefore equidistant
-    in the one and half in the other; with p and q the densities of both in time, a node of either
-    has its Gauss-Legendre weight over p + q.
+    The data change with the noise level, the process with time, and in a long step the one may
+    happen within what is almost no part of the other. Some nodes are therefore equidistant in
+    `Levels` and others in time; with p and q the densities of both in time, an integrand has the
+    share p^3 / (p^3 + q^3) in the former. That is smooth in both, and so small where the former are
+    dense that the others need not resolve it.
     """
     process = steps.known.process
-    nodes = steps.nodes()
-    x, share, _ = gauss_legendre(nodes.w.shape[-1], nodes.w.dtype)
+    x, share, _ = gauss_legendre(_NODES, steps.start.dtype)
+    # panels, as a step may hold many scales
+    panels = (x + jnp.arange(_PANELS, dtype=x.dtype)[:, None]).reshape(-1) / _PANELS
+    levels = steps.levels()
+    w, _, _ = levels.at(panels)
     dt = (steps.time - steps.next_time)[:, None]
-    by_level = process.time_at_sigma(safe_sqrt(jnp.where(nodes.w > 0, nodes.w, 1.0)))
+    by_level = process.time_at_sigma(safe_sqrt(jnp.where(w > 0, w, 1.0)))
     by_time = steps.next_time[:, None] + dt * x
     r = jnp.concatenate([by_level, by_time], -1)
-    low, span = steps.levels()
-    w = jnp.concatenate([nodes.w, process.sigma(by_time) ** 2], -1)
-    density = safe_divide(_level_rate(process, r), (low + w - steps.end[:, None]) * span)
-    # an empty step has no weight
-    return r, dt * jnp.concatenate([share, share]) / (1.0 + dt * density)
+    w = jnp.concatenate([w, process.sigma(by_time) ** 2], -1)
+    # p / q; an empty step has no weight
+    denser = dt * safe_divide(_level_rate(process, r), levels.rate(w))
+    of_level, of_time = jnp.split(denser, [panels.size], -1)
+    weight = [
+        jnp.tile(share, _PANELS) / _PANELS * of_level**2 / (1.0 + of_level**3),
+        share / (1.0 + of_time**3),
+    ]
+    return r, dt * jnp.concatenate(weight, -1)
 
 
 def _acceleration(steps: Steps, r: Array) -> Array:

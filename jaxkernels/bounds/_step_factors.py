@@ -33,6 +33,8 @@ from ._quadrature import gauss_legendre
 
 _NODES = 32
 _BISECTIONS = 44
+# of a noise level, a scale above which `Levels` are those of its logarithm
+_LOGARITHMIC = 1e-4
 
 
 class StepErrors(NamedTuple):
@@ -70,10 +72,43 @@ class StepFactors(NamedTuple):
         return cls(contraction, zero, mean, noise, score_mean, zero)
 
 
+class Levels(NamedTuple):
+    """Noise levels w = scale sinh(y)^2 of every step.
+
+    y is a multiple of log w above the scale and of sigma below it, so that in y both functions of w
+    that have this scale and functions of sigma are smooth, down to the level 0.
+    """
+
+    scale: Float[Array, "steps 1"]
+    last: Float[Array, "steps 1"]
+    """y at the step's end."""
+    span: Float[Array, "steps 1"]
+    """Of y in the whole step."""
+
+    @classmethod
+    def between(cls, start: Array, end: Array, scale: Array) -> "Levels":
+        """Those of steps from one noise level to another."""
+        first, last = (jnp.arcsinh(safe_sqrt(w / scale))[:, None] for w in (start, end))
+        return cls(scale[:, None], last, first - last)
+
+    def at(self, x: Float[Array, " nodes"]) -> tuple[Array, Array, Array]:
+        """w at shares x of every span, below the start; w - w_1 and w_0 - w, no difference."""
+        y = self.last + (1.0 - x) * self.span
+        above = self.scale * jnp.sinh(y - self.last) * jnp.sinh(y + self.last)
+        first = self.last + self.span
+        below = self.scale * jnp.sinh(first - y) * jnp.sinh(first + y)
+        return self.scale * jnp.sinh(y) ** 2, above, below
+
+    def rate(self, w: Float[Array, "steps nodes"]) -> Float[Array, "steps nodes"]:
+        """|dw / dx|."""
+        return 2.0 * jnp.sqrt(w * (w + self.scale)) * self.span
+
+
 class Nodes(NamedTuple):
     """Gauss-Legendre nodes in the noise level w = sigma^2 of every step.
 
-    They are equidistant in log(w + least), in which the score changes at a bounded rate.
+    They are equidistant in log(w + least), in which the score changes at a bounded rate; as
+    `Levels` where no smallest variance is known, and rates grow like 1 / sigma.
     """
 
     w: Float[Array, "steps nodes"]
@@ -133,29 +168,43 @@ class Steps(NamedTuple):
         """h, in the rate-1 time."""
         return jnp.log1p((self.start - self.end) / (1.0 + self.end))
 
-    def levels(self, *, ratios: bool = False) -> tuple[Array, Array]:
-        """w_1 + least and log((w_0 + least) / (w_1 + least)), (steps, 1)."""
-        scale = variance_scale(self.known)
+    def levels(self, *, ratios: bool = False) -> Levels:
+        """The noise levels of every step, in the scale of the data.
+
+        Functions of w_1 / w, if `ratios`, change as log w does, but where w_1 = 0 and they are
+        constant.
+        """
+        scale = level_scale(self.known, self.start)
         if ratios:
-            # they change as log w does, but where w_1 = 0 and they are constant
-            scale = jnp.where(self.end > 0, 0.0, scale)
-        low = (self.end + scale)[:, None]
-        # data without a scale, and a last step to noise level 0
-        low = jnp.where(low > 0, low, self.start[:, None])
-        return low, jnp.log1p((self.start - self.end)[:, None] / low)
+            scale = jnp.where(self.end > 0, _LOGARITHMIC * self.end, scale)
+        return Levels.between(self.start, self.end, scale)
 
     def nodes(self, *, ratios: bool = False) -> Nodes:
         """Where integrals over each step are evaluated: of functions of w_1 / w if `ratios`."""
         x, share, _ = gauss_legendre(_NODES, self.start.dtype)
-        low, span = self.levels(ratios=ratios)
-        gap = (self.start - self.end)[:, None]
-        above = low * jnp.expm1((1.0 - x) * span)
-        below = -(low + gap) * jnp.expm1(-x * span)
-        w = self.end[:, None] + above
-        rate = (low + above) * span
+        if self.known.smoothness is None:
+            levels = self.levels(ratios=ratios)
+            w, above, below = levels.at(x)
+            rate = levels.rate(w)
+        else:
+            w, above, below, rate = self._above_least(x, ratios)
         elapsed = jnp.log1p(below / (1.0 + w))
         left = jnp.log1p(above / (1.0 + self.end[:, None]))
         return Nodes(w, rate * share, elapsed, left, above, rate)
+
+    def _above_least(self, x: Array, ratios: bool) -> tuple[Array, Array, Array, Array]:
+        """w, w - w_1, w_0 - w and |dw / dx|, equidistant in log(w + least)."""
+        least = variance_scale(self.known)
+        if ratios:
+            least = jnp.where(self.end > 0, 0.0, least)
+        low = (self.end + least)[:, None]
+        # the variances may all be 0, and the end of a last step
+        low = jnp.where(low > 0, low, self.start[:, None])
+        gap = (self.start - self.end)[:, None]
+        span = jnp.log1p(gap / low)
+        above = low * jnp.expm1((1.0 - x) * span)
+        below = -(low + gap) * jnp.expm1(-x * span)
+        return self.end[:, None] + above, above, below, (low + above) * span
 
     def curvature(self) -> tuple[Array, Array]:
         """m and L of p_t at the start of every step, for variance-preserving processes."""
@@ -466,6 +515,23 @@ def rounded_size(x: Array, width: Array) -> Array:
 def root_or_inf(x: Array) -> Array:
     """The root, with derivative 0 at 0; infinite where x is not a number, as nothing is known."""
     return jnp.where(jnp.isnan(x), jnp.inf, safe_sqrt(x))
+
+
+def level_scale(known: Assumptions, start: Array) -> Array:
+    """The noise level at which the score of the data begins to change, of steps from `start`.
+
+    The smallest variance > 0, else the largest one that the convexity or the radius allows.
+    """
+    found = [variance_scale(known)]
+    if known.convexity is not None:
+        m = jnp.abs(jnp.asarray(known.convexity))
+        found.append(safe_divide(jnp.ones_like(m), m))
+    if known.radius is not None:
+        found.append(jnp.asarray(known.radius) ** 2)
+    scale = start
+    for one in reversed(found):
+        scale = jnp.where(one > 0, one, scale)
+    return scale
 
 
 def _slope(x: Array, w: Array) -> Array:
