@@ -106,8 +106,8 @@ def certified_bound(
     W2(p_0, p_(t_K)) is added. It holds for every schedule and step size, and whatever m <=
     -Hess log p_0 <= L. Integrals over a step are Gauss-Legendre sums, exact to 1e-7 for steps of
     "ddim" by up to a factor of 1e4 in sigma; one by a factor of 1e9 lacks up to 2e-3 of its
-    integral. Those of "euler_flow" and "heun" are exact to 1e-8 for any step. Without noise f = g = 0, and mean_k is the error of a single step along the exact
-    probability flow.
+    integral. Those of "euler_flow" and "heun" are exact to 1e-8 for any step. Without noise f = g =
+    0, and mean_k is the error of a single step along the exact probability flow.
 
     **Arguments:**
 
