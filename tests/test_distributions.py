@@ -831,3 +831,16 @@ def test_rounding_of_a_variance_is_zero(make) -> None:
         make([1.0, -1e-3])
     with pytest.raises(ValueError, match=r"eigenvalues\[0\] = -1e-15 is negative"):
         make([-1e-15])
+
+
+@pytest.mark.parametrize(
+    "covariances",
+    [[0.1, 0.2], [[0.1, 0.3], [0.2, 0.1]], [[[0.2, 0.1], [0.1, 0.3]], [[0.1, 0.0], [0.0, 0.2]]]],
+)
+def test_a_mixture_in_float32_stays_so_where_float64_is_enabled(covariances: list) -> None:
+    """Networks are run in float32 in such processes too."""
+    mixture = jk.GaussianMixture([0.4, 0.6], [[1.0, 0.0], [-1.0, 0.5]], covariances)
+    x = jnp.ones((3, 2), jnp.float32)
+    t = jnp.asarray(0.5, jnp.float32)
+    found = mixture.denoiser(jk.VP()).astype(jnp.float32)(x, t)
+    assert {part.dtype for part in (found.x0, found.eps, found.score)} == {jnp.dtype("float32")}

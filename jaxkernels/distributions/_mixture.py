@@ -237,7 +237,8 @@ class GaussianMixture(AbstractDistribution):
 
     def _own_bases(self) -> Float[AnyArray, "components d axes"]:
         """The eigenvectors of every component."""
-        bases = jnp.eye(self.means.shape[1]) if self.bases is None else jnp.asarray(self.bases)
+        unit = jnp.eye(self.means.shape[1], dtype=self.means.dtype)
+        bases = unit if self.bases is None else jnp.asarray(self.bases)
         return jnp.broadcast_to(bases, (self.means.shape[0], *bases.shape[-2:]))
 
     @property
@@ -423,7 +424,8 @@ class GaussianMixture(AbstractDistribution):
         if self.outside is None:
             return hessian
         variance = self._outside(process, x, t)[1]
-        return hessian - (jnp.eye(bases.shape[1]) - bases[0] @ bases[0].T) / variance
+        unit = jnp.eye(bases.shape[1], dtype=bases.dtype)
+        return hessian - (unit - bases[0] @ bases[0].T) / variance
 
     @full_precision
     def predict(
@@ -443,7 +445,7 @@ class GaussianMixture(AbstractDistribution):
         a = process.signal(t)
         gamma = jax.nn.softmax(self._log_terms(process, x, t), -1)
         variance = self._variances(process, t)
-        inverse = safe_divide(jnp.ones(()), variance)
+        inverse = safe_divide(jnp.ones_like(variance), variance)
         moved = self._pull(gamma, x, a, a * self.eigenvalues * inverse)
         x0 = gamma @ jnp.asarray(self.means) + moved
         pull = self._pull(gamma, x, a, inverse)
