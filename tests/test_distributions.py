@@ -843,4 +843,5 @@ def test_a_mixture_in_float32_stays_so_where_float64_is_enabled(covariances: lis
     x = jnp.ones((3, 2), jnp.float32)
     t = jnp.asarray(0.5, jnp.float32)
     found = mixture.denoiser(jk.VP()).astype(jnp.float32)(x, t)
+    assert found.score is not None
     assert {part.dtype for part in (found.x0, found.eps, found.score)} == {jnp.dtype("float32")}
