@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from logistic_posterior import SECOND_MOMENT
+from scipy import integrate
 from scipy.integrate import dblquad
 
 import jaxkernels as jk
@@ -1343,3 +1344,23 @@ def test_a_single_step_of_the_flow_has_its_whole_error(
         target, process, "euler_maruyama", schedule, initialization="marginal"
     )
     assert (1.0 - 1e-8) <= float(found.value) / float(exact.w2) < 1.0 + 1e-4
+
+
+@pytest.mark.parametrize("last", [1e-2, 1e-6, 8e-8])
+def test_the_noise_of_a_very_long_step_is_integrated(last: float) -> None:
+    """int (1 - w_1 / w)^2 (lambda / (lambda + w))^2 dw by SciPy's adaptive rule in log w."""
+    variance = 1e-3
+    schedule = jk.Schedule([80.0, last], 1.0)
+    target = jk.Gaussian(0.0, [variance])
+    found = jk.bounds.certified_bound(
+        target, jk.EDM(), "ddim", schedule, initialization="marginal"
+    ).value
+
+    def integrand(v: float) -> float:
+        w = np.exp(v)
+        return w * (1.0 - last**2 / w) ** 2 * (variance / (variance + w)) ** 2
+
+    ends = np.log([last**2, 80.0**2])
+    square = integrate.quad(integrand, *ends, epsabs=0.0, epsrel=1e-11, limit=500)[0]
+    truncation = np.sqrt(variance + last**2) - np.sqrt(variance)
+    assert float(found) == pytest.approx(np.sqrt(square) + truncation, rel=1e-7)

@@ -105,9 +105,9 @@ def certified_bound(
     with drift = 0 but for "ddim", and e_0 = W2(initial distribution, p_T); then the truncation
     W2(p_0, p_(t_K)) is added. It holds for every schedule and step size, and whatever m <=
     -Hess log p_0 <= L. Integrals over a step are Gauss-Legendre sums, exact to 1e-7 for steps of
-    "ddim" by up to a factor of 1e4 in sigma; one by a factor of 1e9 lacks up to 2e-3 of its
-    integral. Those of "euler_flow" and "heun" are exact to 1e-8 for any step. Without noise f = g =
-    0, and mean_k is the error of a single step along the exact probability flow.
+    "ddim" by up to a factor of 1e9 in sigma, and to 1e-8 for any step of "euler_flow" and "heun".
+    Without noise f = g = 0, and mean_k is the error of a single step along the exact probability
+    flow.
 
     **Arguments:**
 

@@ -181,7 +181,8 @@ class Steps(NamedTuple):
 
     def nodes(self, *, ratios: bool = False) -> Nodes:
         """Where integrals over each step are evaluated: of functions of w_1 / w if `ratios`."""
-        x, share, _ = gauss_legendre(_NODES, self.start.dtype)
+        # a step may be of many factors of sigma, of which the data have few
+        x, share, _ = gauss_legendre(2 * _NODES if ratios else _NODES, self.start.dtype)
         if self.known.smoothness is None:
             levels = self.levels(ratios=ratios)
             w, above, below = levels.at(x)
