@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from logistic_posterior import SECOND_MOMENT
 from scipy import integrate
-from scipy.integrate import dblquad
 
 import jaxkernels as jk
 from benchmarks.discretisation.logistic import FEATURES, LABELS
@@ -870,7 +869,7 @@ def test_the_divergence_of_one_mode_and_step_by_its_integral() -> None:
     def integrand(r: float, v: float) -> float:
         return np.exp(r - v) / variance(1.0 - r, lam) ** 2
 
-    value = 0.5 * dblquad(integrand, 0.0, 0.6, 0.0, lambda v: v)[0]
+    value = 0.5 * integrate.dblquad(integrand, 0.0, 0.6, 0.0, lambda v: v)[0]
     assert float(bound.value) == pytest.approx(value, rel=1e-8)
 
 
