@@ -336,6 +336,40 @@ class Optional(Averaging):
         return jk.DDIM().step(predict, noise, process, step, x, history)
 
 
+class Clipping(Averaging):
+    """DDIM with a clipped denoised point, as pipelines of pixels have it."""
+
+    def step(self, predict, noise, process, step, x, history):
+        x0, eps = predict(x, step.time)
+        t = step.next_time
+        x0 = jnp.where(jnp.abs(x0) < 1.0, x0, jnp.sign(x0))
+        return process.signal(t) * x0 + process.noise(t) * eps, history
+
+
+class Uncounted(Averaging):
+    """DDIM that looks at the network twice."""
+
+    def step(self, predict, noise, process, step, x, history):
+        p = predict(x, step.time)
+        q = predict(x, step.time)
+        t = step.next_time
+        return process.signal(t) * p.x0 + process.noise(t) * q.eps, history
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        (Clipping(), "the step of Clipping must be affine in x"),
+        (Uncounted(), "evaluates the network 2 times, and nfe_per_step = 1"),
+    ],
+)
+def test_samplers_whose_moments_or_nfe_would_be_wrong_are_refused(
+    sampler: jk.AbstractSampler, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        jk.evaluate_schedule(TARGET, PROCESS, sampler, SCHEDULE)
+
+
 def test_one_sampler_of_a_class_says_nothing_of_another() -> None:
     found = jk.evaluate_schedule(TARGET, PROCESS, Optional(mix=False), SCHEDULE)
     expected = jk.evaluate_schedule(TARGET, PROCESS, "ddim", SCHEDULE)
