@@ -14,6 +14,7 @@ from .. import _checks
 from .._compile import quick_jit
 from .._field_names import known_name
 from .._objective import (
+    LARGEST_STOCHASTICITY,
     AbstractBoundObjective,
     AbstractCoordinateObjective,
     AbstractObjective,
@@ -204,6 +205,7 @@ def make_problem(
         end = low
     known = {name: make(process, num_steps, end) for name, make in BASELINES.items()}
     given = _given_starts(starts, known, num_steps, process, low, high)
+    _check_start_stochasticity(starts, stochasticity_squared)
     every = _with_stochasticity({**known, **given}, stochasticity_squared)
     labelled = by_label(every)
     problem = problem_in(space, reduced)
@@ -368,16 +370,58 @@ def _given_start(
     return Schedule(times, np.asarray(schedule.stochasticity))
 
 
+def _check_start_stochasticity(starts: Starts, squared: Float[np.ndarray, " steps"] | None) -> None:
+    """ValueError for a given start that injects other noise than its candidates can."""
+    if not isinstance(starts, Mapping):
+        return
+    for name, schedule in starts.items():
+        alpha = np.asarray(schedule.stochasticity, np.float64)
+        if name in BASELINES and not np.any(alpha):
+            continue
+        if squared is None:
+            _check_free_stochasticity(name, alpha)
+        elif not np.allclose(alpha, np.sqrt(squared), rtol=1e-5, atol=1e-6):
+            raise ValueError(
+                f"starts[{name!r}] has stochasticity {_range_of(alpha)}; it must be what all "
+                f"schedules have here, stochasticity = {_range_of(np.sqrt(squared))}."
+            )
+
+
+def _check_free_stochasticity(name: str, alpha: Float[np.ndarray, " steps"]) -> None:
+    """ValueError for a start that is a baseline with noise, or beyond what is searched."""
+    if name in BASELINES:
+        raise ValueError(
+            f"starts[{name!r}] has stochasticity {_range_of(alpha)}; the baseline of this name is "
+            "started at 0 and 1: give it one of its own."
+        )
+    if alpha.max() > LARGEST_STOCHASTICITY:
+        raise ValueError(
+            f"starts[{name!r}] has stochasticity {_range_of(alpha)}; it must be at most "
+            f"{LARGEST_STOCHASTICITY:g}, up to which it is optimised."
+        )
+
+
+def _range_of(numbers: Float[np.ndarray, " steps"]) -> str:
+    """Numbers for a message: one, or from the smallest to the largest."""
+    low, high = (f"{number:g}" for number in (numbers.min(), numbers.max()))
+    return low if low == high else f"{low} .. {high}"
+
+
 def _with_stochasticity(
     schedules: dict[str, Schedule], squared: Float[np.ndarray, " steps"] | None
 ) -> list[Candidate]:
-    """Each schedule with the fixed stochasticity, or with both 0 and 1 when it is optimised."""
+    """Each schedule with the fixed stochasticity; with its own, or with 0 and 1, if optimised."""
     found = []
     for alpha in (None,) if squared is not None else (0.0, 1.0):
         for name, schedule in schedules.items():
+            own = squared is None and schedule.is_stochastic
+            if own and alpha == 1.0:
+                continue
+            level = np.full(schedule.num_steps, alpha) if squared is None else squared
+            if own:
+                level = np.asarray(schedule.stochasticity_squared)
             origin = Origin.BASELINE if name in BASELINES else Origin.START
             label = f"{name}{_STOCHASTIC}" if alpha == 1.0 else name
-            level = np.full(schedule.num_steps, alpha) if squared is None else squared
             if np.any(level != np.asarray(schedule.stochasticity_squared)):
                 schedule = Schedule.from_squared(np.asarray(schedule.times), level)
             found.append(Candidate(label, schedule, origin))
