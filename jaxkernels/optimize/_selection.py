@@ -104,16 +104,19 @@ class Selection:
         if self.denoiser is not None:
             check_denoiser(self.denoiser)
         _checks.one_of("criterion", self.criterion, (BALANCED, *STATISTICS))
-        if not isinstance(self.record, AbstractRecord | bool | None):
+        none_asked = self.record is None or self.record is False
+        if not (none_asked or isinstance(self.record, AbstractRecord)):
             raise ValueError(
                 "record must be a TrajectoryRecord, of jk.record, a DenoisedRecord, of "
-                "jk.record_denoised, or False; got "
-                f"{type(self.record).__name__}."
+                "jk.record_denoised, or False for none; got "
+                f"{'True' if self.record is True else type(self.record).__name__}."
             )
         if self.fine_tune is not None and not isinstance(self.fine_tune, Optax):
             _checks.count("fine_tune", self.fine_tune, at_least=0)
         if self.noise is not None:
             _check_noise(self.noise)
+        if self.key is not None:
+            _checks.random_key("key", self.key)
 
     @property
     def given_noise(self) -> Array | None:
