@@ -18,6 +18,9 @@ from ._types import AnyArray, Numbers
 
 T = TypeVar("T")
 
+# what NumPy would turn into numbers, by the kind of its type
+_NO_NUMBERS = {"b": "booleans", "S": "text", "U": "text", "m": "dates", "M": "dates"}
+
 # share of letters in common from which another name is a misspelling
 _ALIKE = 0.65
 # letters beyond which a known name is a word of a longer one, as "heun" in "heun_2nd"
@@ -74,8 +77,11 @@ def on_host(argument: str, value: Any) -> np.ndarray:
         out = np.asarray(without_torch(value))
         if np.ma.is_masked(value):
             raise TypeError("masked entries")
-        if out.dtype.kind in "mM":
-            raise TypeError("dates")
+        kinds = {out.dtype.kind}
+        if out.dtype.kind == "O":
+            kinds = {np.asarray(entry).dtype.kind for entry in out.flat}
+        for kind in kinds & set(_NO_NUMBERS):
+            raise TypeError(_NO_NUMBERS[kind])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{argument} must be an array of real numbers; got {error}.") from None
     return out
@@ -144,12 +150,18 @@ def count(argument: str, value: object, *, at_least: int = 1, at_most: int | Non
 
 
 def random_key(argument: str, value: object) -> Array:
-    """`value` as a random key, of either kind that JAX has."""
-    if isinstance(value, Array) and (
-        jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or value.dtype == np.uint32
-    ):
-        return value
-    raise ValueError(f"{argument} must be a random key such as jax.random.key(0); got {value!r}.")
+    """`value` as one random key, of either kind that JAX has."""
+    wanted = f"{argument} must be a random key such as jax.random.key(0)"
+    if not isinstance(value, Array):
+        raise ValueError(f"{wanted}; got {shown(value)}.")
+    typed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    if not typed and value.dtype != np.uint32:
+        raise ValueError(f"{wanted}; got an array of {value.dtype}.")
+    # the numbers of an untyped key are a row
+    own = 0 if typed else 1
+    if value.ndim != own:
+        raise ValueError(f"{wanted}, one alone; got an array of keys, or of none, {value.shape}.")
+    return value
 
 
 def instance(argument: str, value: object, kind: type[T]) -> T:

@@ -29,6 +29,9 @@ ESTIMATE = jk.ScoreErrorEstimate(TIMES, ZERO, ZERO, ZERO[0, 0])
 HOLDER = types.SimpleNamespace(scheduler=types.SimpleNamespace(config={}))
 NUMBER: Any = 0.1
 TEXT: Any = "vp"
+NUMERAL: Any = "1"
+WORDS: Any = ["a", "b"]
+KEY: Any = 0
 
 CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "kernel of a mixture": (
@@ -139,6 +142,64 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "dates": (
         lambda: jk.GaussianMixture.fit(np.array([["2020"], ["2021"]], "M8[Y]")),
         "samples must be an array of real numbers; got dates",
+    ),
+    "text as times": (
+        lambda: jk.Schedule(["1.0", "0.5"]),
+        "times must be an array of real numbers; got text",
+    ),
+    "booleans as times": (
+        lambda: jk.Schedule(np.array([True, False])),
+        "times must be an array of real numbers; got booleans",
+    ),
+    "objects as times": (
+        lambda: jk.Schedule(np.array([1.0, "0.5"], object)),
+        "times must be an array of real numbers; got text",
+    ),
+    "text as levels": (
+        lambda: jk.Schedule.from_sigmas(PROCESS, WORDS),
+        "sigmas must be an array of real numbers; got text",
+    ),
+    "text as a time": (
+        lambda: jk.VP(t_max=NUMERAL),
+        "t_max must be an array of real numbers; got text",
+    ),
+    "text as a last time": (
+        lambda: jk.optimize_schedule(TARGET, PROCESS, "ddim", 4, t_min=NUMERAL),
+        "t_min must be an array of real numbers; got text",
+    ),
+    "a boolean as a number": (
+        lambda: jk.OU(rate=True),
+        "rate must be an array of real numbers; got booleans",
+    ),
+    "key of samples": (lambda: TARGET.sample(KEY, 3), "key must be a random key .* got 0"),
+    "key of a mixture": (lambda: MIXTURE.sample(KEY, 3), "key must be a random key .* got 0"),
+    "keys of samples": (
+        lambda: TARGET.sample(jax.random.split(jax.random.key(0), 2), 3),
+        r"key must be a random key .* got an array of keys, .* \(2,\)",
+    ),
+    "untyped keys": (
+        lambda: TARGET.sample(jnp.zeros((3, 2), jnp.uint32), 3),
+        r"key must be a random key .* got an array of keys, .* \(3, 2\)",
+    ),
+    "numbers as a key": (lambda: TARGET.sample(jnp.zeros(2), 3), "key .* got an array of float"),
+    "fewer than no samples": (lambda: TARGET.sample(jax.random.key(0), -1), "num = -1 must be at"),
+    "half a sample": (lambda: MIXTURE.sample(jax.random.key(0), NUMBER), "num = 0.1 must be an"),
+    "record's key": (
+        lambda: jk.record(NETWORK, np.eye(2), t_min=1e-3, key=KEY),
+        "key must be a random key .* got 0",
+    ),
+    "measurement's key": (
+        lambda: jk.measure(NETWORK, np.ones((9, 2)), TIMES, key=KEY),
+        "key must be a random key .* got 0",
+    ),
+    "selection's key": (lambda: jk.Selection(key=KEY), "key must be a random key .* got 0"),
+    "comparison's key": (
+        lambda: jk.compare_schedules(NETWORK, "ddim", {"mine": SCHEDULE}, np.eye(2), key=KEY),
+        "key must be a random key .* got 0",
+    ),
+    "report's key": (
+        lambda: jk.compare_samplers(NETWORK, ["ddim"], [3], np.eye(2), t_min=1e-3, key=KEY),
+        "key must be a random key .* got 0",
     ),
     "weights": (lambda: reverse_sde.training_weight(TEXT, 0.5), "process must be"),
 }

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .. import _checks
 from .._progress import Progress
 from .._types import AnyArray, Numbers
 from ..prediction import AbstractDenoiser, check_denoiser
@@ -77,6 +78,7 @@ def compare_schedules(
     sampler = as_sampler(sampler)
     span = check_schedules(process, sampler, schedules, stochastic=data is not None)
     noise = check_finite_noise(noise)
+    key = None if key is None else _checks.random_key("key", key)
     steps = reference_steps(max(schedule.num_steps for schedule in schedules.values()))
     planned = denoiser.nfe * comparison_nfe(process, sampler, schedules, len(noise))
     with Progress(f"comparing, NFE {planned:,}: reference solution", progress) as line:

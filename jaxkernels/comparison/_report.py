@@ -342,6 +342,7 @@ def compare_samplers(
         }
         check_schedules(process, sampler, made[setting], span, stochastic=data is not None)
     noise = check_finite_noise(noise)
+    key = None if key is None else _checks.random_key("key", key)
     steps = reference_steps(max(count for _, count in settings))
     each = sum(
         sampling_nfe(process, settings[setting], schedule)

@@ -293,13 +293,15 @@ class Gaussian(AbstractDistribution):
         **Arguments:**
 
         - `key`: a random key.
-        - `num`: number of samples.
+        - `num`: number of samples, >= 0.
 
         **Returns:** samples (num, d).
 
         **Raises:** ValueError for weights other than 1 without a basis: such a mode is not one
-        coordinate. Traced weights are not checked.
+        coordinate. Traced weights are not checked. Also for another `key` or `num`.
         """
+        key = _checks.random_key("key", key)
+        num = _checks.count("num", num, at_least=0)
         deviation = jnp.sqrt(jnp.asarray(self.eigenvalues))
         if self.basis is None:
             if not is_traced(self.weights) and np.any(np.asarray(self.weights) != 1.0):

@@ -463,11 +463,14 @@ class GaussianMixture(AbstractDistribution):
         **Arguments:**
 
         - `key`: a random key.
-        - `num`: number of samples.
+        - `num`: number of samples, >= 0.
 
         **Returns:** samples (num, d).
+
+        **Raises:** ValueError for another `key` or `num`.
         """
-        component_key, point_key = jax.random.split(key)
+        num = _checks.count("num", num, at_least=0)
+        component_key, point_key = jax.random.split(_checks.random_key("key", key))
         m = jax.random.categorical(component_key, jnp.log(jnp.asarray(self.weights)), shape=(num,))
         means = jnp.asarray(self.means)[m]
         z = jax.random.normal(point_key, means.shape)

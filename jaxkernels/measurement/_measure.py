@@ -96,6 +96,7 @@ def measure(
     levels = noise_levels(check_one_condition(check_denoiser(denoiser)).process, times)
     sizes = _check_sizes(len(rows), batch, draws, lipschitz_points)
     check_target(target, dimensions(rows))
+    key = _checks.random_key("key", key)
     check_output(denoiser, (min(sizes.batch, len(rows)) * sizes.draws, *rows.shape[1:]))
     settings: dict[str, Any] = {}
     if resume is not None:

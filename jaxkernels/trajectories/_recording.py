@@ -55,7 +55,7 @@ def record(
     one vector-Jacobian product at each node. Pipelines end with a step to sigma = 0, whatever the
     level before it, and so do trajectories with t_min = 0: from the last node, x_end = D(x). To
     record in pieces, or on several workers, call it
-    with parts of the noise and pass the records to `TrajectoryRecord.concatenate`: calls with the
+    with parts of the noise and append the records by `TrajectoryRecord.concatenate`: calls with the
     same denoiser and the same number of rows share one compiled program.
 
     **Arguments:**
