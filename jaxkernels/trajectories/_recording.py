@@ -217,7 +217,7 @@ def _directions(x: Array, count: int, key: Array | None) -> Float[Array, "direct
     """Random orthogonal vectors of length sqrt(d) in the shape of a trajectory's point."""
     dim = int(np.prod(x.shape[1:]))
     count = min(count, dim)
-    key = jax.random.key(0) if key is None else key
+    key = jax.random.key(0) if key is None else _checks.random_key("key", key)
     normal = np.asarray(jax.random.normal(key, (dim, count)))
     frame = np.linalg.qr(normal)[0].T * np.sqrt(dim)
     return jnp.asarray(frame.reshape(count, *x.shape[1:]), x.dtype)
