@@ -624,7 +624,7 @@ def test_records_and_samples_have_the_dimensions_of_the_network() -> None:
     counted = _Counted()
     network = jk.Denoiser(counted, PROCESS, "score")
     exact = {d: jk.Gaussian(np.zeros(d), np.ones(d)).denoiser(PROCESS) for d in (3, 5)}
-    noise = np.random.default_rng(1).standard_normal((16, 5))
+    noise = jnp.asarray(np.random.default_rng(1).standard_normal((16, 5)))
     setting: Any = {"t_min": 1e-3, "nodes": 16, "progress": False}
     large = jk.record(exact[5], noise, **setting)
     denoised = {d: jk.record_denoised(exact[d], noise[:, :d], **setting) for d in (3, 5)}

@@ -17,6 +17,7 @@ local errors: it is accurate for many steps, and ranks schedules of few steps.
 """
 
 import abc
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -136,14 +137,14 @@ class AbstractRecord(eqx.Module):
         for i, other in enumerate(others):
             _check_alike(self, other, i)
         records = [self, *others]
-        return type(self)(
-            time_coordinate=self.time_coordinate,
-            t_min=self.t_min,
-            last_node=self.last_node,
-            noise=np.concatenate([np.asarray(r.noise) for r in records]),
-            ends=constant(np.concatenate([np.asarray(r.ends) for r in records])),
+        noise = cast(AnyArray, np.concatenate([np.asarray(r.noise) for r in records]))
+        arrays = self.joined_arrays(records)
+        arrays["ends"] = np.concatenate([np.asarray(r.ends) for r in records])
+        return dataclasses.replace(
+            self,
+            noise=noise,
             nfe=sum(r.nfe for r in records),
-            **{name: constant(rows) for name, rows in self.joined_arrays(records).items()},
+            **{name: constant(rows) for name, rows in arrays.items()},
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
