@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +57,23 @@ def shown(value: object) -> str:
     """`value` for a message: its repr, or its type where that is long or has several lines."""
     text = repr(value)
     return text if len(text) <= 80 and "\n" not in text else type(value).__name__
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things for a message: "1 step", "2 steps"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def brief(value: object, most: int = 6) -> str:
+    """Numbers for a repr: a few of them, or their type where they are not known."""
+    if not isinstance(value, Array | np.ndarray | np.number) or is_traced(value) or value.ndim > 1:
+        return eqx.tree_pformat(value)
+    numbers = [f"{number:.4g}" for number in np.atleast_1d(np.asarray(value)).tolist()]
+    if value.ndim == 0:
+        return numbers[0]
+    if len(numbers) > most:
+        numbers = [*numbers[: most - 2], "...", numbers[-1]]
+    return f"[{', '.join(numbers)}]"
 
 
 def without_torch(value: Any) -> Any:

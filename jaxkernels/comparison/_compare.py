@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import _checks
+from .._nfe import cost_text
 from .._progress import Progress
 from .._types import AnyArray, Numbers
 from ..prediction import AbstractDenoiser, check_denoiser
@@ -150,7 +151,7 @@ def compare_to(
     *,
     key: Array | None,
     line: Progress,
-    planned: int,
+    planned: int | None,
 ) -> Comparison:
     """Compare checked schedules with a given reference solution.
 
@@ -161,7 +162,7 @@ def compare_to(
     - `schedules`: {name: Schedule}, as `check_schedules` accepts them.
     - `key`: for the noise of stochastic steps, the same for all schedules; None for a fixed one.
     - `line`: the status line.
-    - `planned`: the NFE of everything that the status line is of.
+    - `planned`: the NFE of everything that the status line is of; None for a model.
 
     **Returns:** a `Comparison`.
     """
@@ -169,8 +170,9 @@ def compare_to(
     process = reference.denoiser.process
     found = {}
     for name, schedule in schedules.items():
-        setting = f"{type(sampler).__name__}, {schedule.num_steps} steps, {name}"
-        line.update(f"comparing, NFE {planned:,}: {setting}")
+        steps = _checks.counted(schedule.num_steps, "step")
+        setting = f"{type(sampler).__name__}, {steps}, {name}"
+        line.update(f"comparing, {cost_text(planned)}: {setting}")
         found[name] = sample_ends(reference.denoiser, sampler, schedule, reference.noise, key)
     compared = compare_ends(reference, found, _total_nfe(process, sampler, schedules))
     # a stochastic schedule has no reference from the same noise

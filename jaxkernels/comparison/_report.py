@@ -420,7 +420,9 @@ def _make_schedule(
             f"{type(schedule).__name__}."
         )
     if schedule.num_steps != setting[1]:
-        raise ValueError(f"schedules[{name!r}] has {schedule.num_steps} steps for {setting}.")
+        raise ValueError(
+            f"schedules[{name!r}] has {_checks.counted(schedule.num_steps, 'step')} for {setting}."
+        )
     return schedule
 
 

@@ -92,6 +92,17 @@ class Gaussian(AbstractDistribution):
         self.compression = compression
         self.kurtosis = kurtosis
 
+    def __repr__(self) -> str:
+        brief = _checks.brief
+        shown = f"mean={brief(self.mean)}, eigenvalues={brief(self.eigenvalues)}"
+        weights = self.weights
+        known = isinstance(weights, Array | np.ndarray) and not is_traced(weights)
+        if not known or np.any(np.asarray(weights) != 1.0):
+            shown += f", weights={brief(weights)}"
+        if self.basis is not None:
+            shown += f", basis={brief(self.basis)}"
+        return f"Gaussian({shown})"
+
     @classmethod
     def isotropic(cls, dim: int, variance: Numbers = 1.0, mean: Numbers = 0.0) -> "Gaussian":
         """Make N(mean, variance I).

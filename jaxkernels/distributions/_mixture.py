@@ -65,6 +65,11 @@ class GaussianMixture(AbstractDistribution):
     """The components' common variance orthogonal to one basis of fewer than d columns."""
     _overlap: bool = eqx.field(static=True)
 
+    def __repr__(self) -> str:
+        components, dim = (0, 0, *np.shape(self.means))[-2:]
+        counted = (_checks.counted(components, "component"), _checks.counted(dim, "dimension"))
+        return f"GaussianMixture({', '.join(counted)})"
+
     def __init__(self, weights: Numbers, means: Numbers, covariances: Numbers):
         weights = _checks.array("weights", weights)
         means = _checks.array("means", means)

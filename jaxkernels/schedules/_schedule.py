@@ -200,6 +200,13 @@ class Schedule(eqx.Module):
             )
         return cls(np.append(times, 0.0), stochasticity)
 
+    def __repr__(self) -> str:
+        alpha: object = self.stochasticity_squared
+        if isinstance(alpha, Array) and not is_traced(alpha):
+            alpha = np.sqrt(np.asarray(alpha))
+            alpha = alpha[0] if alpha.ndim == 1 and np.all(alpha == alpha[:1]) else alpha
+        return f"Schedule({_checks.brief(self.times)}, stochasticity={_checks.brief(alpha)})"
+
     @property
     def stochasticity(self) -> Float[Array, " steps"]:
         """alpha_k = h/g of every step."""
