@@ -1187,6 +1187,10 @@ def test_a_sweep_is_one_optimisation_per_setting():
     np.testing.assert_array_equal(sweep["ddim", 3].schedule.times, alone.schedule.times)
     assert sweep["ddim", 3].objective == alone.objective
     assert sweep.schedules["ddim", 3] is sweep["ddim", 3].schedule
+    assert list(sweep) == list(sweep.results)
+    assert len(sweep) == 4
+    assert ("ddim", 3) in sweep
+    assert ("ddim", 4) not in sweep
     assert sweep.nfe == 0
     header, *rows = repr(sweep).splitlines()
     assert header.split()[:3] == ["sampler", "steps", "objective"]

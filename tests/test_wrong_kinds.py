@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,27 @@ TEXT: Any = "vp"
 NUMERAL: Any = "1"
 WORDS: Any = ["a", "b"]
 KEY: Any = 0
+NUMBERED: Any = {1: SCHEDULE}
+SETTING: Any = (TARGET, PROCESS, "ddim", 4)
+
+
+class Unstated(jk.AbstractSampler):
+    """A sampler without its class variables."""
+
+    def step(self, predict: Any, noise: Any, process: Any, step: Any, x: Any, history: Any) -> Any:
+        return x, history
+
+
+class Alone(jk.AbstractSampler):
+    """A sampler whose step forgets the history."""
+
+    order: ClassVar[int] = 1
+    nfe_per_step: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = False
+
+    def step(self, predict: Any, noise: Any, process: Any, step: Any, x: Any, history: Any) -> Any:
+        return predict(x, step.time).x0
+
 
 CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "kernel of a mixture": (
@@ -185,7 +206,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "fewer than no samples": (lambda: TARGET.sample(jax.random.key(0), -1), "num = -1 must be at"),
     "half a sample": (lambda: MIXTURE.sample(jax.random.key(0), NUMBER), "num = 0.1 must be an"),
     "record's key": (
-        lambda: jk.record(NETWORK, np.eye(2), t_min=1e-3, key=KEY),
+        lambda: jk.record(NETWORK, jnp.eye(2), t_min=1e-3, key=KEY),
         "key must be a random key .* got 0",
     ),
     "measurement's key": (
@@ -194,12 +215,99 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "selection's key": (lambda: jk.Selection(key=KEY), "key must be a random key .* got 0"),
     "comparison's key": (
-        lambda: jk.compare_schedules(NETWORK, "ddim", {"mine": SCHEDULE}, np.eye(2), key=KEY),
+        lambda: jk.compare_schedules(NETWORK, "ddim", {"mine": SCHEDULE}, jnp.eye(2), key=KEY),
         "key must be a random key .* got 0",
     ),
     "report's key": (
-        lambda: jk.compare_samplers(NETWORK, ["ddim"], [3], np.eye(2), t_min=1e-3, key=KEY),
+        lambda: jk.compare_samplers(NETWORK, ["ddim"], [3], jnp.eye(2), t_min=1e-3, key=KEY),
         "key must be a random key .* got 0",
+    ),
+    "a list of schedules to start from": (
+        lambda: jk.optimize_schedule(TARGET, PROCESS, "ddim", 4, starts=[SCHEDULE]),
+        r"starts\[0\] must be the name of a baseline; .* Got Schedule",
+    ),
+    "a number as the name of a start": (
+        lambda: jk.optimize_schedule(TARGET, PROCESS, "ddim", 4, starts=NUMBERED),
+        "starts has the name 1; names of schedules are strings",
+    ),
+    "a number of starts": (
+        lambda: jk.optimize_schedule(TARGET, PROCESS, "ddim", 4, starts=NUMBER),
+        "starts = 0.1 must be a list of names or a dict",
+    ),
+    "levels of a name": (lambda: SCHEDULE.sigmas(TEXT), "process must be a forward process"),
+    "text as noise": (
+        lambda: jk.sample(NETWORK, "ddim", SCHEDULE, TEXT),
+        "noise must be an array of real numbers; got text",
+    ),
+    "a number as noise": (
+        lambda: jk.sample(NETWORK, "ddim", SCHEDULE, jnp.ones(())),
+        r"noise has shape \(\); it must be \(n, ...\) with n >= 1",
+    ),
+    "noise without a batch": (
+        lambda: jk.record_denoised(NETWORK, jnp.ones(2), t_min=1e-3),
+        r"noise has shape \(2,\); it must be \(n, ...\) with n >= 2",
+    ),
+    "no noise": (
+        lambda: jk.sample(NETWORK, "ddim", SCHEDULE, jnp.ones((0, 2))),
+        r"noise has shape \(0, 2\); it must be \(n, ...\) with n >= 1",
+    ),
+    "text as noise of a record": (
+        lambda: jk.record(NETWORK, TEXT, t_min=1e-3),
+        "noise must be an array of real numbers; got text",
+    ),
+    "empty noise of a comparison": (
+        lambda: jk.compare_schedules(NETWORK, "ddim", {"mine": SCHEDULE}, jnp.ones((0, 2))),
+        r"noise has shape \(0, 2\)",
+    ),
+    "a number as the name of a schedule": (
+        lambda: jk.compare_schedules(NETWORK, "ddim", NUMBERED, jnp.eye(2)),
+        "schedules has the name 1; names of schedules are strings",
+    ),
+    "a list of names of schedules": (
+        lambda: jk.compare_samplers(
+            NETWORK, ["ddim"], [3], jnp.eye(2), t_min=1e-3, schedules=WORDS
+        ),
+        r"schedules = \['a', 'b'\] must be \{name: function",
+    ),
+    "a sampler that states nothing": (
+        lambda: jk.sample(NETWORK, Unstated(), SCHEDULE, jnp.eye(2)),
+        "sampler: Unstated does not state order, nfe_per_step, stochastic",
+    ),
+    "a step of x alone": (
+        lambda: jk.sample(NETWORK, Alone(), SCHEDULE, jnp.eye(2)),
+        r"Alone.step must return \(x, history\); it returned",
+    ),
+    "an optimum of steps of x alone": (
+        lambda: jk.optimize_schedule(TARGET, PROCESS, Alone(), 3, t_min=1e-3),
+        r"Alone.step must return \(x, history\); it returned",
+    ),
+    "an objective of several numbers": (
+        lambda: jk.optimize_schedule(*SETTING, objective=lambda s: s.times),
+        r"objective must return a real scalar .* returned shape \(5,\) of float64",
+    ),
+    "an objective of nothing": (
+        lambda: jk.optimize_schedule(*SETTING, objective=lambda s: None),
+        "objective must return a real scalar .* returned NoneType",
+    ),
+    "an objective of an integer": (
+        lambda: jk.optimize_schedule(*SETTING, objective=lambda s: 3),
+        r"objective must return a real scalar .* returned shape \(\) of int",
+    ),
+    "an objective in Python": (
+        lambda: jk.optimize_schedule(*SETTING, objective=lambda s: float(s.times[1])),
+        "objective must return a real scalar .* raised ConcretizationTypeError",
+    ),
+    "an objective in NumPy": (
+        lambda: jk.optimize_schedule(*SETTING, objective=lambda s: np.sum(np.asarray(s.times))),
+        "objective must return a real scalar .* raised TracerArrayConversionError",
+    ),
+    "a negative objective": (
+        lambda: jk.optimize_schedule(*SETTING, objective=lambda s: -jnp.sum(s.times)),
+        r"objective is -.* must be finite and positive. A function .* exp\(f\) is positive",
+    ),
+    "an objective that is no number": (
+        lambda: jk.optimize_schedule(*SETTING, objective=lambda s: jnp.nan * s.times[1]),
+        "the objective is nan at its best start",
     ),
     "weights": (lambda: reverse_sde.training_weight(TEXT, 0.5), "process must be"),
 }

@@ -112,6 +112,9 @@ def check_schedules(
     if not isinstance(schedules, Mapping) or not schedules:
         raise ValueError(f"schedules = {schedules!r} must be {{name: Schedule}}, not empty.")
     for name, schedule in schedules.items():
+        if not isinstance(name, str):
+            raise ValueError(f"schedules has the name {name!r}; names of schedules are strings.")
+        _checks.instance(f"schedules[{name!r}]", schedule, Schedule)
         check_schedule(process, sampler, schedule)
         times = np.asarray(schedule.times, np.float64)
         if span is None:

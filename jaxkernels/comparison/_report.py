@@ -334,6 +334,10 @@ def compare_samplers(
     t_max = float(np.asarray(process.t_max))
     span = (t_max, check_range(process, 1, denoiser.default_t_min if t_min is None else t_min))
     makers = BASELINES if schedules is None else schedules
+    if not isinstance(makers, Mapping):
+        raise ValueError(
+            f"schedules = {_checks.shown(makers)} must be {{name: function or table of schedules}}."
+        )
     made: dict[Setting, dict[str, Schedule]] = {}
     for setting, sampler in settings.items():
         made[setting] = {

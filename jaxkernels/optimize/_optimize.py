@@ -148,6 +148,7 @@ def run_request(
     target: object, request: Request, starts: Starts, progress: bool, began: float
 ) -> OptimizedSchedule:
     """Solve, propose candidates, select."""
+    request.check_solvable(starts)
     model, selection, bound, nfe = prepare(target, request, starts, progress)
     run = (request.process, request.sampler, request.num_steps)
     with Progress("optimising: compiling", progress) as line, jax.enable_x64(True):
@@ -234,8 +235,9 @@ def _best(problem: ScheduleProblem, solution: Solution) -> tuple[Schedule, float
     best = int(np.argmin(values))
     optimum = Schedule.from_squared(*(rows[best] for rows in both))
     if not 0.0 < values[best] < np.inf:
+        found = problem.evaluate_unchecked(*both)[best]
         raise ValueError(
-            f"the objective is {values[best]:g} at its best start; it must be finite and positive. "
+            f"the objective is {found:g} at its best start; it must be finite and positive. "
             f"{problem.objective.why_infinite(optimum)}"
         )
     return optimum, float(values[best]), values

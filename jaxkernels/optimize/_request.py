@@ -27,7 +27,14 @@ from ..trajectories import (
     unpredictable,
 )
 from ._model import check_target
-from ._problem import as_objective, check_end, check_stochasticity
+from ._problem import (
+    Starts,
+    as_objective,
+    check_end,
+    check_function,
+    check_starts,
+    check_stochasticity,
+)
 from ._selection import Selection
 from ._solver import AbstractSolver, Newton
 
@@ -52,6 +59,12 @@ class Request:
         """Whether a candidate may inject noise."""
         squared = self.stochasticity_squared
         return squared is None or bool(np.any(squared))
+
+    def check_solvable(self, starts: Starts) -> None:
+        """ValueError for starts or a function that do not fit, before anything slow is done."""
+        check_function(self.objective, self.num_steps)
+        limits = (self.process, self.num_steps, self.t_min, self.stochasticity_squared)
+        check_starts(starts, *limits)
 
     @property
     def initialization(self) -> str:

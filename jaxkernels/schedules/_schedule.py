@@ -231,6 +231,8 @@ class Schedule(eqx.Module):
 
         **Returns:** s/a (K+1,), in units of the data; infinite where there is no signal.
 
+        **Raises:** ValueError for another object than a process.
+
         **Example:**
 
         ```python
@@ -238,7 +240,7 @@ class Schedule(eqx.Module):
         [1.0, 0.25]
         ```
         """
-        return _sigmas(process, self.times)
+        return _sigmas(check_process(process), self.times)
 
     def steps(self, history_steps: int = 1, num_steps: int | Int[Array, ""] | None = None) -> Step:
         """Split the schedule into its steps.
