@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,9 @@ from ._precision import is_traced
 from ._types import AnyArray, Numbers
 
 T = TypeVar("T")
+
+# what NumPy would turn into numbers, by the kind of its type
+_NO_NUMBERS = {"b": "booleans", "S": "text", "U": "text", "m": "dates", "M": "dates"}
 
 # share of letters in common from which another name is a misspelling
 _ALIKE = 0.65
@@ -55,6 +59,23 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 and "\n" not in text else type(value).__name__
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things for a message: "1 step", "2 steps"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def brief(value: object, most: int = 6) -> str:
+    """Numbers for a repr: a few of them, or their type where they are not known."""
+    if not isinstance(value, Array | np.ndarray | np.number) or is_traced(value) or value.ndim > 1:
+        return eqx.tree_pformat(value)
+    numbers = [f"{number:.4g}" for number in np.atleast_1d(np.asarray(value)).tolist()]
+    if value.ndim == 0:
+        return numbers[0]
+    if len(numbers) > most:
+        numbers = [*numbers[: most - 2], "...", numbers[-1]]
+    return f"[{', '.join(numbers)}]"
+
+
 def without_torch(value: Any) -> Any:
     """`value`, or the numbers of a tensor of PyTorch of any layout and precision, on any device."""
     if not hasattr(value, "detach"):
@@ -74,8 +95,11 @@ def on_host(argument: str, value: Any) -> np.ndarray:
         out = np.asarray(without_torch(value))
         if np.ma.is_masked(value):
             raise TypeError("masked entries")
-        if out.dtype.kind in "mM":
-            raise TypeError("dates")
+        kinds = {out.dtype.kind}
+        if out.dtype.kind == "O":
+            kinds = {np.asarray(entry).dtype.kind for entry in out.flat}
+        for kind in kinds & set(_NO_NUMBERS):
+            raise TypeError(_NO_NUMBERS[kind])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{argument} must be an array of real numbers; got {error}.") from None
     return out
@@ -144,12 +168,18 @@ def count(argument: str, value: object, *, at_least: int = 1, at_most: int | Non
 
 
 def random_key(argument: str, value: object) -> Array:
-    """`value` as a random key, of either kind that JAX has."""
-    if isinstance(value, Array) and (
-        jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or value.dtype == np.uint32
-    ):
-        return value
-    raise ValueError(f"{argument} must be a random key such as jax.random.key(0); got {value!r}.")
+    """`value` as one random key, of either kind that JAX has."""
+    wanted = f"{argument} must be a random key such as jax.random.key(0)"
+    if not isinstance(value, Array):
+        raise ValueError(f"{wanted}; got {shown(value)}.")
+    typed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    if not typed and value.dtype != np.uint32:
+        raise ValueError(f"{wanted}; got an array of {value.dtype}.")
+    # the numbers of an untyped key are a row
+    own = 0 if typed else 1
+    if value.ndim != own:
+        raise ValueError(f"{wanted}, one alone; got an array of keys, or of none, {value.shape}.")
+    return value
 
 
 def instance(argument: str, value: object, kind: type[T]) -> T:

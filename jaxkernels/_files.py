@@ -13,8 +13,9 @@ import numpy as np
 # the version that this release writes and reads, by format
 _VERSIONS = {
     "jaxkernels.measurement": 1,
-    "jaxkernels.measure.state": 2,
+    "jaxkernels.measure.state": 3,
     "jaxkernels.record": 1,
+    "jaxkernels.denoised_record": 1,
 }
 _DAMAGE = (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error)
 

@@ -393,6 +393,11 @@ def _same(one: Measurement, two: Measurement) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+def _with_nfe(found: Measurement, nfe: int) -> Measurement:
+    """The same with other NFE."""
+    return eqx.tree_at(lambda m: m.statistics["nfe"], found, np.asarray(nfe))
+
+
 def test_interrupted_measurement_goes_on(tmp_path: Path) -> None:
     network = Flaky()
     path = tmp_path / "state.npz"
@@ -406,11 +411,13 @@ def test_interrupted_measurement_goes_on(tmp_path: Path) -> None:
         measure(*arguments, resume=path, **setting)
     network.calls = 0
     network.breaks_at = -1
-    _same(measure(*arguments, resume=path, **setting), whole)
-    assert network.calls == 4 * 5  # batches 3 to 6
-    # finished: it is read, and nothing is run
-    _same(measure(*arguments, resume=path, **setting), whole)
-    assert network.calls == 4 * 5
+    # a function is asked what it returns at one point, in each of two calls
+    again = measure(*arguments, resume=path, **setting)
+    _same(again, _with_nfe(whole, whole.nfe + 2))
+    assert network.calls == 1 + 4 * 5  # batches 3 to 6
+    # finished: it is read, and nothing else is run
+    _same(measure(*arguments, resume=path, **setting), _with_nfe(whole, whole.nfe + 3))
+    assert network.calls == 2 + 4 * 5
     assert list(tmp_path.iterdir()) == [path]
     assert np.all(np.linalg.eigvalsh(whole.mode_residual_correlation) > 0.0)
 
@@ -428,7 +435,7 @@ def test_state_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     setting: dict[str, Any] = {"key": jax.random.key(0), "resume": path, **QUIET}
     measure(EXACT, DATA[:50], TIMES, **setting)
     _earlier(path)
-    with pytest.raises(ValueError, match=r"state\.npz has version 1; this release reads version 2"):
+    with pytest.raises(ValueError, match=r"state\.npz has version 1; this release reads version 3"):
         measure(EXACT, DATA[:50], TIMES, **setting)
 
 
@@ -463,7 +470,8 @@ def test_interrupted_power_iterations_go_on(
     with pytest.raises(KeyboardInterrupt):
         measure(*arguments, **setting, resume=path)
     monkeypatch.undo()
-    _same(measure(*arguments, **setting, resume=path), whole)
+    # EXACT is a function: what it returns at one point is compared by each of two calls
+    _same(measure(*arguments, **setting, resume=path), _with_nfe(whole, whole.nfe + 2))
     assert seen == [0, 1, 2, 3]  # the first batch, then a time each
 
 
@@ -506,8 +514,21 @@ def test_state_of_another_measurement_is_refused(
         **QUIET,
     }
     measure(**setting)
-    with pytest.raises(ValueError, match=f"begun with another {named};"):
+    with pytest.raises(ValueError, match=rf"begun with other arguments \({named}\);"):
         measure(**{**setting, **changed})
+
+
+def test_another_function_is_another_network(tmp_path: Path) -> None:
+    """It holds no arrays to compare: the numbers of the first function were returned."""
+    setting: dict[str, Any] = {"key": jax.random.key(0), "resume": tmp_path / "a.npz", **QUIET}
+
+    def scaled(factor: float) -> jk.Denoiser:
+        return _denoiser(lambda x, t: -factor * x)
+
+    first = measure(scaled(1.0), DATA[:60], TIMES, **setting)
+    with pytest.raises(ValueError, match=r"begun with other arguments \(network\);"):
+        measure(scaled(0.9), DATA[:60], TIMES, **setting)
+    _same(measure(scaled(1.0), DATA[:60], TIMES, **setting), _with_nfe(first, first.nfe + 1))
 
 
 def test_exact_denoisers_are_measured_and_resumed(tmp_path: Path) -> None:
@@ -518,7 +539,7 @@ def test_exact_denoisers_are_measured_and_resumed(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.error, score.error, rtol=1e-9)
     np.testing.assert_allclose(found.gain, score.gain, atol=1e-9)
     other = jk.Gaussian(0.0, np.ones(3)).denoiser(PROCESS)
-    with pytest.raises(ValueError, match="begun with another network;"):
+    with pytest.raises(ValueError, match=r"begun with other arguments \(network\);"):
         measure(other, DATA[:60], TIMES, **setting)
 
 

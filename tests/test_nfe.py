@@ -115,7 +115,7 @@ def test_a_record_counts_rows_that_fill_up_a_batch(batch: int) -> None:
     rows = {3: 9, 4: 8}[batch]
     assert found.nfe == rows * (7 * (5 + 2 * 2) + 1)
     np.testing.assert_array_equal(found.noise, NOISE[:7])
-    both = jk.TrajectoryRecord.concatenate([found, found])
+    both = found.concatenate([found])
     assert both.nfe == 2 * found.nfe
 
 

@@ -816,6 +816,42 @@ def test_starts_must_fit():
     assert "mine" in result.baselines
 
 
+def test_the_noise_of_a_start_is_that_of_all_schedules():
+    """It was dropped without a word: a deterministic schedule was started instead."""
+    times = np.asarray(jk.schedules.uniform(jk.VP(), 4, 1e-2).times)
+    run = (gaussian(), jk.VP(), "ddim", 4)
+    noisy = {"mine": jk.Schedule(times, 1.0)}
+    with pytest.raises(ValueError, match=r"starts\['mine'\] has stochasticity 1; .* = 0\."):
+        jk.optimize_schedule(*run, t_min=1e-2, starts=noisy)
+    mixed = {"mine": jk.Schedule(times, [0.0, 1.0, 1.0, 1.0])}
+    with pytest.raises(ValueError, match=r"stochasticity 0 .. 1; .* = 0.5\."):
+        jk.optimize_schedule(*run, t_min=1e-2, starts=mixed, stochasticity=0.5)
+    with pytest.raises(ValueError, match=r"starts\['uniform'\] has stochasticity 1; .* = 0\."):
+        jk.optimize_schedule(*run, t_min=1e-2, starts={"uniform": jk.Schedule(times, 1.0)})
+    found = jk.optimize_schedule(*run, t_min=1e-2, starts=noisy, stochasticity=1.0)
+    np.testing.assert_allclose(found.schedule.stochasticity, 1.0)
+    assert found.starts == ("mine",)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "exponential_integrator"])
+def test_an_optimisation_of_noise_starts_at_the_noise_of_a_start(sampler: str):
+    times = np.asarray(jk.schedules.uniform(jk.VP(), 4, 1e-2).times)
+    own = jk.Schedule(times, [0.5, 0.3, 0.2, 0.1])
+    objective = jk.TerminalError() if sampler != "ddim" else None
+    run = (gaussian(), jk.VP(), sampler, 4)
+    free: Any = {"t_min": 1e-2, "stochasticity": "optimize", "objective": objective}
+    found = jk.optimize_schedule(*run, **free, starts={"mine": own})
+    assert found.starts == ("mine",)
+    assert "mine with stochasticity 1" not in found.baselines
+    shown = found.baseline_schedules["mine"]
+    np.testing.assert_allclose(shown.stochasticity, own.stochasticity, rtol=1e-6)
+    assert found.objective <= found.baselines["mine"]
+    with pytest.raises(ValueError, match="stochasticity 11; it must be at most 10"):
+        jk.optimize_schedule(*run, **free, starts={"mine": jk.Schedule(times, 11.0)})
+    with pytest.raises(ValueError, match=r"starts\['uniform'\] has stochasticity 1; the baseline"):
+        jk.optimize_schedule(*run, **free, starts={"uniform": jk.Schedule(times, 1.0)})
+
+
 # --- problems and solvers
 
 
@@ -1151,6 +1187,10 @@ def test_a_sweep_is_one_optimisation_per_setting():
     np.testing.assert_array_equal(sweep["ddim", 3].schedule.times, alone.schedule.times)
     assert sweep["ddim", 3].objective == alone.objective
     assert sweep.schedules["ddim", 3] is sweep["ddim", 3].schedule
+    assert list(sweep) == list(sweep.results)
+    assert len(sweep) == 4
+    assert ("ddim", 3) in sweep
+    assert ("ddim", 4) not in sweep
     assert sweep.nfe == 0
     header, *rows = repr(sweep).splitlines()
     assert header.split()[:3] == ["sampler", "steps", "objective"]

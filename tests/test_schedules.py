@@ -382,6 +382,21 @@ def test_bad_levels(sigmas: list[float], message: str) -> None:
     _raises(lambda: jk.Schedule.from_sigmas(jk.EDM(80.0), sigmas), message)
 
 
+def test_times_that_float32_cannot_tell_apart(float32: None) -> None:
+    """They decrease as they are written, and would be equal as they are run."""
+    times = [1.0, 1.0 - 1e-9, 0.5, 0.1]
+    _raises(
+        lambda: jk.Schedule(times),
+        r"times\[1\] = 0.999999999 is too near to times\[0\] = 1.0: float32 cannot tell",
+    )
+    _raises(
+        lambda: jk.Schedule.from_sigmas(jk.FlowMatching(), [1e9, 1e8, 1.0]),
+        r"sigmas\[1\] = 100000000.0 is too near to sigmas\[0\] = 1000000000.0: float32",
+    )
+    with jax.enable_x64(True):
+        assert jk.Schedule(times).num_steps == 3
+
+
 def test_levels_of_a_flow_in_the_units_of_its_tools() -> None:
     """Diffusers' and ComfyUI's sigmas of a flow are t; as s/a they would start at t = 1/2."""
     with pytest.raises(ValueError, match=r"sigmas\[0\] = 1: .* call sigmas is t"):

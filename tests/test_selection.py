@@ -608,6 +608,48 @@ def test_refusals_of_the_optimiser(
         )
 
 
+class _Counted:
+    """A network that counts its calls, which are none where an argument is refused."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        self.calls += 1
+        return _score(x, t)
+
+
+def test_records_and_samples_have_the_dimensions_of_the_network() -> None:
+    """Before the network is called."""
+    counted = _Counted()
+    network = jk.Denoiser(counted, PROCESS, "score")
+    exact = {d: jk.Gaussian(np.zeros(d), np.ones(d)).denoiser(PROCESS) for d in (3, 5)}
+    noise = jnp.asarray(np.random.default_rng(1).standard_normal((16, 5)))
+    setting: Any = {"t_min": 1e-3, "nodes": 16, "progress": False}
+    large = jk.record(exact[5], noise, **setting)
+    denoised = {d: jk.record_denoised(exact[d], noise[:, :d], **setting) for d in (3, 5)}
+    rows = np.random.default_rng(2).standard_normal((40, 5))
+    turned = jk.Gaussian(np.zeros(3), [2.0, 0.3, 0.05], basis=np.eye(3))
+    on_noise: Any = {"denoiser": network, "noise": NOISE}
+    cases: Any = [
+        (network, {"noise": NOISE, "record": large}, None, "selection.record has 5 .*noise, 3"),
+        (exact[3], {"record": large}, None, "selection.record has 5 dimensions; .* target, 3"),
+        (network, {"noise": NOISE, "record": denoised[5]}, None, "record has 5 .*noise, 3"),
+        (TARGET, {**on_noise, "record": large}, None, "selection.record has 5 .*noise, 3"),
+        (rows, on_noise, None, "target has 5 dimensions; .* selection.noise, 3"),
+        (rows, {"denoiser": network, "record": denoised[3]}, None, "record has 3 .* target, 5"),
+        (MIXTURE, {"denoiser": exact[5], "record": large}, None, "record has 5 .* target, 2"),
+        (turned, None, jk.RecordedError(large), "objective.record has 5 .* target, 3"),
+    ]
+    for target, options, objective, message in cases:
+        selection = None if options is None else jk.Selection(**options)
+        with pytest.raises(ValueError, match=message):
+            jk.optimize_schedule(
+                target, PROCESS, "ddim", 3, t_min=1e-3, objective=objective, selection=selection
+            )
+    assert counted.calls == 0
+
+
 def test_options_belong_to_what_they_are_of() -> None:
     """A prediction type is a network's, a variance factor the local error's, and no other's."""
     with pytest.raises(ValueError, match=r"variance_factor = 0\.5"):
@@ -631,6 +673,8 @@ def test_refusals_of_other_types(monkeypatch: pytest.MonkeyPatch) -> None:
     network: Any = _score
     with pytest.raises(ValueError, match=r"denoiser must be a Denoiser\("):
         jk.Selection(denoiser=network)
+    with pytest.raises(ValueError, match=r"record must be a TrajectoryRecord, .* got True"):
+        jk.Selection(record=True)
     records: Any = "all"
     with pytest.raises(ValueError, match=r"record must be a TrajectoryRecord, .* got str"):
         jk.Selection(record=records)

@@ -1,5 +1,6 @@
 """Trajectory records: predicted errors of schedules, their derivatives, and their optima."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_records_to_zero_are_saved_and_concatenated(
 ) -> None:
     to_zero.save(tmp_path / "record.npz")
     loaded = jk.TrajectoryRecord.load(tmp_path / "record.npz")
-    both = jk.TrajectoryRecord.concatenate([loaded, to_zero])
+    both = loaded.concatenate([to_zero])
     assert (loaded.num_nodes, both.num_trajectories) == (32, 128)
     schedule = jk.schedules.karras(to_zero.process, 6, 0.0)
     expected = to_zero.errors("dpmpp_2m", schedule)
@@ -521,6 +522,52 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         _made(PROCESS).save(tmp_path / "no" / "a.npz")
 
 
+def _made_denoised(process: jk.AbstractProcess, rows: slice = slice(0, 6)) -> jk.DenoisedRecord:
+    """Denoised points of what need not be a network."""
+    t_min = float(np.asarray(process.time_at_sigma(0.1)))
+    network = jk.Denoiser(lambda x, t: -x, process, "x0")
+    return jk.record_denoised(network, NOISE[rows], t_min=t_min, nodes=8, progress=False)
+
+
+@pytest.mark.parametrize("process", [PROCESS, jk.FlowMatching()], ids=lambda p: type(p).__name__)
+def test_files_and_parts_of_denoised_points(process: jk.AbstractProcess, tmp_path: Path) -> None:
+    parts = [_made_denoised(process, rows) for rows in (slice(0, 2), slice(2, 4), slice(4, 6))]
+    found = parts[0].concatenate(parts[1:])
+    expected = _made_denoised(process)
+    assert found.nfe == expected.nfe
+    for name in ("noise", "points", "denoised", "ends"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-12)
+    found.save(tmp_path / "a.npz")
+    loaded = jk.DenoisedRecord.load(tmp_path / "a.npz")
+    assert jax.tree.structure(loaded) == jax.tree.structure(found)
+    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(found), strict=True):
+        np.testing.assert_array_equal(a, b)
+    model = jk.Gaussian(0.0, [1.0, 0.5]).denoiser(process)
+    residuals = loaded.denoiser(model).residuals
+    np.testing.assert_array_equal(residuals, found.denoiser(model).residuals)
+    with pytest.raises(ValueError, match=r"others\[0\] has 9 nodes, 2 dimensions; .* 8, 2\."):
+        found.concatenate([jk.record_denoised(model, NOISE[:2], nodes=9, progress=False)])
+
+
+def test_wrong_files_of_denoised_points_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    made = _made_denoised(PROCESS)
+    made.save(path)
+    with pytest.raises(ValueError, match=r"a\.npz is another kind of file"):
+        jk.TrajectoryRecord.load(path)
+    with np.load(path) as archive:
+        content = dict(archive)
+    np.savez(path, **{name: array for name, array in content.items() if name != "denoised"})
+    with pytest.raises(ValueError, match=r"a\.npz holds no valid record: 'denoised"):
+        jk.DenoisedRecord.load(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"a\.npz is damaged, cut off"):
+        jk.DenoisedRecord.load(path)
+    _made(PROCESS).save(path)
+    with pytest.raises(ValueError, match=r"a\.npz is another kind of file"):
+        jk.DenoisedRecord.load(path)
+
+
 def test_sensitivities_are_integrated_exactly_where_they_are_quadratic() -> None:
     """In log(sigma), from uneven nodes, over sigma; to sigma = infinity they fall as sigma^-3."""
     sigmas = np.array([40.0, 9.0, 3.0, 0.8, 0.3])
@@ -656,7 +703,7 @@ def test_records_of_parts_are_the_record_of_the_whole(
         jk.record(DENOISER, NOISE[rows], **options)
         for rows in (slice(0, 32), slice(32, 37), slice(37, 64))
     ]
-    found = jk.TrajectoryRecord.concatenate(parts)
+    found = parts[0].concatenate(parts[1:])
     assert found.num_trajectories == 64
     assert found.nfe == recorded.nfe == sum(part.nfe for part in parts)
     np.testing.assert_allclose(found.scale, recorded.scale, rtol=1e-12)
@@ -674,11 +721,11 @@ def test_records_of_parts_are_the_record_of_the_whole(
 
 def test_a_concatenated_record_is_saved(tmp_path: Path) -> None:
     made = _made(PROCESS)
-    found = jk.TrajectoryRecord.concatenate([made, made])
+    found = made.concatenate([made])
     np.testing.assert_allclose(found.scale, made.scale, rtol=1e-12)
     found.save(tmp_path / "a.npz")
     _same(jk.TrajectoryRecord.load(tmp_path / "a.npz"), found)
-    _same(jk.TrajectoryRecord.concatenate([made]), made)
+    _same(made.concatenate([]), made)
 
 
 def test_records_that_differ_are_not_concatenated() -> None:
@@ -691,18 +738,26 @@ def test_records_that_differ_are_not_concatenated() -> None:
     for other, message in (
         (
             made(nodes=9),
-            r"records\[1\] has 9 nodes, 2 directions and 2 dimensions; .* has 8, 2 and 2",
+            r"others\[0\] has 9 nodes, 2 directions, 2 dimensions; .* this record: 8, 2, 2",
         ),
-        (made(directions=1), r"records\[1\] has 8 nodes, 1 directions and 2 dimensions"),
-        (made(dim=3), r"records\[1\] has 8 nodes, 3 directions and 3 dimensions"),
-        (made(t_min=0.2), r"records\[1\] runs from 1 to t_min = 0\.2; records\[0\] from 1 to 0\.1"),
-        (made(jk.VP(beta_max=10.0)), r"records\[1\] is of VP.*differs at t = 1"),
-        (made(jk.OU(t_max=1.0)), r"records\[1\] is of OU.*signal or noise differs at t"),
+        (made(directions=1), r"others\[0\] has 8 nodes, 1 directions, 2 dimensions"),
+        (made(dim=3), r"others\[0\] has 8 nodes, 3 directions, 3 dimensions"),
+        (
+            made(t_min=0.2),
+            r"others\[0\] runs from 1 to t_min = 0\.2, .*; this record from 1 to 0\.1",
+        ),
+        (made(jk.VP(beta_max=10.0)), r"others\[0\] is of VP.*differs at t = 1"),
+        (made(jk.OU(t_max=1.0)), r"others\[0\] is of OU.*signal or noise differs at t"),
     ):
         with pytest.raises(ValueError, match=message):
-            jk.TrajectoryRecord.concatenate([first, other])
-    with pytest.raises(ValueError, match="must be a list of records, not empty"):
-        jk.TrajectoryRecord.concatenate([])
+            first.concatenate([other])
+    with pytest.raises(ValueError, match=r"others\[1\] has 9 nodes"):
+        first.concatenate([first, made(nodes=9)])
+    with pytest.raises(ValueError, match=r"others\[0\] must be a TrajectoryRecord; got Denoised"):
+        inspect.unwrap(jk.TrajectoryRecord.concatenate)(first, [_made_denoised(PROCESS)])
+    for wrong in (first, "a"):
+        with pytest.raises(ValueError, match="must be a list of records"):
+            inspect.unwrap(jk.TrajectoryRecord.concatenate)(first, wrong)
 
 
 def test_the_nfe_of_a_record_counts_what_is_run() -> None:
@@ -755,7 +810,7 @@ def test_pieces_share_one_program() -> None:
     pieces.append(jk.record(denoiser, x[10:], **options))
     assert traced == once
     whole = jk.record(denoiser, x, **{**options, "batch": 20})
-    found = jk.TrajectoryRecord.concatenate(pieces)
+    found = pieces[0].concatenate(pieces[1:])
     np.testing.assert_allclose(found.scale, whole.scale, rtol=1e-12)
     np.testing.assert_allclose(found.products, whole.products, rtol=1e-9, atol=1e-11)
 

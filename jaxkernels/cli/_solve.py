@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 
 from .._precision import in_float64
 from ..distributions import Gaussian, GaussianMixture
@@ -39,19 +40,23 @@ def optimize(
         t_min=t_min,
         stochasticity=stochasticity,
         objective=OBJECTIVES[objective](metric=metric, initialization=initialization),
-        starts=_starts(rivals, process, num_steps, t_min),
+        starts=_starts(rivals, process, num_steps, t_min, stochasticity),
     )
 
 
 def _starts(
-    rivals: Mapping[str, Schedule], process: AbstractProcess, num_steps: int, t_min: float
+    rivals: Mapping[str, Schedule],
+    process: AbstractProcess,
+    num_steps: int,
+    t_min: float,
+    stochasticity: float | str,
 ) -> dict[str, Schedule] | None:
-    """User-defined schedules beside every baseline."""
+    """User-defined schedules beside every baseline; lists of times say nothing of noise."""
     if not rivals:
         return None
-    return {name: make(process, num_steps, t_min) for name, make in BASELINES.items()} | dict(
-        rivals
-    )
+    alpha = 0.0 if isinstance(stochasticity, str) else stochasticity
+    given = {name: Schedule(np.asarray(rival.times), alpha) for name, rival in rivals.items()}
+    return {name: make(process, num_steps, t_min) for name, make in BASELINES.items()} | given
 
 
 def local_error(

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .. import _checks
+from .._nfe import cost_text
 from .._progress import Progress
 from .._types import AnyArray, Numbers
 from ..prediction import AbstractDenoiser, check_denoiser
@@ -77,6 +79,7 @@ def compare_schedules(
     sampler = as_sampler(sampler)
     span = check_schedules(process, sampler, schedules, stochastic=data is not None)
     noise = check_finite_noise(noise)
+    key = None if key is None else _checks.random_key("key", key)
     steps = reference_steps(max(schedule.num_steps for schedule in schedules.values()))
     planned = denoiser.nfe * comparison_nfe(process, sampler, schedules, len(noise))
     with Progress(f"comparing, NFE {planned:,}: reference solution", progress) as line:
@@ -109,6 +112,9 @@ def check_schedules(
     if not isinstance(schedules, Mapping) or not schedules:
         raise ValueError(f"schedules = {schedules!r} must be {{name: Schedule}}, not empty.")
     for name, schedule in schedules.items():
+        if not isinstance(name, str):
+            raise ValueError(f"schedules has the name {name!r}; names of schedules are strings.")
+        _checks.instance(f"schedules[{name!r}]", schedule, Schedule)
         check_schedule(process, sampler, schedule)
         times = np.asarray(schedule.times, np.float64)
         if span is None:
@@ -148,7 +154,7 @@ def compare_to(
     *,
     key: Array | None,
     line: Progress,
-    planned: int,
+    planned: int | None,
 ) -> Comparison:
     """Compare checked schedules with a given reference solution.
 
@@ -159,7 +165,7 @@ def compare_to(
     - `schedules`: {name: Schedule}, as `check_schedules` accepts them.
     - `key`: for the noise of stochastic steps, the same for all schedules; None for a fixed one.
     - `line`: the status line.
-    - `planned`: the NFE of everything that the status line is of.
+    - `planned`: the NFE of everything that the status line is of; None for a model.
 
     **Returns:** a `Comparison`.
     """
@@ -167,8 +173,9 @@ def compare_to(
     process = reference.denoiser.process
     found = {}
     for name, schedule in schedules.items():
-        setting = f"{type(sampler).__name__}, {schedule.num_steps} steps, {name}"
-        line.update(f"comparing, NFE {planned:,}: {setting}")
+        steps = _checks.counted(schedule.num_steps, "step")
+        setting = f"{type(sampler).__name__}, {steps}, {name}"
+        line.update(f"comparing, {cost_text(planned)}: {setting}")
         found[name] = sample_ends(reference.denoiser, sampler, schedule, reference.noise, key)
     compared = compare_ends(reference, found, _total_nfe(process, sampler, schedules))
     # a stochastic schedule has no reference from the same noise

@@ -334,6 +334,10 @@ def compare_samplers(
     t_max = float(np.asarray(process.t_max))
     span = (t_max, check_range(process, 1, denoiser.default_t_min if t_min is None else t_min))
     makers = BASELINES if schedules is None else schedules
+    if not isinstance(makers, Mapping):
+        raise ValueError(
+            f"schedules = {_checks.shown(makers)} must be {{name: function or table of schedules}}."
+        )
     made: dict[Setting, dict[str, Schedule]] = {}
     for setting, sampler in settings.items():
         made[setting] = {
@@ -342,6 +346,7 @@ def compare_samplers(
         }
         check_schedules(process, sampler, made[setting], span, stochastic=data is not None)
     noise = check_finite_noise(noise)
+    key = None if key is None else _checks.random_key("key", key)
     steps = reference_steps(max(count for _, count in settings))
     each = sum(
         sampling_nfe(process, settings[setting], schedule)
@@ -419,7 +424,9 @@ def _make_schedule(
             f"{type(schedule).__name__}."
         )
     if schedule.num_steps != setting[1]:
-        raise ValueError(f"schedules[{name!r}] has {schedule.num_steps} steps for {setting}.")
+        raise ValueError(
+            f"schedules[{name!r}] has {_checks.counted(schedule.num_steps, 'step')} for {setting}."
+        )
     return schedule
 
 

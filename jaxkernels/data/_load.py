@@ -255,6 +255,9 @@ def _check_finite(name: str, values: np.ndarray) -> np.ndarray:
     """A non-empty array of finite numbers in float32, if that has all their digits, or float64."""
     if values.size == 0:
         raise ValueError(f"{name} is empty.")
+    if values.dtype.kind == "b":
+        # a file of black and white images
+        return values.astype(np.float32)
     if values.dtype.kind != "f" or not np.all(np.isfinite(values)):
         return np.asarray(_checks.array(name, values))
     return values.astype(np.float32 if values.dtype.itemsize <= 4 else np.float64, copy=False)

@@ -51,9 +51,11 @@ class AbstractDistribution(eqx.Module):
         **Arguments:**
 
         - `key`: a random key.
-        - `num`: number of samples.
+        - `num`: number of samples, >= 0.
 
         **Returns:** samples (num, d).
+
+        **Raises:** ValueError for another `key` or `num`.
         """
 
     def denoiser(self, process: AbstractProcess) -> "ExactDenoiser":

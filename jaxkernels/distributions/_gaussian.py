@@ -92,6 +92,17 @@ class Gaussian(AbstractDistribution):
         self.compression = compression
         self.kurtosis = kurtosis
 
+    def __repr__(self) -> str:
+        brief = _checks.brief
+        shown = f"mean={brief(self.mean)}, eigenvalues={brief(self.eigenvalues)}"
+        weights = self.weights
+        known = isinstance(weights, Array | np.ndarray) and not is_traced(weights)
+        if not known or np.any(np.asarray(weights) != 1.0):
+            shown += f", weights={brief(weights)}"
+        if self.basis is not None:
+            shown += f", basis={brief(self.basis)}"
+        return f"Gaussian({shown})"
+
     @classmethod
     def isotropic(cls, dim: int, variance: Numbers = 1.0, mean: Numbers = 0.0) -> "Gaussian":
         """Make N(mean, variance I).
@@ -293,13 +304,15 @@ class Gaussian(AbstractDistribution):
         **Arguments:**
 
         - `key`: a random key.
-        - `num`: number of samples.
+        - `num`: number of samples, >= 0.
 
         **Returns:** samples (num, d).
 
         **Raises:** ValueError for weights other than 1 without a basis: such a mode is not one
-        coordinate. Traced weights are not checked.
+        coordinate. Traced weights are not checked. Also for another `key` or `num`.
         """
+        key = _checks.random_key("key", key)
+        num = _checks.count("num", num, at_least=0)
         deviation = jnp.sqrt(jnp.asarray(self.eigenvalues))
         if self.basis is None:
             if not is_traced(self.weights) and np.any(np.asarray(self.weights) != 1.0):

@@ -65,6 +65,11 @@ class GaussianMixture(AbstractDistribution):
     """The components' common variance orthogonal to one basis of fewer than d columns."""
     _overlap: bool = eqx.field(static=True)
 
+    def __repr__(self) -> str:
+        components, dim = (0, 0, *np.shape(self.means))[-2:]
+        counted = (_checks.counted(components, "component"), _checks.counted(dim, "dimension"))
+        return f"GaussianMixture({', '.join(counted)})"
+
     def __init__(self, weights: Numbers, means: Numbers, covariances: Numbers):
         weights = _checks.array("weights", weights)
         means = _checks.array("means", means)
@@ -465,11 +470,14 @@ class GaussianMixture(AbstractDistribution):
         **Arguments:**
 
         - `key`: a random key.
-        - `num`: number of samples.
+        - `num`: number of samples, >= 0.
 
         **Returns:** samples (num, d).
+
+        **Raises:** ValueError for another `key` or `num`.
         """
-        component_key, point_key = jax.random.split(key)
+        num = _checks.count("num", num, at_least=0)
+        component_key, point_key = jax.random.split(_checks.random_key("key", key))
         m = jax.random.categorical(component_key, jnp.log(jnp.asarray(self.weights)), shape=(num,))
         means = jnp.asarray(self.means)[m]
         z = jax.random.normal(point_key, means.shape)

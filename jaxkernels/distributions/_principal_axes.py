@@ -60,7 +60,7 @@ def check_samples(samples: Numbers) -> Float[np.ndarray, "n d"]:
     **Raises:** ValueError for another shape, or the first NaN or infinity.
     """
     x = _checks.on_host("samples", samples)
-    if x.dtype.kind not in "biuf":
+    if x.dtype.kind not in "iuf":
         x = np.asarray(_checks.array("samples", samples))
     if x.ndim < 2 or x.shape[0] < 2 or x.size == 0:
         raise ValueError(

@@ -179,6 +179,23 @@ def sum_products(deviations: Deviations, weight: Float[Array, " batch"]) -> dict
     }
 
 
+def probe_network(
+    denoiser: AbstractDenoiser, samples: np.ndarray, levels: Levels
+) -> Float[np.ndarray, "1 *sample"]:
+    """What a network returns for one noised sample, always the same: one NFE."""
+    j = levels.times.size // 2
+    time, signal, noise = (jnp.asarray(values[j], float) for values in levels)
+    x0 = jnp.asarray(np.asarray(samples[:1], np.float64), float)
+    x = signal * x0 + noise * jax.random.normal(jax.random.key(0), x0.shape, x0.dtype)
+    return np.asarray(_denoised(denoiser, x, time), np.float64)
+
+
+@eqx.filter_jit
+def _denoised(denoiser: AbstractDenoiser, x: Array, t: Array) -> Array:
+    """The denoised points of a network, which may return another precision than it is given."""
+    return denoiser.astype(x.dtype)(x, t).x0
+
+
 def check_output(denoiser: AbstractDenoiser, shape: tuple[int, ...]) -> None:
     """An error unless the output is floating and of x's shape, known without running a network."""
 

@@ -1,7 +1,7 @@
 """Measuring a denoiser on samples of the data."""
 
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,17 @@ from .._progress import Progress
 from .._types import Numbers
 from ..distributions import Gaussian
 from ..prediction import AbstractDenoiser, check_denoiser, check_one_condition
-from ._forward_pass import check_output, mode_coordinates, noise_steps, sum_batch
+from ._forward_pass import (
+    check_output,
+    mode_coordinates,
+    noise_steps,
+    probe_network,
+    sum_batch,
+)
 from ._levels import Levels, check_resolution, noise_levels
 from ._lipschitz import ITERATION_NFE, MAX_ITERATIONS, lipschitz_constants
 from ._measurement import Measurement
-from ._running_sums import Checkpoint, RunningSums, describe_inputs
+from ._running_sums import Checkpoint, RunningSums, describe_inputs, network_arrays
 from ._samples import (
     check_samples,
     check_target,
@@ -73,7 +79,8 @@ def measure(
     - `draws`: forward trajectories per sample, >= 1.
     - `lipschitz_points`: noised samples per time at which the Jacobian is measured; 0 for none.
     - `resume`: a file written after every batch. A call with the same arguments continues from it
-      to the same result. A network's arrays are compared if it is a pytree (an Equinox module).
+      to the same result. A network's arrays are compared if it is a pytree (an Equinox module), and
+      what it returns at one point if it is a plain function: one NFE more for every call.
     - `progress`: show a line of progress.
 
     **Returns:** a `Measurement` with all statistics.
@@ -96,16 +103,16 @@ def measure(
     levels = noise_levels(check_one_condition(check_denoiser(denoiser)).process, times)
     sizes = _check_sizes(len(rows), batch, draws, lipschitz_points)
     check_target(target, dimensions(rows))
+    key = _checks.random_key("key", key)
     check_output(denoiser, (min(sizes.batch, len(rows)) * sizes.draws, *rows.shape[1:]))
-    settings: dict[str, Any] = {}
-    if resume is not None:
-        settings = describe_inputs(denoiser, rows, levels.times, key, target) | sizes._asdict()
-    checkpoint = Checkpoint(resume, settings)
+    checkpoint = _checkpoint(denoiser, rows, levels, key, target, sizes, resume)
     sums = checkpoint.load()
     with Progress("measuring: spectrum of the data", progress) as line:
         if sums is None:
             sums = RunningSums(fit_gaussian(rows) if target is None else target)
         check_resolution(denoiser, levels, sums.target)
+        if checkpoint.probe.size:
+            sums.count(denoiser.nfe * EVALUATION)
         checkpoint.save(sums)  # a path that cannot be written is told before the work
         key_batch, key_points = jax.random.split(key)
         _add_batches(denoiser, rows, levels, sizes, sums, checkpoint, key_batch, line)
@@ -113,6 +120,23 @@ def measure(
             _add_lipschitz(denoiser, rows, levels, sizes, sums, checkpoint, key_points, line)
     statistics = pass_statistics(sums.sums, len(rows), levels, sums.target)
     return Measurement(*levels, sums.target, statistics)
+
+
+def _checkpoint(
+    denoiser: AbstractDenoiser,
+    rows: np.ndarray,
+    levels: Levels,
+    key: Array,
+    target: Gaussian | None,
+    sizes: _Sizes,
+    path: str | os.PathLike[str] | None,
+) -> Checkpoint:
+    """The file of a measurement, with what the network returns at a point if it has no arrays."""
+    if path is None:
+        return Checkpoint(None, {})
+    settings = describe_inputs(denoiser, rows, levels.times, key, target) | sizes._asdict()
+    plain = not network_arrays(denoiser)
+    return Checkpoint(path, settings, probe_network(denoiser, rows, levels) if plain else None)
 
 
 def _check_sizes(count: int, batch: int, draws: int, lipschitz_points: int) -> _Sizes:

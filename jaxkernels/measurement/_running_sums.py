@@ -13,10 +13,13 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import _files
+from .._types import AnyArray
 from ..distributions import Gaussian, pack_target, unpack_target
 from ..prediction import AbstractDenoiser, Denoiser
 
 _FORMAT = "jaxkernels.measure.state"
+# relative difference of a network's outputs on two devices
+_SAME_OUTPUT = 1e-3
 
 
 class RunningSums:
@@ -44,16 +47,26 @@ class RunningSums:
                 f"at t = {t:g}."
             )
         for name, value in found.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.sums[name] = np.asarray(self.sums.get(name, 0.0) + value)
         self.done += 1
+
+    def count(self, nfe: int) -> None:
+        """Count evaluations that add nothing to other sums."""
+        self.sums["nfe"] = np.asarray(self.sums.get("nfe", 0.0) + nfe)
 
 
 class Checkpoint:
     """The file of a measurement that can be resumed, or none (path None)."""
 
-    def __init__(self, path: str | os.PathLike[str] | None, settings: dict[str, Any]):
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        settings: dict[str, Any],
+        probe: np.ndarray | None = None,
+    ):
         self.path = path
         self.settings = settings
+        self.probe = np.zeros(0) if probe is None else probe
 
     def load(self) -> RunningSums | None:
         """The sums in the file, or None. ValueError if it was begun with other settings."""
@@ -62,10 +75,12 @@ class Checkpoint:
         content = _files.read(self.path, _FORMAT)
         begun = json.loads(str(content["settings"]))
         other = [name for name, value in self.settings.items() if begun.get(name) != value]
+        if not other and not _same_output(self.probe, content["probe"]):
+            other = ["network"]
         if other:
             raise ValueError(
-                f"{os.fspath(self.path)} was begun with another {', '.join(other)}; use the same, "
-                "or another file for resume."
+                f"{os.fspath(self.path)} was begun with other arguments ({', '.join(other)}); use "
+                "the same, or another file for resume."
             )
         target = unpack_target(content)
         assert target is not None
@@ -80,7 +95,11 @@ class Checkpoint:
         """Write the sums, if there is a file."""
         if self.path is None:
             return
-        arrays = {"settings": np.array(json.dumps(self.settings)), "done": np.array(sums.done)}
+        arrays = {
+            "settings": np.array(json.dumps(self.settings)),
+            "probe": self.probe,
+            "done": np.array(sums.done),
+        }
         arrays |= {f"sum_{name}": value for name, value in sums.sums.items()}
         _files.write(self.path, _FORMAT, arrays | pack_target(sums.target))
 
@@ -94,20 +113,33 @@ def describe_inputs(
 ) -> dict[str, str]:
     """Fingerprints of what a measurement depends on, by the name of the argument."""
     process = denoiser.process
-    network = denoiser
-    if isinstance(denoiser, Denoiser):
-        network = (denoiser.fn, denoiser.conditions, denoiser.condition_rows)
     predicts = denoiser.prediction_type if isinstance(denoiser, Denoiser) else "x0"
     return {
         "samples": digest(samples),
         "times": digest(times),
         "process": str(jax.tree.structure(process)) + digest(*jax.tree.leaves(process)),
-        "network": digest(*jax.tree.leaves(eqx.filter(network, eqx.is_array))),
+        "network": digest(*network_arrays(denoiser)),
         "key": digest(_key_data(key)),
         "target": "" if target is None else digest(*jax.tree.leaves(target)),
         "prediction_type": predicts,
         "precision": str(jnp.zeros(()).dtype),
     }
+
+
+def network_arrays(denoiser: AbstractDenoiser) -> list[AnyArray]:
+    """The arrays that tell one network from another; none of a plain function."""
+    network: Any = denoiser
+    if isinstance(denoiser, Denoiser):
+        network = (denoiser.fn, denoiser.conditions, denoiser.condition_rows)
+    return jax.tree.leaves(eqx.filter(network, eqx.is_array))
+
+
+def _same_output(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two outputs at one point are those of one network, maybe on another device."""
+    if one.shape != other.shape:
+        return False
+    scale = np.sqrt(np.mean(one**2)) if one.size else 0.0
+    return bool(np.all(np.abs(one - other) <= _SAME_OUTPUT * scale))
 
 
 def digest(*values: object) -> str:

@@ -30,7 +30,7 @@ def pass_statistics(
     sums: Mapping[str, np.ndarray], count: int, levels: Levels, target: Gaussian
 ) -> dict[str, np.ndarray]:
     """The fields of a `Measurement` by name, from sums over `count` samples."""
-    mean = {name: value / count for name, value in sums.items()}
+    mean = {name: np.asarray(value / count) for name, value in sums.items()}
     error = np.diag(mean["ee"]).copy()
     violation = np.asarray(martingale_violation(constant(mean["ee"])))
     slope, residuals = _affine_fit(mean)

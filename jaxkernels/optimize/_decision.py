@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 
 from .._progress import Progress
 from ..comparison import Comparison, Reference, compare_to
-from ..samplers import AbstractSampler
+from ..samplers import AbstractSampler, sampling_nfe
+from ..schedules import Schedule
 from ._candidates import Candidate, by_label
 
 # of a sum of chances
@@ -78,7 +79,8 @@ class Decision(NamedTuple):
         if len(finalists) == 1:
             return finalists[0], 0
         schedules = {c.label: c.schedule for c in finalists}
-        compared = compare_to(self.network, sampler, schedules, line=line, key=None, planned=0)
+        options = {"line": line, "key": None, "planned": self._planned(sampler, schedules)}
+        compared = compare_to(self.network, sampler, schedules, **options)
         modelled = predicted.take(compared.names).errors
         every = np.full(modelled.shape[1], 1.0 / modelled.shape[1])
         share = _share_of_candidates(_log(compared.errors) - _log(modelled[:, self.rows]))
@@ -86,6 +88,12 @@ class Decision(NamedTuple):
         scores = of_model + share * (_scores(compared.errors, self.weights) - of_model)
         label = compared.names[int(np.argmin(scores))]
         return by_label(finalists)[label], compared.sampling_nfe
+
+    def _planned(self, sampler: AbstractSampler, schedules: dict[str, Schedule]) -> int:
+        """NFE of running the network."""
+        denoiser = self.network.denoiser
+        each = sum(sampling_nfe(denoiser.process, sampler, s) for s in schedules.values())
+        return denoiser.nfe * len(self.network.noise) * each
 
 
 def _log(x: Float[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._compile import quick_filter_jit
 from .._linalg import matmul
-from .._nfe import EVALUATION, VECTOR_JACOBIAN_PRODUCT
+from .._nfe import EVALUATION, VECTOR_JACOBIAN_PRODUCT, cost_text
 from .._numerics import clipped, larger
 from .._padding import bucket
 from ..comparison import BALANCED, WEIGHED, Comparison, Reference, balance, statistic
@@ -53,6 +53,8 @@ def fine_tune(
     criterion: str,
     solver: Optax,
     report: Callable[[str], None] = lambda text: None,
+    *,
+    free: bool = False,
 ) -> Schedule:
     """Minimise the selection criterion through the network.
 
@@ -62,7 +64,7 @@ def fine_tune(
     **Arguments:** `reference`, a solution on the noise that selects; `space` of deterministic
     schedules; `schedule`, one of them; `baselines`, compared on the same noise; `criterion` as for
     `Comparison.best`; `solver`, its transformation and number of steps; `report`, called with a
-    line of progress.
+    line of progress; `free`, whether the reference is of a model, which takes no NFE.
 
     **Returns:** the schedule with the lowest held-out criterion. `fine_tuning_nfe` says what it
     takes.
@@ -88,7 +90,9 @@ def fine_tune(
     )
     denoiser = reference.denoiser
     per_run = denoiser.nfe * sampling_nfe(denoiser.process, sampler, schedule)
-    planned = fine_tuning_nfe(reference.noise.shape[0], per_run, solver.max_iterations)
+    planned = (
+        None if free else fine_tuning_nfe(reference.noise.shape[0], per_run, solver.max_iterations)
+    )
     steps = solver.max_iterations
     # the last point is looked at, and not moved
     looks = steps + 1
@@ -97,7 +101,7 @@ def fine_tune(
         last = jax.device_put(np.asarray(min(until, looks), np.int32))
         loop = _advance(solver, objective, z, train, held_out, loop, last)
         report(
-            f"fine-tuning, NFE {planned:,}: step {min(int(loop.step), steps)} of {steps}, "
+            f"fine-tuning, {cost_text(planned)}: step {min(int(loop.step), steps)} of {steps}, "
             f"held-out {criterion} {float(np.exp(loop.lowest)):.4g} of the best baseline's"
         )
     if not bool(loop.finite):

@@ -169,7 +169,7 @@ def check_target(target: object) -> None:
 
 def _check_samples(target: object) -> AnyArray:
     try:
-        if _checks.on_host("target", target).dtype.kind not in "biufc":
+        if _checks.on_host("target", target).dtype.kind not in "iufc":
             raise ValueError(f"got {type(target).__name__}.")
         samples = _checks.array("target", target)
         if samples.ndim < 2:

@@ -102,8 +102,9 @@ def optimize_schedule(
     - `stochasticity`: alpha = h/g, a number or (K,), kept as it is; or "optimize" for one per step.
       `DDIM` is the family in which an optimised stochasticity was seen to hold on networks.
     - `starts`: names of baseline schedules, or {name: Schedule}, baselines of `schedules.BASELINES`
-      among them by their own names; default every baseline. With "optimize", each is started at
-      stochasticity 0 and 1. All starts run at once.
+      among them by their own names; default every baseline. A schedule of your own has the fixed
+      `stochasticity`; with "optimize" it is started at its own, and one without noise, as every
+      baseline, at 0 and 1. All starts run at once.
     - `solver`: `Newton()` (default), or `Optax(transformation, steps)` for any optax
       transformation.
     - `selection`: a `Selection`: the network that runs the candidates, its data and the criterion.
@@ -147,6 +148,7 @@ def run_request(
     target: object, request: Request, starts: Starts, progress: bool, began: float
 ) -> OptimizedSchedule:
     """Solve, propose candidates, select."""
+    request.check_solvable(starts)
     model, selection, bound, nfe = prepare(target, request, starts, progress)
     run = (request.process, request.sampler, request.num_steps)
     with Progress("optimising: compiling", progress) as line, jax.enable_x64(True):
@@ -233,8 +235,9 @@ def _best(problem: ScheduleProblem, solution: Solution) -> tuple[Schedule, float
     best = int(np.argmin(values))
     optimum = Schedule.from_squared(*(rows[best] for rows in both))
     if not 0.0 < values[best] < np.inf:
+        found = problem.evaluate_unchecked(*both)[best]
         raise ValueError(
-            f"the objective is {values[best]:g} at its best start; it must be finite and positive. "
+            f"the objective is {found:g} at its best start; it must be finite and positive. "
             f"{problem.objective.why_infinite(optimum)}"
         )
     return optimum, float(values[best]), values

@@ -14,6 +14,7 @@ from .. import _checks
 from .._compile import quick_jit
 from .._field_names import known_name
 from .._objective import (
+    LARGEST_STOCHASTICITY,
     AbstractBoundObjective,
     AbstractCoordinateObjective,
     AbstractObjective,
@@ -67,6 +68,10 @@ class BoundCustomObjective(AbstractBoundObjective):
     def __call__(self, schedule: Schedule) -> Float[Array, ""]:
         return self.fn(schedule)
 
+    def why_infinite(self, schedule: Schedule) -> str:
+        del schedule
+        return "A function of a schedule is minimised by its logarithm; exp(f) is positive."
+
 
 def as_objective(objective: Any) -> AbstractObjective:
     """An objective, a function of a schedule, or None for `LocalError()`."""
@@ -81,6 +86,32 @@ def as_objective(objective: Any) -> AbstractObjective:
         )
     fn: Any = objective if isinstance(objective, eqx.Module) else jax.tree_util.Partial(objective)
     return CustomObjective(fn)
+
+
+def check_function(objective: AbstractObjective, num_steps: int) -> None:
+    """ValueError unless a user-defined function, traced as it will be, returns a real scalar."""
+    if not isinstance(objective, CustomObjective):
+        return
+
+    def call(times: Array, squared: Array) -> object:
+        return to_float64(objective.fn)(Schedule.from_squared(times, squared))
+
+    wanted = (
+        "objective must return a real scalar computed from schedule.times and "
+        "schedule.stochasticity by jax.numpy"
+    )
+    try:
+        with jax.enable_x64(True):
+            points = jax.ShapeDtypeStruct((num_steps + 1,), jnp.float64)
+            steps = jax.ShapeDtypeStruct((num_steps,), jnp.float64)
+            found = jax.eval_shape(call, points, steps)
+    except (TypeError, jax.errors.NonConcreteBooleanIndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{wanted}; it raised {type(error).__name__}: {reason}") from error
+    if not isinstance(found, jax.ShapeDtypeStruct):
+        raise ValueError(f"{wanted}; it returned {type(found).__name__}.")
+    if found.shape or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(f"{wanted}; it returned shape {found.shape} of {found.dtype}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +164,19 @@ class ScheduleProblem:
 
         Infinite where it is not a number.
         """
+        values = self.evaluate_unchecked(times, squared)
+        return np.where(np.isnan(values), np.inf, values)
+
+    def evaluate_unchecked(
+        self,
+        times: Float[np.ndarray, "schedules points"],
+        squared: Float[np.ndarray, "schedules steps"],
+    ) -> Float[np.ndarray, " schedules"]:
+        """The same, NaN where it is not a number."""
         values = self._in_coordinate(times, squared)
         if values is None:
             values = _values(self.objective, jnp.asarray(times), jnp.asarray(squared))
-        values = np.asarray(values)
-        return np.where(np.isnan(values), np.inf, values)
+        return np.asarray(values)
 
     def _in_coordinate(
         self,
@@ -307,10 +346,6 @@ def _given_starts(
     """The schedules to start from, by name."""
     if starts is None:
         return known
-    if isinstance(starts, str) or not starts:
-        raise ValueError(
-            f"starts = {starts!r} must be a list of names or a dict of schedules, not empty."
-        )
     if not isinstance(starts, Mapping):
         names = [known_name("schedule", "starts", name, known) for name in starts]
         return {name: known[name] for name in names}
@@ -345,7 +380,8 @@ def _given_start(
         )
     if schedule.num_steps != num_steps:
         raise ValueError(
-            f"starts[{name!r}] has {schedule.num_steps} steps; num_steps is {num_steps}."
+            f"starts[{name!r}] has {_checks.counted(schedule.num_steps, 'step')}; num_steps is "
+            f"{num_steps}."
         )
     times = np.asarray(schedule.times, np.float64).copy()
     t_max = float(np.asarray(process.t_max))
@@ -368,16 +404,89 @@ def _given_start(
     return Schedule(times, np.asarray(schedule.stochasticity))
 
 
+def check_starts(
+    starts: Starts,
+    process: AbstractProcess,
+    num_steps: int,
+    t_min: tuple[float, float],
+    squared: Float[np.ndarray, " steps"] | None,
+) -> None:
+    """ValueError for starts that do not fit, before anything slow is done."""
+    if starts is None:
+        return
+    if isinstance(starts, str) or not isinstance(starts, Mapping | Sequence) or not starts:
+        raise ValueError(
+            f"starts = {_checks.shown(starts)} must be a list of names or a dict of schedules, not "
+            "empty."
+        )
+    if not isinstance(starts, Mapping):
+        for i, name in enumerate(starts):
+            if not isinstance(name, str):
+                raise ValueError(
+                    f"starts[{i}] must be the name of a baseline; schedules are given as "
+                    f"starts={{name: Schedule}}. Got {type(name).__name__}."
+                )
+        return
+    for name, schedule in starts.items():
+        if not isinstance(name, str):
+            raise ValueError(f"starts has the name {name!r}; names of schedules are strings.")
+        _checks.instance(f"starts[{name!r}]", schedule, Schedule)
+        if name not in BASELINES:
+            _given_start(name, schedule, num_steps, process, *t_min)
+        _check_start_stochasticity(name, schedule, squared)
+
+
+def _check_start_stochasticity(
+    name: str, schedule: Schedule, squared: Float[np.ndarray, " steps"] | None
+) -> None:
+    """ValueError for a given start that injects other noise than its candidates can."""
+    alpha = np.asarray(schedule.stochasticity, np.float64)
+    if name in BASELINES and not np.any(alpha):
+        return
+    if squared is None:
+        _check_free_stochasticity(name, alpha)
+    elif not np.allclose(alpha, np.sqrt(squared), rtol=1e-5, atol=1e-6):
+        raise ValueError(
+            f"starts[{name!r}] has stochasticity {_range_of(alpha)}; it must be what all "
+            f"schedules have here, stochasticity = {_range_of(np.sqrt(squared))}."
+        )
+
+
+def _check_free_stochasticity(name: str, alpha: Float[np.ndarray, " steps"]) -> None:
+    """ValueError for a start that is a baseline with noise, or beyond what is searched."""
+    if name in BASELINES:
+        raise ValueError(
+            f"starts[{name!r}] has stochasticity {_range_of(alpha)}; the baseline of this name is "
+            "started at 0 and 1: give it one of its own."
+        )
+    if alpha.max() > LARGEST_STOCHASTICITY:
+        raise ValueError(
+            f"starts[{name!r}] has stochasticity {_range_of(alpha)}; it must be at most "
+            f"{LARGEST_STOCHASTICITY:g}, up to which it is optimised."
+        )
+
+
+def _range_of(numbers: Float[np.ndarray, " steps"]) -> str:
+    """Numbers for a message: one, or from the smallest to the largest."""
+    low, high = (f"{number:g}" for number in (numbers.min(), numbers.max()))
+    return low if low == high else f"{low} .. {high}"
+
+
 def _with_stochasticity(
     schedules: dict[str, Schedule], squared: Float[np.ndarray, " steps"] | None
 ) -> list[Candidate]:
-    """Each schedule with the fixed stochasticity, or with both 0 and 1 when it is optimised."""
+    """Each schedule with the fixed stochasticity; with its own, or with 0 and 1, if optimised."""
     found = []
     for alpha in (None,) if squared is not None else (0.0, 1.0):
         for name, schedule in schedules.items():
+            own = squared is None and schedule.is_stochastic
+            if own and alpha == 1.0:
+                continue
+            level = np.full(schedule.num_steps, alpha) if squared is None else squared
+            if own:
+                level = np.asarray(schedule.stochasticity_squared)
             origin = Origin.BASELINE if name in BASELINES else Origin.START
             label = f"{name}{_STOCHASTIC}" if alpha == 1.0 else name
-            level = np.full(schedule.num_steps, alpha) if squared is None else squared
             if np.any(level != np.asarray(schedule.stochasticity_squared)):
                 schedule = Schedule.from_squared(np.asarray(schedule.times), level)
             found.append(Candidate(label, schedule, origin))

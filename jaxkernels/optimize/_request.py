@@ -10,7 +10,7 @@ from .. import _checks
 from .._objective import AbstractObjective, ScheduleFunction
 from .._precision import is_traced
 from .._types import Numbers
-from ..distributions import Gaussian
+from ..distributions import AbstractDistribution, ExactDenoiser, Gaussian, GaussianMixture
 from ..errors import LocalError, TerminalError
 from ..prediction import AbstractDenoiser
 from ..processes import AbstractProcess, check_process
@@ -27,7 +27,14 @@ from ..trajectories import (
     unpredictable,
 )
 from ._model import check_target
-from ._problem import as_objective, check_end, check_stochasticity
+from ._problem import (
+    Starts,
+    as_objective,
+    check_end,
+    check_function,
+    check_starts,
+    check_stochasticity,
+)
 from ._selection import Selection
 from ._solver import AbstractSolver, Newton
 
@@ -52,6 +59,12 @@ class Request:
         """Whether a candidate may inject noise."""
         squared = self.stochasticity_squared
         return squared is None or bool(np.any(squared))
+
+    def check_solvable(self, starts: Starts) -> None:
+        """ValueError for starts or a function that do not fit, before anything slow is done."""
+        check_function(self.objective, self.num_steps)
+        limits = (self.process, self.num_steps, self.t_min, self.stochasticity_squared)
+        check_starts(starts, *limits)
 
     @property
     def initialization(self) -> str:
@@ -130,6 +143,7 @@ def check_arguments(
     request.objective.check(sampler, not request.stochastic, request.fixed_end)
     if isinstance(request.objective, RecordedError):
         check_record(request.objective.record, process, sampler, request.t_min[0])
+    _check_dimensions(target, request)
     if isinstance(target, Gaussian) and selection is None:
         return request
     _check_selection(target, request)
@@ -225,6 +239,57 @@ def _check_selection(target: object, request: Request) -> None:
     for name, denoiser in (("selection.denoiser", selection.denoiser), ("target", target)):
         if isinstance(denoiser, AbstractDenoiser):
             _check_same_process(name, denoiser.process, request)
+
+
+def _check_dimensions(target: object, request: Request) -> None:
+    """ValueError for a record, or samples, in other dimensions than what else is given."""
+    selection = request.selection or Selection()
+    records = {
+        "objective.record": getattr(request.objective, "record", None),
+        "selection.record": selection.record,
+    }
+    known = {
+        name: made.ends.shape[1]
+        for name, made in records.items()
+        if isinstance(made, AbstractRecord)
+    }
+    is_samples = not isinstance(target, AbstractDistribution | AbstractDenoiser)
+    judged = [*known, *["target"] * is_samples]
+    others = {
+        "selection.noise": _dimension_of_rows("noise", selection.given_noise),
+        "selection.data": _dimension_of_rows("data", selection.data),
+        "selection.denoiser": _dimension(selection.denoiser),
+        "target": _dimension_of_rows("target", target) if is_samples else _dimension(target),
+    }
+    known |= {name: size for name, size in others.items() if size is not None}
+    for name in judged:
+        for other, size in known.items():
+            if size != known[name]:
+                raise ValueError(
+                    f"{name} has {known[name]} dimensions; it must have as many as {other}, {size}."
+                )
+
+
+def _dimension_of_rows(argument: str, rows: object) -> int | None:
+    """How many numbers a row has."""
+    return None if rows is None else int(np.prod(_checks.on_host(argument, rows).shape[1:]))
+
+
+def _dimension(holder: object) -> int | None:
+    """The dimension of a distribution or of its exact denoiser; None if nothing says it.
+
+    Eigenvalues alone may be those of a spectrum, whose modes are not coordinates.
+    """
+    if isinstance(holder, GaussianMixture):
+        return holder.means.shape[1]
+    if isinstance(holder, Gaussian):
+        return None if holder.basis is None else holder.basis.shape[0]
+    if not isinstance(holder, ExactDenoiser):
+        return None
+    inner = holder.distribution
+    if isinstance(inner, Gaussian) and inner.basis is None and inner.mean.shape[0] > 1:
+        return inner.mean.shape[0]
+    return _dimension(inner)
 
 
 def _check_same_process(name: str, process: AbstractProcess, request: Request) -> None:

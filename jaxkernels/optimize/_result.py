@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from .. import exports
+from .. import _checks, exports
 from .._objective import AbstractBoundObjective
 from .._plot import FigureSpec, render
 from .._precision import in_float64
@@ -228,7 +228,7 @@ class OptimizedSchedule:
             what = f"{label(self.criterion)} error"
             values = (column[self.selected], column[name])
         title = (
-            f"{type(self.sampler).__name__}, {self.schedule.num_steps} steps, "
+            f"{type(self.sampler).__name__}, {_checks.counted(self.schedule.num_steps, 'step')}, "
             f"{type(self.process).__name__}: "
             f"{what} {values[0]:.3g} optimised, {values[1]:.3g} {name}"
         )
@@ -351,7 +351,8 @@ class OptimizedSchedule:
             entries.append(("budget", str(self.plan)))
         entries += [("warning", text) for text in self.warnings]
         trust = f"trusted={self.trusted}, verified={self.verified}, {self.seconds:.2f} s"
-        title = f"{type(self.sampler).__name__}, {self.schedule.num_steps} steps, {state}"
+        steps = _checks.counted(self.schedule.num_steps, "step")
+        title = f"{type(self.sampler).__name__}, {steps}, {state}"
         return describe(f"OptimizedSchedule: {title}", [*entries, ("evidence", trust)])
 
     def _against(self) -> str:

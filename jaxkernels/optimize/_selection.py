@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from .. import _checks
 from .._linalg import matmul
+from .._nfe import cost_text
 from .._numerics import as_inexact
 from .._progress import Progress
 from .._types import AnyArray, Numbers
@@ -104,16 +105,19 @@ class Selection:
         if self.denoiser is not None:
             check_denoiser(self.denoiser)
         _checks.one_of("criterion", self.criterion, (BALANCED, *STATISTICS))
-        if not isinstance(self.record, AbstractRecord | bool | None):
+        none_asked = self.record is None or self.record is False
+        if not (none_asked or isinstance(self.record, AbstractRecord)):
             raise ValueError(
                 "record must be a TrajectoryRecord, of jk.record, a DenoisedRecord, of "
-                "jk.record_denoised, or False; got "
-                f"{type(self.record).__name__}."
+                "jk.record_denoised, or False for none; got "
+                f"{'True' if self.record is True else type(self.record).__name__}."
             )
         if self.fine_tune is not None and not isinstance(self.fine_tune, Optax):
             _checks.count("fine_tune", self.fine_tune, at_least=0)
         if self.noise is not None:
             _check_noise(self.noise)
+        if self.key is not None:
+            _checks.random_key("key", self.key)
 
     @property
     def given_noise(self) -> Array | None:
@@ -287,10 +291,9 @@ class BoundSelection:
         sampler: AbstractSampler,
         progress: bool = True,
     ) -> Candidate:
-        """One of the candidates, fine-tuned if asked, without evidence."""
-        nfe = self._planned_nfe(candidates, sampler, self._solver(space))
+        """One of the candidates, fine-tuned if asked, without evidence; of a mixture, no NFE."""
         with Progress("selecting on a mixture", progress) as line:
-            found = self._select(candidates, space, sampler, line, nfe, None)
+            found = self._select(candidates, space, sampler, line, None, None)
         return by_label(found[0])[found[1]]
 
     def run(
@@ -327,7 +330,7 @@ class BoundSelection:
         space: ScheduleSpace,
         sampler: AbstractSampler,
         line: Progress,
-        nfe: dict[str, int],
+        nfe: dict[str, int] | None,
         incumbent: str | None,
     ) -> tuple[list[Candidate], str]:
         """All candidates, a fine-tuned one among them, and the label of the best."""
@@ -347,6 +350,7 @@ class BoundSelection:
             self.criterion,
             solver,
             line.update,
+            free=nfe is None,
         )
         extra = Candidate(FINE_TUNED, tuned, Origin.FINE_TUNED)
         both = comparison.joined(trial.compare([extra]))
@@ -373,19 +377,20 @@ class BoundSelection:
         candidates: Sequence[Candidate],
         sampler: AbstractSampler,
         line: Progress,
-        nfe: dict[str, int],
+        nfe: dict[str, int] | None,
     ) -> "_Trial":
         schedules = _schedules(candidates)
         stochastic = self.data is not None
         span = check_schedules(self.denoiser.process, sampler, schedules, stochastic=stochastic)
         steps = reference_steps(max(s.num_steps for s in schedules.values()))
-        line.update(f"comparing, NFE {sum(nfe.values()):,}: reference solution")
+        planned = None if nfe is None else sum(nfe.values())
+        line.update(f"comparing, {cost_text(planned)}: reference solution")
         noise = (self.noise, self.fresh)[number]
         # rows keep their conditions
         denoiser = self.denoiser.take(slice(number * len(self.noise), None))
         reference = solve_reference(denoiser, noise, steps, span, self.data)
         key = jax.random.fold_in(self.key, number)
-        return _Trial(reference, sampler, key, line, sum(nfe.values()))
+        return _Trial(reference, sampler, key, line, planned)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -396,7 +401,7 @@ class _Trial:
     sampler: AbstractSampler
     key: Array
     line: Progress
-    planned: int
+    planned: int | None
 
     def compare(self, candidates: Sequence[Candidate]) -> Comparison:
         schedules = _schedules(candidates)

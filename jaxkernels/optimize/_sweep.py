@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._objective import AbstractObjective, ScheduleFunction
@@ -44,7 +44,8 @@ class ScheduleSweep:
 
     **Arguments:**
 
-    - `results`: {(sampler, steps): OptimizedSchedule}.
+    - `results`: {(sampler, steps): OptimizedSchedule}. The sweep is indexed, iterated over and
+      counted by these settings.
     - `shared_nfe`: NFE of what serves all settings, by stage.
     - `plan`: how a budget was divided; None without one.
     - `seconds`: wall time of the whole call.
@@ -69,6 +70,15 @@ class ScheduleSweep:
             known = ", ".join(map(str, self.results))
             raise ValueError(f"setting = {setting!r} was not optimised; known are {known}.")
         return self.results[setting]
+
+    def __iter__(self) -> Iterator[Setting]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __contains__(self, setting: object) -> bool:
+        return setting in self.results
 
     @property
     def schedules(self) -> dict[Setting, Schedule]:
@@ -217,6 +227,8 @@ def optimize_schedules(
         request = check_arguments(*run, solver, selection)
         budget = check_budget(target, request, budget)
         requests[setting] = request
+    for request in requests.values():
+        request.check_solvable(starts)
     first = next(iter(requests.values()))
     target = on_range(target, first.process)
     plan = None

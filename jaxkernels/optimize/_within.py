@@ -41,7 +41,7 @@ _SIMULATED = 128
 _EXCHANGED = 1024
 _SIMULATED_STEPS = 200
 # options of comparisons on the model, which take no NFE
-_FREE: dict[str, Any] = {"key": None, "planned": 0}
+_FREE: dict[str, Any] = {"key": None, "planned": None}
 
 
 def bind_simulated(
@@ -208,7 +208,7 @@ class SimulatedSelection:
         if self.solver is None or space.num_steps == 1 or reference.noise.shape[0] < 4:
             return None
         run = (reference, sampler, space, start.schedule, baselines)
-        tuned = fine_tune(*run, self.criterion, self.solver, line.update)
+        tuned = fine_tune(*run, self.criterion, self.solver, line.update, free=True)
         if np.allclose(tuned.times, start.schedule.times, rtol=1e-5):
             return None
         return Candidate(label, tuned, Origin.SIMULATED)

@@ -257,6 +257,14 @@ class Denoiser(AbstractDenoiser):
         )
         self.evaluations = _checks.count("evaluations", evaluations)
 
+    def __repr__(self) -> str:
+        inner = getattr(self.fn, "func", self.fn)
+        name = getattr(inner, "__name__", type(inner).__name__)
+        shown = f"{name}, {self.process!r}, {self.prediction_type!r}"
+        if self.condition_rows is not None:
+            shown += f", {_checks.counted(_count(self.conditions), 'condition')}"
+        return f"Denoiser({shown})"
+
     @property
     def default_t_min(self) -> float:
         """Time at which sampling ends by default: `fn.t_min` if there is one.

@@ -14,7 +14,7 @@ from numpy.polynomial.legendre import leggauss
 from .._linalg import apply, full_precision, product, transpose
 from ..prediction import Prediction
 from ..processes import AbstractProcess
-from ..samplers import AbstractSampler
+from ..samplers import AbstractSampler, check_advanced
 from ..schedules import Step
 from ..score_error import AffineError
 
@@ -123,7 +123,7 @@ def _step_maps(
                 return prediction.with_score_error(e, process.signal(t), process.noise(t))
 
             step = sampler.step(learned, noise, process, here, x, unravel(history))
-            return ravel_pytree(step)[0], variances
+            return ravel_pytree(check_advanced(sampler, step))[0], variances
 
         count = len(jax.eval_shape(run, x, history, shifts)[1])
         arguments = (x, history, shifts, *[x] * count)

@@ -10,7 +10,7 @@ from .._precision import is_traced
 from ..distributions import gaussian_prediction
 from ..prediction import Prediction
 from ..processes import AbstractProcess
-from ..samplers import AbstractSampler
+from ..samplers import AbstractSampler, check_advanced
 from ..schedules import Schedule
 
 # two points far apart, between which a bounded or clipped step bends
@@ -65,7 +65,8 @@ def _differentiate(
         return gaussian_prediction(process, zeros, jnp.ones(2), None, x, t)
 
     def advance(x: Array) -> Array:
-        return sampler.step(predict, jnp.zeros_like, process, step, x, sampler.init_history(x))[0]
+        run = (predict, jnp.zeros_like, process, step, x, sampler.init_history(x))
+        return check_advanced(sampler, sampler.step(*run))[0]
 
     derivatives = jax.vmap(jax.jacfwd(advance))(jnp.asarray(_POINTS))
     if len(evaluated) > sampler.nfe_per_step:

@@ -13,7 +13,7 @@ from .._numerics import floored_log, safe_divide, safe_sqrt, smaller
 from ..distributions import Gaussian, gaussian_prediction
 from ..prediction import Predict, Prediction
 from ..processes import AbstractProcess
-from ..samplers import AbstractSampler
+from ..samplers import AbstractSampler, check_advanced
 from ..schedules import Schedule, Step
 from ._affine import AffineMaps, advance, average, by_step
 from ._coordinates import PerMode
@@ -158,7 +158,8 @@ def _take(
             variances.append(variance)
             return drawn[len(variances) - 1] if drawn else jnp.zeros_like(state[0])
 
-        return sampler.step(predict, noise, process, interval, *state), variances
+        advanced = sampler.step(predict, noise, process, interval, *state)
+        return check_advanced(sampler, advanced), variances
 
     count = len(jax.eval_shape(run, state, [])[1])
     still = [jnp.zeros_like(state[0])] * count
@@ -355,9 +356,8 @@ def _window_response(
                 )
 
             interval = window_step(times, stochasticity_squared, step - depth, j, num_steps)
-            x, new = sampler.step(
-                learned, jnp.zeros_like, process, interval, exact_mean[j], history
-            )
+            run = (learned, jnp.zeros_like, process, interval, exact_mean[j], history)
+            x, new = check_advanced(sampler, sampler.step(*run))
             history = _choose(step - depth + j >= 0, new, history)
         return x
 

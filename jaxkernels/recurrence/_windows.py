@@ -17,7 +17,7 @@ from .._numerics import safe_divide, safe_sqrt
 from ..distributions import Gaussian
 from ..prediction import Predict, Prediction
 from ..processes import EDM, AbstractProcess
-from ..samplers import AbstractSampler, History
+from ..samplers import AbstractSampler, History, check_advanced
 from ..schedules import Step
 
 
@@ -99,7 +99,7 @@ def local_error_coefficients(
         _, history = carry
         current, start, prediction = inputs
         run = (_always(prediction), jnp.zeros_like, process, current, start, history)
-        after, new = sampler.step_from_corrected(*run)
+        after, new = check_advanced(sampler, sampler.step_from_corrected(*run))
         inside = current.completed >= 0
         history = jax.tree.map(lambda a, b: jnp.where(inside, a, b), new, history)
         return (after, history), after
@@ -225,7 +225,8 @@ def two_evaluation_coefficients(
     start = process.signal(times[0]) * units[0] + process.noise(times[0]) * units[1]
     end = process.signal(times[1]) * units[4] + process.noise(times[1]) * units[5]
     history = sampler.init_history(start)
-    after, _ = sampler.step(predict, jnp.zeros_like, process, current, start, history)
+    advanced = sampler.step(predict, jnp.zeros_like, process, current, start, history)
+    after, _ = check_advanced(sampler, advanced)
     error = after - end
     return middle, error[:6].reshape(3, 2), error[6:].reshape(2, 2)
 

@@ -12,6 +12,7 @@ from ._base import (
     Process as Process,
     Times as Times,
     X as X,
+    check_advanced as check_advanced,
 )
 from ._ddim import (
     DDIM as DDIM,

@@ -184,3 +184,30 @@ class AbstractSampler(eqx.Module):
 
         **Returns:** x and the history at `step.next_time`.
         """
+
+
+def check_advanced(sampler: AbstractSampler, advanced: object) -> tuple[X, History]:
+    """Check that a step of a sampler returned what it should.
+
+    **Arguments:**
+
+    - `sampler`: whose step it was.
+    - `advanced`: what it returned.
+
+    **Returns:** x and the history.
+
+    **Raises:** ValueError for anything but two values.
+
+    **Example:**
+
+    ```python
+    >>> jk.samplers.check_advanced(jk.DDIM(), (jnp.ones(2), ()))[1]
+    ()
+    ```
+    """
+    if not isinstance(advanced, tuple) or len(advanced) != 2:
+        raise ValueError(
+            f"{type(sampler).__name__}.step must return (x, history); it returned "
+            f"{type(advanced).__name__}."
+        )
+    return advanced

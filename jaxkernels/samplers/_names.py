@@ -49,6 +49,8 @@ SAMPLERS: dict[str, type[AbstractSampler]] = {
     "matched_noise": MatchedNoise,
 }
 
+# what a user-defined sampler has to say of itself
+_STATED = ("order", "nfe_per_step", "stochastic")
 # as far as a stochasticity is from 1 by rounding
 _UNIT = 1e-5
 
@@ -105,7 +107,8 @@ def as_sampler(sampler: object, argument: str = "sampler") -> AbstractSampler:
 
     **Returns:** the sampler.
 
-    **Raises:** ValueError for an unknown name or another type.
+    **Raises:** ValueError for an unknown name or another type, or a user-defined sampler without
+    the class variables that `AbstractSampler` asks for.
 
     **Example:**
 
@@ -118,6 +121,12 @@ def as_sampler(sampler: object, argument: str = "sampler") -> AbstractSampler:
         sampler = SAMPLERS[check_sampler_name(sampler, argument)]()
     if not isinstance(sampler, AbstractSampler):
         raise ValueError(f"{argument} must be a sampler or a name; got {sampler!r}.")
+    missing = [name for name in _STATED if not hasattr(sampler, name)]
+    if missing:
+        raise ValueError(
+            f"{argument}: {type(sampler).__name__} does not state {', '.join(missing)}, which are "
+            "class variables of every sampler."
+        )
     return sampler
 
 

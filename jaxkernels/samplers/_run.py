@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -18,7 +19,7 @@ from .._types import AnyArray
 from ..prediction import AbstractDenoiser, Predict, check_denoiser, in_working_precision
 from ..processes import AbstractProcess
 from ..schedules import Schedule, Step
-from ._base import AbstractSampler
+from ._base import AbstractSampler, check_advanced
 from ._names import as_sampler, check_schedule
 
 # those of a reference solution and of schedules that are compared with it run in one program
@@ -190,7 +191,7 @@ def check_noise(
 
     **Returns:** the noise, as an array.
 
-    **Raises:** ValueError for another type, or fewer rows.
+    **Raises:** ValueError for another type, fewer rows, or one row without its batch.
 
     **Example:**
 
@@ -199,13 +200,14 @@ def check_noise(
     (4, 2)
     ```
     """
-    noise = jnp.asarray(_checks.without_torch(noise))
+    if not is_traced(noise) and not isinstance(noise, Array):
+        noise = cast(Array, _checks.on_host("noise", noise))
+    noise = jnp.asarray(noise)
     if not jnp.issubdtype(noise.dtype, jnp.floating):
         raise ValueError(f"noise has dtype {noise.dtype}; it must be floating.")
-    if at_least and (noise.ndim < 2 or noise.shape[0] < at_least):
-        raise ValueError(
-            f"noise has shape {noise.shape}; it must be (n, ...) with n >= {at_least}."
-        )
+    if noise.ndim < 2 or noise.size == 0 or noise.shape[0] < at_least:
+        least = max(at_least, 1)
+        raise ValueError(f"noise has shape {noise.shape}; it must be (n, ...) with n >= {least}.")
     return noise
 
 
@@ -424,4 +426,5 @@ def take_step(
         if key is None:
             raise ValueError("key: a randomised sampler draws times and needs a random key.")
         step = step._replace(uniform=jax.random.uniform(jax.random.fold_in(key, 0), (), x.dtype))
-    return sampler.step(predict, noise, process, step, x, history)
+    advanced = sampler.step(predict, noise, process, step, x, history)
+    return check_advanced(sampler, advanced)

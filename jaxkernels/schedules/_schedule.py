@@ -133,6 +133,7 @@ class Schedule(eqx.Module):
         times = times_at_sigmas(process, levels)
         if levels[0] >= sigma_range(process, 0.0)[0]:
             times[0] = float(process.t_max)
+        _check_resolved("sigmas", levels, times)
         return cls(times, stochasticity)
 
     @classmethod
@@ -199,6 +200,13 @@ class Schedule(eqx.Module):
             )
         return cls(np.append(times, 0.0), stochasticity)
 
+    def __repr__(self) -> str:
+        alpha: object = self.stochasticity_squared
+        if isinstance(alpha, Array) and not is_traced(alpha):
+            alpha = np.sqrt(np.asarray(alpha))
+            alpha = alpha[0] if alpha.ndim == 1 and np.all(alpha == alpha[:1]) else alpha
+        return f"Schedule({_checks.brief(self.times)}, stochasticity={_checks.brief(alpha)})"
+
     @property
     def stochasticity(self) -> Float[Array, " steps"]:
         """alpha_k = h/g of every step."""
@@ -223,6 +231,8 @@ class Schedule(eqx.Module):
 
         **Returns:** s/a (K+1,), in units of the data; infinite where there is no signal.
 
+        **Raises:** ValueError for another object than a process.
+
         **Example:**
 
         ```python
@@ -230,7 +240,7 @@ class Schedule(eqx.Module):
         [1.0, 0.25]
         ```
         """
-        return _sigmas(process, self.times)
+        return _sigmas(check_process(process), self.times)
 
     def steps(self, history_steps: int = 1, num_steps: int | Int[Array, ""] | None = None) -> Step:
         """Split the schedule into its steps.
@@ -345,6 +355,19 @@ def _check_decreasing(argument: str, numbers: np.ndarray) -> None:
         )
 
 
+def _check_resolved(argument: str, numbers: np.ndarray, times: np.ndarray) -> None:
+    """ValueError at the first number whose time is that of the one before in JAX's precision."""
+    dtype = jax.dtypes.canonicalize_dtype(times.dtype)
+    rounded = times.astype(dtype)
+    same = np.flatnonzero(rounded[1:] >= rounded[:-1])
+    if same.size:
+        k = same[0]
+        raise ValueError(
+            f"{argument}[{k + 1}] = {numbers[k + 1]} is too near to {argument}[{k}] = "
+            f"{numbers[k]}: {dtype.name} cannot tell their times apart."
+        )
+
+
 def _checked_stochasticity(stochasticity: Numbers) -> AnyArray:
     """Stochasticities >= 0, of any shape."""
     checked = _checks.array("stochasticity", stochasticity)
@@ -357,10 +380,11 @@ def _checked_stochasticity(stochasticity: Numbers) -> AnyArray:
 
 def _checked_sigmas(process: AbstractProcess, sigmas: Numbers) -> np.ndarray:
     """Noise levels of a process: strictly decreasing, >= 0, at most the largest."""
-    levels = np.asarray(sigmas, np.float64)
+    levels = _checks.on_host("sigmas", sigmas)
+    finite = _checks.array("sigmas", np.where(levels == np.inf, 0.0, levels))
+    levels = np.where(levels == np.inf, np.inf, finite)
     if levels.ndim != 1 or levels.size < 2:
         raise ValueError(f"sigmas must be a list of at least 2 numbers; got shape {levels.shape}.")
-    _checks.array("sigmas", np.where(levels == np.inf, 0.0, levels))
     _check_decreasing("sigmas", levels)
     if levels[-1] < 0:
         raise ValueError(f"sigmas must end at sigma >= 0; the last is {levels[-1]:g}.")
@@ -386,5 +410,7 @@ def _checked_times(times: Numbers) -> np.ndarray:
     if numbers[-1] < 0:
         raise ValueError(f"times must end at t >= 0; the last is {numbers[-1]:g}.")
     _check_decreasing("times", np.asarray(numbers))
-    given = np.asarray(times)
-    return given if np.issubdtype(given.dtype, np.floating) else np.asarray(numbers)
+    given = _checks.on_host("times", times)
+    kept = given if np.issubdtype(given.dtype, np.floating) else np.asarray(numbers)
+    _check_resolved("times", kept, kept)
+    return kept

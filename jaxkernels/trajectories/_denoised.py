@@ -11,7 +11,8 @@ with the network, up to what the derivatives differ by. This needs no evaluation
 sensitivities, and no small errors: a step that leads a sample to another cluster does so here.
 """
 
-from typing import cast
+from collections.abc import Sequence
+from typing import ClassVar, cast
 
 import equinox as eqx
 import jax
@@ -33,7 +34,7 @@ from ..processes import AbstractProcess
 from ..samplers import UniPC, check_noise, take_step
 from ..schedules import Schedule, Step, TimeCoordinate
 from ._fit import RecordedPoints, fit_mixture
-from ._record import AbstractRecord, check_span, node_times
+from ._record import AbstractRecord, check_span
 from ._recording import check_finite, place_nodes, row_batches, rows_run
 from ._spline import spline_fit, spline_weights
 
@@ -65,6 +66,9 @@ class DenoisedRecord(AbstractRecord):
     DenoisedRecord(2 trajectories, 16 nodes)
     ```
     """
+
+    file_format: ClassVar[str] = "jaxkernels.denoised_record"
+    own_arrays: ClassVar[tuple[str, ...]] = ("points", "denoised")
 
     time_coordinate: TimeCoordinate
     t_min: AnyArray
@@ -106,7 +110,7 @@ class DenoisedRecord(AbstractRecord):
         """
         check_denoiser(model)
         coordinate = self.time_coordinate
-        modelled = np.asarray(_denoised_points(model, constant(self._times()), self.points))
+        modelled = np.asarray(_denoised_points(model, constant(self.node_times), self.points))
         residuals = np.asarray(self.denoised, np.float64) - modelled
         splines = np.tensordot(spline_fit(self.num_nodes), residuals, 1)
         splines = constant(splines.astype(self.denoised.dtype))
@@ -151,12 +155,17 @@ class DenoisedRecord(AbstractRecord):
             not isinstance(known, GaussianMixture) or known.means.shape[1] != dim
         ):
             raise ValueError(f"known must be a GaussianMixture of {dim} dimensions; got {known}.")
-        arrays = (self._times(), *map(np.asarray, (self.points, self.denoised, self.ends)))
+        arrays = (self.node_times, *map(np.asarray, (self.points, self.denoised, self.ends)))
         return fit_mixture(RecordedPoints(self.process, *arrays), known)
 
-    def _times(self) -> Float[np.ndarray, " nodes"]:
-        last = float(np.asarray(self.last_node))
-        return node_times(self.time_coordinate, self.num_nodes, last)
+    def sizes(self) -> dict[str, int]:
+        return {"nodes": self.num_nodes, "dimensions": self.ends.shape[1]}
+
+    def joined_arrays(self, records: Sequence["DenoisedRecord"]) -> dict[str, np.ndarray]:
+        return {
+            name: np.concatenate([np.asarray(getattr(r, name)) for r in records], axis=1)
+            for name in self.own_arrays
+        }
 
     def __repr__(self) -> str:
         return f"DenoisedRecord({self.num_trajectories} trajectories, {self.num_nodes} nodes)"

@@ -74,6 +74,9 @@ class RecordedError(AbstractObjective):
         self.record = record
         self.power = _checks.parameter("power", power, at_least=0.0)
 
+    def __repr__(self) -> str:
+        return f"RecordedError({self.record!r}, power={_checks.brief(self.power)})"
+
     def check(self, sampler: AbstractSampler, deterministic: bool, fixed_end: bool) -> None:
         check_sampler(sampler)
         if not (deterministic and fixed_end):

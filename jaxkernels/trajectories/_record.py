@@ -17,10 +17,11 @@ local errors: it is accurate for many steps, and ranks schedules of few steps.
 """
 
 import abc
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import equinox as eqx
 import jax
@@ -39,7 +40,7 @@ from ..schedules import Schedule, TimeCoordinate, coordinates_of, times_of
 from ._spline import BLOCK, spline_weights
 from ._terms import LocalErrorTerms, check_sampler, local_error_terms
 
-_FORMAT = "jaxkernels.record"
+R = TypeVar("R", bound="AbstractRecord")
 # relative difference below which two times are one in another precision
 _SAME_TIME = 1e-5
 
@@ -51,13 +52,20 @@ class AbstractRecord(eqx.Module):
 
     - `time_coordinate`: in which the nodes are evenly spaced, from t_max to `t_min`.
     - `t_min`: last time of the trajectories.
+    - `last_node`: time of the last node, above t_min if sigma(t_min) = 0.
     - `noise`: (trajectories, ...), where they start.
     - `ends`: (trajectories, d), where they end.
     - `nfe`: that the record cost, rows that fill up its last batch included.
     """
 
+    file_format: ClassVar[str]
+    """The format of its files."""
+    own_arrays: ClassVar[tuple[str, ...]]
+    """The fields that another kind of record has not, all in float64."""
+
     time_coordinate: eqx.AbstractVar[TimeCoordinate]
     t_min: eqx.AbstractVar[AnyArray]
+    last_node: eqx.AbstractVar[AnyArray]
     noise: eqx.AbstractVar[Float[AnyArray, "trajectories *shape"]]
     ends: eqx.AbstractVar[Float[AnyArray, "trajectories d"]]
     nfe: eqx.AbstractVar[int]
@@ -76,6 +84,129 @@ class AbstractRecord(eqx.Module):
     @abc.abstractmethod
     def num_nodes(self) -> int:
         """Number of nodes N in time."""
+
+    @abc.abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Count what records that are concatenated have in common.
+
+        **Returns:** {what is counted: how many}.
+        """
+
+    @abc.abstractmethod
+    def joined_arrays(self, records: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Concatenate the arrays of `own_arrays`.
+
+        **Arguments:**
+
+        - `records`: checked, this one first.
+
+        **Returns:** the arrays by name.
+        """
+
+    @property
+    def node_times(self) -> np.ndarray:
+        """Times of the nodes."""
+        return node_times(self.time_coordinate, self.num_nodes, float(np.asarray(self.last_node)))
+
+    def concatenate(self: R, others: Sequence[R]) -> R:
+        """Append records that were made apart, by pieces or by several workers.
+
+        What depends on the end points of all trajectories is computed anew: the result is that of
+        recording all initial noise at once, up to the directions if their keys differ.
+
+        **Arguments:**
+
+        - `others`: of the same network, with the same process, t_min, nodes and number of
+          directions, each from its own initial noise.
+
+        **Returns:** a record of all trajectories: those of this one, then of the others in order.
+
+        **Raises:** ValueError for no list of records, or naming the record that differs.
+
+        **Example:**
+
+        ```python
+        >>> exact = jk.Gaussian([0.0, 1.0], [1.0, 0.1]).denoiser(jk.VP())
+        >>> parts = [jk.record(exact, c * np.eye(2), t_min=1e-3, nodes=16) for c in (1.0, 2.0)]
+        >>> parts[0].concatenate(parts[1:])
+        TrajectoryRecord(4 trajectories, 16 nodes, 2 directions)
+        ```
+        """
+        if not isinstance(others, Sequence) or isinstance(others, str):
+            raise ValueError(f"others = {_checks.shown(others)} must be a list of records.")
+        for i, other in enumerate(others):
+            _check_alike(self, other, i)
+        records = [self, *others]
+        noise = cast(AnyArray, np.concatenate([np.asarray(r.noise) for r in records]))
+        arrays = self.joined_arrays(records)
+        arrays["ends"] = np.concatenate([np.asarray(r.ends) for r in records])
+        return dataclasses.replace(
+            self,
+            noise=noise,
+            nfe=sum(r.nfe for r in records),
+            **{name: constant(rows) for name, rows in arrays.items()},
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a versioned .npz file, complete or not at all.
+
+        A user-defined process is only named in it.
+
+        **Arguments:**
+
+        - `path`: of the file.
+
+        **Raises:** ValueError, naming the path, if it cannot be written.
+        """
+        coordinate = self.time_coordinate
+        times = self.node_times
+        arrays = {
+            "process": np.array(json.dumps(describe_process(self.process))),
+            "times": times,
+            "signal_noise": _signal_noise(self.process, times),
+            "coordinate": np.array([coordinate.start, coordinate.low, coordinate.high], np.float64),
+            "nfe": np.asarray(self.nfe),
+        }
+        names = ("t_min", "last_node", "noise", "ends", *self.own_arrays)
+        arrays |= {name: np.asarray(getattr(self, name)) for name in names}
+        _files.write(path, self.file_format, arrays)
+
+    @classmethod
+    def load(
+        cls: type[R], path: str | os.PathLike[str], process: AbstractProcess | None = None
+    ) -> R:
+        """Read a file written by `save`.
+
+        **Arguments:**
+
+        - `path`: of the file.
+        - `process`: needed if the process is user-defined.
+
+        **Returns:** the record.
+
+        **Raises:** ValueError, naming the path and the fault; also if `process` is not the recorded
+        one.
+        """
+        name = os.fspath(path)
+        content = _files.read(path, cls.file_format)
+        try:
+            if process is None:
+                process = from_config(json.loads(str(content["process"])))
+            start, low, high = map(constant, content["coordinate"])
+            names = ("t_min", "last_node", "ends", *cls.own_arrays)
+            arrays = {key: constant(content[key]) for key in names}
+            arrays["noise"] = cast(AnyArray, content["noise"])
+            nfe = int(content["nfe"])
+            times = content["times"]
+            expected = content["signal_noise"]
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{name} holds no valid record: {error}.") from None
+        t = _first_difference(process, times, expected)
+        if t is not None:
+            raise ValueError(
+                f"process is not that of {name}: its signal or noise differs at t = {t:g}."
+            )
+        return cls(time_coordinate=TimeCoordinate(process, start, low, high), nfe=nfe, **arrays)
 
 
 class TrajectoryRecord(AbstractRecord):
@@ -104,6 +235,9 @@ class TrajectoryRecord(AbstractRecord):
     TrajectoryRecord(2 trajectories, 16 nodes, 2 directions)
     ```
     """
+
+    file_format: ClassVar[str] = "jaxkernels.record"
+    own_arrays: ClassVar[tuple[str, ...]] = ("products",)
 
     time_coordinate: TimeCoordinate
     products: Float[AnyArray, "rows splines 2 trajectories directions"]
@@ -182,7 +316,7 @@ class TrajectoryRecord(AbstractRecord):
         if is_traced(schedule):
             return
         times = np.asarray(schedule.times, np.float64)
-        first, last = self._span
+        first, last, _ = _span(self)
         if not np.allclose(times[[0, -1]], (first, last), rtol=1e-5, atol=0.0):
             raise ValueError(
                 f"schedule runs from {times[0]:g} to {times[-1]:g}; the record from {first:g} to "
@@ -191,122 +325,14 @@ class TrajectoryRecord(AbstractRecord):
         if schedule.is_stochastic:
             raise ValueError("schedule is stochastic; a record is of deterministic trajectories.")
 
-    @classmethod
-    def concatenate(cls, records: Sequence["TrajectoryRecord"]) -> "TrajectoryRecord":
-        """Concatenate records that were made apart, by pieces or by several workers.
+    def sizes(self) -> dict[str, int]:
+        dim = self.ends.shape[1]
+        return {"nodes": self.num_nodes, "directions": self.num_directions, "dimensions": dim}
 
-        The unit is computed anew, from the end points of all trajectories: the result is that of
-        recording all initial noise at once, up to the directions if their keys differ.
-
-        **Arguments:**
-
-        - `records`: of the same network, with the same process, t_min, nodes and number of
-          directions, each from its own initial noise.
-
-        **Returns:** a `TrajectoryRecord` of all trajectories, in the given order.
-
-        **Raises:** ValueError for an empty list, or naming the record that differs.
-
-        **Example:**
-
-        ```python
-        >>> exact = jk.Gaussian([0.0, 1.0], [1.0, 0.1]).denoiser(jk.VP())
-        >>> parts = [jk.record(exact, c * np.eye(2), t_min=1e-3, nodes=16) for c in (1.0, 2.0)]
-        >>> jk.TrajectoryRecord.concatenate(parts)
-        TrajectoryRecord(4 trajectories, 16 nodes, 2 directions)
-        ```
-        """
-        if isinstance(records, cls) or not len(records):
-            raise ValueError(f"records = {records!r} must be a list of records, not empty.")
-        first, *others = records
-        for i, other in enumerate(others, 1):
-            _check_alike(first, other, i)
-        noise = cast(AnyArray, np.concatenate([np.asarray(r.noise) for r in records]))
-        ends = np.concatenate([np.asarray(r.ends) for r in records])
-        scale = end_scale(ends)
+    def joined_arrays(self, records: Sequence["TrajectoryRecord"]) -> dict[str, np.ndarray]:
+        scale = end_scale(np.concatenate([np.asarray(r.ends) for r in records]))
         products = [np.asarray(r.products) * (r.scale / scale) for r in records]
-        return cls(
-            time_coordinate=first.time_coordinate,
-            products=constant(np.concatenate(products, axis=3)),
-            t_min=first.t_min,
-            last_node=first.last_node,
-            noise=noise,
-            ends=constant(ends),
-            nfe=sum(r.nfe for r in records),
-        )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a versioned .npz file, complete or not at all.
-
-        A user-defined process is only named in it.
-
-        **Arguments:**
-
-        - `path`: of the file.
-
-        **Raises:** ValueError, naming the path, if it cannot be written.
-        """
-        coordinate = self.time_coordinate
-        times = self._node_times
-        arrays = {
-            "process": np.array(json.dumps(describe_process(self.process))),
-            "times": times,
-            "signal_noise": _signal_noise(self.process, times),
-            "coordinate": np.array([coordinate.start, coordinate.low, coordinate.high], np.float64),
-            "t_min": np.asarray(self.t_min),
-            "last_node": np.asarray(self.last_node),
-            "products": np.asarray(self.products),
-            "noise": np.asarray(self.noise),
-            "ends": np.asarray(self.ends),
-            "nfe": np.asarray(self.nfe),
-        }
-        _files.write(path, _FORMAT, arrays)
-
-    @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], process: AbstractProcess | None = None
-    ) -> "TrajectoryRecord":
-        """Read a file written by `save`.
-
-        **Arguments:**
-
-        - `path`: of the file.
-        - `process`: needed if the process is user-defined.
-
-        **Returns:** a `TrajectoryRecord`.
-
-        **Raises:** ValueError, naming the path and the fault; also if `process` is not the recorded
-        one.
-        """
-        name = os.fspath(path)
-        content = _files.read(path, _FORMAT)
-        try:
-            if process is None:
-                process = from_config(json.loads(str(content["process"])))
-            start, low, high = map(constant, content["coordinate"])
-            products, t_min, last_node, ends = (
-                constant(content[key]) for key in ("products", "t_min", "last_node", "ends")
-            )
-            noise = cast(AnyArray, content["noise"])
-            nfe = int(content["nfe"])
-            times = content["times"]
-            expected = content["signal_noise"]
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{name} holds no valid record: {error}.") from None
-        t = _first_difference(process, times, expected)
-        if t is not None:
-            raise ValueError(
-                f"process is not that of {name}: its signal or noise differs at t = {t:g}."
-            )
-        return cls(
-            time_coordinate=TimeCoordinate(process, start, low, high),
-            products=products,
-            t_min=t_min,
-            last_node=last_node,
-            noise=noise,
-            ends=ends,
-            nfe=nfe,
-        )
+        return {"products": np.concatenate(products, axis=3)}
 
     def contract(self, terms: LocalErrorTerms) -> Float[Array, "trajectories directions"]:
         """Propagate a local error to the end point.
@@ -389,16 +415,6 @@ class TrajectoryRecord(AbstractRecord):
             jnp.where(at_end, self.products.shape[1], first),
             jnp.where(at_end[..., None], own, weights),
         )
-
-    @property
-    def _span(self) -> tuple[float, float]:
-        """First and last time."""
-        return float(np.asarray(self.process.t_max)), float(np.asarray(self.t_min))
-
-    @property
-    def _node_times(self) -> np.ndarray:
-        """Times of the nodes."""
-        return node_times(self.time_coordinate, self.num_nodes, float(np.asarray(self.last_node)))
 
     def __repr__(self) -> str:
         return (
@@ -554,27 +570,32 @@ def _first_difference(
     return float(times[np.argmax(differs.any(0))]) if np.any(differs) else None
 
 
-def _check_alike(first: TrajectoryRecord, other: object, i: int) -> None:
-    """Raise unless record number i can be concatenated with the first."""
-    other = _checks.instance(f"records[{i}]", other, TrajectoryRecord)
-    own_size = (first.num_nodes, first.num_directions, first.ends.shape[1])
-    size = (other.num_nodes, other.num_directions, other.ends.shape[1])
-    if size != own_size:
-        raise ValueError(
-            "records[{}] has {} nodes, {} directions and {} dimensions; records[0] has {}, {} and "
-            "{}.".format(i, *size, *own_size)
-        )
-    own_span = first._span
-    span = other._span
+def _check_alike(first: AbstractRecord, other: object, i: int) -> None:
+    """Raise unless record number i of a list can be appended to another."""
+    other = _checks.instance(f"others[{i}]", other, type(first))
+    size = other.sizes()
+    if size != first.sizes():
+        counted = ", ".join(f"{count} {name}" for name, count in size.items())
+        own = ", ".join(map(str, first.sizes().values()))
+        raise ValueError(f"others[{i}] has {counted}; it must have as many as this record: {own}.")
+    own_span = _span(first)
+    span = _span(other)
     if not np.allclose(span, own_span, rtol=1e-6, atol=0.0):
         raise ValueError(
-            f"records[{i}] runs from {span[0]:g} to t_min = {span[1]:g}; records[0] from "
-            f"{own_span[0]:g} to {own_span[1]:g}."
+            f"others[{i}] runs from {span[0]:g} to t_min = {span[1]:g}, with its last node at "
+            f"{span[2]:g}; this record from {own_span[0]:g} to {own_span[1]:g}, with its last node "
+            f"at {own_span[2]:g}."
         )
-    times = first._node_times
+    times = first.node_times
     t = _first_difference(other.process, times, _signal_noise(first.process, times))
     if t is not None:
         raise ValueError(
-            f"records[{i}] is of {other.process}, records[0] of {first.process}: signal or noise "
+            f"others[{i}] is of {other.process}, this record of {first.process}: signal or noise "
             f"differs at t = {t:g}."
         )
+
+
+def _span(record: AbstractRecord) -> tuple[float, ...]:
+    """First and last time, and that of the last node."""
+    ends = (record.process.t_max, record.t_min, record.last_node)
+    return tuple(float(np.asarray(end)) for end in ends)

@@ -55,7 +55,7 @@ def record(
     one vector-Jacobian product at each node. Pipelines end with a step to sigma = 0, whatever the
     level before it, and so do trajectories with t_min = 0: from the last node, x_end = D(x). To
     record in pieces, or on several workers, call it
-    with parts of the noise and pass the records to `TrajectoryRecord.concatenate`: calls with the
+    with parts of the noise and append the records by `TrajectoryRecord.concatenate`: calls with the
     same denoiser and the same number of rows share one compiled program.
 
     **Arguments:**
@@ -217,7 +217,7 @@ def _directions(x: Array, count: int, key: Array | None) -> Float[Array, "direct
     """Random orthogonal vectors of length sqrt(d) in the shape of a trajectory's point."""
     dim = int(np.prod(x.shape[1:]))
     count = min(count, dim)
-    key = jax.random.key(0) if key is None else key
+    key = jax.random.key(0) if key is None else _checks.random_key("key", key)
     normal = np.asarray(jax.random.normal(key, (dim, count)))
     frame = np.linalg.qr(normal)[0].T * np.sqrt(dim)
     return jnp.asarray(frame.reshape(count, *x.shape[1:]), x.dtype)
