@@ -1300,3 +1300,25 @@ def test_what_is_optimised_is_the_objective_where_evaluations_are_at_the_end() -
     bound = jk.LocalError().bind(*setting)
     assert float(result.objective) == pytest.approx(float(bound(result.schedule)), rel=1e-9)
     assert result.objective < bound(jk.schedules.quadratic(jk.VP(), 4, 1e-2))
+
+
+def test_a_function_may_run_a_network_in_float32(float32: None) -> None:
+    """Times are in float64 in a solver, and what comes back from the network is not."""
+    target = jk.Gaussian(0.0, [1.0, 0.1])
+    noise = jnp.asarray(np.random.default_rng(0).standard_normal((4, 2)), jnp.float32)
+    variances = jnp.asarray([1.0, 0.1], jnp.float32)
+
+    def network(x: Array, t: Array) -> Array:
+        a2 = jnp.exp(-0.1 * t - 9.95 * t**2)
+        return -x / (a2 * variances + 1.0 - a2)
+
+    denoiser = jk.Denoiser(network, jk.VP(), "score")
+    fine = jk.sample(denoiser, "dpmpp_2m", jk.schedules.log_snr(jk.VP(), 50, 1e-2), noise)
+
+    def error(schedule: jk.Schedule) -> Array:
+        return jnp.mean((jk.sample(denoiser, "ddim", schedule, noise) - fine) ** 2)
+
+    found = jk.optimize_schedule(
+        target, jk.VP(), "ddim", 3, t_min=1e-2, objective=error, solver=jk.Newton(5)
+    )
+    assert found.objective < min(found.baselines.values())

@@ -66,7 +66,8 @@ class BoundCustomObjective(AbstractBoundObjective):
     fn: ScheduleFunction
 
     def __call__(self, schedule: Schedule) -> Float[Array, ""]:
-        return self.fn(schedule)
+        # what runs a network in float32 returns that
+        return jnp.asarray(self.fn(schedule), schedule.times.dtype)
 
     def why_infinite(self, schedule: Schedule) -> str:
         del schedule
