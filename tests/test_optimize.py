@@ -715,7 +715,7 @@ BAD = [
     ),
     (
         {"sampler": "exponential_integrator", "process": jk.FlowMatching()},
-        r"the objective is inf at its best start.*sigma\(t_max\) is finite",
+        r"the objective is nan at its best start.*sigma\(t_max\) is finite",
     ),
 ]
 

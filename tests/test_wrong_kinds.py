@@ -16,12 +16,6 @@ from jaxkernels.score_error import fit_separable
 
 # of every type: these calls are wrong
 
-
-def _function(fn: Any) -> Any:
-    """A function of another type than is asked for."""
-    return fn
-
-
 TARGET: Any = jk.Gaussian(0.0, [2.0, 0.5])
 MIXTURE: Any = jk.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
 PROCESS: Any = jk.VP()
@@ -40,6 +34,11 @@ NUMERAL: Any = "1"
 WORDS: Any = ["a", "b"]
 KEY: Any = 0
 NUMBERED: Any = {1: SCHEDULE}
+WRONG: dict[str, Any] = {
+    "None": lambda s: None,
+    "int": lambda s: 3,
+    "float": lambda s: float(s.times[1]),
+}
 SETTING: Any = (TARGET, PROCESS, "ddim", 4)
 
 
@@ -293,15 +292,15 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
         r"objective must return a real scalar .* returned shape \(5,\) of float64",
     ),
     "an objective of nothing": (
-        lambda: jk.optimize_schedule(*SETTING, objective=_function(lambda s: None)),
+        lambda: jk.optimize_schedule(*SETTING, objective=WRONG["None"]),
         "objective must return a real scalar .* returned NoneType",
     ),
     "an objective of an integer": (
-        lambda: jk.optimize_schedule(*SETTING, objective=_function(lambda s: 3)),
+        lambda: jk.optimize_schedule(*SETTING, objective=WRONG["int"]),
         r"objective must return a real scalar .* returned shape \(\) of int",
     ),
     "an objective in Python": (
-        lambda: jk.optimize_schedule(*SETTING, objective=_function(lambda s: float(s.times[1]))),
+        lambda: jk.optimize_schedule(*SETTING, objective=WRONG["float"]),
         "objective must return a real scalar .* raised ConcretizationTypeError",
     ),
     "an objective in NumPy": (
