@@ -15,7 +15,6 @@ from jaxkernels import reverse_sde
 from jaxkernels.score_error import fit_separable
 
 # of every type: these calls are wrong
-
 TARGET: Any = jk.Gaussian(0.0, [2.0, 0.5])
 MIXTURE: Any = jk.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
 PROCESS: Any = jk.VP()
