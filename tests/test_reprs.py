@@ -31,6 +31,9 @@ SHOWN = {
     ),
     "Gaussian(mean=[0, 1], eigenvalues=[1, 0.1])": lambda: TARGET,
     "Gaussian(mean=[0], eigenvalues=[1], weights=[9])": lambda: jk.Gaussian.isotropic(9),
+    "Gaussian(mean=[0, 1], eigenvalues=[1, 0.1]).denoiser(EDM(t_max=80))": (
+        lambda: TARGET.denoiser(jk.EDM())
+    ),
     "GaussianMixture(2 components, 1 dimension)": lambda: jk.GaussianMixture(
         [0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1]
     ),

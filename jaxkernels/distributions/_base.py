@@ -84,6 +84,9 @@ class ExactDenoiser(AbstractDenoiser):
     distribution: AbstractDistribution
     process: AbstractProcess
 
+    def __repr__(self) -> str:
+        return f"{self.distribution!r}.denoiser({self.process!r})"
+
     def __call__(self, x: Float[Array, "... d"], t: Float[ArrayLike, ""]) -> Prediction:
         return self.distribution.predict(self.process, x, t)
 
