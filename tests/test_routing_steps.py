@@ -133,3 +133,32 @@ def test_a_traced_end_without_noise_is_unbounded():
         return routing.routing_bound(jk.FlowMatching(), "ddim", schedule, **options).value
 
     assert jax.jit(value)(jnp.zeros(())) == np.inf
+
+
+class TestDiscreteVP:
+    """The rates of a table jump at its entries, of which DDIM knows nothing."""
+
+    def test_euler_is_refused(self):
+        process = jk.DiscreteVP.scaled_linear()
+        options: Any = {"radius": 1e-3, "norm": 1.25, "num_experts": 1}
+        for bound in (routing.routing_bound, routing.feedback_bound):
+            with pytest.raises(ValueError, match="rates that are continuous"):
+                bound(process, "euler_maruyama", jk.Schedule([332.0, 78.0]), **options)
+
+    @pytest.mark.parametrize("times", [(999.0, 700.0, 78.0, 1.0), (332.0, 78.0), (20.5, 0.3)])
+    def test_bounds_of_ddim_hold(self, times: tuple[float, ...]):
+        """Two points; the flow by steps that are short in log-SNR."""
+        process = jk.DiscreteVP.scaled_linear()
+        schedule = jk.Schedule(np.array(times))
+        ends = np.log(np.asarray(process.sigma(schedule.times)))
+        levels = np.exp(np.linspace(ends[0], ends[-1], 20001))
+        fine = jk.Schedule.from_sigmas(process, levels)
+        for radius in (1e-3, 0.3):
+            denoiser = routing.EmpiricalDenoiser([[-radius], [radius]], process)
+            for norm in (0.01, 1.25):
+                start = jnp.array([[norm]])
+                points = [jk.sample(denoiser, "ddim", s, start)[0, 0] for s in (schedule, fine)]
+                distance = abs(float(points[0] - points[1]))
+                options: Any = {"radius": radius, "norm": norm, "num_experts": 1}
+                bound = routing.routing_bound(process, "ddim", schedule, **options)
+                assert distance <= float(bound.value) * (1 + 1e-9) + 1e-8

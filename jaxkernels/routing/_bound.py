@@ -45,7 +45,7 @@ from .._numerics import larger, safe_sqrt, smaller
 from .._panels import mean_from_above, panel_rule
 from .._precision import in_float64, is_traced
 from .._types import Numbers
-from ..processes import AbstractProcess, check_process
+from ..processes import AbstractProcess, check_continuous_rates, check_process
 from ..samplers import DDIM, AbstractSampler, EulerMaruyama, as_sampler, check_schedule
 from ..schedules import Schedule
 from ._regularity import COVARIANCE_FACTOR, Regularity, trajectory_norm
@@ -105,7 +105,7 @@ def routing_bound(
 
     **Arguments:**
 
-    - `process`: the forward process.
+    - `process`: the forward process; for "euler_maruyama" not DiscreteVP, whose rates jump.
     - `sampler`: "euler_maruyama" or "ddim", without stochasticity.
     - `schedule`: its last time must have noise.
     - `radius`: R > 0: all data have norm at most R, and so have the experts' exact denoised points.
@@ -117,8 +117,8 @@ def routing_bound(
 
     **Returns:** the bound.
 
-    **Raises:** ValueError for another sampler, stochasticity, a last time without noise, or an
-    argument out of range.
+    **Raises:** ValueError for another sampler, a process that it does not follow, stochasticity, a
+    last time without noise, or an argument out of range.
 
     **Example:**
 
@@ -380,6 +380,8 @@ def _check_run(process: AbstractProcess, sampler: AbstractSampler, schedule: Sch
         raise ValueError(
             f"sampler {type(sampler).__name__} has no such bound; use 'euler_maruyama' or 'ddim'."
         )
+    if isinstance(sampler, EulerMaruyama):
+        check_continuous_rates(process, "euler_maruyama")
     if is_traced((process, schedule)):
         return
     if schedule.is_stochastic:
