@@ -17,8 +17,6 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ._numerics import larger
-
 
 def panel_rule(nodes: int, dtype: DTypeLike) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Nodes and weights on [0, 1]."""
@@ -35,17 +33,17 @@ def mean_from_above(values: Float[Array, "*panels n"]) -> Float[Array, "*panels"
 
 def lacking(values: Float[Array, "*panels n"]) -> Float[Array, "*panels"]:
     """What the mean over the nodes of each panel may lack to the mean over the panel."""
-    nodes = values.shape[-1]
-    _, weights, last = _rule(nodes)
+    _, weights, last = _rule(values.shape[-1])
+    values = jnp.where(jnp.isfinite(values), values, 0.0)
     size = jnp.abs(values) @ jnp.asarray(np.array(weights, values.dtype))
+    # relative to the size, whose square may overflow
+    some = size > jnp.finfo(values.dtype).tiny
     coefficients = values @ jnp.asarray(np.array(last, values.dtype)).T
-    square = jnp.sum(coefficients**2, -1)
-    # also without a NaN derivative where the integrand is constant or 0
-    rough = (square > 0) & (size > 0) & jnp.isfinite(size)
-    square = jnp.where(rough, square, 1.0)
-    tiny = jnp.finfo(values.dtype).tiny
-    found = square**0.75 / jnp.sqrt(larger(jnp.where(rough, size, 1.0), tiny))
-    return jnp.where(rough, found, 0.0)
+    relative = jnp.where(some[..., None], coefficients, 0.0) / jnp.where(some, size, 1.0)[..., None]
+    square = jnp.sum(relative**2, -1)
+    # without a NaN derivative where the integrand is constant or 0
+    rough = square > 0
+    return jnp.where(rough, size * jnp.where(rough, square, 1.0) ** 0.75, 0.0)
 
 
 @functools.cache
