@@ -512,12 +512,16 @@ def test_gains_in_closed_form() -> None:
     sde, flow = (
         bounds.continuous_accumulation(target, OU, stochasticity=alpha) for alpha in (1.0, 0.0)
     )
+
+    def kept(t: np.ndarray) -> np.ndarray:
+        return 0.5 / (np.exp(-2 * t) * 0.5 - np.expm1(-2 * t))
+
+    t = np.asarray(flow.times)
+    np.testing.assert_allclose(flow.gain, np.sqrt(kept(t)), rtol=1e-10)
     t = np.asarray(sde.times)
-    kept = 0.5 / (np.exp(-2 * t) * 0.5 - np.expm1(-2 * t))
-    np.testing.assert_allclose(sde.gain, 2 * np.exp(-t) * kept, rtol=1e-10)
-    np.testing.assert_allclose(flow.gain, np.sqrt(kept), rtol=1e-10)
+    np.testing.assert_allclose(sde.gain, 2 * np.exp(-t) * kept(t), rtol=1e-10)
     ratio = bounds.sde_ode_ratio(OU, t, variance=0.5)
-    np.testing.assert_allclose(ratio, np.asarray(sde.gain) / np.asarray(flow.gain), rtol=1e-10)
+    np.testing.assert_allclose(ratio, np.asarray(sde.gain) / np.sqrt(kept(t)), rtol=1e-10)
     crossing = bounds.sde_ode_crossing(OU, variance=0.5)
     assert float(crossing) == pytest.approx(0.5 * np.log(1 + 3 * 0.5), rel=1e-12)
     assert float(bounds.sde_ode_ratio(OU, crossing, variance=0.5)) == pytest.approx(1.0, rel=1e-12)

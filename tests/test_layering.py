@@ -31,6 +31,7 @@ MODULES = [
     "_field_names",
     "_linalg",
     "_numerics",
+    "_panels",
     "_cubic",
     "_derivatives",
     "_newton",

@@ -20,7 +20,7 @@ from ..processes import (
     OU,
     AbstractProcess,
     AbstractVariancePreserving,
-    DiscreteVP,
+    check_continuous_rates,
     check_process,
     same_process,
 )
@@ -431,11 +431,7 @@ def scheme_name(sampler: object, process: AbstractProcess) -> str:
 
 def _check_flow(name: str, sampler: object, process: AbstractProcess) -> None:
     """Check that the flow's velocity is smooth, and the last step one that is covered."""
-    if isinstance(process, DiscreteVP):
-        raise ValueError(
-            f"process = {process!r}: the bound of {name!r} needs rates that are continuous in "
-            "time, which those of a table are not; that of 'ddim' is for every process."
-        )
+    check_continuous_rates(process, name)
     if isinstance(sampler, Heun) and sampler.final != "euler":
         raise ValueError(
             f"sampler.final = {sampler.final!r}: the bound of 'heun' is for final='euler'."

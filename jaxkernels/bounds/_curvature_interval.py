@@ -43,6 +43,11 @@ class AbstractCurvature(eqx.Module):
     vacuous: ClassVar[str]
     """Where the interval is infinite, for messages."""
 
+    @property
+    def kinks(self) -> Float[AnyArray, " n"]:
+        """Noise levels sigma at which the interval is not smooth; none by default."""
+        return constant(np.zeros(0))
+
     @abc.abstractmethod
     def interval(self, process: AbstractProcess, t: Float[ArrayLike, "*s"]) -> Interval:
         """Bound the eigenvalues of Hess log p_t(x) for all x.
@@ -273,6 +278,10 @@ class TabulatedCurvature(AbstractCurvature):
         self.low = constant(np.broadcast_to(ends["low"], levels.shape))
         self.high = constant(np.broadcast_to(ends["high"], levels.shape))
 
+    @property
+    def kinks(self) -> Float[AnyArray, " n"]:
+        return self.sigma
+
     def interval(self, process: AbstractProcess, t: Float[ArrayLike, "*s"]) -> Interval:
         levels = jnp.asarray(self.sigma)[::-1]
         # flat beyond the table, so that the logarithm needs no value at 0 or infinity
@@ -310,6 +319,10 @@ class TightestCurvature(AbstractCurvature):
             raise ValueError(
                 f"parts must be curvatures such as BoundedSupport(1.0); got {parts!r}."
             )
+
+    @property
+    def kinks(self) -> Float[AnyArray, " n"]:
+        return jnp.concatenate([jnp.asarray(part.kinks) for part in self.parts])
 
     def interval(self, process: AbstractProcess, t: Float[ArrayLike, "*s"]) -> Interval:
         low, high = self.parts[0].interval(process, t)

@@ -17,6 +17,7 @@ from ._flow import (
     FlowMatching as FlowMatching,
 )
 from ._range import (
+    check_continuous_rates as check_continuous_rates,
     check_range as check_range,
     check_times as check_times,
     sigma_range as sigma_range,

@@ -8,6 +8,16 @@ from .. import _checks
 from .._precision import to_float64
 from .._types import AnyArray, Numbers
 from ._base import AbstractProcess, check_process
+from ._vp import DiscreteVP
+
+
+def check_continuous_rates(process: AbstractProcess, sampler: str) -> None:
+    """Refuse a process whose velocity jumps in time, for a sampler that follows the velocity."""
+    if isinstance(process, DiscreteVP):
+        raise ValueError(
+            f"process = {process!r}: the bound of {sampler!r} needs rates that are continuous in "
+            "time, which those of a table are not; that of 'ddim' is for every process."
+        )
 
 
 def check_range(process: AbstractProcess, num_steps: int, t_min: ArrayLike) -> float:

@@ -21,7 +21,14 @@ With lambda = a/s, u the end of a step from t and h = t - u:
 
     int_u^t (r - u) |dv/dr| dr   (3),        s_u int_u^t (lambda_u - lambda_r) |dm/dr| dr   (4)
 
-where c, b and the bounds on the derivatives are those of `Regularity`.
+where c, b and the bounds on the derivatives are those of `Regularity`. As b = s dlambda/dt, the
+bound on |dm/dr| is a polynomial in lambda times |dlambda/dr|, so that (4) has the closed form
+
+    s_u R^2 ( (|x_T| / s_T + R (lambda_t - lambda_T) + (35/27) R lambda_t) D^2 / 2
+              + (62/27) R D^3 / 6 ),        D = lambda_u - lambda_t,                         (5)
+
+with lambda_T and s_T at the start of the schedule. (3) is integrated over panels in log r: signal
+and noise may change by orders of magnitude within a step towards the data, as powers of r.
 """
 
 from collections.abc import Callable
@@ -35,14 +42,16 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._numerics import larger, safe_sqrt, smaller
+from .._panels import mean_from_above, panel_rule
 from .._precision import in_float64, is_traced
 from .._types import Numbers
-from ..processes import AbstractProcess, check_process
+from ..processes import AbstractProcess, check_continuous_rates, check_process
 from ..samplers import DDIM, AbstractSampler, EulerMaruyama, as_sampler, check_schedule
 from ..schedules import Schedule
-from ._regularity import Regularity, trajectory_norm
+from ._regularity import COVARIANCE_FACTOR, Regularity, trajectory_norm
 
-# of Gauss-Legendre quadrature of the smooth integrands (3) and (4) over a step
+# of Gauss-Legendre quadrature of (3) over a step
+_PANELS = 16
 _NODES = 12
 
 
@@ -96,7 +105,7 @@ def routing_bound(
 
     **Arguments:**
 
-    - `process`: the forward process.
+    - `process`: the forward process; for "euler_maruyama" not DiscreteVP, whose rates jump.
     - `sampler`: "euler_maruyama" or "ddim", without stochasticity.
     - `schedule`: its last time must have noise.
     - `radius`: R > 0: all data have norm at most R, and so have the experts' exact denoised points.
@@ -108,8 +117,8 @@ def routing_bound(
 
     **Returns:** the bound.
 
-    **Raises:** ValueError for another sampler, stochasticity, a last time without noise, or an
-    argument out of range.
+    **Raises:** ValueError for another sampler, a process that it does not follow, stochasticity, a
+    last time without noise, or an argument out of range.
 
     **Example:**
 
@@ -183,12 +192,7 @@ def feedback_bound(
     owed = before * debt * run.size
     norms = _iterate_norms(steps, run.norm, run.size)
     moved = jnp.abs(1.0 - steps.keep) * norms + steps.factor * run.size
-
-    def turning(r: Array, u: Array) -> Array:
-        del u
-        return Regularity(process, r, run.start.radius).mean_rate_at_rest(norms[:, None])
-
-    turned = _over_steps(turning, times)
+    turned = _turned_at_rest(check_process(process), times, norms, run.start.radius)
     # from the start of the step before to the start of this one; before the first nothing is owed
     lipschitz = run.start.denoiser_lipschitz
     changed = smaller(2.0 * run.start.radius, lipschitz[1:] * moved[:-1] + turned[:-1])
@@ -280,13 +284,43 @@ def _ddim(
     keep = process.noise(times[1:]) / start.noise
     factor = process.signal(times[1:]) - start.signal * keep
 
-    def integrand(r: Array, u: Array) -> Array:
-        along = trajectory_norm(process, r, times[0], norm, start.radius)
-        ahead = process.signal(u) - process.noise(u) * process.signal(r) / process.noise(r)
-        return ahead * Regularity(process, r, start.radius).mean_rate(along)
-
     growth = keep + factor * start.denoiser_lipschitz
-    return _Steps(keep, factor, growth, _over_steps(integrand, times))
+    return _Steps(keep, factor, growth, _ddim_local(process, times, norm, start.radius))
+
+
+def _ddim_local(
+    process: AbstractProcess, times: Float[Array, " points"], norm: ArrayLike, radius: ArrayLike
+) -> Float[Array, " steps"]:
+    """(5) of the module."""
+    ratio = process.signal(times) / process.noise(times)
+    before = ratio[:-1]
+    ahead = ratio[1:] - before
+    radius = jnp.asarray(radius)
+    skew = (1.0 + COVARIANCE_FACTOR) * radius
+    here = norm / process.noise(times[0]) + radius * (before - ratio[0]) + skew * before
+    whole = 0.5 * here * ahead**2 + (radius + skew) * ahead**3 / 6.0
+    return process.noise(times[1:]) * radius**2 * whole
+
+
+def _turned_at_rest(
+    process: AbstractProcess,
+    times: Float[Array, " points"],
+    norms: Float[Array, " steps"],
+    radius: ArrayLike,
+) -> Float[Array, " steps"]:
+    """Integrals of `Regularity.mean_rate_at_rest` over every step, at points of given norms.
+
+        R^2 |x| (a_u / s_u^2 - a_t / s_t^2) + (8/27) R^3 (lambda_u^2 - lambda_t^2) / 2
+
+    because |b - a c| / s^2 and a |b| / s^2 are the rates of -a / s^2 and -lambda^2 / 2.
+    """
+    a = process.signal(times)
+    s = process.noise(times)
+    pulled = a / s**2
+    square = (a / s) ** 2
+    radius = jnp.asarray(radius)
+    skew = COVARIANCE_FACTOR * radius**3 * (square[1:] - square[:-1]) / 2.0
+    return radius**2 * norms * (pulled[1:] - pulled[:-1]) + skew
 
 
 def _iterate_norms(steps: _Steps, norm: ArrayLike, size: ArrayLike) -> Float[Array, " steps"]:
@@ -305,12 +339,17 @@ def _iterate_norms(steps: _Steps, norm: ArrayLike, size: ArrayLike) -> Float[Arr
 def _over_steps(
     integrand: Callable[[Array, Array], Array], times: Float[Array, " points"]
 ) -> Float[Array, " steps"]:
-    """Integrals of integrand(r, u) over r in every step, u being the step's end."""
-    places, weights = np.polynomial.legendre.leggauss(_NODES)
-    u = times[1:, None]
-    h = times[:-1, None] - u
-    values = integrand(u + 0.5 * h * (1.0 + places), u)
-    return jnp.sum(0.5 * h * weights * values, -1)
+    """Integrals of integrand(r, u) over r in every step, u being the step's end.
+
+    Over panels of equal length in log r.
+    """
+    x, _ = panel_rule(_NODES, times.dtype)
+    shares = (jnp.arange(_PANELS, dtype=times.dtype)[:, None] + x) / _PANELS
+    u = times[1:, None, None]
+    length = jnp.log(times[:-1, None, None] / u)
+    r = u * jnp.exp(length * shares)
+    means = mean_from_above(r * integrand(r, u))
+    return length[:, 0, 0] * jnp.sum(means, -1) / _PANELS
 
 
 def _recursion(
@@ -324,6 +363,8 @@ def _recursion(
         drift, squared = state
         growth, added, deviation = here
         new = (growth * drift + added, growth**2 * squared + deviation**2)
+        # a traced schedule may end without noise, where nothing is known
+        new = jax.tree.map(lambda value: jnp.where(jnp.isnan(value), jnp.inf, value), new)
         return new, new
 
     zero = jnp.zeros((), growth.dtype)
@@ -339,6 +380,8 @@ def _check_run(process: AbstractProcess, sampler: AbstractSampler, schedule: Sch
         raise ValueError(
             f"sampler {type(sampler).__name__} has no such bound; use 'euler_maruyama' or 'ddim'."
         )
+    if isinstance(sampler, EulerMaruyama):
+        check_continuous_rates(process, "euler_maruyama")
     if is_traced((process, schedule)):
         return
     if schedule.is_stochastic:
