@@ -975,6 +975,21 @@ class TestEntry:
         assert f"needs {library}" in result.err
         assert 'pip install "jaxkernels[cli]"' in result.err
 
+    def test_stored_programs_are_read_in_silence(self, tmp_path: Path):
+        """In processes without the settings of this suite."""
+        np.save(tmp_path / "spectrum.npy", np.array([1.0, 0.1]))
+        command = [sys.executable, "-m", "jaxkernels", "evaluate", "--spectrum", "spectrum.npy"]
+        command += ["--schedule", "karras", "--steps", "3"]
+        theirs = ("TF_CPP_MIN_LOG_LEVEL", "JAX_COMPILATION_CACHE_DIR", "JAX_LOGGING_LEVEL")
+        environment = {k: v for k, v in os.environ.items() if k not in theirs}
+        environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+        for _ in range(2):
+            result = subprocess.run(
+                command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+            )
+            assert "W2" in result.stdout
+            assert "cpu_aot_loader" not in result.stderr
+
     def test_as_a_module(self, tmp_path: Path):
         """In a process of its own, in JAX's default precision, and with a mistake: no traceback."""
         command = [

@@ -17,6 +17,10 @@ _SETTINGS = {
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
 
+# With each program that it reads XLA prints kilobytes of errors: its compiler names preferences,
+# such as "prefer-no-gather", beside the instructions of the processor. What fails is raised.
+_QUIET = "CRITICAL"
+
 
 def cache_folder() -> Path:
     """Where compiled programs are kept: XDG_CACHE_HOME, or where the platform keeps caches."""
@@ -59,7 +63,14 @@ def _changes(enabled: bool) -> dict[str, object]:
     if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         return {}
     folder = _writable_folder()
-    return {} if folder is None else {"jax_compilation_cache_dir": str(folder), **_SETTINGS}
+    if folder is None:
+        return {}
+    unset = jax.config.jax_logging_level in (None, "NOTSET")  # pyright: ignore[reportAttributeAccessIssue]
+    return {
+        "jax_compilation_cache_dir": str(folder),
+        **_SETTINGS,
+        **({"jax_logging_level": _QUIET} if unset else {}),
+    }
 
 
 def _writable_folder() -> Path | None:
