@@ -1,4 +1,4 @@
-"""Gauss-Legendre quadrature over panels, which adds what its own error may be.
+"""Gauss-Legendre quadrature, up to any of its nodes or with what its own error may be.
 
 A sum over nodes that stands in a bound must not lie below the integral. A panel of n nodes knows
 the first n Legendre coefficients c_k of its integrand. With m the mean of the integrand's size,
@@ -18,22 +18,24 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
-def panel_rule(nodes: int, dtype: DTypeLike) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Nodes and weights on [0, 1]."""
-    x, weights, _ = _rule(nodes)
+def gauss_legendre(
+    nodes: int, dtype: DTypeLike
+) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, "n n"]]:
+    """Nodes and weights on [0, 1], and the matrix of integrals from 0 to every node."""
     # copies: JAX remembers the precision in which it first met a NumPy array
-    return jnp.asarray(np.array(x, dtype)), jnp.asarray(np.array(weights, dtype))
+    x, weights, integrals = (jnp.asarray(np.array(part, dtype)) for part in _rule(nodes)[:3])
+    return x, weights, integrals
 
 
 def mean_from_above(values: Float[Array, "*panels n"]) -> Float[Array, "*panels"]:
     """The mean of an integrand over each panel, and what the sum over nodes may lack."""
-    _, weights = panel_rule(values.shape[-1], values.dtype)
+    _, weights, _ = gauss_legendre(values.shape[-1], values.dtype)
     return values @ weights + lacking(values)
 
 
 def lacking(values: Float[Array, "*panels n"]) -> Float[Array, "*panels"]:
     """What the mean over the nodes of each panel may lack to the mean over the panel."""
-    _, weights, last = _rule(values.shape[-1])
+    _, weights, _, last = _rule(values.shape[-1])
     values = jnp.where(jnp.isfinite(values), values, 0.0)
     size = jnp.abs(values) @ jnp.asarray(np.array(weights, values.dtype))
     # relative to the size, whose square may overflow
@@ -47,10 +49,14 @@ def lacking(values: Float[Array, "*panels n"]) -> Float[Array, "*panels"]:
 
 
 @functools.cache
-def _rule(nodes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Nodes and weights on [0, 1], and what gives the last two Legendre coefficients."""
+def _rule(nodes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The same in NumPy, and what gives the last two Legendre coefficients."""
     x, weights = np.polynomial.legendre.leggauss(nodes)
-    basis = np.polynomial.legendre.legvander(x, nodes - 1)
-    degrees = 2.0 * np.arange(nodes) + 1.0
-    projection = degrees[:, None] / 2.0 * basis.T * weights
-    return (x + 1.0) / 2.0, weights / 2.0, projection[-2:]
+    basis = np.polynomial.legendre.legvander(x, nodes)
+    # int_-1^x P_n = (P_(n+1) - P_(n-1)) / (2 n + 1)
+    n = np.arange(1, nodes)
+    integrals = np.empty((nodes, nodes))
+    integrals[:, 0] = x + 1.0
+    integrals[:, 1:] = (basis[:, 2:] - basis[:, :-2]) / (2.0 * n + 1.0)
+    projection = (2.0 * np.arange(nodes) + 1.0)[:, None] / 2.0 * basis[:, :nodes].T * weights
+    return (x + 1.0) / 2.0, weights / 2.0, integrals @ projection / 2.0, projection[-2:]

@@ -31,7 +31,7 @@ MODULES = [
     "_field_names",
     "_linalg",
     "_numerics",
-    "_panels",
+    "_quadrature",
     "_cubic",
     "_derivatives",
     "_newton",

@@ -10,15 +10,14 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._numerics import clipped, larger, safe_log, safe_sqrt, smaller
-from .._panels import lacking, mean_from_above, panel_rule
 from .._precision import in_float64, is_traced
+from .._quadrature import gauss_legendre, lacking, mean_from_above
 from .._types import Numbers
 from ..distributions import Gaussian, GaussianMixture
 from ..processes import AbstractProcess, check_process
 from ._bound import COHERENT, AccumulationBound, ErrorSize, per_evaluation
 from ._curvature_interval import AbstractCurvature, as_curvature
 from ._graded_panels import LAST, Range, graded_shares, known_range, leading
-from ._quadrature import gauss_legendre
 
 _NODES = 12
 # where the curvature is not known
@@ -90,7 +89,7 @@ class ContinuousAccumulation(eqx.Module):
         counts = (sizes > 0) & (self.weights > 0)
         terms = jnp.where(counts, self.weights * jnp.where(counts, self.gain, 0.0) * sizes, 0.0)
         if self.nodes:
-            _, weights = panel_rule(self.nodes, terms.dtype)
+            _, weights, _ = gauss_legendre(self.nodes, terms.dtype)
             terms = mean_from_above(terms.reshape(-1, self.nodes) / weights)
         value = jnp.sum(terms)
         finite = is_traced(value) or bool(np.isfinite(value))

@@ -25,9 +25,9 @@ import numpy as np
 from jaxtyping import Array
 
 from .._numerics import larger, safe_divide, safe_sqrt
+from .._quadrature import gauss_legendre
 from ..processes import AbstractProcess
 from ._assumptions import curvature_interval, fisher, squared_mean, third_derivative
-from ._quadrature import gauss_legendre
 from ._step_factors import StepFactors, Steps, root_or_inf
 
 _NODES = 32

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._numerics import larger, safe_log, smaller
-from .._panels import panel_rule
+from .._quadrature import gauss_legendre
 
 PANELS = 128
 """In the range where the rate is known, but for a last one of the share `LAST`."""
@@ -92,7 +92,7 @@ def graded_shares(
 ) -> Float[Array, " edges"]:
     """Edges on [0, 1] of the panels of [first, first + span]."""
     edges = coarse_shares(scale / jnp.where(span > 0, span, 1.0))
-    x, weights = panel_rule(_COARSE_NODES, edges.dtype)
+    x, weights, _ = gauss_legendre(_COARSE_NODES, edges.dtype)
     length = edges[1:] - edges[:-1]
     values, factor = rate(first + span * (edges[:-1, None] + length[:, None] * x))
     rises = span * length * (values @ weights)

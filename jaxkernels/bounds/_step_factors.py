@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._numerics import clipped, larger, largest, phi, safe_divide, safe_sqrt
+from .._quadrature import gauss_legendre
 from .._types import AnyArray
 from ._assumptions import (
     Assumptions,
@@ -29,7 +30,6 @@ from ._assumptions import (
     third_derivative,
     variance_scale,
 )
-from ._quadrature import gauss_legendre
 
 _NODES = 32
 _BISECTIONS = 44

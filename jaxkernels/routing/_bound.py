@@ -42,8 +42,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._numerics import larger, safe_sqrt, smaller
-from .._panels import mean_from_above, panel_rule
 from .._precision import in_float64, is_traced
+from .._quadrature import gauss_legendre, mean_from_above
 from .._types import Numbers
 from ..processes import AbstractProcess, check_continuous_rates, check_process
 from ..samplers import DDIM, AbstractSampler, EulerMaruyama, as_sampler, check_schedule
@@ -343,7 +343,7 @@ def _over_steps(
 
     Over panels of equal length in log r.
     """
-    x, _ = panel_rule(_NODES, times.dtype)
+    x, _, _ = gauss_legendre(_NODES, times.dtype)
     shares = (jnp.arange(_PANELS, dtype=times.dtype)[:, None] + x) / _PANELS
     u = times[1:, None, None]
     length = jnp.log(times[:-1, None, None] / u)
