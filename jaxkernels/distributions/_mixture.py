@@ -242,7 +242,8 @@ class GaussianMixture(AbstractDistribution):
 
     def _own_bases(self) -> Float[AnyArray, "components d axes"]:
         """The eigenvectors of every component."""
-        unit = jnp.eye(self.means.shape[1], dtype=self.means.dtype)
+        means = jnp.asarray(self.means)
+        unit = jnp.eye(means.shape[1], dtype=means.dtype)
         bases = unit if self.bases is None else jnp.asarray(self.bases)
         return jnp.broadcast_to(bases, (self.means.shape[0], *bases.shape[-2:]))
 
