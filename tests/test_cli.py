@@ -522,12 +522,12 @@ class TestExport:
         levels = np.asarray(jk.Schedule([1.0, 0.5]).sigmas(jk.VP()))
         assert [float(v) for v in named.out.split(",")] == pytest.approx(levels, rel=1e-6)
 
-    @pytest.mark.parametrize("name", jk.schedules.BASELINES)
-    def test_baseline_without_a_file(self, name: str):
+    @pytest.mark.parametrize("name", jk.schedules.SCHEDULES)
+    def test_known_schedule_without_a_file(self, name: str):
         how = ("--steps", 10, "--process", "edm", "--sigma-max", 14, "--to", "comfyui")
         result = run("export", "--schedule", name, *how)
         assert result.code == 0
-        schedule = jk.schedules.BASELINES[name](jk.EDM(14.0), 10, 2e-3)
+        schedule = jk.schedules.SCHEDULES[name](jk.EDM(14.0), 10, 2e-3)
         expected = np.asarray(schedule.sigmas(jk.EDM(14.0)))
         numbers = [float(v) for v in result.out.split(",")]
         assert numbers == pytest.approx(expected, rel=1e-5)

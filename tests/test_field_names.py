@@ -9,12 +9,12 @@ from jaxkernels import _checks, _field_names
 from jaxkernels.prediction import PREDICTION_TYPES
 from jaxkernels.processes import PROCESSES, check_process_name, from_config
 from jaxkernels.samplers import SAMPLERS, as_sampler, check_sampler_name
-from jaxkernels.schedules import BASELINES
+from jaxkernels.schedules import SCHEDULES
 
 KNOWN = {
     "sampler": list(SAMPLERS),
     "prediction type": list(PREDICTION_TYPES),
-    "schedule": list(BASELINES),
+    "schedule": list(SCHEDULES),
     "process": list(PROCESSES),
 }
 
@@ -213,7 +213,7 @@ def test_schedules():
     for name, right in [
         ("sgm_uniform", "'uniform'"),
         ("polyexponential", "'log_snr'"),
-        ("beta57", "takes any times"),
+        ("beta57", "alpha = 0.5 and beta = 0.7"),
         ("AYS GITS", "from_sigmas takes their levels"),
     ]:
         with pytest.raises(ValueError, match=f"starts='{name}' is not known. .*{right}"):
@@ -225,7 +225,7 @@ def test_schedules():
         "time_quadratic": "quadratic",
     }
     for name, expected in known.items():
-        found = _field_names.known_name("schedule", "schedule", name, BASELINES)
+        found = _field_names.known_name("schedule", "schedule", name, SCHEDULES)
         assert found == expected
 
 

@@ -208,6 +208,17 @@ def test_starts_keep_their_order():
     assert result.starts == ("karras", "uniform")
 
 
+def test_a_start_may_be_a_schedule_that_is_no_baseline():
+    run = (gaussian(), jk.VP(), "ddim", 5)
+    named = jk.optimize_schedule(*run, t_min=0.05, starts=["beta"])
+    given = jk.optimize_schedule(
+        *run, t_min=0.05, starts={"beta": jk.schedules.beta(jk.VP(), 5, 0.05)}
+    )
+    assert named.starts == given.starts == ("beta",)
+    assert set(named.baselines) == set(given.baselines) == {*jk.schedules.BASELINES, "beta"}
+    assert named.objective == given.objective
+
+
 @pytest.mark.slow
 def test_many_steps_converge_in_few_iterations():
     """Nearly flat directions, of which there are many then, are crossed in few steps."""

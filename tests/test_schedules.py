@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings, strategies as st
 from jax.test_util import check_grads
 
 import jaxkernels as jk
-from jaxkernels.schedules import BASELINES, TimeCoordinate
+from jaxkernels.schedules import SCHEDULES, TimeCoordinate
 
 PROCESSES: dict[str, jk.AbstractProcess] = {
     "vp": jk.VP(),
@@ -34,13 +35,13 @@ def _t_max(process: jk.AbstractProcess) -> float:
 # --- baselines ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
-def test_every_baseline_on_every_process(name: str, process: jk.AbstractProcess) -> None:
+def test_every_named_schedule_on_every_process(name: str, process: jk.AbstractProcess) -> None:
     """From t_max exactly to t_min exactly, strictly down, also with sigma 0 or infinite."""
     for num_steps in (1, 7):
         for t_min in (0.0, 0.02 * _t_max(process)):
-            schedule = BASELINES[name](process, num_steps, t_min)
+            schedule = SCHEDULES[name](process, num_steps, t_min)
             times = np.asarray(schedule.times)
             assert times.shape == (num_steps + 1,)
             assert (times[0], times[-1]) == (_t_max(process), t_min)
@@ -55,11 +56,29 @@ def test_baselines_in_time(process: jk.AbstractProcess) -> None:
         "uniform": 1 - u,
         "quadratic": (1 - u) ** 2,
         "cosine": 2.0 * np.sin(0.25 * np.pi * (1 - u)) ** 2,
+        "beta": scipy.stats.beta(0.6, 0.6).ppf(1 - u),
     }
     for name, curve in curves.items():
         np.testing.assert_allclose(
-            BASELINES[name](process, 5, low).times, low + (top - low) * curve, rtol=1e-12
+            SCHEDULES[name](process, 5, low).times, low + (top - low) * curve, rtol=1e-12
         )
+
+
+def test_quantiles_of_beta_distributions_with_a_closed_form() -> None:
+    """Those of the arcsine and the uniform distribution, of 2 sqrt(x), and ComfyUI's timesteps."""
+    process, low, u = jk.EDM(8.0), 0.5, np.arange(7) / 6.0
+    for shape, curve in [
+        ((0.5, 0.5), np.sin(0.5 * np.pi * (1 - u)) ** 2),
+        ((1.0, 1.0), 1 - u),
+        ((0.5, 1.0), (1 - u) ** 2),
+        ((1.0, 0.5), 1 - u**2),
+    ]:
+        times = jk.schedules.beta(process, 6, low, *shape).times
+        np.testing.assert_allclose(times, low + (8.0 - low) * curve, rtol=1e-12)
+    # its scheduler rounds quantiles at 1 - linspace(0, 1, K, endpoint=False) to timesteps
+    steps = scipy.stats.beta.ppf(1 - np.linspace(0, 1, 10, endpoint=False), 0.6, 0.6) * 999
+    times = jk.schedules.beta(jk.DiscreteVP.scaled_linear(), 10, 0.0).times
+    np.testing.assert_allclose(times[:-1], steps + 1.0, atol=2.0)
 
 
 def _karras(top: float, low: float, points: int, rho: float) -> np.ndarray:
@@ -109,12 +128,12 @@ def test_karras_from_2560() -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 10, 44, 200])
-@pytest.mark.parametrize("name", BASELINES)
-def test_baselines_stay_within_a_table(name: str, num_steps: int) -> None:
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_named_schedules_stay_within_a_table(name: str, num_steps: int) -> None:
     """The network of a table has seen no level between its smallest and the data."""
     process = jk.DiscreteVP.scaled_linear()
     for t_min in (0.0, 0.5):
-        times = np.asarray(BASELINES[name](process, num_steps, t_min).times)
+        times = np.asarray(SCHEDULES[name](process, num_steps, t_min).times)
         assert times.shape == (num_steps + 1,)
         assert (times[0], times[-1]) == (1000.0, t_min)
         assert np.all(np.diff(times) < 0)
@@ -148,9 +167,9 @@ class TrainedAbove(jk.EDM):
         return 0.5
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_any_process_may_have_a_smallest_trained_level(name: str) -> None:
-    times = np.asarray(BASELINES[name](TrainedAbove(), 40, 0.0).times)
+    times = np.asarray(SCHEDULES[name](TrainedAbove(), 40, 0.0).times)
     assert times[-2] >= 0.5 - 1e-12
     assert times[-1] == 0.0
 
@@ -256,6 +275,8 @@ def test_align_your_steps_for_other_lengths() -> None:
         (lambda: jk.schedules.karras(jk.VP(), 4, 1.0), r"t_min = 1 must be >= 0 and < 1"),
         (lambda: jk.schedules.karras(jk.VP(), 4, np.nan), r"t_min = nan"),
         (lambda: jk.schedules.karras(jk.VP(), 4, 0.1, rho=0.0), r"rho = 0 must be > 0"),
+        (lambda: jk.schedules.beta(jk.VP(), 4, 0.1, alpha=0.0), r"alpha = 0 must be > 0"),
+        (lambda: jk.schedules.beta(jk.VP(), 4, 0.1, beta=np.inf), r"beta = inf: every number must be finite"),
         (
             lambda: jk.schedules.karras(jk.VP(), 4, 0.0, last_sigma=0.0),
             r"last_sigma = 0 must be > 0",
@@ -339,10 +360,10 @@ def test_levels_make_a_schedule(process: jk.AbstractProcess) -> None:
     assert schedule.times[-1] == 0.0
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_levels_of_a_schedule_give_it_back(name: str, process: jk.AbstractProcess) -> None:
-    schedule = BASELINES[name](process, 6, 0.01 * _t_max(process))
+    schedule = SCHEDULES[name](process, 6, 0.01 * _t_max(process))
     again = jk.Schedule.from_sigmas(process, np.asarray(schedule.sigmas(process)))
     np.testing.assert_allclose(again.times, schedule.times, rtol=1e-7)
     assert again.times[0] == _t_max(process)

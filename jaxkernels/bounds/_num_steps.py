@@ -12,7 +12,7 @@ from .._types import Numbers
 from ..distributions import Gaussian, GaussianMixture
 from ..processes import AbstractProcess, check_range
 from ..samplers import AbstractSampler
-from ..schedules import BASELINES, Schedule
+from ..schedules import SCHEDULES, Schedule
 from ._assumptions import Assumptions
 from ._certified import (
     check_initial,
@@ -46,7 +46,7 @@ def certified_num_steps(
     - `target`, `process`, `sampler`: as for `certified_bound`, with stochasticity 1, or 0 for the
       schemes of the probability flow.
     - `tolerance`: of W2, > 0, in the units of the data.
-    - `schedule`: name of a baseline schedule, from the process's t_max to `t_min`.
+    - `schedule`: name of a schedule in `jk.schedules`, from the process's t_max to `t_min`.
     - `t_min`: the last time.
     - `initialization`: as for `certified_bound`; default: no initial error.
     - `max_steps`: the largest number that is tried.
@@ -64,7 +64,7 @@ def certified_num_steps(
     ```
     """
     tolerance = float(_checks.scalar("tolerance", tolerance, above=0.0))
-    make = _checks.lookup("schedule", schedule, BASELINES)
+    make = _checks.lookup("schedule", schedule, SCHEDULES)
     max_steps = _checks.count("max_steps", max_steps)
     scheme = scheme_name(sampler, process)
     end = check_range(process, 1, np.asarray(t_min))

@@ -22,11 +22,11 @@ from . import _solve
 from ._inputs import (
     SavedSchedule,
     as_number,
-    baseline_schedule,
     check_writable,
     figure_path,
     listed_schedules,
     make_process,
+    named_schedule,
     naming,
     one_schedule,
     process_fields,
@@ -225,7 +225,7 @@ class Compare(
         saved = [read_schedule(file) for file in self.files or []]
         process = select_process(self, saved)
         sampler = select_sampler(self, saved)
-        schedules = {name: baseline_schedule(name, process, self) for name in BASELINES}
+        schedules = {name: named_schedule(name, process, self) for name in BASELINES}
         schedules |= {str(file.path): file.schedule for file in saved}
         schedules |= listed_schedules(self, process)
         initialization = self.initial_distribution(stated_starts(saved))

@@ -27,7 +27,7 @@ from ..processes import (
 )
 from ..recurrence import NAMED_INITIALIZATIONS
 from ..samplers import SAMPLERS, check_sampler_name
-from ..schedules import BASELINES, Schedule, read_json, times_at_sigmas
+from ..schedules import SCHEDULES, Schedule, read_json, times_at_sigmas
 from ._options import (
     DEFAULT_MAX_SAMPLES,
     DEFAULT_PROCESS,
@@ -178,24 +178,24 @@ def _describe(process: AbstractProcess) -> str:
     return f"{config['type']}({', '.join(parts)})"
 
 
-def baseline_schedule(name: str, process: AbstractProcess, options: ScheduleOptions) -> Schedule:
-    """A baseline schedule with the length and end that were asked for."""
+def named_schedule(name: str, process: AbstractProcess, options: ScheduleOptions) -> Schedule:
+    """A schedule by its name, with the length and end that were asked for."""
     t_min = process.default_t_min if options.t_min is None else options.t_min
-    make = BASELINES[known_name("schedule", "schedule", name, BASELINES)]
+    make = SCHEDULES[known_name("schedule", "schedule", name, SCHEDULES)]
     return make(process, options.num_steps(), t_min)
 
 
 def one_schedule(
     options: OneScheduleOptions, files: Sequence[SavedSchedule], process: AbstractProcess
 ) -> Schedule:
-    """The schedule of a file, of a list or of a baseline's name."""
+    """The schedule of a file, of a list or by a name."""
     if files:
         return files[0].schedule
     if options.sigmas is not None:
         return listed_schedule(options.sigmas, process, "sigmas")
     if options.timesteps is not None:
         return listed_schedule(options.timesteps, process, "timesteps")
-    return baseline_schedule(str(options.schedule), process, options)
+    return named_schedule(str(options.schedule), process, options)
 
 
 def listed_schedule(text: str, process: AbstractProcess, kind: str) -> Schedule:

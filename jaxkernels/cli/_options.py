@@ -16,7 +16,7 @@ from .. import _checks
 from ..processes import PROCESSES
 from ..recurrence import NAMED_INITIALIZATIONS
 from ..samplers import SAMPLERS
-from ..schedules import BASELINES
+from ..schedules import SCHEDULES
 
 DEFAULT_PROCESS = "vp"
 DEFAULT_SAMPLER = "dpmpp_2m"
@@ -216,15 +216,15 @@ class RivalOptions:
 
 @dataclasses.dataclass(kw_only=True)
 class OneScheduleOptions(ScheduleOptions):
-    """One schedule, from a file or by the name of a baseline."""
+    """One schedule, from a file or by its name."""
 
     file: Annotated[Path | None, typer.Argument(help="A schedule file, or use --schedule.")] = None
-    schedule: Annotated[str | None, option(f"A baseline schedule: {', '.join(BASELINES)}.")] = None
+    schedule: Annotated[str | None, option(f"A known schedule: {', '.join(SCHEDULES)}.")] = None
     sigmas: Annotated[str | None, option(_SIGMAS)] = None
     timesteps: Annotated[str | None, option(_TIMESTEPS)] = None
 
     def check_source(self, command: str) -> None:
-        """ValueError unless there is exactly one schedule, and options only of a baseline."""
+        """ValueError unless there is exactly one schedule, and options only of a name."""
         sources = (self.file, self.schedule, self.sigmas, self.timesteps)
         given = [str(source) for source in sources if source is not None]
         if len(given) != 1:

@@ -101,8 +101,8 @@ def optimize_schedule(
       initialization or a score error are fields of the objective.
     - `stochasticity`: alpha = h/g, a number or (K,), kept as it is; or "optimize" for one per step.
       `DDIM` is the family in which an optimised stochasticity was seen to hold on networks.
-    - `starts`: names of baseline schedules, or {name: Schedule}, baselines of `schedules.BASELINES`
-      among them by their own names; default every baseline. A schedule of your own has the fixed
+    - `starts`: names of schedules in `schedules.SCHEDULES`, or {name: Schedule}, those among them
+      by their own names; default every baseline. A schedule of your own has the fixed
       `stochasticity`; with "optimize" it is started at its own, and one without noise, as every
       baseline, at 0 and 1. All starts run at once.
     - `solver`: `Newton()` (default), or `Optax(transformation, steps)` for any optax

@@ -27,7 +27,7 @@ from ..distributions import Compression, Gaussian
 from ..errors import LocalError
 from ..processes import AbstractProcess, check_range
 from ..samplers import AbstractSampler, check_reverse_sde
-from ..schedules import BASELINES, Schedule
+from ..schedules import BASELINES, SCHEDULES, Schedule
 from ._candidates import RESERVED, Candidate, Origin, by_label
 from ._space import (
     AbstractProblem,
@@ -242,8 +242,9 @@ def make_problem(
         end = float(coordinate.time(ends.mean()))
     else:
         end = low
-    known = {name: make(process, num_steps, end) for name, make in BASELINES.items()}
-    given = _given_starts(starts, known, num_steps, process, low, high)
+    named = {name: make(process, num_steps, end) for name, make in SCHEDULES.items()}
+    known = {name: named[name] for name in BASELINES}
+    given = known if starts is None else _given_starts(starts, named, process, low, high)
     every = _with_stochasticity({**known, **given}, stochasticity_squared)
     labelled = by_label(every)
     problem = problem_in(space, reduced)
@@ -337,22 +338,20 @@ def check_stochasticity(
 
 
 def _given_starts(
-    starts: Starts,
-    known: dict[str, Schedule],
-    num_steps: int,
+    starts: Sequence[str] | Mapping[str, Schedule],
+    named: dict[str, Schedule],
     process: AbstractProcess,
     low: float,
     high: float,
 ) -> dict[str, Schedule]:
     """The schedules to start from, by name."""
-    if starts is None:
-        return known
     if not isinstance(starts, Mapping):
-        names = [known_name("schedule", "starts", name, known) for name in starts]
-        return {name: known[name] for name in names}
+        names = [known_name("schedule", "starts", name, named) for name in starts]
+        return {name: named[name] for name in names}
+    num_steps = next(iter(named.values())).num_steps
     return {
-        name: known[name]
-        if name in known and _same_times(schedule, known[name])
+        name: named[name]
+        if name in named and _same_times(schedule, named[name])
         else _given_start(name, schedule, num_steps, process, low, high)
         for name, schedule in starts.items()
     }

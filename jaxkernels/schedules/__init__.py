@@ -2,7 +2,9 @@
 
 from ._baselines import (
     BASELINES as BASELINES,
+    SCHEDULES as SCHEDULES,
     align_your_steps as align_your_steps,
+    beta as beta,
     cosine as cosine,
     karras as karras,
     log_snr as log_snr,

@@ -1,4 +1,4 @@
-"""Baseline schedules: what people use today, and what an optimum has to beat.
+"""Schedules that people use today; an optimum has to beat the baselines among them.
 
 Every function returns a `Schedule` of `num_steps` steps from the process's t_max to `t_min`.
 
@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import ArrayLike
+from scipy.special import betaincinv
 
 from .. import _checks
 from ..processes import AbstractProcess, check_range, sigma_range
@@ -134,6 +135,46 @@ def cosine(process: AbstractProcess, num_steps: int, t_min: ArrayLike) -> Schedu
     ```
     """
     return _in_time(process, num_steps, t_min, lambda u: 1.0 - np.cos(0.5 * np.pi * (1.0 - u)))
+
+
+def beta(
+    process: AbstractProcess,
+    num_steps: int,
+    t_min: ArrayLike,
+    alpha: ArrayLike = 0.6,
+    beta: ArrayLike = 0.6,
+) -> Schedule:
+    """Make the times quantiles of a beta distribution, finer towards both ends.
+
+        t_k = t_min + (t_max - t_min) q(1 - k/K),    int_0^q(p) Beta(x; alpha, beta) dx = p
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `num_steps`: number K >= 1 of steps.
+    - `t_min`: last time, in [0, t_max).
+    - `alpha`: > 0, the smaller the finer towards the data.
+    - `beta`: > 0, the smaller the finer towards the noise.
+
+    **Returns:** the schedule, from t_max to `t_min`.
+
+    **Raises:** ValueError for an argument out of range.
+
+    **Example:**
+
+    ```python
+    >>> jk.schedules.beta(jk.EDM(8.0), 3, 0.0, 0.5, 0.5).times.round(4).tolist()
+    [8.0, 6.0, 2.0, 0.0]
+    ```
+
+    Source: Lee et al., "Beta Sampling is All You Need: Efficient Image Generation Strategy for
+    Diffusion Models using Stepwise Spectral Analysis" (2024), https://arxiv.org/abs/2407.12173.
+    """
+    shape = [
+        float(_checks.scalar(name, value, above=0.0))
+        for name, value in (("alpha", alpha), ("beta", beta))
+    ]
+    return _in_time(process, num_steps, t_min, lambda u: betaincinv(*shape, 1.0 - u))
 
 
 def _in_sigma(
@@ -309,3 +350,7 @@ BASELINES: dict[str, Callable[[AbstractProcess, int, ArrayLike], Schedule]] = {
     "karras": karras,
     "align_your_steps": align_your_steps,
 }
+"""The schedules that an optimum is compared with, by name."""
+
+SCHEDULES = {**BASELINES, "beta": beta}
+"""Every schedule that has a name."""
