@@ -276,7 +276,10 @@ def test_align_your_steps_for_other_lengths() -> None:
         (lambda: jk.schedules.karras(jk.VP(), 4, np.nan), r"t_min = nan"),
         (lambda: jk.schedules.karras(jk.VP(), 4, 0.1, rho=0.0), r"rho = 0 must be > 0"),
         (lambda: jk.schedules.beta(jk.VP(), 4, 0.1, alpha=0.0), r"alpha = 0 must be > 0"),
-        (lambda: jk.schedules.beta(jk.VP(), 4, 0.1, beta=np.inf), r"beta = inf: every number must be finite"),
+        (
+            lambda: jk.schedules.beta(jk.VP(), 4, 0.1, beta=np.inf),
+            r"beta = inf: every number must be finite",
+        ),
         (
             lambda: jk.schedules.karras(jk.VP(), 4, 0.0, last_sigma=0.0),
             r"last_sigma = 0 must be > 0",

@@ -158,14 +158,16 @@ def all_searches(denoiser: jk.AbstractDenoiser, data: np.ndarray) -> dict[str, S
         result = jk.optimize_schedule(denoiser, PROCESS, sampler, num_steps, **setting)
         return Found(result.schedule, result.nfe)
 
-    def aligned(sampler: str, num_steps: int) -> Found:
-        del sampler
+    @functools.cache
+    def aligned(num_steps: int) -> Found:
+        began = time.perf_counter()
         start = jk.schedules.log_snr(PROCESS, num_steps, T_MIN)
-        return ays.search(denoiser, data, T_MIN, start)
+        found = ays.search(denoiser, data, T_MIN, start)
+        return found._replace(seconds=time.perf_counter() - began)
 
     return {
         "tangent": lambda _, k: tangent(k, scale),
-        "AYS": aligned,
+        "AYS": lambda _, k: aligned(k),
         "DMN": lambda sampler, k: dmn.search(PROCESS, k, T_MIN, ORDERS[sampler]),
         "GITS, deviation": lambda _, k: gits.search(denoiser, k, gits_noise, T_MIN, "dev"),
         "GITS, l2": lambda _, k: gits.search(denoiser, k, gits_noise, T_MIN, "l2"),

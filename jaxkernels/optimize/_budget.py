@@ -246,10 +246,11 @@ def plan_sweep(
             f"noise has {rows} rows; within a budget at least {_LEAST_RECORDED} are needed."
         )
     calls = budget // per_call
+    each = denoised_nfe(1, nodes)
     trajectories = 0
     if recorded is None:
-        trajectories = min(calls // nodes, most) // _BATCHES * _BATCHES
-    shares = _shares(calls - trajectories * nodes, costs, recorded or trajectories)
+        trajectories = min(calls // each, most) // _BATCHES * _BATCHES
+    shares = _shares(calls - trajectories * each, costs, recorded or trajectories)
     if shares is not None and rows is not None:
         # rows of noise that are left give the evidence
         kept = 3 * rows // (4 * _BATCHES) * _BATCHES
@@ -257,7 +258,7 @@ def plan_sweep(
         if rows < trajectories + _LEAST_ROWS:
             shares = None
         else:
-            shares = _shares(calls - trajectories * nodes, costs, recorded or trajectories)
+            shares = _shares(calls - trajectories * each, costs, recorded or trajectories)
     if shares is not None:
         given = tuple(per_call * share for share in shares)
         return SweepPlan(budget, trajectories, nodes, given, 0)
@@ -265,9 +266,9 @@ def plan_sweep(
     if recorded is None:
         kept = int(_CHECK * calls) // per_checked
         kept = kept if kept >= _LEAST_CHECKED else 0
-        trajectories = min((calls - kept * per_checked) // nodes, most) // _BATCHES * _BATCHES
+        trajectories = min((calls - kept * per_checked) // each, most) // _BATCHES * _BATCHES
         trajectories = max(trajectories, _LEAST_RECORDED)
-    left = calls - trajectories * nodes
+    left = calls - trajectories * each
     checked = min(left // per_checked, recorded or trajectories)
     checked = checked if checked >= _LEAST_CHECKED else 0
     return SweepPlan(budget, trajectories, nodes, None, checked)

@@ -45,15 +45,13 @@ FINE_TUNED = "fine-tuned"
 MIXTURE = "selected on a mixture"
 # on a model corrected by recorded trajectories, then by the candidates that were run
 SIMULATED = ("simulated", *(f"simulated, correction {i + 1}" for i in range(MOST_ROUNDS)))
-# with what the model gets wrong of other trajectories as well
-EXCHANGED = "simulated, residuals exchanged"
 # power means of a trajectory record's errors: of typical samples, of the mean, of the tail
 RECORDED = {
     0.0: "recorded, geometric mean",
     1.0: "recorded, mean",
     2.0: "recorded, root mean square",
 }
-RESERVED = (OPTIMISED, FINE_TUNED, MIXTURE, *SIMULATED, EXCHANGED, *RECORDED.values())
+RESERVED = (OPTIMISED, FINE_TUNED, MIXTURE, *SIMULATED, *RECORDED.values())
 
 
 def interpolate_candidates(

@@ -193,7 +193,7 @@ def costs_within(
     return Costs(
         per_sample=request.sampler.nfe_per_step * request.num_steps,
         baselines=len(BASELINES) + (len(starts) if isinstance(starts, Mapping) else 0),
-        candidates=2 + (model is not None and model.knows_data and model.mixture is not None),
+        candidates=1 + (model is not None and model.knows_data and model.mixture is not None),
         rounds=MOST_ROUNDS if tuned else 0,
         per_call=network.nfe,
     )

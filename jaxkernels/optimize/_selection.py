@@ -48,6 +48,8 @@ _MIXTURE_DRAWS = 8192
 _FINE_TUNE = 40
 _FINE_TUNE_LEAST = 8
 _FINE_TUNE_DIMENSION = 256
+# the same on a model of the network, which takes no NFE
+_SIMULATED = 100
 # numbers of what initial noise is for, and of its random keys
 _SELECTION = 0
 _EVIDENCE = 1
@@ -253,7 +255,7 @@ class Selection:
 
         **Returns:** the solver; None for no steps.
         """
-        return self._solver(_FINE_TUNE)
+        return self._solver(_SIMULATED)
 
 
 @dataclasses.dataclass(frozen=True)

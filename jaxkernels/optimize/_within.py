@@ -1,7 +1,7 @@
 """Selecting on a model of the network that recorded trajectories correct, and within a budget."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from ..samplers import AbstractSampler, DPMSolverPP2M, sampling_nfe
 from ..schedules import log_snr
 from ..trajectories import DenoisedRecord
 from ._budget import Plan
-from ._candidates import EXCHANGED, SIMULATED, Candidate, Origin, by_label
+from ._candidates import SIMULATED, Candidate, Origin, by_label
 from ._decision import Decision
 from ._fine_tune import fine_tune
 from ._model import Model
@@ -35,10 +35,10 @@ from ._selection import Selected, Selection
 from ._solver import Optax
 from ._space import ScheduleSpace
 
-# trajectories of the model, at least, where candidates that were run correct it and where they do
-# not, and steps of their solution
-_SIMULATED = 128
-_EXCHANGED = 1024
+# candidates from which gradient steps are taken on the model, and trajectories that they need
+_STARTS = 3
+_LEAST_ROWS = 4
+# steps of the model's own solution
 _SIMULATED_STEPS = 200
 # options of comparisons on the model, which take no NFE
 _FREE: dict[str, Any] = {"key": None, "planned": None}
@@ -129,18 +129,17 @@ class SimulatedSelection:
     ) -> Selected:
         """Select what gradient steps on the corrected model lead to.
 
-        From the best candidate there, on the recorded trajectories, and on these and others that
-        have the residuals of other trajectories. Where the network may be run, on few of them, it
-        corrects what the model says of the two, all baselines, and the `incumbent`, the label of
-        what data speak for; otherwise the incumbent is left only for what the model says is better
-        beyond a standard error. The evidence is of the model.
+        From the best candidates there, on the recorded trajectories. Where the network may be run,
+        on few of them, it corrects what the model says of the result, all baselines, and the
+        `incumbent`, the label of what data speak for; otherwise the incumbent is left only for what
+        the model says is better beyond a standard error. The evidence is of the model.
         """
         with Progress("comparing on a model of the network", progress) as line:
             found = self.simulate(candidates, space, sampler, line, incumbent)
             known = by_label(candidates)
             # a model that errs has another best baseline than the network
             others = [c for c in candidates if c.is_baseline or c.label == incumbent]
-            finalists = {**found.finalists, **{c.label: c for c in others}}
+            finalists = {c.label: c for c in (found.tuned, *others)}
             schedules = {label: c.schedule for label, c in finalists.items()}
             predicted = compare_to(self.reference, sampler, schedules, line=line, **_FREE)
             nfe = {}
@@ -150,7 +149,7 @@ class SimulatedSelection:
             elif incumbent is not None and found.best == incumbent:
                 selected = known[incumbent]
             else:
-                selected = list(found.finalists.values())[-1]
+                selected = found.tuned
             shown = list({c.label: c for c in (*others, selected)}.values())
         evidence = dataclasses.replace(
             predicted.take([c.label for c in shown]),
@@ -173,45 +172,45 @@ class SimulatedSelection:
         The best of all is the `incumbent` unless another is better beyond a standard error.
         """
         schedules = {c.label: c.schedule for c in candidates}
-        starts = {c.label: c.schedule for c in candidates if c.is_baseline}
-        baselines = list(starts)
+        baselines = [c.label for c in candidates if c.is_baseline]
+        predicted = compare_to(self.reference, sampler, schedules, line=line, **_FREE)
+        starts: list[str] = []
+        for _ in range(min(_STARTS, len(candidates))):
+            left = [label for label in schedules if label not in starts]
+            starts.append(predicted.best(baselines, self.criterion, among=left))
         known = by_label(candidates)
-        exchanged = _varied(self.reference, self.t_min, _EXCHANGED)
-        # as many rows: gradient steps on both are one program
-        repeated = self.reference.take(np.repeat(*_copies(self.reference, _EXCHANGED)))
-        finalists = {}
-        predictions = []
-        for label, reference, rows in (
-            (SIMULATED[0], self.reference, repeated),
-            (EXCHANGED, exchanged, exchanged),
-        ):
-            predicted = compare_to(reference, sampler, schedules, line=line, **_FREE)
-            best = known[predicted.best(baselines, self.criterion)]
-            floor = compare_to(rows, sampler, starts, line=line, **_FREE)
-            tuned = self.tune(rows, space, sampler, best, floor, line, label) or best
-            finalists[tuned.label] = tuned
-            predictions.append(predicted)
-        own = predictions[0]
-        return _Simulated(own, own.best(baselines, self.criterion, incumbent), finalists)
+        run = (space, sampler, [known[label] for label in starts], predicted.take(baselines))
+        tuned = self.tune(self.reference, *run, line, SIMULATED[0])
+        best = predicted.best(baselines, self.criterion, incumbent)
+        return _Simulated(predicted, best, tuned or known[starts[0]])
 
     def tune(
         self,
         reference: Reference,
         space: ScheduleSpace,
         sampler: AbstractSampler,
-        start: Candidate,
+        starts: Sequence[Candidate],
         baselines: Comparison,
         line: Progress,
         label: str,
     ) -> Candidate | None:
-        """What gradient steps lead to; None without steps, or if they lead nowhere."""
-        if self.solver is None or space.num_steps == 1 or reference.noise.shape[0] < 4:
+        """The best that gradient steps lead to; None without steps, or if they lead nowhere."""
+        if self.solver is None or space.num_steps == 1 or len(reference.noise) < _LEAST_ROWS:
             return None
-        run = (reference, sampler, space, start.schedule, baselines)
-        tuned = fine_tune(*run, self.criterion, self.solver, line.update, free=True)
-        if np.allclose(tuned.times, start.schedule.times, rtol=1e-5):
+        found = {}
+        for start in starts:
+            run = (reference, sampler, space, start.schedule, baselines)
+            tuned = fine_tune(*run, self.criterion, self.solver, line.update, free=True)
+            if not np.allclose(tuned.times, start.schedule.times, rtol=1e-5):
+                found[start.label] = tuned
+        if not found:
             return None
-        return Candidate(label, tuned, Origin.SIMULATED)
+        names = {start: f"from {start}" for start in found}
+        schedules = {names[start]: schedule for start, schedule in found.items()}
+        compared = compare_to(reference, sampler, schedules, line=line, **_FREE)
+        every = baselines.joined(compared)
+        best = every.best(list(baselines.names), self.criterion, among=list(schedules))
+        return Candidate(label, schedules[best], Origin.SIMULATED)
 
     def _resolution(self) -> float:
         """Distance of the corrected model's own end points to those that were recorded."""
@@ -223,11 +222,11 @@ class SimulatedSelection:
 
 
 class _Simulated(NamedTuple):
-    """What a model predicts: all candidates, the best, and where gradient steps lead, by label."""
+    """What a model predicts: all candidates, the best, and where gradient steps lead."""
 
     predicted: Comparison
     best: str
-    finalists: Mapping[str, Candidate]
+    tuned: Candidate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,30 +326,28 @@ class _Search:
         if incumbent is not None:
             kept.insert(0, incumbent)
         known = by_label(candidates)
-        run = {**found.finalists, **{label: known[label] for label in kept}}
+        run = {found.tuned.label: found.tuned, **{label: known[label] for label in kept}}
         self._run(list(run.values()), "selection")
 
     def correct(self, number: int) -> bool:
         """Correct the model by the best that was run, and run what gradient steps lead to.
 
-        If they lead nowhere, by the best that is no baseline. Whether they lead anywhere.
+        From it, and from the best that is no baseline. Whether they lead anywhere.
         """
         measured = self._measured()
         simulated = self._selection.simulated
         best = measured.best(self._baselines, self._criterion)
-        starts = dict.fromkeys([best, self._best(measured)])
-        baselines = {c.label: c.schedule for c in self._tried if c.is_baseline}
-        run = (self._space, self._sampler)
-        for name in starts:
-            start = by_label(self._tried)[name]
-            corrected = _varied(self._corrected(start), simulated.t_min, _SIMULATED)
-            floor = compare_to(corrected, self._sampler, baselines, line=self._line, **_FREE)
-            label = SIMULATED[number]
-            tuned = simulated.tune(corrected, *run, start, floor, self._line, label)
-            if tuned is not None:
-                self._run([tuned], "fine-tuning")
-                return True
-        return False
+        starts = [
+            by_label(self._tried)[name] for name in dict.fromkeys([best, self._best(measured)])
+        ]
+        corrected = self._corrected(starts[0])
+        schedules = {c.label: c.schedule for c in self._tried if c.is_baseline}
+        floor = compare_to(corrected, self._sampler, schedules, line=self._line, **_FREE)
+        run = (self._space, self._sampler, starts, floor, self._line, SIMULATED[number])
+        tuned = simulated.tune(corrected, *run)
+        if tuned is not None:
+            self._run([tuned], "fine-tuning")
+        return tuned is not None
 
     def _corrected(self, candidate: Candidate) -> Reference:
         """The model with what the network's samples of a candidate differ by from its own."""
@@ -394,31 +391,3 @@ class _Search:
 
     def _measured(self) -> Comparison:
         return compare_ends(self._selection.network, self._ends, 0)
-
-
-def _copies(reference: Reference, least: int) -> tuple[np.ndarray, int]:
-    """All rows, and how often each is repeated to make `least` of them."""
-    count = len(reference.ends)
-    return np.arange(count), -(-least // count)
-
-
-def _varied(reference: Reference, t_min: float, least: int) -> Reference:
-    """The trajectories of a corrected model, `least` at least, with the residuals of others.
-
-    What the model gets wrong is then a draw that does not depend on where a trajectory starts. All
-    trajectories from one start follow each other.
-    """
-    rows, copies = _copies(reference, least)
-    if copies == 1:
-        return reference
-    count = len(rows)
-    start = np.repeat(rows, copies)
-    shift = np.tile(np.arange(copies) * max(1, count // copies), count)
-    residual = (start + shift) % count
-    denoiser = reference.denoiser.take(residual)
-    noise = jnp.asarray(np.asarray(reference.noise)[start])
-    fine = log_snr(denoiser.process, _SIMULATED_STEPS, t_min)
-    ends = np.array(sample_ends(denoiser, DPMSolverPP2M(), fine, noise))
-    ends[::copies] = reference.ends
-    offset = np.broadcast_to(reference.offset, reference.ends.shape)[residual]
-    return reference._replace(denoiser=denoiser, noise=noise, ends=ends, offset=offset)

@@ -1,7 +1,7 @@
 """Recorded trajectories of a network, and the error of any schedule on them."""
 
+from ._corrected import CorrectedDenoiser as CorrectedDenoiser
 from ._denoised import (
-    CorrectedDenoiser as CorrectedDenoiser,
     DenoisedRecord as DenoisedRecord,
     check_denoised_record as check_denoised_record,
     denoised_nfe as denoised_nfe,

@@ -1,14 +1,7 @@
-"""Denoised points along trajectories: what a model of the data gets wrong of a network there.
+"""Denoised points of a network along its trajectories, and along a coarse run beside them.
 
-Along a trajectory x_n(t) of a network its denoised points D_net(x_n(t), t) are known at the nodes.
-A model of the data, such as a mixture, has another denoiser D. With the residual
-
-    r_n(t) = D_net(x_n(t), t) - D(x_n(t), t)
-
-the denoiser D(x, t) + r_n(t) agrees with the network on the recorded trajectory, and has the
-model's derivatives beside it. A sampler that is run with it from x_n(t_max) ends where it would end
-with the network, up to what the derivatives differ by. This needs no evaluation of the network, no
-sensitivities, and no small errors: a step that leads a sample to another cluster does so here.
+They need no sensitivities and no small errors: a model of the data that they correct, see
+`_corrected.py`, leads a sample to another cluster where a step of the network does.
 """
 
 from collections.abc import Sequence
@@ -18,25 +11,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import _checks
 from .._compile import quick_filter_jit
 from .._nfe import EVALUATION
-from .._numerics import larger, safe_divide
-from .._precision import to_dtype, working_dtype
+from .._precision import to_dtype
 from .._progress import Progress
-from .._types import AnyArray, Rows, constant
+from .._types import AnyArray, constant
 from ..distributions import GaussianMixture
 from ..prediction import AbstractDenoiser, Prediction, check_denoiser, in_working_precision
 from ..processes import AbstractProcess
-from ..samplers import UniPC, check_noise, take_step
+from ..samplers import AbstractSampler, DPMSolverPP2M, UniPC, check_noise, take_step
 from ..schedules import Schedule, Step, TimeCoordinate
+from ._corrected import CorrectedDenoiser, coarse_nodes, corrected_denoiser
 from ._fit import RecordedPoints, fit_mixture
 from ._record import AbstractRecord, check_span
 from ._recording import check_finite, place_nodes, row_batches, rows_run
-from ._spline import spline_fit, spline_weights
 
 # of the third order: with one evaluation per node more accurate than others
 _SOLVER = UniPC(solver_order=3, lower_order_final=False)
@@ -55,6 +46,8 @@ class DenoisedRecord(AbstractRecord):
     - `noise`: (trajectories, ...), where they start.
     - `points`: (nodes, trajectories, d), where the network was evaluated.
     - `denoised`: (nodes, trajectories, d), its denoised points there.
+    - `coarse_points`, `coarse_denoised`: (coarse, trajectories, d), the same of the coarse run, at
+      some of the nodes.
     - `ends`: (trajectories, d), where they end.
     - `nfe`: that the record cost, rows that fill up its last batch included.
 
@@ -68,7 +61,12 @@ class DenoisedRecord(AbstractRecord):
     """
 
     file_format: ClassVar[str] = "jaxkernels.denoised_record"
-    own_arrays: ClassVar[tuple[str, ...]] = ("points", "denoised")
+    own_arrays: ClassVar[tuple[str, ...]] = (
+        "points",
+        "denoised",
+        "coarse_points",
+        "coarse_denoised",
+    )
 
     time_coordinate: TimeCoordinate
     t_min: AnyArray
@@ -76,6 +74,8 @@ class DenoisedRecord(AbstractRecord):
     noise: Float[AnyArray, "trajectories *shape"]
     points: Float[AnyArray, "nodes trajectories d"]
     denoised: Float[AnyArray, "nodes trajectories d"]
+    coarse_points: Float[AnyArray, "coarse trajectories d"]
+    coarse_denoised: Float[AnyArray, "coarse trajectories d"]
     ends: Float[AnyArray, "trajectories d"]
     nfe: int = eqx.field(static=True)
 
@@ -85,11 +85,16 @@ class DenoisedRecord(AbstractRecord):
         return self.denoised.shape[0]
 
     def denoiser(self, model: AbstractDenoiser) -> "CorrectedDenoiser":
-        """Correct the denoiser of a model by what the network returned along its trajectories.
+        """Correct the denoiser of a model by what the network returned along both runs.
 
-            D_n(x, t) = D(x, t) + r_n(t),      r_n(t_j) = D_net(x_n(t_j), t_j) - D(x_n(t_j), t_j)
+            D_n(x, t) = D(x, t) + r_n(t) + s_n(t) <x - x_n(t), y_n - x_n> / |y_n - x_n|^2
 
-        with a cubic spline in log sigma between the nodes t_j.
+            r_n = D_net(x_n, t) - D(x_n, t),       s_n = D_net(y_n, t) - D(y_n, t) - r_n
+            D = (1 - w) D_model + w D_Gaussian
+
+        agrees with the network on the trajectory x_n and on the coarse run y_n, at their nodes,
+        with a cubic spline in log sigma between those of x_n and r_n, linearly between those of the
+        others. The share w(t) in [0, 1] of the Gaussian of the end points makes the s_n smallest.
 
         **Arguments:**
 
@@ -109,12 +114,10 @@ class DenoisedRecord(AbstractRecord):
         ```
         """
         check_denoiser(model)
-        coordinate = self.time_coordinate
-        modelled = np.asarray(_denoised_points(model, constant(self.node_times), self.points))
-        residuals = np.asarray(self.denoised, np.float64) - modelled
-        splines = np.tensordot(spline_fit(self.num_nodes), residuals, 1)
-        splines = constant(splines.astype(self.denoised.dtype))
-        return CorrectedDenoiser(self.process, model, coordinate, self.last_node, splines)
+        runs = ((self.points, self.denoised), (self.coarse_points, self.coarse_denoised))
+        return corrected_denoiser(
+            model, self.time_coordinate, self.node_times, *runs, np.asarray(self.ends)
+        )
 
     def fit_mixture(self, known: GaussianMixture | None = None) -> GaussianMixture:
         """Fit a mixture whose denoiser is that of the network along its trajectories.
@@ -171,67 +174,6 @@ class DenoisedRecord(AbstractRecord):
         return f"DenoisedRecord({self.num_trajectories} trajectories, {self.num_nodes} nodes)"
 
 
-class CorrectedDenoiser(AbstractDenoiser):
-    """The denoiser of a model with recorded residuals, one for each row.
-
-    Made by `DenoisedRecord.denoiser`.
-
-    **Arguments:**
-
-    - `process`: the forward process.
-    - `model`: the denoiser of the model, of vectors (n, d).
-    - `time_coordinate`, `last_node`: of the record. Below the last node residuals are as there.
-    - `residuals`: (splines, n, d), spline coefficients of the residual of every row.
-
-    **Example:**
-
-    ```python
-    >>> exact = jk.Gaussian([0.0, 1.0], [1.0, 0.1]).denoiser(jk.VP())
-    >>> found = jk.record_denoised(exact, np.eye(2), t_min=1e-3, nodes=16).denoiser(exact)
-    >>> found.take(slice(1)).residuals.shape
-    (18, 1, 2)
-    ```
-    """
-
-    process: AbstractProcess
-    model: AbstractDenoiser
-    time_coordinate: TimeCoordinate
-    last_node: AnyArray
-    residuals: Float[AnyArray, "splines n d"]
-
-    def __call__(self, x: Float[Array, "n *shape"], t: Float[ArrayLike, ""]) -> Prediction:
-        rows = x.reshape(len(x), -1)
-        split = self.model(rows, t)
-        coordinate = self.time_coordinate
-        nodes = self.residuals.shape[0] - 2
-        first, weights = spline_weights(_place(coordinate, self.last_node, t, nodes), nodes)
-        size = (4, *self.residuals.shape[1:])
-        block = jax.lax.dynamic_slice(jnp.asarray(self.residuals), (first, 0, 0), size)
-        residual = jnp.tensordot(weights.astype(rows.dtype), block, 1)
-        # a step to sigma = 0 may call it there, and leaves eps out
-        ratio = safe_divide(self.process.signal(t), self.process.noise(t))
-        x0 = split.x0 + residual
-        eps = split.eps - ratio * residual
-        return Prediction(x0.reshape(x.shape), eps.reshape(x.shape))
-
-    def take(self, rows: Rows) -> "CorrectedDenoiser":
-        """Take some of the rows.
-
-        **Arguments:**
-
-        - `rows`: a slice or indices.
-
-        **Returns:** the denoiser of these rows.
-        """
-        rows = rows if isinstance(rows, slice | Array) else np.asarray(rows)
-        return eqx.tree_at(lambda d: d.residuals, self, self.residuals[:, rows])
-
-    def astype(self, dtype: DTypeLike) -> "CorrectedDenoiser":
-        dtype = working_dtype(dtype)
-        converted = to_dtype(self, dtype)
-        return eqx.tree_at(lambda d: d.model, converted, self.model.astype(dtype))
-
-
 def record_denoised(
     denoiser: AbstractDenoiser,
     noise: Float[AnyArray, "trajectories *shape"],
@@ -244,7 +186,8 @@ def record_denoised(
     """Record the denoised points of a network along trajectories, by forward passes alone.
 
     A step of `UniPC` of order 3 leads from one node to the next, with one evaluation, which is that
-    of the node.
+    of the node. A coarse run by DPM-Solver++(2M), on ten of the nodes, goes off the trajectory
+    as samplers do.
 
     **Arguments:**
 
@@ -257,7 +200,7 @@ def record_denoised(
       repeating rows.
     - `progress`: show a status line on a terminal.
 
-    NFE per trajectory: `nodes`.
+    NFE per trajectory: `nodes`, and those of the coarse run, ten or `nodes` if these are fewer.
 
     **Returns:** a `DenoisedRecord`.
 
@@ -274,7 +217,10 @@ def record_denoised(
     coordinate, times, end_time = place_nodes(denoiser, t_min, nodes)
     denoiser, x = in_working_precision(denoiser, check_noise(noise, at_least=2))
     batch = _checks.count("batch", batch)
-    schedule = Schedule(constant(times))
+    runs = [
+        (_SOLVER, Schedule(constant(times))),
+        (DPMSolverPP2M(), Schedule(constant(times[coarse_nodes(len(times))]))),
+    ]
     count = x.shape[0]
     nfe = denoiser.nfe * denoised_nfe(rows_run(count, batch), len(times))
     rows_of_noise = np.asarray(x)
@@ -282,13 +228,16 @@ def record_denoised(
     with Progress(f"recording, NFE {nfe:,}: compiling", progress) as line:
         for rows, used in row_batches(count, batch):
             starts = jax.device_put(rows_of_noise[rows])
-            found = _follow_forward(denoiser.take(rows), schedule, starts)
-            points, denoised = (np.asarray(array)[:, :used] for array in found)
             last = int(rows[0]) + used - 1
-            check_finite(f"trajectories {rows[0]} to {last}", points, denoised)
-            parts.append((points, denoised))
+            arrays = []
+            for solver, schedule in runs:
+                found = _follow_forward(solver, denoiser.take(rows), schedule, starts)
+                arrays += [np.asarray(array)[:, :used] for array in found]
+            check_finite(f"trajectories {rows[0]} to {last}", *arrays)
+            parts.append(arrays)
             line.update(f"recording, NFE {nfe:,}: trajectory {last + 1} of {count}")
-    points, denoised = (np.concatenate(arrays, 1) for arrays in zip(*parts, strict=True))
+    recorded = [np.concatenate(arrays, 1) for arrays in zip(*parts, strict=True)]
+    points, denoised, coarse_points, coarse_denoised = recorded
     return DenoisedRecord(
         time_coordinate=coordinate,
         t_min=constant(end_time),
@@ -296,6 +245,8 @@ def record_denoised(
         noise=cast(AnyArray, rows_of_noise),
         points=constant(points),
         denoised=constant(denoised),
+        coarse_points=constant(coarse_points),
+        coarse_denoised=constant(coarse_denoised),
         ends=constant((denoised if times[-1] > end_time else points)[-1].astype(np.float64)),
         nfe=nfe,
     )
@@ -325,36 +276,16 @@ def check_denoised_record(
 
 
 def denoised_nfe(trajectories: int, nodes: int) -> int:
-    """Count the NFE of `record_denoised`: one for every node of every trajectory that is run."""
-    return trajectories * nodes * EVALUATION
-
-
-def _place(
-    coordinate: TimeCoordinate, last: ArrayLike, t: ArrayLike, nodes: int
-) -> Float[Array, ""]:
-    """Where a time lies among the nodes, in [0, nodes - 1]."""
-    top = coordinate.coordinate(coordinate.start)
-    bottom = coordinate.coordinate(last)
-    t = larger(jnp.asarray(t), last)
-    return (top - coordinate.coordinate(t)) / (top - bottom) * (nodes - 1)
-
-
-@quick_filter_jit
-def _denoised_points(
-    model: AbstractDenoiser,
-    times: Float[Array, " nodes"],
-    points: Float[Array, "nodes n d"],
-) -> Float[Array, "nodes n d"]:
-    """The model's denoised points at all nodes."""
-    points = jnp.asarray(points)
-    model = model.astype(points.dtype)
-    times = jnp.asarray(times, points.dtype)
-    return jax.lax.map(lambda node: model(node[0], node[1]).x0, (points, times))
+    """Count the NFE of `record_denoised`: one for every node of both runs of every trajectory."""
+    return trajectories * (nodes + len(coarse_nodes(nodes))) * EVALUATION
 
 
 @quick_filter_jit
 def _follow_forward(
-    denoiser: AbstractDenoiser, schedule: Schedule, x: Float[Array, "n *shape"]
+    solver: AbstractSampler,
+    denoiser: AbstractDenoiser,
+    schedule: Schedule,
+    x: Float[Array, "n *shape"],
 ) -> tuple[Float[Array, "nodes n d"], Float[Array, "nodes n d"]]:
     """Points at the nodes and the denoised points there."""
     denoiser = denoiser.astype(x.dtype)
@@ -368,11 +299,11 @@ def _follow_forward(
             return seen[-1]
 
         x, history = state
-        after = take_step(_SOLVER, predict, denoiser.process, step, None, x, history)
+        after = take_step(solver, predict, denoiser.process, step, None, x, history)
         return after, (x, seen[0].x0)
 
-    steps = schedule.steps(_SOLVER.history_steps)
-    (end, _), (points, denoised) = jax.lax.scan(advance, (x, _SOLVER.init_history(x)), steps)
+    steps = schedule.steps(solver.history_steps)
+    (end, _), (points, denoised) = jax.lax.scan(advance, (x, solver.init_history(x)), steps)
     last = denoiser(end, schedule.times[-1]).x0
     points = jnp.concatenate([points, end[None]])
     denoised = jnp.concatenate([denoised, last[None]])

@@ -11,7 +11,8 @@ from ..distributions import AbstractDistribution
 from ..processes import AbstractProcess
 from ..samplers import AbstractSampler, check_batch_sampler, run_schedule
 from ..schedules import Schedule
-from ._denoised import CorrectedDenoiser, DenoisedRecord, check_denoised_record
+from ._corrected import CorrectedDenoiser
+from ._denoised import DenoisedRecord, check_denoised_record
 from ._objective import power_mean
 from ._record import end_scale, follow_record
 
@@ -21,11 +22,11 @@ class SimulatedError(AbstractObjective):
 
         ( mean over trajectories of |x_n - end_n|^power )^(1 / power),     power = 0: exp(mean log)
 
-    with x_n where the sampler ends with the denoiser D(x, t) + r_n(t) of `DenoisedRecord.denoiser`,
-    from where trajectory n starts. Unlike `RecordedError` it is not of first order: it sees samples
-    that end elsewhere, and needs no sensitivities. What it misses are differences between the
-    derivatives of the network and of the model. |x_n - end_n|^2 has 1e-6 of its mean added, so that
-    no logarithm diverges.
+    with x_n where the sampler ends with the denoiser of `DenoisedRecord.denoiser`, from where
+    trajectory n starts. Unlike `RecordedError` it is not of first order: it sees samples that end
+    elsewhere, and needs no sensitivities. What it misses are differences between the derivatives of
+    the network and of the model across the recorded runs. |x_n - end_n|^2 has 1e-6 of its mean
+    added, so that no logarithm diverges.
 
     **Arguments:**
 

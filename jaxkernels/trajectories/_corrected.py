@@ -1,0 +1,252 @@
+"""A model of the data, corrected to be a network along recorded runs.
+
+From the same initial noise two runs of the network are known: a trajectory x_n(t), and the points
+y_n(t) of a coarse run beside it, with the denoised points at both. A model of the data, such as a
+mixture, has another denoiser D. With the residual and the secant
+
+    r_n(t) = D_net(x_n, t) - D(x_n, t)
+    s_n(t) = D_net(y_n, t) - D(y_n, t) - r_n(t)
+
+the denoiser
+
+    D_n(x, t) = D(x, t) + r_n(t) + s_n(t) <x - x_n(t), y_n - x_n> / |y_n - x_n|^2
+
+agrees with the network on both runs. Across, it has the model's derivatives: of all changes that do
+this, the secant's is the least (Broyden, "A Class of Methods for Solving Nonlinear Simultaneous
+Equations", 1965). Samplers err mostly along the same direction, that in which trajectories bend, so
+that one coarse run tells what the network does with the errors of all schedules.
+
+Trained networks are smoother than the distributions of their data. So the model is D = (1 - w)
+D_model + w D_Gaussian, with the Gaussian of the end points, whose derivatives do not depend on x,
+and the w(t) in [0, 1] for which the secants are smallest.
+"""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from .._compile import quick_filter_jit
+from .._numerics import clipped, larger, safe_divide
+from .._precision import to_dtype, working_dtype
+from .._types import AnyArray, Rows, constant
+from ..distributions import Gaussian
+from ..prediction import AbstractDenoiser, Prediction
+from ..processes import AbstractProcess
+from ..schedules import TimeCoordinate
+from ._spline import BLOCK, spline_fit, spline_weights
+
+# nodes of the coarse run
+_COARSE = 10
+
+
+def coarse_nodes(nodes: int) -> Int[np.ndarray, " coarse"]:
+    """Which of the nodes of a record are those of its coarse run."""
+    return np.round(np.linspace(0, nodes - 1, min(_COARSE, nodes))).astype(int)
+
+
+class CorrectedDenoiser(AbstractDenoiser):
+    """The denoiser of a model with recorded corrections, one for each row.
+
+    Made by `DenoisedRecord.denoiser`.
+
+    **Arguments:**
+
+    - `process`: the forward process.
+    - `model`: the denoiser of the model, of vectors (n, d).
+    - `gaussian`: that of the recorded end points' Gaussian.
+    - `time_coordinate`, `last_node`: of the record. Below the last node corrections are as there.
+    - `shares`: (coarse,) the share w of the Gaussian at the nodes of the coarse run.
+    - `residuals`: (splines, n, d), spline coefficients of the residual r of every row.
+    - `path`: (splines, n, d), those of its trajectory.
+    - `deviations`: (coarse, n, d), of the coarse run from the trajectory.
+    - `secants`: (coarse, n, d).
+
+    **Example:**
+
+    ```python
+    >>> exact = jk.Gaussian([0.0, 1.0], [1.0, 0.1]).denoiser(jk.VP())
+    >>> found = jk.record_denoised(exact, np.eye(2), t_min=1e-3, nodes=16).denoiser(exact)
+    >>> found.take(slice(1)).residuals.shape
+    (18, 1, 2)
+    ```
+    """
+
+    process: AbstractProcess
+    model: AbstractDenoiser
+    gaussian: AbstractDenoiser
+    time_coordinate: TimeCoordinate
+    last_node: AnyArray
+    shares: Float[AnyArray, " coarse"]
+    residuals: Float[AnyArray, "splines n d"]
+    path: Float[AnyArray, "splines n d"]
+    deviations: Float[AnyArray, "coarse n d"]
+    secants: Float[AnyArray, "coarse n d"]
+
+    def __call__(self, x: Float[Array, "n *shape"], t: Float[ArrayLike, ""]) -> Prediction:
+        rows = x.reshape(len(x), -1)
+        place = self._place(t)
+        share = self._between(self.shares, place).astype(rows.dtype)
+        model = self.model(rows, t)
+        gaussian = self.gaussian(rows, t)
+        correction = self._smooth(self.residuals, place) + self._secant(rows, place)
+        # a step to sigma = 0 may call it there, and leaves eps out
+        ratio = safe_divide(self.process.signal(t), self.process.noise(t))
+        x0 = (1.0 - share) * model.x0 + share * gaussian.x0 + correction
+        eps = (1.0 - share) * model.eps + share * gaussian.eps - ratio * correction
+        return Prediction(x0.reshape(x.shape), eps.reshape(x.shape))
+
+    def take(self, rows: Rows) -> "CorrectedDenoiser":
+        """Take some of the rows.
+
+        **Arguments:**
+
+        - `rows`: a slice or indices.
+
+        **Returns:** the denoiser of these rows.
+        """
+        rows = rows if isinstance(rows, slice | Array) else np.asarray(rows)
+        by_row = ("residuals", "path", "deviations", "secants")
+        taken = {name: getattr(self, name)[:, rows] for name in by_row}
+        return dataclasses.replace(self, **taken)
+
+    def astype(self, dtype: DTypeLike) -> "CorrectedDenoiser":
+        dtype = working_dtype(dtype)
+        models = [self.model.astype(dtype), self.gaussian.astype(dtype)]
+        return eqx.tree_at(lambda d: [d.model, d.gaussian], to_dtype(self, dtype), models)
+
+    @property
+    def _nodes(self) -> int:
+        return self.residuals.shape[0] - 2
+
+    def _place(self, t: ArrayLike) -> Float[Array, ""]:
+        """Where a time lies among the nodes, in [0, nodes - 1]."""
+        coordinate = self.time_coordinate
+        top = coordinate.coordinate(coordinate.start)
+        bottom = coordinate.coordinate(self.last_node)
+        t = larger(jnp.asarray(t), self.last_node)
+        return (top - coordinate.coordinate(t)) / (top - bottom) * (self._nodes - 1)
+
+    def _smooth(
+        self, splines: Float[AnyArray, "splines n d"], place: Float[Array, ""]
+    ) -> Float[Array, "n d"]:
+        """A spline at a place among the nodes."""
+        first, weights = spline_weights(place, self._nodes)
+        size = (BLOCK, *splines.shape[1:])
+        block = jax.lax.dynamic_slice(jnp.asarray(splines), (first, 0, 0), size)
+        return jnp.tensordot(weights.astype(block.dtype), block, 1)
+
+    def _between(
+        self, values: Float[AnyArray, "coarse *s"], place: Float[Array, ""]
+    ) -> Float[Array, "*s"]:
+        """Linear interpolation between the nodes of the coarse run."""
+        values = jnp.asarray(values)
+        nodes = jnp.asarray(coarse_nodes(self._nodes), place.dtype)
+        below = jnp.searchsorted(nodes, jax.lax.stop_gradient(place), side="right") - 1
+        first = clipped(below, 0, len(nodes) - 2)
+        part = (place - nodes[first]) / (nodes[first + 1] - nodes[first])
+        part = part.astype(values.dtype)
+        return (1.0 - part) * values[first] + part * values[first + 1]
+
+    def _secant(self, rows: Float[Array, "n d"], place: Float[Array, ""]) -> Float[Array, "n d"]:
+        """The change along the deviation of the coarse run.
+
+        |y - x|^2 is interpolated itself: the interpolated deviation may vanish between two nodes.
+        """
+        deviation = self._between(self.deviations, place)
+        squared = self._between(jnp.sum(jnp.asarray(self.deviations) ** 2, -1), place)
+        along = jnp.sum((rows - self._smooth(self.path, place)) * deviation, -1)
+        return self._between(self.secants, place) * safe_divide(along, squared)[:, None]
+
+
+def corrected_denoiser(
+    model: AbstractDenoiser,
+    coordinate: TimeCoordinate,
+    times: Float[np.ndarray, " nodes"],
+    along: tuple[AnyArray, AnyArray],
+    beside: tuple[AnyArray, AnyArray],
+    ends: Float[np.ndarray, "n d"],
+) -> CorrectedDenoiser:
+    """Correct a model by two runs of a network.
+
+    **Arguments:** `model`, its denoiser; `coordinate`, in which the nodes are evenly spaced;
+    `times` of the nodes; `along`, points (nodes, n, d) of the trajectories and the network's
+    denoised points there; `beside`, those of the coarse run at its nodes; `ends` of the
+    trajectories.
+
+    **Returns:** the denoiser.
+    """
+    nodes = len(times)
+    coarse = coarse_nodes(nodes)
+    gaussian = Gaussian.fit(np.asarray(ends, np.float64)).denoiser(coordinate.process)
+    points, denoised = along
+    on_nodes = [_denoised_points(one, times, points) for one in (model, gaussian)]
+    on_coarse = [_denoised_points(one, times[coarse], beside[0]) for one in (model, gaussian)]
+    deviations = np.asarray(beside[0], np.float64) - np.asarray(points, np.float64)[coarse]
+    change = np.asarray(beside[1], np.float64) - np.asarray(denoised, np.float64)[coarse]
+    changes = [b - a[coarse] for a, b in zip(on_nodes, on_coarse, strict=True)]
+    shares = _shares(change, changes, deviations)
+    mixed = shares[:, None, None]
+    secants = change - (1.0 - mixed) * changes[0] - mixed * changes[1]
+    every = np.interp(np.arange(nodes), coarse, shares)[:, None, None]
+    modelled = (1.0 - every) * on_nodes[0] + every * on_nodes[1]
+    residuals = np.asarray(denoised, np.float64) - modelled
+    # both runs start at the same point
+    deviations[0] = deviations[1]
+    secants[0] = secants[1]
+    fit = spline_fit(nodes)
+    arrays = (
+        shares,
+        np.tensordot(fit, residuals, 1),
+        np.tensordot(fit, np.asarray(points, np.float64), 1),
+        deviations,
+        secants,
+    )
+    dtype = np.asarray(denoised).dtype
+    kept = [constant(array.astype(dtype)) for array in arrays]
+    return CorrectedDenoiser(
+        coordinate.process, model, gaussian, coordinate, constant(times[-1]), *kept
+    )
+
+
+def _shares(
+    change: Float[np.ndarray, "coarse n d"],
+    changes: list[Float[np.ndarray, "coarse n d"]],
+    deviations: Float[np.ndarray, "coarse n d"],
+) -> Float[np.ndarray, " coarse"]:
+    """The Gaussian's share, in [0, 1], for which the secants are smallest.
+
+    sum_n |s_n|^2 / |y_n - x_n|^2,    every trajectory with the same weight
+    """
+    missing = change - changes[0]
+    gained = changes[1] - changes[0]
+    squared = np.sum(deviations**2, -1, keepdims=True)
+    weights = np.divide(1.0, squared, out=np.zeros_like(squared), where=squared > 0)
+    above = np.sum(weights * missing * gained, (1, 2))
+    below = np.sum(weights * gained**2, (1, 2))
+    shares = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    shares[0] = shares[1]
+    return np.clip(shares, 0.0, 1.0)
+
+
+def _denoised_points(
+    model: AbstractDenoiser, times: Float[np.ndarray, " nodes"], points: AnyArray
+) -> Float[np.ndarray, "nodes n d"]:
+    """A model's denoised points at all nodes."""
+    return np.asarray(_evaluate(model, constant(times), points), np.float64)
+
+
+@quick_filter_jit
+def _evaluate(
+    model: AbstractDenoiser,
+    times: Float[Array, " nodes"],
+    points: Float[Array, "nodes n d"],
+) -> Float[Array, "nodes n d"]:
+    points = jnp.asarray(points)
+    model = model.astype(points.dtype)
+    times = jnp.asarray(times, points.dtype)
+    return jax.lax.map(lambda node: model(node[0], node[1]).x0, (points, times))
