@@ -202,15 +202,12 @@ class SimulatedSelection:
             run = (reference, sampler, space, start.schedule, baselines)
             tuned = fine_tune(*run, self.criterion, self.solver, line.update, free=True)
             if not np.allclose(tuned.times, start.schedule.times, rtol=1e-5):
-                found[start.label] = tuned
+                found[f"from {start.label}"] = tuned
         if not found:
             return None
-        names = {start: f"from {start}" for start in found}
-        schedules = {names[start]: schedule for start, schedule in found.items()}
-        compared = compare_to(reference, sampler, schedules, line=line, **_FREE)
-        every = baselines.joined(compared)
-        best = every.best(list(baselines.names), self.criterion, among=list(schedules))
-        return Candidate(label, schedules[best], Origin.SIMULATED)
+        compared = baselines.joined(compare_to(reference, sampler, found, line=line, **_FREE))
+        best = compared.best(baselines.names, self.criterion, among=list(found))
+        return Candidate(label, found[best], Origin.SIMULATED)
 
     def _resolution(self) -> float:
         """Distance of the corrected model's own end points to those that were recorded."""
