@@ -1,5 +1,6 @@
 """A model that recorded runs correct: what a network is between and beside them."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -139,6 +140,25 @@ def test_errors_of_schedules_are_nearer_to_the_network_s(
                 left.append(np.median(off) / np.median(error))
     assert np.mean(left[::2]) < 0.25
     assert np.mean(left[1::2]) > 1.0
+
+
+def test_exchanged_corrections_follow_their_own_trajectories(record: jk.DenoisedRecord) -> None:
+    """Of the model and another row's residual; a fine solution of that ends at the same points."""
+    corrected = _corrected(record)
+    rows = np.roll(np.arange(16), 5)
+    plain = dataclasses.replace(corrected, secants=np.zeros_like(corrected.secants)).take(rows)
+    with jax.enable_x64(True):
+        noise = jnp.asarray(NOISE)
+        moved, ends = corrected.exchanged(noise, rows, T_MIN)
+        own, own_ends = corrected.exchanged(noise, np.arange(16), T_MIN)
+        fine = jk.sample(plain, "rk4", jk.schedules.log_snr(PROCESS, 400, T_MIN), noise)
+        along = jk.sample(moved, "rk4", jk.schedules.log_snr(PROCESS, 400, T_MIN), noise)
+    np.testing.assert_allclose(ends, fine, atol=5e-3)
+    # on their trajectories secants change nothing
+    np.testing.assert_allclose(along, fine, atol=5e-3)
+    # every row with its own is the record
+    np.testing.assert_allclose(own_ends, record.ends, atol=1e-3)
+    np.testing.assert_allclose(own.path, corrected.path, atol=1e-3)
 
 
 def test_derivatives_are_finite_where_the_runs_begin(record: jk.DenoisedRecord) -> None:

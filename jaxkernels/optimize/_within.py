@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -25,7 +26,7 @@ from ..comparison import (
 from ..prediction import AbstractDenoiser, in_working_precision
 from ..samplers import AbstractSampler, DPMSolverPP2M, sampling_nfe
 from ..schedules import log_snr
-from ..trajectories import DenoisedRecord
+from ..trajectories import CorrectedDenoiser, DenoisedRecord
 from ._budget import Plan
 from ._candidates import SIMULATED, Candidate, Origin, by_label
 from ._decision import Decision
@@ -35,9 +36,9 @@ from ._selection import Selected, Selection
 from ._solver import Optax
 from ._space import ScheduleSpace
 
-# candidates from which gradient steps are taken on the model, and trajectories that they need
+# candidates from which gradient steps are taken on the model, and trajectories for them, at least
 _STARTS = 3
-_LEAST_ROWS = 4
+_ROWS = 256
 # steps of the model's own solution
 _SIMULATED_STEPS = 200
 # options of comparisons on the model, which take no NFE
@@ -172,16 +173,17 @@ class SimulatedSelection:
         The best of all is the `incumbent` unless another is better beyond a standard error.
         """
         schedules = {c.label: c.schedule for c in candidates}
-        baselines = [c.label for c in candidates if c.is_baseline]
+        baselines = [c for c in candidates if c.is_baseline]
+        names = [c.label for c in baselines]
         predicted = compare_to(self.reference, sampler, schedules, line=line, **_FREE)
         starts: list[str] = []
         for _ in range(min(_STARTS, len(candidates))):
             left = [label for label in schedules if label not in starts]
-            starts.append(predicted.best(baselines, self.criterion, among=left))
+            starts.append(predicted.best(names, self.criterion, among=left))
         known = by_label(candidates)
-        run = (space, sampler, [known[label] for label in starts], predicted.take(baselines))
+        run = (space, sampler, [known[label] for label in starts], baselines)
         tuned = self.tune(self.reference, *run, line, SIMULATED[0])
-        best = predicted.best(baselines, self.criterion, incumbent)
+        best = predicted.best(names, self.criterion, incumbent)
         return _Simulated(predicted, best, tuned or known[starts[0]])
 
     def tune(
@@ -190,23 +192,26 @@ class SimulatedSelection:
         space: ScheduleSpace,
         sampler: AbstractSampler,
         starts: Sequence[Candidate],
-        baselines: Comparison,
+        baselines: Sequence[Candidate],
         line: Progress,
         label: str,
     ) -> Candidate | None:
         """The best that gradient steps lead to; None without steps, or if they lead nowhere."""
-        if self.solver is None or space.num_steps == 1 or len(reference.noise) < _LEAST_ROWS:
+        if self.solver is None or space.num_steps == 1:
             return None
+        varied = _varied(reference, self.t_min)
+        schedules = {c.label: c.schedule for c in baselines}
+        floor = compare_to(varied, sampler, schedules, line=line, **_FREE)
         found = {}
         for start in starts:
-            run = (reference, sampler, space, start.schedule, baselines)
+            run = (varied, sampler, space, start.schedule, floor)
             tuned = fine_tune(*run, self.criterion, self.solver, line.update, free=True)
             if not np.allclose(tuned.times, start.schedule.times, rtol=1e-5):
                 found[f"from {start.label}"] = tuned
         if not found:
             return None
-        compared = baselines.joined(compare_to(reference, sampler, found, line=line, **_FREE))
-        best = compared.best(baselines.names, self.criterion, among=list(found))
+        compared = floor.joined(compare_to(varied, sampler, found, line=line, **_FREE))
+        best = compared.best(floor.names, self.criterion, among=list(found))
         return Candidate(label, found[best], Origin.SIMULATED)
 
     def _resolution(self) -> float:
@@ -337,11 +342,9 @@ class _Search:
         starts = [
             by_label(self._tried)[name] for name in dict.fromkeys([best, self._best(measured)])
         ]
-        corrected = self._corrected(starts[0])
-        schedules = {c.label: c.schedule for c in self._tried if c.is_baseline}
-        floor = compare_to(corrected, self._sampler, schedules, line=self._line, **_FREE)
-        run = (self._space, self._sampler, starts, floor, self._line, SIMULATED[number])
-        tuned = simulated.tune(corrected, *run)
+        baselines = [c for c in self._tried if c.is_baseline]
+        run = (self._space, self._sampler, starts, baselines, self._line, SIMULATED[number])
+        tuned = simulated.tune(self._corrected(starts[0]), *run)
         if tuned is not None:
             self._run([tuned], "fine-tuning")
         return tuned is not None
@@ -388,3 +391,23 @@ class _Search:
 
     def _measured(self) -> Comparison:
         return compare_ends(self._selection.network, self._ends, 0)
+
+
+def _varied(reference: Reference, t_min: float) -> Reference:
+    """The trajectories of a corrected model, `_ROWS` at least, with the corrections of others.
+
+    All trajectories from one start follow each other.
+    """
+    count = len(reference.ends)
+    copies = -(-_ROWS // count)
+    if copies == 1:
+        return reference
+    start = np.repeat(np.arange(count), copies)
+    shift = np.tile(np.arange(copies) * max(1, count // copies), count)
+    other = (start + shift) % count
+    noise = jax.device_put(np.asarray(reference.noise)[start])
+    corrected = cast(CorrectedDenoiser, reference.denoiser)
+    denoiser, ends = corrected.exchanged(noise, other, t_min)
+    ends[::copies] = reference.ends
+    offset = np.broadcast_to(reference.offset, reference.ends.shape)[other]
+    return reference._replace(denoiser=denoiser, noise=noise, ends=ends, offset=offset)

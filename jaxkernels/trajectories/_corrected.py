@@ -37,7 +37,9 @@ from .._types import AnyArray, Rows, constant
 from ..distributions import Gaussian
 from ..prediction import AbstractDenoiser, Prediction
 from ..processes import AbstractProcess
-from ..schedules import TimeCoordinate
+from ..schedules import Schedule, TimeCoordinate
+from ._forward import SOLVER, follow_forward
+from ._record import node_times
 from ._spline import BLOCK, spline_fit, spline_weights
 
 # nodes of the coarse run
@@ -113,6 +115,39 @@ class CorrectedDenoiser(AbstractDenoiser):
         by_row = ("residuals", "path", "deviations", "secants")
         taken = {name: getattr(self, name)[:, rows] for name in by_row}
         return dataclasses.replace(self, **taken)
+
+    def exchanged(
+        self, noise: Float[Array, "m *shape"], rows: Rows, t_min: float
+    ) -> tuple["CorrectedDenoiser", Float[np.ndarray, "m d"]]:
+        """Start elsewhere with the corrections of other rows.
+
+        What a model gets wrong is then a draw that does not depend on where a trajectory starts.
+        The secants are along the trajectory that it takes from there.
+
+        **Arguments:**
+
+        - `noise`: (m, ...), where the trajectories start.
+        - `rows`: (m,) indices of the rows whose corrections they have.
+        - `t_min`: where they end.
+
+        **Returns:** their denoiser, and (m, d) where they end.
+
+        **Example:**
+
+        ```python
+        >>> exact = jk.Gaussian([0.0, 1.0], [1.0, 0.1]).denoiser(jk.VP())
+        >>> found = jk.record_denoised(exact, np.eye(2), t_min=1e-3, nodes=16).denoiser(exact)
+        >>> other, ends = found.exchanged(jnp.eye(2), np.array([1, 0]), 1e-3)
+        ```
+        """
+        taken = self.take(rows)
+        times = node_times(self.time_coordinate, self._nodes, float(np.asarray(self.last_node)))
+        plain = dataclasses.replace(taken, secants=0.0 * taken.secants)
+        found = follow_forward(SOLVER, plain, Schedule(constant(times)), noise)
+        points, denoised = (np.asarray(array, np.float64) for array in found)
+        path = np.tensordot(spline_fit(self._nodes), points, 1).astype(self.path.dtype)
+        ends = (denoised if times[-1] > t_min else points)[-1]
+        return dataclasses.replace(taken, path=constant(path)), ends
 
     def astype(self, dtype: DTypeLike) -> "CorrectedDenoiser":
         dtype = working_dtype(dtype)

@@ -9,28 +9,23 @@ from typing import ClassVar, cast
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike, Float
 
 from .. import _checks
-from .._compile import quick_filter_jit
 from .._nfe import EVALUATION
-from .._precision import to_dtype
 from .._progress import Progress
 from .._types import AnyArray, constant
 from ..distributions import GaussianMixture
-from ..prediction import AbstractDenoiser, Prediction, check_denoiser, in_working_precision
+from ..prediction import AbstractDenoiser, check_denoiser, in_working_precision
 from ..processes import AbstractProcess
-from ..samplers import AbstractSampler, DPMSolverPP2M, UniPC, check_noise, take_step
-from ..schedules import Schedule, Step, TimeCoordinate
+from ..samplers import DPMSolverPP2M, check_noise
+from ..schedules import Schedule, TimeCoordinate
 from ._corrected import CorrectedDenoiser, coarse_nodes, corrected_denoiser
 from ._fit import RecordedPoints, fit_mixture
+from ._forward import SOLVER, follow_forward
 from ._record import AbstractRecord, check_span
 from ._recording import check_finite, place_nodes, row_batches, rows_run
-
-# of the third order: with one evaluation per node more accurate than others
-_SOLVER = UniPC(solver_order=3, lower_order_final=False)
 
 
 class DenoisedRecord(AbstractRecord):
@@ -218,7 +213,7 @@ def record_denoised(
     denoiser, x = in_working_precision(denoiser, check_noise(noise, at_least=2))
     batch = _checks.count("batch", batch)
     runs = [
-        (_SOLVER, Schedule(constant(times))),
+        (SOLVER, Schedule(constant(times))),
         (DPMSolverPP2M(), Schedule(constant(times[coarse_nodes(len(times))]))),
     ]
     count = x.shape[0]
@@ -231,7 +226,7 @@ def record_denoised(
             last = int(rows[0]) + used - 1
             arrays = []
             for solver, schedule in runs:
-                found = _follow_forward(solver, denoiser.take(rows), schedule, starts)
+                found = follow_forward(solver, denoiser.take(rows), schedule, starts)
                 arrays += [np.asarray(array)[:, :used] for array in found]
             check_finite(f"trajectories {rows[0]} to {last}", *arrays)
             parts.append(arrays)
@@ -278,34 +273,3 @@ def check_denoised_record(
 def denoised_nfe(trajectories: int, nodes: int) -> int:
     """Count the NFE of `record_denoised`: one for every node of both runs of every trajectory."""
     return trajectories * (nodes + len(coarse_nodes(nodes))) * EVALUATION
-
-
-@quick_filter_jit
-def _follow_forward(
-    solver: AbstractSampler,
-    denoiser: AbstractDenoiser,
-    schedule: Schedule,
-    x: Float[Array, "n *shape"],
-) -> tuple[Float[Array, "nodes n d"], Float[Array, "nodes n d"]]:
-    """Points at the nodes and the denoised points there."""
-    denoiser = denoiser.astype(x.dtype)
-    schedule = to_dtype(schedule, x.dtype)
-
-    def advance(state: tuple, step: Step) -> tuple[tuple, tuple[Array, Array]]:
-        seen = []
-
-        def predict(x: Array, t: Array) -> Prediction:
-            seen.append(denoiser(x, t))
-            return seen[-1]
-
-        x, history = state
-        after = take_step(solver, predict, denoiser.process, step, None, x, history)
-        return after, (x, seen[0].x0)
-
-    steps = schedule.steps(solver.history_steps)
-    (end, _), (points, denoised) = jax.lax.scan(advance, (x, solver.init_history(x)), steps)
-    last = denoiser(end, schedule.times[-1]).x0
-    points = jnp.concatenate([points, end[None]])
-    denoised = jnp.concatenate([denoised, last[None]])
-    size = (*points.shape[:2], -1)
-    return points.reshape(size), denoised.reshape(size)
