@@ -89,6 +89,13 @@ def without_torch(value: Any) -> Any:
     return tensor.numpy()
 
 
+def _has_booleans(value: object) -> bool:
+    """Whether booleans are among the entries of a list, where NumPy makes them 0 and 1."""
+    if isinstance(value, list | tuple):
+        return any(map(_has_booleans, value))
+    return isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b"
+
+
 def on_host(argument: str, value: Any) -> np.ndarray:
     """`value` as an array of NumPy, in its own precision where NumPy has that."""
     try:
@@ -98,6 +105,8 @@ def on_host(argument: str, value: Any) -> np.ndarray:
         kinds = {out.dtype.kind}
         if out.dtype.kind == "O":
             kinds = {np.asarray(entry).dtype.kind for entry in out.flat}
+        if _has_booleans(value):
+            kinds.add("b")
         for kind in kinds & set(_NO_NUMBERS):
             raise TypeError(_NO_NUMBERS[kind])
     except (TypeError, ValueError) as error:

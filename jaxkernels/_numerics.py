@@ -24,9 +24,9 @@ def as_inexact(x: ArrayLike) -> Array:
 
 
 def safe_sqrt(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """sqrt(x) for x >= 0, with derivative 0 instead of infinity at x = 0."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+    """sqrt(x) for x >= 0, with derivative 0 instead of infinity at x = 0; NaN where x is."""
+    zero = x <= 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
 
 
 def larger(x: ArrayLike, y: ArrayLike) -> Array:

@@ -26,6 +26,7 @@ from jaxkernels.recurrence import to_the_end
     [
         (numerics.safe_sqrt, (0.0,), 0.0),
         (numerics.safe_sqrt, (4.0,), 2.0),
+        (numerics.safe_sqrt, (-1e-9,), 0.0),
         (numerics.safe_log, (0.0,), -np.inf),
         (numerics.safe_log, (np.e,), 1.0),
         (numerics.safe_divide, (3.0, 0.0), 0.0),
@@ -47,6 +48,10 @@ def test_values_and_finite_slopes(fn, arguments: tuple[float, ...], value: float
     for derivative in (jax.jacfwd, jax.jacrev):
         slopes = derivative(fn, tuple(range(len(point))))(*point)
         assert np.all(np.isfinite(slopes))
+
+
+def test_a_square_root_of_nan_is_nan() -> None:
+    assert np.isnan(numerics.safe_sqrt(jnp.asarray(np.nan)))
 
 
 def test_derivatives_inside() -> None:

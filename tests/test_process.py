@@ -582,3 +582,11 @@ def test_another_table_is_refused():
     known = jk.bounds.assumptions(target, processes[0])
     with pytest.raises(ValueError, match="is not that of the assumptions"):
         jk.bounds.certified_bound(known, processes[1], "ddim", jk.Schedule([10.0, 2.0, 0.0]))
+
+
+def test_integrated_signal_of_flow_matching_at_the_noise_end() -> None:
+    # int_0^inf dv / (1 + sqrt v) diverges; close to it the terms do not cancel in float32
+    assert float(jk.FlowMatching().integrated_signal(1.0)) == np.inf
+    t = np.float32(1.0 - 2.0**-20)
+    exact = 2.0 * (float(t) / (1.0 - float(t)) + np.log1p(-float(t)))
+    np.testing.assert_allclose(jk.FlowMatching().integrated_signal(t), exact, rtol=1e-6)

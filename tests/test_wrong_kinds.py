@@ -177,6 +177,10 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: jk.Schedule(np.array([True, False])),
         "times must be an array of real numbers; got booleans",
     ),
+    "a boolean among times": (
+        lambda: jk.Schedule([True, 0.5]),
+        "times must be an array of real numbers; got booleans",
+    ),
     "objects as times": (
         lambda: jk.Schedule(np.array([1.0, "0.5"], object)),
         "times must be an array of real numbers; got text",

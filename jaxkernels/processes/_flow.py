@@ -1,6 +1,7 @@
 """Flow matching on straight lines, a + s = 1."""
 
 import jax.numpy as jnp
+from jax.scipy.special import xlog1py
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .._numerics import as_inexact
@@ -66,8 +67,9 @@ class FlowMatching(AbstractProcess):
 
     def integrated_signal(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         # int_0^{sigma^2} dv / (1 + sqrt v) = 2 (sigma - log(1 + sigma)), and 1 + sigma = 1/(1 - t)
+        # on one denominator: at t = 1 the two terms are inf - inf, their sum is inf
         t = as_inexact(t)
-        return 2.0 * (t / (1.0 - t) + jnp.log1p(-t))
+        return 2.0 * (t + xlog1py(1.0 - t, -t)) / (1.0 - t)
 
     def prior_variance(self, t: Real[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return jnp.ones_like(as_inexact(t))

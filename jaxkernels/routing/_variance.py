@@ -30,6 +30,10 @@ def mean_routing_variance(
     by Gauss-Hermite quadrature in every component. A step of length h that follows an expert drawn
     from the router adds noise of variance h^2 V(t).
 
+    This is accurate for smooth routers. Where components are far apart at small noise the router
+    is a narrow step, and few nodes meet it: with means -1 and 1 and variances 0.01 of the data, 40
+    nodes are off by 0.4% at t = 0.3 of `FlowMatching` and by 2% at t = 0.2; take more `nodes`.
+
     **Arguments:**
 
     - `mixture`: in few dimensions d.
