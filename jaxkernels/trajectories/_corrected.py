@@ -147,7 +147,7 @@ class CorrectedDenoiser(AbstractDenoiser):
         points, denoised = (np.asarray(array, np.float64) for array in found)
         path = np.tensordot(spline_fit(self._nodes), points, 1).astype(self.path.dtype)
         ends = (denoised if times[-1] > t_min else points)[-1]
-        return dataclasses.replace(taken, path=constant(path)), ends
+        return dataclasses.replace(taken, path=constant(path)), np.array(ends)
 
     def astype(self, dtype: DTypeLike) -> "CorrectedDenoiser":
         dtype = working_dtype(dtype)
