@@ -164,8 +164,8 @@ def _optimize(target: Any = DENOISER, **options: Any) -> jk.OptimizedSchedule:
     )
 
 
-# recorded with a coarse run, a candidate and three baselines, then the evidence
-LEAST = 4 * (24 + 10) + 4 * 4 * 3 + 4 * (90 + 7 * 3)
+# recorded with coarse runs, a candidate and three baselines, then the evidence
+LEAST = 4 * (24 + 20) + 4 * 4 * 3 + 4 * (90 + 7 * 3)
 
 
 @pytest.mark.parametrize("budget", [LEAST, pytest.param(16_000, marks=pytest.mark.slow)])
@@ -240,12 +240,12 @@ def test_a_sweep_divides_a_budget() -> None:
     options: dict[str, Any] = {"t_min": T_MIN, "starts": ["quadratic"], "progress": False}
     sweep = jk.optimize_schedules(*run, selection=selection, budget=1_000, **options)
     # a candidate and the baselines of each setting are run
-    deciding = 13 * (1 + 6) * (2 + 3)
-    assert sweep.nfe == COUNTER.nfe - before == 16 * (24 + 10) + deciding
-    assert sweep.shared_nfe == {"record": 16 * (24 + 10)}
-    assert "1,000: 16 trajectories, 24 nodes; 13 of them decide" in repr(sweep)
+    deciding = 12 * (1 + 6) * (2 + 3)
+    assert sweep.nfe == COUNTER.nfe - before == 12 * (24 + 20) + deciding
+    assert sweep.shared_nfe == {"record": 12 * (24 + 20)}
+    assert "1,000: 12 trajectories, 24 nodes; 12 of them decide" in repr(sweep)
     record = jk.record_denoised(
-        DENOISER, NOISE[:16], t_min=T_MIN, nodes=24, batch=4, progress=False
+        DENOISER, NOISE[:12], t_min=T_MIN, nodes=24, batch=3, progress=False
     )
     before = COUNTER.nfe
     given = jk.optimize_schedules(
@@ -283,7 +283,7 @@ def test_what_a_record_leaves_selects() -> None:
 
 def test_what_decides_leaves_the_least_record() -> None:
     """The least budget, which is eight trajectories of 24 nodes; runs of one step are cheap."""
-    plan = plan_sweep(8 * (24 + 10), [Costs(1, 6, 1, 3)], None, None)
+    plan = plan_sweep(8 * (24 + 20), [Costs(1, 6, 1, 3)], None, None)
     assert plan.trajectories == 8
     assert plan.checked == 0
 
@@ -306,7 +306,7 @@ def test_sweeps_stay_within_their_budget(recorded: int | None) -> None:
             least = int(str(refused.value).split("at least ")[1].split()[0])
         budget = int(max(least, 400) * 10.0 ** rng.uniform(0.0, 4.0))
         plan = plan_sweep(budget, settings, rows, recorded)
-        record = 2 * plan.trajectories * (plan.nodes + 10 * (plan.nodes > 0))
+        record = 2 * plan.trajectories * (plan.nodes + 20 * (plan.nodes > 0))
         shares = plan.shares or ()
         each = sum((c.candidates + c.baselines) * c.per_sample for c in settings)
         deciding = 2 * plan.checked * each

@@ -47,8 +47,8 @@ def test_trajectories_end_where_a_fine_solution_does(record: jk.DenoisedRecord) 
     # where two clusters part, errors grow
     assert np.median(distance) < 3e-4
     assert distance.max() < 0.01
-    # ten of the coarse run
-    assert record.nfe == denoised_nfe(12, 40) == 12 * (40 + 10)
+    # ten of each coarse run
+    assert record.nfe == denoised_nfe(12, 40) == 12 * (40 + 20)
 
 
 def test_a_residual_in_time_alone_is_found(record: jk.DenoisedRecord) -> None:

@@ -1,20 +1,23 @@
 """A model of the data, corrected to be a network along recorded runs.
 
-From the same initial noise two runs of the network are known: a trajectory x_n(t), and the points
-y_n(t) of a coarse run beside it, with the denoised points at both. A model of the data, such as a
-mixture, has another denoiser D. With the residual and the secant
+From the same initial noise three runs of the network are known: a trajectory x_n(t), and the points
+y_nr(t) of two coarse runs r beside it, with the denoised points at all of them. A model of the
+data, such as a mixture, has another denoiser D. With the residual and the secants
 
     r_n(t) = D_net(x_n, t) - D(x_n, t)
-    s_n(t) = D_net(y_n, t) - D(y_n, t) - r_n(t)
+    s_nr(t) = D_net(y_nr, t) - D(y_nr, t) - r_n(t)
 
-the denoiser
+and the deviations d_nr = y_nr - x_n, of directions u_nr = d_nr / |d_nr|, the denoiser
 
-    D_n(x, t) = D(x, t) + r_n(t) + s_n(t) <x - x_n(t), y_n - x_n> / |y_n - x_n|^2
+    D_n(x, t) = D(x, t) + r_n(t) + sum_r  c_r(x) s_nr(t) / |d_nr|
+    (U^T U + rho) c = U^T (x - x_n),      U = (u_n1, u_n2)
 
-agrees with the network on both runs. Across, it has the model's derivatives: of all changes that do
-this, the secant's is the least (Broyden, "A Class of Methods for Solving Nonlinear Simultaneous
-Equations", 1965). Samplers err mostly along the same direction, that in which trajectories bend, so
-that one coarse run tells what the network does with the errors of all schedules.
+agrees with the network on the trajectory, and up to rho on the coarse runs. Across, it has the
+model's derivatives: of all changes that do this, the secants' is the least (Broyden, "A Class of
+Methods for Solving Nonlinear Simultaneous Equations", 1965). Samplers err mostly along these
+directions, those in which trajectories bend, so that coarse runs tell what the network does with
+the errors of all schedules. They are of DPM-Solver++(2M) and of DDIM, which err differently; where
+they err along one line, rho makes their slopes average.
 
 Trained networks are smoother than the distributions of their data. So the model is D = (1 - w)
 D_model + w D_Gaussian, with the Gaussian of the end points, whose derivatives do not depend on x,
@@ -31,23 +34,27 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from .._compile import quick_filter_jit
-from .._numerics import clipped, larger, safe_divide
+from .._numerics import clipped, larger, safe_divide, safe_sqrt
 from .._precision import to_dtype, working_dtype
 from .._types import AnyArray, Rows, constant
 from ..distributions import Gaussian
 from ..prediction import AbstractDenoiser, Prediction
 from ..processes import AbstractProcess
+from ..samplers import DDIM, DPMSolverPP2M
 from ..schedules import Schedule, TimeCoordinate
 from ._forward import SOLVER, follow_forward
 from ._record import node_times
 from ._spline import BLOCK, spline_fit, spline_weights
 
-# nodes of the coarse run
+# nodes of a coarse run, and the runs
 _COARSE = 10
+COARSE_RUNS = (DPMSolverPP2M(), DDIM())
+# of the directions' products, which are 1 at most
+_RHO = 0.003
 
 
 def coarse_nodes(nodes: int) -> Int[np.ndarray, " coarse"]:
-    """Which of the nodes of a record are those of its coarse run."""
+    """Which of the nodes of a record are those of its coarse runs."""
     return np.round(np.linspace(0, nodes - 1, min(_COARSE, nodes))).astype(int)
 
 
@@ -62,11 +69,11 @@ class CorrectedDenoiser(AbstractDenoiser):
     - `model`: the denoiser of the model, of vectors (n, d).
     - `gaussian`: that of the recorded end points' Gaussian.
     - `time_coordinate`, `last_node`: of the record. Below the last node corrections are as there.
-    - `shares`: (coarse,) the share w of the Gaussian at the nodes of the coarse run.
+    - `shares`: (coarse,) the share w of the Gaussian at the nodes of the coarse runs.
     - `residuals`: (splines, n, d), spline coefficients of the residual r of every row.
     - `path`: (splines, n, d), those of its trajectory.
-    - `deviations`: (coarse, n, d), of the coarse run from the trajectory.
-    - `secants`: (coarse, n, d).
+    - `deviations`: (coarse, n, runs, d), of the coarse runs from the trajectory.
+    - `secants`: (coarse, n, runs, d).
 
     **Example:**
 
@@ -86,8 +93,8 @@ class CorrectedDenoiser(AbstractDenoiser):
     shares: Float[AnyArray, " coarse"]
     residuals: Float[AnyArray, "splines n d"]
     path: Float[AnyArray, "splines n d"]
-    deviations: Float[AnyArray, "coarse n d"]
-    secants: Float[AnyArray, "coarse n d"]
+    deviations: Float[AnyArray, "coarse n runs d"]
+    secants: Float[AnyArray, "coarse n runs d"]
 
     def __call__(self, x: Float[Array, "n *shape"], t: Float[ArrayLike, ""]) -> Prediction:
         rows = x.reshape(len(x), -1)
@@ -178,7 +185,7 @@ class CorrectedDenoiser(AbstractDenoiser):
     def _between(
         self, values: Float[AnyArray, "coarse *s"], place: Float[Array, ""]
     ) -> Float[Array, "*s"]:
-        """Linear interpolation between the nodes of the coarse run."""
+        """Linear interpolation between the nodes of the coarse runs."""
         values = jnp.asarray(values)
         nodes = jnp.asarray(coarse_nodes(self._nodes), place.dtype)
         below = jnp.searchsorted(nodes, jax.lax.stop_gradient(place), side="right") - 1
@@ -188,14 +195,21 @@ class CorrectedDenoiser(AbstractDenoiser):
         return (1.0 - part) * values[first] + part * values[first + 1]
 
     def _secant(self, rows: Float[Array, "n d"], place: Float[Array, ""]) -> Float[Array, "n d"]:
-        """The change along the deviation of the coarse run.
+        """The change along the deviations of the coarse runs.
 
-        |y - x|^2 is interpolated itself: the interpolated deviation may vanish between two nodes.
+        |d|^2 is interpolated itself: the interpolated deviation may vanish between two nodes.
         """
-        deviation = self._between(self.deviations, place)
-        squared = self._between(jnp.sum(jnp.asarray(self.deviations) ** 2, -1), place)
-        along = jnp.sum((rows - self._smooth(self.path, place)) * deviation, -1)
-        return self._between(self.secants, place) * safe_divide(along, squared)[:, None]
+        squared = jnp.sum(jnp.asarray(self.deviations) ** 2, -1, keepdims=True)
+        lengths = safe_sqrt(self._between(squared, place))
+        directions = safe_divide(self._between(self.deviations, place), lengths)
+        slopes = safe_divide(self._between(self.secants, place), lengths)
+        off = rows - self._smooth(self.path, place)
+        along = jnp.einsum("nd,nrd->nr", off, directions)
+        product = jnp.einsum("nd,nd->n", directions[:, 0], directions[:, 1])
+        # the inverse of a matrix of two rows
+        own = (1.0 + _RHO) * along - product[:, None] * along[:, ::-1]
+        weights = own / ((1.0 + _RHO) ** 2 - product**2)[:, None]
+        return jnp.einsum("nr,nrd->nd", weights, slopes)
 
 
 def corrected_denoiser(
@@ -206,11 +220,11 @@ def corrected_denoiser(
     beside: tuple[AnyArray, AnyArray],
     ends: Float[np.ndarray, "n d"],
 ) -> CorrectedDenoiser:
-    """Correct a model by two runs of a network.
+    """Correct a model by the runs of a network.
 
     **Arguments:** `model`, its denoiser; `coordinate`, in which the nodes are evenly spaced;
     `times` of the nodes; `along`, points (nodes, n, d) of the trajectories and the network's
-    denoised points there; `beside`, those of the coarse run at its nodes; `ends` of the
+    denoised points there; `beside`, those of the coarse runs, (coarse, n, runs, d); `ends` of the
     trajectories.
 
     **Returns:** the denoiser.
@@ -219,25 +233,28 @@ def corrected_denoiser(
     coarse = coarse_nodes(nodes)
     gaussian = Gaussian.fit(np.asarray(ends, np.float64)).denoiser(coordinate.process)
     points, denoised = along
+    every = np.asarray(points, np.float64), np.asarray(denoised, np.float64)
+    x, known = (array[coarse][:, :, None] for array in every)
+    deviations = np.asarray(beside[0], np.float64) - x
+    change = np.asarray(beside[1], np.float64) - known
     on_nodes = [_denoised_points(one, times, points) for one in (model, gaussian)]
-    on_coarse = [_denoised_points(one, times[coarse], beside[0]) for one in (model, gaussian)]
-    deviations = np.asarray(beside[0], np.float64) - np.asarray(points, np.float64)[coarse]
-    change = np.asarray(beside[1], np.float64) - np.asarray(denoised, np.float64)[coarse]
-    changes = [b - a[coarse] for a, b in zip(on_nodes, on_coarse, strict=True)]
+    changes = [
+        _beside(one, times[coarse], beside[0]) - found[coarse][:, :, None]
+        for one, found in zip((model, gaussian), on_nodes, strict=True)
+    ]
     shares = _shares(change, changes, deviations)
-    mixed = shares[:, None, None]
+    mixed = shares[:, None, None, None]
     secants = change - (1.0 - mixed) * changes[0] - mixed * changes[1]
-    every = np.interp(np.arange(nodes), coarse, shares)[:, None, None]
-    modelled = (1.0 - every) * on_nodes[0] + every * on_nodes[1]
-    residuals = np.asarray(denoised, np.float64) - modelled
-    # both runs start at the same point
+    at_nodes = np.interp(np.arange(nodes), coarse, shares)[:, None, None]
+    residuals = every[1] - (1.0 - at_nodes) * on_nodes[0] - at_nodes * on_nodes[1]
+    # all runs start at the same point
     deviations[0] = deviations[1]
     secants[0] = secants[1]
     fit = spline_fit(nodes)
     arrays = (
         shares,
         np.tensordot(fit, residuals, 1),
-        np.tensordot(fit, np.asarray(points, np.float64), 1),
+        np.tensordot(fit, every[0], 1),
         deviations,
         secants,
     )
@@ -249,9 +266,9 @@ def corrected_denoiser(
 
 
 def _shares(
-    change: Float[np.ndarray, "coarse n d"],
-    changes: list[Float[np.ndarray, "coarse n d"]],
-    deviations: Float[np.ndarray, "coarse n d"],
+    change: Float[np.ndarray, "coarse n runs d"],
+    changes: list[Float[np.ndarray, "coarse n runs d"]],
+    deviations: Float[np.ndarray, "coarse n runs d"],
 ) -> Float[np.ndarray, " coarse"]:
     """The Gaussian's share, in [0, 1], for which the secants are smallest.
 
@@ -261,8 +278,8 @@ def _shares(
     gained = changes[1] - changes[0]
     squared = np.sum(deviations**2, -1, keepdims=True)
     weights = np.divide(1.0, squared, out=np.zeros_like(squared), where=squared > 0)
-    above = np.sum(weights * missing * gained, (1, 2))
-    below = np.sum(weights * gained**2, (1, 2))
+    above = np.sum(weights * missing * gained, (1, 2, 3))
+    below = np.sum(weights * gained**2, (1, 2, 3))
     shares = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
     shares[0] = shares[1]
     return np.clip(shares, 0.0, 1.0)
@@ -273,6 +290,16 @@ def _denoised_points(
 ) -> Float[np.ndarray, "nodes n d"]:
     """A model's denoised points at all nodes."""
     return np.asarray(_evaluate(model, constant(times), points), np.float64)
+
+
+def _beside(
+    model: AbstractDenoiser,
+    times: Float[np.ndarray, " coarse"],
+    points: Float[AnyArray, "coarse n runs d"],
+) -> Float[np.ndarray, "coarse n runs d"]:
+    """The same on all coarse runs."""
+    runs = np.moveaxis(np.asarray(points), 2, 0)
+    return np.stack([_denoised_points(model, times, constant(run)) for run in runs], 2)
 
 
 @quick_filter_jit

@@ -1,4 +1,4 @@
-"""Denoised points of a network along its trajectories, and along a coarse run beside them.
+"""Denoised points of a network along its trajectories, and along coarse runs beside them.
 
 They need no sensitivities and no small errors: a model of the data that they correct, see
 `_corrected.py`, leads a sample to another cluster where a step of the network does.
@@ -19,9 +19,9 @@ from .._types import AnyArray, constant
 from ..distributions import GaussianMixture
 from ..prediction import AbstractDenoiser, check_denoiser, in_working_precision
 from ..processes import AbstractProcess
-from ..samplers import DPMSolverPP2M, check_noise
+from ..samplers import check_noise
 from ..schedules import Schedule, TimeCoordinate
-from ._corrected import CorrectedDenoiser, coarse_nodes, corrected_denoiser
+from ._corrected import COARSE_RUNS, CorrectedDenoiser, coarse_nodes, corrected_denoiser
 from ._fit import RecordedPoints, fit_mixture
 from ._forward import SOLVER, follow_forward
 from ._record import AbstractRecord, check_span
@@ -41,8 +41,8 @@ class DenoisedRecord(AbstractRecord):
     - `noise`: (trajectories, ...), where they start.
     - `points`: (nodes, trajectories, d), where the network was evaluated.
     - `denoised`: (nodes, trajectories, d), its denoised points there.
-    - `coarse_points`, `coarse_denoised`: (coarse, trajectories, d), the same of the coarse run, at
-      some of the nodes.
+    - `coarse_points`, `coarse_denoised`: (coarse, trajectories, runs, d), the same of the coarse
+      runs, at some of the nodes.
     - `ends`: (trajectories, d), where they end.
     - `nfe`: that the record cost, rows that fill up its last batch included.
 
@@ -69,8 +69,8 @@ class DenoisedRecord(AbstractRecord):
     noise: Float[AnyArray, "trajectories *shape"]
     points: Float[AnyArray, "nodes trajectories d"]
     denoised: Float[AnyArray, "nodes trajectories d"]
-    coarse_points: Float[AnyArray, "coarse trajectories d"]
-    coarse_denoised: Float[AnyArray, "coarse trajectories d"]
+    coarse_points: Float[AnyArray, "coarse trajectories runs d"]
+    coarse_denoised: Float[AnyArray, "coarse trajectories runs d"]
     ends: Float[AnyArray, "trajectories d"]
     nfe: int = eqx.field(static=True)
 
@@ -80,16 +80,18 @@ class DenoisedRecord(AbstractRecord):
         return self.denoised.shape[0]
 
     def denoiser(self, model: AbstractDenoiser) -> "CorrectedDenoiser":
-        """Correct the denoiser of a model by what the network returned along both runs.
+        """Correct the denoiser of a model by what the network returned along all runs.
 
-            D_n(x, t) = D(x, t) + r_n(t) + s_n(t) <x - x_n(t), y_n - x_n> / |y_n - x_n|^2
+            D_n(x, t) = D(x, t) + r_n(t) + sum_r  c_r(x) s_nr(t) / |d_nr|
+            (U^T U + rho) c = U^T (x - x_n),      the columns of U are d_nr / |d_nr|,  rho = 0.003
 
-            r_n = D_net(x_n, t) - D(x_n, t),       s_n = D_net(y_n, t) - D(y_n, t) - r_n
-            D = (1 - w) D_model + w D_Gaussian
+            r_n = D_net(x_n, t) - D(x_n, t),       s_nr = D_net(y_nr, t) - D(y_nr, t) - r_n
+            D = (1 - w) D_model + w D_Gaussian,    d_nr = y_nr - x_n
 
-        agrees with the network on the trajectory x_n and on the coarse run y_n, at their nodes,
-        with a cubic spline in log sigma between those of x_n and r_n, linearly between those of the
-        others. The share w(t) in [0, 1] of the Gaussian of the end points makes the s_n smallest.
+        agrees with the network on the trajectory x_n and, up to rho, on the coarse runs y_nr, at
+        their nodes, with a cubic spline in log sigma between those of x_n and r_n, linearly between
+        those of the others. The share w(t) in [0, 1] of the Gaussian of the end points makes the
+        s_nr smallest.
 
         **Arguments:**
 
@@ -181,8 +183,8 @@ def record_denoised(
     """Record the denoised points of a network along trajectories, by forward passes alone.
 
     A step of `UniPC` of order 3 leads from one node to the next, with one evaluation, which is that
-    of the node. A coarse run by DPM-Solver++(2M), on ten of the nodes, goes off the trajectory
-    as samplers do.
+    of the node. Coarse runs by DPM-Solver++(2M) and DDIM, on ten of the nodes, go off the
+    trajectory as samplers do.
 
     **Arguments:**
 
@@ -195,7 +197,8 @@ def record_denoised(
       repeating rows.
     - `progress`: show a status line on a terminal.
 
-    NFE per trajectory: `nodes`, and those of the coarse run, ten or `nodes` if these are fewer.
+    NFE per trajectory: `nodes`, and those of both coarse runs, ten each, or `nodes` if these are
+    fewer.
 
     **Returns:** a `DenoisedRecord`.
 
@@ -212,10 +215,8 @@ def record_denoised(
     coordinate, times, end_time = place_nodes(denoiser, t_min, nodes)
     denoiser, x = in_working_precision(denoiser, check_noise(noise, at_least=2))
     batch = _checks.count("batch", batch)
-    runs = [
-        (SOLVER, Schedule(constant(times))),
-        (DPMSolverPP2M(), Schedule(constant(times[coarse_nodes(len(times))]))),
-    ]
+    coarse = Schedule(constant(times[coarse_nodes(len(times))]))
+    runs = [(SOLVER, Schedule(constant(times))), *((solver, coarse) for solver in COARSE_RUNS)]
     count = x.shape[0]
     nfe = denoiser.nfe * denoised_nfe(rows_run(count, batch), len(times))
     rows_of_noise = np.asarray(x)
@@ -232,7 +233,7 @@ def record_denoised(
             parts.append(arrays)
             line.update(f"recording, NFE {nfe:,}: trajectory {last + 1} of {count}")
     recorded = [np.concatenate(arrays, 1) for arrays in zip(*parts, strict=True)]
-    points, denoised, coarse_points, coarse_denoised = recorded
+    points, denoised, *beside = recorded
     return DenoisedRecord(
         time_coordinate=coordinate,
         t_min=constant(end_time),
@@ -240,8 +241,8 @@ def record_denoised(
         noise=cast(AnyArray, rows_of_noise),
         points=constant(points),
         denoised=constant(denoised),
-        coarse_points=constant(coarse_points),
-        coarse_denoised=constant(coarse_denoised),
+        coarse_points=constant(np.stack(beside[::2], 2)),
+        coarse_denoised=constant(np.stack(beside[1::2], 2)),
         ends=constant((denoised if times[-1] > end_time else points)[-1].astype(np.float64)),
         nfe=nfe,
     )
@@ -271,5 +272,5 @@ def check_denoised_record(
 
 
 def denoised_nfe(trajectories: int, nodes: int) -> int:
-    """Count the NFE of `record_denoised`: one for every node of both runs of every trajectory."""
-    return trajectories * (nodes + len(coarse_nodes(nodes))) * EVALUATION
+    """Count the NFE of `record_denoised`: one for every node of each run of every trajectory."""
+    return trajectories * (nodes + len(COARSE_RUNS) * len(coarse_nodes(nodes))) * EVALUATION
