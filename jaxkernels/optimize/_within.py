@@ -38,7 +38,7 @@ from ._space import ScheduleSpace
 
 # candidates from which gradient steps are taken on the model, and trajectories for them, at least
 _STARTS = 3
-_ROWS = 256
+_ROWS = 64
 # steps of the model's own solution
 _SIMULATED_STEPS = 200
 # options of comparisons on the model, which take no NFE
