@@ -197,7 +197,8 @@ class CorrectedDenoiser(AbstractDenoiser):
     def _secant(self, rows: Float[Array, "n d"], place: Float[Array, ""]) -> Float[Array, "n d"]:
         """The change along the deviations of the coarse runs.
 
-        |d|^2 is interpolated itself: the interpolated deviation may vanish between two nodes.
+        |d|^2 is interpolated itself: an interpolated deviation may vanish between two nodes. The
+        diagonal of U^T U is 1 there, too.
         """
         squared = jnp.sum(jnp.asarray(self.deviations) ** 2, -1, keepdims=True)
         lengths = safe_sqrt(self._between(squared, place))
