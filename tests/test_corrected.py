@@ -14,7 +14,7 @@ from jaxkernels.trajectories import CorrectedDenoiser
 PROCESS = jk.VP()
 T_MIN = 1e-3
 NODES = 28
-# every third node is one of the ten of the coarse run
+# every third node is one of the ten of a coarse run
 COARSE = slice(None, None, 3)
 NOISE: Any = np.random.default_rng(0).standard_normal((16, 2))
 CLUSTERS = jk.GaussianMixture([0.5, 0.5], [[1.0, 0.2], [-1.0, 0.0]], np.full((2, 2), 0.3))
@@ -139,7 +139,7 @@ def test_a_network_that_is_affine_along_a_line_is_found() -> None:
     model = jk.GaussianMixture([0.5, 0.5], [[2.0], [-2.0]], [[0.5], [0.5]])
     record = _record(gaussian.denoiser(PROCESS), noise)
     with jax.enable_x64(True):
-        # a Gaussian model takes part in no blend, and its slope is wrong
+        # of a mixture of two Gaussians' slopes, both wrong: that of the end points is of twelve
         wrong = jk.Gaussian(0.0, [2.0]).denoiser(PROCESS)
         corrected = record.denoiser(wrong)
         of_mixture = record.denoiser(model.denoiser(PROCESS))
@@ -155,10 +155,10 @@ def test_a_network_that_is_affine_along_a_line_is_found() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "unipc"])
-def test_errors_of_schedules_are_nearer_to_the_network_s(
+def test_errors_of_schedules_are_nearly_those_of_the_network(
     sampler: str, record: jk.DenoisedRecord
 ) -> None:
-    """End points of other samplers and schedules, on average over these, and without secants."""
+    """End points of other samplers and schedules; those of the plain model are off by more."""
     corrected = _corrected(record)
     with jax.enable_x64(True):
         noise = jnp.asarray(NOISE)
@@ -198,7 +198,7 @@ def test_exchanged_corrections_follow_their_own_trajectories(record: jk.Denoised
 
 
 def test_derivatives_are_finite_where_the_runs_begin(record: jk.DenoisedRecord) -> None:
-    """Both runs start at the same point, where their difference is 0."""
+    """All runs start at the same point, where their difference is 0."""
     corrected = _corrected(record)
     with jax.enable_x64(True):
         x = jnp.asarray(NOISE)

@@ -170,11 +170,9 @@ def beta(
     Source: Lee et al., "Beta Sampling is All You Need: Efficient Image Generation Strategy for
     Diffusion Models using Stepwise Spectral Analysis" (2024), https://arxiv.org/abs/2407.12173.
     """
-    shape = [
-        float(_checks.scalar(name, value, above=0.0))
-        for name, value in (("alpha", alpha), ("beta", beta))
-    ]
-    return _in_time(process, num_steps, t_min, lambda u: betaincinv(*shape, 1.0 - u))
+    alpha = float(_checks.scalar("alpha", alpha, above=0.0))
+    beta = float(_checks.scalar("beta", beta, above=0.0))
+    return _in_time(process, num_steps, t_min, lambda u: betaincinv(alpha, beta, 1.0 - u))
 
 
 def _in_sigma(

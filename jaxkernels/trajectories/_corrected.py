@@ -25,6 +25,7 @@ and the w(t) in [0, 1] for which the secants are smallest.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -183,16 +184,19 @@ class CorrectedDenoiser(AbstractDenoiser):
         return jnp.tensordot(weights.astype(block.dtype), block, 1)
 
     def _between(
-        self, values: Float[AnyArray, "coarse *s"], place: Float[Array, ""]
-    ) -> Float[Array, "*s"]:
-        """Linear interpolation between the nodes of the coarse runs."""
+        self,
+        values: Float[AnyArray, "coarse *s"],
+        place: Float[Array, ""],
+        of: Callable[[Array], Array] = lambda value: value,
+    ) -> Array:
+        """Linear interpolation of a function of values between the nodes of the coarse runs."""
         values = jnp.asarray(values)
         nodes = jnp.asarray(coarse_nodes(self._nodes), place.dtype)
         below = jnp.searchsorted(nodes, jax.lax.stop_gradient(place), side="right") - 1
         first = clipped(below, 0, len(nodes) - 2)
         part = (place - nodes[first]) / (nodes[first + 1] - nodes[first])
         part = part.astype(values.dtype)
-        return (1.0 - part) * values[first] + part * values[first + 1]
+        return (1.0 - part) * of(values[first]) + part * of(values[first + 1])
 
     def _secant(self, rows: Float[Array, "n d"], place: Float[Array, ""]) -> Float[Array, "n d"]:
         """The change along the deviations of the coarse runs.
@@ -200,8 +204,11 @@ class CorrectedDenoiser(AbstractDenoiser):
         |d|^2 is interpolated itself: an interpolated deviation may vanish between two nodes. The
         diagonal of U^T U is 1 there, too.
         """
-        squared = jnp.sum(jnp.asarray(self.deviations) ** 2, -1, keepdims=True)
-        lengths = safe_sqrt(self._between(squared, place))
+
+        def squared(deviations: Array) -> Array:
+            return jnp.sum(deviations**2, -1, keepdims=True)
+
+        lengths = safe_sqrt(self._between(self.deviations, place, squared))
         directions = safe_divide(self._between(self.deviations, place), lengths)
         slopes = safe_divide(self._between(self.secants, place), lengths)
         off = rows - self._smooth(self.path, place)
@@ -273,7 +280,9 @@ def _shares(
 ) -> Float[np.ndarray, " coarse"]:
     """The Gaussian's share, in [0, 1], for which the secants are smallest.
 
-    sum_n |s_n|^2 / |y_n - x_n|^2,    every trajectory with the same weight
+        sum_nr  |s_nr|^2 / |d_nr|^2
+
+    gives every trajectory the same weight, however far its coarse runs go off.
     """
     missing = change - changes[0]
     gained = changes[1] - changes[0]
